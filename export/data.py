@@ -1,0 +1,59 @@
+"""The data sets, read through `datasets` from the hub or from the folder that HEED_DATASETS names."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+SST2_HUB_ID = "stanfordnlp/sst2"
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """One split: texts and their class numbers, in the data set's order."""
+
+    texts: list[str]
+    labels: list[int]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class TextClassificationData:
+    """A data set for text classification, with the names of its classes by number."""
+
+    name: str
+    label_names: list[str]
+    train: LabelledTexts
+    validation: LabelledTexts
+
+
+def source_of(hub_id: str, folder: str) -> str:
+    """Where a data set is read from: `$HEED_DATASETS/<folder>` when that is set, else the hub.
+
+    Raises:
+        FileNotFoundError: HEED_DATASETS is set, but has no such folder; a silent download would be a surprise.
+    """
+    root = os.environ.get("HEED_DATASETS")
+    if not root:
+        return hub_id
+    path = Path(root) / folder
+    if not path.is_dir():
+        raise FileNotFoundError(f"HEED_DATASETS is set to {root}, but there is no folder {path}")
+    return str(path)
+
+
+def load_sst2() -> TextClassificationData:
+    """SST-2 in its GLUE form: 67,349 phrases and sentences to train on, 872 whole sentences to validate.
+
+    The test split is left out: GLUE keeps its labels back.
+    """
+    splits = datasets.load_dataset(source_of(SST2_HUB_ID, "sst2"))
+
+    def read(split: str) -> LabelledTexts:
+        return LabelledTexts([text.strip() for text in splits[split]["sentence"]], list(splits[split]["label"]))
+
+    names = [name.upper() for name in splits["train"].features["label"].names]
+    return TextClassificationData("SST-2", names, read("train"), read("validation"))

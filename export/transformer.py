@@ -1,0 +1,265 @@
+"""A Transformer encoder for text classification, written out.
+
+Comes in: token ids and a mask of the real tokens. Goes out: logits. The layers are those of Vaswani et al. 2017,
+"Attention Is All You Need" (arXiv 1706.03762): scaled dot-product attention (section 3.2.1), several heads (3.2.2),
+the position-wise network (3.3), sinusoidal positions (3.5). What the field changed since then is an option of
+`EncoderConfig`, so that each change can be measured alone.
+
+Shapes: B batch, T tokens, D width of the model, H heads, K width of a head, F width of the feed-forward, C classes.
+"""
+
+import math
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+NEGATIVE = -1e4  # added to the scores of padding: its weight is exactly 0 after the softmax, in half precision too
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Everything that fixes the network's shape; equal configs have interchangeable weights."""
+
+    vocab_size: int
+    num_labels: int
+    d_model: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    d_ff: int = 512
+    dropout: float = 0.1
+    max_tokens: int = 256
+    # Where the normalisation stands: after the residual sum as in the 2017 paper, or before each sub-layer
+    # (Xiong et al. 2020, arXiv 2002.04745: trains without warm-up).
+    norm_position: Literal["post", "pre"] = "pre"
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467
+    activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # SwiGLU: Shazeer 2020, arXiv 2002.05202
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"  # rotary: Su et al. 2021, arXiv 2104.09864
+    pooling: Literal["mean", "cls", "max"] = "mean"
+
+    def __post_init__(self) -> None:
+        """Refuse shapes that cannot be built.
+
+        Raises:
+            ValueError: the width is not a multiple of the heads, or a head has an odd width under rotary positions.
+        """
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
+        if self.positions == "rotary" and (self.d_model // self.num_heads) % 2:
+            raise ValueError("rotary positions need an even head width (d_model / num_heads)")
+
+
+def sinusoidal_positions(num_positions: int, d_model: int) -> Tensor:
+    """The table of Vaswani et al. 2017, section 3.5: sines in the even columns, cosines in the odd; float32 [T, D]."""
+    position_T1 = torch.arange(num_positions, dtype=torch.float32).unsqueeze(1)
+    rate_D = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10_000.0) / d_model))
+    table_TD = torch.zeros(num_positions, d_model)
+    table_TD[:, 0::2] = torch.sin(position_T1 * rate_D)
+    table_TD[:, 1::2] = torch.cos(position_T1 * rate_D[: d_model // 2])
+    return table_TD
+
+
+def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    """Turn each pair of columns of queries or keys by an angle that grows with the position (Su et al. 2021)."""
+    first, second = x_BHTK.chunk(2, dim=-1)
+    return x_BHTK * cos_TK + torch.cat((-second, first), dim=-1) * sin_TK
+
+
+def scaled_dot_product_attention(
+    query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, bias_B11T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """softmax(Q K^T / sqrt(K)) V, equation 1 of Vaswani et al. 2017.
+
+    Written as two products and a softmax: on a CPU its backward pass in bfloat16 is faster than torch's fused kernel,
+    and the weights are at hand for explanations. `bias_B11T` is 0 for real tokens and a large negative number for
+    padding.
+
+    Returns:
+        the values mixed, [B, H, T, K], and the weights, [B, H, T, T], whose rows sum to one.
+    """
+    scores_BHTT = query_BHTK @ key_BHTK.transpose(-2, -1) / math.sqrt(query_BHTK.size(-1))
+    weights_BHTT = torch.softmax(scores_BHTT + bias_B11T, dim=-1)
+    return weights_BHTT @ value_BHTK, weights_BHTT
+
+
+class MultiHeadAttention(nn.Module):
+    """Several attentions side by side (Vaswani et al. 2017, section 3.2.2), their projections as one product."""
+
+    cos_TK: Tensor
+    sin_TK: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
+        self.out = nn.Linear(config.d_model, config.d_model)
+        self.rotary = config.positions == "rotary"
+        if self.rotary:
+            head_width = config.d_model // config.num_heads
+            table = sinusoidal_positions(config.max_tokens, head_width)
+            self.register_buffer("cos_TK", table[:, 1::2].repeat(1, 2), persistent=False)
+            self.register_buffer("sin_TK", table[:, 0::2].repeat(1, 2), persistent=False)
+
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+        """Mix the tokens: [B, T, D] to [B, T, D]."""
+        B, T, D = x_BTD.shape
+        qkv_BTNHK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
+        query, key, value = qkv_BTNHK.permute(2, 0, 3, 1, 4).unbind(0)
+        if self.rotary:
+            query = rotate(query, self.cos_TK[:T], self.sin_TK[:T])
+            key = rotate(key, self.cos_TK[:T], self.sin_TK[:T])
+        mixed_BHTK, _ = scaled_dot_product_attention(query, key, value, bias_B11T)
+        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+
+
+class FeedForward(nn.Module):
+    """The position-wise network (Vaswani et al. 2017, section 3.3)."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.gated = config.activation == "swiglu"
+        self.activation = {"relu": functional.relu, "gelu": functional.gelu, "swiglu": functional.silu}[
+            config.activation
+        ]
+        self.up = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
+        self.down = nn.Linear(config.d_ff, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Each token by itself: [B, T, D] to [B, T, D]."""
+        hidden = self.up(x_BTD)
+        if self.gated:
+            gate_BTF, hidden_BTF = hidden.chunk(2, dim=-1)
+            hidden = self.activation(gate_BTF) * hidden_BTF
+        else:
+            hidden = self.activation(hidden)
+        return self.down(self.dropout(hidden))
+
+
+class EncoderLayer(nn.Module):
+    """Attention, then the feed-forward network, each with a residual sum and a normalisation."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_position == "pre"
+        self.attention = MultiHeadAttention(config)
+        self.feed_forward = FeedForward(config)
+        self.attention_norm = build_norm(config)
+        self.feed_forward_norm = build_norm(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        if self.pre_norm:
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B11T))
+            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, bias_B11T)))
+        return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+
+
+def build_norm(config: EncoderConfig) -> nn.Module:
+    """The configured normalisation over the width D."""
+    return nn.LayerNorm(config.d_model) if config.norm == "layernorm" else nn.RMSNorm(config.d_model)
+
+
+class TextClassifier(nn.Module):
+    """Token ids to class logits: embedding, positions, encoder layers, pooling over the real tokens, linear head."""
+
+    positions_TD: Tensor
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions == "sinusoidal":
+            table = sinusoidal_positions(config.max_tokens, config.d_model)
+            self.register_buffer("positions_TD", table, persistent=False)
+        elif config.positions == "learned":
+            self.positions_TD = nn.Parameter(torch.randn(config.max_tokens, config.d_model) * 0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.final_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.head = nn.Linear(config.d_model, config.num_labels)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            # Scaled by sqrt(D) in forward, so that words and positions start at the same size (2017 paper, 3.4).
+            nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Classify.
+
+        The names are those that Hugging Face models export, so that both kinds of model are fed alike.
+
+        Args:
+            input_ids: int64 [B, T], T at most `max_tokens`.
+            attention_mask: int64 [B, T], 1 for a real token and 0 for padding.
+
+        Returns:
+            logits, float32 [B, C].
+        """
+        bias_B11T = (1.0 - attention_mask[:, None, None, :].to(self.head.weight.dtype)) * NEGATIVE
+        x_BTD = self.embedding(input_ids) * math.sqrt(self.config.d_model)
+        if self.config.positions != "rotary":
+            x_BTD = x_BTD + self.positions_TD[: input_ids.size(1)]
+        x_BTD = self.dropout(x_BTD)
+        for layer in self.layers:
+            x_BTD = layer(x_BTD, bias_B11T)
+        return self.head(self.dropout(self._pool(self.final_norm(x_BTD), attention_mask)))
+
+    def _pool(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
+        """One vector for the sentence, [B, D]; padding does not take part."""
+        real_BT1 = attention_mask.unsqueeze(-1).to(x_BTD.dtype)
+        if self.config.pooling == "cls":
+            return x_BTD[:, 0]
+        if self.config.pooling == "max":
+            return (x_BTD + (1.0 - real_BT1) * NEGATIVE).amax(dim=1)
+        return (x_BTD * real_BT1).sum(dim=1) / real_BT1.sum(dim=1)
+
+
+class FusedAttention(nn.Module):
+    """The same attention as one operator of ONNX Runtime, `com.microsoft.MultiHeadAttention`; for export alone.
+
+    The pattern of products and softmax that torch's exporter writes is not recognised by ONNX Runtime's optimizer, so
+    the operator is put in here. Outside an export it does not compute anything.
+    """
+
+    def __init__(self, attention: MultiHeadAttention) -> None:
+        super().__init__()
+        self.num_heads, self.qkv, self.out = attention.num_heads, attention.qkv, attention.out
+
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+        """[B, T, D] to [B, T, D]."""
+        query_BTD, key_BTD, value_BTD = self.qkv(x_BTD).chunk(3, dim=-1)
+        mask_BT = (bias_B11T[:, 0, 0, :] == 0).to(torch.int32)
+        return self.out(fused_attention(query_BTD, key_BTD, value_BTD, mask_BT, self.num_heads))
+
+
+def fused_attention(
+    query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask_BT: Tensor, num_heads: int
+) -> Tensor:
+    """The operator's node: scaled dot-product attention over the keys whose mask (int32) is 1."""
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (query_BTD, key_BTD, value_BTD, None, mask_BT),
+        {"num_heads": num_heads},
+        dtype=query_BTD.dtype,
+        shape=query_BTD.shape,
+        version=1,
+    )
+
+
+def with_fused_attention(model: TextClassifier) -> TextClassifier:
+    """A copy to export. Rotary positions turn queries and keys inside the attention: there the plain form stays."""
+    copy = deepcopy(model)
+    if model.config.positions != "rotary":
+        for layer in copy.layers:
+            layer.attention = FusedAttention(layer.attention)
+    return copy

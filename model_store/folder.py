@@ -1,0 +1,179 @@
+"""Reads and writes model folders: `<store>/<name>/<version>/`.
+
+    manifest.json     task, tensors, labels, limits, sha256 of every other file, provenance, measured quality
+    model.onnx        the graph
+    tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
+    golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
+    README.md         the model card
+
+A folder with `model.onnx` alone is a model too: tensors in, tensors out.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+FORMAT = 1  # of the manifest; a reader refuses what it does not know
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+MANIFEST, GOLDEN, GRAPH, TOKENIZER, CARD = "manifest.json", "golden.json", "model.onnx", "tokenizer.json", "README.md"
+
+
+class FolderError(Exception):
+    """A model folder that must not be served; the message says why."""
+
+
+class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A tensor of the graph. `datatype` is a name of the Open Inference Protocol; -1 in `shape` is any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one input may be."""
+
+    max_tokens: int
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far the served outputs may lie from the golden ones."""
+
+    max_abs_logit_difference: float
+    labels_must_agree: bool = True
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """`manifest.json`."""
+
+    format: int
+    name: str
+    task: str
+    precision: str
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    labels: list[str]
+    limits: Limits
+    tolerance: Tolerance
+    files: dict[str, str]  # file name to sha256, for every file of the folder but the manifest
+    provenance: dict[str, Any]  # data, licence, command, commit, hardware
+    quality: dict[str, Any]  # measured on the exported graph, with n and spread
+
+
+class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One raw input, the tensors that preprocessing makes of it, and the original model's outputs."""
+
+    inputs: dict[str, str]
+    tensors: dict[str, list[int]]
+    outputs: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """One version of one model on disk. `manifest` is None for a bare ONNX graph."""
+
+    name: str
+    version: int
+    path: Path
+    manifest: Manifest | None
+    golden: list[GoldenExample]
+
+
+@dataclass(frozen=True)
+class FoundFolder:
+    """A folder of the store, not read yet; `problem` says why it cannot be a model."""
+
+    name: str
+    version: str
+    path: Path
+    problem: str | None = None
+
+
+def scan(store: Path) -> list[FoundFolder]:
+    """What lies in the store, by name and version.
+
+    Raises:
+        FolderError: the store is not a folder.
+    """
+    if not store.is_dir():
+        raise FolderError(f"the model store {store} is not a folder")
+    found = []
+    for model in sorted(path for path in store.iterdir() if path.is_dir() and path.name[0] not in "._"):
+        versions = [path for path in model.iterdir() if path.is_dir() and re.fullmatch(r"[1-9][0-9]*", path.name)]
+        if not NAME.fullmatch(model.name):
+            found.append(FoundFolder(model.name, "", model, "a model's name may have letters, digits, '.', '_' and '-'"))
+        elif versions:
+            found += [
+                FoundFolder(model.name, path.name, path) for path in sorted(versions, key=lambda path: int(path.name))
+            ]
+        else:
+            why = f"no version folder in it: put the files into {model.name}/1/"
+            found.append(FoundFolder(model.name, "", model, why))
+    return found
+
+
+def read(found: FoundFolder) -> ModelFolder:
+    """Read and check one folder; a manifest's checksums must hold.
+
+    Raises:
+        FolderError: the folder is incomplete, damaged, or of an unknown format.
+    """
+    if found.problem:
+        raise FolderError(found.problem)
+    path = found.path
+    if not (path / GRAPH).is_file():
+        raise FolderError(f"{GRAPH} is missing")
+    if not (path / MANIFEST).is_file():
+        return ModelFolder(found.name, int(found.version), path, None, [])
+    try:
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+    except msgspec.DecodeError as error:
+        raise FolderError(f"{MANIFEST}: {error}") from error
+    if manifest.format != FORMAT:
+        raise FolderError(f"{MANIFEST}: format {manifest.format} is not {FORMAT}, the one this server reads")
+    if manifest.name != found.name:
+        raise FolderError(f"{MANIFEST}: is of model {manifest.name!r}, but lies under {found.name!r}")
+    for name, expected in manifest.files.items():
+        # A manifest is data from elsewhere: it must not make the server read outside the folder.
+        if Path(name).name != name or not (path / name).is_file():
+            raise FolderError(f"{name!r} is in the manifest, but is not a file of the folder")
+        if (actual := sha256(path / name)) != expected:
+            raise FolderError(f"{name} is damaged: sha256 {actual[:12]}..., the manifest says {expected[:12]}...")
+    if missing := {GRAPH, GOLDEN} - manifest.files.keys():
+        raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}")
+    try:
+        golden = msgspec.json.decode((path / GOLDEN).read_bytes(), type=list[GoldenExample])
+    except msgspec.DecodeError as error:
+        raise FolderError(f"{GOLDEN}: {error}") from error
+    if not golden:
+        raise FolderError(f"{GOLDEN}: has no example")
+    return ModelFolder(found.name, int(found.version), path, manifest, golden)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` with the checksums of all other files in the folder, as they are now."""
+    files = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
+    document = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
+    (path / MANIFEST).write_bytes(msgspec.json.format(document, indent=2) + b"\n")
+
+
+def write_golden(path: Path, golden: list[GoldenExample]) -> None:
+    """Write `golden.json`, an example a line."""
+    lines = b",\n".join(msgspec.json.encode(example) for example in golden)
+    (path / GOLDEN).write_bytes(b"[\n" + lines + b"\n]\n")
+
+
+def next_version(store: Path, name: str) -> int:
+    """One more than the highest version that is there."""
+    present = [int(found.version) for found in scan(store) if found.name == name and found.version]
+    return max(present, default=0) + 1
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

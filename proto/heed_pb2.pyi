@@ -1,0 +1,61 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ClassifyTextRequest(_message.Message):
+    __slots__ = ("model", "version", "text", "truncate")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    text: str
+    truncate: bool
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., text: _Optional[str] = ..., truncate: _Optional[bool] = ...) -> None: ...
+
+class ClassifyTextResponse(_message.Message):
+    __slots__ = ("label", "score", "scores", "receipt")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    score: float
+    scores: _containers.RepeatedCompositeFieldContainer[ClassScore]
+    receipt: Receipt
+    def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class ClassScore(_message.Message):
+    __slots__ = ("label", "score")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    score: float
+    def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ...) -> None: ...
+
+class Receipt(_message.Message):
+    __slots__ = ("model_version", "preprocess_us", "queue_us", "compute_us", "postprocess_us", "batch_size", "padded_tokens", "batch_tokens", "truncated")
+    MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREPROCESS_US_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_US_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_US_FIELD_NUMBER: _ClassVar[int]
+    POSTPROCESS_US_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PADDED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_FIELD_NUMBER: _ClassVar[int]
+    model_version: str
+    preprocess_us: int
+    queue_us: int
+    compute_us: int
+    postprocess_us: int
+    batch_size: int
+    padded_tokens: int
+    batch_tokens: int
+    truncated: bool
+    def __init__(self, model_version: _Optional[str] = ..., preprocess_us: _Optional[int] = ..., queue_us: _Optional[int] = ..., compute_us: _Optional[int] = ..., postprocess_us: _Optional[int] = ..., batch_size: _Optional[int] = ..., padded_tokens: _Optional[int] = ..., batch_tokens: _Optional[int] = ..., truncated: _Optional[bool] = ...) -> None: ...

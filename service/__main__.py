@@ -1,0 +1,114 @@
+"""`python -m service`: builds everything, wires it together, serves until SIGTERM.
+
+    config ──> metrics ──> repository (models, batchers, engines) ──> predictor ──> HTTP and gRPC
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+
+import structlog
+
+from model_store.folder import FolderError
+from service.config import ServiceConfig, read_config
+from service.metrics import Metrics
+from service.predictor import Predictor
+from service.repository import ModelRepository
+from service.transport.grpc_server import start_grpc
+from service.transport.http_server import build_http
+
+log = structlog.get_logger("service")
+
+
+def main() -> int:
+    """Run the server; its exit status."""
+    try:
+        config = read_config(sys.argv[1:])
+    except ValueError as error:
+        print(f"python -m service: {error}", file=sys.stderr)
+        return 2
+    configure_logging(config)
+    import uvloop
+
+    return uvloop.run(serve(config))
+
+
+async def serve(config: ServiceConfig) -> int:
+    """Listen, load the models, answer; after SIGTERM or SIGINT finish what was admitted."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    metrics = Metrics()
+    repository = ModelRepository(config, metrics, num_cores=len(os.sched_getaffinity(0)))
+    predictor = Predictor(repository, metrics, config)
+    try:
+        http, listener = build_http(predictor, metrics, config)
+        grpc_server, grpc_port, health = await start_grpc(predictor, config)
+    except (OSError, RuntimeError) as error:
+        log.error("cannot listen", why=str(error))
+        return 1
+    http_port = listener.getsockname()[1]
+    http_task = asyncio.create_task(http.serve(sockets=[listener]))
+    log.info(
+        "listening",
+        http=f"http://{config.host}:{http_port}",
+        grpc=f"{config.host}:{grpc_port}",
+        instances=repository.instances,
+        threads_per_instance=repository.threads,
+    )
+    try:
+        await repository.load_all()
+    except FolderError as error:
+        log.error("cannot serve", why=str(error))
+        stop.set()
+        exit_status = 1
+    else:
+        exit_status = 0
+        log.info("ready" if repository.not_ready_because() is None else "not ready", why=repository.not_ready_because())
+    await health.refresh()
+    await stop.wait()
+
+    log.info("draining")
+    drained = asyncio.create_task(repository.drain())
+    await health.refresh()
+    http.should_exit = True
+    await asyncio.wait(
+        [asyncio.create_task(grpc_server.stop(config.drain_timeout_s)), http_task, drained],
+        timeout=config.drain_timeout_s,
+    )
+    if not drained.done():
+        log.error("stopping with requests unanswered", drain_timeout_s=config.drain_timeout_s)
+        exit_status = 1
+    repository.close()
+    log.info("stopped")
+    return exit_status
+
+
+def configure_logging(config: ServiceConfig) -> None:
+    """Structured lines on standard error: JSON, or columns for people."""
+    level = getattr(logging, config.log_level.upper())
+    renderer: structlog.typing.Processor
+    if config.log_format == "json":
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *((structlog.processors.dict_tracebacks,) if config.log_format == "json" else ()),
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # Libraries (uvicorn, grpc) log through the standard library: warnings and worse, in the same place.
+    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(name)s: %(message)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

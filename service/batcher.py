@@ -1,0 +1,389 @@
+"""The batcher: many requests in, few engine calls out.
+
+    submit(items) ──> queue ──> batch of similar lengths ──> engine thread ──> one result an item ──> submit returns
+
+What it promises (each a test in tests/service/test_batcher.py):
+
+1. Work-conserving: an idle engine takes what is queued at once; batches form while it is busy. There is no timer.
+2. A batch is bounded by its padded cost (longest x rows), and is only as large as the engine's measured costs justify.
+   The oldest entry is in every batch, so nobody starves.
+3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once.
+4. Cancelled and expired entries are dropped before they cost compute; their neighbours do not notice.
+5. A failing batch fails only its members; it is split until the poisoned item stands alone, and the rest is answered.
+6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
+
+All state belongs to the event loop's thread. The engine threads see a list of items and give back a list of results;
+nothing else crosses, so there are no locks.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+from service.cost_table import CostTable
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+
+# How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
+CANDIDATES = 256
+# A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
+WORTHWHILE_SAVING = 0.02
+
+
+class Item(Protocol):
+    """What the batcher needs to know of the things it batches."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the engine call that the item takes."""
+
+    @property
+    def length(self) -> int:
+        """Length of each row, in tokens; the engine pads to the longest of the call."""
+
+    @property
+    def group(self) -> Hashable:
+        """Only items of equal group may share a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """One engine call, seen from outside."""
+
+    rows: int
+    tokens: int  # computed, padding included
+    padded_tokens: int
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The result of one item, how long it waited for its engine call, and that call."""
+
+    result: Any
+    queue_s: float
+    batch: BatchReport
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatcherLimits:
+    """What bounds the queue and a batch."""
+
+    max_queue_rows: int = 1024
+    max_batch_rows: int = 64
+    max_batch_tokens: int = 16384
+    engine_timeout_s: float = 120.0
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One `submit`: done when all its items are, or when the first of them fails."""
+
+    future: asyncio.Future[list[Done]]
+    results: list[Done | None]
+    missing: int
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One item in the queue or in an engine call."""
+
+    request: _Request
+    index: int
+    item: Any
+    alone_s: float  # what a call for this item alone would cost
+    enqueued_s: float
+
+
+class _Instance:
+    """One engine thread and what it computes at the moment."""
+
+    def __init__(self, name: str, execute: Callable[["_Instance", list[_Entry]], None]) -> None:
+        self.inbox: SimpleQueue[list[_Entry] | None] = SimpleQueue()
+        self.started_s: float | None = None  # of the current call; None while idle
+        self.expected_s = 0.0
+        self._execute = execute
+        self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
+        self.thread.start()
+
+    def _loop(self) -> None:
+        while (batch := self.inbox.get()) is not None:
+            self._execute(self, batch)
+
+
+class Batcher:
+    """Batches the items of one model for a number of engine instances."""
+
+    def __init__(
+        self,
+        run: Callable[[list[Any]], Sequence[Any]],
+        *,
+        probe: Callable[[], None],
+        costs: CostTable,
+        instances: int = 1,
+        limits: BatcherLimits | None = None,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        name: str = "engine",
+    ) -> None:
+        """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
+
+        Args:
+            run: the engine call, made in an engine thread: a list of items to a list of results of the same length
+                and order. An exception fails the call.
+            probe: a call that must succeed on a sound engine; made when every item of a batch failed. If it raises,
+                the engine is dead.
+            costs: seconds of a call by rows and length.
+            instances: how many calls run side by side.
+            limits: bounds of the queue and of a batch.
+            on_batch: told of every engine call.
+            name: for thread names and messages.
+        """
+        self._run, self._probe, self._costs, self._on_batch = run, probe, costs, on_batch
+        self._limits = limits or BatcherLimits()
+        self._name = name
+        self._loop = asyncio.get_running_loop()
+        self._queue: dict[_Entry, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
+        self._queued_alone_s = 0.0
+        self._saving = 1.0  # engine time of recent batches, as a share of their items' time alone
+        self._wakeup_scheduled = False
+        self._draining = False
+        self._drained = asyncio.Event()
+        self._admitted = 0  # requests that wait or compute
+        self.queued_rows = 0
+        self.in_flight_rows = 0
+        self.dead_reason: str | None = None
+        self._instances = [_Instance(f"{name}-{number}", self._execute) for number in range(instances)]
+        self._idle = list(self._instances)
+
+    # --- in the event loop -------------------------------------------------------------------------------------------
+
+    async def submit(self, items: Sequence[Item], deadline_s: float | None = None) -> list[Done]:
+        """Compute all items of one request, in whatever batches suit; cancelling this call takes them back.
+
+        Args:
+            items: at least one.
+            deadline_s: on the event loop's clock.
+
+        Raises:
+            Overloaded, DeadlineExceeded: refused, or not done in time.
+            Unavailable: draining, or the engine is dead.
+            EngineFailed: the engine raised on one of these items.
+        """
+        now_s = self._loop.time()
+        alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
+        self._admit(items, sum(alone_s), deadline_s, now_s)
+        request = _Request(self._loop.create_future(), [None] * len(items), len(items))
+        entries = [_Entry(request, n, item, alone_s[n], now_s) for n, item in enumerate(items)]
+        for entry in entries:
+            self._queue[entry] = None
+            self.queued_rows += entry.item.rows
+            self._queued_alone_s += entry.alone_s
+        self._admitted += 1
+        self._wake_up()
+        expiry = self._loop.call_at(deadline_s, self._expire, request) if deadline_s is not None else None
+        try:
+            return await request.future
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            for entry in entries:
+                self._leave_queue(entry)
+            self._admitted -= 1
+            if self._draining and not self._admitted:
+                self._drained.set()
+
+    def _admit(self, items: Sequence[Item], alone_s: float, deadline_s: float | None, now_s: float) -> None:
+        """Refuse now what could not be answered later."""
+        rows = sum(item.rows for item in items)
+        if self.dead_reason is not None:
+            raise Unavailable(f"the engine of {self._name} has failed: {self.dead_reason}")
+        if self._draining:
+            raise Unavailable("the server is shutting down")
+        if rows > self._limits.max_queue_rows:
+            raise InvalidRequest(f"the request has {rows} rows, the queue takes {self._limits.max_queue_rows}")
+        wait_s = self._expected_wait_s(now_s)
+        if self.queued_rows + rows > self._limits.max_queue_rows:
+            raise Overloaded(
+                f"the queue of {self._name} is full: {self.queued_rows} rows wait, the limit is"
+                f" {self._limits.max_queue_rows}",
+                retry_after_s=wait_s,
+            )
+        if deadline_s is None:
+            return
+        if now_s >= deadline_s:
+            raise DeadlineExceeded("the deadline passed before the model was asked")
+        own_s = alone_s * self._saving / min(len(items), len(self._instances))
+        if now_s + wait_s + own_s > deadline_s:
+            raise DeadlineExceeded(
+                f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
+                f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
+            )
+
+    def _expected_wait_s(self, now_s: float) -> float:
+        """When an engine would come to a new entry: the call that ends first, then a share of what is queued."""
+        if self._idle:
+            return 0.0
+        running_s = min(
+            max(0.0, (instance.started_s or now_s) + instance.expected_s - now_s) for instance in self._instances
+        )
+        return running_s + self._queued_alone_s * self._saving / len(self._instances)
+
+    def _leave_queue(self, entry: _Entry) -> None:
+        if entry in self._queue:
+            del self._queue[entry]
+            self.queued_rows -= entry.item.rows
+            self._queued_alone_s = self._queued_alone_s - entry.alone_s if self._queue else 0.0
+
+    def _expire(self, request: _Request) -> None:
+        if not request.future.done():
+            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+
+    def _wake_up(self) -> None:
+        """Form batches at the end of this turn of the loop, so that requests that arrive together go together."""
+        if self._idle and not self._wakeup_scheduled:
+            self._wakeup_scheduled = True
+            self._loop.call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._wakeup_scheduled = False
+        while self._idle and (batch := self._take()):
+            rows, length = _extent(batch)
+            instance = self._idle.pop()
+            instance.started_s = self._loop.time()
+            instance.expected_s = self._costs.estimate(rows, length)
+            self.in_flight_rows += rows
+            instance.inbox.put(batch)
+
+    def _take(self) -> list[_Entry]:
+        """The next batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
+        # A request that has ended may still have entries here, in the same turn of the loop.
+        for entry in [entry for entry in islice(self._queue, CANDIDATES) if entry.request.future.done()]:
+            self._leave_queue(entry)
+        if not self._queue:
+            return []
+        oldest = next(iter(self._queue))
+        # With idle instances the waiting rows are shared out among them, rather than given to one.
+        max_rows = min(self._limits.max_batch_rows, -(-self.queued_rows // len(self._idle)))
+        candidates = [entry for entry in islice(self._queue, 1, CANDIDATES) if entry.item.group == oldest.item.group]
+        candidates.sort(key=lambda entry: abs(entry.item.length - oldest.item.length))  # stable: older ones first
+        batch, rows, length, alone_s = [oldest], oldest.item.rows, oldest.item.length, oldest.alone_s
+        best_size, best_share = 1, 1.0
+        for entry in candidates:
+            wider_rows, wider_length = rows + entry.item.rows, max(length, entry.item.length)
+            if wider_rows > max_rows or wider_rows * wider_length > self._limits.max_batch_tokens:
+                continue
+            cost_s = self._costs.estimate(wider_rows, wider_length)
+            # The candidates differ more and more in length: once company costs extra, those after it cost more.
+            if cost_s > self._costs.estimate(rows, length) + entry.alone_s:
+                break
+            batch.append(entry)
+            rows, length, alone_s = wider_rows, wider_length, alone_s + entry.alone_s
+            share = cost_s / alone_s if alone_s else 0.0
+            if share < best_share * (1 - WORTHWHILE_SAVING) or not alone_s:
+                best_size, best_share = len(batch), share
+        del batch[best_size:]
+        for entry in batch:
+            self._leave_queue(entry)
+        return batch
+
+    def _finished(self, instance: _Instance, batch: list[_Entry], results: list[Any], report: BatchReport) -> None:
+        started_s, instance.started_s = instance.started_s, None
+        self._idle.append(instance)
+        self.in_flight_rows -= report.rows
+        failures = [result for result in results if isinstance(result, Exception)]
+        if not failures:
+            self._learn(batch, report)
+        self._on_batch(report)
+        for entry, result in zip(batch, results, strict=True):
+            future = entry.request.future
+            if future.done():
+                continue
+            if isinstance(result, Exception):
+                future.set_exception(result)
+                continue
+            entry.request.results[entry.index] = Done(result, (started_s or 0.0) - entry.enqueued_s, report)
+            entry.request.missing -= 1
+            if not entry.request.missing:
+                future.set_result(entry.request.results)  # type: ignore[arg-type]  # none is missing
+        self._dispatch()
+
+    def _learn(self, batch: list[_Entry], report: BatchReport) -> None:
+        self._costs.record(report.rows, report.tokens // report.rows, report.compute_s)
+        if alone_s := sum(entry.alone_s for entry in batch):
+            self._saving += 0.1 * (min(report.compute_s / alone_s, 2.0) - self._saving)
+
+    def _die(self, reason: str) -> None:
+        """The engine gives no answers any more: fail what waits and what runs, and say so from now on."""
+        self.dead_reason = reason
+        error = Unavailable(f"the engine of {self._name} has failed: {reason}")
+        for entry in list(self._queue):
+            if not entry.request.future.done():
+                entry.request.future.set_exception(error)
+            self._leave_queue(entry)
+
+    def trouble(self) -> str | None:
+        """Why this batcher would not answer now, or None when it would."""
+        if self.dead_reason is not None:
+            return self.dead_reason
+        now_s = self._loop.time()
+        for instance in self._instances:
+            if instance.started_s is not None and now_s - instance.started_s > self._limits.engine_timeout_s:
+                return f"an engine call has not come back for {now_s - instance.started_s:.0f} s"
+        return None
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when all admitted ones have been answered."""
+        self._draining = True
+        if self._admitted:
+            await self._drained.wait()
+
+    def close(self) -> None:
+        """End the engine threads, after what they compute now."""
+        for instance in self._instances:
+            instance.inbox.put(None)
+
+    # --- in an engine thread -----------------------------------------------------------------------------------------
+
+    def _execute(self, instance: _Instance, batch: list[_Entry]) -> None:
+        items = [entry.item for entry in batch]
+        rows, length = _extent(batch)
+        padded_tokens = rows * length - sum(item.rows * item.length for item in items)
+        started_s = self._loop.time()
+        dead: str | None = None
+        try:
+            results = self._compute(items)
+            if all(isinstance(result, Exception) for result in results):
+                self._probe()
+        except BaseException as error:  # whatever it is, the requests must hear of it
+            dead = f"{type(error).__name__}: {error}"
+            results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
+        report = BatchReport(rows, rows * length, padded_tokens, self._loop.time() - started_s)
+        try:
+            if dead is not None:
+                self._loop.call_soon_threadsafe(self._die, dead)
+            self._loop.call_soon_threadsafe(self._finished, instance, batch, results, report)
+        except RuntimeError:
+            return  # the event loop has ended, and with it everybody who waited
+
+    def _compute(self, items: list[Any]) -> list[Any]:
+        """A result for each item, or the exception that it alone causes: a failing call is split in halves."""
+        try:
+            results = list(self._run(items))
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(results)} results for {len(items)} items")
+        except Exception as error:
+            if len(items) == 1:
+                failure = EngineFailed(f"the model failed on this input: {error}")
+                failure.__cause__ = error
+                return [failure]
+            middle = len(items) // 2
+            return self._compute(items[:middle]) + self._compute(items[middle:])
+        return results
+
+
+def _extent(batch: list[_Entry]) -> tuple[int, int]:
+    """Rows and padded length of an engine call for this batch."""
+    return sum(entry.item.rows for entry in batch), max(entry.item.length for entry in batch)

@@ -1,0 +1,114 @@
+"""The server's options: each a flag and a HEED_* variable, read once into frozen dataclasses.
+
+A flag wins over its variable. Unknown flags, unknown HEED_* variables and contradictions are refused at start, so that
+a typing error never runs as a default.
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+# Variables of other parts of the project, which may stand in the same environment.
+FOREIGN_VARIABLES = {"HEED_DATASETS"}
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field that is also a flag, with its help text."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """All options of `python -m service`."""
+
+    model_store: Path = option(Path("model_store"), "folder of model folders: <name>/<version>/")
+    host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
+    http_port: int = option(8080, "port of HTTP; 0 takes a free one")
+    grpc_port: int = option(8081, "port of gRPC; 0 takes a free one")
+    instances: int = option(0, "engine calls of one model that run side by side; 0: one for each core")
+    threads_per_instance: int = option(0, "threads of one engine call; 0: the cores shared out among the instances")
+    max_queue: int = option(1024, "rows that may wait for one model; beyond that requests are refused at once")
+    max_batch_rows: int = option(64, "rows of one engine call")
+    max_batch_tokens: int = option(16384, "padded tokens of one engine call: longest row x rows")
+    max_request_rows: int = option(512, "rows of one request")
+    max_body_bytes: int = option(16 * 2**20, "size of one request, over HTTP and gRPC")
+    default_timeout_s: float = option(60.0, "deadline of a request that brings none")
+    engine_timeout_s: float = option(120.0, "an engine call that takes longer makes the server unready")
+    drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
+    log_level: Literal["debug", "info", "warning", "error"] = option("info", "debug also logs each request")
+    log_format: Literal["json", "console"] = option("json", "one JSON object a line, or columns for people")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work.
+
+        Raises:
+            ValueError: names the option and its limit.
+        """
+        for name in ("instances", "threads_per_instance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
+        for name in ("http_port", "grpc_port"):
+            if not 0 <= getattr(self, name) <= 65535:
+                raise ValueError(f"{name} must lie between 0 and 65535, not {getattr(self, name)}")
+        for name in ("max_queue", "max_batch_rows", "max_batch_tokens", "max_request_rows", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        if self.http_port == self.grpc_port != 0:
+            raise ValueError(f"http_port and grpc_port are both {self.http_port}; each needs its own")
+        if self.max_request_rows > self.max_queue:
+            raise ValueError(
+                f"max_request_rows {self.max_request_rows} is more than max_queue {self.max_queue}:"
+                " the largest requests could never be admitted"
+            )
+
+    def engine_layout(self, num_cores: int) -> tuple[int, int]:
+        """Instances and threads of each, for a machine with `num_cores`.
+
+        One thread an instance is the default: side by side, single-threaded calls finish more rows per CPU second than
+        one call that is split among threads (docs/benchmarks.md), and all instances share one copy of the weights.
+        """
+        instances = self.instances or max(1, num_cores // (self.threads_per_instance or 1))
+        return instances, self.threads_per_instance or max(1, num_cores // instances)
+
+
+def variable_of(option_name: str) -> str:
+    """The environment variable of an option: http_port is HEED_HTTP_PORT."""
+    return f"HEED_{option_name.upper()}"
+
+
+def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServiceConfig:
+    """Options from flags, else from HEED_* variables, else the defaults.
+
+    Raises:
+        SystemExit: help was asked for, or a flag is wrong (argparse has said why).
+        ValueError: a variable is unknown, or a value breaks a limit.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m service", description="Serves the models of a model store over HTTP and gRPC."
+    )
+    known = set(FOREIGN_VARIABLES)
+    for entry in fields(ServiceConfig):
+        default = entry.default
+        assert default is not MISSING
+        choices = get_args(entry.type) or None
+        variable = variable_of(entry.name)
+        known.add(variable)
+        parser.add_argument(
+            f"--{entry.name.replace('_', '-')}",
+            # argparse converts and checks a default that is a string as if it were given as a flag.
+            default=environment.get(variable, str(default)),
+            type=type(default),
+            choices=choices,
+            metavar=None if choices else entry.name.rsplit("_", 1)[-1].upper(),
+            help=f"{entry.metadata['help']} ({variable}; default {default})",
+        )
+    unknown = sorted(name for name in environment if name.startswith("HEED_") and name not in known)
+    if unknown:
+        raise ValueError(f"unknown environment variable {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+    return ServiceConfig(**vars(parser.parse_args(arguments)))

@@ -1,0 +1,78 @@
+"""What an engine call costs, by rows and padded length: measured at load, corrected by every batch since.
+
+The batcher asks it whether a larger batch pays, and how long the queued work will take.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+LEARNING_RATE = 0.1  # of one measurement; a disturbed one moves the table by a few per cent at most
+MAX_CORRECTION = 2.0  # a single call that was this much slower or faster than expected counts as no more than this
+
+
+def _powers_of_two(first: int, last: int) -> list[int]:
+    grid = [first]
+    while grid[-1] < last:
+        grid.append(grid[-1] * 2)
+    return grid
+
+
+class CostTable:
+    """Seconds of one engine call on a grid of rows and lengths, with straight lines in between.
+
+    A table rather than a formula, because the curve has steps that no simple formula has: caches, kernels chosen by
+    size, a GPU that is flat until it is full.
+    """
+
+    def __init__(self, max_rows: int, max_length: int, measured: Sequence[tuple[int, int, float]] = ()) -> None:
+        """Start from measured calls, each (rows, length, seconds); without any, the first `record` starts it."""
+        self._rows = _powers_of_two(1, max(2, max_rows))
+        self._lengths = _powers_of_two(1, max(2, max_length))
+        self._seconds: list[list[float]] = []
+        if measured:
+            self._fill(measured)
+            for rows, length, seconds in measured:
+                self.record(rows, length, seconds, learning_rate=1.0)
+
+    def _fill(self, measured: Sequence[tuple[int, int, float]]) -> None:
+        """Every cell from the line `fixed + per_token * rows * length` that fits the measurements best, relatively."""
+        tokens = np.array([rows * length for rows, length, _ in measured], dtype=float)
+        seconds = np.array([value for _, _, value in measured])
+        design = np.stack([1 / seconds, tokens / seconds], axis=1)
+        (fixed, per_token), *_ = np.linalg.lstsq(design, np.ones(len(seconds)), rcond=None)
+        if len(measured) == 1 or fixed <= 0 or per_token <= 0:
+            # Not enough to tell the two apart: let half of the cheapest call be fixed.
+            fixed = 0.5 * float(seconds.min())
+            per_token = float(np.median((seconds - fixed) / tokens))
+        self._seconds = [[float(fixed + per_token * rows * length) for length in self._lengths] for rows in self._rows]
+
+    def estimate(self, rows: int, length: int) -> float:
+        """Expected seconds of a call; 0 while nothing was measured."""
+        if not self._seconds:
+            return 0.0
+        (row, row_share), (column, column_share) = _locate(self._rows, rows), _locate(self._lengths, length)
+        upper, lower = self._seconds[row], self._seconds[row + 1]
+        at_upper = upper[column] + (upper[column + 1] - upper[column]) * column_share
+        at_lower = lower[column] + (lower[column + 1] - lower[column]) * column_share
+        return at_upper + (at_lower - at_upper) * row_share
+
+    def record(self, rows: int, length: int, seconds: float, learning_rate: float = LEARNING_RATE) -> None:
+        """Let a call that was made correct the four cells around it, each by its nearness."""
+        if not self._seconds:
+            self._fill([(rows, length, seconds)])
+            return
+        ratio = seconds / max(self.estimate(rows, length), 1e-9)
+        ratio = min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION)
+        (row, row_share), (column, column_share) = _locate(self._rows, rows), _locate(self._lengths, length)
+        for r, r_weight in ((row, 1 - row_share), (row + 1, row_share)):
+            for c, c_weight in ((column, 1 - column_share), (column + 1, column_share)):
+                weight = learning_rate * min(max(r_weight, 0.0), 1.0) * min(max(c_weight, 0.0), 1.0)
+                self._seconds[r][c] *= ratio**weight
+
+
+def _locate(grid: list[int], value: int) -> tuple[int, float]:
+    """The cell left of `value`, and how far on the way to the next `value` lies; above 1 beyond the grid."""
+    cell = min(max(bisect_right(grid, value) - 1, 0), len(grid) - 2)
+    return cell, (value - grid[cell]) / (grid[cell + 1] - grid[cell])

@@ -1,0 +1,293 @@
+"""The predictor: what every transport calls. Validate, preprocess, submit, postprocess, time each stage.
+
+    Call + input ──> model ──> task.preprocess ──> batcher.submit ──> task.postprocess ──> answer + Receipt
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from service.batcher import Done, Item
+from service.config import ServiceConfig
+from service.errors import (
+    DeadlineExceeded,
+    HeedError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    Unavailable,
+    Unsupported,
+)
+from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
+from service.repository import ModelRepository, ServedModel
+from service.tasks.tensor_rows import TensorRows
+from service.tasks.text_classification import Classification, ScoreFunction, TextClassification
+from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
+
+log = structlog.get_logger(__name__)
+
+# Texts above this many characters are tokenized in a thread, so that one long text does not hold up all others.
+LONG_TEXT_CHARACTERS = 5_000
+
+OUTCOME_OF: dict[type[HeedError], Outcome] = {
+    InvalidRequest: "invalid",
+    NotFound: "not_found",
+    Unavailable: "unavailable",
+    Overloaded: "overloaded",
+    DeadlineExceeded: "expired",
+    Unsupported: "invalid",
+}
+
+T = TypeVar("T")
+I = TypeVar("I", bound=Item)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a transport knows of a request besides its inputs."""
+
+    model: str
+    version: str  # empty: the default version
+    protocol: Protocol
+    request_id: str
+    timeout_s: float | None = None  # None: the server's default
+    truncate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Where the time of one request went, and in what company it was computed.
+
+    A request whose rows went through several engine calls shows the longest wait and the largest call.
+    """
+
+    model_version: str
+    preprocess_us: int
+    queue_us: int
+    compute_us: int
+    postprocess_us: int
+    batch_size: int
+    padded_tokens: int
+    batch_tokens: int
+    truncated: bool
+
+    def as_parameters(self) -> dict[str, int | bool]:
+        """As response parameters of the Open Inference Protocol, which has a field of its own for the version."""
+        return {name: getattr(self, name) for name in RECEIPT_PARAMETERS}
+
+
+RECEIPT_PARAMETERS = tuple(name for name in Receipt.__slots__ if name != "model_version")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The metadata of a model version."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+class Predictor:
+    """Answers requests with the models of a repository."""
+
+    def __init__(self, repository: ModelRepository, metrics: Metrics, config: ServiceConfig) -> None:
+        self._repository, self._metrics, self._config = repository, metrics, config
+
+    async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
+        """Named tensors in, named tensors out, as the model's metadata describes them.
+
+        Args:
+            call: the request's frame.
+            inputs: each input tensor by name; BYTES as object arrays.
+            wanted: names of the outputs to return; empty for all.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+
+        async def prepare(model: ServedModel) -> Sequence[Any]:
+            _check_inputs(model, inputs)
+            if unknown := set(wanted) - {spec.name for spec in model.task.outputs}:
+                raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
+            if isinstance(model.task, TensorRows):
+                return model.task.items(inputs)
+            return await self._tokens(model.task, call, model.task.texts_of(inputs), "text[{}]")
+
+        def finish(model: ServedModel, results: list[Any]) -> Arrays:
+            outputs = model.task.tensors(results)
+            return {name: outputs[name] for name in wanted} if wanted else outputs
+
+        return await self._answer(call, prepare, finish)
+
+    async def classify_texts(
+        self,
+        call: Call,
+        texts: Sequence[str],
+        field: str = "text",
+        function: ScoreFunction = "softmax",
+        top_k: int | None = None,
+    ) -> tuple[list[Classification], Receipt]:
+        """Texts in, their classes and scores out.
+
+        Args:
+            call: the request's frame.
+            texts: at least one.
+            field: what the client calls the texts, for messages; `{}` in it becomes the text's number.
+            function: how logits become scores.
+            top_k: that many best classes; all if None.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+
+        async def prepare(model: ServedModel) -> Sequence[Any]:
+            return await self._tokens(_text_classification(model), call, texts, field)
+
+        def finish(model: ServedModel, results: list[Any]) -> list[Classification]:
+            task = _text_classification(model)
+            return [task.postprocess(logits_C, function, top_k) for logits_C in results]
+
+        return await self._answer(call, prepare, finish)
+
+    async def _tokens(self, task: TextClassification, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
+        self._check_rows(len(texts))
+        tokens = []
+        for number, text in enumerate(texts):
+            name = field.format(number)
+            if len(text) > LONG_TEXT_CHARACTERS:
+                tokens.append(await asyncio.to_thread(task.preprocess, text, truncate=call.truncate, field=name))
+            else:
+                tokens.append(task.preprocess(text, truncate=call.truncate, field=name))
+        return tokens
+
+    def _check_rows(self, rows: int) -> None:
+        if rows == 0:
+            raise InvalidRequest("the request has no inputs")
+        if rows > self._config.max_request_rows:
+            raise InvalidRequest(f"the request has {rows} inputs, the limit is {self._config.max_request_rows}")
+
+    async def _answer(
+        self,
+        call: Call,
+        prepare: Callable[[ServedModel], Any],
+        finish: Callable[[ServedModel, list[Any]], T],
+    ) -> tuple[T, Receipt]:
+        """The way of every request, with its stages timed and its end counted."""
+        started_s = time.monotonic()
+        timeout_s = self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
+        name, version, outcome = UNKNOWN_MODEL, "", "failed"
+        try:
+            model = self._repository.get(call.model, call.version)
+            name, version = model.name, model.version
+            items = await prepare(model)
+            self._check_rows(sum(item.rows for item in items))
+            prepared_s = time.monotonic()
+            done = await model.batcher.submit(items, started_s + timeout_s)
+            computed_s = time.monotonic()
+            answer = finish(model, [entry.result for entry in done])
+            ended_s = time.monotonic()
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except HeedError as error:
+            outcome = next((known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)), "failed")
+            log.info("request refused", request_id=call.request_id, model=call.model, outcome=outcome, why=str(error))
+            raise
+        finally:
+            self._metrics.count(name, version, call.protocol, outcome)
+        receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
+        stages = self._metrics.stages(name, version, call.protocol)
+        stages.preprocess.observe(prepared_s - started_s)
+        stages.queue.observe(receipt.queue_us * 1e-6)
+        stages.compute.observe(receipt.compute_us * 1e-6)
+        stages.postprocess.observe(ended_s - computed_s)
+        stages.total.observe(ended_s - started_s)
+        log.debug("request answered", request_id=call.request_id, model=name, version=version, receipt=receipt)
+        return answer, receipt
+
+    def describe(self, name: str, version: str = "") -> ModelDescription:
+        """The metadata of a model.
+
+        Raises:
+            NotFound, Unavailable: as for a request.
+        """
+        model = self._repository.get(name, version)
+        return ModelDescription(
+            name, self._repository.versions(name), "onnxruntime_onnx", model.task.inputs, model.task.outputs
+        )
+
+    def problem_of(self, name: str, version: str = "") -> str | None:
+        """Why a model would not answer now, or None when it would.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        if self._repository.draining:
+            return "the server is shutting down"
+        return self._repository.state(name, version).current_problem()
+
+    def not_ready_because(self) -> str | None:
+        """Why the server should get no requests now, or None."""
+        return self._repository.not_ready_because()
+
+    def problems(self) -> dict[str, str]:
+        """Which models would not answer now, and why."""
+        return self._repository.problems()
+
+    def model_names(self) -> list[str]:
+        """Every model of the store that is ready in some version."""
+        names = {state.name for state in self._repository.states.values() if state.current_problem() is None}
+        return sorted(names)
+
+
+def _text_classification(model: ServedModel) -> TextClassification:
+    if not isinstance(model.task, TextClassification):
+        raise InvalidRequest(f"model {model.name!r} is not a text-classification model; it takes tensors")
+    return model.task
+
+
+def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
+    """Refuse tensors that do not fit the model's metadata, by name, type or shape."""
+    specs = {spec.name: spec for spec in model.task.inputs}
+    if unknown := inputs.keys() - specs.keys():
+        raise InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(model.task.inputs)}")
+    if missing := specs.keys() - inputs.keys():
+        raise InvalidRequest(f"input {', '.join(sorted(missing))} is missing; {_names(model.task.inputs)}")
+    for name, array in inputs.items():
+        spec = specs[name]
+        datatype = DATATYPE_OF_NUMPY[array.dtype]
+        if datatype != spec.datatype:
+            raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")
+        if not spec.admits(array.shape):
+            raise InvalidRequest(
+                f"input {name!r} has shape {list(array.shape)}, the model takes {list(spec.shape)} (-1: any size)"
+            )
+
+
+def _names(specs: Sequence[TensorSpec]) -> str:
+    return f"the model has {', '.join(spec.name for spec in specs)}"
+
+
+def _receipt(
+    version: str, items: Sequence[Any], done: list[Done], started_s: float, prepared_s: float, computed_s: float, ended_s: float
+) -> Receipt:
+    batch = done[0].batch if len(done) == 1 else max((entry.batch for entry in done), key=lambda batch: batch.rows)
+    return Receipt(
+        model_version=version,
+        preprocess_us=int(1e6 * (prepared_s - started_s)),
+        queue_us=int(1e6 * max(entry.queue_s for entry in done)),
+        compute_us=int(1e6 * batch.compute_s),
+        postprocess_us=int(1e6 * (ended_s - computed_s)),
+        batch_size=batch.rows,
+        padded_tokens=batch.padded_tokens,
+        batch_tokens=batch.tokens,
+        truncated=any(getattr(item, "truncated", False) for item in items),
+    )

@@ -1,0 +1,323 @@
+"""The models of the store: loads each folder, proves it, and knows at any time which would answer correctly.
+
+    folder ── read, checksums ──> engine ── golden examples replayed ──> costs measured ──> batcher: ready
+
+A folder that fails on the way is not served and says why; the others are not touched by it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import structlog
+
+from model_store.folder import TOKENIZER, FolderError, FoundFolder, GoldenExample, ModelFolder, read, scan
+from service.batcher import Batcher, BatcherLimits, BatchReport
+from service.config import ServiceConfig
+from service.cost_table import CostTable
+from service.engine import EngineError, OnnxEngine
+from service.errors import NotFound, Unavailable
+from service.metrics import Metrics
+from service.tasks.tensor_rows import TensorRows
+from service.tasks.text_classification import TextClassification, Tokens
+
+log = structlog.get_logger(__name__)
+
+# Calls that are timed at load, cheapest first, while the budget lasts: rows, tokens.
+COST_PROBES = ((1, 8), (1, 16), (4, 8), (1, 32), (4, 16), (1, 64), (4, 32), (8, 32), (16, 32), (4, 128), (32, 32))
+COST_BUDGET_S = 0.25
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A version of a model that answers requests."""
+
+    name: str
+    version: str
+    task: TextClassification | TensorRows
+    batcher: Batcher
+
+
+@dataclass
+class ModelState:
+    """What became of one folder of the store."""
+
+    name: str
+    version: str
+    served: ServedModel | None = None
+    problem: str | None = "loading"  # None while the model would answer correctly
+
+    def current_problem(self) -> str | None:
+        """Why the model would not answer now, or None when it would."""
+        return self.problem if self.served is None else self.served.batcher.trouble()
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker thread makes of a folder."""
+
+    task: TextClassification | TensorRows
+    run: Callable[[list[Any]], list[Any]]
+    probe: Callable[[], None]
+    costs: CostTable
+
+
+@dataclass
+class ModelRepository:
+    """All models of one store."""
+
+    config: ServiceConfig
+    metrics: Metrics
+    num_cores: int
+    draining: bool = False
+    states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Share out the cores."""
+        self.instances, self.threads = self.config.engine_layout(self.num_cores)
+
+    async def load_all(self) -> None:
+        """Load every folder of the store, a few at a time.
+
+        Raises:
+            FolderError: the store itself cannot be read.
+        """
+        found = scan(self.config.model_store)
+        for folder in found:
+            self.states[folder.name, folder.version] = ModelState(folder.name, folder.version)
+        at_once = asyncio.Semaphore(self.num_cores)
+
+        async def load(folder: FoundFolder) -> None:
+            async with at_once:
+                await self._load(folder)
+
+        await asyncio.gather(*(load(folder) for folder in found))
+
+    async def _load(self, folder: FoundFolder) -> None:
+        state = self.states[folder.name, folder.version]
+        started_s = time.perf_counter()
+        try:
+            loaded = await asyncio.to_thread(self._prepare, folder)
+        except (FolderError, EngineError) as error:
+            state.problem = str(error)
+        except Exception as error:  # one bad folder must not take the others down, whatever is wrong with it
+            log.exception("model failed to load", model=folder.name, version=folder.version)
+            state.problem = f"{type(error).__name__}: {error}"
+        else:
+            state.served = self._start(folder, loaded)
+            state.problem = None
+        ready = self.metrics.ready.labels(folder.name, folder.version)
+        ready.set_function(lambda: float(state.current_problem() is None))
+        if state.problem:
+            log.error("model is not served", model=folder.name, version=folder.version, why=state.problem)
+        else:
+            seconds = round(time.perf_counter() - started_s, 3)
+            log.info("model ready", model=folder.name, version=folder.version, load_s=seconds)
+
+    def _start(self, folder: FoundFolder, loaded: _Loaded) -> ServedModel:
+        labels = (folder.name, folder.version)
+        rows = self.metrics.batch_rows.labels(*labels)
+        tokens = self.metrics.batch_tokens.labels(*labels)
+        padded_tokens = self.metrics.padded_tokens.labels(*labels)
+
+        def on_batch(report: BatchReport) -> None:
+            rows.observe(report.rows)
+            tokens.inc(report.tokens)
+            padded_tokens.inc(report.padded_tokens)
+
+        batcher = Batcher(
+            loaded.run,
+            probe=loaded.probe,
+            costs=loaded.costs,
+            instances=self.instances,
+            limits=BatcherLimits(
+                max_queue_rows=self.config.max_queue,
+                max_batch_rows=self.config.max_batch_rows,
+                max_batch_tokens=self.config.max_batch_tokens,
+                engine_timeout_s=self.config.engine_timeout_s,
+            ),
+            on_batch=on_batch,
+            name=f"{folder.name}/{folder.version}",
+        )
+        self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
+        self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
+        return ServedModel(folder.name, folder.version, loaded.task, batcher)
+
+    def _prepare(self, found: FoundFolder) -> _Loaded:
+        """In a worker thread: everything of loading that takes time."""
+        folder = read(found)
+        engine = OnnxEngine(folder.path / "model.onnx", self.threads)
+        if folder.manifest is None:
+            return self._prepare_bare(engine)
+        if folder.manifest.task != "text-classification":
+            raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
+        return self._prepare_text_classifier(folder, engine)
+
+    def _prepare_bare(self, engine: OnnxEngine) -> _Loaded:
+        task = TensorRows(engine.inputs, engine.outputs, self.config.max_batch_rows)
+        return _Loaded(
+            task,
+            run=lambda items: task.separate(engine.run(task.collate(items)), items),
+            # Without golden examples nothing is known that a sound engine must be able to compute.
+            probe=lambda: None,
+            costs=CostTable(self.config.max_batch_rows, 2),
+        )
+
+    def _prepare_text_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> _Loaded:
+        assert folder.manifest is not None
+        hub_config = _read_hub_config(folder.path)
+        max_tokens = folder.manifest.limits.max_tokens
+        task = TextClassification(
+            (folder.path / TOKENIZER).read_text(),
+            labels=folder.manifest.labels,
+            max_tokens=max_tokens,
+            pad_id=hub_config.pad_token_id,
+            graph_inputs=[spec.name for spec in engine.inputs],
+        )
+
+        def run(items: list[Any]) -> list[Any]:
+            return task.separate(engine.run(task.collate(items)), items)
+
+        replay_golden(folder, task, run)
+        probe_item = task.preprocess(folder.golden[0].inputs["text"], truncate=False, field="text")
+
+        def probe() -> None:
+            run([probe_item])
+
+        return _Loaded(task, run, probe, self._measure_costs(run, folder.golden, max_tokens))
+
+    def _measure_costs(
+        self, run: Callable[[list[Any]], list[Any]], golden: list[GoldenExample], max_tokens: int
+    ) -> CostTable:
+        """Time a few calls of different size, made of the golden examples' tokens."""
+        ids = [number for example in golden for number in example.tensors["input_ids"]]
+        measured = []
+        ends_s = time.perf_counter() + COST_BUDGET_S
+        for rows, length in COST_PROBES:
+            if length > max_tokens or rows > self.config.max_batch_rows:
+                continue
+            items = [Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)] * rows
+            started_s = time.perf_counter()
+            run(items)
+            measured.append((rows, length, time.perf_counter() - started_s))
+            if time.perf_counter() > ends_s:
+                break
+        return CostTable(self.config.max_batch_rows, max_tokens, measured)
+
+    def get(self, name: str, version: str = "") -> ServedModel:
+        """The model to answer a request; without a version, the highest one that is ready.
+
+        Raises:
+            NotFound: the store has no such model or version.
+            Unavailable: it is there, but would not answer correctly now.
+        """
+        state = self.state(name, version)
+        if state.served is None:
+            raise Unavailable(f"model {state.name!r} version {state.version!r} is not ready: {state.problem}")
+        return state.served
+
+    def state(self, name: str, version: str = "") -> ModelState:
+        """What became of a folder; without a version, of the highest one that is ready, else of the highest.
+
+        Raises:
+            NotFound: the store has no such model or version.
+        """
+        if version:
+            if (name, version) not in self.states:
+                known = ", ".join(self.versions(name)) or "none"
+                raise NotFound(f"Request for unknown model: {name!r} version {version!r}; versions here: {known}")
+            return self.states[name, version]
+        states = [state for state in self.states.values() if state.name == name]
+        if not states:
+            raise NotFound(f"Request for unknown model: {name!r} is not in the store")
+        return max(states, key=lambda state: (state.current_problem() is None, int(state.version or 0)))
+
+    def versions(self, name: str) -> list[str]:
+        """The versions of a model that are ready, lowest first."""
+        ready = [s.version for s in self.states.values() if s.name == name and s.current_problem() is None]
+        return sorted(ready, key=int)
+
+    def problems(self) -> dict[str, str]:
+        """Which models would not answer now, and why."""
+        found = {f"{s.name}/{s.version}".rstrip("/"): s.current_problem() for s in self.states.values()}
+        return {name: problem for name, problem in found.items() if problem is not None}
+
+    def not_ready_because(self) -> str | None:
+        """Why the server as a whole should get no requests now, or None.
+
+        A folder that failed to load does not count: its model answers UNAVAILABLE, the others serve on. An engine that
+        died does: only a restart brings it back.
+        """
+        if self.draining:
+            return "the server is shutting down"
+        for state in self.states.values():
+            if state.problem == "loading":
+                return "models are loading"
+            if state.served is not None and (trouble := state.served.batcher.trouble()):
+                return f"{state.name}/{state.version}: {trouble}"
+        if not any(state.served for state in self.states.values()):
+            return "no model could be loaded"
+        return None
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when all admitted ones have been answered."""
+        self.draining = True
+        served = [state.served for state in self.states.values() if state.served is not None]
+        await asyncio.gather(*(model.batcher.drain() for model in served))
+
+    def close(self) -> None:
+        """End all engine threads."""
+        for state in self.states.values():
+            if state.served is not None:
+                state.served.batcher.close()
+
+
+class _HubConfig(msgspec.Struct):
+    """What is needed of a Hugging Face `config.json`; the rest is passed over."""
+
+    pad_token_id: int = 0
+
+
+def _read_hub_config(path: Path) -> _HubConfig:
+    try:
+        return msgspec.json.decode((path / "config.json").read_bytes(), type=_HubConfig)
+    except (OSError, msgspec.DecodeError) as error:
+        raise FolderError(f"config.json: {error}") from error
+
+
+def replay_golden(folder: ModelFolder, task: TextClassification, run: Callable[[list[Any]], list[Any]]) -> None:
+    """Answer the golden examples, one by one and in one batch, and compare.
+
+    Warm-up, preprocessing parity and numeric parity in one.
+
+    Raises:
+        FolderError: the ids differ, or the logits lie further off than the manifest allows.
+    """
+    assert folder.manifest is not None
+    tolerance = folder.manifest.tolerance
+    items = []
+    for number, example in enumerate(folder.golden):
+        item = task.preprocess(example.inputs["text"], truncate=False, field="text")
+        if item.ids != example.tensors["input_ids"]:
+            raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
+        items.append(item)
+    expected_BC = np.array([example.outputs["logits"] for example in folder.golden])
+    for how, logits in (("alone", [run([item])[0] for item in items]), ("in a batch", run(items))):
+        actual_BC = np.array(logits)
+        if actual_BC.shape != expected_BC.shape:
+            raise FolderError(f"golden examples {how}: logits of shape {actual_BC.shape}, not {expected_BC.shape}")
+        off_by_B = np.abs(actual_BC - expected_BC).max(axis=1)
+        number = int(off_by_B.argmax())
+        if not off_by_B[number] <= tolerance.max_abs_logit_difference:
+            raise FolderError(
+                f"golden example {number} {how}: logits differ by {off_by_B[number]:.3g}, the manifest allows"
+                f" {tolerance.max_abs_logit_difference:g}"
+            )
+        changed_B = actual_BC.argmax(axis=1) != expected_BC.argmax(axis=1)
+        if tolerance.labels_must_agree and changed_B.any():
+            raise FolderError(f"golden example {int(changed_B.argmax())} {how}: another label")

@@ -1,0 +1,86 @@
+"""Tensors in, tensors out: any ONNX graph, batched along the first dimension when that is dynamic."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from service.errors import InvalidRequest
+from service.tensors import Arrays, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of one request. An item of the batcher; only rows of the same shape share a call, none is padded."""
+
+    arrays: Arrays
+    rows: int
+    group: Hashable
+    length: int = 1
+
+
+class TensorRows:
+    """The pure part of a bare ONNX model."""
+
+    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int) -> None:
+        """Set up from the graph's own tensors; a call takes at most `max_rows` rows of a batched model."""
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self._max_rows = max_rows
+        # Rows can be put together and taken apart only where each tensor has a first dimension of any size.
+        self.batched = bool(inputs) and all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+
+    def items(self, inputs: Arrays) -> list[Rows]:
+        """A request's tensors as items: one, or several where the request has more rows than a call takes.
+
+        The tensors are those of the metadata, with shapes that fit it.
+
+        Raises:
+            InvalidRequest: the inputs differ in their rows, or there is none.
+        """
+        if not self.batched:
+            return [Rows(inputs, rows=1, group=object())]
+        rows = {name: len(array) for name, array in inputs.items()}
+        if len(set(rows.values())) > 1:
+            raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
+        num_rows = next(iter(rows.values()))
+        if num_rows == 0:
+            raise InvalidRequest("the inputs have no rows: their first dimension is 0")
+        group = tuple(array.shape[1:] for array in inputs.values())
+        return [
+            Rows(
+                {name: array[first : first + self._max_rows] for name, array in inputs.items()},
+                rows=min(self._max_rows, num_rows - first),
+                group=group,
+            )
+            for first in range(0, num_rows, self._max_rows)
+        ]
+
+    def collate(self, items: Sequence[Rows]) -> Arrays:
+        """Feeds of one engine call: the rows of all items, one after another."""
+        if len(items) == 1:
+            return items[0].arrays
+        return {name: np.concatenate([item.arrays[name] for item in items]) for name in items[0].arrays}
+
+    def separate(self, outputs: Arrays, items: Sequence[Rows]) -> list[Arrays]:
+        """Each item's rows of the outputs.
+
+        Raises:
+            ValueError: the graph did not keep the batch dimension; the items must then be computed one by one.
+        """
+        if len(items) == 1:
+            return [outputs]
+        num_rows = sum(item.rows for item in items)
+        for name, array in outputs.items():
+            if array.shape[:1] != (num_rows,):
+                raise ValueError(f"output {name!r} has shape {array.shape} for {num_rows} rows")
+        ends = np.cumsum([item.rows for item in items])
+        return [
+            {name: array[end - item.rows : end] for name, array in outputs.items()}
+            for item, end in zip(items, ends, strict=True)
+        ]
+
+    def tensors(self, results: Sequence[Arrays]) -> Arrays:
+        """The items of one request, put together again."""
+        if len(results) == 1:
+            return results[0]
+        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}

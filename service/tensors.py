@@ -1,0 +1,52 @@
+"""Tensors as the Open Inference Protocol describes them: names of element types, shapes.
+
+Arrays are numpy arrays; BYTES tensors are object arrays of `bytes`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Arrays = dict[str, NDArray[Any]]
+
+# Everything but BYTES. All are little-endian on the wire, as on every machine that ONNX Runtime is built for.
+NUMPY_OF: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype(np.bool_),
+    "UINT8": np.dtype(np.uint8),
+    "UINT16": np.dtype(np.uint16),
+    "UINT32": np.dtype(np.uint32),
+    "UINT64": np.dtype(np.uint64),
+    "INT8": np.dtype(np.int8),
+    "INT16": np.dtype(np.int16),
+    "INT32": np.dtype(np.int32),
+    "INT64": np.dtype(np.int64),
+    "FP16": np.dtype(np.float16),
+    "FP32": np.dtype(np.float32),
+    "FP64": np.dtype(np.float64),
+}
+DATATYPE_OF_NUMPY = {dtype: name for name, dtype in NUMPY_OF.items()} | {np.dtype(object): "BYTES"}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a model; -1 in `shape` is any size."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+    def admits(self, shape: Sequence[int]) -> bool:
+        """Whether an array of this shape fits."""
+        return len(shape) == len(self.shape) and all(
+            size in (-1, actual) for size, actual in zip(self.shape, shape, strict=True)
+        )
+
+
+def bytes_array(elements: Sequence[bytes]) -> NDArray[Any]:
+    """A one-dimensional BYTES tensor."""
+    array = np.empty(len(elements), dtype=object)
+    array[:] = elements
+    return array

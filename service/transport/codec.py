@@ -1,0 +1,142 @@
+"""Tensors on the wire and numpy arrays: the raw form (gRPC and REST's binary extension) and the JSON form.
+
+Nothing is padded, cut or converted: what does not fit is refused, naming the tensor.
+
+Raw form: elements row-major and little-endian; a BYTES element is its length (uint32, little-endian) and its bytes.
+"""
+
+import math
+import struct
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import InvalidRequest, Unsupported
+from service.tensors import NUMPY_OF, bytes_array
+
+MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
+_LENGTH = struct.Struct("<I")
+
+
+def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
+    """Check what a tensor says of itself; the number of its elements.
+
+    Raises:
+        InvalidRequest: unknown datatype, or an impossible shape.
+    """
+    if datatype != "BYTES" and datatype not in NUMPY_OF:
+        if datatype == "BF16":
+            raise Unsupported(f"tensor {name!r}: BF16 is not offered, no model here takes or gives it")
+        raise InvalidRequest(f"tensor {name!r}: unknown datatype {datatype!r}; known are {', '.join(NUMPY_OF)}, BYTES")
+    if len(shape) > MAX_DIMENSIONS:
+        raise InvalidRequest(f"tensor {name!r}: {len(shape)} dimensions, the limit is {MAX_DIMENSIONS}")
+    if any(size < 0 for size in shape):
+        raise InvalidRequest(f"tensor {name!r}: shape {list(shape)} has a negative dimension")
+    return math.prod(shape)
+
+
+def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> NDArray[Any]:
+    """An array of the raw form.
+
+    Raises:
+        InvalidRequest: the bytes are not exactly those of the datatype and shape.
+    """
+    count = check_header(name, datatype, shape)
+    if datatype == "BYTES":
+        return bytes_array(_decode_bytes(name, raw, count)).reshape(shape)
+    dtype = NUMPY_OF[datatype]
+    if len(raw) != count * dtype.itemsize:
+        raise InvalidRequest(
+            f"tensor {name!r}: {len(raw)} bytes of data, but {datatype} {list(shape)} takes {count * dtype.itemsize}"
+        )
+    array = np.frombuffer(raw, dtype=dtype).reshape(shape)
+    if datatype == "BOOL" and (array.view(np.uint8) > 1).any():
+        raise InvalidRequest(f"tensor {name!r}: a BOOL byte is neither 0 nor 1")
+    return array
+
+
+def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
+    elements, position, end = [], 0, len(raw)
+    while position < end:
+        start = position + _LENGTH.size
+        if start > end:
+            raise InvalidRequest(f"tensor {name!r}: the data ends within the length of element {len(elements)}")
+        position = start + _LENGTH.unpack_from(raw, position)[0]
+        if position > end:
+            raise InvalidRequest(
+                f"tensor {name!r}: element {len(elements)} says {position - start} bytes, {end - start} are left"
+            )
+        elements.append(bytes(raw[start:position]))
+    if len(elements) != count:
+        raise InvalidRequest(f"tensor {name!r}: {len(elements)} BYTES elements, but its shape takes {count}")
+    return elements
+
+
+def encode_raw(array: NDArray[Any]) -> bytes:
+    """The raw form of an array."""
+    if array.dtype == object:
+        return b"".join(
+            part for element in array.ravel() for part in (_LENGTH.pack(len(element)), element)
+        )
+    return array.tobytes()
+
+
+def decode_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> NDArray[Any]:
+    """An array of JSON data, flat or nested as the shape says.
+
+    Raises:
+        InvalidRequest: wrong number, type or range of elements.
+    """
+    count = check_header(name, datatype, shape)
+    nested = bool(data) and isinstance(data[0], list)
+    flat = _flatten(name, data, shape if nested else (count,))
+    types = set(map(type, flat))
+    if datatype == "BYTES":
+        if not types <= {str}:
+            raise InvalidRequest(f"tensor {name!r}: BYTES data must be strings")
+        return bytes_array([element.encode() for element in flat]).reshape(shape)
+    dtype = NUMPY_OF[datatype]
+    allowed = {"b": {bool}, "f": {int, float}}.get(dtype.kind, {int})
+    if not types <= allowed:
+        wrong = next(element for element in flat if type(element) not in allowed)
+        raise InvalidRequest(f"tensor {name!r}: {wrong!r} is not of datatype {datatype}")
+    try:
+        with np.errstate(over="ignore"):
+            array = np.array(flat, dtype=dtype)
+    except OverflowError:
+        raise InvalidRequest(f"tensor {name!r}: a number lies outside the range of {datatype}") from None
+    # JSON has no infinity, so one in the array is a number that was too large.
+    if dtype.kind == "f" and np.isinf(array).any():
+        raise InvalidRequest(f"tensor {name!r}: a number lies outside the range of {datatype}")
+    return array.reshape(shape)
+
+
+def _flatten(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
+    level = [data]
+    for axis, size in enumerate(shape):
+        for part in level:
+            if not isinstance(part, list) or len(part) != size:
+                found = f"{len(part)} elements" if isinstance(part, list) else f"{part!r}"
+                raise InvalidRequest(f"tensor {name!r}: data has {found} where its shape has {size} (axis {axis})")
+        level = list(chain.from_iterable(level))
+    return level
+
+
+def encode_json(name: str, array: NDArray[Any]) -> list[Any]:
+    """JSON data of an array: flat, row-major.
+
+    Raises:
+        InvalidRequest: JSON cannot carry the values; the client should ask for binary data.
+    """
+    if array.dtype == object:
+        try:
+            return [element.decode() for element in array.ravel()]
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"output {name!r} is not UTF-8, which JSON cannot carry; ask for binary data") from None
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise InvalidRequest(f"output {name!r} has NaN or infinity, which JSON cannot carry; ask for binary data")
+    flat: list[Any] = array.ravel().tolist()
+    return flat

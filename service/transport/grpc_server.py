@@ -1,0 +1,295 @@
+"""The gRPC face: the Open Inference Protocol, the typed calls, standard health and reflection."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from numpy.typing import NDArray
+
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.config import ServiceConfig
+from service.errors import HeedError, InvalidRequest, Overloaded
+from service.predictor import Call, Predictor
+from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
+from service.transport import SERVER_NAME, server_version
+from service.transport.codec import check_header, decode_raw, encode_raw
+from service.transport.frame import REQUEST_ID_HEADER, earliest, parameters_of, request_id_of
+from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+# Field of InferTensorContents by datatype; FP16 travels only raw.
+CONTENTS_OF = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.aio.Server, int, "Health"]:
+    """Start listening; the server, its port, and its health service.
+
+    Raises:
+        RuntimeError: the port is taken.
+    """
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", config.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+            # Two servers on one port would share out the requests between them, without a word.
+            ("grpc.so_reuseport", 0),
+        ]
+    )
+    health_service = Health(predictor)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(predictor), server)
+    heed_pb2_grpc.add_HeedServicer_to_server(HeedService(predictor), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+    await server.start()
+    return server, port, health_service
+
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
+    heed_pb2.DESCRIPTOR.services_by_name["Heed"].full_name,
+)
+
+
+class Health(health.aio.HealthServicer):
+    """grpc.health.v1: the whole server under "", each of its services, and each model under its name."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        super().__init__()
+        self._predictor = predictor
+        self._known: set[str] = set()
+
+    async def refresh(self) -> None:
+        """Tell what is so now to those who ask and to those who watch."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        whole = not_serving if self._predictor.not_ready_because() else serving
+        models = set(self._predictor.model_names())
+        self._known |= models
+        for name in ("", *SERVICES):
+            await self.set(name, whole)
+        for name in self._known:
+            await self.set(name, whole if name in models else not_serving)
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802, the protocol's name
+        """Answer with what is so now, not with what was so at the last change."""
+        await self.refresh()
+        return await super().Check(request, context)
+
+
+class _Guarded:
+    """What every call shares: its request id, and its errors as status codes."""
+
+    def __init__(self, predictor: Predictor) -> None:
+        self._predictor = predictor
+
+    async def _respond(self, context: Context, answer: Callable[[str], Awaitable[T]], given_id: str = "") -> T:
+        request_id = request_id_of(_metadata(context, REQUEST_ID_HEADER) or given_id)
+        metadata = ((REQUEST_ID_HEADER, request_id),)
+        try:
+            context.set_trailing_metadata(metadata)
+            return await answer(request_id)
+        except HeedError as error:
+            status, text = STATUS_OF[type(error)], str(error)
+            if isinstance(error, Overloaded):
+                # Understood by gRPC clients that retry by themselves (gRFC A6).
+                metadata = (*metadata, ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)))
+        except Exception:
+            log.exception("unexpected error", request_id=request_id)
+            status, text = INTERNAL, internal_error_text(request_id)
+        await context.abort(status.grpc, text, metadata)
+        raise AssertionError("abort has raised")
+
+
+class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer):
+    """The six calls of the Open Inference Protocol."""
+
+    async def ServerLive(self, request: Any, context: Context) -> inference_pb2.ServerLiveResponse:  # noqa: N802
+        """The process lives."""
+        return inference_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Context) -> inference_pb2.ServerReadyResponse:  # noqa: N802
+        """The server would answer correctly now."""
+        return inference_pb2.ServerReadyResponse(ready=self._predictor.not_ready_because() is None)
+
+    async def ModelReady(self, request: Any, context: Context) -> inference_pb2.ModelReadyResponse:  # noqa: N802
+        """One model would answer correctly now."""
+
+        async def answer(request_id: str) -> inference_pb2.ModelReadyResponse:
+            problem = self._predictor.problem_of(request.name, request.version)
+            return inference_pb2.ModelReadyResponse(ready=problem is None)
+
+        return await self._respond(context, answer)
+
+    async def ServerMetadata(self, request: Any, context: Context) -> inference_pb2.ServerMetadataResponse:  # noqa: N802
+        """Name and version of the server."""
+        return inference_pb2.ServerMetadataResponse(name=SERVER_NAME, version=server_version(), extensions=[])
+
+    async def ModelMetadata(self, request: Any, context: Context) -> inference_pb2.ModelMetadataResponse:  # noqa: N802
+        """Tensors of a model."""
+
+        async def answer(request_id: str) -> inference_pb2.ModelMetadataResponse:
+            model = self._predictor.describe(request.name, request.version)
+            return inference_pb2.ModelMetadataResponse(
+                name=model.name,
+                versions=model.versions,
+                platform=model.platform,
+                inputs=[_tensor_metadata(spec) for spec in model.inputs],
+                outputs=[_tensor_metadata(spec) for spec in model.outputs],
+            )
+
+        return await self._respond(context, answer)
+
+    async def ModelInfer(  # noqa: N802
+        self, request: inference_pb2.ModelInferRequest, context: Context
+    ) -> inference_pb2.ModelInferResponse:
+        """Tensors in, tensors out."""
+
+        async def answer(request_id: str) -> inference_pb2.ModelInferResponse:
+            parameters = parameters_of({name: _value(given) for name, given in request.parameters.items()})
+            call = Call(
+                model=request.model_name,
+                version=request.model_version,
+                protocol="grpc",
+                request_id=request_id,
+                timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
+                truncate=parameters.truncate,
+            )
+            outputs, receipt = await self._predictor.infer(
+                call, read_inputs(request), [output.name for output in request.outputs]
+            )
+            response = inference_pb2.ModelInferResponse(
+                model_name=request.model_name, model_version=receipt.model_version, id=request.id
+            )
+            write_outputs(response, outputs, raw=bool(request.raw_input_contents))
+            for name, value in receipt.as_parameters().items():
+                if isinstance(value, bool):
+                    response.parameters[name].bool_param = value
+                else:
+                    response.parameters[name].int64_param = value
+            return response
+
+        return await self._respond(context, answer, given_id=request.id)
+
+
+class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
+    """The typed calls."""
+
+    async def ClassifyText(  # noqa: N802
+        self, request: heed_pb2.ClassifyTextRequest, context: Context
+    ) -> heed_pb2.ClassifyTextResponse:
+        """Text in, label out."""
+
+        async def answer(request_id: str) -> heed_pb2.ClassifyTextResponse:
+            call = Call(
+                model=request.model,
+                version=request.version,
+                protocol="grpc",
+                request_id=request_id,
+                timeout_s=context.time_remaining(),
+                truncate=request.truncate,
+            )
+            (classification,), receipt = await self._predictor.classify_texts(call, [request.text])
+            return heed_pb2.ClassifyTextResponse(
+                label=classification.labels[0],
+                score=classification.scores[0],
+                scores=[
+                    heed_pb2.ClassScore(label=label, score=score)
+                    for label, score in zip(classification.labels, classification.scores, strict=True)
+                ],
+                receipt=heed_pb2.Receipt(**asdict(receipt)),
+            )
+
+        return await self._respond(context, answer)
+
+
+def read_inputs(request: inference_pb2.ModelInferRequest) -> Arrays:
+    """The input tensors of a message, from its raw or its typed contents.
+
+    Raises:
+        InvalidRequest: they contradict what they say of themselves.
+    """
+    raw = request.raw_input_contents
+    if raw and len(raw) != len(request.inputs):
+        raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
+    arrays: Arrays = {}
+    for number, tensor in enumerate(request.inputs):
+        if tensor.name in arrays:
+            raise InvalidRequest(f"input {tensor.name!r} is given twice")
+        if raw:
+            if tensor.HasField("contents"):
+                raise InvalidRequest(f"input {tensor.name!r} has contents beside raw_input_contents; use one of them")
+            arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, tensor.shape, raw[number])
+        else:
+            arrays[tensor.name] = _decode_contents(tensor)
+    return arrays
+
+
+def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -> NDArray[Any]:
+    count = check_header(tensor.name, tensor.datatype, tensor.shape)
+    if tensor.datatype not in CONTENTS_OF:
+        raise InvalidRequest(f"input {tensor.name!r}: {tensor.datatype} travels only in raw_input_contents")
+    field = CONTENTS_OF[tensor.datatype]
+    elements = getattr(tensor.contents, field)
+    if other := [known.name for known, _ in tensor.contents.ListFields() if known.name != field]:
+        raise InvalidRequest(f"input {tensor.name!r}: {tensor.datatype} belongs in {field}, not in {', '.join(other)}")
+    if len(elements) != count:
+        raise InvalidRequest(f"input {tensor.name!r}: {len(elements)} elements, but its shape takes {count}")
+    if tensor.datatype == "BYTES":
+        return bytes_array(elements).reshape(tensor.shape)
+    dtype = next(dtype for dtype, name in DATATYPE_OF_NUMPY.items() if name == tensor.datatype)
+    try:
+        return np.array(elements, dtype=dtype).reshape(tensor.shape)
+    except OverflowError:
+        raise InvalidRequest(f"input {tensor.name!r}: a number lies outside the range of {tensor.datatype}") from None
+
+
+def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, raw: bool) -> None:
+    """Fill in the output tensors: raw for a client that sent raw, typed for one that did not (unless it cannot be)."""
+    datatypes = {name: DATATYPE_OF_NUMPY[array.dtype] for name, array in outputs.items()}
+    raw = raw or any(datatype not in CONTENTS_OF for datatype in datatypes.values())
+    for name, array in outputs.items():
+        tensor = response.outputs.add(name=name, datatype=datatypes[name], shape=array.shape)
+        if raw:
+            response.raw_output_contents.append(encode_raw(array))
+        else:
+            getattr(tensor.contents, CONTENTS_OF[datatypes[name]]).extend(array.ravel().tolist())
+
+
+def _value(parameter: inference_pb2.InferParameter) -> object:
+    chosen = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, chosen) if chosen else None
+
+
+def _metadata(context: Context, name: str) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else None
+    return None
+
+
+def _tensor_metadata(spec: TensorSpec) -> inference_pb2.ModelMetadataResponse.TensorMetadata:
+    return inference_pb2.ModelMetadataResponse.TensorMetadata(
+        name=spec.name, datatype=spec.datatype, shape=spec.shape
+    )

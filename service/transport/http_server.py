@@ -1,0 +1,313 @@
+"""The HTTP face: the Open Inference Protocol over REST, the Hugging Face task API, health, metrics, docs."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+import structlog
+import uvicorn
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from service.config import ServiceConfig
+from service.errors import HeedError, InvalidRequest, Overloaded, TooLarge
+from service.metrics import Metrics
+from service.predictor import Call, Predictor, Receipt
+from service.tensors import TensorSpec
+from service.transport import SERVER_NAME, rest, server_version
+from service.transport.frame import REQUEST_ID_HEADER, TIMEOUT_HEADER, earliest, parameters_of, request_id_of
+from service.transport.openapi import openapi_document
+from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+
+log = structlog.get_logger(__name__)
+
+EXTENSIONS = ["binary_tensor_data"]
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it, in the log
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, with the process's signals left to `service.__main__`."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+def build_http(predictor: Predictor, metrics: Metrics, config: ServiceConfig) -> tuple[HttpServer, socket.socket]:
+    """The server and the socket it will listen on, bound already so that its port is known.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    listener = socket.create_server((config.host, config.http_port), backlog=2048)
+    settings = uvicorn.Config(
+        HttpApplication(predictor, metrics, config).asgi,
+        access_log=False,
+        log_config=None,
+        lifespan="off",
+        server_header=False,
+        date_header=False,
+        ws="none",
+    )
+    return HttpServer(settings), listener
+
+
+class HttpApplication:
+    """The endpoints."""
+
+    def __init__(self, predictor: Predictor, metrics: Metrics, config: ServiceConfig) -> None:
+        self._predictor, self._metrics, self._config = predictor, metrics, config
+        guarded = self._guarded
+        model = "/v2/models/{model}"
+        self.asgi = Starlette(
+            routes=[
+                Route("/", self._root),
+                Route("/healthz", self._healthz),
+                Route("/readyz", self._readyz),
+                Route("/metrics", self._exposition),
+                Route("/docs", self._docs),
+                Route("/openapi.json", self._openapi),
+                Route("/v2", guarded(self._server_metadata)),
+                Route("/v2/", guarded(self._server_metadata)),
+                Route("/v2/health/live", guarded(self._live)),
+                Route("/v2/health/ready", guarded(self._ready)),
+                *(
+                    route
+                    for prefix in (model, model + "/versions/{version}")
+                    for route in (
+                        Route(prefix, guarded(self._model_metadata)),
+                        Route(prefix + "/ready", guarded(self._model_ready)),
+                        Route(prefix + "/infer", guarded(self._infer), methods=["POST"]),
+                    )
+                ),
+                Route("/models/{model}", guarded(self._task), methods=["POST"]),
+            ],
+            exception_handlers={HTTPException: self._no_such_route},
+        )
+
+    # --- every call --------------------------------------------------------------------------------------------------
+
+    def _guarded(
+        self, answer: Callable[[Request, str], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """What every call shares: its request id, its errors as statuses, its end when the client hangs up."""
+
+        async def endpoint(request: Request) -> Response:
+            request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
+            try:
+                response = await answer(request, request_id)
+            except HeedError as error:
+                response = error_response(STATUS_OF[type(error)].http, str(error))
+                if isinstance(error, Overloaded):
+                    response.headers["retry-after"] = str(int(error.retry_after_s) + 1)
+            except ClientDisconnect:
+                response = Response(status_code=CLIENT_CLOSED_REQUEST)
+            except Exception:
+                log.exception("unexpected error", request_id=request_id, path=request.url.path)
+                response = error_response(INTERNAL.http, internal_error_text(request_id))
+            response.headers[REQUEST_ID_HEADER] = request_id
+            return response
+
+        return endpoint
+
+    async def _no_such_route(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        text = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not allowed on {request.url.path}"}
+        response = error_response(error.status_code, text.get(error.status_code, error.detail))
+        response.headers.update(error.headers or {})
+        return response
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self._config.max_body_bytes
+        too_large = TooLarge(f"the body is larger than the limit of {limit} bytes")
+        if (declared := request.headers.get("content-length", "0")).isdecimal() and int(declared) > limit:
+            raise too_large
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise too_large
+            parts.append(part)
+        return b"".join(parts)
+
+    async def _while_connected(self, request: Request, work: Awaitable[Any]) -> Any:
+        """Await `work`, or cancel it when the client hangs up.
+
+        Raises:
+            ClientDisconnect: it did.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        hung_up = False
+
+        async def watch() -> None:
+            nonlocal hung_up
+            # The body has been read: what comes next can only be the end of the connection.
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            hung_up = True
+            task.cancel()
+
+        watcher = asyncio.create_task(watch())
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if hung_up:
+                task.uncancel()
+                raise ClientDisconnect from None
+            raise
+        finally:
+            watcher.cancel()
+
+    def _call(self, request: Request, request_id: str, parameter_timeout_s: float | None, truncate: bool) -> Call:
+        timeout_s = None
+        if (text := request.headers.get(TIMEOUT_HEADER)) is not None:
+            if not text.isdecimal() or not text.isascii() or int(text) == 0:
+                raise InvalidRequest(f"header {TIMEOUT_HEADER} must be a whole number of milliseconds, not {text!r}")
+            timeout_s = int(text) * 1e-3
+        return Call(
+            model=request.path_params["model"],
+            version=request.path_params.get("version", ""),
+            protocol="http",
+            request_id=request_id,
+            timeout_s=earliest(timeout_s, parameter_timeout_s),
+            truncate=truncate,
+        )
+
+    # --- Open Inference Protocol -------------------------------------------------------------------------------------
+
+    async def _infer(self, request: Request, request_id: str) -> Response:
+        body = await self._body(request)
+        specs = None
+        header_bytes = rest.header_length(request.headers.get(rest.BINARY_HEADER), len(body))
+        if header_bytes == 0:
+            name, version = request.path_params["model"], request.path_params.get("version", "")
+            specs = self._predictor.describe(name, version).inputs
+        message = rest.read_infer(body, header_bytes, specs)
+        parameters = parameters_of(message.parameters)
+        call = self._call(request, request_id, parameters.timeout_s, parameters.truncate)
+        answer = self._predictor.infer(call, message.arrays, [output.name for output in message.outputs])
+        outputs, receipt = await self._while_connected(request, answer)
+        reply, json_bytes = rest.write_infer(
+            call.model, receipt, message, outputs, all_binary=parameters.binary_data_output or header_bytes == 0
+        )
+        if json_bytes is None:
+            return Response(reply, media_type="application/json")
+        return Response(reply, media_type="application/octet-stream", headers={rest.BINARY_HEADER: str(json_bytes)})
+
+    async def _server_metadata(self, request: Request, request_id: str) -> Response:
+        return json_response({"name": SERVER_NAME, "version": server_version(), "extensions": EXTENSIONS})
+
+    async def _live(self, request: Request, request_id: str) -> Response:
+        return json_response({"live": True})
+
+    async def _ready(self, request: Request, request_id: str) -> Response:
+        why = self._predictor.not_ready_because()
+        return json_response({"ready": why is None, "reason": why}, 200 if why is None else 503)
+
+    async def _model_metadata(self, request: Request, request_id: str) -> Response:
+        model = self._predictor.describe(request.path_params["model"], request.path_params.get("version", ""))
+        document = {
+            "name": model.name,
+            "versions": model.versions,
+            "platform": model.platform,
+            "inputs": [_tensor_metadata(spec) for spec in model.inputs],
+            "outputs": [_tensor_metadata(spec) for spec in model.outputs],
+        }
+        return json_response(document)
+
+    async def _model_ready(self, request: Request, request_id: str) -> Response:
+        name, version = request.path_params["model"], request.path_params.get("version", "")
+        why = self._predictor.problem_of(name, version)
+        return json_response({"name": name, "ready": why is None, "reason": why}, 200 if why is None else 503)
+
+    # --- Hugging Face task API ---------------------------------------------------------------------------------------
+
+    async def _task(self, request: Request, request_id: str) -> Response:
+        message = rest.read_json(await self._body(request), TextClassificationRequest)
+        one = isinstance(message.inputs, str)
+        texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
+        call = self._call(request, request_id, None, message.parameters.truncation)
+        answer = self._predictor.classify_texts(
+            call,
+            texts,
+            field="inputs" if one else "inputs[{}]",
+            function=message.parameters.function_to_apply or "softmax",
+            top_k=message.parameters.top_k,
+        )
+        classifications, receipt = await self._while_connected(request, answer)
+        document = [
+            [
+                {"label": label, "score": score}
+                for label, score in zip(classification.labels, classification.scores, strict=True)
+            ]
+            for classification in classifications
+        ]
+        return json_response(document, headers=receipt_headers(receipt))
+
+    # --- for operators -----------------------------------------------------------------------------------------------
+
+    async def _root(self, request: Request) -> Response:
+        return RedirectResponse("/docs")
+
+    async def _healthz(self, request: Request) -> Response:
+        return json_response({"live": True})
+
+    async def _readyz(self, request: Request) -> Response:
+        why = self._predictor.not_ready_because()
+        document = {"ready": why is None, "reason": why, "not_served": self._predictor.problems()}
+        return json_response(document, 200 if why is None else 503)
+
+    async def _exposition(self, request: Request) -> Response:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._metrics.registry), headers={"content-type": content_type})
+
+    async def _openapi(self, request: Request) -> Response:
+        return json_response(openapi_document(server_version(), self._predictor.model_names(), TextClassificationRequest))
+
+    async def _docs(self, request: Request) -> Response:
+        return HTMLResponse(files("service.transport").joinpath("docs.html").read_text())
+
+
+class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """`parameters` of the Hugging Face text-classification task; clients send null for what they leave open."""
+
+    top_k: rest.PositiveInt | None = None
+    function_to_apply: rest.ScoreFunction | None = None
+    truncation: bool = False
+
+
+class TextClassificationRequest(msgspec.Struct):
+    """A request of the Hugging Face text-classification task."""
+
+    inputs: str | list[str]
+    parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
+
+
+def receipt_headers(receipt: Receipt) -> dict[str, str]:
+    """The receipt, for answers whose body has no room for it."""
+    headers = {f"x-heed-{name.replace('_', '-')}": str(value) for name, value in receipt.as_parameters().items()}
+    return headers | {"x-heed-model-version": receipt.model_version}
+
+
+def json_response(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A document as JSON."""
+    return Response(msgspec.json.encode(document), status, headers, media_type="application/json")
+
+
+def error_response(status: int, text: str) -> Response:
+    """An error as the Open Inference Protocol and the Hugging Face API both write it."""
+    return json_response({"error": text}, status)
+
+
+def _tensor_metadata(spec: TensorSpec) -> dict[str, object]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}

@@ -1,0 +1,191 @@
+"""Bodies of the Open Inference Protocol over REST, with the binary tensor extension.
+
+    JSON header (Inference-Header-Content-Length bytes) | binary data of the first tensor | of the second | ...
+
+Without that HTTP header the whole body is JSON; with the value 0 the whole body is the data of the only input.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from service.errors import InvalidRequest
+from service.predictor import Receipt
+from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
+from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
+
+BINARY_HEADER = "inference-header-content-length"
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+T = TypeVar("T")
+
+
+class InferInput(msgspec.Struct):
+    """One input tensor: its data as JSON, or in the binary part of the body (parameter `binary_data_size`)."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class InferRequestedOutput(msgspec.Struct):
+    """One wanted output; parameter `binary_data` asks for the binary form."""
+
+    name: str
+    parameters: dict[str, Any] = {}
+
+
+class InferRequest(msgspec.Struct):
+    """The JSON part of an inference request."""
+
+    inputs: list[InferInput]
+    id: str = ""
+    parameters: dict[str, Any] = {}
+    outputs: list[InferRequestedOutput] = []
+
+
+class InferOutput(msgspec.Struct, omit_defaults=True):
+    """One output tensor, its data as JSON or in the binary part of the body."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    parameters: dict[str, Any] = {}
+    data: list[Any] | None = None
+
+
+class InferResponse(msgspec.Struct, omit_defaults=True):
+    """The JSON part of an inference response; `parameters` are the receipt."""
+
+    model_name: str
+    model_version: str
+    outputs: list[InferOutput]
+    parameters: dict[str, Any] = {}
+    id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InferMessage:
+    """A request, decoded."""
+
+    id: str
+    parameters: Mapping[str, object]
+    arrays: Arrays
+    outputs: list[InferRequestedOutput]
+
+
+def read_json(body: bytes | memoryview, kind: type[T]) -> T:
+    """A JSON document of the given form.
+
+    Raises:
+        InvalidRequest: says what is wrong, and where.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is not JSON that can be read: it is nested too deeply") from None
+
+
+def header_length(given: str | None, body_bytes: int) -> int | None:
+    """The HTTP header's value: None when it is absent, which means JSON alone.
+
+    Raises:
+        InvalidRequest: not a number, or more than the body has.
+    """
+    if given is None:
+        return None
+    if not (given.isascii() and given.isdecimal()) or int(given) > body_bytes:
+        raise InvalidRequest(f"header {BINARY_HEADER} is {given!r}, the body has {body_bytes} bytes")
+    return int(given)
+
+
+def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec] | None) -> InferMessage:
+    """Decode a request body.
+
+    Args:
+        body: all of it.
+        header_bytes: from `header_length`.
+        specs: the model's inputs; needed only where `header_bytes` is 0.
+
+    Raises:
+        InvalidRequest: malformed in any way.
+    """
+    if header_bytes == 0:
+        assert specs is not None
+        return InferMessage("", {}, _read_lone_tensor(body, specs), [])
+    json_bytes = len(body) if header_bytes is None else header_bytes
+    request = read_json(memoryview(body)[:json_bytes], InferRequest)
+    binary = memoryview(body)[json_bytes:]
+    arrays: Arrays = {}
+    position = 0
+    for tensor in request.inputs:
+        if tensor.name in arrays:
+            raise InvalidRequest(f"input {tensor.name!r} is given twice")
+        size = tensor.parameters.get("binary_data_size")
+        if size is None:
+            if tensor.data is None:
+                raise InvalidRequest(f"input {tensor.name!r} has neither data nor binary_data_size")
+            arrays[tensor.name] = decode_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+            continue
+        if tensor.data is not None:
+            raise InvalidRequest(f"input {tensor.name!r} has data beside binary_data_size; use one of them")
+        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - position:
+            raise InvalidRequest(
+                f"input {tensor.name!r}: binary_data_size is {size!r}, {len(binary) - position} bytes are left"
+            )
+        part = binary[position : position + size]
+        arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, tensor.shape, part)
+        position += size
+    if position != len(binary):
+        raise InvalidRequest(f"the body has {len(binary) - position} bytes of binary data that belong to no input")
+    return InferMessage(request.id, request.parameters, arrays, request.outputs)
+
+
+def _read_lone_tensor(body: bytes, specs: Sequence[TensorSpec]) -> Arrays:
+    """The raw body of a model with one input, whose shape follows from the number of bytes."""
+    if len(specs) != 1:
+        raise InvalidRequest(f"{BINARY_HEADER} 0 is for models with one input; this one has {len(specs)}")
+    (spec,) = specs
+    if spec.datatype == "BYTES":
+        return {spec.name: bytes_array([body])}
+    fixed_bytes = NUMPY_OF[spec.datatype].itemsize * math.prod(size for size in spec.shape if size != -1)
+    if spec.shape.count(-1) > 1 or fixed_bytes == 0 or len(body) % fixed_bytes:
+        raise InvalidRequest(f"{len(body)} bytes do not tell the shape of input {spec.name!r} {list(spec.shape)}")
+    shape = [len(body) // fixed_bytes if size == -1 else size for size in spec.shape]
+    return {spec.name: decode_raw(spec.name, spec.datatype, shape, body)}
+
+
+def write_infer(
+    model: str, receipt: Receipt, message: InferMessage, outputs: Arrays, *, all_binary: bool
+) -> tuple[bytes, int | None]:
+    """Encode a response body.
+
+    Returns:
+        the body, and the length of its JSON part, or None where all of it is JSON.
+
+    Raises:
+        InvalidRequest: an output has values that JSON cannot carry, and binary data was not asked for.
+    """
+    binary_wanted = {output.name: output.parameters.get("binary_data", all_binary) for output in message.outputs}
+    tensors, blobs = [], []
+    for name, array in outputs.items():
+        tensor = InferOutput(name, list(array.shape), DATATYPE_OF_NUMPY[array.dtype])
+        if binary_wanted.get(name, all_binary):
+            blobs.append(encode_raw(array))
+            tensor.parameters = {"binary_data_size": len(blobs[-1])}
+        else:
+            tensor.data = encode_json(name, array)
+        tensors.append(tensor)
+    response = InferResponse(model, receipt.model_version, tensors, dict(receipt.as_parameters()), message.id)
+    header = msgspec.json.encode(response)
+    return (b"".join((header, *blobs)), len(header)) if blobs else (header, None)

@@ -1,0 +1,43 @@
+"""The one table that gives each domain error its gRPC code and its HTTP status."""
+
+from typing import NamedTuple
+
+from grpc import StatusCode
+
+from service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    HeedError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+
+
+class Status(NamedTuple):
+    """How an error looks from outside."""
+
+    grpc: StatusCode
+    http: int
+
+
+STATUS_OF: dict[type[HeedError], Status] = {
+    InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, 400),
+    # gRPC itself answers a message above its limit with this code.
+    TooLarge: Status(StatusCode.RESOURCE_EXHAUSTED, 413),
+    NotFound: Status(StatusCode.NOT_FOUND, 404),
+    Unavailable: Status(StatusCode.UNAVAILABLE, 503),
+    Overloaded: Status(StatusCode.RESOURCE_EXHAUSTED, 429),
+    DeadlineExceeded: Status(StatusCode.DEADLINE_EXCEEDED, 504),
+    Unsupported: Status(StatusCode.UNIMPLEMENTED, 501),
+    EngineFailed: Status(StatusCode.INTERNAL, 500),
+}
+INTERNAL = Status(StatusCode.INTERNAL, 500)
+
+
+def internal_error_text(request_id: str) -> str:
+    """What a client reads of an unexpected error; the log has the rest under the same id."""
+    return f"internal error; request id {request_id}"
