@@ -1,4 +1,4 @@
-"""`python -m export train | convert | load`: from data to a model folder."""
+"""`python -m export train | convert | load | untrained`: from data to a model folder."""
 
 import argparse
 import dataclasses
@@ -18,7 +18,7 @@ def main() -> int:
     from export.hugging_face import LoadRefused
 
     try:
-        {"train": train, "convert": convert, "load": load}[arguments.command](arguments, console)
+        {"train": train, "convert": convert, "load": load, "untrained": untrained}[arguments.command](arguments, console)
     except (ConversionRefused, LoadRefused, FileNotFoundError, ConnectionError, ValueError) as error:
         console.print(f"{arguments.command}: {error}", style="bold red", soft_wrap=True, highlight=False, markup=False)
         return 1
@@ -50,6 +50,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("source", help="a folder with a saved model, or a hub id")
     one.add_argument("--task", required=True, choices=["text-classification"])
     one.add_argument("--validate-on", choices=["sst2"], help="labelled data to measure quality on; needed for int8")
+    add_target_options(one)
+
+    one = commands.add_parser("untrained", help="write a model with random weights, for measuring speed")
+    one.add_argument("--layers", type=int, default=6)
+    one.add_argument("--width", type=int, default=384)
+    one.add_argument("--heads", type=int, default=12)
+    one.add_argument("--vocab-size", type=int, default=30522)
+    one.add_argument("--tokenizer", type=Path, default=Path("model_store/sentiment/1/tokenizer.json"))
     add_target_options(one)
     return root
 
@@ -85,7 +93,7 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
         compare_on=validation.texts,
         labelled=validation,
         precision=arguments.precision,
-        about={"licence": "weights: as the code; SST-2 itself: no licence stated, research use"},
+        about={"licence": "SST-2: none stated by its authors, research use"},
         console=console,
     )
 
@@ -108,6 +116,23 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
         labelled=labelled,
         precision=arguments.precision,
         about={},
+        console=console,
+    )
+
+
+def untrained(arguments: argparse.Namespace, console: Console) -> None:
+    """Write a model with random weights; the defaults have the size of MiniLM."""
+    from export.untrained import write_untrained
+
+    write_untrained(
+        name=arguments.name or "untrained",
+        store=arguments.model_store,
+        layers=arguments.layers,
+        width=arguments.width,
+        heads=arguments.heads,
+        vocab_size=arguments.vocab_size,
+        tokenizer=arguments.tokenizer,
+        precision=arguments.precision,
         console=console,
     )
 

@@ -128,13 +128,7 @@ def convert(
             )
         if labelled is not None:
             quality |= measure_quality(source, folder / GRAPH, labelled, precision)
-        manifest = write_folder(source, folder, name, precision, onnx_comparison, quality, about)
-        version = next_version(store, name)
-        target = store / name / str(version)
-        (folder / CARD).write_text(model_card(manifest, version))
-        write_manifest(folder, manifest)
-        target.parent.mkdir(exist_ok=True)
-        shutil.copytree(folder, target)
+        target = publish(source, folder, name, store, precision, onnx_comparison, quality, about)
     console.print(f"written: {target}")
     return target
 
@@ -306,7 +300,28 @@ def measure_quality(
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def write_folder(
+def publish(
+    source: TextClassifierSource,
+    folder: Path,
+    name: str,
+    store: Path,
+    precision: Precision,
+    comparison: Comparison,
+    quality: dict[str, Any],
+    about: dict[str, Any],
+) -> Path:
+    """Complete a folder that has its graph, and put it into the store as the model's next version."""
+    manifest = describe(source, folder, name, precision, comparison, quality, about)
+    version = next_version(store, name)
+    (folder / CARD).write_text(model_card(manifest, version))
+    write_manifest(folder, manifest)
+    target = store / name / str(version)
+    target.parent.mkdir(exist_ok=True)
+    shutil.copytree(folder, target)
+    return target
+
+
+def describe(
     source: TextClassifierSource,
     folder: Path,
     name: str,
@@ -315,7 +330,7 @@ def write_folder(
     quality: dict[str, Any],
     about: dict[str, Any],
 ) -> Manifest:
-    """Tokenizer, configuration and golden examples beside the graph; the manifest, without checksums yet.
+    """Write tokenizer, configuration and golden examples beside the graph; the manifest, without checksums yet.
 
     Raises:
         ConversionRefused: an int8 graph gives a golden example another label.

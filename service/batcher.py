@@ -18,11 +18,12 @@ nothing else crosses, so there are no locks.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from service.cost_table import CostTable
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
@@ -31,6 +32,8 @@ from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overl
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
+# What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
+HAND_OVER_S = 1e-4
 
 
 class Item(Protocol):
@@ -49,8 +52,7 @@ class Item(Protocol):
         """Only items of equal group may share a call."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
+class BatchReport(NamedTuple):
     """One engine call, seen from outside."""
 
     rows: int
@@ -59,8 +61,7 @@ class BatchReport:
     compute_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """The result of one item, how long it waited for its engine call, and that call."""
 
     result: Any
@@ -101,17 +102,17 @@ class _Entry:
 class _Instance:
     """One engine thread and what it computes at the moment."""
 
-    def __init__(self, name: str, execute: Callable[["_Instance", list[_Entry]], None]) -> None:
+    def __init__(self, name: str, work: Callable[["_Instance", list[_Entry]], None]) -> None:
         self.inbox: SimpleQueue[list[_Entry] | None] = SimpleQueue()
         self.started_s: float | None = None  # of the current call; None while idle
         self.expected_s = 0.0
-        self._execute = execute
+        self._work = work
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self.thread.start()
 
     def _loop(self) -> None:
         while (batch := self.inbox.get()) is not None:
-            self._execute(self, batch)
+            self._work(self, batch)
 
 
 class Batcher:
@@ -155,7 +156,7 @@ class Batcher:
         self.queued_rows = 0
         self.in_flight_rows = 0
         self.dead_reason: str | None = None
-        self._instances = [_Instance(f"{name}-{number}", self._execute) for number in range(instances)]
+        self._instances = [_Instance(f"{name}-{number}", self._work) for number in range(instances)]
         self._idle = list(self._instances)
 
     # --- in the event loop -------------------------------------------------------------------------------------------
@@ -165,16 +166,18 @@ class Batcher:
 
         Args:
             items: at least one.
-            deadline_s: on the event loop's clock.
+            deadline_s: on `time.monotonic()`'s clock; None for no deadline.
 
         Raises:
             Overloaded, DeadlineExceeded: refused, or not done in time.
             Unavailable: draining, or the engine is dead.
             EngineFailed: the engine raised on one of these items.
         """
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
         self._admit(items, sum(alone_s), deadline_s, now_s)
+        if 0.0 < alone_s[0] < HAND_OVER_S and len(items) == 1 and self._idle and not self._queue:
+            return self._compute_here(items[0], alone_s[0])
         request = _Request(self._loop.create_future(), [None] * len(items), len(items))
         entries = [_Entry(request, n, item, alone_s[n], now_s) for n, item in enumerate(items)]
         for entry in entries:
@@ -183,7 +186,10 @@ class Batcher:
             self._queued_alone_s += entry.alone_s
         self._admitted += 1
         self._wake_up()
-        expiry = self._loop.call_at(deadline_s, self._expire, request) if deadline_s is not None else None
+        expiry = None
+        if deadline_s is not None:
+            # Not `call_at`: a loop's own clock may be coarse (uvloop's ticks in milliseconds).
+            expiry = self._loop.call_later(deadline_s - now_s, self._expire, request)
         try:
             return await request.future
         finally:
@@ -250,9 +256,9 @@ class Batcher:
     def _dispatch(self) -> None:
         self._wakeup_scheduled = False
         while self._idle and (batch := self._take()):
-            rows, length = _extent(batch)
+            rows, length = _extent([entry.item for entry in batch])
             instance = self._idle.pop()
-            instance.started_s = self._loop.time()
+            instance.started_s = time.monotonic()
             instance.expected_s = self._costs.estimate(rows, length)
             self.in_flight_rows += rows
             instance.inbox.put(batch)
@@ -289,14 +295,15 @@ class Batcher:
             self._leave_queue(entry)
         return batch
 
-    def _finished(self, instance: _Instance, batch: list[_Entry], results: list[Any], report: BatchReport) -> None:
+    def _finished(
+        self, instance: _Instance, batch: list[_Entry], results: list[Any], report: BatchReport, dead: str | None
+    ) -> None:
+        """Hand out the results of an engine call, and give the engine its next one."""
         started_s, instance.started_s = instance.started_s, None
         self._idle.append(instance)
         self.in_flight_rows -= report.rows
-        failures = [result for result in results if isinstance(result, Exception)]
-        if not failures:
-            self._learn(batch, report)
-        self._on_batch(report)
+        if dead is not None:
+            self._die(dead)
         for entry, result in zip(batch, results, strict=True):
             future = entry.request.future
             if future.done():
@@ -309,10 +316,26 @@ class Batcher:
             if not entry.request.missing:
                 future.set_result(entry.request.results)  # type: ignore[arg-type]  # none is missing
         self._dispatch()
+        # Last, because nobody waits for it.
+        self._learn(sum(entry.alone_s for entry in batch), results, report)
 
-    def _learn(self, batch: list[_Entry], report: BatchReport) -> None:
+    def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
+        """Make a call in the event loop's own thread."""
+        (result,), report, dead = self._execute([item])
+        if dead is not None:
+            self._die(dead)
+        self._learn(alone_s, [result], report)
+        if isinstance(result, Exception):
+            raise result
+        return [Done(result, 0.0, report)]
+
+    def _learn(self, alone_s: float, results: list[Any], report: BatchReport) -> None:
+        """Let a call that went well correct the costs; `alone_s` is what its items were expected to cost one by one."""
+        self._on_batch(report)
+        if any(isinstance(result, Exception) for result in results):
+            return
         self._costs.record(report.rows, report.tokens // report.rows, report.compute_s)
-        if alone_s := sum(entry.alone_s for entry in batch):
+        if alone_s:
             self._saving += 0.1 * (min(report.compute_s / alone_s, 2.0) - self._saving)
 
     def _die(self, reason: str) -> None:
@@ -328,7 +351,7 @@ class Batcher:
         """Why this batcher would not answer now, or None when it would."""
         if self.dead_reason is not None:
             return self.dead_reason
-        now_s = self._loop.time()
+        now_s = time.monotonic()
         for instance in self._instances:
             if instance.started_s is not None and now_s - instance.started_s > self._limits.engine_timeout_s:
                 return f"an engine call has not come back for {now_s - instance.started_s:.0f} s"
@@ -345,13 +368,20 @@ class Batcher:
         for instance in self._instances:
             instance.inbox.put(None)
 
-    # --- in an engine thread -----------------------------------------------------------------------------------------
+    # --- in an engine thread (or here, where that is quicker) -----------------------------------------------------------------------------------------
 
-    def _execute(self, instance: _Instance, batch: list[_Entry]) -> None:
-        items = [entry.item for entry in batch]
-        rows, length = _extent(batch)
-        padded_tokens = rows * length - sum(item.rows * item.length for item in items)
-        started_s = self._loop.time()
+    def _work(self, instance: _Instance, batch: list[_Entry]) -> None:
+        outcome = self._execute([entry.item for entry in batch])
+        try:
+            self._loop.call_soon_threadsafe(self._finished, instance, batch, *outcome)
+        except RuntimeError:
+            return  # the event loop has ended, and with it everybody who waited
+
+    def _execute(self, items: list[Any]) -> tuple[list[Any], BatchReport, str | None]:
+        """Make the engine call: the results, what it took, and of what the engine died, if it did."""
+        rows, length = _extent(items)
+        padded_tokens = rows * length - sum(item.rows * item.length for item in items) if len(items) > 1 else 0
+        started_s = time.monotonic()
         dead: str | None = None
         try:
             results = self._compute(items)
@@ -360,13 +390,7 @@ class Batcher:
         except BaseException as error:  # whatever it is, the requests must hear of it
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
-        report = BatchReport(rows, rows * length, padded_tokens, self._loop.time() - started_s)
-        try:
-            if dead is not None:
-                self._loop.call_soon_threadsafe(self._die, dead)
-            self._loop.call_soon_threadsafe(self._finished, instance, batch, results, report)
-        except RuntimeError:
-            return  # the event loop has ended, and with it everybody who waited
+        return results, BatchReport(rows, rows * length, padded_tokens, time.monotonic() - started_s), dead
 
     def _compute(self, items: list[Any]) -> list[Any]:
         """A result for each item, or the exception that it alone causes: a failing call is split in halves."""
@@ -384,6 +408,8 @@ class Batcher:
         return results
 
 
-def _extent(batch: list[_Entry]) -> tuple[int, int]:
-    """Rows and padded length of an engine call for this batch."""
-    return sum(entry.item.rows for entry in batch), max(entry.item.length for entry in batch)
+def _extent(items: Sequence[Item]) -> tuple[int, int]:
+    """Rows and padded length of an engine call for these items."""
+    if len(items) == 1:
+        return items[0].rows, items[0].length
+    return sum(item.rows for item in items), max(item.length for item in items)

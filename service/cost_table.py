@@ -11,6 +11,8 @@ import numpy as np
 LEARNING_RATE = 0.1  # of one measurement; a disturbed one moves the table by a few per cent at most
 MAX_CORRECTION = 2.0  # a single call that was this much slower or faster than expected counts as no more than this
 
+SHORTEST_S = 1e-7  # of any call; keeps the arithmetic away from zero
+
 
 def _powers_of_two(first: int, last: int) -> list[int]:
     grid = [first]
@@ -30,6 +32,9 @@ class CostTable:
         """Start from measured calls, each (rows, length, seconds); without any, the first `record` starts it."""
         self._rows = _powers_of_two(1, max(2, max_rows))
         self._lengths = _powers_of_two(1, max(2, max_length))
+        # Looked up several times a batch, so the cell of each value is worked out once.
+        self._row_cells = [_locate(self._rows, value) for value in range(self._rows[-1] + 1)]
+        self._length_cells = [_locate(self._lengths, value) for value in range(self._lengths[-1] + 1)]
         self._seconds: list[list[float]] = []
         if measured:
             self._fill(measured)
@@ -39,7 +44,7 @@ class CostTable:
     def _fill(self, measured: Sequence[tuple[int, int, float]]) -> None:
         """Every cell from the line `fixed + per_token * rows * length` that fits the measurements best, relatively."""
         tokens = np.array([rows * length for rows, length, _ in measured], dtype=float)
-        seconds = np.array([value for _, _, value in measured])
+        seconds = np.maximum([value for _, _, value in measured], SHORTEST_S)
         design = np.stack([1 / seconds, tokens / seconds], axis=1)
         (fixed, per_token), *_ = np.linalg.lstsq(design, np.ones(len(seconds)), rcond=None)
         if len(measured) == 1 or fixed <= 0 or per_token <= 0:
@@ -52,7 +57,7 @@ class CostTable:
         """Expected seconds of a call; 0 while nothing was measured."""
         if not self._seconds:
             return 0.0
-        (row, row_share), (column, column_share) = _locate(self._rows, rows), _locate(self._lengths, length)
+        row, row_share, column, column_share = self._cell(rows, length)
         upper, lower = self._seconds[row], self._seconds[row + 1]
         at_upper = upper[column] + (upper[column + 1] - upper[column]) * column_share
         at_lower = lower[column] + (lower[column + 1] - lower[column]) * column_share
@@ -63,13 +68,21 @@ class CostTable:
         if not self._seconds:
             self._fill([(rows, length, seconds)])
             return
-        ratio = seconds / max(self.estimate(rows, length), 1e-9)
+        ratio = max(seconds, SHORTEST_S) / self.estimate(rows, length)
         ratio = min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION)
-        (row, row_share), (column, column_share) = _locate(self._rows, rows), _locate(self._lengths, length)
+        row, row_share, column, column_share = self._cell(rows, length)
+        row_share, column_share = min(row_share, 1.0), min(column_share, 1.0)
         for r, r_weight in ((row, 1 - row_share), (row + 1, row_share)):
             for c, c_weight in ((column, 1 - column_share), (column + 1, column_share)):
-                weight = learning_rate * min(max(r_weight, 0.0), 1.0) * min(max(c_weight, 0.0), 1.0)
-                self._seconds[r][c] *= ratio**weight
+                if r_weight and c_weight:
+                    self._seconds[r][c] *= ratio ** (learning_rate * r_weight * c_weight)
+
+    def _cell(self, rows: int, length: int) -> tuple[int, float, int, float]:
+        """The cell left of and above a call's size, and how far on the way to the next it lies."""
+        known = rows < len(self._row_cells) and length < len(self._length_cells)
+        row, row_share = self._row_cells[rows] if known else _locate(self._rows, rows)
+        column, column_share = self._length_cells[length] if known else _locate(self._lengths, length)
+        return row, row_share, column, column_share
 
 
 def _locate(grid: list[int], value: int) -> tuple[int, float]:

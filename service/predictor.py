@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -46,8 +46,7 @@ T = TypeVar("T")
 I = TypeVar("I", bound=Item)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What a transport knows of a request besides its inputs."""
 
     model: str
@@ -58,8 +57,7 @@ class Call:
     truncate: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """Where the time of one request went, and in what company it was computed.
 
     A request whose rows went through several engine calls shows the longest wait and the largest call.
@@ -77,10 +75,9 @@ class Receipt:
 
     def as_parameters(self) -> dict[str, int | bool]:
         """As response parameters of the Open Inference Protocol, which has a field of its own for the version."""
-        return {name: getattr(self, name) for name in RECEIPT_PARAMETERS}
-
-
-RECEIPT_PARAMETERS = tuple(name for name in Receipt.__slots__ if name != "model_version")
+        parameters = self._asdict()
+        del parameters["model_version"]
+        return parameters
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +111,7 @@ class Predictor:
 
         async def prepare(model: ServedModel) -> Sequence[Any]:
             _check_inputs(model, inputs)
-            if unknown := set(wanted) - {spec.name for spec in model.task.outputs}:
+            if wanted and (unknown := set(wanted) - {spec.name for spec in model.task.outputs}):
                 raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
             if isinstance(model.task, TensorRows):
                 return model.task.items(inputs)
@@ -256,13 +253,14 @@ def _text_classification(model: ServedModel) -> TextClassification:
 
 def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
     """Refuse tensors that do not fit the model's metadata, by name, type or shape."""
-    specs = {spec.name: spec for spec in model.task.inputs}
-    if unknown := inputs.keys() - specs.keys():
-        raise InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(model.task.inputs)}")
-    if missing := specs.keys() - inputs.keys():
-        raise InvalidRequest(f"input {', '.join(sorted(missing))} is missing; {_names(model.task.inputs)}")
-    for name, array in inputs.items():
-        spec = specs[name]
+    specs = model.task.inputs
+    if len(inputs) != len(specs) or any(spec.name not in inputs for spec in specs):
+        names = {spec.name for spec in specs}
+        if unknown := inputs.keys() - names:
+            raise InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(specs)}")
+        raise InvalidRequest(f"input {', '.join(sorted(names - inputs.keys()))} is missing; {_names(specs)}")
+    for spec in specs:
+        name, array = spec.name, inputs[spec.name]
         datatype = DATATYPE_OF_NUMPY[array.dtype]
         if datatype != spec.datatype:
             raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")

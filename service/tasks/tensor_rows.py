@@ -2,11 +2,13 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tensors import Arrays, TensorSpec
+from service.tensors import Arrays, TensorSpec, bytes_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,9 @@ class TensorRows:
         The tensors are those of the metadata, with shapes that fit it.
 
         Raises:
-            InvalidRequest: the inputs differ in their rows, or there is none.
+            InvalidRequest: the inputs differ in their rows, there is none, or a BYTES element is not UTF-8.
         """
+        inputs = {name: _to_text(name, array) if array.dtype == object else array for name, array in inputs.items()}
         if not self.batched:
             return [Rows(inputs, rows=1, group=object())]
         rows = {name: len(array) for name, array in inputs.items()}
@@ -81,6 +84,23 @@ class TensorRows:
 
     def tensors(self, results: Sequence[Arrays]) -> Arrays:
         """The items of one request, put together again."""
-        if len(results) == 1:
-            return results[0]
-        return {name: np.concatenate([result[name] for result in results]) for name in results[0]}
+        joined = results[0]
+        if len(results) > 1:
+            joined = {name: np.concatenate([result[name] for result in results]) for name in joined}
+        return {name: _to_bytes(array) if array.dtype == object else array for name, array in joined.items()}
+
+
+def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """BYTES as ONNX Runtime takes them: `str` elements."""
+    texts = np.empty(array.size, dtype=object)
+    for number, element in enumerate(array.ravel()):
+        try:
+            texts[number] = element.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest(f"{name}[{number}] is not UTF-8, the only text that ONNX strings carry") from None
+    return texts.reshape(array.shape)
+
+
+def _to_bytes(array: NDArray[Any]) -> NDArray[Any]:
+    """Strings as ONNX Runtime gives them, as BYTES."""
+    return bytes_array([element.encode() for element in array.ravel()]).reshape(array.shape)

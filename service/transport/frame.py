@@ -3,7 +3,7 @@
 import itertools
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.errors import InvalidRequest
 
@@ -22,8 +22,7 @@ def request_id_of(given: str | None) -> str:
     return f"{_PREFIX}-{next(_numbers):x}"
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """The request parameters of the Open Inference Protocol that mean something here; others are passed over."""
 
     timeout_s: float | None = None

@@ -1,7 +1,6 @@
 """The gRPC face: the Open Inference Protocol, the typed calls, standard health and reflection."""
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
@@ -183,11 +182,12 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                 model_name=request.model_name, model_version=receipt.model_version, id=request.id
             )
             write_outputs(response, outputs, raw=bool(request.raw_input_contents))
+            written = response.parameters
             for name, value in receipt.as_parameters().items():
-                if isinstance(value, bool):
-                    response.parameters[name].bool_param = value
+                if value is True or value is False:
+                    written[name].bool_param = value
                 else:
-                    response.parameters[name].int64_param = value
+                    written[name].int64_param = value
             return response
 
         return await self._respond(context, answer, given_id=request.id)
@@ -218,7 +218,7 @@ class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
                     heed_pb2.ClassScore(label=label, score=score)
                     for label, score in zip(classification.labels, classification.scores, strict=True)
                 ],
-                receipt=heed_pb2.Receipt(**asdict(receipt)),
+                receipt=heed_pb2.Receipt(**receipt._asdict()),
             )
 
         return await self._respond(context, answer)

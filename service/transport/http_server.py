@@ -295,7 +295,7 @@ class TextClassificationRequest(msgspec.Struct):
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:
     """The receipt, for answers whose body has no room for it."""
-    headers = {f"x-heed-{name.replace('_', '-')}": str(value) for name, value in receipt.as_parameters().items()}
+    headers = {f"x-heed-{name.replace('_', '-')}": str(value).lower() for name, value in receipt.as_parameters().items()}
     return headers | {"x-heed-model-version": receipt.model_version}
 
 

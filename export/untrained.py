@@ -1,0 +1,68 @@
+"""Untrained text classifiers of a given size: for measuring speed, which does not depend on what the weights know."""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from export.convert import GRAPH, MIN_COMPARED_TEXTS, Precision, compare, export_onnx, onnx_logits, publish, quantize
+from export.golden_texts import made_up_sentences
+from export.provenance import this_command
+from export.source import TextClassifierSource
+from export.transformer import EncoderConfig, TextClassifier, with_fused_attention
+
+
+def write_untrained(
+    *,
+    name: str,
+    store: Path,
+    layers: int,
+    width: int,
+    heads: int,
+    vocab_size: int,
+    tokenizer: Path,
+    precision: Precision,
+    console: Console,
+) -> Path:
+    """Write a model folder with random weights; its manifest says so."""
+    config = EncoderConfig(
+        vocab_size=vocab_size,
+        num_labels=2,
+        d_model=width,
+        num_layers=layers,
+        num_heads=heads,
+        d_ff=4 * width,
+        max_tokens=512,
+        norm_position="post",
+    )
+    torch.manual_seed(1)
+    model: nn.Module = TextClassifier(config).eval()
+    source = TextClassifierSource(
+        module=model,
+        for_export=lambda: with_fused_attention(model),
+        input_names=("input_ids", "attention_mask"),
+        tokenizer_json=tokenizer.read_text(),
+        labels=["NEGATIVE", "POSITIVE"],
+        max_tokens=config.max_tokens,
+        pad_id=0,
+        num_heads=heads,
+        hidden_size=width,
+        model_type="heed-encoder",
+        provenance={"num_parameters": sum(weight.numel() for weight in model.parameters())},
+    )
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".converting-") as temporary:
+        folder = Path(temporary) / "folder"
+        folder.mkdir()
+        export_onnx(source, folder / GRAPH)
+        if precision == "int8":
+            quantize(folder / GRAPH)
+        sample = made_up_sentences(MIN_COMPARED_TEXTS // 10)
+        comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(model, sample))
+        quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
+        about = {"untrained": "random weights; for measuring speed only", "command": this_command()}
+        target = publish(source, folder, name, store, precision, comparison, quality, about)
+    console.print(f"written: {target} ({comparison})")
+    return target
