@@ -113,6 +113,7 @@ class _Run:
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.history: list[dict[str, float]] = []
         self.training_s = 0.0
+        self.commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
 
     def _rate_share(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero at the last step."""
@@ -246,7 +247,7 @@ class _Run:
             "training_s": round(self.training_s, 1),
             "bf16": self.autocast_bf16,
             "command": this_command(),
-            "commit": commit_of_this_tree(),
+            "commit": self.commit,
             "hardware": hardware(self.device),
             "torch": str(torch.__version__),
             "config": dataclasses.asdict(self.config),
