@@ -96,6 +96,8 @@ class Predictor:
 
     def __init__(self, repository: ModelRepository, metrics: Metrics, config: ServiceConfig) -> None:
         self._repository, self._metrics, self._config = repository, metrics, config
+        # Asked once: even a log line that is dropped costs time on every request.
+        self._log_answers = config.log_level == "debug"
 
     async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
@@ -207,7 +209,8 @@ class Predictor:
         stages.compute.observe(receipt.compute_us * 1e-6)
         stages.postprocess.observe(ended_s - computed_s)
         stages.total.observe(ended_s - started_s)
-        log.debug("request answered", request_id=call.request_id, model=name, version=version, receipt=receipt)
+        if self._log_answers:
+            log.debug("request answered", request_id=call.request_id, model=name, **receipt._asdict())
         return answer, receipt
 
     def describe(self, name: str, version: str = "") -> ModelDescription:

@@ -1,8 +1,7 @@
 """Tensors in, tensors out: any ONNX graph, batched along the first dimension when that is dynamic."""
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +10,12 @@ from service.errors import InvalidRequest
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
+class Rows(NamedTuple):
     """Some rows of one request. An item of the batcher; only rows of the same shape share a call, none is padded."""
 
     arrays: Arrays
     rows: int
-    group: Hashable
+    group: Hashable  # the shape of a row
     length: int = 1
 
 
@@ -42,13 +40,15 @@ class TensorRows:
         inputs = {name: _to_text(name, array) if array.dtype == object else array for name, array in inputs.items()}
         if not self.batched:
             return [Rows(inputs, rows=1, group=object())]
-        rows = {name: len(array) for name, array in inputs.items()}
-        if len(set(rows.values())) > 1:
+        group = tuple([array.shape[1:] for array in inputs.values()])
+        num_rows = len(next(iter(inputs.values())))
+        if any(len(array) != num_rows for array in inputs.values()):
+            rows = {name: len(array) for name, array in inputs.items()}
             raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
-        num_rows = next(iter(rows.values()))
         if num_rows == 0:
             raise InvalidRequest("the inputs have no rows: their first dimension is 0")
-        group = tuple(array.shape[1:] for array in inputs.values())
+        if num_rows <= self._max_rows:
+            return [Rows(inputs, num_rows, group)]
         return [
             Rows(
                 {name: array[first : first + self._max_rows] for name, array in inputs.items()},

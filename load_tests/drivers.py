@@ -1,0 +1,98 @@
+"""Closed-loop drivers: a fixed number of users, each sending its next request when its last was answered."""
+
+import asyncio
+import struct
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import aiohttp
+import grpc
+import msgspec
+
+from proto import inference_pb2, inference_pb2_grpc
+
+
+@dataclass
+class Load:
+    """What a run of requests gave, seen from the client."""
+
+    requests: int = 0
+    wall_s: float = 0.0
+    latencies_s: list[float] = field(default_factory=list)
+    batch_rows: list[int] = field(default_factory=list)
+    padded_shares: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Throughput, latency percentiles, means of batch size and padding."""
+        ordered = sorted(self.latencies_s)
+        answer = {"requests": self.requests, "requests_per_s": self.requests / self.wall_s}
+        for share in (50, 95, 99):
+            answer[f"p{share}_ms"] = 1e3 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
+        if self.batch_rows:
+            answer["mean_batch_rows"] = sum(self.batch_rows) / len(self.batch_rows)
+            answer["padded_share"] = sum(self.padded_shares) / len(self.padded_shares)
+        return answer
+
+
+async def closed_loop(send: Callable[[int], Awaitable[dict[str, int]]], concurrency: int, count: int) -> Load:
+    """Send `count` requests with `concurrency` users; `send` takes the request's number and gives the receipt."""
+    load, numbers = Load(requests=count), iter(range(count))
+
+    async def user() -> None:
+        for number in numbers:
+            started_s = time.perf_counter()
+            receipt = await send(number)
+            load.latencies_s.append(time.perf_counter() - started_s)
+            if receipt:
+                load.batch_rows.append(receipt["batch_size"])
+                load.padded_shares.append(receipt["padded_tokens"] / receipt["batch_tokens"])
+
+    started_s = time.perf_counter()
+    await asyncio.gather(*(user() for _ in range(concurrency)))
+    load.wall_s = time.perf_counter() - started_s
+    return load
+
+
+async def drive_grpc(port: int, model: str, texts: Sequence[str], concurrency: int, count: int) -> Load:
+    """ModelInfer with raw contents, one text a request."""
+    requests = [infer_request(model, text) for text in texts]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        infer = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+
+        async def send(number: int) -> dict[str, int]:
+            response = await infer(requests[number % len(requests)])
+            return {name: value.int64_param for name, value in response.parameters.items()}
+
+        await send(0)  # the connection is made with the first request
+        return await closed_loop(send, concurrency, count)
+
+
+def infer_request(model: str, text: str) -> inference_pb2.ModelInferRequest:
+    """One text as a BYTES tensor of one element, raw."""
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
+    raw = text.encode()
+    return inference_pb2.ModelInferRequest(
+        model_name=model, inputs=[tensor], raw_input_contents=[struct.pack("<I", len(raw)) + raw]
+    )
+
+
+async def drive_http(port: int, model: str, texts: Sequence[str], concurrency: int, count: int) -> Load:
+    """POST .../infer with JSON, one text a request, connections kept open."""
+    url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
+    bodies = [
+        msgspec.json.encode({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]})
+        for text in texts
+    ]
+    connector = aiohttp.TCPConnector(limit=concurrency)
+    async with aiohttp.ClientSession(connector=connector) as session:
+
+        async def send(number: int) -> dict[str, int]:
+            async with session.post(url, data=bodies[number % len(bodies)]) as response:
+                body = await response.read()
+                response.raise_for_status()
+            receipt: dict[str, int] = msgspec.json.decode(body)["parameters"]
+            return receipt
+
+        await send(0)
+        return await closed_loop(send, concurrency, count)
