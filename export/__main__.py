@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--width", type=int, default=384)
     one.add_argument("--heads", type=int, default=12)
     one.add_argument("--vocab-size", type=int, default=30522)
+    one.add_argument("--padded", action="store_true", help="export the graph that computes padding too")
     one.add_argument("--tokenizer", type=Path, default=Path("model_store/sentiment/1/tokenizer.json"))
     add_target_options(one)
     return root
@@ -133,6 +134,7 @@ def untrained(arguments: argparse.Namespace, console: Console) -> None:
         vocab_size=arguments.vocab_size,
         tokenizer=arguments.tokenizer,
         precision=arguments.precision,
+        packed=not arguments.padded,
         console=console,
     )
 

@@ -369,6 +369,7 @@ def describe(
         outputs=[Tensor("logits", "FP32", [-1, len(source.labels)])],
         labels=source.labels,
         limits=Limits(max_tokens=source.max_tokens),
+        skips_padding=source.skips_padding,
         tolerance=tolerance,
         files={},
         provenance=about | source.provenance | {"converted_by": this_command(), "torch": str(torch.__version__)},

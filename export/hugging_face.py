@@ -53,6 +53,7 @@ def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
     return TextClassifierSource(
         module=_Positional(model),
         for_export=lambda: _Positional(_with_fused_attention(model)),
+        skips_padding=False,
         input_names=names,
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         labels=[config.id2label[number] for number in range(config.num_labels)],

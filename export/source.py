@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.train import load_run_model
-from export.transformer import with_fused_attention
+from export.transformer import PackedTextClassifier
 from service.tasks.text_classification import TextClassification
 
 
@@ -21,11 +21,13 @@ class TextClassifierSource:
     """A PyTorch text classifier with its tokenizer and labels.
 
     `module` takes int64 tensors [B, T] in the order of `input_names` and returns logits [B, C]. `for_export` returns
-    the same network with attention written as one fused operator; it only makes sense inside an export.
+    the same network in a form that only makes sense inside an export; `skips_padding` says whether that form computes
+    real tokens only.
     """
 
     module: nn.Module
     for_export: Callable[[], nn.Module]
+    skips_padding: bool
     input_names: tuple[str, ...]
     tokenizer_json: str
     labels: list[str]
@@ -70,7 +72,8 @@ def source_of_run(run_dir: Path) -> TextClassifierSource:
     kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters", "best_epoch")
     return TextClassifierSource(
         module=model,
-        for_export=lambda: with_fused_attention(model),
+        for_export=lambda: PackedTextClassifier(model),
+        skips_padding=True,
         input_names=("input_ids", "attention_mask"),
         tokenizer_json=(run_dir / "tokenizer.json").read_text(),
         labels=result["labels"],

@@ -9,7 +9,6 @@ Shapes: B batch, T tokens, D width of the model, H heads, K width of a head, F w
 """
 
 import math
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -224,22 +223,72 @@ class TextClassifier(nn.Module):
         return (x_BTD * real_BT1).sum(dim=1) / real_BT1.sum(dim=1)
 
 
-class FusedAttention(nn.Module):
-    """The same attention as one operator of ONNX Runtime, `com.microsoft.MultiHeadAttention`; for export alone.
+class PackedTextClassifier(nn.Module):
+    """The same network in the form that is exported: it computes real tokens only, whatever the padding around them.
 
-    The pattern of products and softmax that torch's exporter writes is not recognised by ONNX Runtime's optimizer, so
-    the operator is put in here. Outside an export it does not compute anything.
+        ids, mask [B, T] ── real tokens ──> [N, D] ── all layers ──> [N, D] ── put back ──> pooling, head
+                                              └─ attention alone sees [B, T, D] ─┘
+
+    Every product with weights works on the N real tokens of the batch, so texts of any length can share a batch at no
+    cost. Attention is one operator of ONNX Runtime, `com.microsoft.MultiHeadAttention` (the pattern of products and
+    softmax that torch's exporter writes is not recognised by ONNX Runtime's optimizer). Outside an export that operator
+    computes nothing: equality with `TextClassifier` is shown on the exported graph.
+
+    N: real tokens of all rows, one row after another.
     """
 
-    def __init__(self, attention: MultiHeadAttention) -> None:
+    def __init__(self, model: TextClassifier) -> None:
         super().__init__()
-        self.num_heads, self.qkv, self.out = attention.num_heads, attention.qkv, attention.out
+        self.model = model
 
-    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
-        query_BTD, key_BTD, value_BTD = self.qkv(x_BTD).chunk(3, dim=-1)
-        mask_BT = (bias_B11T[:, 0, 0, :] == 0).to(torch.int32)
-        return self.out(fused_attention(query_BTD, key_BTD, value_BTD, mask_BT, self.num_heads))
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """As `TextClassifier.forward`."""
+        model, (B, T) = self.model, input_ids.shape
+        packing = Packing(attention_mask)
+        position_N = packing.real_only(torch.arange(T).expand(B, T))
+        x_ND = model.embedding(packing.real_only(input_ids)) * math.sqrt(model.config.d_model)
+        if model.config.positions != "rotary":
+            x_ND = x_ND + model.positions_TD.index_select(0, position_N)
+        for layer in model.layers:
+            if layer.pre_norm:
+                x_ND = x_ND + self._attend(layer.attention, layer.attention_norm(x_ND), packing, position_N)
+                x_ND = x_ND + layer.feed_forward(layer.feed_forward_norm(x_ND))
+            else:
+                x_ND = layer.attention_norm(x_ND + self._attend(layer.attention, x_ND, packing, position_N))
+                x_ND = layer.feed_forward_norm(x_ND + layer.feed_forward(x_ND))
+        return model.head(model._pool(packing.put_back(model.final_norm(x_ND)), attention_mask))
+
+    @staticmethod
+    def _attend(attention: MultiHeadAttention, x_ND: Tensor, packing: "Packing", position_N: Tensor) -> Tensor:
+        D, H = x_ND.size(1), attention.num_heads
+        query_ND, key_ND, value_ND = attention.qkv(x_ND).chunk(3, dim=-1)
+        if attention.rotary:
+            cos_N1K = attention.cos_TK.index_select(0, position_N).unsqueeze(1)
+            sin_N1K = attention.sin_TK.index_select(0, position_N).unsqueeze(1)
+            query_ND = rotate(query_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
+            key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
+        mixed_BTD = fused_attention(*(packing.put_back(part) for part in (query_ND, key_ND, value_ND)), packing.mask_BT, H)
+        return attention.out(packing.real_only(mixed_BTD))
+
+
+class Packing:
+    """Where each real token of a padded batch stands among all real tokens, and back."""
+
+    def __init__(self, attention_mask: Tensor) -> None:
+        self.shape = attention_mask.shape
+        self.mask_BT = attention_mask.to(torch.int32)
+        flat = attention_mask.flatten()
+        self._place_N = flat.nonzero().squeeze(1)
+        # Padding gets the place of the real token before it: any will do, for the mask hides it.
+        self._token = (flat.cumsum(0) - 1).clamp(min=0)
+
+    def real_only(self, x: Tensor) -> Tensor:
+        """[B, T, ...] to [N, ...]."""
+        return x.flatten(0, 1).index_select(0, self._place_N)
+
+    def put_back(self, x_ND: Tensor) -> Tensor:
+        """[N, D] to [B, T, D]; what stands in the padding is arbitrary."""
+        return x_ND.index_select(0, self._token).view(*self.shape, -1)
 
 
 def fused_attention(
@@ -254,12 +303,3 @@ def fused_attention(
         shape=query_BTD.shape,
         version=1,
     )
-
-
-def with_fused_attention(model: TextClassifier) -> TextClassifier:
-    """A copy to export. Rotary positions turn queries and keys inside the attention: there the plain form stays."""
-    copy = deepcopy(model)
-    if model.config.positions != "rotary":
-        for layer in copy.layers:
-            layer.attention = FusedAttention(layer.attention)
-    return copy

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from torch import nn
 
 from export.convert import GRAPH, MIN_COMPARED_TEXTS, Precision, compare, export_onnx, onnx_logits, publish, quantize
 from export.golden_texts import made_up_sentences
 from export.provenance import this_command
 from export.source import TextClassifierSource
-from export.transformer import EncoderConfig, TextClassifier, with_fused_attention
+from export.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 
 
 def write_untrained(
@@ -24,9 +23,13 @@ def write_untrained(
     vocab_size: int,
     tokenizer: Path,
     precision: Precision,
+    packed: bool,
     console: Console,
 ) -> Path:
-    """Write a model folder with random weights; its manifest says so."""
+    """Write a model folder with random weights; its manifest says so.
+
+    `packed` False exports the network as it is trained, padding computed: what other converters give.
+    """
     config = EncoderConfig(
         vocab_size=vocab_size,
         num_labels=2,
@@ -38,10 +41,11 @@ def write_untrained(
         norm_position="post",
     )
     torch.manual_seed(1)
-    model: nn.Module = TextClassifier(config).eval()
+    model = TextClassifier(config).eval()
     source = TextClassifierSource(
         module=model,
-        for_export=lambda: with_fused_attention(model),
+        for_export=lambda: PackedTextClassifier(model) if packed else model,
+        skips_padding=packed,
         input_names=("input_ids", "attention_mask"),
         tokenizer_json=tokenizer.read_text(),
         labels=["NEGATIVE", "POSITIVE"],

@@ -17,7 +17,7 @@ from proto import inference_pb2, inference_pb2_grpc
 class Load:
     """What a run of requests gave, seen from the client."""
 
-    requests: int = 0
+    requests: int = 0  # answered while all users were at work, and the time of that
     wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     batch_rows: list[int] = field(default_factory=list)
@@ -37,20 +37,23 @@ class Load:
 
 async def closed_loop(send: Callable[[int], Awaitable[dict[str, int]]], concurrency: int, count: int) -> Load:
     """Send `count` requests with `concurrency` users; `send` takes the request's number and gives the receipt."""
-    load, numbers = Load(requests=count), iter(range(count))
+    load, numbers = Load(), iter(range(count))
 
     async def user() -> None:
         for number in numbers:
             started_s = time.perf_counter()
+            if number == count - 1:
+                # Throughput is that of the time in which all users were at work: what is answered from now on meets a
+                # queue that runs empty.
+                load.requests, load.wall_s = len(load.latencies_s), started_s - begun_s
             receipt = await send(number)
             load.latencies_s.append(time.perf_counter() - started_s)
             if receipt:
                 load.batch_rows.append(receipt["batch_size"])
                 load.padded_shares.append(receipt["padded_tokens"] / receipt["batch_tokens"])
 
-    started_s = time.perf_counter()
+    begun_s = time.perf_counter()
     await asyncio.gather(*(user() for _ in range(concurrency)))
-    load.wall_s = time.perf_counter() - started_s
     return load
 
 

@@ -59,6 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     labels: list[str]
     limits: Limits
     tolerance: Tolerance
+    skips_padding: bool = False  # the graph computes real tokens only: rows of any length can share a call
     files: dict[str, str]  # file name to sha256, for every file of the folder but the manifest
     provenance: dict[str, Any]  # data, licence, command, commit, hardware
     quality: dict[str, Any]  # measured on the exported graph, with n and spread

@@ -5,7 +5,8 @@
 What it promises (each a test in tests/service/test_batcher.py):
 
 1. Work-conserving: an idle engine takes what is queued at once; batches form while it is busy. There is no timer.
-2. A batch is bounded by its padded cost (longest x rows), and is only as large as the engine's measured costs justify.
+2. A batch is bounded by its padded size (longest x rows), and is only as large as the engine's measured costs justify.
+   Where the engine computes padding, similar lengths go together; where it does not, the order of arrival decides.
    The oldest entry is in every batch, so nobody starves.
 3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once.
 4. Cancelled and expired entries are dropped before they cost compute; their neighbours do not notice.
@@ -56,7 +57,7 @@ class BatchReport(NamedTuple):
     """One engine call, seen from outside."""
 
     rows: int
-    tokens: int  # computed, padding included
+    tokens: int  # computed, including padding where the engine computes it
     padded_tokens: int
     compute_s: float
 
@@ -75,7 +76,7 @@ class BatcherLimits:
 
     max_queue_rows: int = 1024
     max_batch_rows: int = 64
-    max_batch_tokens: int = 16384
+    max_batch_tokens: int = 16384  # padding included, whether or not it is computed: it takes memory
     engine_timeout_s: float = 120.0
 
 
@@ -125,6 +126,7 @@ class Batcher:
         probe: Callable[[], None],
         costs: CostTable,
         instances: int = 1,
+        skips_padding: bool = False,
         limits: BatcherLimits | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         name: str = "engine",
@@ -138,12 +140,13 @@ class Batcher:
                 the engine is dead.
             costs: seconds of a call by rows and length.
             instances: how many calls run side by side.
+            skips_padding: the engine computes only what the items hold, not the padding around them.
             limits: bounds of the queue and of a batch.
             on_batch: told of every engine call.
             name: for thread names and messages.
         """
         self._run, self._probe, self._costs, self._on_batch = run, probe, costs, on_batch
-        self._limits = limits or BatcherLimits()
+        self._limits, self._skips_padding = limits or BatcherLimits(), skips_padding
         self._name = name
         self._loop = asyncio.get_running_loop()
         self._queue: dict[_Entry, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
@@ -256,11 +259,11 @@ class Batcher:
     def _dispatch(self) -> None:
         self._wakeup_scheduled = False
         while self._idle and (batch := self._take()):
-            rows, length = _extent([entry.item for entry in batch])
+            extent = _Extent.of(*(entry.item for entry in batch))
             instance = self._idle.pop()
             instance.started_s = time.monotonic()
-            instance.expected_s = self._costs.estimate(rows, length)
-            self.in_flight_rows += rows
+            instance.expected_s = self._cost_s(extent)
+            self.in_flight_rows += extent.rows
             instance.inbox.put(batch)
 
     def _take(self) -> list[_Entry]:
@@ -274,19 +277,22 @@ class Batcher:
         # With idle instances the waiting rows are shared out among them, rather than given to one.
         max_rows = min(self._limits.max_batch_rows, -(-self.queued_rows // len(self._idle)))
         candidates = [entry for entry in islice(self._queue, 1, CANDIDATES) if entry.item.group == oldest.item.group]
-        candidates.sort(key=lambda entry: abs(entry.item.length - oldest.item.length))  # stable: older ones first
-        batch, rows, length, alone_s = [oldest], oldest.item.rows, oldest.item.length, oldest.alone_s
+        if not self._skips_padding:
+            # Stable, so among equals the older come first.
+            candidates.sort(key=lambda entry: abs(entry.item.length - oldest.item.length))
+        batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.alone_s
+        cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
         for entry in candidates:
-            wider_rows, wider_length = rows + entry.item.rows, max(length, entry.item.length)
-            if wider_rows > max_rows or wider_rows * wider_length > self._limits.max_batch_tokens:
+            wider = extent.with_item(entry.item)
+            if wider.rows > max_rows or wider.rows * wider.longest > self._limits.max_batch_tokens:
                 continue
-            cost_s = self._costs.estimate(wider_rows, wider_length)
-            # The candidates differ more and more in length: once company costs extra, those after it cost more.
-            if cost_s > self._costs.estimate(rows, length) + entry.alone_s:
+            wider_cost_s = self._cost_s(wider)
+            if wider_cost_s > cost_s + entry.alone_s:
+                # Its company costs more than a call of its own. Where lengths matter, those after it differ even more.
                 break
             batch.append(entry)
-            rows, length, alone_s = wider_rows, wider_length, alone_s + entry.alone_s
+            extent, cost_s, alone_s = wider, wider_cost_s, alone_s + entry.alone_s
             share = cost_s / alone_s if alone_s else 0.0
             if share < best_share * (1 - WORTHWHILE_SAVING) or not alone_s:
                 best_size, best_share = len(batch), share
@@ -294,6 +300,9 @@ class Batcher:
         for entry in batch:
             self._leave_queue(entry)
         return batch
+
+    def _cost_s(self, extent: "_Extent") -> float:
+        return self._costs.estimate(extent.rows, extent.computed_length(self._skips_padding))
 
     def _finished(
         self, instance: _Instance, batch: list[_Entry], results: list[Any], report: BatchReport, dead: str | None
@@ -332,9 +341,10 @@ class Batcher:
     def _learn(self, alone_s: float, results: list[Any], report: BatchReport) -> None:
         """Let a call that went well correct the costs; `alone_s` is what its items were expected to cost one by one."""
         self._on_batch(report)
-        if any(isinstance(result, Exception) for result in results):
-            return
-        self._costs.record(report.rows, report.tokens // report.rows, report.compute_s)
+        for result in results:
+            if isinstance(result, Exception):
+                return
+        self._costs.record(report.rows, -(-report.tokens // report.rows), report.compute_s)
         if alone_s:
             self._saving += 0.1 * (min(report.compute_s / alone_s, 2.0) - self._saving)
 
@@ -379,18 +389,19 @@ class Batcher:
 
     def _execute(self, items: list[Any]) -> tuple[list[Any], BatchReport, str | None]:
         """Make the engine call: the results, what it took, and of what the engine died, if it did."""
-        rows, length = _extent(items)
-        padded_tokens = rows * length - sum(item.rows * item.length for item in items) if len(items) > 1 else 0
+        extent = _Extent.of(*items)
         started_s = time.monotonic()
         dead: str | None = None
         try:
             results = self._compute(items)
-            if all(isinstance(result, Exception) for result in results):
+            if isinstance(results[0], Exception) and all(isinstance(result, Exception) for result in results):
                 self._probe()
         except BaseException as error:  # whatever it is, the requests must hear of it
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
-        return results, BatchReport(rows, rows * length, padded_tokens, time.monotonic() - started_s), dead
+        tokens = extent.tokens if self._skips_padding else extent.rows * extent.longest
+        report = BatchReport(extent.rows, tokens, tokens - extent.tokens, time.monotonic() - started_s)
+        return results, report, dead
 
     def _compute(self, items: list[Any]) -> list[Any]:
         """A result for each item, or the exception that it alone causes: a failing call is split in halves."""
@@ -408,8 +419,27 @@ class Batcher:
         return results
 
 
-def _extent(items: Sequence[Item]) -> tuple[int, int]:
-    """Rows and padded length of an engine call for these items."""
-    if len(items) == 1:
-        return items[0].rows, items[0].length
-    return sum(item.rows for item in items), max(item.length for item in items)
+class _Extent(NamedTuple):
+    """How large an engine call is."""
+
+    rows: int
+    longest: int
+    tokens: int  # of the items themselves, without padding
+
+    @staticmethod
+    def of(first: Item, *others: Item) -> "_Extent":
+        """The call for these items."""
+        extent = _Extent(first.rows, first.length, first.rows * first.length)
+        for item in others:
+            extent = extent.with_item(item)
+        return extent
+
+    def with_item(self, item: Item) -> "_Extent":
+        """The call with one item more."""
+        return _Extent(
+            self.rows + item.rows, max(self.longest, item.length), self.tokens + item.rows * item.length
+        )
+
+    def computed_length(self, skips_padding: bool) -> int:
+        """Length of a row as the engine computes it: the longest, or without padding the mean."""
+        return -(-self.tokens // self.rows) if skips_padding else self.longest

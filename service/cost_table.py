@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LEARNING_RATE = 0.1  # of one measurement; a disturbed one moves the table by a few per cent at most
+# Share of a measurement that is taken over. Other work on the machine only ever makes a call slower, so a fast call
+# says more of the engine than a slow one.
+LEARNING_RATE_FASTER, LEARNING_RATE_SLOWER = 0.2, 0.05
 MAX_CORRECTION = 2.0  # a single call that was this much slower or faster than expected counts as no more than this
 
 SHORTEST_S = 1e-7  # of any call; keeps the arithmetic away from zero
@@ -63,13 +65,15 @@ class CostTable:
         at_lower = lower[column] + (lower[column + 1] - lower[column]) * column_share
         return at_upper + (at_lower - at_upper) * row_share
 
-    def record(self, rows: int, length: int, seconds: float, learning_rate: float = LEARNING_RATE) -> None:
+    def record(self, rows: int, length: int, seconds: float, learning_rate: float | None = None) -> None:
         """Let a call that was made correct the four cells around it, each by its nearness."""
         if not self._seconds:
             self._fill([(rows, length, seconds)])
             return
         ratio = max(seconds, SHORTEST_S) / self.estimate(rows, length)
         ratio = min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION)
+        if learning_rate is None:
+            learning_rate = LEARNING_RATE_FASTER if ratio < 1 else LEARNING_RATE_SLOWER
         row, row_share, column, column_share = self._cell(rows, length)
         row_share, column_share = min(row_share, 1.0), min(column_share, 1.0)
         for r, r_weight in ((row, 1 - row_share), (row + 1, row_share)):

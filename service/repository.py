@@ -65,6 +65,7 @@ class _Loaded:
     run: Callable[[list[Any]], list[Any]]
     probe: Callable[[], None]
     costs: CostTable
+    skips_padding: bool
 
 
 @dataclass
@@ -76,6 +77,7 @@ class ModelRepository:
     num_cores: int
     draining: bool = False
     states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
+    _newest_first: dict[str, list[ModelState]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Share out the cores."""
@@ -89,7 +91,9 @@ class ModelRepository:
         """
         found = scan(self.config.model_store)
         for folder in found:
-            self.states[folder.name, folder.version] = ModelState(folder.name, folder.version)
+            state = ModelState(folder.name, folder.version)
+            self.states[folder.name, folder.version] = state
+            self._newest_first.setdefault(folder.name, []).insert(0, state)
         at_once = asyncio.Semaphore(self.num_cores)
 
         async def load(folder: FoundFolder) -> None:
@@ -128,13 +132,15 @@ class ModelRepository:
         def on_batch(report: BatchReport) -> None:
             rows.observe(report.rows)
             tokens.inc(report.tokens)
-            padded_tokens.inc(report.padded_tokens)
+            if report.padded_tokens:
+                padded_tokens.inc(report.padded_tokens)
 
         batcher = Batcher(
             loaded.run,
             probe=loaded.probe,
             costs=loaded.costs,
             instances=self.instances,
+            skips_padding=loaded.skips_padding,
             limits=BatcherLimits(
                 max_queue_rows=self.config.max_queue,
                 max_batch_rows=self.config.max_batch_rows,
@@ -166,6 +172,7 @@ class ModelRepository:
             # Without golden examples nothing is known that a sound engine must be able to compute.
             probe=lambda: None,
             costs=CostTable(self.config.max_batch_rows, 2),
+            skips_padding=False,
         )
 
     def _prepare_text_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> _Loaded:
@@ -189,7 +196,8 @@ class ModelRepository:
         def probe() -> None:
             run([probe_item])
 
-        return _Loaded(task, run, probe, self._measure_costs(run, folder.golden, max_tokens))
+        costs = self._measure_costs(run, folder.golden, max_tokens)
+        return _Loaded(task, run, probe, costs, folder.manifest.skips_padding)
 
     def _measure_costs(
         self, run: Callable[[list[Any]], list[Any]], golden: list[GoldenExample], max_tokens: int
@@ -232,10 +240,13 @@ class ModelRepository:
                 known = ", ".join(self.versions(name)) or "none"
                 raise NotFound(f"Request for unknown model: {name!r} version {version!r}; versions here: {known}")
             return self.states[name, version]
-        states = [state for state in self.states.values() if state.name == name]
-        if not states:
+        newest_first = self._newest_first.get(name)
+        if newest_first is None:
             raise NotFound(f"Request for unknown model: {name!r} is not in the store")
-        return max(states, key=lambda state: (state.current_problem() is None, int(state.version or 0)))
+        for state in newest_first:
+            if state.current_problem() is None:
+                return state
+        return newest_first[0]
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that are ready, lowest first."""

@@ -93,7 +93,7 @@ class TensorRows:
 def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:
     """BYTES as ONNX Runtime takes them: `str` elements."""
     texts = np.empty(array.size, dtype=object)
-    for number, element in enumerate(array.ravel()):
+    for number, element in enumerate(array.ravel().tolist()):
         try:
             texts[number] = element.decode()
         except UnicodeDecodeError:
@@ -103,4 +103,4 @@ def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[Any]:
     """Strings as ONNX Runtime gives them, as BYTES."""
-    return bytes_array([element.encode() for element in array.ravel()]).reshape(array.shape)
+    return bytes_array([element.encode() for element in array.ravel().tolist()]).reshape(array.shape)

@@ -33,7 +33,7 @@ def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
         raise InvalidRequest(f"tensor {name!r}: unknown datatype {datatype!r}; known are {', '.join(NUMPY_OF)}, BYTES")
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(f"tensor {name!r}: {len(shape)} dimensions, the limit is {MAX_DIMENSIONS}")
-    if any(size < 0 for size in shape):
+    if shape and min(shape) < 0:
         raise InvalidRequest(f"tensor {name!r}: shape {list(shape)} has a negative dimension")
     return math.prod(shape)
 
@@ -78,9 +78,7 @@ def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]
 def encode_raw(array: NDArray[Any]) -> bytes:
     """The raw form of an array."""
     if array.dtype == object:
-        return b"".join(
-            part for element in array.ravel() for part in (_LENGTH.pack(len(element)), element)
-        )
+        return b"".join([_LENGTH.pack(len(element)) + element for element in array.ravel().tolist()])
     return array.tobytes()
 
 
