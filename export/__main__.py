@@ -18,19 +18,39 @@ def main() -> int:
     from export.hugging_face import LoadRefused
 
     try:
-        {"train": train, "convert": convert, "load": load, "untrained": untrained}[arguments.command](arguments, console)
-    except (ConversionRefused, LoadRefused, FileNotFoundError, ConnectionError, ValueError) as error:
-        console.print(f"{arguments.command}: {error}", style="bold red", soft_wrap=True, highlight=False, markup=False)
+        {"train": train, "convert": convert, "load": load, "untrained": untrained}[arguments.command](
+            arguments, console
+        )
+    except (
+        ConversionRefused,
+        LoadRefused,
+        FileNotFoundError,
+        ConnectionError,
+        ValueError,
+    ) as error:
+        console.print(
+            f"{arguments.command}: {error}",
+            style="bold red",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
         return 1
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    root = argparse.ArgumentParser(prog="python -m export", description="From training data to a served model folder.")
+    root = argparse.ArgumentParser(
+        prog="python -m export",
+        description="From training data to a served model folder.",
+    )
     commands = root.add_subparsers(dest="command", required=True)
 
-    one = commands.add_parser("train", help="train a model from scratch into a run folder; goes on where it stopped")
+    one = commands.add_parser(
+        "train",
+        help="train a model from scratch into a run folder; goes on where it stopped",
+    )
     one.add_argument("model", choices=["sentiment"])
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     one.add_argument(
@@ -46,10 +66,17 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     add_target_options(one)
 
-    one = commands.add_parser("load", help="turn a Hugging Face model into the next version in the model store")
+    one = commands.add_parser(
+        "load",
+        help="turn a Hugging Face model into the next version in the model store",
+    )
     one.add_argument("source", help="a folder with a saved model, or a hub id")
     one.add_argument("--task", required=True, choices=["text-classification"])
-    one.add_argument("--validate-on", choices=["sst2"], help="labelled data to measure quality on; needed for int8")
+    one.add_argument(
+        "--validate-on",
+        choices=["sst2"],
+        help="labelled data to measure quality on; needed for int8",
+    )
     add_target_options(one)
 
     one = commands.add_parser("untrained", help="write a model with random weights, for measuring speed")
@@ -57,7 +84,11 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--width", type=int, default=384)
     one.add_argument("--heads", type=int, default=12)
     one.add_argument("--vocab-size", type=int, default=30522)
-    one.add_argument("--padded", action="store_true", help="export the graph that computes padding too")
+    one.add_argument(
+        "--padded",
+        action="store_true",
+        help="export the graph that computes padding too",
+    )
     one.add_argument("--tokenizer", type=Path, default=Path("model_store/sentiment/1/tokenizer.json"))
     add_target_options(one)
     return root

@@ -144,7 +144,10 @@ def _made(folder: Path) -> Path:
 def export_onnx(source: TextClassifierSource, path: Path) -> None:
     """Through torch.export, batch and sequence dynamic; then optimized for transformers by ONNX Runtime's own tool."""
     example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in source.input_names)
-    axes = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=source.max_tokens)}
+    axes = {
+        0: torch.export.Dim("batch", min=1),
+        1: torch.export.Dim("tokens", min=1, max=source.max_tokens),
+    }
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnxruntime"):
         warnings.simplefilter("ignore")  # about the exporter's own internals
         program = torch.onnx.export(
@@ -199,14 +202,25 @@ def halve_exact_weights(path: Path) -> None:
             continue
         name = tensor.name
         tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], name=f"{name}.cast", to=TensorProto.FLOAT))
+        casts.append(
+            helper.make_node(
+                "Cast",
+                [f"{name}.half"],
+                [name],
+                name=f"{name}.cast",
+                to=TensorProto.FLOAT,
+            )
+        )
     for node in reversed(casts):
         graph.node.insert(0, node)
     onnx.save(model, path)
 
 
 def write_torchscript(
-    source: TextClassifierSource, path: Path, texts: Sequence[str], reference_BC: NDArray[np.float32]
+    source: TextClassifierSource,
+    path: Path,
+    texts: Sequence[str],
+    reference_BC: NDArray[np.float32],
 ) -> Comparison:
     """The compatibility format; compared like the ONNX graph.
 
@@ -216,7 +230,10 @@ def write_torchscript(
     example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in source.input_names)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of shapes it records; that they stay dynamic is compared below
-        torch.jit.save(torch.jit.trace(source.module, example, check_trace=False, strict=False), path)
+        torch.jit.save(
+            torch.jit.trace(source.module, example, check_trace=False, strict=False),
+            path,
+        )
         comparison = compare(source.logits(torch.jit.load(path), texts), reference_BC)
     require_equal(comparison, "TorchScript")
     return comparison
@@ -275,7 +292,10 @@ def require_equal(comparison: Comparison, what: str) -> None:
 
 
 def measure_quality(
-    source: TextClassifierSource, path: Path, labelled: LabelledTexts, precision: Precision
+    source: TextClassifierSource,
+    path: Path,
+    labelled: LabelledTexts,
+    precision: Precision,
 ) -> dict[str, Any]:
     """Quality of the graph on labelled texts; for int8 beside PyTorch's, and refused where it falls too far.
 
@@ -288,7 +308,10 @@ def measure_quality(
     if precision == "int8":
         before = classification_quality(source.logits(source.module, labelled.texts), labels_B)
         loss = before.accuracy - measured.accuracy
-        quality |= {"accuracy_before_quantization": before.accuracy, "accuracy_loss": loss}
+        quality |= {
+            "accuracy_before_quantization": before.accuracy,
+            "accuracy_loss": loss,
+        }
         if loss > MAX_ACCURACY_LOSS:
             raise ConversionRefused(
                 f"int8 loses {100 * loss:.2f} points of accuracy ({100 * before.accuracy:.2f} % to"
@@ -358,7 +381,10 @@ def describe(
         tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
     else:
         # Rounding depends on the company in the batch and on the CPU's int8 instructions; twice what was seen here.
-        seen = max(comparison.max_abs_logit_difference, golden_comparison.max_abs_logit_difference)
+        seen = max(
+            comparison.max_abs_logit_difference,
+            golden_comparison.max_abs_logit_difference,
+        )
         tolerance = Tolerance(round(2 * seen, 3), labels_must_agree=golden_comparison.labels_changed == 0)
     return Manifest(
         format=FORMAT,

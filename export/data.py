@@ -53,7 +53,10 @@ def load_sst2() -> TextClassificationData:
     splits = datasets.load_dataset(source_of(SST2_HUB_ID, "sst2"))
 
     def read(split: str) -> LabelledTexts:
-        return LabelledTexts([text.strip() for text in splits[split]["sentence"]], list(splits[split]["label"]))
+        return LabelledTexts(
+            [text.strip() for text in splits[split]["sentence"]],
+            list(splits[split]["label"]),
+        )
 
     names = [name.upper() for name in splits["train"].features["label"].names]
     return TextClassificationData("SST-2", names, read("train"), read("validation"))

@@ -45,7 +45,9 @@ def softmax(logits_BC: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def expected_calibration_error(
-    probabilities_BC: NDArray[np.float32], labels_B: NDArray[np.int64], num_bins: int = 15
+    probabilities_BC: NDArray[np.float32],
+    labels_B: NDArray[np.int64],
+    num_bins: int = 15,
 ) -> float:
     """Mean gap between confidence and accuracy over equal-width bins of confidence.
 

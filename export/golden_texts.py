@@ -24,10 +24,46 @@ GOLDEN_TEXTS = (
     "A smart, touching story that stays with you.",
 )
 
-_SUBJECTS = ("The film", "This story", "The acting", "Her new book", "The whole show", "Our guide", "The second half")
-_VERBS = ("is", "was", "seems", "feels", "remains", "isn't", "was never", "turned out to be")
-_ADJECTIVES = ("wonderful", "dull", "clumsy", "moving", "funny", "pointless", "clever", "forgettable", "rich", "cold")
-_TAILS = ("", " from start to finish", ", and I would go again", " but far too long", ", sadly", "!", " in every way")
+_SUBJECTS = (
+    "The film",
+    "This story",
+    "The acting",
+    "Her new book",
+    "The whole show",
+    "Our guide",
+    "The second half",
+)
+_VERBS = (
+    "is",
+    "was",
+    "seems",
+    "feels",
+    "remains",
+    "isn't",
+    "was never",
+    "turned out to be",
+)
+_ADJECTIVES = (
+    "wonderful",
+    "dull",
+    "clumsy",
+    "moving",
+    "funny",
+    "pointless",
+    "clever",
+    "forgettable",
+    "rich",
+    "cold",
+)
+_TAILS = (
+    "",
+    " from start to finish",
+    ", and I would go again",
+    " but far too long",
+    ", sadly",
+    "!",
+    " in every way",
+)
 
 
 def made_up_sentences(count: int, seed: int = 1) -> list[str]:

@@ -69,7 +69,16 @@ def source_of_run(run_dir: Path) -> TextClassifierSource:
         raise FileNotFoundError(f"{run_dir} holds no finished run: train first (python -m export train sentiment)")
     result = json.loads((run_dir / "result.json").read_text())
     model = load_run_model(run_dir)
-    kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters", "best_epoch")
+    kept = (
+        "data",
+        "command",
+        "commit",
+        "hardware",
+        "torch",
+        "training_s",
+        "num_parameters",
+        "best_epoch",
+    )
     return TextClassifierSource(
         module=model,
         for_export=lambda: PackedTextClassifier(model),

@@ -19,7 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
@@ -76,7 +83,9 @@ def train_text_classifier(data: TextClassificationData, config: TrainConfig, run
     tokenizer.save(str(run_dir / "tokenizer.json"))
     # A small data set gives fewer pieces than were asked for.
     model_config = dataclasses.replace(
-        config.model, vocab_size=tokenizer.get_vocab_size(), num_labels=len(data.label_names)
+        config.model,
+        vocab_size=tokenizer.get_vocab_size(),
+        num_labels=len(data.label_names),
     )
     (run_dir / "model.json").write_text(json.dumps(dataclasses.asdict(model_config), indent=2) + "\n")
     run = _Run(data, config, model_config, tokenizer, run_dir)
@@ -107,7 +116,10 @@ class _Run:
         self.average.load_state_dict(self.model.state_dict())
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+            self.model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
@@ -167,7 +179,13 @@ class _Run:
         done = len(self.history)
         with Progress(*columns, console=console) as progress:
             bar = progress.add_task(
-                "", total=total, completed=done * self.steps_per_epoch, epoch=done + 1, loss=math.nan, train=0.0, val=0.0
+                "",
+                total=total,
+                completed=done * self.steps_per_epoch,
+                epoch=done + 1,
+                loss=math.nan,
+                train=0.0,
+                val=0.0,
             )
             for epoch in range(done, self.config.epochs):
                 if self._out_of_patience():
@@ -200,7 +218,10 @@ class _Run:
         texts = [drop_tokens(ids, self.config.token_dropout, rng) for ids in self.train_ids]
         for step, members in enumerate(batches_of_similar_length(texts, self.config.batch_size, rng)):
             input_ids, attention_mask = pad([texts[member] for member in members], self.device)
-            labels_B = torch.tensor([self.data.train.labels[member] for member in members], device=self.device)
+            labels_B = torch.tensor(
+                [self.data.train.labels[member] for member in members],
+                device=self.device,
+            )
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
                 logits_BC = self.model(input_ids, attention_mask)
             loss = self.loss_of(logits_BC.float(), labels_B)
@@ -226,7 +247,10 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         logits_BC = predict(self.average, self.validation_ids, self.device)
         quality = classification_quality(logits_BC, np.array(self.data.validation.labels))
-        return {"accuracy": quality.accuracy, "calibration_error": quality.expected_calibration_error}
+        return {
+            "accuracy": quality.accuracy,
+            "calibration_error": quality.expected_calibration_error,
+        }
 
     def finish(self, console: Console) -> None:
         """Measure the weights that are kept, and write down what was found and how."""
@@ -282,7 +306,10 @@ def drop_tokens(ids_T: NDArray[np.int64], share: float, rng: np.random.Generator
 
 
 def batches_of_similar_length(
-    texts: list[NDArray[np.int64]], batch_size: int, rng: np.random.Generator, window: int = 50
+    texts: list[NDArray[np.int64]],
+    batch_size: int,
+    rng: np.random.Generator,
+    window: int = 50,
 ) -> list[NDArray[np.int64]]:
     """Random batches whose members are of similar length: sorted within windows of `window` batches, then shuffled."""
     order = rng.permutation(len(texts))
@@ -308,7 +335,10 @@ def pad(texts: list[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, T
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, texts: list[NDArray[np.int64]], device: torch.device, batch_size: int = 64
+    model: nn.Module,
+    texts: list[NDArray[np.int64]],
+    device: torch.device,
+    batch_size: int = 64,
 ) -> NDArray[np.float32]:
     """Logits [B, C] for each text, in the given order; float32, dropout off."""
     model.eval()
@@ -337,7 +367,11 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
 
     epochs = range(1, len(history) + 1)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.plot(epochs, [entry["train_accuracy"] for entry in history], label="train (with dropout)")
+    left.plot(
+        epochs,
+        [entry["train_accuracy"] for entry in history],
+        label="train (with dropout)",
+    )
     left.plot(epochs, [entry["accuracy"] for entry in history], label="validation")
     left.set(xlabel="epoch", ylabel="accuracy")
     left.legend()

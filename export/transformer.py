@@ -120,9 +120,11 @@ class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.activation = {"relu": functional.relu, "gelu": functional.gelu, "swiglu": functional.silu}[
-            config.activation
-        ]
+        self.activation = {
+            "relu": functional.relu,
+            "gelu": functional.gelu,
+            "swiglu": functional.silu,
+        }[config.activation]
         self.up = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
         self.down = nn.Linear(config.d_ff, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
@@ -259,7 +261,12 @@ class PackedTextClassifier(nn.Module):
         return model.head(model._pool(packing.put_back(model.final_norm(x_ND)), attention_mask))
 
     @staticmethod
-    def _attend(attention: MultiHeadAttention, x_ND: Tensor, packing: "Packing", position_N: Tensor) -> Tensor:
+    def _attend(
+        attention: MultiHeadAttention,
+        x_ND: Tensor,
+        packing: "Packing",
+        position_N: Tensor,
+    ) -> Tensor:
         D, H = x_ND.size(1), attention.num_heads
         query_ND, key_ND, value_ND = attention.qkv(x_ND).chunk(3, dim=-1)
         if attention.rotary:
@@ -267,7 +274,11 @@ class PackedTextClassifier(nn.Module):
             sin_N1K = attention.sin_TK.index_select(0, position_N).unsqueeze(1)
             query_ND = rotate(query_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
             key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
-        mixed_BTD = fused_attention(*(packing.put_back(part) for part in (query_ND, key_ND, value_ND)), packing.mask_BT, H)
+        mixed_BTD = fused_attention(
+            *(packing.put_back(part) for part in (query_ND, key_ND, value_ND)),
+            packing.mask_BT,
+            H,
+        )
         return attention.out(packing.real_only(mixed_BTD))
 
 
@@ -292,7 +303,11 @@ class Packing:
 
 
 def fused_attention(
-    query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, mask_BT: Tensor, num_heads: int
+    query_BTD: Tensor,
+    key_BTD: Tensor,
+    value_BTD: Tensor,
+    mask_BT: Tensor,
+    num_heads: int,
 ) -> Tensor:
     """The operator's node: scaled dot-product attention over the keys whose mask (int32) is 1."""
     return torch.onnx.ops.symbolic(

@@ -6,7 +6,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from export.convert import GRAPH, MIN_COMPARED_TEXTS, Precision, compare, export_onnx, onnx_logits, publish, quantize
+from export.convert import (
+    GRAPH,
+    MIN_COMPARED_TEXTS,
+    Precision,
+    compare,
+    export_onnx,
+    onnx_logits,
+    publish,
+    quantize,
+)
 from export.golden_texts import made_up_sentences
 from export.provenance import this_command
 from export.source import TextClassifierSource
@@ -66,7 +75,10 @@ def write_untrained(
         sample = made_up_sentences(MIN_COMPARED_TEXTS // 10)
         comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(model, sample))
         quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
-        about = {"untrained": "random weights; for measuring speed only", "command": this_command()}
+        about = {
+            "untrained": "random weights; for measuring speed only",
+            "command": this_command(),
+        }
         target = publish(source, folder, name, store, precision, comparison, quality, about)
     console.print(f"written: {target} ({comparison})")
     return target

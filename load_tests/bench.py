@@ -43,20 +43,42 @@ def prepare_store(console: Console) -> None:
     ):
         if not (STORE / name).exists():
             console.print(f"making {name}")
-            command = [sys.executable, "-m", "export", "untrained", "--name", name, "--model-store", str(STORE)]
+            command = [
+                sys.executable,
+                "-m",
+                "export",
+                "untrained",
+                "--name",
+                name,
+                "--model-store",
+                str(STORE),
+            ]
             subprocess.run([*command, *options], check=True, cwd=ROOT)
     folder = STORE / "noop" / "1"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = [helper.make_tensor_value_info(name, TensorProto.STRING, ["rows"]) for name in ("text", "same")]
-    graph = helper.make_graph([helper.make_node("Identity", ["text"], ["same"])], "noop", tensors[:1], tensors[1:])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), folder / "model.onnx")
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["text"], ["same"])],
+        "noop",
+        tensors[:1],
+        tensors[1:],
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+        folder / "model.onnx",
+    )
 
 
 def main() -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=872, help="requests of one measurement, of each model")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=872,
+        help="requests of one measurement, of each model",
+    )
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
@@ -89,12 +111,25 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
     }
     http, grpc, echo_port = free_port(), free_port(), free_port()
     url = f"http://127.0.0.1:{http}"
-    server_arguments = ["--model-store", str(STORE), "--http-port", str(http), "--grpc-port", str(grpc)]
+    server_arguments = [
+        "--model-store",
+        str(STORE),
+        "--http-port",
+        str(http),
+        "--grpc-port",
+        str(grpc),
+    ]
     result["start_to_ready_s"] = [measure_start(name) for name in MODELS for _ in range(3)]
     with (
         Process("service", *server_arguments) as server,
         Process("load_tests.echo_server", str(echo_port)) as echo,
-        Process("load_tests.engine_loops", str(STORE), ",".join([*MODELS, PADDED]), str(len(texts)), pipes=True) as loops,
+        Process(
+            "load_tests.engine_loops",
+            str(STORE),
+            ",".join([*MODELS, PADDED]),
+            str(len(texts)),
+            pipes=True,
+        ) as loops,
     ):
         server.wait_until_ready(f"{url}/readyz")
         assert loops.popen.stdin and loops.popen.stdout
@@ -105,11 +140,18 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
             loops.popen.stdin.write("go\n")
             loops.popen.stdin.flush()
             line = await asyncio.to_thread(loops.popen.stdout.readline)
-            measured: dict[str, Any] = {"limit": json.loads(line), "served": {}, "overhead": {}}
+            measured: dict[str, Any] = {
+                "limit": json.loads(line),
+                "served": {},
+                "overhead": {},
+            }
             for model in MODELS:
                 for concurrency in CONCURRENCIES:
                     count = len(texts) if concurrency == 64 else len(texts) // 4
-                    for protocol, port, drive in (("grpc", grpc, drive_grpc), ("http", http, drive_http)):
+                    for protocol, port, drive in (
+                        ("grpc", grpc, drive_grpc),
+                        ("http", http, drive_http),
+                    ):
                         cpu_s = server.cpu_s()
                         load = await drive(port, model, texts, concurrency, count)
                         cpu_s = server.cpu_s() - cpu_s
@@ -132,7 +174,14 @@ def measure_start(model: str) -> float:
     if not (store / model).exists():
         (store / model).symlink_to(STORE / model)
     http = free_port()
-    arguments = ["--model-store", str(store), "--http-port", str(http), "--grpc-port", "0"]
+    arguments = [
+        "--model-store",
+        str(store),
+        "--http-port",
+        str(http),
+        "--grpc-port",
+        "0",
+    ]
     with Process("service", *arguments) as server:
         return server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
 
@@ -146,7 +195,14 @@ async def measure_idle(server: Process, seconds: float = 5.0) -> float:
 
 
 async def measure_overhead(
-    server: Process, echo: Process, grpc: int, http: int, echo_port: int, texts: list[str], count: int = 500, slices: int = 4
+    server: Process,
+    echo: Process,
+    grpc: int,
+    http: int,
+    echo_port: int,
+    texts: list[str],
+    count: int = 500,
+    slices: int = 4,
 ) -> dict[str, float]:
     """CPU seconds per 1,000 requests of a model that does nothing, beside the bare echo, in alternating slices."""
     spent: dict[str, float] = {}
@@ -204,11 +260,12 @@ def report(result: dict[str, Any]) -> str:
     for name, bar, values, form, met in bars(result):
         lines.append(f"| {name} | {bar} | {spread(values, form)} | {'yes' if met else '**no**'} |")
     lines += ["", "### The engine alone (the limit)", ""]
-    lines += ["| loop, rows/s | float32, padding computed | float32 | int8 |", "| --- | --- | --- | --- |"]
+    lines += [
+        "| loop, rows/s | float32, padding computed | float32 | int8 |",
+        "| --- | --- | --- | --- |",
+    ]
     for loop in [key.split(": ")[1] for key in rounds[0]["limit"] if key.startswith("minilm:")]:
-        cells = [
-            spread([r["limit"][f"{model}: {loop}"]["rows_per_s"] for r in rounds]) for model in (PADDED, *MODELS)
-        ]
+        cells = [spread([r["limit"][f"{model}: {loop}"]["rows_per_s"] for r in rounds]) for model in (PADDED, *MODELS)]
         lines.append(f"| {loop} | {' | '.join(cells)} |")
     lines += [
         "",
@@ -229,7 +286,10 @@ def report(result: dict[str, Any]) -> str:
             f" | {spread([s['cpu_s_per_1000'] for s in served], '{:.2f}')} |"
         )
     lines += ["", "### The server's own cost (a model that does nothing)", ""]
-    lines += ["| users | bare grpc.aio echo | gRPC | gRPC / echo | HTTP |", "| --- | --- | --- | --- | --- |"]
+    lines += [
+        "| users | bare grpc.aio echo | gRPC | gRPC / echo | HTTP |",
+        "| --- | --- | --- | --- | --- |",
+    ]
     for users in CONCURRENCIES:
         echo, grpc, http = ([r["overhead"][f"{name}, {users}"] for r in rounds] for name in ("echo", "grpc", "http"))
         ratios = [mine / bare for mine, bare in zip(grpc, echo, strict=True)]
@@ -278,18 +338,66 @@ def bars(result: dict[str, Any]) -> list[tuple[str, str, list[float], str, bool]
         for users in CONCURRENCIES
     }
     found = [
-        ("float32 over gRPC at 64, share of the limit", "at least 85 %", shares("minilm"), "{:.1%}", 0.85, True),
-        ("int8 over gRPC at 64, share of the limit", "at least 75 %", shares("minilm-int8"), "{:.1%}", 0.75, True),
-        ("int8 over gRPC at 64, times the float32 list-order loop of 32 with padding", "at least 3", gain, "{:.2f}", 3.0, True),
-        ("start to ready", "below 2 s", result["start_to_ready_s"], "{:.2f}", 2.0, False),
-        ("idle CPU", "below 1 % of a core", [result["idle_cpu_share"]], "{:.2%}", 0.01, False),
+        (
+            "float32 over gRPC at 64, share of the limit",
+            "at least 85 %",
+            shares("minilm"),
+            "{:.1%}",
+            0.85,
+            True,
+        ),
+        (
+            "int8 over gRPC at 64, share of the limit",
+            "at least 75 %",
+            shares("minilm-int8"),
+            "{:.1%}",
+            0.75,
+            True,
+        ),
+        (
+            "int8 over gRPC at 64, times the float32 list-order loop of 32 with padding",
+            "at least 3",
+            gain,
+            "{:.2f}",
+            3.0,
+            True,
+        ),
+        (
+            "start to ready",
+            "below 2 s",
+            result["start_to_ready_s"],
+            "{:.2f}",
+            2.0,
+            False,
+        ),
+        (
+            "idle CPU",
+            "below 1 % of a core",
+            [result["idle_cpu_share"]],
+            "{:.2%}",
+            0.01,
+            False,
+        ),
     ]
     found += [
-        (f"CPU of gRPC without a model at {users}, times the echo's", "at most 1.6", values, "{:.2f}", 1.6, False)
+        (
+            f"CPU of gRPC without a model at {users}, times the echo's",
+            "at most 1.6",
+            values,
+            "{:.2f}",
+            1.6,
+            False,
+        )
         for users, values in overhead.items()
     ]
     return [
-        (name, bar, values, form, middle(values) >= edge if at_least else middle(values) <= edge)
+        (
+            name,
+            bar,
+            values,
+            form,
+            middle(values) >= edge if at_least else middle(values) <= edge,
+        )
         for name, bar, values, form, edge, at_least in found
     ]
 

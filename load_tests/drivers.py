@@ -26,7 +26,10 @@ class Load:
     def summary(self) -> dict[str, float]:
         """Throughput, latency percentiles, means of batch size and padding."""
         ordered = sorted(self.latencies_s)
-        answer = {"requests": self.requests, "requests_per_s": self.requests / self.wall_s}
+        answer = {
+            "requests": self.requests,
+            "requests_per_s": self.requests / self.wall_s,
+        }
         for share in (50, 95, 99):
             answer[f"p{share}_ms"] = 1e3 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
         if self.batch_rows:
@@ -76,7 +79,9 @@ def infer_request(model: str, text: str) -> inference_pb2.ModelInferRequest:
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
     raw = text.encode()
     return inference_pb2.ModelInferRequest(
-        model_name=model, inputs=[tensor], raw_input_contents=[struct.pack("<I", len(raw)) + raw]
+        model_name=model,
+        inputs=[tensor],
+        raw_input_contents=[struct.pack("<I", len(raw)) + raw],
     )
 
 

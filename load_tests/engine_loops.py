@@ -49,7 +49,10 @@ def main() -> None:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     sessions = {name: onnxruntime.InferenceSession(store / name / "1" / "model.onnx", options) for name in names}
     batches = loops(rows)
-    print(json.dumps({"tokens_per_text": float(np.mean([len(ids) for ids in rows]))}), flush=True)
+    print(
+        json.dumps({"tokens_per_text": float(np.mean([len(ids) for ids in rows]))}),
+        flush=True,
+    )
     for _ in sys.stdin:
         measured = {}
         for name, session in sessions.items():
@@ -59,7 +62,10 @@ def main() -> None:
                 for batch in members:
                     session.run(None, batch)
                 wall_s, cpu_s = time.perf_counter() - wall_s, time.thread_time() - cpu_s
-                measured[f"{name}: {loop}"] = {"rows_per_s": count / wall_s, "rows_per_cpu_s": count / cpu_s}
+                measured[f"{name}: {loop}"] = {
+                    "rows_per_s": count / wall_s,
+                    "rows_per_cpu_s": count / cpu_s,
+                }
         print(json.dumps(measured), flush=True)
 
 

@@ -22,10 +22,18 @@ def load_sentences() -> Sentences:
     parquet = sorted(Path(root, "sst2", "data").glob("validation-*.parquet")) if root else []
     if not parquet:
         rows = [line.split("\t") for line in OWN.read_text().splitlines() if line]
-        return Sentences("load_tests/sentences.tsv", [text for _, text in rows], [label for label, _ in rows])
+        return Sentences(
+            "load_tests/sentences.tsv",
+            [text for _, text in rows],
+            [label for label, _ in rows],
+        )
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(parquet)
     names = ("NEGATIVE", "POSITIVE")
     texts = [text.strip() for text in table["sentence"].to_pylist()]
-    return Sentences("SST-2 validation", texts, [names[label] for label in table["label"].to_pylist()])
+    return Sentences(
+        "SST-2 validation",
+        texts,
+        [names[label] for label in table["label"].to_pylist()],
+    )

@@ -19,7 +19,13 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, TOKENIZER, CARD = "manifest.json", "golden.json", "model.onnx", "tokenizer.json", "README.md"
+MANIFEST, GOLDEN, GRAPH, TOKENIZER, CARD = (
+    "manifest.json",
+    "golden.json",
+    "model.onnx",
+    "tokenizer.json",
+    "README.md",
+)
 
 
 class FolderError(Exception):
@@ -106,7 +112,14 @@ def scan(store: Path) -> list[FoundFolder]:
     for model in sorted(path for path in store.iterdir() if path.is_dir() and path.name[0] not in "._"):
         versions = [path for path in model.iterdir() if path.is_dir() and re.fullmatch(r"[1-9][0-9]*", path.name)]
         if not NAME.fullmatch(model.name):
-            found.append(FoundFolder(model.name, "", model, "a model's name may have letters, digits, '.', '_' and '-'"))
+            found.append(
+                FoundFolder(
+                    model.name,
+                    "",
+                    model,
+                    "a model's name may have letters, digits, '.', '_' and '-'",
+                )
+            )
         elif versions:
             found += [
                 FoundFolder(model.name, path.name, path) for path in sorted(versions, key=lambda path: int(path.name))
@@ -136,8 +149,6 @@ def read(found: FoundFolder) -> ModelFolder:
         raise FolderError(f"{MANIFEST}: {error}") from error
     if manifest.format != FORMAT:
         raise FolderError(f"{MANIFEST}: format {manifest.format} is not {FORMAT}, the one this server reads")
-    if manifest.name != found.name:
-        raise FolderError(f"{MANIFEST}: is of model {manifest.name!r}, but lies under {found.name!r}")
     for name, expected in manifest.files.items():
         # A manifest is data from elsewhere: it must not make the server read outside the folder.
         if Path(name).name != name or not (path / name).is_file():

@@ -15,7 +15,13 @@ SOURCES = ("proto/inference.proto", "proto/heed.proto")
 
 def generate(target: Path) -> list[Path]:
     """Write messages, type stubs and service code below `target`; imports read `from proto import ...`."""
-    arguments = ["protoc", f"-I{ROOT}", f"--python_out={target}", f"--pyi_out={target}", f"--grpc_python_out={target}"]
+    arguments = [
+        "protoc",
+        f"-I{ROOT}",
+        f"--python_out={target}",
+        f"--pyi_out={target}",
+        f"--grpc_python_out={target}",
+    ]
     if protoc.main([*arguments, *SOURCES]):
         raise SystemExit("protoc failed")
     return sorted((target / "proto").glob("*_pb2*"))

@@ -1,6 +1,6 @@
 """`python -m service`: builds everything, wires it together, serves until SIGTERM.
 
-    config ──> metrics ──> repository (models, batchers, engines) ──> predictor ──> HTTP and gRPC
+config ──> metrics ──> repository (models, batchers, engines) ──> predictor ──> HTTP and gRPC
 """
 
 import asyncio
@@ -67,7 +67,19 @@ async def serve(config: ServiceConfig) -> int:
         exit_status = 1
     else:
         exit_status = 0
-        log.info("ready" if repository.not_ready_because() is None else "not ready", why=repository.not_ready_because())
+        log.info(
+            "loaded",
+            ready=repository.not_ready_because() is None,
+            why=repository.not_ready_because(),
+        )
+        print(
+            welcome(
+                f"http://{config.host}:{http_port}",
+                f"{config.host}:{grpc_port}",
+                predictor,
+            ),
+            flush=True,
+        )
     await health.refresh()
     await stop.wait()
 
@@ -76,7 +88,11 @@ async def serve(config: ServiceConfig) -> int:
     await health.refresh()
     http.should_exit = True
     await asyncio.wait(
-        [asyncio.create_task(grpc_server.stop(config.drain_timeout_s)), http_task, drained],
+        [
+            asyncio.create_task(grpc_server.stop(config.drain_timeout_s)),
+            http_task,
+            drained,
+        ],
         timeout=config.drain_timeout_s,
     )
     if not drained.done():
@@ -85,6 +101,18 @@ async def serve(config: ServiceConfig) -> int:
     repository.close()
     log.info("stopped")
     return exit_status
+
+
+def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:
+    """What a person who has started the server wants to know."""
+    lines = [f"HTTP  {http}  (API: {http}/docs)", f"gRPC  {grpc_address}"]
+    if predictor.text_classifiers():
+        body = '{"inputs": "A wonderful film."}'
+        lines += [
+            "Try:",
+            f"  curl {http}/models/{predictor.text_classifiers()[0]} -d '{body}'",
+        ]
+    return "\n".join(lines)
 
 
 def configure_logging(config: ServiceConfig) -> None:
@@ -107,7 +135,11 @@ def configure_logging(config: ServiceConfig) -> None:
         cache_logger_on_first_use=True,
     )
     # Libraries (uvicorn, grpc) log through the standard library: warnings and worse, in the same place.
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr, format="%(name)s: %(message)s")
+    logging.basicConfig(
+        level=max(level, logging.WARNING),
+        stream=sys.stderr,
+        format="%(name)s: %(message)s",
+    )
 
 
 if __name__ == "__main__":

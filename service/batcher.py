@@ -27,7 +27,13 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from service.cost_table import CostTable
-from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+from service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
 CANDIDATES = 256
@@ -145,7 +151,12 @@ class Batcher:
             on_batch: told of every engine call.
             name: for thread names and messages.
         """
-        self._run, self._probe, self._costs, self._on_batch = run, probe, costs, on_batch
+        self._run, self._probe, self._costs, self._on_batch = (
+            run,
+            probe,
+            costs,
+            on_batch,
+        )
         self._limits, self._skips_padding = limits or BatcherLimits(), skips_padding
         self._name = name
         self._loop = asyncio.get_running_loop()
@@ -204,7 +215,13 @@ class Batcher:
             if self._draining and not self._admitted:
                 self._drained.set()
 
-    def _admit(self, items: Sequence[Item], alone_s: float, deadline_s: float | None, now_s: float) -> None:
+    def _admit(
+        self,
+        items: Sequence[Item],
+        alone_s: float,
+        deadline_s: float | None,
+        now_s: float,
+    ) -> None:
         """Refuse now what could not be answered later."""
         rows = sum(item.rows for item in items)
         if self.dead_reason is not None:
@@ -305,7 +322,12 @@ class Batcher:
         return self._costs.estimate(extent.rows, extent.computed_length(self._skips_padding))
 
     def _finished(
-        self, instance: _Instance, batch: list[_Entry], results: list[Any], report: BatchReport, dead: str | None
+        self,
+        instance: _Instance,
+        batch: list[_Entry],
+        results: list[Any],
+        report: BatchReport,
+        dead: str | None,
     ) -> None:
         """Hand out the results of an engine call, and give the engine its next one."""
         started_s, instance.started_s = instance.started_s, None
@@ -437,7 +459,9 @@ class _Extent(NamedTuple):
     def with_item(self, item: Item) -> "_Extent":
         """The call with one item more."""
         return _Extent(
-            self.rows + item.rows, max(self.longest, item.length), self.tokens + item.rows * item.length
+            self.rows + item.rows,
+            max(self.longest, item.length),
+            self.tokens + item.rows * item.length,
         )
 
     def computed_length(self, skips_padding: bool) -> int:

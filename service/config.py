@@ -30,7 +30,10 @@ class ServiceConfig:
     grpc_port: int = option(8081, "port of gRPC; 0 takes a free one")
     instances: int = option(0, "engine calls of one model that run side by side; 0: one for each core")
     threads_per_instance: int = option(0, "threads of one engine call; 0: the cores shared out among the instances")
-    max_queue: int = option(1024, "rows that may wait for one model; beyond that requests are refused at once")
+    max_queue: int = option(
+        1024,
+        "rows that may wait for one model; beyond that requests are refused at once",
+    )
     max_batch_rows: int = option(64, "rows of one engine call")
     max_batch_tokens: int = option(16384, "padded tokens of one engine call: longest row x rows")
     max_request_rows: int = option(512, "rows of one request")
@@ -53,7 +56,13 @@ class ServiceConfig:
         for name in ("http_port", "grpc_port"):
             if not 0 <= getattr(self, name) <= 65535:
                 raise ValueError(f"{name} must lie between 0 and 65535, not {getattr(self, name)}")
-        for name in ("max_queue", "max_batch_rows", "max_batch_tokens", "max_request_rows", "max_body_bytes"):
+        for name in (
+            "max_queue",
+            "max_batch_rows",
+            "max_batch_tokens",
+            "max_request_rows",
+            "max_body_bytes",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
@@ -90,7 +99,8 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         ValueError: a variable is unknown, or a value breaks a limit.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m service", description="Serves the models of a model store over HTTP and gRPC."
+        prog="python -m service",
+        description="Serves the models of a model store over HTTP and gRPC.",
     )
     known = set(FOREIGN_VARIABLES)
     for entry in fields(ServiceConfig):

@@ -30,7 +30,12 @@ class CostTable:
     size, a GPU that is flat until it is full.
     """
 
-    def __init__(self, max_rows: int, max_length: int, measured: Sequence[tuple[int, int, float]] = ()) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        max_length: int,
+        measured: Sequence[tuple[int, int, float]] = (),
+    ) -> None:
         """Start from measured calls, each (rows, length, seconds); without any, the first `record` starts it."""
         self._rows = _powers_of_two(1, max(2, max_rows))
         self._lengths = _powers_of_two(1, max(2, max_length))

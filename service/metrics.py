@@ -9,7 +9,16 @@ from prometheus_client.process_collector import ProcessCollector
 
 Protocol = Literal["grpc", "http"]
 # How a request can end; the label is bounded by this list.
-Outcome = Literal["ok", "invalid", "not_found", "unavailable", "overloaded", "expired", "cancelled", "failed"]
+Outcome = Literal[
+    "ok",
+    "invalid",
+    "not_found",
+    "unavailable",
+    "overloaded",
+    "expired",
+    "cancelled",
+    "failed",
+]
 
 LATENCY_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
@@ -40,11 +49,18 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         r, model = self.registry, ["model", "version"]
         self.requests = Counter(
-            "heed_requests_total", "Requests by how they ended", [*model, "protocol", "outcome"], registry=r
+            "heed_requests_total",
+            "Requests by how they ended",
+            [*model, "protocol", "outcome"],
+            registry=r,
         )
         self._seconds = {
             stage: Histogram(
-                f"heed_{name}_seconds", text, [*model, "protocol"], buckets=LATENCY_BUCKETS_S, registry=r
+                f"heed_{name}_seconds",
+                text,
+                [*model, "protocol"],
+                buckets=LATENCY_BUCKETS_S,
+                registry=r,
             )
             for stage, name, text in (
                 ("total", "request", "From the decoded request to its answer"),
@@ -54,12 +70,33 @@ class Metrics:
                 ("postprocess", "postprocess", "Model output to answer"),
             )
         }
-        self.batch_rows = Histogram("heed_batch_rows", "Rows of one engine call", model, buckets=ROW_BUCKETS, registry=r)
-        self.batch_tokens = Counter("heed_batch_tokens_total", "Tokens computed, padding included", model, registry=r)
-        self.padded_tokens = Counter("heed_padded_tokens_total", "Tokens computed that were padding", model, registry=r)
+        self.batch_rows = Histogram(
+            "heed_batch_rows",
+            "Rows of one engine call",
+            model,
+            buckets=ROW_BUCKETS,
+            registry=r,
+        )
+        self.batch_tokens = Counter(
+            "heed_batch_tokens_total",
+            "Tokens computed, padding included",
+            model,
+            registry=r,
+        )
+        self.padded_tokens = Counter(
+            "heed_padded_tokens_total",
+            "Tokens computed that were padding",
+            model,
+            registry=r,
+        )
         self.queue_rows = Gauge("heed_queue_rows", "Rows that wait for an engine", model, registry=r)
         self.in_flight_rows = Gauge("heed_in_flight_rows", "Rows inside an engine call", model, registry=r)
-        self.ready = Gauge("heed_model_ready", "1 while the model would answer correctly", model, registry=r)
+        self.ready = Gauge(
+            "heed_model_ready",
+            "1 while the model would answer correctly",
+            model,
+            registry=r,
+        )
         self._stages: dict[tuple[str, str, Protocol], StageTimes] = {}
         self._outcomes: dict[tuple[str, str, Protocol, Outcome], Counter] = {}
 

@@ -1,6 +1,6 @@
 """The predictor: what every transport calls. Validate, preprocess, submit, postprocess, time each stage.
 
-    Call + input ──> model ──> task.preprocess ──> batcher.submit ──> task.postprocess ──> answer + Receipt
+Call + input ──> model ──> task.preprocess ──> batcher.submit ──> task.postprocess ──> answer + Receipt
 """
 
 import asyncio
@@ -25,7 +25,11 @@ from service.errors import (
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.repository import ModelRepository, ServedModel
 from service.tasks.tensor_rows import TensorRows
-from service.tasks.text_classification import Classification, ScoreFunction, TextClassification
+from service.tasks.text_classification import (
+    Classification,
+    ScoreFunction,
+    TextClassification,
+)
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
 
 log = structlog.get_logger(__name__)
@@ -181,7 +185,8 @@ class Predictor:
         """The way of every request, with its stages timed and its end counted."""
         started_s = time.monotonic()
         timeout_s = self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
-        name, version, outcome = UNKNOWN_MODEL, "", "failed"
+        name, version = UNKNOWN_MODEL, ""
+        outcome: Outcome = "failed"
         try:
             model = self._repository.get(call.model, call.version)
             name, version = model.name, model.version
@@ -194,11 +199,21 @@ class Predictor:
             ended_s = time.monotonic()
             outcome = "ok"
         except asyncio.CancelledError:
-            outcome = "cancelled"
+            # gRPC cancels a call whose deadline has passed, just as one that the client has cancelled.
+            outcome = "expired" if time.monotonic() - started_s >= timeout_s else "cancelled"
             raise
         except HeedError as error:
-            outcome = next((known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)), "failed")
-            log.info("request refused", request_id=call.request_id, model=call.model, outcome=outcome, why=str(error))
+            outcome = next(
+                (known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)),
+                "failed",
+            )
+            log.info(
+                "request refused",
+                request_id=call.request_id,
+                model=call.model,
+                outcome=outcome,
+                why=str(error),
+            )
             raise
         finally:
             self._metrics.count(name, version, call.protocol, outcome)
@@ -210,7 +225,12 @@ class Predictor:
         stages.postprocess.observe(ended_s - computed_s)
         stages.total.observe(ended_s - started_s)
         if self._log_answers:
-            log.debug("request answered", request_id=call.request_id, model=name, **receipt._asdict())
+            log.debug(
+                "request answered",
+                request_id=call.request_id,
+                model=name,
+                **receipt._asdict(),
+            )
         return answer, receipt
 
     def describe(self, name: str, version: str = "") -> ModelDescription:
@@ -221,7 +241,11 @@ class Predictor:
         """
         model = self._repository.get(name, version)
         return ModelDescription(
-            name, self._repository.versions(name), "onnxruntime_onnx", model.task.inputs, model.task.outputs
+            name,
+            self._repository.versions(name),
+            "onnxruntime_onnx",
+            model.task.inputs,
+            model.task.outputs,
         )
 
     def problem_of(self, name: str, version: str = "") -> str | None:
@@ -246,6 +270,11 @@ class Predictor:
         """Every model of the store that is ready in some version."""
         names = {state.name for state in self._repository.states.values() if state.current_problem() is None}
         return sorted(names)
+
+    def text_classifiers(self) -> list[str]:
+        """The names among them that answer texts with labels."""
+        described = ((name, self._repository.state(name).served) for name in self.model_names())
+        return [name for name, served in described if served and isinstance(served.task, TextClassification)]
 
 
 def _text_classification(model: ServedModel) -> TextClassification:
@@ -278,7 +307,13 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 
 
 def _receipt(
-    version: str, items: Sequence[Any], done: list[Done], started_s: float, prepared_s: float, computed_s: float, ended_s: float
+    version: str,
+    items: Sequence[Any],
+    done: list[Done],
+    started_s: float,
+    prepared_s: float,
+    computed_s: float,
+    ended_s: float,
 ) -> Receipt:
     batch = done[0].batch if len(done) == 1 else max((entry.batch for entry in done), key=lambda batch: batch.rows)
     return Receipt(

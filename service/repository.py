@@ -16,7 +16,15 @@ import msgspec
 import numpy as np
 import structlog
 
-from model_store.folder import TOKENIZER, FolderError, FoundFolder, GoldenExample, ModelFolder, read, scan
+from model_store.folder import (
+    TOKENIZER,
+    FolderError,
+    FoundFolder,
+    GoldenExample,
+    ModelFolder,
+    read,
+    scan,
+)
 from service.batcher import Batcher, BatcherLimits, BatchReport
 from service.config import ServiceConfig
 from service.cost_table import CostTable
@@ -29,7 +37,19 @@ from service.tasks.text_classification import TextClassification, Tokens
 log = structlog.get_logger(__name__)
 
 # Calls that are timed at load, cheapest first, while the budget lasts: rows, tokens.
-COST_PROBES = ((1, 8), (1, 16), (4, 8), (1, 32), (4, 16), (1, 64), (4, 32), (8, 32), (16, 32), (4, 128), (32, 32))
+COST_PROBES = (
+    (1, 8),
+    (1, 16),
+    (4, 8),
+    (1, 32),
+    (4, 16),
+    (1, 64),
+    (4, 32),
+    (8, 32),
+    (16, 32),
+    (4, 128),
+    (32, 32),
+)
 COST_BUDGET_S = 0.25
 
 
@@ -118,7 +138,12 @@ class ModelRepository:
         ready = self.metrics.ready.labels(folder.name, folder.version)
         ready.set_function(lambda: float(state.current_problem() is None))
         if state.problem:
-            log.error("model is not served", model=folder.name, version=folder.version, why=state.problem)
+            log.error(
+                "model is not served",
+                model=folder.name,
+                version=folder.version,
+                why=state.problem,
+            )
         else:
             seconds = round(time.perf_counter() - started_s, 3)
             log.info("model ready", model=folder.name, version=folder.version, load_s=seconds)
@@ -200,7 +225,10 @@ class ModelRepository:
         return _Loaded(task, run, probe, costs, folder.manifest.skips_padding)
 
     def _measure_costs(
-        self, run: Callable[[list[Any]], list[Any]], golden: list[GoldenExample], max_tokens: int
+        self,
+        run: Callable[[list[Any]], list[Any]],
+        golden: list[GoldenExample],
+        max_tokens: int,
     ) -> CostTable:
         """Time a few calls of different size, made of the golden examples' tokens."""
         ids = [number for example in golden for number in example.tensors["input_ids"]]
@@ -318,7 +346,10 @@ def replay_golden(folder: ModelFolder, task: TextClassification, run: Callable[[
             raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
         items.append(item)
     expected_BC = np.array([example.outputs["logits"] for example in folder.golden])
-    for how, logits in (("alone", [run([item])[0] for item in items]), ("in a batch", run(items))):
+    for how, logits in (
+        ("alone", [run([item])[0] for item in items]),
+        ("in a batch", run(items)),
+    ):
         actual_BC = np.array(logits)
         if actual_BC.shape != expected_BC.shape:
             raise FolderError(f"golden examples {how}: logits of shape {actual_BC.shape}, not {expected_BC.shape}")

@@ -51,7 +51,13 @@ class TextClassification:
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
 
     def __init__(
-        self, tokenizer_json: str, *, labels: Sequence[str], max_tokens: int, pad_id: int, graph_inputs: Sequence[str]
+        self,
+        tokenizer_json: str,
+        *,
+        labels: Sequence[str],
+        max_tokens: int,
+        pad_id: int,
+        graph_inputs: Sequence[str],
     ) -> None:
         """Set up from the contents of a model folder.
 
@@ -134,12 +140,18 @@ class TextClassification:
         return list(outputs["logits"])
 
     def postprocess(
-        self, logits_C: NDArray[np.float32], function: ScoreFunction = "softmax", top_k: int | None = None
+        self,
+        logits_C: NDArray[np.float32],
+        function: ScoreFunction = "softmax",
+        top_k: int | None = None,
     ) -> Classification:
         """Logits to the `top_k` best classes (all, if None), most probable first."""
         scores = scores_of(logits_C.tolist(), function)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
-        return Classification([self.labels[number] for number in order], [scores[number] for number in order])
+        return Classification(
+            [self.labels[number] for number in order],
+            [scores[number] for number in order],
+        )
 
     def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
         """Output tensors for n results, as the metadata describes them."""

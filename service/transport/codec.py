@@ -18,6 +18,8 @@ from service.errors import InvalidRequest, Unsupported
 from service.tensors import NUMPY_OF, bytes_array
 
 MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
+# What JSON numbers may be, by numpy's kind of type; integers take nothing but integers.
+JSON_TYPES_OF: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
 _LENGTH = struct.Struct("<I")
 
 
@@ -59,7 +61,8 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memo
 
 
 def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]:
-    elements, position, end = [], 0, len(raw)
+    elements: list[bytes] = []
+    position, end = 0, len(raw)
     while position < end:
         start = position + _LENGTH.size
         if start > end:
@@ -97,7 +100,7 @@ def decode_json(name: str, datatype: str, shape: Sequence[int], data: list[Any])
             raise InvalidRequest(f"tensor {name!r}: BYTES data must be strings")
         return bytes_array([element.encode() for element in flat]).reshape(shape)
     dtype = NUMPY_OF[datatype]
-    allowed = {"b": {bool}, "f": {int, float}}.get(dtype.kind, {int})
+    allowed = JSON_TYPES_OF.get(dtype.kind, {int})
     if not types <= allowed:
         wrong = next(element for element in flat if type(element) not in allowed)
         raise InvalidRequest(f"tensor {name!r}: {wrong!r} is not of datatype {datatype}")
@@ -133,7 +136,9 @@ def encode_json(name: str, array: NDArray[Any]) -> list[Any]:
         try:
             return [element.decode() for element in array.ravel()]
         except UnicodeDecodeError:
-            raise InvalidRequest(f"output {name!r} is not UTF-8, which JSON cannot carry; ask for binary data") from None
+            raise InvalidRequest(
+                f"output {name!r} is not UTF-8, which JSON cannot carry; ask for binary data"
+            ) from None
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidRequest(f"output {name!r} has NaN or infinity, which JSON cannot carry; ask for binary data")
     flat: list[Any] = array.ravel().tolist()

@@ -17,7 +17,12 @@ from service.predictor import Call, Predictor
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import check_header, decode_raw, encode_raw
-from service.transport.frame import REQUEST_ID_HEADER, earliest, parameters_of, request_id_of
+from service.transport.frame import (
+    REQUEST_ID_HEADER,
+    earliest,
+    parameters_of,
+    request_id_of,
+)
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 
 log = structlog.get_logger(__name__)
@@ -56,8 +61,8 @@ async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.
         ]
     )
     health_service = Health(predictor)
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(predictor), server)
-    heed_pb2_grpc.add_HeedServicer_to_server(HeedService(predictor), server)
+    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(predictor), server)  # type: ignore[no-untyped-call]  # generated
+    heed_pb2_grpc.add_HeedServicer_to_server(HeedService(predictor), server)  # type: ignore[no-untyped-call]  # generated
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
@@ -71,7 +76,7 @@ SERVICES = (
 )
 
 
-class Health(health.aio.HealthServicer):
+class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library has no types
     """grpc.health.v1: the whole server under "", each of its services, and each model under its name."""
 
     def __init__(self, predictor: Predictor) -> None:
@@ -103,9 +108,14 @@ class _Guarded:
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
 
-    async def _respond(self, context: Context, answer: Callable[[str], Awaitable[T]], given_id: str = "") -> T:
+    async def _respond(
+        self,
+        context: Context,
+        answer: Callable[[str], Awaitable[T]],
+        given_id: str = "",
+    ) -> T:
         request_id = request_id_of(_metadata(context, REQUEST_ID_HEADER) or given_id)
-        metadata = ((REQUEST_ID_HEADER, request_id),)
+        metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
         try:
             context.set_trailing_metadata(metadata)
             return await answer(request_id)
@@ -113,7 +123,10 @@ class _Guarded:
             status, text = STATUS_OF[type(error)], str(error)
             if isinstance(error, Overloaded):
                 # Understood by gRPC clients that retry by themselves (gRFC A6).
-                metadata = (*metadata, ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)))
+                metadata = (
+                    *metadata,
+                    ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)),
+                )
         except Exception:
             log.exception("unexpected error", request_id=request_id)
             status, text = INTERNAL, internal_error_text(request_id)
@@ -179,7 +192,9 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                 call, read_inputs(request), [output.name for output in request.outputs]
             )
             response = inference_pb2.ModelInferResponse(
-                model_name=request.model_name, model_version=receipt.model_version, id=request.id
+                model_name=request.model_name,
+                model_version=receipt.model_version,
+                id=request.id,
             )
             write_outputs(response, outputs, raw=bool(request.raw_input_contents))
             written = response.parameters
@@ -236,33 +251,35 @@ def read_inputs(request: inference_pb2.ModelInferRequest) -> Arrays:
     arrays: Arrays = {}
     for number, tensor in enumerate(request.inputs):
         if tensor.name in arrays:
-            raise InvalidRequest(f"input {tensor.name!r} is given twice")
+            raise InvalidRequest(f"tensor {tensor.name!r} is given twice")
         if raw:
             if tensor.HasField("contents"):
-                raise InvalidRequest(f"input {tensor.name!r} has contents beside raw_input_contents; use one of them")
+                raise InvalidRequest(f"tensor {tensor.name!r} has contents beside raw_input_contents; use one of them")
             arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, tensor.shape, raw[number])
         else:
             arrays[tensor.name] = _decode_contents(tensor)
     return arrays
 
 
-def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -> NDArray[Any]:
+def _decode_contents(
+    tensor: inference_pb2.ModelInferRequest.InferInputTensor,
+) -> NDArray[Any]:
     count = check_header(tensor.name, tensor.datatype, tensor.shape)
     if tensor.datatype not in CONTENTS_OF:
-        raise InvalidRequest(f"input {tensor.name!r}: {tensor.datatype} travels only in raw_input_contents")
+        raise InvalidRequest(f"tensor {tensor.name!r}: {tensor.datatype} travels only in raw_input_contents")
     field = CONTENTS_OF[tensor.datatype]
     elements = getattr(tensor.contents, field)
     if other := [known.name for known, _ in tensor.contents.ListFields() if known.name != field]:
-        raise InvalidRequest(f"input {tensor.name!r}: {tensor.datatype} belongs in {field}, not in {', '.join(other)}")
+        raise InvalidRequest(f"tensor {tensor.name!r}: {tensor.datatype} belongs in {field}, not in {', '.join(other)}")
     if len(elements) != count:
-        raise InvalidRequest(f"input {tensor.name!r}: {len(elements)} elements, but its shape takes {count}")
+        raise InvalidRequest(f"tensor {tensor.name!r}: {len(elements)} elements, but its shape takes {count}")
     if tensor.datatype == "BYTES":
         return bytes_array(elements).reshape(tensor.shape)
     dtype = next(dtype for dtype, name in DATATYPE_OF_NUMPY.items() if name == tensor.datatype)
     try:
         return np.array(elements, dtype=dtype).reshape(tensor.shape)
     except OverflowError:
-        raise InvalidRequest(f"input {tensor.name!r}: a number lies outside the range of {tensor.datatype}") from None
+        raise InvalidRequest(f"tensor {tensor.name!r}: a number lies outside the range of {tensor.datatype}") from None
 
 
 def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, raw: bool) -> None:
@@ -289,7 +306,7 @@ def _metadata(context: Context, name: str) -> str | None:
     return None
 
 
-def _tensor_metadata(spec: TensorSpec) -> inference_pb2.ModelMetadataResponse.TensorMetadata:
-    return inference_pb2.ModelMetadataResponse.TensorMetadata(
-        name=spec.name, datatype=spec.datatype, shape=spec.shape
-    )
+def _tensor_metadata(
+    spec: TensorSpec,
+) -> inference_pb2.ModelMetadataResponse.TensorMetadata:
+    return inference_pb2.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)

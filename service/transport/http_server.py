@@ -23,7 +23,13 @@ from service.metrics import Metrics
 from service.predictor import Call, Predictor, Receipt
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME, rest, server_version
-from service.transport.frame import REQUEST_ID_HEADER, TIMEOUT_HEADER, earliest, parameters_of, request_id_of
+from service.transport.frame import (
+    REQUEST_ID_HEADER,
+    TIMEOUT_HEADER,
+    earliest,
+    parameters_of,
+    request_id_of,
+)
 from service.transport.openapi import openapi_document
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 
@@ -121,7 +127,10 @@ class HttpApplication:
 
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        text = {404: f"no such path: {request.url.path}", 405: f"{request.method} is not allowed on {request.url.path}"}
+        text = {
+            404: f"no such path: {request.url.path}",
+            405: f"{request.method} is not allowed on {request.url.path}",
+        }
         response = error_response(error.status_code, text.get(error.status_code, error.detail))
         response.headers.update(error.headers or {})
         return response
@@ -168,7 +177,13 @@ class HttpApplication:
         finally:
             watcher.cancel()
 
-    def _call(self, request: Request, request_id: str, parameter_timeout_s: float | None, truncate: bool) -> Call:
+    def _call(
+        self,
+        request: Request,
+        request_id: str,
+        parameter_timeout_s: float | None,
+        truncate: bool,
+    ) -> Call:
         timeout_s = None
         if (text := request.headers.get(TIMEOUT_HEADER)) is not None:
             if not text.isdecimal() or not text.isascii() or int(text) == 0:
@@ -190,7 +205,10 @@ class HttpApplication:
         specs = None
         header_bytes = rest.header_length(request.headers.get(rest.BINARY_HEADER), len(body))
         if header_bytes == 0:
-            name, version = request.path_params["model"], request.path_params.get("version", "")
+            name, version = (
+                request.path_params["model"],
+                request.path_params.get("version", ""),
+            )
             specs = self._predictor.describe(name, version).inputs
         message = rest.read_infer(body, header_bytes, specs)
         parameters = parameters_of(message.parameters)
@@ -198,11 +216,19 @@ class HttpApplication:
         answer = self._predictor.infer(call, message.arrays, [output.name for output in message.outputs])
         outputs, receipt = await self._while_connected(request, answer)
         reply, json_bytes = rest.write_infer(
-            call.model, receipt, message, outputs, all_binary=parameters.binary_data_output or header_bytes == 0
+            call.model,
+            receipt,
+            message,
+            outputs,
+            all_binary=parameters.binary_data_output or header_bytes == 0,
         )
         if json_bytes is None:
             return Response(reply, media_type="application/json")
-        return Response(reply, media_type="application/octet-stream", headers={rest.BINARY_HEADER: str(json_bytes)})
+        return Response(
+            reply,
+            media_type="application/octet-stream",
+            headers={rest.BINARY_HEADER: str(json_bytes)},
+        )
 
     async def _server_metadata(self, request: Request, request_id: str) -> Response:
         return json_response({"name": SERVER_NAME, "version": server_version(), "extensions": EXTENSIONS})
@@ -226,9 +252,15 @@ class HttpApplication:
         return json_response(document)
 
     async def _model_ready(self, request: Request, request_id: str) -> Response:
-        name, version = request.path_params["model"], request.path_params.get("version", "")
+        name, version = (
+            request.path_params["model"],
+            request.path_params.get("version", ""),
+        )
         why = self._predictor.problem_of(name, version)
-        return json_response({"name": name, "ready": why is None, "reason": why}, 200 if why is None else 503)
+        return json_response(
+            {"name": name, "ready": why is None, "reason": why},
+            200 if why is None else 503,
+        )
 
     # --- Hugging Face task API ---------------------------------------------------------------------------------------
 
@@ -264,7 +296,11 @@ class HttpApplication:
 
     async def _readyz(self, request: Request) -> Response:
         why = self._predictor.not_ready_because()
-        document = {"ready": why is None, "reason": why, "not_served": self._predictor.problems()}
+        document = {
+            "ready": why is None,
+            "reason": why,
+            "not_served": self._predictor.problems(),
+        }
         return json_response(document, 200 if why is None else 503)
 
     async def _exposition(self, request: Request) -> Response:
@@ -272,7 +308,13 @@ class HttpApplication:
         return Response(encode(self._metrics.registry), headers={"content-type": content_type})
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(openapi_document(server_version(), self._predictor.model_names(), TextClassificationRequest))
+        return json_response(
+            openapi_document(
+                server_version(),
+                self._predictor.model_names(),
+                TextClassificationRequest,
+            )
+        )
 
     async def _docs(self, request: Request) -> Response:
         return HTMLResponse(files("service.transport").joinpath("docs.html").read_text())
@@ -295,7 +337,9 @@ class TextClassificationRequest(msgspec.Struct):
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:
     """The receipt, for answers whose body has no room for it."""
-    headers = {f"x-heed-{name.replace('_', '-')}": str(value).lower() for name, value in receipt.as_parameters().items()}
+    headers = {
+        f"x-heed-{name.replace('_', '-')}": str(value).lower() for name, value in receipt.as_parameters().items()
+    }
     return headers | {"x-heed-model-version": receipt.model_version}
 
 

@@ -91,7 +91,13 @@ class LabelScore(msgspec.Struct):
 def openapi_document(version: str, models: list[str], task_request: type) -> dict[str, Any]:
     """The document, with the models that are ready as examples of the path parameter."""
     kinds = [
-        *(rest.InferRequest, rest.InferResponse, ErrorBody, ServerMetadata, ModelMetadata),
+        *(
+            rest.InferRequest,
+            rest.InferResponse,
+            ErrorBody,
+            ServerMetadata,
+            ModelMetadata,
+        ),
         *(Live, Ready, ModelReady, ServerReady, task_request, LabelScore),
     ]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -102,7 +108,12 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
         "required": True,
         "schema": {"type": "string", **({"examples": models} if models else {})},
     }
-    version_parameter = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    version_parameter = {
+        "name": "version",
+        "in": "path",
+        "required": True,
+        "schema": {"type": "string"},
+    }
     headers = [
         {
             "name": TIMEOUT_HEADER,
@@ -140,7 +151,9 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
     paths = {
         "/healthz": get("The process lives", schema[Live]),
         "/readyz": get(
-            "The server would answer correctly now", schema[ServerReady], also={503: (not_ready, schema[ServerReady])}
+            "The server would answer correctly now",
+            schema[ServerReady],
+            also={503: (not_ready, schema[ServerReady])},
         ),
         "/metrics": {
             "get": {
@@ -151,14 +164,19 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
         "/v2": get("Server metadata", schema[ServerMetadata]),
         "/v2/health/live": get("The process lives", schema[Live]),
         "/v2/health/ready": get(
-            "The server would answer correctly now", schema[Ready], also={503: (not_ready, schema[Ready])}
+            "The server would answer correctly now",
+            schema[Ready],
+            also={503: (not_ready, schema[Ready])},
         ),
         "/models/{model}": {
             "parameters": [model_parameter],
             **post(
                 "Hugging Face task API: text classification",
                 schema[task_request],
-                {"type": "array", "items": {"type": "array", "items": schema[LabelScore]}},
+                {
+                    "type": "array",
+                    "items": {"type": "array", "items": schema[LabelScore]},
+                },
             ),
         },
     }

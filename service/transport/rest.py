@@ -130,18 +130,18 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
     position = 0
     for tensor in request.inputs:
         if tensor.name in arrays:
-            raise InvalidRequest(f"input {tensor.name!r} is given twice")
+            raise InvalidRequest(f"tensor {tensor.name!r} is given twice")
         size = tensor.parameters.get("binary_data_size")
         if size is None:
             if tensor.data is None:
-                raise InvalidRequest(f"input {tensor.name!r} has neither data nor binary_data_size")
+                raise InvalidRequest(f"tensor {tensor.name!r} has neither data nor binary_data_size")
             arrays[tensor.name] = decode_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
             continue
         if tensor.data is not None:
-            raise InvalidRequest(f"input {tensor.name!r} has data beside binary_data_size; use one of them")
+            raise InvalidRequest(f"tensor {tensor.name!r} has data beside binary_data_size; use one of them")
         if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - position:
             raise InvalidRequest(
-                f"input {tensor.name!r}: binary_data_size is {size!r}, {len(binary) - position} bytes are left"
+                f"tensor {tensor.name!r}: binary_data_size is {size!r}, {len(binary) - position} bytes are left"
             )
         part = binary[position : position + size]
         arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, tensor.shape, part)
@@ -166,7 +166,12 @@ def _read_lone_tensor(body: bytes, specs: Sequence[TensorSpec]) -> Arrays:
 
 
 def write_infer(
-    model: str, receipt: Receipt, message: InferMessage, outputs: Arrays, *, all_binary: bool
+    model: str,
+    receipt: Receipt,
+    message: InferMessage,
+    outputs: Arrays,
+    *,
+    all_binary: bool,
 ) -> tuple[bytes, int | None]:
     """Encode a response body.
 

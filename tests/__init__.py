@@ -1,0 +1,1 @@
+"""The tests mirror the folders; `python -m tests` runs them all."""

@@ -1,0 +1,182 @@
+"""A real server on free ports, on a store made for the tests."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+ROOT = Path(__file__).parent.parent
+START_S = 60.0  # only a failing test waits this long
+
+
+@dataclass
+class Server:
+    """A running server process: where it listens, and what it has logged."""
+
+    popen: subprocess.Popen[str]
+    log: list[dict[str, Any]] = field(default_factory=list)
+    http: str = ""
+    grpc: str = ""
+    _logged: threading.Condition = field(default_factory=threading.Condition)
+
+    def read_log(self) -> None:
+        """In a thread: gather the log until the process ends."""
+        assert self.popen.stderr
+        for line in self.popen.stderr:
+            with self._logged:
+                self.log.append(json.loads(line) if line.startswith("{") else {"event": line.strip()})
+                self._logged.notify_all()
+        with self._logged:
+            self.log.append({"event": "(end of log)"})
+            self._logged.notify_all()
+
+    def wait_for(self, event: str, timeout_s: float = START_S) -> dict[str, Any]:
+        """The first log entry with this event; fails when the log ends or the time is over without it."""
+
+        def found() -> dict[str, Any] | None:
+            return next(
+                (entry for entry in self.log if entry["event"] in (event, "(end of log)")),
+                None,
+            )
+
+        with self._logged:
+            assert self._logged.wait_for(found, timeout_s), f"no {event!r} in {self.log}"
+            entry = found()
+        assert entry and entry["event"] == event, self.log
+        return entry
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout=START_S)
+
+
+@contextlib.contextmanager
+def running_server(store: Path, *options: str) -> Iterator[Server]:
+    """A server on this store, ready unless it says otherwise."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEED_")}
+    command = [
+        sys.executable,
+        "-m",
+        "service",
+        "--model-store",
+        str(store),
+        "--http-port",
+        "0",
+        "--grpc-port",
+        "0",
+    ]
+    popen = subprocess.Popen(
+        [*command, *options],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    server = Server(popen)
+    reader = threading.Thread(target=server.read_log)
+    reader.start()
+    try:
+        listening = server.wait_for("listening")
+        server.http, server.grpc = listening["http"], listening["grpc"]
+        server.wait_for("loaded")
+        yield server
+    finally:
+        if popen.poll() is None:
+            popen.terminate()
+        popen.wait(timeout=START_S)
+        reader.join()
+        assert popen.stderr
+        popen.stderr.close()
+
+
+def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+    """A bare model: nodes, and tensors as name to (type, shape)."""
+    folder.mkdir(parents=True)
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info(name, *tensor) for name, tensor in inputs.items()],
+        [helper.make_tensor_value_info(name, *tensor) for name, tensor in outputs.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, folder / "model.onnx")
+
+
+def make_store(store: Path) -> Path:
+    """The trained sentiment model, bare models of several kinds, and folders that must not be served."""
+    shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
+    floats = {"x": (TensorProto.FLOAT, ["rows", 3])}
+    write_onnx(
+        store / "double/1",
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        floats,
+        {"y": (TensorProto.FLOAT, ["rows", 3])},
+    )
+    strings = {"text": (TensorProto.STRING, ["rows"])}
+    write_onnx(
+        store / "same/1",
+        [helper.make_node("Identity", ["text"], ["copy"])],
+        strings,
+        {"copy": (TensorProto.STRING, ["rows"])},
+    )
+    # Rows of any length that must not be padded, and an output whose size depends on them.
+    write_onnx(
+        store / "sum/1",
+        [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0, noop_with_empty_axes=0)],
+        {"x": (TensorProto.FLOAT, [2])},
+        {"total": (TensorProto.FLOAT, [])},
+    )
+    types = {
+        "BOOL": TensorProto.BOOL,
+        "UINT8": TensorProto.UINT8,
+        "UINT16": TensorProto.UINT16,
+        "UINT32": TensorProto.UINT32,
+        "UINT64": TensorProto.UINT64,
+        "INT8": TensorProto.INT8,
+        "INT16": TensorProto.INT16,
+        "INT32": TensorProto.INT32,
+        "INT64": TensorProto.INT64,
+        "FP16": TensorProto.FLOAT16,
+        "FP32": TensorProto.FLOAT,
+        "FP64": TensorProto.DOUBLE,
+    }
+    write_onnx(
+        store / "all-types/1",
+        [helper.make_node("Identity", [name], [f"{name}_copy"]) for name in types],
+        {name: (element, ["rows", "columns"]) for name, element in types.items()},
+        {f"{name}_copy": (element, ["rows", "columns"]) for name, element in types.items()},
+    )
+    (store / "broken/1").mkdir(parents=True)
+    (store / "broken/1/model.onnx").write_bytes(b"not a graph")
+    shutil.copytree(store / "sentiment/1", store / "damaged/1")
+    with (store / "damaged/1/model.onnx").open("ab") as file:
+        file.write(b"\0")
+    (store / "no-version").mkdir()
+    return store
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with everything in it."""
+    return make_store(tmp_path_factory.mktemp("store") / "models")
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[Server]:
+    """One server for all tests that only ask it."""
+    with running_server(store, "--max-request-rows", "64", "--max-body-bytes", "1000000") as running:
+        yield running

@@ -1,0 +1,93 @@
+"""Model folders: what is read, what is refused and why."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from model_store.folder import FolderError, FoundFolder, next_version, read, scan
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of the committed model."""
+    return Path(shutil.copytree(ROOT / "model_store/sentiment/1", tmp_path / "sentiment/1"))
+
+
+def found(path: Path) -> FoundFolder:
+    """As `scan` would name it."""
+    return FoundFolder(path.parent.name, path.name, path)
+
+
+def change_manifest(folder: Path, **changes: object) -> None:
+    """Write other values into the manifest."""
+    document = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(document | changes))
+
+
+def test_the_committed_model_is_whole(folder: Path) -> None:
+    """Checksums hold, and there are golden examples."""
+    model = read(found(folder))
+    assert model.manifest is not None
+    assert (model.name, model.version, model.manifest.task) == ("sentiment", 1, "text-classification")
+    assert len(model.golden) >= 8
+    assert model.manifest.quality["validation"]["accuracy"] >= 0.81
+    assert model.manifest.quality["compared_with_pytorch"]["onnx"]["max_abs_logit_difference"] <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "golden.json", "config.json", "README.md"])
+def test_a_changed_byte_in_any_file_is_noticed(folder: Path, name: str) -> None:
+    """Also in those that no answer depends on."""
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(FolderError, match=f"{name} is damaged"):
+        read(found(folder))
+
+
+def test_a_manifest_cannot_lead_out_of_its_folder(folder: Path) -> None:
+    """Names with a path in them are not files of the folder."""
+    change_manifest(folder, files={"../../secret": "0" * 64})
+    with pytest.raises(FolderError, match="not a file of the folder"):
+        read(found(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"format": 2}, "format 2 is not 1"),
+        ({"labels": "POSITIVE"}, r"Expected `array`, got `str` - at `\$.labels`"),
+        ({"surprise": 1}, "unknown field `surprise`"),
+        ({"files": {}}, "no checksum for golden.json, model.onnx"),
+    ],
+)
+def test_a_manifest_that_is_not_understood_is_refused(folder: Path, changes: dict[str, object], expected: str) -> None:
+    """Rather than half read."""
+    change_manifest(folder, **changes)
+    with pytest.raises(FolderError, match=expected):
+        read(found(folder))
+
+
+def test_what_is_missing_is_named(folder: Path) -> None:
+    """A listed file, the graph."""
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FolderError, match="'tokenizer.json' is in the manifest, but"):
+        read(found(folder))
+    (folder / "model.onnx").unlink()
+    with pytest.raises(FolderError, match="model.onnx is missing"):
+        read(found(folder))
+
+
+def test_a_store_is_listed_by_name_and_number(tmp_path: Path) -> None:
+    """Versions in numeric order; what cannot be a model says so; hidden folders and files are passed over."""
+    for name in ("b/10", "b/9", "b/notes", "a/1", "with space/1", "empty", ".hidden/1", "__pycache__/1"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "README.md").touch()
+    listed = scan(tmp_path)
+    assert [(f.name, f.version) for f in listed if not f.problem] == [("a", "1"), ("b", "9"), ("b", "10")]
+    assert {f.name for f in listed if f.problem} == {"with space", "empty"}
+    assert next_version(tmp_path, "b") == 11
+    assert next_version(tmp_path, "new") == 1
+    with pytest.raises(FolderError, match="is not a folder"):
+        scan(tmp_path / "nowhere")

@@ -1,0 +1,499 @@
+"""The batcher's promises, with an engine that the test holds in its hand."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from service.batcher import Batcher, BatcherLimits, BatchReport
+from service.cost_table import CostTable
+from service.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+)
+
+PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
+
+
+@dataclass(frozen=True)
+class Text:
+    """An item of the given length."""
+
+    name: str
+    length: int = 8
+    rows: int = 1
+    group: Hashable = None
+
+
+class HeldEngine:
+    """Computes `name.upper()`; each call waits until the test releases it, unless it runs free."""
+
+    def __init__(
+        self,
+        answer: Callable[[list[Text]], Sequence[Any]] | None = None,
+        held: bool = True,
+    ) -> None:
+        self.answer = answer or (lambda items: [item.name.upper() for item in items])
+        self.held = held
+        self.calls: list[list[str]] = []
+        self.threads: list[int] = []
+        self.sound = True
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Queue[list[str]] = asyncio.Queue()
+        self._permits = threading.Semaphore(0)
+
+    def run(self, items: list[Text]) -> Sequence[Any]:
+        """The engine call."""
+        names = [item.name for item in items]
+        self.calls.append(names)
+        self.threads.append(threading.get_ident())
+        if self.held:
+            self._loop.call_soon_threadsafe(self._started.put_nowait, names)
+            assert self._permits.acquire(timeout=PATIENCE_S)
+        return self.answer(items)
+
+    def probe(self) -> None:
+        """Raises when the engine is not sound."""
+        if not self.sound:
+            raise RuntimeError("device lost")
+
+    async def next_call(self) -> list[str]:
+        """Wait for the next call to begin."""
+        return await asyncio.wait_for(self._started.get(), PATIENCE_S)
+
+    def release(self, calls: int = 1) -> None:
+        """Let that many calls come back."""
+        self._permits.release(calls)
+
+
+@contextlib.asynccontextmanager
+async def batcher_of(engine: HeldEngine, **options: Any) -> AsyncIterator[Batcher]:
+    """A batcher on this engine; limits may be given by name."""
+    names = BatcherLimits.__dataclass_fields__
+    limits = BatcherLimits(**{name: options.pop(name) for name in list(options) if name in names})
+    costs = options.pop("costs", None) or CostTable(64, 512)
+    batcher = Batcher(engine.run, probe=engine.probe, costs=costs, limits=limits, **options)
+    try:
+        yield batcher
+    finally:
+        engine.release(1000)
+        batcher.close()
+
+
+def submit(batcher: Batcher, *items: Text, deadline_s: float | None = None) -> asyncio.Task[list[Any]]:
+    """Submit the items as one request; the task gives the bare results."""
+
+    async def results() -> list[Any]:
+        return [done.result for done in await batcher.submit(items, deadline_s)]
+
+    return asyncio.create_task(results())
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def busy(engine: HeldEngine, batcher: Batcher) -> asyncio.Task[list[Any]]:
+    """Occupy the engine with one call, so that what comes next has to queue."""
+    first = submit(batcher, Text("first"))
+    assert await engine.next_call() == ["first"]
+    return first
+
+
+def linear_costs(fixed_s: float, per_token_s: float) -> CostTable:
+    """A table of an engine whose calls take exactly that long."""
+    sizes = [(rows, length) for rows in (1, 2, 4, 8, 16, 32, 64) for length in (8, 32, 128, 512)]
+    return CostTable(
+        64,
+        512,
+        [(rows, length, fixed_s + per_token_s * rows * length) for rows, length in sizes],
+    )
+
+
+async def test_an_idle_engine_takes_what_is_queued_at_once() -> None:
+    """One request is computed without waiting for company."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        task = submit(batcher, Text("a"))
+        assert await engine.next_call() == ["a"]
+        engine.release()
+        assert await task == ["A"]
+
+
+async def test_batches_form_while_the_engine_is_busy() -> None:
+    """What arrives during a call goes into the next one together."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "abc"]
+        await turns()
+        engine.release(2)
+        assert await engine.next_call() == ["a", "b", "c"]
+        assert await first == ["FIRST"]
+        assert await asyncio.gather(*tasks) == [["A"], ["B"], ["C"]]
+
+
+@pytest.mark.parametrize("cancelled", range(4))
+async def test_cancelling_a_waiting_member_leaves_its_neighbours_alone(
+    cancelled: int,
+) -> None:
+    """The cancelled text is not computed, the three others are answered."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "abcd"]
+        await turns()
+        tasks[cancelled].cancel()
+        await turns()
+        assert batcher.queued_rows == 3
+        engine.release(2)
+        assert await engine.next_call() == [name for name in "abcd" if name != "abcd"[cancelled]]
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers.pop(cancelled), asyncio.CancelledError)
+        assert answers == [[name.upper()] for name in "abcd" if name != "abcd"[cancelled]]
+
+
+@pytest.mark.parametrize("cancelled", range(4))
+async def test_cancelling_a_computing_member_leaves_its_neighbours_alone(
+    cancelled: int,
+) -> None:
+    """A member that leaves during the engine call takes nobody with it, and later requests are served."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "abcd"]
+        await turns()
+        engine.release()
+        assert await engine.next_call() == list("abcd")
+        tasks[cancelled].cancel()
+        await turns()
+        engine.release(2)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers.pop(cancelled), asyncio.CancelledError)
+        assert answers == [[name.upper()] for name in "abcd" if name != "abcd"[cancelled]]
+        assert await submit(batcher, Text("later")) == ["LATER"]
+
+
+async def test_a_batch_that_fails_whole_fails_only_its_members() -> None:
+    """Every member hears of it, and the next request is served."""
+
+    def answer(items: list[Text]) -> list[str]:
+        if any(item.name.startswith("bad") for item in items):
+            raise ValueError("cannot compute this")
+        return [item.name.upper() for item in items]
+
+    engine = HeldEngine(answer, held=False)
+    async with batcher_of(engine) as batcher:
+        with pytest.raises(EngineFailed, match="cannot compute this"):
+            await submit(batcher, Text("bad one"), Text("bad two"))
+        assert await submit(batcher, Text("good")) == ["GOOD"]
+        assert batcher.trouble() is None
+
+
+@pytest.mark.parametrize("poisoned", range(5))
+async def test_one_poisoned_item_is_isolated(poisoned: int) -> None:
+    """Wherever it stands in the batch: it fails alone, all others are answered."""
+
+    def answer(items: list[Text]) -> list[str]:
+        if any(item.name == "abcde"[poisoned] for item in items):
+            raise ValueError("poison")
+        return [item.name.upper() for item in items]
+
+    engine = HeldEngine(answer)
+    async with batcher_of(engine) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "abcde"]
+        await turns()
+        engine.release(100)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        failure = answers.pop(poisoned)
+        assert isinstance(failure, EngineFailed)
+        assert "poison" in str(failure)
+        assert answers == [[name.upper()] for name in "abcde" if name != "abcde"[poisoned]]
+
+
+@pytest.mark.parametrize("results", [[], ["X"], ["X", "Y", "Z"]])
+async def test_a_wrong_number_of_results_is_never_handed_out(
+    results: list[str],
+) -> None:
+    """An engine that breaks its contract fails the items; nobody gets another's answer, nobody waits for ever."""
+    engine = HeldEngine(lambda items: results if len(items) == 2 else [])
+    async with batcher_of(engine) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "ab"]
+        await turns()
+        engine.release(100)
+        for answer in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(answer, EngineFailed)
+            assert "0 results for 1 items" in str(answer)
+
+
+async def test_a_full_queue_refuses_at_once_and_recovers() -> None:
+    """The request beyond the limit is refused with a time to come back; those within are answered."""
+    engine = HeldEngine()
+    async with batcher_of(engine, max_queue_rows=3) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "abc"]
+        await turns()
+        with pytest.raises(Overloaded, match="3 rows wait, the limit is 3") as refused:
+            await submit(batcher, Text("d"))
+        assert refused.value.retry_after_s >= 0
+        engine.release(100)
+        assert await asyncio.gather(*tasks) == [["A"], ["B"], ["C"]]
+        assert await submit(batcher, Text("e")) == ["E"]
+
+
+async def test_a_request_larger_than_the_queue_is_refused_whole() -> None:
+    """All of its items or none: none is left behind in the queue."""
+    engine = HeldEngine()
+    async with batcher_of(engine, max_queue_rows=3) as batcher:
+        with pytest.raises(InvalidRequest, match="4 rows, the queue takes 3"):
+            await submit(batcher, *(Text(name) for name in "abcd"))
+        await busy(engine, batcher)
+        submit(batcher, Text("a"), Text("b"))
+        await turns()
+        with pytest.raises(Overloaded):
+            await submit(batcher, Text("c"), Text("d"))
+        assert batcher.queued_rows == 2
+
+
+async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
+    """The client hears of it while the engine is still busy, and the text is never computed."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        await busy(engine, batcher)
+        late = submit(batcher, Text("late"), deadline_s=time.monotonic() + 0.01)
+        other = submit(batcher, Text("other"))
+        with pytest.raises(DeadlineExceeded, match="passed before the answer"):
+            await late
+        assert batcher.queued_rows == 1
+        engine.release(100)
+        assert await other == ["OTHER"]
+        assert engine.calls == [["first"], ["other"]]
+
+
+async def test_a_deadline_that_has_passed_or_cannot_be_met_is_refused_at_once() -> None:
+    """By the engine's measured costs: 1 s of work is queued, 0.5 s are left."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(0.1, 0.1 / 8)) as batcher:
+        with pytest.raises(DeadlineExceeded, match="passed before the model was asked"):
+            await submit(batcher, Text("a"), deadline_s=time.monotonic() - 1)
+        await busy(engine, batcher)
+        for name in "abcde":
+            submit(batcher, Text(name))
+        await turns()
+        with pytest.raises(
+            DeadlineExceeded,
+            match="cannot be met: the work queued before it takes about",
+        ):
+            await submit(batcher, Text("hasty"), deadline_s=time.monotonic() + 0.5)
+        patient = submit(batcher, Text("patient"), deadline_s=time.monotonic() + PATIENCE_S)
+        await turns()
+        engine.release(100)
+        assert await patient == ["PATIENT"]
+
+
+async def test_drain_answers_all_that_was_admitted() -> None:
+    """Work queued at shutdown is computed; what comes after is refused."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        first = await busy(engine, batcher)
+        tasks = [submit(batcher, Text(name)) for name in "ab"]
+        await turns()
+        drained = asyncio.create_task(batcher.drain())
+        await turns()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await submit(batcher, Text("late"))
+        assert not drained.done()
+        engine.release(100)
+        assert await asyncio.gather(first, *tasks) == [["FIRST"], ["A"], ["B"]]
+        await asyncio.wait_for(drained, PATIENCE_S)
+
+
+async def test_long_and_short_texts_go_apart_where_padding_is_computed() -> None:
+    """Sixty-four tokens beside eight would make the short ones eight times as dear."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(1e-3, 1e-4)) as batcher:
+        await busy(engine, batcher)
+        for number in range(3):
+            submit(batcher, Text(f"short {number}"))
+            submit(batcher, Text(f"long {number}", length=64))
+        await turns()
+        engine.release(100)
+        assert await engine.next_call() == ["short 0", "short 1", "short 2"]
+        assert await engine.next_call() == ["long 0", "long 1", "long 2"]
+
+
+async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> None:
+    """A graph that computes real tokens only takes them in order of arrival."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(1e-2, 1e-4), skips_padding=True) as batcher:
+        await busy(engine, batcher)
+        for number in range(2):
+            submit(batcher, Text(f"short {number}"))
+            submit(batcher, Text(f"long {number}", length=64))
+        await turns()
+        engine.release(100)
+        assert await engine.next_call() == ["short 0", "long 0", "short 1", "long 1"]
+
+
+async def test_the_oldest_entry_is_in_every_batch() -> None:
+    """A long text is not starved by a stream of short ones."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(1e-4, 1e-4)) as batcher:
+        await busy(engine, batcher)
+        submit(batcher, Text("long", length=500))
+        for number in range(20):
+            submit(batcher, Text(f"short {number}"))
+        await turns()
+        engine.release(100)
+        assert "long" in await engine.next_call()
+
+
+async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
+    """Ten to one of fixed cost makes batches; none at all, and a batch saves nothing."""
+    sizes = {}
+    for fixed_s in (0.0, 1e-2):
+        engine = HeldEngine()
+        costs = CostTable(64, 512)
+        for rows in (1, 2, 4, 8, 16, 32, 64):
+            for _ in range(300):
+                costs.record(rows, 8, fixed_s + 1e-3 * rows)
+        async with batcher_of(engine, costs=costs) as batcher:
+            await busy(engine, batcher)
+            for number in range(32):
+                submit(batcher, Text(str(number)))
+            await turns()
+            engine.release(100)
+            sizes[fixed_s] = len(await engine.next_call())
+    assert sizes[0.0] == 1
+    assert sizes[1e-2] >= 16
+
+
+async def test_the_limits_of_a_batch_hold() -> None:
+    """At most 4 rows and at most 64 padded tokens a call."""
+    engine = HeldEngine(held=False)
+    reports: list[BatchReport] = []
+    async with batcher_of(engine, max_batch_rows=4, max_batch_tokens=64, on_batch=reports.append) as batcher:
+        texts = [Text(str(number), length=8 + number % 9) for number in range(50)]
+        assert await submit(batcher, *texts) == [text.name for text in texts]
+    assert max(report.rows for report in reports) == 4
+    assert max(report.tokens for report in reports) <= 64
+    assert sum(report.rows for report in reports) == 50
+
+
+async def test_items_of_different_groups_never_share_a_call() -> None:
+    """Rows of different shape cannot be put together."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(1e-2, 1e-5)) as batcher:
+        await busy(engine, batcher)
+        for name in "axbxcx":
+            submit(batcher, Text(name, group=name == "x"))
+        await turns()
+        engine.release(100)
+        assert await engine.next_call() == ["a", "b", "c"]
+        assert await engine.next_call() == ["x", "x", "x"]
+
+
+async def test_a_request_of_many_items_keeps_their_order_across_batches() -> None:
+    """Whatever batches they went through."""
+    engine = HeldEngine(held=False)
+    async with batcher_of(engine, max_batch_rows=7, costs=linear_costs(1e-3, 1e-5)) as batcher:
+        texts = [Text(f"t{number}", length=5 + (number * 37) % 60) for number in range(100)]
+        assert await submit(batcher, *texts) == [f"T{number}" for number in range(100)]
+        assert len(engine.calls) >= 100 / 7
+
+
+async def test_idle_instances_share_what_waits() -> None:
+    """Two rows and two idle instances: each gets one."""
+    engine = HeldEngine()
+    async with batcher_of(engine, instances=2) as batcher:
+        tasks = [submit(batcher, Text(name)) for name in "ab"]
+        assert sorted([await engine.next_call(), await engine.next_call()]) == [
+            ["a"],
+            ["b"],
+        ]
+        engine.release(2)
+        assert await asyncio.gather(*tasks) == [["A"], ["B"]]
+
+
+async def test_a_lone_call_shorter_than_a_hand_over_is_made_on_the_spot() -> None:
+    """No thread is woken for ten microseconds of work, but one is for ten milliseconds."""
+    engine = HeldEngine(held=False)
+    for seconds, here in ((1e-5, True), (1e-2, False)):
+        async with batcher_of(engine, costs=linear_costs(seconds / 2, seconds / 16)) as batcher:
+            assert await submit(batcher, Text("a")) == ["A"]
+            assert (engine.threads[-1] == threading.get_ident()) is here
+
+
+async def test_a_dead_engine_is_noticed() -> None:
+    """When even the probe fails, what waits is refused, and so is all that comes."""
+
+    def answer(items: list[Text]) -> list[str]:
+        raise RuntimeError("illegal memory access")
+
+    engine = HeldEngine(answer)
+    engine.sound = False
+    async with batcher_of(engine, max_batch_rows=1) as batcher:
+        running = submit(batcher, Text("running"))
+        await engine.next_call()
+        waiting = submit(batcher, Text("waiting"))
+        await turns()
+        engine.release()
+        for task in (running, waiting, submit(batcher, Text("later"))):
+            with pytest.raises(Unavailable, match="device lost"):
+                await task
+        assert batcher.trouble() == "RuntimeError: device lost"
+        assert batcher.queued_rows == 0
+
+
+async def test_an_engine_call_that_does_not_come_back_is_trouble() -> None:
+    """Beyond the engine's time limit."""
+    engine = HeldEngine()
+    async with batcher_of(engine, engine_timeout_s=1e-9) as batcher:
+        assert batcher.trouble() is None
+        task = await busy(engine, batcher)
+        assert "has not come back" in (batcher.trouble() or "")
+        engine.release()
+        await task
+        assert batcher.trouble() is None
+
+
+async def test_an_idle_batcher_uses_no_cpu() -> None:
+    """With two instances waiting, a second passes at less than 1 % of a core."""
+    engine = HeldEngine(held=False)
+    async with batcher_of(engine, instances=2) as batcher:
+        await submit(batcher, Text("a"))
+        spent_s = time.process_time()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=1.0)
+        assert time.process_time() - spent_s < 0.01
+
+
+async def test_queue_and_batch_are_reported() -> None:
+    """Waiting rows, computing rows and padding add up."""
+    engine = HeldEngine()
+    reports: list[BatchReport] = []
+    async with batcher_of(engine, on_batch=reports.append) as batcher:
+        await busy(engine, batcher)
+        task = submit(batcher, Text("a", length=4), Text("b", length=6))
+        await turns()
+        assert (batcher.queued_rows, batcher.in_flight_rows) == (2, 1)
+        engine.release(2)
+        await task
+        assert (batcher.queued_rows, batcher.in_flight_rows) == (0, 0)
+    assert (reports[-1].rows, reports[-1].tokens, reports[-1].padded_tokens) == (
+        2,
+        12,
+        2,
+    )

@@ -1,0 +1,54 @@
+"""Options: flags, variables, contradictions."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from service.config import ServiceConfig, read_config
+
+
+def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
+    """Read from one place after the other."""
+    config = read_config(
+        ["--http-port", "1234"], {"HEED_HTTP_PORT": "99", "HEED_GRPC_PORT": "98", "HEED_MODEL_STORE": "/x"}
+    )
+    assert (config.http_port, config.grpc_port, config.model_store) == (1234, 98, Path("/x"))
+    assert read_config([], {"HEED_DATASETS": "elsewhere", "OTHER": "1"}) == ServiceConfig()
+
+
+def test_there_are_at_most_twenty_options() -> None:
+    """A new one has to earn its place."""
+    assert len(dataclasses.fields(ServiceConfig)) <= 20
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"max_queue": 0}, "max_queue must be at least 1, not 0"),
+        ({"instances": -1}, "instances must be 0"),
+        ({"default_timeout_s": 0.0}, "default_timeout_s must be above 0"),
+        ({"default_timeout_s": float("nan")}, "default_timeout_s must be above 0"),
+        ({"http_port": 70000}, "http_port must lie between 0 and 65535"),
+    ],
+)
+def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, float], expected: str) -> None:
+    """At start, not at the first request."""
+    with pytest.raises(ValueError, match=expected):
+        ServiceConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("instances", "threads", "cores", "layout"),
+    [
+        (0, 0, 1, (1, 1)),
+        (0, 0, 8, (8, 1)),
+        (2, 0, 8, (2, 4)),
+        (0, 4, 8, (2, 4)),
+        (3, 3, 1, (3, 3)),
+        (0, 16, 8, (1, 16)),
+    ],
+)
+def test_the_cores_are_shared_out(instances: int, threads: int, cores: int, layout: tuple[int, int]) -> None:
+    """What is not said follows from the machine."""
+    assert ServiceConfig(instances=instances, threads_per_instance=threads).engine_layout(cores) == layout

@@ -1,0 +1,48 @@
+"""The cost table: what was measured, what lies between, and how it learns."""
+
+import pytest
+
+from service.cost_table import CostTable
+
+
+def line(rows: int, length: int) -> float:
+    """An engine with a fixed cost and one for each token."""
+    return 1e-3 + 1e-5 * rows * length
+
+
+def test_a_linear_engine_is_known_from_a_few_calls() -> None:
+    """Between the measured sizes and beyond them."""
+    table = CostTable(
+        64, 512, [(rows, length, line(rows, length)) for rows, length in ((1, 8), (1, 64), (8, 32), (16, 64))]
+    )
+    for rows, length in ((1, 20), (3, 100), (32, 256), (64, 512), (100, 600)):
+        assert table.estimate(rows, length) == pytest.approx(line(rows, length), rel=0.05)
+
+
+def test_nothing_measured_costs_nothing() -> None:
+    """An empty table must not refuse anybody; the first call starts it."""
+    table = CostTable(64, 512)
+    assert table.estimate(64, 512) == 0.0
+    table.record(4, 32, 0.01)
+    assert table.estimate(4, 32) == pytest.approx(0.01, rel=0.01)
+
+
+def test_it_follows_the_engine_and_shrugs_off_a_disturbed_call() -> None:
+    """Faster calls are believed sooner than slower ones; one that took a hundred times as long hardly counts."""
+    table = CostTable(64, 512, [(8, 32, 0.01)])
+    table.record(8, 32, 1.0)
+    assert table.estimate(8, 32) < 0.011
+    for _ in range(30):
+        table.record(8, 32, 0.005)
+    assert table.estimate(8, 32) == pytest.approx(0.005, rel=0.05)
+    for _ in range(200):
+        table.record(8, 32, 0.02)
+    assert table.estimate(8, 32) == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_call_of_no_time_does_no_harm() -> None:
+    """A clock may say zero."""
+    table = CostTable(4, 2)
+    table.record(1, 1, 0.0)
+    table.record(1, 1, 0.0)
+    assert table.estimate(1, 1) > 0.0

@@ -1,0 +1,164 @@
+"""A whole process: what it serves at start, what it promises at the end, and what it costs while idle."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+
+from proto import inference_pb2, inference_pb2_grpc
+from tests.conftest import ROOT, running_server, write_onnx
+
+TEXT = "A wonderful film, and the second half is even better than the first. " * 15
+
+
+def ask_rest(base: str, texts: int) -> int:
+    """One slow request; the number of answers."""
+    body = {"inputs": [{"name": "text", "shape": [texts], "datatype": "BYTES", "data": [TEXT] * texts}]}
+    request = urllib.request.Request(f"{base}/v2/models/sentiment/infer", json.dumps(body).encode())
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return len(json.load(response)["outputs"][0]["data"])
+
+
+def ask_grpc(address: str, texts: int) -> int:
+    """The same over gRPC."""
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[texts])
+    tensor.contents.bytes_contents.extend([TEXT.encode()] * texts)
+    with grpc.insecure_channel(address) as channel:
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        response = stub.ModelInfer(inference_pb2.ModelInferRequest(model_name="sentiment", inputs=[tensor]))
+        return len(response.outputs[0].contents.bytes_contents)
+
+
+def in_flight(base: str) -> bool:
+    """Whether both requests have been admitted: rows wait beyond those of the first."""
+    with urllib.request.urlopen(f"{base}/metrics", timeout=10) as response:
+        lines = response.read().decode().splitlines()
+    waiting = next(line for line in lines if line.startswith('heed_queue_rows{model="sentiment"'))
+    return float(waiting.rsplit(" ", 1)[1]) > 100
+
+
+def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
+    """Unready at once, both protocols answered in full, exit 0."""
+    with running_server(store, "--max-batch-rows", "8") as server, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(ask_rest, server.http, 100), pool.submit(ask_grpc, server.grpc, 100)]
+        while not in_flight(server.http) and not any(request.done() for request in asked):
+            pass
+        server.popen.send_signal(signal.SIGTERM)
+        server.wait_for("draining")
+        with pytest.raises((urllib.error.URLError, ConnectionError)):
+            urllib.request.urlopen(f"{server.http}/readyz", timeout=5)
+        assert [request.result() for request in asked] == [100, 100]
+        assert server.popen.wait(timeout=60) == 0
+        server.wait_for("stopped")
+
+
+def test_a_server_without_a_usable_model_is_not_ready(tmp_path: Path) -> None:
+    """It lives, says why, and answers UNAVAILABLE; it does not crash in a loop."""
+    (tmp_path / "broken/1").mkdir(parents=True)
+    (tmp_path / "broken/1/model.onnx").write_bytes(b"junk")
+    with running_server(tmp_path) as server:
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{server.http}/readyz", timeout=5)
+        document = json.load(raised.value)
+        assert (raised.value.code, document["reason"]) == (503, "no model could be loaded")
+        assert "broken/1" in document["not_served"]
+        assert server.stop() == 0
+
+
+def test_a_new_version_that_fails_leaves_the_old_one_serving(store: Path, tmp_path: Path) -> None:
+    """Requests without a version go to the newest that works, and the answer names it."""
+    shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1")
+    shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/2")
+    golden = tmp_path / "sentiment/2/golden.json"
+    golden.write_text(golden.read_text().replace("wonderful", "terrible"))
+    manifest = tmp_path / "sentiment/2/manifest.json"
+    document = json.loads(manifest.read_text())
+    import hashlib
+
+    document["files"]["golden.json"] = hashlib.sha256(golden.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(document))
+    with running_server(tmp_path) as server:
+        assert ask_rest(server.http, 1) == 1
+        with urllib.request.urlopen(f"{server.http}/v2/models/sentiment", timeout=5) as response:
+            assert json.load(response)["versions"] == ["1"]
+        with urllib.request.urlopen(f"{server.http}/readyz", timeout=5) as response:
+            problem = json.load(response)["not_served"]["sentiment/2"]
+        assert "golden example 0: the tokenizer gives other ids" in problem
+
+
+def test_an_idle_server_uses_no_cpu(store: Path) -> None:
+    """Less than 1 % of a core over two seconds."""
+
+    def cpu_s(pid: int) -> float:
+        tasks = Path(f"/proc/{pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
+
+    with running_server(store) as server:
+        ask_rest(server.http, 1)
+        before_s = cpu_s(server.popen.pid)
+        threading.Event().wait(2.0)
+        assert cpu_s(server.popen.pid) - before_s < 0.02
+
+
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A start that fails, or prints help."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEED_")}
+    command = [sys.executable, "-m", "service", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=kept | environment, check=False
+    )
+
+
+def test_mistakes_at_start_are_refused_in_words(tmp_path: Path) -> None:
+    """Unknown flags and variables, contradictions, a store that is not there, a port that is taken."""
+    assert "unrecognized arguments: --prot 1" in start("--prot", "1").stderr
+    unknown = start(HEED_HTTP_PROT="1")
+    assert (unknown.returncode, "unknown environment variable HEED_HTTP_PROT" in unknown.stderr) == (2, True)
+    assert "invalid int value: 'many'" in start(HEED_INSTANCES="many").stderr
+    assert "http_port and grpc_port are both 9000" in start("--http-port", "9000", "--grpc-port", "9000").stderr
+    assert "max_request_rows 512 is more than max_queue 5" in start("--max-queue", "5").stderr
+    ports = ["--http-port", "0", "--grpc-port", "0"]
+    missing = start("--model-store", str(tmp_path / "nowhere"), *ports)
+    assert (missing.returncode, "is not a folder" in missing.stderr) == (1, True)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for flag, other in (("--http-port", "--grpc-port"), ("--grpc-port", "--http-port")):
+            busy = start(flag, port, other, "0", "--model-store", str(tmp_path))
+            assert (busy.returncode, "cannot listen" in busy.stderr) == (1, True), flag
+
+
+def test_serving_does_not_need_torch() -> None:
+    """In a fresh process: after the server's modules are imported, nothing of the training extra is there."""
+    code = "import sys, service.__main__; print([m for m in ('torch', 'transformers', 'onnx', 'datasets') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert run.stdout.strip() == "[]"
+
+
+def test_a_model_can_be_any_bare_graph(tmp_path: Path) -> None:
+    """Dropped into the store without a manifest, it is ready and described by its own tensors."""
+    from onnx import TensorProto, helper
+
+    write_onnx(
+        tmp_path / "mine/3",
+        [helper.make_node("Relu", ["a"], ["b"])],
+        {"a": (TensorProto.FLOAT, ["n", 2])},
+        {"b": (TensorProto.FLOAT, ["n", 2])},
+    )
+    with (
+        running_server(tmp_path) as server,
+        urllib.request.urlopen(f"{server.http}/v2/models/mine", timeout=5) as response,
+    ):
+        document = json.load(response)
+    assert document["versions"] == ["3"]
+    assert document["inputs"] == [{"name": "a", "datatype": "FP32", "shape": [-1, 2]}]

@@ -1,0 +1,120 @@
+"""The tensor codecs, by properties: what goes in comes out, and what does not fit is refused."""
+
+import struct
+from typing import Any
+
+import hypothesis.extra.numpy as arrays
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.errors import InvalidRequest, Unsupported
+from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, bytes_array
+from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
+
+shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
+any_array = st.sampled_from(sorted(NUMPY_OF)).flatmap(lambda name: arrays.arrays(NUMPY_OF[name], shapes))
+
+
+@st.composite
+def bytes_tensors(draw: st.DrawFn) -> Any:
+    """BYTES tensors of any shape and content."""
+    shape = draw(shapes)
+    size = int(np.prod(shape))
+    return bytes_array(draw(st.lists(st.binary(max_size=9), min_size=size, max_size=size))).reshape(shape)
+
+
+@given(any_array | bytes_tensors())
+def test_raw_form_goes_there_and_back(array: Any) -> None:
+    """Every type, every shape, bit for bit."""
+    datatype = DATATYPE_OF_NUMPY[array.dtype]
+    back = decode_raw("x", datatype, array.shape, encode_raw(array))
+    assert back.shape == array.shape
+    assert back.dtype == array.dtype
+    assert encode_raw(back) == encode_raw(array)
+
+
+@given(any_array, st.booleans())
+def test_json_form_goes_there_and_back(array: Any, nested: bool) -> None:
+    """Flat and nested data; what JSON cannot carry is refused, not changed."""
+    datatype = DATATYPE_OF_NUMPY[array.dtype]
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        with pytest.raises(InvalidRequest, match="ask for binary data"):
+            encode_json("x", array)
+        return
+    data = array.tolist() if nested and array.ndim else encode_json("x", array)
+    back = decode_json("x", datatype, array.shape, data)
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+@given(any_array, st.binary(min_size=1, max_size=3))
+def test_raw_data_of_the_wrong_length_is_refused(array: Any, more: bytes) -> None:
+    """Longer and shorter, naming the tensor and both sizes."""
+    datatype, raw = DATATYPE_OF_NUMPY[array.dtype], encode_raw(array)
+    for wrong in (raw + more, raw[: -len(more)] if len(raw) >= len(more) else None):
+        if wrong is not None:
+            with pytest.raises(InvalidRequest, match=f"tensor 'x': {len(wrong)} bytes of data"):
+                decode_raw("x", datatype, array.shape, wrong)
+
+
+@given(st.binary(max_size=40), st.integers(0, 5))
+def test_any_bytes_are_a_bytes_tensor_or_a_clear_error(raw: bytes, count: int) -> None:
+    """Never anything but InvalidRequest; what is accepted encodes to the same bytes."""
+    try:
+        array = decode_raw("x", "BYTES", [count], raw)
+    except InvalidRequest as error:
+        assert "tensor 'x'" in str(error)
+    else:
+        assert encode_raw(array) == raw
+
+
+@given(
+    st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8), shapes
+)
+def test_any_json_is_a_tensor_or_a_clear_error(data: Any, shape: tuple[int, ...]) -> None:
+    """For each datatype: an array of that type and shape, or InvalidRequest."""
+    data = data if isinstance(data, list) else [data]
+    for datatype in (*NUMPY_OF, "BYTES"):
+        try:
+            array = decode_json("x", datatype, shape, data)
+        except InvalidRequest as error:
+            assert "tensor 'x'" in str(error)
+        else:
+            assert (DATATYPE_OF_NUMPY[array.dtype], array.shape) == (datatype, shape)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "expected"),
+    [
+        ("INT8", [128], "outside the range of INT8"),
+        ("UINT8", [-1], "outside the range of UINT8"),
+        ("UINT64", [2**64], "outside the range of UINT64"),
+        ("INT64", [1.0], "1.0 is not of datatype INT64"),
+        ("INT64", [True], "True is not of datatype INT64"),
+        ("BOOL", [1], "1 is not of datatype BOOL"),
+        ("FP16", [70000], "outside the range of FP16"),
+        ("FP32", [1e39], "outside the range of FP32"),
+        ("FP32", [None], "None is not of datatype FP32"),
+        ("BYTES", [1], "BYTES data must be strings"),
+        ("FP32", [[1.0]], "is not of datatype|has"),
+    ],
+)
+def test_json_values_are_never_bent_to_fit(datatype: str, data: list[Any], expected: str) -> None:
+    """Wrong type and wrong range have their own words."""
+    with pytest.raises(InvalidRequest, match=expected):
+        decode_json("x", datatype, [1], data)
+
+
+def test_what_is_not_offered_is_said() -> None:
+    """BF16, unknown names, too many dimensions, booleans that are neither."""
+    with pytest.raises(Unsupported, match="BF16"):
+        decode_raw("x", "BF16", [1], b"\0\0")
+    with pytest.raises(InvalidRequest, match="33 dimensions, the limit is 32"):
+        decode_raw("x", "INT8", [1] * 33, b"\0")
+    with pytest.raises(InvalidRequest, match="neither 0 nor 1"):
+        decode_raw("x", "BOOL", [1], b"\2")
+    with pytest.raises(InvalidRequest, match="not UTF-8"):
+        encode_json("x", bytes_array([b"\xff"]))
+    assert encode_raw(bytes_array([b"ab"])) == struct.pack("<I", 2) + b"ab"

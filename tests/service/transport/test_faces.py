@@ -1,0 +1,707 @@
+"""The same request gives the same answer and the same error through every face."""
+
+import asyncio
+import json
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tests.conftest import Server
+
+TEXTS = [
+    "A wonderful film.",
+    "dull",
+    "It's not bad, but I have seen better.",
+    "Schöne Bilder, leere Geschichte. 🎬",
+]
+LONG = "word " * 400
+SLOW = [" ".join(TEXTS * 6)] * 64  # some tenths of a second of work
+
+
+@pytest.fixture(scope="module")
+def channel(server: Server) -> Iterator[grpc.Channel]:
+    """A connection to the server."""
+    with grpc.insecure_channel(server.grpc) as channel:
+        yield channel
+
+
+@pytest.fixture(scope="module")
+def oip(channel: grpc.Channel) -> inference_pb2_grpc.GRPCInferenceServiceStub:
+    """The Open Inference Protocol over gRPC."""
+    return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+@pytest.fixture(scope="module")
+def typed(channel: grpc.Channel) -> heed_pb2_grpc.HeedStub:
+    """The typed calls."""
+    return heed_pb2_grpc.HeedStub(channel)
+
+
+@pytest.fixture(scope="module")
+def http(server: Server) -> Iterator[httpx.Client]:
+    """The HTTP face."""
+    with httpx.Client(base_url=server.http, timeout=30) as client:
+        yield client
+
+
+def text_request(texts: list[str], model: str = "sentiment", **fields: Any) -> inference_pb2.ModelInferRequest:
+    """Texts as typed contents."""
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[len(texts)])
+    tensor.contents.bytes_contents.extend(text.encode() for text in texts)
+    return inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor], **fields)
+
+
+def text_json(texts: list[str], **fields: Any) -> dict[str, Any]:
+    """The same as JSON."""
+    return {
+        "inputs": [{"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": texts}],
+        **fields,
+    }
+
+
+def over_rest(http: httpx.Client, texts: list[str]) -> list[tuple[str, float]]:
+    """Label and score of each text."""
+    outputs = http.post("/v2/models/sentiment/infer", json=text_json(texts)).raise_for_status().json()["outputs"]
+    data = {output["name"]: output["data"] for output in outputs}
+    return list(zip(data["label"], data["score"], strict=True))
+
+
+def test_every_face_gives_the_same_answer(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub,
+    typed: heed_pb2_grpc.HeedStub,
+    http: httpx.Client,
+) -> None:
+    """gRPC = REST = typed = task API, text by text."""
+    for text in TEXTS:
+        response = oip.ModelInfer(text_request([text]))
+        outputs = {output.name: output.contents for output in response.outputs}
+        label, score = (
+            outputs["label"].bytes_contents[0].decode(),
+            outputs["score"].fp32_contents[0],
+        )
+        answer = typed.ClassifyText(heed_pb2.ClassifyTextRequest(model="sentiment", text=text))
+        ((best, other),) = http.post("/models/sentiment", json={"inputs": text}).raise_for_status().json()
+        assert over_rest(http, [text]) == [(label, pytest.approx(score, abs=1e-6))]
+        assert (answer.label, answer.score) == (label, pytest.approx(score, abs=1e-6))
+        assert (best["label"], best["score"]) == (label, pytest.approx(score, abs=1e-6))
+        assert best["score"] + other["score"] == pytest.approx(1.0)
+        assert sum(outputs["probabilities"].fp32_contents) == pytest.approx(1.0)
+
+
+def test_a_batch_gives_the_same_answers_as_single_requests(http: httpx.Client) -> None:
+    """Texts of different length, together and alone: within 1e-5."""
+    together = over_rest(http, TEXTS)
+    alone = [over_rest(http, [text])[0] for text in TEXTS]
+    assert [label for label, _ in together] == [label for label, _ in alone]
+    np.testing.assert_allclose([score for _, score in together], [score for _, score in alone], atol=1e-5)
+
+
+def test_raw_requests_get_raw_answers(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub,
+) -> None:
+    """A client that sends raw contents reads raw contents, with the same values."""
+    raw_text = TEXTS[0].encode()
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
+    request = inference_pb2.ModelInferRequest(
+        model_name="sentiment",
+        id="r1",
+        inputs=[tensor],
+        raw_input_contents=[struct.pack("<I", len(raw_text)) + raw_text],
+    )
+    response = oip.ModelInfer(request)
+    plain = oip.ModelInfer(text_request([TEXTS[0]]))
+    assert response.id == "r1"
+    assert [output.name for output in response.outputs] == [
+        "label",
+        "score",
+        "probabilities",
+    ]
+    probabilities = np.frombuffer(response.raw_output_contents[2], np.float32)
+    np.testing.assert_allclose(probabilities, plain.outputs[2].contents.fp32_contents, atol=1e-6)
+
+
+def test_the_receipt_says_where_the_time_went(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub,
+    typed: heed_pb2_grpc.HeedStub,
+    http: httpx.Client,
+) -> None:
+    """Stage times, batch and version, over every face."""
+    response = oip.ModelInfer(text_request(TEXTS))
+    names = {"preprocess_us", "queue_us", "compute_us", "postprocess_us"}
+    names |= {"batch_size", "padded_tokens", "batch_tokens", "truncated"}
+    assert set(response.parameters) == names
+    assert response.model_version == "1"
+    assert response.parameters["compute_us"].int64_param > 0
+    assert response.parameters["batch_tokens"].int64_param > 0
+    receipt = typed.ClassifyText(heed_pb2.ClassifyTextRequest(model="sentiment", text="fine")).receipt
+    assert (receipt.model_version, receipt.batch_size, receipt.truncated) == (
+        "1",
+        1,
+        False,
+    )
+    rest = http.post("/v2/models/sentiment/versions/1/infer", json=text_json(["fine"])).json()
+    assert (rest["model_version"], set(rest["parameters"])) == ("1", names)
+    headers = http.post("/models/sentiment", json={"inputs": "fine"}).headers
+    assert headers["x-heed-batch-size"] == "1"
+    assert headers["x-heed-model-version"] == "1"
+
+
+def test_truncation_is_done_only_if_asked_and_then_said(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub,
+    typed: heed_pb2_grpc.HeedStub,
+    http: httpx.Client,
+) -> None:
+    """A text beyond the model's limit is refused by default."""
+    request = text_request([LONG])
+    request.parameters["truncate"].bool_param = True
+    assert oip.ModelInfer(request).parameters["truncated"].bool_param
+    body = text_json([LONG], parameters={"truncate": True})
+    assert http.post("/v2/models/sentiment/infer", json=body).json()["parameters"]["truncated"] is True
+    task = {"inputs": LONG, "parameters": {"truncation": True}}
+    assert http.post("/models/sentiment", json=task).headers["x-heed-truncated"] == "true"
+    cut = typed.ClassifyText(heed_pb2.ClassifyTextRequest(model="sentiment", text=LONG, truncate=True))
+    assert cut.receipt.truncated
+
+
+# What is wrong, as a request over both protocols; the gRPC code, the HTTP status, and what the text must say.
+BAD_REQUESTS = {
+    "empty text": (["fine", ""], {}, "INVALID_ARGUMENT", 400, "text[1] is empty"),
+    "blank text": ([" \n"], {}, "INVALID_ARGUMENT", 400, "text[0] is empty"),
+    "too long": (
+        [LONG],
+        {},
+        "INVALID_ARGUMENT",
+        400,
+        "tokens, the model takes at most 256",
+    ),
+    "no rows": ([], {}, "INVALID_ARGUMENT", 400, "the request has no inputs"),
+    "too many rows": (
+        ["x"] * 65,
+        {},
+        "INVALID_ARGUMENT",
+        400,
+        "65 inputs, the limit is 64",
+    ),
+    "unknown model": (
+        ["x"],
+        {"model": "nope"},
+        "NOT_FOUND",
+        404,
+        "Request for unknown model: 'nope'",
+    ),
+    "unknown version": (
+        ["x"],
+        {"version": "7"},
+        "NOT_FOUND",
+        404,
+        "version '7'; versions here: 1",
+    ),
+    "model that failed to load": (
+        ["x"],
+        {"model": "damaged"},
+        "UNAVAILABLE",
+        503,
+        "model.onnx is damaged",
+    ),
+    "wrong input": (
+        ["x"],
+        {"name": "words"},
+        "INVALID_ARGUMENT",
+        400,
+        "unknown input words; the model has text",
+    ),
+    "wrong shape": (
+        ["x"],
+        {"shape": [1, 1]},
+        "INVALID_ARGUMENT",
+        400,
+        "shape [1, 1], the model takes [-1]",
+    ),
+    "wrong count": (["x"], {"shape": [3]}, "INVALID_ARGUMENT", 400, "tensor 'text'"),
+    "negative shape": (
+        ["x"],
+        {"shape": [-1]},
+        "INVALID_ARGUMENT",
+        400,
+        "negative dimension",
+    ),
+    "unknown datatype": (
+        ["x"],
+        {"datatype": "TEXT"},
+        "INVALID_ARGUMENT",
+        400,
+        "unknown datatype 'TEXT'",
+    ),
+    "unknown output": (
+        ["x"],
+        {"output": "logit"},
+        "INVALID_ARGUMENT",
+        400,
+        "unknown output logit",
+    ),
+    "negative timeout": (
+        ["x"],
+        {"timeout": -5},
+        "INVALID_ARGUMENT",
+        400,
+        "parameter 'timeout'",
+    ),
+    "timeout in the past": (
+        ["x"] * 64,
+        {"timeout": 1},
+        "DEADLINE_EXCEEDED",
+        504,
+        "deadline",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_REQUESTS)
+def test_a_bad_request_gets_the_same_clear_error_over_both_protocols(
+    case: str, oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """The text names the field and the limit."""
+    texts, change, code, status, expected = BAD_REQUESTS[case]
+    model, version = change.get("model", "sentiment"), change.get("version", "")
+    request = text_request(texts, model, model_version=version)
+    body = text_json(texts)
+    for field in ("name", "shape", "datatype"):
+        if field in change:
+            body["inputs"][0][field] = change[field]
+    if "name" in change:
+        request.inputs[0].name = change["name"]
+    if "datatype" in change:
+        request.inputs[0].datatype = change["datatype"]
+    if "shape" in change:
+        del request.inputs[0].shape[:]
+        request.inputs[0].shape.extend(change["shape"])
+    if "output" in change:
+        request.outputs.add(name=change["output"])
+        body["outputs"] = [{"name": change["output"]}]
+    if "timeout" in change:
+        request.parameters["timeout"].int64_param = change["timeout"]
+        body["parameters"] = {"timeout": change["timeout"]}
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(request)
+    path = f"/v2/models/{model}/versions/{version}/infer" if version else f"/v2/models/{model}/infer"
+    response = http.post(path, json=body)
+    assert (raised.value.code().name, response.status_code) == (code, status)
+    text = response.json()["error"]
+    assert expected in text
+    assert expected in raised.value.details()
+    if "elements" not in text:  # the two protocols count data in different words
+        assert text.split(" ms")[0][:20] == raised.value.details().split(" ms")[0][:20]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"", "the body is not JSON"),
+        (b'{"inputs": [', "the body is not JSON"),
+        (b"\xff\xfe", "the body is not JSON"),
+        (b'{"id": ' + b"[" * 10000, "$.id"),
+        (b'{"parameters": {"x": ' + b"[" * 100_000, "nested too deeply"),
+        (b"[]", "Expected `object`, got `array`"),
+        (b"{}", "missing required field `inputs`"),
+        (
+            b'{"inputs": [{"name": "text", "shape": "1", "datatype": "BYTES"}]}',
+            "`$.inputs[0].shape`",
+        ),
+        (
+            b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES"}]}',
+            "neither data nor binary_data_size",
+        ),
+        (
+            b'{"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [1]}]}',
+            "must be strings",
+        ),
+    ],
+)
+def test_malformed_json_is_refused_with_the_place(body: bytes, expected: str, http: httpx.Client) -> None:
+    """Never a traceback, never a 500."""
+    response = http.post("/v2/models/sentiment/infer", content=body)
+    assert response.status_code == 400
+    assert expected in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "binary", "header", "expected"),
+    [
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 6}},
+            b"\x02\0\0\0ab",
+            0,
+            None,
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 7}},
+            b"\x02\0\0\0ab",
+            0,
+            "binary_data_size is 7, 6 bytes are left",
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 5}},
+            b"\x02\0\0\0ab",
+            0,
+            "says 2 bytes, 1 are left",
+        ),
+        (
+            {"shape": [2], "parameters": {"binary_data_size": 6}},
+            b"\x02\0\0\0ab",
+            0,
+            "1 BYTES elements, but its shape takes 2",
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 3}},
+            b"\x02\0\0",
+            0,
+            "ends within the length of element 0",
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 6}},
+            b"\x02\0\0\0abc",
+            0,
+            "1 bytes of binary data that belong to no",
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": "6"}},
+            b"\x02\0\0\0ab",
+            0,
+            "binary_data_size is '6'",
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 5}},
+            b"\x01\0\0\0\xff",
+            0,
+            "text[0] is not UTF-8",
+        ),
+        (
+            {"shape": [1], "parameters": {"binary_data_size": 6}},
+            b"\x02\0\0\0ab",
+            10**6,
+            "the body has",
+        ),
+    ],
+)
+def test_binary_lengths_are_checked(
+    inputs: dict[str, Any],
+    binary: bytes,
+    header: int,
+    expected: str | None,
+    http: httpx.Client,
+) -> None:
+    """REST's binary extension: every wrong length has its own words."""
+    document = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", **inputs}]}).encode()
+    length = str(len(document) + header)
+    response = http.post(
+        "/v2/models/sentiment/infer",
+        content=document + binary,
+        headers={"inference-header-content-length": length},
+    )
+    if expected is None:
+        assert response.status_code == 200, response.text
+    else:
+        assert response.status_code == 400
+        assert expected in response.json()["error"]
+
+
+def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
+    """Header length 0: one text, or floats whose shape follows from their number."""
+    headers = {"inference-header-content-length": "0"}
+    response = http.post("/v2/models/sentiment/infer", content="wunderbar".encode(), headers=headers)
+    assert response.headers["inference-header-content-length"].isdecimal()
+    doubled = http.post(
+        "/v2/models/double/infer",
+        content=np.ones(6, np.float32).tobytes(),
+        headers=headers,
+    )
+    size = int(doubled.headers["inference-header-content-length"])
+    assert json.loads(doubled.content[:size])["outputs"][0]["shape"] == [2, 3]
+    assert np.frombuffer(doubled.content[size:], np.float32).tolist() == [2.0] * 6
+    assert http.post("/v2/models/double/infer", content=b"12345", headers=headers).status_code == 400
+
+
+def test_a_body_over_the_limit_is_refused_over_both_protocols(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """413 with the limit; gRPC's own code for a message that is too large."""
+    response = http.post("/models/sentiment", content=b" " * 1_000_001)
+    assert (response.status_code, response.json()["error"]) == (
+        413,
+        "the body is larger than the limit of 1000000 bytes",
+    )
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(11):
+            yield b" " * 100_000
+
+    assert http.post("/models/sentiment", content=pieces()).status_code == 413
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(text_request(["x" * 1_000_001]))
+    assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_bare_models_take_and_give_every_datatype(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """Two rows of each type through JSON and raw gRPC come back as they were."""
+    values: dict[str, list[Any]] = {
+        "BOOL": [True, False],
+        "FP16": [0.5, -2.0],
+        "FP32": [1.5, 3e38],
+        "FP64": [1e-300, -1.0],
+    }
+    for bits in (8, 16, 32, 64):
+        values[f"INT{bits}"] = [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]
+        values[f"UINT{bits}"] = [0, 2**bits - 1]
+    inputs = [{"name": name, "shape": [2, 1], "datatype": name, "data": data} for name, data in values.items()]
+    outputs = http.post("/v2/models/all-types/infer", json={"inputs": inputs}).raise_for_status().json()["outputs"]
+    echoed = {output["datatype"]: output["data"] for output in outputs}
+    for name, data in values.items():
+        assert echoed[name] == pytest.approx(data), name
+    metadata = {
+        tensor.name: tensor for tensor in oip.ModelMetadata(inference_pb2.ModelMetadataRequest(name="all-types")).inputs
+    }
+    numpy_types = {"BOOL": "?", "FP16": "f2", "FP32": "f4", "FP64": "f8"}
+    arrays = {
+        name: np.array(
+            data,
+            numpy_types.get(name) or f"{'u' if name[0] == 'U' else 'i'}{int(name.lstrip('UINT')) // 8}",
+        )
+        for name, data in values.items()
+    }
+    request = inference_pb2.ModelInferRequest(model_name="all-types")
+    for name, array in arrays.items():
+        request.inputs.add(name=name, datatype=metadata[name].datatype, shape=[2, 1])
+        request.raw_input_contents.append(array.tobytes())
+    response = oip.ModelInfer(request)
+    for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
+        assert raw == arrays[output.datatype].tobytes(), output.datatype
+
+
+def test_bare_models_keep_their_own_shapes(http: httpx.Client) -> None:
+    """A model without a batch dimension, one of strings, and what does not fit."""
+
+    def infer(model: str, *inputs: dict[str, Any]) -> httpx.Response:
+        return http.post(f"/v2/models/{model}/infer", json={"inputs": list(inputs)})
+
+    floats = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1.5, 2.5]}
+    assert infer("sum", floats).json()["outputs"] == [{"name": "total", "shape": [], "datatype": "FP32", "data": [4.0]}]
+    strings = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["ä", ""]}
+    assert infer("same", strings).json()["outputs"][0]["data"] == ["ä", ""]
+    assert "datatype FP32, the model takes BYTES" in infer("same", floats | {"name": "text"}).json()["error"]
+    assert "shape [2], the model takes [-1, 3]" in infer("double", floats).json()["error"]
+    assert "is not of datatype FP32" in infer("sum", floats | {"data": ["1", "2"]}).json()["error"]
+    assert "given twice" in infer("sum", floats, floats).json()["error"]
+    assert "input x is missing" in infer("sum").json()["error"]
+
+
+def test_metadata_and_readiness_over_both_protocols(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """The six calls of the protocol and their REST forms agree."""
+    assert oip.ServerLive(inference_pb2.ServerLiveRequest()).live
+    assert oip.ServerReady(inference_pb2.ServerReadyRequest()).ready
+    server = oip.ServerMetadata(inference_pb2.ServerMetadataRequest())
+    for path in ("/v2", "/v2/"):
+        document = http.get(path).json()
+        assert (document["name"], document["version"]) == (server.name, server.version) == ("heed", document["version"])
+    model = oip.ModelMetadata(inference_pb2.ModelMetadataRequest(name="sentiment"))
+    document = http.get("/v2/models/sentiment").json()
+    assert document["versions"] == list(model.versions) == ["1"]
+    assert document["platform"] == model.platform == "onnxruntime_onnx"
+    for face, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+        assert document[face] == [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
+    assert not model.properties  # MLServer's client cannot parse the field
+    for name, ready in (("sentiment", True), ("damaged", False)):
+        assert oip.ModelReady(inference_pb2.ModelReadyRequest(name=name)).ready is ready
+        response = http.get(f"/v2/models/{name}/versions/1/ready")
+        assert (response.status_code, response.json()["ready"]) == (
+            200 if ready else 503,
+            ready,
+        )
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelReady(inference_pb2.ModelReadyRequest(name="nope"))
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    assert http.get("/v2/models/nope/ready").status_code == 404
+
+
+def test_a_model_that_fails_to_load_is_named_with_its_reason(
+    http: httpx.Client,
+) -> None:
+    """It does not take the others down; /readyz and its own ready call say why."""
+    document = http.get("/readyz").raise_for_status().json()
+    assert document["ready"] is True
+    assert document["not_served"].keys() == {"broken/1", "damaged/1", "no-version"}
+    assert "sha256" in document["not_served"]["damaged/1"]
+    assert "Protobuf parsing failed" in document["not_served"]["broken/1"]
+    assert "put the files into no-version/1/" in document["not_served"]["no-version"]
+    assert http.get("/v2/models/damaged/ready").json()["reason"] == document["not_served"]["damaged/1"]
+    assert http.get("/healthz").status_code == 200
+    assert http.get("/v2/health/live").json() == {"live": True}
+    assert http.get("/v2/health/ready").json()["ready"] is True
+
+
+def test_standard_health_and_reflection(channel: grpc.Channel) -> None:
+    """grpc.health.v1 for the server, its services and its models; reflection lists what is offered."""
+    health = health_pb2_grpc.HealthStub(channel)
+    for name in ("", "inference.GRPCInferenceService", "heed.v1.Heed", "sentiment"):
+        status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
+        assert status == health_pb2.HealthCheckResponse.SERVING, name
+    with pytest.raises(grpc.RpcError) as raised:
+        health.Check(health_pb2.HealthCheckRequest(service="damaged"))
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+    question = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = stub.ServerReflectionInfo(iter([question]))
+    services = {service.name for service in answer.list_services_response.service}
+    assert services >= {
+        "inference.GRPCInferenceService",
+        "heed.v1.Heed",
+        "grpc.health.v1.Health",
+    }
+
+
+def test_the_request_id_comes_back(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client, server: Server
+) -> None:
+    """The caller's own, or a new one; also with an error, where the log has it too."""
+    _, call = oip.ModelInfer.with_call(text_request(["x"]), metadata=(("x-request-id", "mine-1"),))
+    assert ("x-request-id", "mine-1") in [tuple(entry) for entry in call.trailing_metadata()]
+    response = http.post("/models/sentiment", json={"inputs": ""}, headers={"x-request-id": "mine-2"})
+    assert response.headers["x-request-id"] == "mine-2"
+    refused = server.wait_for("request refused")
+    assert refused["request_id"]
+    assert any(entry.get("request_id") == "mine-2" for entry in server.log)
+    first, second = (http.get("/v2").headers["x-request-id"] for _ in range(2))
+    assert first != second
+    assert http.get("/v2", headers={"x-request-id": "x" * 200}).headers["x-request-id"] != "x" * 200
+
+
+def test_deadlines_of_every_kind(oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client) -> None:
+    """gRPC's own, the `timeout` parameter, the HTTP header: 64 texts are not done in a moment."""
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(text_request(SLOW), timeout=0.01)
+    assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    response = http.post(
+        "/v2/models/sentiment/infer",
+        json=text_json(SLOW),
+        headers={"x-request-timeout-ms": "10"},
+    )
+    assert response.status_code == 504
+    for wrong in ("0", "-1", "soon", "1.5"):
+        response = http.post(
+            "/models/sentiment",
+            json={"inputs": "x"},
+            headers={"x-request-timeout-ms": wrong},
+        )
+        assert (
+            response.status_code,
+            "x-request-timeout-ms" in response.json()["error"],
+        ) == (400, True)
+    assert over_rest(http, ["fine"])
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    """The sum of a series that is written in full, or 0."""
+    lines = http.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+def wait_until_computing(http: httpx.Client) -> None:
+    """Until the sentiment model has rows in an engine call; not for ever, for the call may be over already."""
+    for _ in range(200):
+        if metric(http, 'heed_in_flight_rows{model="sentiment"'):
+            return
+
+
+async def test_clients_that_go_away_are_counted_as_cancelled(server: Server, http: httpx.Client) -> None:
+    """gRPC cancel and HTTP hang-up end the request on the server, over both protocols."""
+    request, body = text_request(SLOW), json.dumps(text_json(SLOW)).encode()
+    for protocol in ("grpc", "http"):
+        name = f'heed_requests_total{{model="sentiment",outcome="cancelled",protocol="{protocol}"'
+        before = metric(http, name)
+        deadline_s = time.monotonic() + 20
+        while metric(http, name) == before:  # a client may also come too late to be cancelled
+            assert time.monotonic() < deadline_s, f"{protocol}: no request was cancelled"
+            if protocol == "grpc":
+                async with grpc.aio.insecure_channel(server.grpc) as channel:
+                    call = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+                    await asyncio.to_thread(wait_until_computing, http)
+                    call.cancel()
+            else:
+                host, port = server.http.removeprefix("http://").split(":")
+                _, writer = await asyncio.open_connection(host, int(port))
+                head = f"POST /v2/models/sentiment/infer HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+                writer.write(head.encode() + body)
+                await asyncio.to_thread(wait_until_computing, http)
+                writer.close()
+                await writer.wait_closed()
+    assert over_rest(http, ["still here"])
+
+
+def test_task_api_parameters(http: httpx.Client) -> None:
+    """top_k, function_to_apply, lists; and what is wrong is named."""
+
+    def ask(inputs: Any, **parameters: Any) -> httpx.Response:
+        return http.post("/models/sentiment", json={"inputs": inputs, "parameters": parameters})
+
+    assert [len(scores) for scores in ask(["good", "bad", "ugly"], top_k=1).json()] == [
+        1,
+        1,
+        1,
+    ]
+    ((first, second),) = ask("good", function_to_apply="none").json()
+    logits = [first["score"], second["score"]]
+    ((first, second),) = ask("good", function_to_apply="sigmoid").json()
+    assert [first["score"], second["score"]] == pytest.approx([1 / (1 + np.exp(-logit)) for logit in logits])
+    assert "inputs[1] is empty" in ask(["x", ""]).json()["error"]
+    assert "$.parameters.top_k" in ask("x", top_k=0).json()["error"]
+    assert "function_to_apply" in ask("x", function_to_apply="cube").json()["error"]
+    assert "top_n" in ask("x", top_n=1).json()["error"]
+    assert ask(7).status_code == 400
+    refused = http.post("/models/double", json={"inputs": "x"})
+    assert (refused.status_code, "takes tensors" in refused.json()["error"]) == (
+        400,
+        True,
+    )
+
+
+def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
+    """The same form of error as everywhere."""
+    assert http.get("/nope").status_code == 404
+    assert "no such path: /nope" in http.get("/nope").json()["error"]
+    assert http.get("/models/sentiment").status_code == 405
+    assert http.get("/").status_code == 307
+
+
+def test_metrics_have_each_stage_and_outcome(http: httpx.Client) -> None:
+    """After a request of each kind, per model and protocol; unknown names make no series of their own."""
+    over_rest(http, ["x"])
+    http.post("/v2/models/made-up-name/infer", json=text_json(["x"]))
+    text = http.get("/metrics").text
+    for stage in ("request", "preprocess", "queue", "compute", "postprocess"):
+        assert f'heed_{stage}_seconds_count{{model="sentiment",protocol="http",version="1"}}' in text
+    assert 'heed_requests_total{model="sentiment",outcome="ok",protocol="http",version="1"}' in text
+    assert 'heed_requests_total{model="(unknown)",outcome="not_found",protocol="http",version=""}' in text
+    assert "made-up-name" not in text
+    assert 'heed_model_ready{model="sentiment",version="1"} 1.0' in text
+    assert 'heed_model_ready{model="damaged",version="1"} 0.0' in text
+    assert 'heed_batch_rows_count{model="sentiment",version="1"}' in text
+
+
+def test_the_docs_page_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+    """It is served whole, and describes every route."""
+    page = http.get("/docs").text
+    assert "https://" not in page
+    assert "http://" not in page
+    assert "/v2/models/{model}/infer" in http.get("/openapi.json").json()["paths"]
