@@ -17,7 +17,7 @@ PAD, CLS = "[PAD]", "[CLS]"
 
 # The Penn Treebank writes "do n't", "it 's", "-lrb-" and "``" where people write "don't", "it's", "(" and a quotation
 # mark. Both spellings become the same tokens, so that a model trained on treebank text serves everyday text.
-TREEBANK_SPELLINGS = {" n't": "n't", "-lrb-": "(", "-rrb-": ")", "``": '"', "''": '"'}
+TREEBANK_SPELLINGS = {" n't": "n't", "-lrb- ": "(", "-rrb-": ")", "`` ": '"', " ''": '"'}
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> Tokenizer:

@@ -1,0 +1,63 @@
+"""A tiny model, trained for real, that the tests of conversion share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from export.data import LabelledTexts, TextClassificationData
+from export.golden_texts import made_up_sentences
+from export.train import TrainConfig, train_text_classifier
+from export.transformer import EncoderConfig
+
+GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
+
+
+def toy_data() -> TextClassificationData:
+    """Made-up sentences; positive when more of their words are good ones than bad ones."""
+    texts = [text for text in made_up_sentences(2400, seed=7) if label_of(text) is not None]
+    labels = [label_of(text) or 0 for text in texts]
+    cut = len(texts) - 600
+    names = ["NEGATIVE", "POSITIVE"]
+    return TextClassificationData(
+        "toy", names, LabelledTexts(texts[:cut], labels[:cut]), LabelledTexts(texts[cut:], labels[cut:])
+    )
+
+
+def label_of(text: str) -> int | None:
+    """None for a tie."""
+    words = text.replace(",", " ").replace(".", " ").replace("!", " ").split()
+    good = sum(word in GOOD for word in words)
+    bad = sum(word in {"dull", "clumsy", "pointless", "forgettable", "cold"} for word in words)
+    return None if good == bad else int(good > bad)
+
+
+def toy_config(**changes: object) -> TrainConfig:
+    """Seconds of training."""
+    model = EncoderConfig(vocab_size=400, num_labels=2, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_tokens=128)
+    values: dict[str, object] = {
+        "epochs": 3,
+        "learning_rate": 3e-3,
+        "token_dropout": 0.0,
+        "vocab_size": 400,
+        "ema_decay": 0.9,
+    }
+    return TrainConfig(model=model, **(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def quiet() -> Iterator[Console]:
+    """A console that shows nothing."""
+    threads = torch.get_num_threads()
+    yield Console(quiet=True)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def toy_run(tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Path:
+    """A finished run."""
+    run_dir = tmp_path_factory.mktemp("runs") / "toy"
+    train_text_classifier(toy_data(), toy_config(), run_dir, quiet)
+    return run_dir

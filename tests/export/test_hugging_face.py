@@ -1,0 +1,107 @@
+"""Models in Hugging Face form, small and random, against `transformers` itself."""
+
+import json
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from export.convert import onnx_logits
+from export.golden_texts import made_up_sentences
+from export.hugging_face import LoadRefused, source_of_hugging_face
+from export.tokenizer import train_tokenizer
+from tests.conftest import ROOT, running_server
+
+FAMILIES = {
+    "bert": (BertConfig, BertForSequenceClassification),
+    "distilbert": (DistilBertConfig, DistilBertForSequenceClassification),
+    "roberta": (RobertaConfig, RobertaForSequenceClassification),
+}
+
+
+def save_model(kind: str, folder: Path, **options: object) -> Path:
+    """A random model with three classes and 64 tokens at most, with its tokenizer."""
+    tokenizer = train_tokenizer(made_up_sentences(300), 600, 64)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", model_max_length=64
+    ).save_pretrained(folder)
+    sizes = (
+        {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64}
+        if kind == "distilbert"
+        else {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+    )
+    torch.manual_seed(1)
+    config, model = FAMILIES[kind]
+    labels = {"id2label": {0: "bad", 1: "mixed", 2: "good"}, "label2id": {"bad": 0, "mixed": 1, "good": 2}}
+    settings = {
+        "initializer_range": 0.2,
+        "max_position_embeddings": 130,
+        "pad_token_id": 0,
+        **sizes,
+        **labels,
+        **options,
+    }
+    model(config(vocab_size=tokenizer.get_vocab_size(), **settings)).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_loaded_model_answers_like_transformers(kind: str, tmp_path: Path) -> None:
+    """The command writes a folder; its graph, fed in padded batches, equals transformers text by text."""
+    model_dir = save_model(kind, tmp_path / "mine")
+    command = [sys.executable, "-m", "export", "load", str(model_dir), "--task", "text-classification"]
+    run = subprocess.run(
+        [*command, "--model-store", str(tmp_path / "store")], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    folder = tmp_path / "store/mine/1"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["labels"] == ["bad", "mixed", "good"]
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(model_dir).eval(),
+        AutoTokenizer.from_pretrained(model_dir),
+    )
+    texts = made_up_sentences(60, seed=9)
+    with torch.inference_mode():
+        expected = [
+            model(
+                **tokenizer(text, truncation=True, max_length=64, return_tensors="pt", return_token_type_ids=False)
+            ).logits[0]
+            for text in texts
+        ]
+    reference_BC = torch.stack(expected).numpy()
+    assert np.ptp(reference_BC, axis=0).min() > 0.1  # the texts do differ
+    source = source_of_hugging_face(str(model_dir))
+    np.testing.assert_allclose(onnx_logits(source, folder / "model.onnx", texts), reference_BC, atol=1e-4)
+    with running_server(tmp_path / "store") as server:
+        request = urllib.request.Request(f"{server.http}/models/mine", json.dumps({"inputs": texts[0]}).encode())
+        with urllib.request.urlopen(request, timeout=10) as response:
+            (scores,) = json.load(response)
+    assert scores[0]["label"] == manifest["labels"][int(reference_BC[0].argmax())]
+
+
+def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path, quiet: Console) -> None:
+    """Another problem type, another family, nothing there."""
+    with pytest.raises(LoadRefused, match="problem_type 'multi_label_classification'"):
+        source_of_hugging_face(str(save_model("bert", tmp_path / "multi", problem_type="multi_label_classification")))
+    folder = save_model("bert", tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    with pytest.raises(LoadRefused, match="nowhere"):
+        source_of_hugging_face(str(tmp_path / "nowhere"))
+    assert config["model_type"] == "bert"

@@ -1,0 +1,80 @@
+"""Training: it learns, it can be stopped, it gives the same again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from export import train
+from export.__main__ import with_changes
+from export.train import TrainConfig, train_text_classifier
+from tests.export.conftest import toy_config, toy_data
+
+
+def test_a_small_transformer_learns_a_small_task(toy_run: Path) -> None:
+    """Far above chance after three epochs, and the record says how."""
+    result = json.loads((toy_run / "result.json").read_text())
+    assert result["quality"]["accuracy"] > 0.9
+    assert result["quality"]["num_examples"] == 600
+    for field in ("command", "commit", "hardware", "training_s", "torch", "history", "num_parameters"):
+        assert result[field], field
+    assert (toy_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert not (toy_run / "checkpoint.pt").exists()
+
+
+class Interrupted(Exception):
+    """Stands for a machine that goes away."""
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """Interrupted in its third epoch and started again: the same weights, bit for bit, as without a break."""
+    run_dir = tmp_path / "stopped"
+
+    class Stopping(Console):
+        def print(self, *objects: object, **options: object) -> None:
+            if "epoch 2:" in str(objects):
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train_text_classifier(toy_data(), toy_config(), run_dir, Stopping(quiet=True))
+    assert (run_dir / "checkpoint.pt").exists()
+    with pytest.raises(ValueError, match="a run with other settings"):
+        train_text_classifier(toy_data(), toy_config(seed=2), run_dir, quiet)
+    train_text_classifier(toy_data(), toy_config(), run_dir, quiet)
+    unbroken, resumed = load_file(toy_run / "model.safetensors"), load_file(run_dir / "model.safetensors")
+    assert all((unbroken[name] == resumed[name]).all() for name in unbroken)
+
+
+def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None:
+    """A learning rate that ruins everything: the run ends long before its last epoch."""
+    run_dir = tmp_path / "ruined"
+    train_text_classifier(toy_data(), toy_config(epochs=40, patience=1, learning_rate=3.0), run_dir, quiet)
+    result = json.loads((run_dir / "result.json").read_text())
+    assert len(result["history"]) < 40
+    best = max(entry["accuracy"] for entry in result["history"])
+    assert result["history"][result["best_epoch"] - 1]["accuracy"] == best
+
+
+def test_batches_hold_every_text_once_with_similar_lengths() -> None:
+    """An epoch is a permutation; within a batch, lengths hardly differ."""
+    import numpy as np
+
+    rng = np.random.default_rng(1)
+    texts = [np.zeros(length, dtype=np.int64) for length in rng.integers(1, 60, size=1000)]
+    batches = train.batches_of_similar_length(texts, 32, rng)
+    assert sorted(np.concatenate(batches)) == list(range(1000))
+    padding = sum(
+        max(len(texts[i]) for i in batch) * len(batch) - sum(len(texts[i]) for i in batch) for batch in batches
+    )
+    assert padding < 0.1 * sum(len(text) for text in texts)
+
+
+def test_the_recipe_is_changed_by_name() -> None:
+    """Fields of the run and of the network; anything else is refused."""
+    changed = with_changes(TrainConfig(), ["epochs=3", "model.d_model=64", "learning_rate=1e-2"])
+    assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
+    for wrong in ("epoch=3", "model.width=3", "epochs", "epochs=many"):
+        with pytest.raises(ValueError, match=r"--set|invalid literal"):
+            with_changes(TrainConfig(), [wrong])
