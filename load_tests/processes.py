@@ -14,17 +14,17 @@ SERVER_CORE, LOAD_CORE = 0, 1
 
 
 class Process:
-    """A Python module in a process of its own, on one core; ended with the `with` block."""
+    """A Python module in a process of its own, on one core unless None is given; ended with the `with` block."""
 
-    def __init__(self, module: str, *arguments: str, pipes: bool = False) -> None:
+    def __init__(self, module: str, *arguments: str, pipes: bool = False, core: int | None = SERVER_CORE) -> None:
         self.started_s = time.perf_counter()
         self.popen = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE if pipes else None,
-            stdout=subprocess.PIPE if pipes else None,
+            stdout=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stderr=None if pipes else subprocess.DEVNULL,
             text=True,
-            preexec_fn=lambda: pin(SERVER_CORE),
+            preexec_fn=None if core is None else lambda: pin(core),
         )
 
     def __enter__(self) -> "Process":

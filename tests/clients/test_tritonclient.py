@@ -1,0 +1,88 @@
+"""NVIDIA's `tritonclient`, unchanged: HTTP, gRPC and their asyncio forms, binary and JSON tensors."""
+
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+import tritonclient.http
+import tritonclient.http.aio
+from tritonclient.utils import InferenceServerException
+
+from tests.conftest import Server
+
+TEXTS = ["A wonderful film.", "An awful, tedious mess."]
+EXPECTED = [b"POSITIVE", b"NEGATIVE"]
+
+
+def address(server: Server, module: ModuleType) -> str:
+    """Where the client of this module connects to."""
+    return server.grpc if "grpc" in module.__name__ else server.http.removeprefix("http://")
+
+
+def text_input(module: ModuleType, **options: Any) -> Any:
+    """Two texts as a BYTES tensor."""
+    tensor = module.InferInput("text", [2], "BYTES")
+    tensor.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object), **options)
+    return tensor
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
+def test_sync_clients(module: ModuleType, server: Server) -> None:
+    """Readiness, metadata, inference, errors."""
+    with module.InferenceServerClient(address(server, module)) as client:
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("sentiment")
+        assert client.is_model_ready("sentiment", "1")
+        assert not client.is_model_ready("damaged")
+        result = client.infer("sentiment", [text_input(module)], request_id="7")
+        assert result.as_numpy("label").tolist() == EXPECTED
+        assert result.as_numpy("probabilities").shape == (2, 2)
+        wanted = [module.InferRequestedOutput("score")]
+        only = client.infer("sentiment", [text_input(module)], model_version="1", outputs=wanted, timeout=10_000_000)
+        assert only.as_numpy("label") is None
+        assert (only.as_numpy("score") > 0.5).all()
+        floats = module.InferInput("x", [1, 3], "FP32")
+        floats.set_data_from_numpy(np.array([[1, 2, 3]], np.float32))
+        assert client.infer("double", [floats]).as_numpy("y").tolist() == [[2, 4, 6]]
+        with pytest.raises(InferenceServerException, match="Request for unknown model"):
+            client.infer("nope", [text_input(module)])
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_http_tensors_as_binary_and_as_json(binary: bool, server: Server) -> None:
+    """In both directions."""
+    module = tritonclient.http
+    with module.InferenceServerClient(address(server, module)) as client:
+        metadata = client.get_model_metadata("sentiment")
+        assert [tensor["name"] for tensor in metadata["outputs"]] == ["label", "score", "probabilities"]
+        assert client.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+        wanted = [module.InferRequestedOutput(name, binary_data=binary) for name in ("label", "probabilities")]
+        result = client.infer("sentiment", [text_input(module, binary_data=binary)], outputs=wanted)
+        assert [np.asarray(label).item() for label in result.as_numpy("label")] in (
+            EXPECTED,
+            [e.decode() for e in EXPECTED],
+        )
+        np.testing.assert_allclose(result.as_numpy("probabilities").sum(axis=1), 1.0, atol=1e-5)
+
+
+def test_grpc_metadata_and_client_deadline(server: Server) -> None:
+    """The client's own deadline comes back as such."""
+    module = tritonclient.grpc
+    with module.InferenceServerClient(address(server, module)) as client:
+        assert [tensor.name for tensor in client.get_model_metadata("sentiment").inputs] == ["text"]
+        assert client.get_server_metadata().name == "heed"
+        with pytest.raises(InferenceServerException, match="Deadline Exceeded|deadline"):
+            client.infer("sentiment", [text_input(module)], client_timeout=1e-5)
+
+
+@pytest.mark.parametrize("module", [tritonclient.http.aio, tritonclient.grpc.aio])
+async def test_asyncio_clients(module: ModuleType, server: Server) -> None:
+    """The same answers."""
+    async with module.InferenceServerClient(address(server, module)) as client:
+        assert await client.is_server_ready()
+        result = await client.infer("sentiment", [text_input(module)])
+        assert result.as_numpy("label").tolist() == EXPECTED
