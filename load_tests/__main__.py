@@ -48,8 +48,10 @@ def main() -> int:
         report = run_locust(http, grpc, arguments.users, arguments.seconds, base)
     table, missed = judge(report, tomllib.loads(arguments.slo.read_text())["sentiment"])
     console.print(table)
+    with Path(f"{base}.txt").open("w") as file:
+        Console(file=file, width=100).print(table)
     plot(base, report)
-    console.print(f"results: {base}.json, {base}.png, {base}_stats.csv", soft_wrap=True)
+    console.print(f"results: {base}.json, {base}.txt, {base}.png, {base}_stats.csv", soft_wrap=True)
     console.print(f"missed: {', '.join(missed)}" if missed else "every limit of slo.toml was kept")
     return 1 if missed else 0
 

@@ -39,6 +39,9 @@ from service.errors import (
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
+# Every so many batches one is twice as large as the costs justify, or they would never be found wrong: the table learns
+# only of sizes that are tried.
+BATCHES_PER_TRIAL = 16
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4
 
@@ -66,6 +69,7 @@ class BatchReport(NamedTuple):
     tokens: int  # computed, including padding where the engine computes it
     padded_tokens: int
     compute_s: float
+    cost_s: float  # the same, as the engine's own clock has it
 
 
 class Done(NamedTuple):
@@ -135,6 +139,7 @@ class Batcher:
         skips_padding: bool = False,
         limits: BatcherLimits | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
+        engine_clock: Callable[[], float] = time.monotonic,
         name: str = "engine",
     ) -> None:
         """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
@@ -149,6 +154,8 @@ class Batcher:
             skips_padding: the engine computes only what the items hold, not the padding around them.
             limits: bounds of the queue and of a batch.
             on_batch: told of every engine call.
+            engine_clock: measures what a call costs. For an engine that computes in the calling thread alone,
+                `time.thread_time` leaves out what other threads and the host take.
             name: for thread names and messages.
         """
         self._run, self._probe, self._costs, self._on_batch = (
@@ -158,11 +165,12 @@ class Batcher:
             on_batch,
         )
         self._limits, self._skips_padding = limits or BatcherLimits(), skips_padding
-        self._name = name
+        self._name, self._engine_clock = name, engine_clock
         self._loop = asyncio.get_running_loop()
         self._queue: dict[_Entry, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
         self._queued_alone_s = 0.0
         self._saving = 1.0  # engine time of recent batches, as a share of their items' time alone
+        self._batches_formed = 0
         self._wakeup_scheduled = False
         self._draining = False
         self._drained = asyncio.Event()
@@ -300,12 +308,14 @@ class Batcher:
         batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.alone_s
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
+        self._batches_formed += 1
+        stretch = 2 if self._batches_formed % BATCHES_PER_TRIAL == 0 else 1
         for entry in candidates:
             wider = extent.with_item(entry.item)
             if wider.rows > max_rows or wider.rows * wider.longest > self._limits.max_batch_tokens:
                 continue
             wider_cost_s = self._cost_s(wider)
-            if wider_cost_s > cost_s + entry.alone_s:
+            if wider_cost_s > cost_s + entry.alone_s and len(batch) >= stretch * best_size:
                 # Its company costs more than a call of its own. Where lengths matter, those after it differ even more.
                 break
             batch.append(entry)
@@ -313,7 +323,7 @@ class Batcher:
             share = cost_s / alone_s if alone_s else 0.0
             if share < best_share * (1 - WORTHWHILE_SAVING) or not alone_s:
                 best_size, best_share = len(batch), share
-        del batch[best_size:]
+        del batch[stretch * best_size :]
         for entry in batch:
             self._leave_queue(entry)
         return batch
@@ -366,9 +376,9 @@ class Batcher:
         for result in results:
             if isinstance(result, Exception):
                 return
-        self._costs.record(report.rows, -(-report.tokens // report.rows), report.compute_s)
+        self._costs.record(report.rows, -(-report.tokens // report.rows), report.cost_s)
         if alone_s:
-            self._saving += 0.1 * (min(report.compute_s / alone_s, 2.0) - self._saving)
+            self._saving += 0.1 * (min(report.cost_s / alone_s, 2.0) - self._saving)
 
     def _die(self, reason: str) -> None:
         """The engine gives no answers any more: fail what waits and what runs, and say so from now on."""
@@ -412,7 +422,7 @@ class Batcher:
     def _execute(self, items: list[Any]) -> tuple[list[Any], BatchReport, str | None]:
         """Make the engine call: the results, what it took, and of what the engine died, if it did."""
         extent = _Extent.of(*items)
-        started_s = time.monotonic()
+        started_s, clock_s = time.monotonic(), self._engine_clock()
         dead: str | None = None
         try:
             results = self._compute(items)
@@ -422,7 +432,8 @@ class Batcher:
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
         tokens = extent.tokens if self._skips_padding else extent.rows * extent.longest
-        report = BatchReport(extent.rows, tokens, tokens - extent.tokens, time.monotonic() - started_s)
+        compute_s, cost_s = time.monotonic() - started_s, self._engine_clock() - clock_s
+        report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, cost_s)
         return results, report, dead
 
     def _compute(self, items: list[Any]) -> list[Any]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Share of a measurement that is taken over. Other work on the machine only ever makes a call slower, so a fast call
-# says more of the engine than a slow one.
-LEARNING_RATE_FASTER, LEARNING_RATE_SLOWER = 0.2, 0.05
+# Share of a measurement that is taken over: by all cells alike (the machine is faster or slower than it was), and by
+# the cells around the measured size (the engine is other than was thought). The first keeps the sizes comparable while
+# only some of them are in use.
+LEARNING_RATE_ALL, LEARNING_RATE_CELL = 0.1, 0.1
 MAX_CORRECTION = 2.0  # a single call that was this much slower or faster than expected counts as no more than this
-
 SHORTEST_S = 1e-7  # of any call; keeps the arithmetic away from zero
 
 
@@ -43,10 +43,11 @@ class CostTable:
         self._row_cells = [_locate(self._rows, value) for value in range(self._rows[-1] + 1)]
         self._length_cells = [_locate(self._lengths, value) for value in range(self._lengths[-1] + 1)]
         self._seconds: list[list[float]] = []
+        self._scale = 1.0
         if measured:
             self._fill(measured)
             for rows, length, seconds in measured:
-                self.record(rows, length, seconds, learning_rate=1.0)
+                self._correct_cells(rows, length, seconds, 1.0)
 
     def _fill(self, measured: Sequence[tuple[int, int, float]]) -> None:
         """Every cell from the line `fixed + per_token * rows * length` that fits the measurements best, relatively."""
@@ -54,10 +55,13 @@ class CostTable:
         seconds = np.maximum([value for _, _, value in measured], SHORTEST_S)
         design = np.stack([1 / seconds, tokens / seconds], axis=1)
         (fixed, per_token), *_ = np.linalg.lstsq(design, np.ones(len(seconds)), rcond=None)
-        if len(measured) == 1 or fixed <= 0 or per_token <= 0:
-            # Not enough to tell the two apart: let half of the cheapest call be fixed.
-            fixed = 0.5 * float(seconds.min())
-            per_token = float(np.median((seconds - fixed) / tokens))
+        if len(measured) == 1:
+            # Not enough to tell the two apart: half and half.
+            fixed, per_token = seconds[0] / 2, seconds[0] / 2 / tokens[0]
+        elif fixed <= 0:
+            fixed, per_token = 0.0, float(np.median(seconds / tokens))
+        elif per_token <= 0:
+            fixed, per_token = float(np.median(seconds)), 0.0
         self._seconds = [[float(fixed + per_token * rows * length) for length in self._lengths] for rows in self._rows]
 
     def estimate(self, rows: int, length: int) -> float:
@@ -68,23 +72,27 @@ class CostTable:
         upper, lower = self._seconds[row], self._seconds[row + 1]
         at_upper = upper[column] + (upper[column + 1] - upper[column]) * column_share
         at_lower = lower[column] + (lower[column + 1] - lower[column]) * column_share
-        return at_upper + (at_lower - at_upper) * row_share
+        return self._scale * (at_upper + (at_lower - at_upper) * row_share)
 
-    def record(self, rows: int, length: int, seconds: float, learning_rate: float | None = None) -> None:
-        """Let a call that was made correct the four cells around it, each by its nearness."""
+    def record(self, rows: int, length: int, seconds: float) -> None:
+        """Let a call that was made correct the table."""
         if not self._seconds:
             self._fill([(rows, length, seconds)])
             return
+        ratio = self._correct_cells(rows, length, seconds, LEARNING_RATE_CELL)
+        self._scale *= ratio**LEARNING_RATE_ALL
+
+    def _correct_cells(self, rows: int, length: int, seconds: float, learning_rate: float) -> float:
+        """Correct the four cells around a size, each by its nearness; how far off the table was."""
         ratio = max(seconds, SHORTEST_S) / self.estimate(rows, length)
         ratio = min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION)
-        if learning_rate is None:
-            learning_rate = LEARNING_RATE_FASTER if ratio < 1 else LEARNING_RATE_SLOWER
         row, row_share, column, column_share = self._cell(rows, length)
         row_share, column_share = min(row_share, 1.0), min(column_share, 1.0)
         for r, r_weight in ((row, 1 - row_share), (row + 1, row_share)):
             for c, c_weight in ((column, 1 - column_share), (column + 1, column_share)):
                 if r_weight and c_weight:
                     self._seconds[r][c] *= ratio ** (learning_rate * r_weight * c_weight)
+        return ratio
 
     def _cell(self, rows: int, length: int) -> tuple[int, float, int, float]:
         """The cell left of and above a call's size, and how far on the way to the next it lies."""

@@ -366,8 +366,8 @@ async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
     for fixed_s in (0.0, 1e-2):
         engine = HeldEngine()
         costs = CostTable(64, 512)
-        for rows in (1, 2, 4, 8, 16, 32, 64):
-            for _ in range(300):
+        for _ in range(300):
+            for rows in (1, 2, 4, 8, 16, 32, 64):
                 costs.record(rows, 8, fixed_s + 1e-3 * rows)
         async with batcher_of(engine, costs=costs) as batcher:
             await busy(engine, batcher)
@@ -378,6 +378,19 @@ async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
             sizes[fixed_s] = len(await engine.next_call())
     assert sizes[0.0] == 1
     assert sizes[1e-2] >= 16
+
+
+async def test_costs_that_are_wrong_are_found_out() -> None:
+    """A table that thinks batches dear is corrected by the trials, and batches grow."""
+    engine = HeldEngine(held=False)
+    costs = CostTable(64, 512, [(rows, 8, 2.1e-3 * rows) for rows in (1, 2, 4, 8, 16, 32, 64)])
+    clock = iter(range(10**9))
+    ticks_s = 2e-3  # every call takes one tick, whatever its size
+    async with batcher_of(engine, costs=costs, engine_clock=lambda: ticks_s * next(clock)) as batcher:
+        for _ in range(40):
+            await submit(batcher, *(Text(str(number)) for number in range(64)))
+        assert max(len(call) for call in engine.calls[:10]) == 1
+        assert max(len(call) for call in engine.calls[-10:]) >= 16
 
 
 async def test_the_limits_of_a_batch_hold() -> None:

@@ -1,0 +1,74 @@
+"""The load tools, run for real against a real server."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from load_tests.__main__ import judge
+from load_tests.drivers import drive_grpc, drive_http
+from load_tests.processes import Process, free_port
+from load_tests.texts import load_sentences
+from tests.conftest import ROOT, Server
+
+
+def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Three seconds of Locust."""
+    command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc, "--seconds", "3"]
+    command += ["--users", "4", "--results", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tmp_path: Path) -> None:
+    """Exit status 0, a table, a plot, and answers of both protocols that were checked against their labels."""
+    done = run(server, tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every limit of slo.toml was kept" in done.stdout
+    (report_file,) = tmp_path.glob("*.json")
+    report = json.loads(report_file.read_text())
+    assert report["failures"] == 0
+    assert report["answers_checked"] == report["requests"] > 50
+    assert {"HTTP", "gRPC"} == {name for name, entry in report["by_protocol"].items() if entry["requests"]}
+    assert report_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "min_accuracy" in report_file.with_suffix(".txt").read_text()
+
+
+def test_a_missed_limit_is_named_and_the_exit_status_says_so(server: Server, tmp_path: Path) -> None:
+    """An accuracy that no model has."""
+    slo = tmp_path / "slo.toml"
+    slo.write_text("[sentiment]\nmin_accuracy = 1.01\nmax_p99_ms = 60000\n")
+    done = run(server, tmp_path, "--slo", str(slo))
+    assert (done.returncode, "missed: min_accuracy" in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+def test_an_unknown_limit_is_refused() -> None:
+    """A typing error in slo.toml must not pass as kept."""
+    report = {"p95_ms": 1, "p99_ms": 1, "failures": 0, "requests": 1, "accuracy": 1, "requests_per_s": 1}
+    report |= {"batch_rows": {"1": 1}, "answers_checked": 1, "sentences": "x"}
+    with pytest.raises(ValueError, match="unknown limit max_p95"):
+        judge(report, {"max_p95": 1.0})
+
+
+async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
+    """Both protocols, and the bare echo that the server is compared with."""
+    texts: Sequence[str] = load_sentences().texts
+    port = free_port()
+    with Process("load_tests.echo_server", str(port), core=None) as echo:
+        for drive, address in ((drive_grpc, server.grpc), (drive_http, server.http)):
+            summary = (await drive(int(address.rsplit(":", 1)[1]), "sentiment", texts, 4, 40)).summary()
+            assert summary["requests_per_s"] > 0
+            assert summary["mean_batch_rows"] >= 1
+        assert len((await drive_grpc(port, "echo", texts, 4, 40)).latencies_s) == 40
+        assert echo.cpu_s() > 0
+        assert echo.memory_mib()["now"] > 10
+
+
+def test_our_own_sentences_are_labelled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent where the data set is not at hand."""
+    monkeypatch.delenv("HEED_DATASETS", raising=False)
+    sentences = load_sentences()
+    assert len(set(sentences.texts)) == len(sentences.texts) >= 32
+    assert sentences.labels.count("POSITIVE") * 2 == len(sentences.labels)

@@ -1,0 +1,89 @@
+"""The shape of the repository: what lies where, and what the README says of it."""
+
+import re
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+TOP_LEVEL = {
+    "service",
+    "model_store",
+    "export",
+    "proto",
+    "tests",
+    "load_tests",
+    "README.md",
+    "pyproject.toml",
+    "Makefile",
+    "docs",
+}
+TOP_LEVEL |= {"constraints.txt", "docker-compose.yml"}
+MADE_HERE = {"build", "runs"}
+
+
+def test_the_top_level_is_as_agreed() -> None:
+    """Nothing else but dot files and what git ignores."""
+    found = {
+        path.name for path in ROOT.iterdir() if not path.name.startswith(".") and not path.name.endswith(".egg-info")
+    }
+    assert found - MADE_HERE <= TOP_LEVEL
+
+
+def test_the_readmes_tree_matches_the_disk() -> None:
+    """Every path in it exists, and every module of the service is in it."""
+    block = (ROOT / "README.md").read_text().split("## What is where")[1].split("```")[1]
+    paths, folder = set(), ""
+    for line in block.splitlines()[1:]:
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name
+        paths.add(name if not line.startswith(" ") else folder + name)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    modules = {f"service/{path.name}" for path in (ROOT / "service").glob("*.py")} - {"service/__init__.py"}
+    assert modules <= paths
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    """Relative links of the README and of docs/."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    assert links
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_make_targets_are_one_readable_line_each() -> None:
+    """No logic in shell: a target is one recipe line (or two, for an environment and its stamp)."""
+    targets: dict[str, int] = {}
+    name = ""
+    for line in (ROOT / "Makefile").read_text().splitlines():
+        if line.startswith("\t"):
+            targets[name] += 1
+        elif match := re.match(r"([\w./-]+):", line):
+            name = match[1]
+            targets[name] = 0
+    assert targets.keys() >= {"serve", "test", "check", "load", "bench"}
+    assert {name for name, lines in targets.items() if lines > 1} <= {".venv/serve.stamp", ".venv/dev.stamp"}
+
+
+def test_versions_are_pinned_without_addresses() -> None:
+    """constraints.txt holds exact versions alone."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    assert "torch==2.13.0" in lines
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
+
+
+def test_committed_models_have_their_whole_folder() -> None:
+    """Card, manifest, golden examples, both formats."""
+    versions = [path for path in (ROOT / "model_store").glob("*/[0-9]*") if path.is_dir()]
+    assert Path(ROOT / "model_store/sentiment/1") in versions
+    needed = {
+        "README.md",
+        "manifest.json",
+        "golden.json",
+        "model.onnx",
+        "model.torchscript.pt",
+        "tokenizer.json",
+        "config.json",
+    }
+    for version in versions:
+        assert needed <= {path.name for path in version.iterdir()}
