@@ -6,7 +6,7 @@ What it promises (each a test in tests/service/test_batcher.py):
 
 1. Work-conserving: an idle engine takes what is queued at once; batches form while it is busy. There is no timer.
 2. A batch is bounded by its padded size (longest x rows), and is only as large as the engine's measured costs justify.
-   Where the engine computes padding, similar lengths go together; where it does not, the order of arrival decides.
+   Similar lengths go together: texts of other length join only where the engine does not compute the padding.
    The oldest entry is in every batch, so nobody starves.
 3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once.
 4. Cancelled and expired entries are dropped before they cost compute; their neighbours do not notice.
@@ -18,6 +18,7 @@ nothing else crosses, so there are no locks.
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -39,6 +40,9 @@ from service.errors import (
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
+# What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it. Measured
+# between batches of mixed and of equal lengths: 0.08 in float32, 0.24 in int8 (docs/benchmarks.md).
+SKIPPED_PADDING_COST = 0.2
 # Every so many batches one is twice as large as the costs justify, or they would never be found wrong: the table learns
 # only of sizes that are tried.
 BATCHES_PER_TRIAL = 16
@@ -69,7 +73,8 @@ class BatchReport(NamedTuple):
     tokens: int  # computed, including padding where the engine computes it
     padded_tokens: int
     compute_s: float
-    cost_s: float  # the same, as the engine's own clock has it
+    effective_length: int  # of a row: what the cost goes by
+    cost_s: float  # of the call, on the engine's own clock
 
 
 class Done(NamedTuple):
@@ -293,18 +298,22 @@ class Batcher:
 
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
-        # A request that has ended may still have entries here, in the same turn of the loop.
-        for entry in [entry for entry in islice(self._queue, CANDIDATES) if entry.request.future.done()]:
-            self._leave_queue(entry)
-        if not self._queue:
+        oldest: _Entry | None = None
+        candidates = []
+        for entry in list(islice(self._queue, CANDIDATES)):
+            if entry.request.future.done():  # in this very turn of the loop; it leaves the queue in the next
+                self._leave_queue(entry)
+            elif oldest is None:
+                oldest = entry
+            elif entry.item.group == oldest.item.group:
+                candidates.append(entry)
+        if oldest is None:
             return []
-        oldest = next(iter(self._queue))
+        length = oldest.item.length
         # With idle instances the waiting rows are shared out among them, rather than given to one.
         max_rows = min(self._limits.max_batch_rows, -(-self.queued_rows // len(self._idle)))
-        candidates = [entry for entry in islice(self._queue, 1, CANDIDATES) if entry.item.group == oldest.item.group]
-        if not self._skips_padding:
-            # Stable, so among equals the older come first.
-            candidates.sort(key=lambda entry: abs(entry.item.length - oldest.item.length))
+        # Stable, so among equals the older come first.
+        candidates.sort(key=lambda entry: abs(entry.item.length - length))
         batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.alone_s
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
@@ -316,7 +325,7 @@ class Batcher:
                 continue
             wider_cost_s = self._cost_s(wider)
             if wider_cost_s > cost_s + entry.alone_s and len(batch) >= stretch * best_size:
-                # Its company costs more than a call of its own. Where lengths matter, those after it differ even more.
+                # Its company costs more than a call of its own, and those after it differ even more in length.
                 break
             batch.append(entry)
             extent, cost_s, alone_s = wider, wider_cost_s, alone_s + entry.alone_s
@@ -329,7 +338,7 @@ class Batcher:
         return batch
 
     def _cost_s(self, extent: "_Extent") -> float:
-        return self._costs.estimate(extent.rows, extent.computed_length(self._skips_padding))
+        return self._costs.estimate(extent.rows, extent.effective_length(self._skips_padding))
 
     def _finished(
         self,
@@ -376,7 +385,7 @@ class Batcher:
         for result in results:
             if isinstance(result, Exception):
                 return
-        self._costs.record(report.rows, -(-report.tokens // report.rows), report.cost_s)
+        self._costs.record(report.rows, report.effective_length, report.cost_s)
         if alone_s:
             self._saving += 0.1 * (min(report.cost_s / alone_s, 2.0) - self._saving)
 
@@ -433,7 +442,8 @@ class Batcher:
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
         tokens = extent.tokens if self._skips_padding else extent.rows * extent.longest
         compute_s, cost_s = time.monotonic() - started_s, self._engine_clock() - clock_s
-        report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, cost_s)
+        length = extent.effective_length(self._skips_padding)
+        report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
         return results, report, dead
 
     def _compute(self, items: list[Any]) -> list[Any]:
@@ -475,6 +485,9 @@ class _Extent(NamedTuple):
             self.tokens + item.rows * item.length,
         )
 
-    def computed_length(self, skips_padding: bool) -> int:
-        """Length of a row as the engine computes it: the longest, or without padding the mean."""
-        return -(-self.tokens // self.rows) if skips_padding else self.longest
+    def effective_length(self, skips_padding: bool) -> int:
+        """Length of the rows of a call without padding that costs as much."""
+        if not skips_padding:
+            return self.longest
+        mean = self.tokens / self.rows
+        return math.ceil(mean + SKIPPED_PADDING_COST * (self.longest - mean))

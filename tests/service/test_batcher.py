@@ -335,7 +335,7 @@ async def test_long_and_short_texts_go_apart_where_padding_is_computed() -> None
 
 
 async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> None:
-    """A graph that computes real tokens only takes them in order of arrival."""
+    """A graph that computes real tokens only takes them all, the similar ones first."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-2, 1e-4), skips_padding=True) as batcher:
         await busy(engine, batcher)
@@ -344,7 +344,7 @@ async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> No
             submit(batcher, Text(f"long {number}", length=64))
         await turns()
         engine.release(100)
-        assert await engine.next_call() == ["short 0", "long 0", "short 1", "long 1"]
+        assert await engine.next_call() == ["short 0", "short 1", "long 0", "long 1"]
 
 
 async def test_the_oldest_entry_is_in_every_batch() -> None:
@@ -389,8 +389,8 @@ async def test_costs_that_are_wrong_are_found_out() -> None:
     async with batcher_of(engine, costs=costs, engine_clock=lambda: ticks_s * next(clock)) as batcher:
         for _ in range(40):
             await submit(batcher, *(Text(str(number)) for number in range(64)))
-        assert max(len(call) for call in engine.calls[:10]) == 1
-        assert max(len(call) for call in engine.calls[-10:]) >= 16
+        assert max(len(call) for call in engine.calls[:10]) <= 2
+        assert max(len(call) for call in engine.calls[-10:]) >= 8
 
 
 async def test_the_limits_of_a_batch_hold() -> None:
