@@ -18,9 +18,9 @@ GOLDEN_TEXTS = (
     "Schöne Bilder, leere Geschichte.",
     "So much talent, so little to show for it \u2026 what a pity \U0001f61e",
     "\u201cBrilliant\u201d is the word \u2013 simply brilliant.",
-    "The camera work is competent, the music is loud, the jokes are old, and by the time the villain finally explains his"
-    " plan I had long stopped listening, which is a shame, because somewhere in these two and a half hours there hides a"
-    " small, sharp and honest film about a family that cannot talk to each other.",
+    "The camera work is competent, the music is loud, the jokes are old, and by the time the villain finally explains"
+    " his plan I had long stopped listening, which is a shame, because somewhere in these two and a half hours there"
+    " hides a small, sharp and honest film about a family that cannot talk to each other.",
     "A smart, touching story that stays with you.",
 )
 

@@ -201,8 +201,8 @@ class _Run:
                 self._save_checkpoint()
                 progress.update(bar, epoch=epoch + 2, val=measured["accuracy"])
                 console.print(
-                    f"epoch {epoch + 1}: train loss {measured['train_loss']:.4f}, accuracy {measured['train_accuracy']:.2%};"
-                    f" validation {measured['accuracy']:.2%}; {self.training_s:.0f} s"
+                    f"epoch {epoch + 1}: train loss {measured['train_loss']:.4f}, accuracy"
+                    f" {measured['train_accuracy']:.2%}; validation {measured['accuracy']:.2%}; {self.training_s:.0f} s"
                 )
 
     def _out_of_patience(self) -> bool:

@@ -246,10 +246,12 @@ def report(result: dict[str, Any]) -> str:
     """The figures as Markdown; medians over the rounds, lowest and highest in brackets."""
     rounds = result["rounds"]
     lines = [
-        f"`{result['command']}` at commit {result['commit']}, {datetime.now(UTC):%Y-%m-%d}, {result['machine']}; server and"
-        f" engine on one core, load on the other. {len(rounds)} rounds of {result['requests']} requests a figure, sentences"
-        f" of {result['sentences']} ({result['tokens_per_text']:.1f} tokens on average), closed loop. Median over the rounds,"
-        f" lowest and highest in brackets. Stolen by the host: {sum(r['steal_s'] for r in rounds):.1f} CPU s in"
+        f"`{result['command']}` at commit {result['commit']}, {datetime.now(UTC):%Y-%m-%d}, {result['machine']};"
+        " server and engine on one core, load on the other."
+        f" {len(rounds)} rounds of {result['requests']} requests a figure, sentences of {result['sentences']}"
+        f" ({result['tokens_per_text']:.1f} tokens on average), closed loop."
+        " Median over the rounds, lowest and highest in brackets."
+        f" Stolen by the host: {sum(r['steal_s'] for r in rounds):.1f} CPU s in"
         f" {sum(r['wall_s'] for r in rounds):.0f} s.",
         "",
         "### Bars",
@@ -271,7 +273,8 @@ def report(result: dict[str, Any]) -> str:
         "",
         "### Served",
         "",
-        "| model, protocol, users | requests/s | share of the limit | p50 ms | p99 ms | rows a batch | padding | server CPU s per 1,000 |",
+        "| model, protocol, users | requests/s | share of the limit | p50 ms | p99 ms | rows a batch | padding"
+        " | server CPU s per 1,000 |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for key in rounds[0]["served"]:
@@ -280,7 +283,8 @@ def report(result: dict[str, Any]) -> str:
         shares = [r["served"][key]["requests_per_s"] / limit(r, model) for r in rounds]
         lines.append(
             f"| {key} | {spread([s['requests_per_s'] for s in served])} | {statistics.median(shares):.0%}"
-            f" | {statistics.median(s['p50_ms'] for s in served):.1f} | {statistics.median(s['p99_ms'] for s in served):.1f}"
+            f" | {statistics.median(s['p50_ms'] for s in served):.1f}"
+            f" | {statistics.median(s['p99_ms'] for s in served):.1f}"
             f" | {statistics.median(s['mean_batch_rows'] for s in served):.1f}"
             f" | {statistics.median(s['padded_share'] for s in served):.1%}"
             f" | {spread([s['cpu_s_per_1000'] for s in served], '{:.2f}')} |"
@@ -298,7 +302,8 @@ def report(result: dict[str, Any]) -> str:
     lines += [
         "",
         "CPU seconds per 1,000 requests. Added latency at one user (mean request less mean engine call, one by one):"
-        f" {added_latency_ms(result, 'grpc'):.2f} ms over gRPC, {added_latency_ms(result, 'http'):.2f} ms over HTTP (float32).",
+        f" {added_latency_ms(result, 'grpc'):.2f} ms over gRPC, {added_latency_ms(result, 'http'):.2f} ms over HTTP"
+        " (float32).",
         f"Memory of the server with all models of the run: {result['memory_mib']['now']:.0f} MiB"
         f" (peak {result['memory_mib']['peak']:.0f}).",
     ]

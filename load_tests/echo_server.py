@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from typing import Any
 
 import grpc
 
@@ -11,7 +12,9 @@ from proto import inference_pb2, inference_pb2_grpc
 class Echo(inference_pb2_grpc.GRPCInferenceServiceServicer):
     """Answers with what it was sent."""
 
-    async def ModelInfer(self, request, context):  # noqa: N802
+    async def ModelInfer(  # noqa: N802, the protocol's name
+        self, request: inference_pb2.ModelInferRequest, context: Any
+    ) -> inference_pb2.ModelInferResponse:
         """The first input, as output."""
         tensor = request.inputs[0]
         output = inference_pb2.ModelInferResponse.InferOutputTensor(

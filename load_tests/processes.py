@@ -8,6 +8,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
@@ -27,7 +28,7 @@ class Process:
             preexec_fn=None if core is None else lambda: pin(core),
         )
 
-    def __enter__(self) -> "Process":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

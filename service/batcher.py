@@ -419,7 +419,7 @@ class Batcher:
         for instance in self._instances:
             instance.inbox.put(None)
 
-    # --- in an engine thread (or here, where that is quicker) -----------------------------------------------------------------------------------------
+    # --- in an engine thread (or here, where that is quicker) ---------------------------------------------------------
 
     def _work(self, instance: _Instance, batch: list[_Entry]) -> None:
         outcome = self._execute([entry.item for entry in batch])

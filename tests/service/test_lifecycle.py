@@ -140,7 +140,8 @@ def test_mistakes_at_start_are_refused_in_words(tmp_path: Path) -> None:
 
 def test_serving_does_not_need_torch() -> None:
     """In a fresh process: after the server's modules are imported, nothing of the training extra is there."""
-    code = "import sys, service.__main__; print([m for m in ('torch', 'transformers', 'onnx', 'datasets') if m in sys.modules])"
+    names = "('torch', 'transformers', 'onnx', 'datasets')"
+    code = f"import sys, service.__main__; print([name for name in {names} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
 

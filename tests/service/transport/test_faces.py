@@ -417,7 +417,7 @@ def test_binary_lengths_are_checked(
 def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
     """Header length 0: one text, or floats whose shape follows from their number."""
     headers = {"inference-header-content-length": "0"}
-    response = http.post("/v2/models/sentiment/infer", content="wunderbar".encode(), headers=headers)
+    response = http.post("/v2/models/sentiment/infer", content=b"wunderbar", headers=headers)
     assert response.headers["inference-header-content-length"].isdecimal()
     doubled = http.post(
         "/v2/models/double/infer",
