@@ -387,7 +387,7 @@ async def test_costs_that_are_wrong_are_found_out() -> None:
     clock = iter(range(10**9))
     ticks_s = 2e-3  # every call takes one tick, whatever its size
     async with batcher_of(engine, costs=costs, engine_clock=lambda: ticks_s * next(clock)) as batcher:
-        for _ in range(40):
+        for _ in range(200):
             await submit(batcher, *(Text(str(number)) for number in range(64)))
         assert max(len(call) for call in engine.calls[:10]) <= 2
         assert max(len(call) for call in engine.calls[-10:]) >= 8
