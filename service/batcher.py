@@ -45,7 +45,7 @@ WORTHWHILE_SAVING = 0.02
 SKIPPED_PADDING_COST = 0.2
 # Every so many batches one is twice as large as the costs justify, or they would never be found wrong: the table learns
 # only of sizes that are tried.
-BATCHES_PER_TRIAL = 16
+BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4
 

@@ -42,19 +42,21 @@ class Server:
             self.log.append({"event": "(end of log)"})
             self._logged.notify_all()
 
-    def wait_for(self, event: str, timeout_s: float = START_S) -> dict[str, Any]:
-        """The first log entry with this event; fails when the log ends or the time is over without it."""
+    def wait_for(self, event: str, timeout_s: float = START_S, **fields: str) -> dict[str, Any]:
+        """The first log entry with this event and these fields; fails when the log or the time ends without it."""
 
         def found() -> dict[str, Any] | None:
+            wanted = {"event": event, **fields}
             return next(
-                (entry for entry in self.log if entry["event"] in (event, "(end of log)")),
+                (entry for entry in self.log if wanted.items() <= entry.items() or entry["event"] == "(end of log)"),
                 None,
             )
 
         with self._logged:
             assert self._logged.wait_for(found, timeout_s), f"no {event!r} in {self.log}"
             entry = found()
-        assert entry and entry["event"] == event, self.log
+        assert entry, self.log
+        assert entry["event"] == event, self.log
         return entry
 
     def stop(self) -> int:
