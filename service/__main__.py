@@ -32,7 +32,7 @@ def main() -> int:
     configure_logging(config)
     if hasattr(os, "SCHED_BATCH"):
         # Linux, for all threads to come: one that wakes up does not interrupt the one that computes, it waits for its
-        # turn. On busy cores that saves 5 to 15 % of the CPU time of a request (docs/decisions.md).
+        # turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     import uvloop
 

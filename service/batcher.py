@@ -40,8 +40,8 @@ from service.errors import (
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
-# What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it. Measured
-# between batches of mixed and of equal lengths: 0.08 in float32, 0.24 in int8 (docs/benchmarks.md).
+# What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it. From
+# the loops in list order and sorted, 8 rows: about 0.08 in float32 and 0.24 in int8 (docs/benchmarks.md).
 SKIPPED_PADDING_COST = 0.2
 # Every so many batches one is twice as large as the costs justify, or they would never be found wrong: the table learns
 # only of sizes that are tried.
