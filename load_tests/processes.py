@@ -12,6 +12,7 @@ from typing import Self
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
+CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands what it was pinned to on to its children
 
 
 class Process:
@@ -70,8 +71,7 @@ class Process:
 
 def pin(core: int) -> None:
     """Keep this process on one core, where the machine has enough of them."""
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[core % len(cores)]})
+    os.sched_setaffinity(0, {CORES[core % len(CORES)]})
 
 
 def steal_s() -> float:
