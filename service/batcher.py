@@ -45,9 +45,11 @@ WORTHWHILE_SAVING = 0.02
 SKIPPED_PADDING_COST = 0.2
 # Every so many batches one is twice as large as the costs justify, or they would never be found wrong: the table learns
 # only of sizes that are tried.
-BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
+BATCHES_PER_TRIAL = 67  # a prime, so that trials do not all meet the last, small batch of a large request
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4
+# Calls on the spot that take about what was expected teach nothing: correcting the costs would take as long as they do.
+TOLERATED_ERROR = 0.3
 
 
 class Item(Protocol):
@@ -111,6 +113,8 @@ class _Entry:
     request: _Request
     index: int
     item: Any
+    rows: int  # the item's, asked once: a waiting entry is looked at for every batch that it does not get into
+    length: int
     alone_s: float  # what a call for this item alone would cost
     enqueued_s: float
 
@@ -206,10 +210,10 @@ class Batcher:
         if 0.0 < alone_s[0] < HAND_OVER_S and len(items) == 1 and self._idle and not self._queue:
             return self._compute_here(items[0], alone_s[0])
         request = _Request(self._loop.create_future(), [None] * len(items), len(items))
-        entries = [_Entry(request, n, item, alone_s[n], now_s) for n, item in enumerate(items)]
+        entries = [_Entry(request, n, item, item.rows, item.length, alone_s[n], now_s) for n, item in enumerate(items)]
         for entry in entries:
             self._queue[entry] = None
-            self.queued_rows += entry.item.rows
+            self.queued_rows += entry.rows
             self._queued_alone_s += entry.alone_s
         self._admitted += 1
         self._wake_up()
@@ -236,7 +240,7 @@ class Batcher:
         now_s: float,
     ) -> None:
         """Refuse now what could not be answered later."""
-        rows = sum(item.rows for item in items)
+        rows = sum([item.rows for item in items])
         if self.dead_reason is not None:
             raise Unavailable(f"the engine of {self._name} has failed: {self.dead_reason}")
         if self._draining:
@@ -273,7 +277,7 @@ class Batcher:
     def _leave_queue(self, entry: _Entry) -> None:
         if entry in self._queue:
             del self._queue[entry]
-            self.queued_rows -= entry.item.rows
+            self.queued_rows -= entry.rows
             self._queued_alone_s = self._queued_alone_s - entry.alone_s if self._queue else 0.0
 
     def _expire(self, request: _Request) -> None:
@@ -298,30 +302,30 @@ class Batcher:
 
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
-        oldest: _Entry | None = None
-        candidates = []
-        for entry in list(islice(self._queue, CANDIDATES)):
-            if entry.request.future.done():  # in this very turn of the loop; it leaves the queue in the next
-                self._leave_queue(entry)
-            elif oldest is None:
-                oldest = entry
-            elif entry.item.group == oldest.item.group:
-                candidates.append(entry)
+        oldest = self._oldest()
         if oldest is None:
             return []
-        length = oldest.item.length
+        # By distance from the oldest one's length, then by age.
+        length, group = oldest.length, oldest.item.group
+        candidates = sorted(
+            [
+                (abs(entry.length - length), place, entry)
+                for place, entry in enumerate(islice(self._queue, CANDIDATES))
+                if entry is not oldest and entry.item.group == group
+            ]
+        )
         # With idle instances the waiting rows are shared out among them, rather than given to one.
         max_rows = min(self._limits.max_batch_rows, -(-self.queued_rows // len(self._idle)))
-        # Stable, so among equals the older come first.
-        candidates.sort(key=lambda entry: abs(entry.item.length - length))
         batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.alone_s
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
         self._batches_formed += 1
         stretch = 2 if self._batches_formed % BATCHES_PER_TRIAL == 0 else 1
-        for entry in candidates:
-            wider = extent.with_item(entry.item)
+        for _, _, entry in candidates:
+            wider = extent.wider(entry.rows, entry.length)
             if wider.rows > max_rows or wider.rows * wider.longest > self._limits.max_batch_tokens:
+                continue
+            if entry.request.future.done():
                 continue
             wider_cost_s = self._cost_s(wider)
             if wider_cost_s > cost_s + entry.alone_s and len(batch) >= stretch * best_size:
@@ -336,6 +340,14 @@ class Batcher:
         for entry in batch:
             self._leave_queue(entry)
         return batch
+
+    def _oldest(self) -> _Entry | None:
+        while self._queue:
+            entry = next(iter(self._queue))
+            if not entry.request.future.done():
+                return entry
+            self._leave_queue(entry)  # it ended in this very turn of the loop, and would have left in the next
+        return None
 
     def _cost_s(self, extent: "_Extent") -> float:
         return self._costs.estimate(extent.rows, extent.effective_length(self._skips_padding))
@@ -367,21 +379,24 @@ class Batcher:
                 future.set_result(entry.request.results)  # type: ignore[arg-type]  # none is missing
         self._dispatch()
         # Last, because nobody waits for it.
+        self._on_batch(report)
         self._learn(sum(entry.alone_s for entry in batch), results, report)
 
     def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
         """Make a call in the event loop's own thread."""
-        (result,), report, dead = self._execute([item])
+        # The clock of a thread is a system call, which so short a call would feel; nothing interrupts it here.
+        (result,), report, dead = self._execute([item], time.monotonic)
+        self._on_batch(report)
         if dead is not None:
             self._die(dead)
-        self._learn(alone_s, [result], report)
         if isinstance(result, Exception):
             raise result
+        if abs(report.cost_s - alone_s) > TOLERATED_ERROR * alone_s:
+            self._learn(alone_s, [result], report)
         return [Done(result, 0.0, report)]
 
     def _learn(self, alone_s: float, results: list[Any], report: BatchReport) -> None:
         """Let a call that went well correct the costs; `alone_s` is what its items were expected to cost one by one."""
-        self._on_batch(report)
         for result in results:
             if isinstance(result, Exception):
                 return
@@ -422,16 +437,16 @@ class Batcher:
     # --- in an engine thread (or here, where that is quicker) ---------------------------------------------------------
 
     def _work(self, instance: _Instance, batch: list[_Entry]) -> None:
-        outcome = self._execute([entry.item for entry in batch])
+        outcome = self._execute([entry.item for entry in batch], self._engine_clock)
         try:
             self._loop.call_soon_threadsafe(self._finished, instance, batch, *outcome)
         except RuntimeError:
             return  # the event loop has ended, and with it everybody who waited
 
-    def _execute(self, items: list[Any]) -> tuple[list[Any], BatchReport, str | None]:
+    def _execute(self, items: list[Any], clock: Callable[[], float]) -> tuple[list[Any], BatchReport, str | None]:
         """Make the engine call: the results, what it took, and of what the engine died, if it did."""
         extent = _Extent.of(*items)
-        started_s, clock_s = time.monotonic(), self._engine_clock()
+        started_s, clock_s = time.monotonic(), clock()
         dead: str | None = None
         try:
             results = self._compute(items)
@@ -441,7 +456,7 @@ class Batcher:
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
         tokens = extent.tokens if self._skips_padding else extent.rows * extent.longest
-        compute_s, cost_s = time.monotonic() - started_s, self._engine_clock() - clock_s
+        compute_s, cost_s = time.monotonic() - started_s, clock() - clock_s
         length = extent.effective_length(self._skips_padding)
         report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
         return results, report, dead
@@ -474,16 +489,13 @@ class _Extent(NamedTuple):
         """The call for these items."""
         extent = _Extent(first.rows, first.length, first.rows * first.length)
         for item in others:
-            extent = extent.with_item(item)
+            extent = extent.wider(item.rows, item.length)
         return extent
 
-    def with_item(self, item: Item) -> "_Extent":
+    def wider(self, rows: int, length: int) -> "_Extent":
         """The call with one item more."""
-        return _Extent(
-            self.rows + item.rows,
-            max(self.longest, item.length),
-            self.tokens + item.rows * item.length,
-        )
+        longest = max(self.longest, length)
+        return _Extent(self.rows + rows, longest, self.tokens + rows * length)
 
     def effective_length(self, skips_padding: bool) -> int:
         """Length of the rows of a call without padding that costs as much."""

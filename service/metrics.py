@@ -1,11 +1,21 @@
-"""The Prometheus metrics: base units, bounded labels, one histogram for each stage of a request."""
+"""The Prometheus metrics: base units, bounded labels, one histogram for each stage of a request.
 
-from dataclasses import dataclass
+What every request changes is counted in plain numbers (`Tally`, `BatchTally`) and put into the Prometheus client's form
+when somebody scrapes. Only the event loop's thread counts, and the library's own locks and checks took a tenth of what
+the server spends on a request.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
 
 Protocol = Literal["grpc", "http"]
 # How a request can end; the label is bounded by this list.
@@ -29,87 +39,111 @@ ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 UNKNOWN_MODEL = "(unknown)"
 
 
-@dataclass(frozen=True)
+class Tally:
+    """One series of a histogram."""
+
+    __slots__ = ("_bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value; a bucket holds what is at most its bound."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.sum += value
+
+    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
+        """Show this series."""
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
+        family.add_metric(labels, list(zip(bounds, accumulate(self.counts), strict=True)), self.sum)
+
+
+# Name and help text of each histogram of `StageTimes`, by attribute.
+STAGES = {
+    "total": ("heed_request_seconds", "From the decoded request to its answer"),
+    "preprocess": ("heed_preprocess_seconds", "Text or image to model input"),
+    "queue": ("heed_queue_seconds", "From submission to the start of the engine call"),
+    "compute": ("heed_compute_seconds", "The engine call that computed the answer"),
+    "postprocess": ("heed_postprocess_seconds", "Model output to answer"),
+}
+
+
 class StageTimes:
-    """The stages' histograms of one model version and protocol, label look-ups done."""
+    """The stages of the requests of one model version and protocol, in seconds."""
 
-    total: Histogram
-    preprocess: Histogram
-    queue: Histogram
-    compute: Histogram
-    postprocess: Histogram
+    def __init__(self) -> None:
+        self.total = Tally(LATENCY_BUCKETS_S)
+        self.preprocess = Tally(LATENCY_BUCKETS_S)
+        self.queue = Tally(LATENCY_BUCKETS_S)
+        self.compute = Tally(LATENCY_BUCKETS_S)
+        self.postprocess = Tally(LATENCY_BUCKETS_S)
 
 
-class Metrics:
+class BatchTally:
+    """The engine calls of one model version."""
+
+    def __init__(self) -> None:
+        self.rows = Tally(ROW_BUCKETS)
+        self.tokens = self.padded_tokens = 0
+
+    def count(self, rows: int, tokens: int, padded_tokens: int) -> None:
+        """Count one call."""
+        self.rows.observe(rows)
+        self.tokens += tokens
+        self.padded_tokens += padded_tokens
+
+
+class Metrics(Collector):
     """All series of one server, on a registry of its own: two servers in one process do not mix."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        r, model = self.registry, ["model", "version"]
-        self.requests = Counter(
-            "heed_requests_total",
-            "Requests by how they ended",
-            [*model, "protocol", "outcome"],
-            registry=r,
-        )
-        self._seconds = {
-            stage: Histogram(
-                f"heed_{name}_seconds",
-                text,
-                [*model, "protocol"],
-                buckets=LATENCY_BUCKETS_S,
-                registry=r,
-            )
-            for stage, name, text in (
-                ("total", "request", "From the decoded request to its answer"),
-                ("preprocess", "preprocess", "Text or image to model input"),
-                ("queue", "queue", "From submission to the start of the engine call"),
-                ("compute", "compute", "The engine call that computed the answer"),
-                ("postprocess", "postprocess", "Model output to answer"),
-            )
-        }
-        self.batch_rows = Histogram(
-            "heed_batch_rows",
-            "Rows of one engine call",
-            model,
-            buckets=ROW_BUCKETS,
-            registry=r,
-        )
-        self.batch_tokens = Counter(
-            "heed_batch_tokens_total",
-            "Tokens computed, padding included",
-            model,
-            registry=r,
-        )
-        self.padded_tokens = Counter(
-            "heed_padded_tokens_total",
-            "Tokens computed that were padding",
-            model,
-            registry=r,
-        )
-        self.queue_rows = Gauge("heed_queue_rows", "Rows that wait for an engine", model, registry=r)
-        self.in_flight_rows = Gauge("heed_in_flight_rows", "Rows inside an engine call", model, registry=r)
+        model = ["model", "version"]
+        self.queue_rows = Gauge("heed_queue_rows", "Rows that wait for an engine", model, registry=self.registry)
+        self.in_flight_rows = Gauge("heed_in_flight_rows", "Rows inside an engine call", model, registry=self.registry)
         self.ready = Gauge(
-            "heed_model_ready",
-            "1 while the model would answer correctly",
-            model,
-            registry=r,
+            "heed_model_ready", "1 while the model would answer correctly", model, registry=self.registry
         )
-        self._stages: dict[tuple[str, str, Protocol], StageTimes] = {}
-        self._outcomes: dict[tuple[str, str, Protocol, Outcome], Counter] = {}
-
-    def stages(self, model: str, version: str, protocol: Protocol) -> StageTimes:
-        """The stage histograms of a model version."""
-        key = (model, version, protocol)
-        if key not in self._stages:
-            self._stages[key] = StageTimes(**{stage: series.labels(*key) for stage, series in self._seconds.items()})
-        return self._stages[key]
+        self._requests: defaultdict[tuple[str, str, Protocol, Outcome], int] = defaultdict(int)
+        self._stages: defaultdict[tuple[str, str, Protocol], StageTimes] = defaultdict(StageTimes)
+        self._batches: defaultdict[tuple[str, str], BatchTally] = defaultdict(BatchTally)
+        self.registry.register(self)
 
     def count(self, model: str, version: str, protocol: Protocol, outcome: Outcome) -> None:
         """Count one request that has ended."""
-        key = (model, version, protocol, outcome)
-        if key not in self._outcomes:
-            self._outcomes[key] = self.requests.labels(*key)
-        self._outcomes[key].inc()
+        self._requests[model, version, protocol, outcome] += 1
+
+    def stages(self, model: str, version: str, protocol: Protocol) -> StageTimes:
+        """The stage times of a model version."""
+        return self._stages[model, version, protocol]
+
+    def batches(self, model: str, version: str) -> BatchTally:
+        """The engine calls of a model version."""
+        return self._batches[model, version]
+
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        """What is counted in plain numbers, for a scrape."""
+        model = ("model", "version")
+        requests = CounterMetricFamily(
+            "heed_requests", "Requests by how they ended", labels=(*model, "protocol", "outcome")
+        )
+        for labels, number in self._requests.items():
+            requests.add_metric(labels, number)
+        yield requests
+        for attribute, (name, text) in STAGES.items():
+            seconds = HistogramMetricFamily(name, text, labels=(*model, "protocol"))
+            for key, stages in self._stages.items():
+                getattr(stages, attribute).add_to(seconds, key)
+            yield seconds
+        rows = HistogramMetricFamily("heed_batch_rows", "Rows of one engine call", labels=model)
+        tokens = CounterMetricFamily("heed_batch_tokens", "Tokens computed, padding included", labels=model)
+        padded = CounterMetricFamily("heed_padded_tokens", "Tokens computed that were padding", labels=model)
+        for name_version, batches in self._batches.items():
+            batches.rows.add_to(rows, name_version)
+            tokens.add_metric(name_version, batches.tokens)
+            padded.add_metric(name_version, batches.padded_tokens)
+        yield from (rows, tokens, padded)

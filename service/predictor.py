@@ -79,9 +79,10 @@ class Receipt(NamedTuple):
 
     def as_parameters(self) -> dict[str, int | bool]:
         """As response parameters of the Open Inference Protocol, which has a field of its own for the version."""
-        parameters = self._asdict()
-        del parameters["model_version"]
-        return parameters
+        return dict(zip(RECEIPT_PARAMETERS, self[1:], strict=True))
+
+
+RECEIPT_PARAMETERS = Receipt._fields[1:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +192,7 @@ class Predictor:
             model = self._repository.get(call.model, call.version)
             name, version = model.name, model.version
             items = await prepare(model)
-            self._check_rows(sum(item.rows for item in items))
+            self._check_rows(sum([item.rows for item in items]))
             prepared_s = time.monotonic()
             done = await model.batcher.submit(items, started_s + timeout_s)
             computed_s = time.monotonic()
@@ -286,8 +287,8 @@ def _text_classification(model: ServedModel) -> TextClassification:
 def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
     """Refuse tensors that do not fit the model's metadata, by name, type or shape."""
     specs = model.task.inputs
-    if len(inputs) != len(specs) or any(spec.name not in inputs for spec in specs):
-        names = {spec.name for spec in specs}
+    names = {spec.name for spec in specs}
+    if inputs.keys() != names:
         if unknown := inputs.keys() - names:
             raise InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(specs)}")
         raise InvalidRequest(f"input {', '.join(sorted(names - inputs.keys()))} is missing; {_names(specs)}")
@@ -315,11 +316,15 @@ def _receipt(
     computed_s: float,
     ended_s: float,
 ) -> Receipt:
-    batch = done[0].batch if len(done) == 1 else max((entry.batch for entry in done), key=lambda batch: batch.rows)
+    queue_s, batch = done[0].queue_s, done[0].batch
+    for other in done[1:]:
+        queue_s = max(queue_s, other.queue_s)
+        if other.batch.rows > batch.rows:
+            batch = other.batch
     return Receipt(
         model_version=version,
         preprocess_us=int(1e6 * (prepared_s - started_s)),
-        queue_us=int(1e6 * max(entry.queue_s for entry in done)),
+        queue_us=int(1e6 * queue_s),
         compute_us=int(1e6 * batch.compute_s),
         postprocess_us=int(1e6 * (ended_s - computed_s)),
         batch_size=batch.rows,

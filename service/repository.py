@@ -25,7 +25,7 @@ from model_store.folder import (
     read,
     scan,
 )
-from service.batcher import Batcher, BatcherLimits, BatchReport
+from service.batcher import Batcher, BatcherLimits
 from service.config import ServiceConfig
 from service.cost_table import CostTable
 from service.engine import EngineError, OnnxEngine
@@ -151,16 +151,7 @@ class ModelRepository:
 
     def _start(self, folder: FoundFolder, loaded: _Loaded) -> ServedModel:
         labels = (folder.name, folder.version)
-        rows = self.metrics.batch_rows.labels(*labels)
-        tokens = self.metrics.batch_tokens.labels(*labels)
-        padded_tokens = self.metrics.padded_tokens.labels(*labels)
-
-        def on_batch(report: BatchReport) -> None:
-            rows.observe(report.rows)
-            tokens.inc(report.tokens)
-            if report.padded_tokens:
-                padded_tokens.inc(report.padded_tokens)
-
+        batches = self.metrics.batches(*labels)
         batcher = Batcher(
             loaded.run,
             probe=loaded.probe,
@@ -173,7 +164,7 @@ class ModelRepository:
                 max_batch_tokens=self.config.max_batch_tokens,
                 engine_timeout_s=self.config.engine_timeout_s,
             ),
-            on_batch=on_batch,
+            on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
             engine_clock=self._engine_clock,
             name=f"{folder.name}/{folder.version}",
         )

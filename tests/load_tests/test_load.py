@@ -1,6 +1,7 @@
 """The load tools, run for real against a real server."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,9 +11,22 @@ import pytest
 
 from load_tests.__main__ import judge
 from load_tests.drivers import drive_grpc, drive_http
-from load_tests.processes import Process, free_port
+from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_port, pin
 from load_tests.texts import load_sentences
 from tests.conftest import ROOT, Server
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="one core: nothing to keep apart")
+def test_a_server_under_measurement_has_its_own_core() -> None:
+    """Also when the process that starts it has been pinned to another."""
+    before = os.sched_getaffinity(0)
+    try:
+        pin(LOAD_CORE)
+        with Process("load_tests.echo_server", str(free_port())) as server:
+            assert os.sched_getaffinity(server.popen.pid) == {CORES[SERVER_CORE]}
+            assert os.sched_getaffinity(0) == {CORES[LOAD_CORE]}
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

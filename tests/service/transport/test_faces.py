@@ -575,6 +575,7 @@ def test_the_request_id_comes_back(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client, server: Server
 ) -> None:
     """The caller's own, or a new one; also with an error, where the log has it too."""
+    assert oip.ModelInfer(text_request(["x"])).id != oip.ModelInfer(text_request(["x"])).id != ""
     _, call = oip.ModelInfer.with_call(text_request(["x"]), metadata=(("x-request-id", "mine-1"),))
     assert ("x-request-id", "mine-1") in [tuple(entry) for entry in call.trailing_metadata()]
     response = http.post("/models/sentiment", json={"inputs": ""}, headers={"x-request-id": "mine-2"})

@@ -1,0 +1,42 @@
+"""The plain numbers behind a scrape."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+
+from service.metrics import LATENCY_BUCKETS_S, Metrics
+
+seconds = st.floats(0, 100) | st.sampled_from(LATENCY_BUCKETS_S)
+
+
+@given(st.lists(seconds, max_size=30))
+def test_a_stage_is_shown_as_the_library_would_show_it(observed_s: list[float]) -> None:
+    """Bounds, cumulation and sum are those of `prometheus_client.Histogram`, whose locks alone are not needed here."""
+    metrics, registry = Metrics(), CollectorRegistry()
+    names = ["model", "version", "protocol"]
+    library = Histogram("heed_queue_seconds", "", names, buckets=LATENCY_BUCKETS_S, registry=registry)
+    ours, theirs = metrics.stages("a", "1", "grpc").queue, library.labels("a", "1", "grpc")
+    for value_s in observed_s:
+        ours.observe(value_s)
+        theirs.observe(value_s)
+
+    def lines(registry: CollectorRegistry) -> list[str]:
+        text = generate_latest(registry).decode().splitlines()
+        return [line for line in text if line.startswith("heed_queue_seconds_") and "_created" not in line]
+
+    assert lines(metrics.registry) == lines(registry)
+
+
+def test_counters_count() -> None:
+    """Requests by outcome, batches with their tokens and padding."""
+    metrics = Metrics()
+    metrics.count("a", "1", "http", "ok")
+    metrics.count("a", "1", "http", "ok")
+    for _ in range(3):
+        metrics.batches("a", "1").count(rows=4, tokens=40, padded_tokens=5)
+    text = generate_latest(metrics.registry).decode()
+    assert 'heed_requests_total{model="a",outcome="ok",protocol="http",version="1"} 2.0' in text
+    assert 'heed_batch_rows_bucket{le="2.0",model="a",version="1"} 0.0' in text
+    assert 'heed_batch_rows_bucket{le="4.0",model="a",version="1"} 3.0' in text
+    assert 'heed_batch_tokens_total{model="a",version="1"} 120.0' in text
+    assert 'heed_padded_tokens_total{model="a",version="1"} 15.0' in text
