@@ -43,9 +43,9 @@ WORTHWHILE_SAVING = 0.02
 # What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it. From
 # the loops in list order and sorted, 8 rows: about 0.08 in float32 and 0.24 in int8 (docs/benchmarks.md).
 SKIPPED_PADDING_COST = 0.2
-# Every so many batches one is twice as large as the costs justify, or they would never be found wrong: the table learns
-# only of sizes that are tried.
-BATCHES_PER_TRIAL = 67  # a prime, so that trials do not all meet the last, small batch of a large request
+# Every so many batches one is twice as large as the costs justify, or half as large, or they would never be found wrong:
+# the table learns only of sizes that are tried.
+BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4
 # Calls on the spot that take about what was expected teach nothing: correcting the costs would take as long as they do.
@@ -320,7 +320,8 @@ class Batcher:
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
         self._batches_formed += 1
-        stretch = 2 if self._batches_formed % BATCHES_PER_TRIAL == 0 else 1
+        trials, rest = divmod(self._batches_formed, BATCHES_PER_TRIAL)
+        stretch = 1.0 if rest else (2.0, 0.5)[trials % 2]
         for _, _, entry in candidates:
             wider = extent.wider(entry.rows, entry.length)
             if wider.rows > max_rows or wider.rows * wider.longest > self._limits.max_batch_tokens:
@@ -336,7 +337,7 @@ class Batcher:
             share = cost_s / alone_s if alone_s else 0.0
             if share < best_share * (1 - WORTHWHILE_SAVING) or not alone_s:
                 best_size, best_share = len(batch), share
-        del batch[stretch * best_size :]
+        del batch[max(1, int(stretch * best_size)) :]
         for entry in batch:
             self._leave_queue(entry)
         return batch

@@ -393,6 +393,24 @@ async def test_costs_that_are_wrong_are_found_out() -> None:
         assert max(len(call) for call in engine.calls[-10:]) >= 8
 
 
+async def test_batches_that_were_thought_cheap_become_smaller() -> None:
+    """A table that thinks batches cheap is corrected by the calls that are made."""
+    time_s = 0.0
+
+    def answer(items: list[Text]) -> list[str]:
+        nonlocal time_s
+        time_s += 1e-3 * len(items) * (1 if len(items) <= 8 else 1.3)
+        return [item.name for item in items]
+
+    engine = HeldEngine(answer, held=False)
+    async with batcher_of(engine, costs=linear_costs(1e-3, 1e-4), engine_clock=lambda: time_s) as batcher:
+        for _ in range(300):
+            await submit(batcher, *(Text(str(number)) for number in range(64)))
+        assert max(len(call) for call in engine.calls[:4]) >= 16
+        calls = engine.calls[-100:]
+        assert sum(len(call) <= 8 for call in calls) > 80
+
+
 async def test_the_limits_of_a_batch_hold() -> None:
     """At most 4 rows and at most 64 padded tokens a call."""
     engine = HeldEngine(held=False)
