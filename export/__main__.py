@@ -1,10 +1,10 @@
-"""`python -m export train | convert | load | untrained`: from data to a model folder."""
+"""`python -m export train | queue | convert | load | untrained`: from data to a model folder."""
 
 import argparse
-import dataclasses
+import math
+import re
 import sys
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -18,7 +18,7 @@ def main() -> int:
     from export.hugging_face import LoadRefused
 
     try:
-        {"train": train, "convert": convert, "load": load, "untrained": untrained}[arguments.command](
+        {"train": train, "queue": queue, "convert": convert, "load": load, "untrained": untrained}[arguments.command](
             arguments, console
         )
     except (
@@ -49,20 +49,26 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser(
         "train",
-        help="train a model from scratch into a run folder; goes on where it stopped",
+        help="train a model into a run folder; goes on where it stopped",
     )
-    one.add_argument("model", choices=["sentiment"])
+    one.add_argument("model", help="name of a recipe: sentiment, sentiment-minilm")
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     one.add_argument(
         "--set",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="change the recipe: a field of TrainConfig, or model.<field> of EncoderConfig",
+        help="change the recipe: a field of TextTrainConfig, or model.<field> of EncoderConfig",
     )
+    add_time_budget(one)
+
+    one = commands.add_parser("queue", help="train a list of runs in order; what is finished is skipped")
+    one.add_argument("--file", type=Path, default=Path(__file__).parent / "queue.toml")
+    one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
+    add_time_budget(one)
 
     one = commands.add_parser("convert", help="turn a finished run into the next version in the model store")
-    one.add_argument("model", choices=["sentiment"])
+    one.add_argument("model", help="the name it was trained under")
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     add_target_options(one)
 
@@ -101,13 +107,41 @@ def add_target_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--precision", choices=["float32", "int8"], default="float32")
 
 
-def train(arguments: argparse.Namespace, console: Console) -> None:
-    """Train from scratch."""
-    from export.data import load_sst2
-    from export.train import TrainConfig, train_text_classifier
+def add_time_budget(command: argparse.ArgumentParser) -> None:
+    """The option that slices long runs."""
+    command.add_argument(
+        "--time-budget",
+        type=seconds_of,
+        default=math.inf,
+        metavar="8m",
+        help="stop after so many s, m or h, with a checkpoint to go on from; default: when it is done",
+    )
 
-    config = with_changes(TrainConfig(), arguments.set)
-    train_text_classifier(load_sst2(), config, run_dir_of(arguments), console)
+
+def seconds_of(text: str) -> float:
+    """Seconds of a duration such as 90s, 8m or 1.5h.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of s, m or h, such as 8m")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def train(arguments: argparse.Namespace, console: Console) -> None:
+    """Train one model."""
+    from export.run_queue import Run, train_run
+
+    train_run(Run(arguments.model, arguments.model, arguments.set), run_dir_of(arguments), console, arguments.time_budget)
+
+
+def queue(arguments: argparse.Namespace, console: Console) -> None:
+    """Train a list of runs."""
+    from export.run_queue import read_queue, work_off
+
+    work_off(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
 
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:
@@ -173,27 +207,6 @@ def untrained(arguments: argparse.Namespace, console: Console) -> None:
 def run_dir_of(arguments: argparse.Namespace) -> Path:
     """The run folder that was named, or the model's own."""
     return arguments.run_dir or Path("runs") / arguments.model
-
-
-def with_changes(config: Any, changes: list[str]) -> Any:
-    """A configuration with NAME=VALUE changes; `model.` leads into the network's own.
-
-    Raises:
-        ValueError: no such field, or a value of the wrong type.
-    """
-    for change in changes:
-        name, separator, text = change.partition("=")
-        inner, dot, rest = name.partition(".")
-        if not separator:
-            raise ValueError(f"--set takes NAME=VALUE, not {change!r}")
-        if dot and inner == "model":
-            config = dataclasses.replace(config, model=with_changes(config.model, [f"{rest}={text}"]))
-            continue
-        known = [field.name for field in dataclasses.fields(config) if field.name != "model"]
-        if name not in known:
-            raise ValueError(f"--set: {name!r} is not one of {', '.join(known)}")
-        config = dataclasses.replace(config, **{name: type(getattr(config, name))(text)})
-    return config
 
 
 if __name__ == "__main__":

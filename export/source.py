@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.train import load_run_model
+from export.train_text_classifier import load_run_model
 from export.transformer import PackedTextClassifier
 from service.tasks.text_classification import TextClassification
 

@@ -35,6 +35,8 @@ class EncoderConfig:
     # (Xiong et al. 2020, arXiv 2002.04745: trains without warm-up).
     norm_position: Literal["post", "pre"] = "pre"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467
+    norm_eps: float = 1e-5
+    embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
     activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # SwiGLU: Shazeer 2020, arXiv 2002.05202
     positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"  # rotary: Su et al. 2021, arXiv 2104.09864
     pooling: Literal["mean", "cls", "max"] = "mean"
@@ -163,7 +165,8 @@ class EncoderLayer(nn.Module):
 
 def build_norm(config: EncoderConfig) -> nn.Module:
     """The configured normalisation over the width D."""
-    return nn.LayerNorm(config.d_model) if config.norm == "layernorm" else nn.RMSNorm(config.d_model)
+    norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
+    return norm(config.d_model, eps=config.norm_eps)
 
 
 class TextClassifier(nn.Module):
@@ -180,6 +183,7 @@ class TextClassifier(nn.Module):
             self.register_buffer("positions_TD", table, persistent=False)
         elif config.positions == "learned":
             self.positions_TD = nn.Parameter(torch.randn(config.max_tokens, config.d_model) * 0.02)
+        self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
         self.final_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
@@ -210,7 +214,7 @@ class TextClassifier(nn.Module):
         x_BTD = self.embedding(input_ids) * math.sqrt(self.config.d_model)
         if self.config.positions != "rotary":
             x_BTD = x_BTD + self.positions_TD[: input_ids.size(1)]
-        x_BTD = self.dropout(x_BTD)
+        x_BTD = self.dropout(self.embedding_norm(x_BTD))
         for layer in self.layers:
             x_BTD = layer(x_BTD, bias_B11T)
         return self.head(self.dropout(self._pool(self.final_norm(x_BTD), attention_mask)))
@@ -251,6 +255,7 @@ class PackedTextClassifier(nn.Module):
         x_ND = model.embedding(packing.real_only(input_ids)) * math.sqrt(model.config.d_model)
         if model.config.positions != "rotary":
             x_ND = x_ND + model.positions_TD.index_select(0, position_N)
+        x_ND = model.embedding_norm(x_ND)
         for layer in model.layers:
             if layer.pre_norm:
                 x_ND = x_ND + self._attend(layer.attention, layer.attention_norm(x_ND), packing, position_N)

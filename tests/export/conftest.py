@@ -9,7 +9,7 @@ from rich.console import Console
 
 from export.data import LabelledTexts, TextClassificationData
 from export.golden_texts import made_up_sentences
-from export.train import TrainConfig, train_text_classifier
+from export.train_text_classifier import TextTrainConfig, train_text_classifier
 from export.transformer import EncoderConfig
 
 GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
@@ -34,7 +34,7 @@ def label_of(text: str) -> int | None:
     return None if good == bad else int(good > bad)
 
 
-def toy_config(**changes: object) -> TrainConfig:
+def toy_config(**changes: object) -> TextTrainConfig:
     """Seconds of training."""
     model = EncoderConfig(vocab_size=400, num_labels=2, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_tokens=128)
     values: dict[str, object] = {
@@ -44,7 +44,7 @@ def toy_config(**changes: object) -> TrainConfig:
         "vocab_size": 400,
         "ema_decay": 0.9,
     }
-    return TrainConfig(model=model, **(values | changes))  # type: ignore[arg-type]
+    return TextTrainConfig(model=model, **(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

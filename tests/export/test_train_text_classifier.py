@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from export import train
-from export.__main__ import with_changes
-from export.train import TrainConfig, train_text_classifier
+from export import train_text_classifier as training
+from export.run_queue import with_changes
+from export.train_text_classifier import TextTrainConfig, train_text_classifier
 from tests.export.conftest import toy_config, toy_data
 
 
@@ -53,8 +53,8 @@ def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None
     train_text_classifier(toy_data(), toy_config(epochs=40, patience=1, learning_rate=3.0), run_dir, quiet)
     result = json.loads((run_dir / "result.json").read_text())
     assert len(result["history"]) < 40
-    best = max(entry["accuracy"] for entry in result["history"])
-    assert result["history"][result["best_epoch"] - 1]["accuracy"] == best
+    best = max(entry["score"] for entry in result["history"])
+    assert result["history"][result["best_epoch"] - 1]["score"] == best
 
 
 def test_batches_hold_every_text_once_with_similar_lengths() -> None:
@@ -63,7 +63,7 @@ def test_batches_hold_every_text_once_with_similar_lengths() -> None:
 
     rng = np.random.default_rng(1)
     texts = [np.zeros(length, dtype=np.int64) for length in rng.integers(1, 60, size=1000)]
-    batches = train.batches_of_similar_length(texts, 32, rng)
+    batches = training.batches_of_similar_length(texts, 32, rng)
     assert sorted(np.concatenate(batches)) == list(range(1000))
     padding = sum(
         max(len(texts[i]) for i in batch) * len(batch) - sum(len(texts[i]) for i in batch) for batch in batches
@@ -73,8 +73,8 @@ def test_batches_hold_every_text_once_with_similar_lengths() -> None:
 
 def test_the_recipe_is_changed_by_name() -> None:
     """Fields of the run and of the network; anything else is refused."""
-    changed = with_changes(TrainConfig(), ["epochs=3", "model.d_model=64", "learning_rate=1e-2"])
+    changed = with_changes(TextTrainConfig(), ["epochs=3", "model.d_model=64", "learning_rate=1e-2"])
     assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
     for wrong in ("epoch=3", "model.width=3", "epochs", "epochs=many"):
         with pytest.raises(ValueError, match=r"--set|invalid literal"):
-            with_changes(TrainConfig(), [wrong])
+            with_changes(TextTrainConfig(), [wrong])

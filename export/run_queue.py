@@ -1,0 +1,100 @@
+"""Lists of training runs: which recipe, with which changes, under which name."""
+
+import dataclasses
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from export.data import load_sst2
+from export.train_text_classifier import RECIPES, train_text_classifier
+
+
+class Run(NamedTuple):
+    """One training run."""
+
+    name: str  # of its folder
+    recipe: str
+    changes: list[str]  # NAME=VALUE
+
+
+def read_queue(path: Path) -> list[Run]:
+    """The runs of a TOML file: tables `[[run]]` with `name`, `recipe` and, if it is changed, `set`.
+
+    Raises:
+        ValueError: something is missing, unknown or given twice.
+    """
+    runs = []
+    for entry in tomllib.loads(path.read_text())["run"]:
+        if not {"name", "recipe"} <= entry.keys() <= {"name", "recipe", "set"}:
+            raise ValueError(f"{path}: a run has name, recipe and set, not {', '.join(entry)}")
+        runs.append(Run(entry["name"], entry["recipe"], entry.get("set", [])))
+        with_changes(recipe_of(runs[-1]), runs[-1].changes)  # found wrong now, not after hours of training
+    if twice := {run.name for run in runs if sum(run.name == other.name for other in runs) > 1}:
+        raise ValueError(f"{path}: more than one run is named {', '.join(sorted(twice))}")
+    return runs
+
+
+def recipe_of(run: Run) -> Any:
+    """The unchanged configuration.
+
+    Raises:
+        ValueError: there is no such recipe.
+    """
+    if run.recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {run.recipe!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[run.recipe]
+
+
+def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
+    """Train one run, or go on with it; whether it is finished.
+
+    Raises:
+        ValueError: unknown recipe or change, or the folder holds a run with other settings.
+        FileNotFoundError: the data or the pre-trained weights are not here.
+    """
+    config = with_changes(recipe_of(run), run.changes)
+    return train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s)
+
+
+def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
+    """Train the runs in order until all are finished or the time is up."""
+    ends_s = time.monotonic() + time_budget_s
+    for number, run in enumerate(runs):
+        left_s = ends_s - time.monotonic()
+        console.rule(f"{run.name} ({number + 1} of {len(runs)})")
+        if left_s <= 0 or not train_run(run, folder / run.name, console, left_s):
+            console.print(f"the time is up; {len(runs) - number} runs are unfinished")
+            return
+    console.print(f"all {len(runs)} runs are finished")
+
+
+def with_changes(config: Any, changes: list[str]) -> Any:
+    """A configuration with NAME=VALUE changes; `model.` leads into the network's own.
+
+    Raises:
+        ValueError: no such field, or a value of the wrong type.
+    """
+    for change in changes:
+        name, separator, text = change.partition("=")
+        inner, dot, rest = name.partition(".")
+        if not separator:
+            raise ValueError(f"--set takes NAME=VALUE, not {change!r}")
+        if dot and inner == "model":
+            config = dataclasses.replace(config, model=with_changes(config.model, [f"{rest}={text}"]))
+            continue
+        known = [field.name for field in dataclasses.fields(config) if field.name != "model"]
+        if name not in known:
+            raise ValueError(f"--set: {name!r} is not one of {', '.join(known)}")
+        config = dataclasses.replace(config, **{name: _parsed(text, type(getattr(config, name)))})
+    return config
+
+
+def _parsed(text: str, kind: type) -> Any:
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"--set: {text!r} is neither true nor false")
+        return text == "true"
+    return kind(text)

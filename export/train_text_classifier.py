@@ -1,0 +1,316 @@
+"""Trains a text classifier, from a data set to a run folder.
+
+    texts ──> tokenizer ──> ids ──> batches of similar length ──> `export.trainer` ──> best weights, measured
+
+A run folder holds `tokenizer.json`, `model.json` (the network's shape), `model.safetensors` (the best weights),
+`result.json` (what was measured, and how), `curves.png`, and `checkpoint.pt` while the run is unfinished. A run that
+was stopped goes on from its checkpoint when the same command is given again, to the same result.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from export import pretrained
+from export.data import LabelledTexts, TextClassificationData
+from export.evaluate import classification_quality
+from export.provenance import commit_of_this_tree, hardware, this_command
+from export.tokenizer import train_tokenizer
+from export.trainer import CHECKPOINT, WEIGHTS, StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from export.transformer import EncoderConfig, TextClassifier
+
+PAD_ID = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTrainConfig(TrainerConfig):
+    """How a text classifier is trained. The defaults are the recipe of the small sentiment model."""
+
+    batch_size: int = 64
+    label_smoothing: float = 0.1
+    token_dropout: float = 0.3  # share of tokens left out of each training text, anew each epoch
+    train_share: float = 1.0  # of the training examples that are used, the same ones for the same seed
+    # Where weights and tokenizer come from: nowhere, or the MiniLM of `export.pretrained`, whose shape `model` then
+    # follows but for its dropout.
+    start_from: Literal["scratch", "minilm"] = "scratch"
+    vocab_size: int = 8000
+    model: EncoderConfig = dataclasses.field(
+        default_factory=lambda: EncoderConfig(
+            vocab_size=8000,
+            num_labels=2,
+            d_model=128,
+            num_layers=2,
+            num_heads=4,
+            d_ff=256,
+            dropout=0.3,
+            pooling="max",
+        )
+    )
+
+
+# Recipes by the name of the run; `python -m export train <name>`.
+RECIPES = {
+    "sentiment": TextTrainConfig(),
+    "sentiment-minilm": TextTrainConfig(
+        start_from="minilm",
+        epochs=3,
+        patience=3,
+        batch_size=32,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        label_smoothing=0.0,
+        token_dropout=0.0,
+        model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.1),
+    ),
+}
+
+
+def train_text_classifier(
+    data: TextClassificationData,
+    config: TextTrainConfig,
+    run_dir: Path,
+    console: Console,
+    time_budget_s: float = math.inf,
+) -> bool:
+    """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+
+    Returns:
+        whether the run is finished.
+
+    Raises:
+        ValueError: `run_dir` holds a run with another configuration.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if (run_dir / "result.json").exists():
+        console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
+        return True
+    data = dataclasses.replace(data, train=share_of(data.train, config.train_share, config.seed))
+    start = starting_point(data, config)
+    start.tokenizer.save(str(run_dir / "tokenizer.json"))
+    (run_dir / "model.json").write_text(json.dumps(dataclasses.asdict(start.config), indent=2) + "\n")
+    device = this_device()
+    torch.manual_seed(config.seed)
+    model = TextClassifier(start.config)
+    if start.weights:
+        head = {name: weight for name, weight in model.state_dict().items() if name.startswith("head.")}
+        model.load_state_dict(start.weights | head)
+    problem = TextProblem(data, config, start, device)
+    trainer = Trainer(problem, model, TextClassifier(start.config), config, run_dir, device)
+    commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
+    trainer.resume(console)
+    if not trainer.fit(console, time_budget_s):
+        return False
+    finish(trainer, problem, commit, console)
+    return True
+
+
+class StartingPoint(NamedTuple):
+    """What training starts from."""
+
+    tokenizer: Tokenizer
+    config: EncoderConfig
+    weights: dict[str, Tensor]  # empty: random ones
+
+
+def starting_point(data: TextClassificationData, config: TextTrainConfig) -> StartingPoint:
+    """A new tokenizer and random weights, or pre-trained ones.
+
+    Raises:
+        FileNotFoundError: the pre-trained weights are not installed.
+    """
+    num_labels = len(data.label_names)
+    if config.start_from == "minilm":
+        folder = pretrained.minilm_folder()
+        model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
+        return StartingPoint(pretrained.bert_tokenizer(folder), model_config, pretrained.bert_weights(folder))
+    tokenizer = train_tokenizer(data.train.texts, config.vocab_size, config.model.max_tokens)
+    # A small data set gives fewer pieces than were asked for.
+    vocab_size = tokenizer.get_vocab_size()
+    return StartingPoint(tokenizer, dataclasses.replace(config.model, vocab_size=vocab_size, num_labels=num_labels), {})
+
+
+def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
+    """A random share of the examples, in their order.
+
+    Raises:
+        ValueError: the share is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"train_share must be above 0 and at most 1, not {share}")
+    if share == 1:
+        return examples
+    count = max(1, round(share * len(examples)))
+    members = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
+    return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
+
+
+class TextProblem:
+    """Texts to classes, for `export.trainer`."""
+
+    def __init__(
+        self, data: TextClassificationData, config: TextTrainConfig, start: StartingPoint, device: torch.device
+    ) -> None:
+        self.data, self.config, self.device = data, config, device
+        self.autocast_bf16 = bf16_is_fast(device)
+        self.train_ids = encode(start.tokenizer, data.train, start.config.max_tokens)
+        self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
+        self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Ids and mask [B, T] with labels [B]; texts of similar length together, some of their tokens left out."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        texts = [drop_tokens(ids, self.config.token_dropout, rng) for ids in self.train_ids]
+        for members in batches_of_similar_length(texts, self.config.batch_size, rng):
+            labels_B = torch.tensor([self.data.train.labels[member] for member in members], device=self.device)
+            yield (*pad([texts[member] for member in members], self.device), labels_B)
+
+    def step(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> StepOutcome:
+        """Cross entropy of a batch."""
+        ids_BT, mask_BT, labels_B = batch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
+            logits_BC = model(ids_BT, mask_BT)
+        loss = self.loss_of(logits_BC.float(), labels_B)
+        return StepOutcome(loss, int((logits_BC.argmax(-1) == labels_B).sum()), len(labels_B))
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy, which is the score, and calibration."""
+        logits_BC = predict(model, self.validation_ids, self.device)
+        quality = classification_quality(logits_BC, np.array(self.data.validation.labels))
+        return {"score": quality.accuracy, "calibration_error": quality.expected_calibration_error}
+
+
+def finish(trainer: Trainer, problem: TextProblem, commit: str, console: Console) -> None:
+    """Measure the weights that are kept, and write down what was found and how."""
+    run_dir, device, data = trainer.run_dir, trainer.device, problem.data
+    # Kept in half precision: what is measured, compared and served from here on are these rounded weights.
+    weights = {name: weight.half() for name, weight in load_file(run_dir / WEIGHTS).items()}
+    save_file(weights, run_dir / WEIGHTS)
+    model = load_run_model(run_dir).to(device)
+    logits_BC = predict(model, problem.validation_ids, device)
+    quality = classification_quality(logits_BC, np.array(data.validation.labels))
+    scores = [entry["score"] for entry in trainer.history]
+    result = {
+        "task": "text-classification",
+        "data": data.name,
+        "num_training_examples": len(data.train),
+        "labels": data.label_names,
+        "num_parameters": sum(weight.numel() for weight in model.parameters()),
+        "quality": quality.as_dict(),
+        "best_epoch": int(np.argmax(scores)) + 1,
+        "training_s": round(trainer.training_s, 1),
+        "bf16": problem.autocast_bf16,
+        "command": this_command(),
+        "commit": commit,
+        "hardware": hardware(device),
+        "torch": str(torch.__version__),
+        "config": dataclasses.asdict(problem.config),
+        "history": trainer.history,
+    }
+    plot_curves(trainer.history, run_dir / "curves.png")
+    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (run_dir / CHECKPOINT).unlink()
+    console.print_json(json.dumps(result["quality"]))
+    console.print(f"trained in {trainer.training_s:.0f} s; {run_dir}/result.json has the whole record")
+
+
+def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:
+    """The ids of each text; a training text beyond the limit is cut."""
+    return [np.array(encoding.ids[:max_tokens]) for encoding in tokenizer.encode_batch(split.texts)]
+
+
+def drop_tokens(ids_T: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Leave out tokens at random, as augmentation; the first, [CLS], stays."""
+    if share == 0.0:
+        return ids_T
+    kept_T = rng.random(len(ids_T)) >= share
+    kept_T[0] = True
+    return ids_T[kept_T]
+
+
+def batches_of_similar_length(
+    texts: list[NDArray[np.int64]],
+    batch_size: int,
+    rng: np.random.Generator,
+    window: int = 50,
+) -> list[NDArray[np.int64]]:
+    """Random batches whose members are of similar length: sorted within windows of `window` batches, then shuffled."""
+    order = rng.permutation(len(texts))
+    lengths = np.array([len(text) for text in texts])
+    batches = []
+    for start in range(0, len(order), batch_size * window):
+        chunk = order[start : start + batch_size * window]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+        batches += [chunk[first : first + batch_size] for first in range(0, len(chunk), batch_size)]
+    return [batches[number] for number in rng.permutation(len(batches))]
+
+
+def pad(texts: list[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids [B, T], filled with [PAD] to the longest, and the mask of the real tokens [B, T]; int64."""
+    longest = max(len(ids_T) for ids_T in texts)
+    ids_BT = np.full((len(texts), longest), PAD_ID, dtype=np.int64)
+    mask_BT = np.zeros_like(ids_BT)
+    for row, ids_T in enumerate(texts):
+        ids_BT[row, : len(ids_T)] = ids_T
+        mask_BT[row, : len(ids_T)] = 1
+    return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    texts: list[NDArray[np.int64]],
+    device: torch.device,
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """Logits [B, C] for each text, in the given order; float32, dropout off."""
+    model.eval()
+    order = np.argsort([len(ids_T) for ids_T in texts], kind="stable")
+    parts = [
+        model(*pad([texts[member] for member in order[first : first + batch_size]], device)).float().cpu().numpy()
+        for first in range(0, len(order), batch_size)
+    ]
+    logits_BC = np.concatenate(parts)
+    return logits_BC[np.argsort(order)]
+
+
+def load_run_model(run_dir: Path) -> TextClassifier:
+    """The trained network of a run folder, in float32, ready to predict."""
+    model = TextClassifier(EncoderConfig(**json.loads((run_dir / "model.json").read_text())))
+    model.load_state_dict({name: weight.float() for name, weight in load_file(run_dir / "model.safetensors").items()})
+    return model.eval()
+
+
+def plot_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Accuracy on both splits and training loss, epoch by epoch."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    epochs = range(1, len(history) + 1)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(
+        epochs,
+        [entry["train_accuracy"] for entry in history],
+        label="train (with dropout)",
+    )
+    left.plot(epochs, [entry["score"] for entry in history], label="validation")
+    left.set(xlabel="epoch", ylabel="accuracy")
+    left.legend()
+    right.plot(epochs, [entry["train_loss"] for entry in history])
+    right.set(xlabel="epoch", ylabel="training loss")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

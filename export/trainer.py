@@ -1,0 +1,274 @@
+"""The training loop of every network here: a problem and a network in, the best weights and a history out.
+
+    batches of (seed, epoch) ──> loss ──> step ──> running mean of the weights ──> validation ──> best weights kept
+
+A run can be stopped at any moment and sliced (`time_budget_s`): it goes on from its checkpoint to the same weights, bit
+for bit, as an unbroken run on the same machine. For that every random choice follows from (seed, epoch), and a
+checkpoint within an epoch keeps the state of torch's generators.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+CHECKPOINT_INTERVAL_S = 300.0  # within an epoch: no more than this is lost when a machine goes away
+WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """What every training run sets; the problems' own configurations add to it."""
+
+    seed: int = 1
+    epochs: int = 6
+    patience: int = 4  # epochs without a better score before the run stops
+    learning_rate: float = 5e-4
+    warmup_share: float = 0.1  # of all steps; then the rate falls to zero along a cosine
+    weight_decay: float = 0.05
+    ema_decay: float = 0.999  # the weights that are validated and kept: a running mean over steps
+
+
+class StepOutcome(NamedTuple):
+    """What one batch gave: the mean loss, and how many of its `count` decisions were right."""
+
+    loss: Tensor
+    correct: int
+    count: int
+
+
+class Problem(Protocol):
+    """What is learned: the batches, the loss, and the measure of success."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of an epoch."""
+
+    def batches(self, epoch: int) -> Iterator[Any]:
+        """The batches of an epoch, the same whenever they are asked for."""
+
+    def step(self, model: nn.Module, batch: Any) -> StepOutcome:
+        """The loss of a batch, with gradients."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Figures of the validation split, among them `score`: the larger, the better."""
+
+
+@dataclass
+class _Epoch:
+    """How far the epoch in progress has come."""
+
+    steps: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    count: int = 0
+
+
+class Trainer:
+    """One run: weights, optimiser, history, and where they are kept."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        model: nn.Module,
+        average: nn.Module,
+        config: TrainerConfig,
+        run_dir: Path,
+        device: torch.device,
+    ) -> None:
+        """Set up; `average` has the same shape as `model` and becomes its running mean."""
+        self.problem, self.config, self.run_dir, self.device = problem, config, run_dir, device
+        self.model, self.average = model.to(device), average.to(device)
+        self.average.load_state_dict(self.model.state_dict())
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            betas=(0.9, 0.98),
+        )
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
+        self.history: list[dict[str, float]] = []
+        self.training_s = 0.0
+        self._epoch = _Epoch()
+        self._generators: dict[str, Tensor] = {}
+
+    def _rate_share(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero at the last step."""
+        total = self.config.epochs * self.problem.steps_per_epoch
+        warmup = max(1, int(total * self.config.warmup_share))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+    def resume(self, console: Console) -> None:
+        """Take up the checkpoint of an earlier, unfinished run.
+
+        Raises:
+            ValueError: it belongs to a run with other settings.
+        """
+        path = self.run_dir / CHECKPOINT
+        if not path.exists():
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["config"] != dataclasses.asdict(self.config):
+            raise ValueError(f"{path} belongs to a run with other settings; name another folder with --run-dir")
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.history, self.training_s = state["history"], state["training_s"]
+        self._epoch, self._generators = _Epoch(**state["epoch"]), state["generators"]
+        console.print(f"going on after epoch {len(self.history)} and {self._epoch.steps} steps of {path}")
+
+    def _save_checkpoint(self) -> None:
+        """Written beside and renamed, so that a stop in the middle leaves the last whole one."""
+        state = {
+            "config": dataclasses.asdict(self.config),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "history": self.history,
+            "training_s": self.training_s,
+            "epoch": dataclasses.asdict(self._epoch),
+            "generators": self._generator_states() if self._epoch.steps else {},
+        }
+        partial = self.run_dir / "checkpoint.partial"
+        torch.save(state, partial)
+        partial.replace(self.run_dir / CHECKPOINT)
+
+    def _generator_states(self) -> dict[str, Tensor]:
+        states = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self.device)
+        return states
+
+    def _seed_generators(self) -> None:
+        if not self._generators:
+            torch.manual_seed(self.config.seed * 10_000 + len(self.history))
+            return
+        torch.set_rng_state(self._generators["cpu"].cpu())
+        if "cuda" in self._generators:
+            torch.cuda.set_rng_state(self._generators["cuda"].cpu(), self.device)
+        self._generators = {}
+
+    def fit(self, console: Console, time_budget_s: float = math.inf) -> bool:
+        """Train until the epochs are done, patience is over, or the time is up; False in the last case.
+
+        The weights with the best score so far lie in `run_dir/model.safetensors`, the state in its checkpoint.
+        """
+        columns = (
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  train {task.fields[train]:.1%}  val {task.fields[val]:.2%}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        ends_s = time.perf_counter() + time_budget_s
+        per_epoch = self.problem.steps_per_epoch
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task(
+                "",
+                total=self.config.epochs * per_epoch,
+                completed=len(self.history) * per_epoch + self._epoch.steps,
+                epoch=len(self.history) + 1,
+                loss=math.nan,
+                train=0.0,
+                val=self.history[-1]["score"] if self.history else 0.0,
+            )
+
+            def show() -> None:
+                seen = max(self._epoch.count, 1)
+                progress.update(bar, advance=1, loss=self._epoch.loss_sum / seen, train=self._epoch.correct / seen)
+
+            while len(self.history) < self.config.epochs:
+                if self._out_of_patience():
+                    console.print(f"no better score for {self.config.patience} epochs: stopped early")
+                    break
+                if not self._train_epoch(ends_s, show):
+                    console.print(f"the time is up after {self.training_s:.0f} s of training in all; give it again to go on")
+                    return False
+                measured = self._measured()
+                self.history.append(measured)
+                self._epoch = _Epoch()
+                if measured["score"] == max(entry["score"] for entry in self.history):
+                    save_file(self.average.state_dict(), self.run_dir / WEIGHTS)
+                self._save_checkpoint()
+                progress.update(bar, epoch=len(self.history) + 1, val=measured["score"])
+                figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
+                console.print(f"epoch {len(self.history)}: {figures}; {self.training_s:.0f} s")
+        return True
+
+    def _measured(self) -> dict[str, float]:
+        progress = self._epoch
+        return {
+            "train_loss": progress.loss_sum / progress.count,
+            "train_accuracy": progress.correct / progress.count,
+            **self.problem.validate(self.average),
+        }
+
+    def _out_of_patience(self) -> bool:
+        scores = [entry["score"] for entry in self.history]
+        return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.config.patience
+
+    def _train_epoch(self, ends_s: float, show: Any) -> bool:
+        """The rest of the epoch in progress; False when the time was up before its end."""
+        self._seed_generators()
+        self.model.train()
+        saved_s = counted_s = time.perf_counter()
+        for batch in islice(self.problem.batches(len(self.history)), self._epoch.steps, None):
+            outcome = self.problem.step(self.model, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            outcome.loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.scheduler.step()
+            self._update_average(len(self.history) * self.problem.steps_per_epoch + self._epoch.steps)
+            self._epoch.steps += 1
+            self._epoch.loss_sum += outcome.loss.item() * outcome.count
+            self._epoch.correct += outcome.correct
+            self._epoch.count += outcome.count
+            show()
+            now_s = time.perf_counter()
+            self.training_s, counted_s = self.training_s + now_s - counted_s, now_s
+            unfinished = self._epoch.steps < self.problem.steps_per_epoch
+            if unfinished and (now_s >= ends_s or now_s - saved_s > CHECKPOINT_INTERVAL_S):
+                self._save_checkpoint()
+                saved_s = counted_s = time.perf_counter()
+                if now_s >= ends_s:
+                    return False
+        return True
+
+    @torch.no_grad()
+    def _update_average(self, step: int) -> None:
+        # Early on the mean must forget faster than later, or it stays near the random start.
+        decay = min(self.config.ema_decay, (1 + step) / (10 + step))
+        for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mean.lerp_(weight, 1 - decay)
+        # Running statistics (of batch normalisation) are means already.
+        for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mean.copy_(value)
+
+
+def this_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself; emulated, it would be slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_amx_tile_supported()
