@@ -134,7 +134,9 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     """Train one model."""
     from export.run_queue import Run, train_run
 
-    train_run(Run(arguments.model, arguments.model, arguments.set), run_dir_of(arguments), console, arguments.time_budget)
+    train_run(
+        Run(arguments.model, arguments.model, arguments.set), run_dir_of(arguments), console, arguments.time_budget
+    )
 
 
 def queue(arguments: argparse.Namespace, console: Console) -> None:

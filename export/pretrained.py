@@ -76,9 +76,10 @@ def bert_weights(folder: Path) -> dict[str, Tensor]:
 def renamed(bert: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of `transformers.BertModel` under the names of `TextClassifier`."""
     words_VD = bert["embeddings.word_embeddings.weight"]
+    type_D = bert["embeddings.token_type_embeddings.weight"][0]
     weights = {
         "embedding.weight": words_VD / words_VD.size(1) ** 0.5,
-        "positions_TD": bert["embeddings.position_embeddings.weight"] + bert["embeddings.token_type_embeddings.weight"][0],
+        "positions_TD": bert["embeddings.position_embeddings.weight"] + type_D,
         "embedding_norm.weight": bert["embeddings.LayerNorm.weight"],
         "embedding_norm.bias": bert["embeddings.LayerNorm.bias"],
     }

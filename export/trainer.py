@@ -198,7 +198,9 @@ class Trainer:
                     console.print(f"no better score for {self.config.patience} epochs: stopped early")
                     break
                 if not self._train_epoch(ends_s, show):
-                    console.print(f"the time is up after {self.training_s:.0f} s of training in all; give it again to go on")
+                    console.print(
+                        f"the time is up after {self.training_s:.0f} s of training in all; give it again to go on"
+                    )
                     return False
                 measured = self._measured()
                 self.history.append(measured)

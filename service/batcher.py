@@ -43,8 +43,8 @@ WORTHWHILE_SAVING = 0.02
 # What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it. From
 # the loops in list order and sorted, 8 rows: about 0.08 in float32 and 0.24 in int8 (docs/benchmarks.md).
 SKIPPED_PADDING_COST = 0.2
-# Every so many batches one is twice or half as large as the costs justify, or they would never be found wrong: the table
-# learns only of sizes that are tried.
+# Every so many batches one is twice or half as large as the costs justify: the table learns only of sizes that are
+# tried, and could never be found wrong otherwise.
 BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4

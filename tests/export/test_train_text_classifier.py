@@ -8,8 +8,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from export import train_text_classifier as training
-from export.run_queue import with_changes
-from export.train_text_classifier import TextTrainConfig, train_text_classifier
+from export.train_text_classifier import train_text_classifier
 from tests.export.conftest import toy_config, toy_data
 
 
@@ -47,6 +46,31 @@ def test_a_stopped_run_goes_on_to_the_same_result(toy_run: Path, tmp_path: Path,
     assert all((unbroken[name] == resumed[name]).all() for name in unbroken)
 
 
+def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """Stopped by the clock in the middle of epochs, again and again: dropout and batches go on where they were."""
+    run_dir, slices = tmp_path / "sliced", 1
+    while not train_text_classifier(toy_data(), toy_config(), run_dir, quiet, time_budget_s=0.15):
+        assert not (run_dir / "result.json").exists()
+        slices += 1
+    assert slices > 3
+    unbroken, sliced = load_file(toy_run / "model.safetensors"), load_file(run_dir / "model.safetensors")
+    assert all((unbroken[name] == sliced[name]).all() for name in unbroken)
+
+
+def test_a_share_of_the_training_data(tmp_path: Path) -> None:
+    """A tenth, in the old order, others with another seed; impossible shares are refused."""
+    examples = toy_data().train
+    tenth = training.share_of(examples, 0.1, seed=1)
+    assert len(tenth) == round(0.1 * len(examples))
+    places = [examples.texts.index(text) for text in tenth.texts]
+    assert places == sorted(places)
+    assert tenth.texts != training.share_of(examples, 0.1, seed=2).texts
+    assert training.share_of(examples, 1.0, seed=1) == examples
+    for share in (0.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match="train_share"):
+            training.share_of(examples, share, seed=1)
+
+
 def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None:
     """A learning rate that ruins everything: the run ends long before its last epoch."""
     run_dir = tmp_path / "ruined"
@@ -69,12 +93,3 @@ def test_batches_hold_every_text_once_with_similar_lengths() -> None:
         max(len(texts[i]) for i in batch) * len(batch) - sum(len(texts[i]) for i in batch) for batch in batches
     )
     assert padding < 0.1 * sum(len(text) for text in texts)
-
-
-def test_the_recipe_is_changed_by_name() -> None:
-    """Fields of the run and of the network; anything else is refused."""
-    changed = with_changes(TextTrainConfig(), ["epochs=3", "model.d_model=64", "learning_rate=1e-2"])
-    assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
-    for wrong in ("epoch=3", "model.width=3", "epochs", "epochs=many"):
-        with pytest.raises(ValueError, match=r"--set|invalid literal"):
-            with_changes(TextTrainConfig(), [wrong])
