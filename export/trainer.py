@@ -96,6 +96,7 @@ class Trainer:
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
+            fused=True,
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
         self.history: list[dict[str, float]] = []
@@ -273,4 +274,4 @@ def bf16_is_fast(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 itself; emulated, it would be slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
