@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train a model into a run folder; goes on where it stopped",
     )
-    one.add_argument("model", help="name of a recipe: sentiment, sentiment-minilm")
+    one.add_argument("model", help="name of a recipe of export/train_text_classifier.py")
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     one.add_argument(
         "--set",
@@ -149,7 +150,7 @@ def queue(arguments: argparse.Namespace, console: Console) -> None:
 def convert(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run."""
     from export.convert import convert as convert_source
-    from export.data import load_sst2
+    from export.data import load_everyday, load_sst2
     from export.source import source_of_run
 
     source = source_of_run(run_dir_of(arguments))
@@ -161,9 +162,16 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
         compare_on=validation.texts,
         labelled=validation,
         precision=arguments.precision,
-        about={"licence": "SST-2: none stated by its authors, research use"},
+        about={"licence": licence_of(source)},
         console=console,
+        also_measured_on={"everyday sentences (tests/data)": load_everyday()},
     )
+
+
+def licence_of(source: Any) -> str:
+    """What the data and the weights come under."""
+    data = "SST-2: none stated by its authors, research use"
+    return f"{data}; MiniLM: Apache-2.0" if source.provenance.get("start_from") == "minilm" else data
 
 
 def load(arguments: argparse.Namespace, console: Console) -> None:

@@ -11,9 +11,10 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -82,6 +83,7 @@ def convert(
     precision: Precision,
     about: dict[str, Any],
     console: Console,
+    also_measured_on: Mapping[str, LabelledTexts] = MappingProxyType({}),
 ) -> Path:
     """Write the next version of model `name` into the store.
 
@@ -94,6 +96,7 @@ def convert(
         precision: of the graph's products.
         about: goes into the manifest's provenance and the model card: data, licence, ...
         console: for progress.
+        also_measured_on: further labelled texts, by a name for the model card.
 
     Returns:
         the new folder.
@@ -128,6 +131,9 @@ def convert(
             )
         if labelled is not None:
             quality |= measure_quality(source, folder / GRAPH, labelled, precision)
+        for split, texts in also_measured_on.items():
+            logits_BC = onnx_logits(source, folder / GRAPH, texts.texts)
+            quality[split] = classification_quality(logits_BC, np.array(texts.labels)).as_dict()
         target = publish(source, folder, name, store, precision, onnx_comparison, quality, about)
     console.print(f"written: {target}")
     return target
@@ -418,16 +424,20 @@ def model_card(manifest: Manifest, version: int) -> str:
         "## Measured",
         "",
     ]
-    if validation := manifest.quality.get("validation"):
-        lines += [
-            f"On the validation split, n = {validation['num_examples']}, with the graph of this folder:",
-            "",
-            f"- accuracy {100 * validation['accuracy']:.2f} % (standard error"
-            f" {100 * validation['accuracy_standard_error']:.2f})",
-            f"- F1, mean over the classes: {validation['f1_macro']:.4f}",
-            f"- expected calibration error: {validation['expected_calibration_error']:.4f}",
-            f"- confusion matrix (rows: true class): {validation['confusion_matrix']}",
-        ]
+    for split, measured in manifest.quality.items():
+        if isinstance(measured, dict) and "confusion_matrix" in measured:
+            lines += [
+                f"On {'the validation split' if split == 'validation' else split}, n = {measured['num_examples']},"
+                " with the graph of this folder:",
+                "",
+                f"- accuracy {100 * measured['accuracy']:.2f} % (standard error"
+                f" {100 * measured['accuracy_standard_error']:.2f})",
+                f"- F1, mean over the classes: {measured['f1_macro']:.4f}",
+                f"- expected calibration error: {measured['expected_calibration_error']:.4f}",
+                f"- confusion matrix (rows: true class): {measured['confusion_matrix']}",
+                "",
+            ]
+    lines += ["Against the model before its conversion:", ""]
     if "accuracy_loss" in manifest.quality:
         lines.append(f"- accuracy lost by quantization: {100 * manifest.quality['accuracy_loss']:.2f} points")
     for runtime, comparison in manifest.quality["compared_with_pytorch"].items():

@@ -68,6 +68,9 @@ def source_of_run(run_dir: Path) -> TextClassifierSource:
     if not (run_dir / "result.json").is_file():
         raise FileNotFoundError(f"{run_dir} holds no finished run: train first (python -m export train sentiment)")
     result = json.loads((run_dir / "result.json").read_text())
+    network = json.loads((run_dir / "model.json").read_text())["network"]
+    if network != "transformer":
+        raise ValueError(f"{run_dir} holds a {network}: only the Transformer has a form for serving")
     model = load_run_model(run_dir)
     kept = (
         "data",
@@ -91,5 +94,6 @@ def source_of_run(run_dir: Path) -> TextClassifierSource:
         num_heads=model.config.num_heads,
         hidden_size=model.config.d_model,
         model_type="heed-encoder",
-        provenance={name: result[name] for name in kept} | {"seed": result["config"]["seed"]},
+        provenance={name: result[name] for name in kept}
+        | {name: result["config"][name] for name in ("seed", "start_from", "teacher") if result["config"].get(name)},
     )

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export import pretrained
+from export.baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
 from export.provenance import commit_of_this_tree, hardware, this_command
@@ -32,6 +34,12 @@ from export.trainer import CHECKPOINT, WEIGHTS, StepOutcome, Trainer, TrainerCon
 from export.transformer import EncoderConfig, TextClassifier
 
 PAD_ID = 0
+NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
+NETWORKS: dict[type, tuple[str, type[nn.Module]]] = {
+    EncoderConfig: ("transformer", TextClassifier),
+    BiLstmConfig: ("bilstm", BiLstmClassifier),
+    KimCnnConfig: ("kim-cnn", KimCnnClassifier),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +53,11 @@ class TextTrainConfig(TrainerConfig):
     # Where weights and tokenizer come from: nowhere, or the MiniLM of `export.pretrained`, whose shape `model` then
     # follows but for its dropout.
     start_from: Literal["scratch", "minilm"] = "scratch"
+    # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
+    # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3).
+    teacher: str = ""
     vocab_size: int = 8000
-    model: EncoderConfig = dataclasses.field(
+    model: NetworkConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(
             vocab_size=8000,
             num_labels=2,
@@ -74,6 +85,25 @@ RECIPES = {
         token_dropout=0.0,
         model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.1),
     ),
+    "sentiment-bilstm": TextTrainConfig(model=BiLstmConfig(vocab_size=8000, num_labels=2)),
+    "sentiment-kim-cnn": TextTrainConfig(model=KimCnnConfig(vocab_size=8000, num_labels=2)),
+    "sentiment-distilled": TextTrainConfig(
+        teacher="sentiment-minilm",
+        epochs=20,
+        patience=8,
+        learning_rate=1e-3,
+        token_dropout=0.2,
+        model=EncoderConfig(
+            vocab_size=8000,
+            num_labels=2,
+            d_model=192,
+            num_layers=3,
+            num_heads=4,
+            d_ff=384,
+            dropout=0.1,
+            pooling="max",
+        ),
+    ),
 }
 
 
@@ -99,15 +129,18 @@ def train_text_classifier(
     data = dataclasses.replace(data, train=share_of(data.train, config.train_share, config.seed))
     start = starting_point(data, config)
     start.tokenizer.save(str(run_dir / "tokenizer.json"))
-    (run_dir / "model.json").write_text(json.dumps(dataclasses.asdict(start.config), indent=2) + "\n")
+    shape = {"network": NETWORKS[type(start.config)][0], **dataclasses.asdict(start.config)}
+    (run_dir / "model.json").write_text(json.dumps(shape, indent=2) + "\n")
     device = this_device()
     torch.manual_seed(config.seed)
-    model = TextClassifier(start.config)
+    model = build_network(start.config)
     if start.weights:
         head = {name: weight for name, weight in model.state_dict().items() if name.startswith("head.")}
         model.load_state_dict(start.weights | head)
     problem = TextProblem(data, config, start, device)
-    trainer = Trainer(problem, model, TextClassifier(start.config), config, run_dir, device)
+    if config.teacher:
+        problem.learn_from(run_dir.parent / config.teacher)
+    trainer = Trainer(problem, model, build_network(start.config), config, run_dir, device)
     commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
@@ -120,7 +153,7 @@ class StartingPoint(NamedTuple):
     """What training starts from."""
 
     tokenizer: Tokenizer
-    config: EncoderConfig
+    config: NetworkConfig
     weights: dict[str, Tensor]  # empty: random ones
 
 
@@ -156,6 +189,15 @@ def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
     return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
 
 
+class TextBatch(NamedTuple):
+    """One step's texts."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    labels_B: Tensor
+    taught_BC: Tensor | None  # the teacher's logits
+
+
 class TextProblem:
     """Texts to classes, for `export.trainer`."""
 
@@ -167,23 +209,42 @@ class TextProblem:
         self.train_ids = encode(start.tokenizer, data.train, start.config.max_tokens)
         self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.teacher_logits_NC: Tensor | None = None
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
 
-    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Ids and mask [B, T] with labels [B]; texts of similar length together, some of their tokens left out."""
+    def learn_from(self, teacher_dir: Path) -> None:
+        """Take a finished run's logits of the training texts as targets.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+        """
+        if not (teacher_dir / "result.json").is_file():
+            raise FileNotFoundError(f"the teacher {teacher_dir} is no finished run: train it first")
+        teacher = load_run_model(teacher_dir).to(self.device)
+        tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
+        ids = encode(tokenizer, self.data.train, teacher.config.max_tokens)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
+            self.teacher_logits_NC = torch.from_numpy(predict(teacher, ids, self.device)).to(self.device)
+
+    def batches(self, epoch: int) -> Iterator[TextBatch]:
+        """Texts of similar length together, some of their tokens left out."""
         rng = np.random.default_rng((self.config.seed, epoch))
         texts = [drop_tokens(ids, self.config.token_dropout, rng) for ids in self.train_ids]
         for members in batches_of_similar_length(texts, self.config.batch_size, rng):
             labels_B = torch.tensor([self.data.train.labels[member] for member in members], device=self.device)
-            yield (*pad([texts[member] for member in members], self.device), labels_B)
+            ids_BT, mask_BT = pad([texts[member] for member in members], self.device)
+            taught_BC = None if self.teacher_logits_NC is None else self.teacher_logits_NC[torch.from_numpy(members)]
+            yield TextBatch(ids_BT, mask_BT, labels_B, taught_BC)
 
-    def step(self, model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> StepOutcome:
-        """Cross entropy of a batch."""
-        ids_BT, mask_BT, labels_B = batch
+    def step(self, model: nn.Module, batch: TextBatch) -> StepOutcome:
+        """Cross entropy with the labels, or the squared distance to the teacher's logits."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
-            logits_BC = model(ids_BT, mask_BT)
-        loss = self.loss_of(logits_BC.float(), labels_B)
-        return StepOutcome(loss, int((logits_BC.argmax(-1) == labels_B).sum()), len(labels_B))
+            logits_BC = model(batch.ids_BT, batch.mask_BT).float()
+        if batch.taught_BC is None:
+            loss = self.loss_of(logits_BC, batch.labels_B)
+        else:
+            loss = functional.mse_loss(logits_BC, batch.taught_BC)
+        return StepOutcome(loss, int((logits_BC.argmax(-1) == batch.labels_B).sum()), len(batch.labels_B))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy, which is the score, and calibration."""
@@ -286,9 +347,17 @@ def predict(
     return logits_BC[np.argsort(order)]
 
 
-def load_run_model(run_dir: Path) -> TextClassifier:
-    """The trained network of a run folder, in float32, ready to predict."""
-    model = TextClassifier(EncoderConfig(**json.loads((run_dir / "model.json").read_text())))
+def build_network(config: NetworkConfig) -> nn.Module:
+    """The network of a shape, with random weights."""
+    return NETWORKS[type(config)][1](config)
+
+
+def load_run_model(run_dir: Path) -> Any:
+    """The trained network of a run folder, in float32, ready to predict; its shape is its `config`."""
+    shape = json.loads((run_dir / "model.json").read_text())
+    network = shape.pop("network")
+    kind = next(kind for kind, (name, _) in NETWORKS.items() if name == network)
+    model = build_network(kind(**shape))
     model.load_state_dict({name: weight.float() for name, weight in load_file(run_dir / "model.safetensors").items()})
     return model.eval()
 

@@ -43,8 +43,9 @@ def toy_config(**changes: object) -> TextTrainConfig:
         "token_dropout": 0.0,
         "vocab_size": 400,
         "ema_decay": 0.9,
+        "model": model,
     }
-    return TextTrainConfig(model=model, **(values | changes))  # type: ignore[arg-type]
+    return TextTrainConfig(**(values | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

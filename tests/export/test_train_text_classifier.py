@@ -1,6 +1,7 @@
 """Training: it learns, it can be stopped, it gives the same again."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from export import train_text_classifier as training
+from export.data import LabelledTexts
 from export.train_text_classifier import train_text_classifier
 from tests.export.conftest import toy_config, toy_data
 
@@ -55,6 +57,18 @@ def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, q
     assert slices > 3
     unbroken, sliced = load_file(toy_run / "model.safetensors"), load_file(run_dir / "model.safetensors")
     assert all((unbroken[name] == sliced[name]).all() for name in unbroken)
+
+
+def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """With every label wrong it still learns the right answers, for it looks at the teacher's logits alone."""
+    data = toy_data()
+    wrong = LabelledTexts(data.train.texts, [1 - label for label in data.train.labels])
+    (tmp_path / "teacher").symlink_to(toy_run)
+    student = tmp_path / "student"
+    assert train_text_classifier(replace(data, train=wrong), toy_config(teacher="teacher"), student, quiet)
+    assert json.loads((student / "result.json").read_text())["quality"]["accuracy"] > 0.8
+    with pytest.raises(FileNotFoundError, match="teacher"):
+        train_text_classifier(data, toy_config(teacher="nobody"), tmp_path / "other", quiet)
 
 
 def test_a_share_of_the_training_data(tmp_path: Path) -> None:
