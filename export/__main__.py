@@ -1,4 +1,4 @@
-"""`python -m export train | queue | convert | load | untrained`: from data to a model folder."""
+"""`python -m export train | queue | report | convert | load | untrained`: from data to a model folder."""
 
 import argparse
 import math
@@ -18,10 +18,16 @@ def main() -> int:
     from export.convert import ConversionRefused
     from export.hugging_face import LoadRefused
 
+    run = {
+        "train": train,
+        "queue": queue,
+        "report": report,
+        "convert": convert,
+        "load": load,
+        "untrained": untrained,
+    }[arguments.command]
     try:
-        {"train": train, "queue": queue, "convert": convert, "load": load, "untrained": untrained}[arguments.command](
-            arguments, console
-        )
+        run(arguments, console)
     except (
         ConversionRefused,
         LoadRefused,
@@ -67,6 +73,10 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--file", type=Path, default=Path(__file__).parent / "queue.toml")
     one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
     add_time_budget(one)
+
+    one = commands.add_parser("report", help="write docs/models.md anew from the records of the runs")
+    one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
+    one.add_argument("--docs", type=Path, default=Path("docs"))
 
     one = commands.add_parser("convert", help="turn a finished run into the next version in the model store")
     one.add_argument("model", help="the name it was trained under")
@@ -145,6 +155,13 @@ def queue(arguments: argparse.Namespace, console: Console) -> None:
     from export.run_queue import read_queue, work_off
 
     work_off(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
+
+
+def report(arguments: argparse.Namespace, console: Console) -> None:
+    """Write the page of the models."""
+    from export.report import report as write_report
+
+    write_report(arguments.runs, arguments.docs, console)
 
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:

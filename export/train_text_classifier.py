@@ -265,6 +265,7 @@ def finish(trainer: Trainer, problem: TextProblem, commit: str, console: Console
     scores = [entry["score"] for entry in trainer.history]
     result = {
         "task": "text-classification",
+        "network": NETWORKS[type(model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,

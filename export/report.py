@@ -1,0 +1,131 @@
+"""`python -m export report`: docs/models.md, from the records of the runs.
+
+    runs/<name>/result.json ──> docs/runs/<name>.json (kept in the repository) ──> docs/models.md and its pictures
+
+No figure of the page is typed by hand.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+HEAD = """# Models
+
+Made by `python -m export report` from the records in `docs/runs/`: each has the command, commit, seed, hardware and
+duration of its run, and every figure below.
+"""
+
+
+def report(runs: Path, docs: Path, console: Console) -> None:
+    """Take over the records of finished runs and write the page anew.
+
+    Args:
+        runs: the folder of run folders; may be missing.
+        docs: where `models.md` and `runs/` lie.
+        console: for what was done.
+    """
+    kept = docs / "runs"
+    kept.mkdir(parents=True, exist_ok=True)
+    for result in sorted(runs.glob("*/result.json")):
+        shutil.copyfile(result, kept / f"{result.parent.name}.json")
+        console.print(f"taken over: {result}")
+    records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
+    classifiers = {name: record for name, record in records.items() if record["task"] == "text-classification"}
+    (docs / "models.md").write_text(HEAD + text_classification_section(classifiers))
+    plot_learning_curves(classifiers, docs / "models-sentiment-curves.png")
+    plot_confusion(classifiers, docs / "models-sentiment-confusion.png")
+    console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
+
+
+def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
+    """The classifiers of SST-2, best first."""
+    lines = [
+        "",
+        "## Sentiment (SST-2)",
+        "",
+        "Trained on phrases and sentences of the GLUE training split; accuracy on its 872 validation sentences, which"
+        " also chose the epoch: an optimistic figure. Weights rounded to half precision, as they are served.",
+        "",
+        "| run | network | weights from | teacher | training examples | parameters | accuracy % (standard error)"
+        " | F1 | calibration error | minutes | best epoch | seed | hardware | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, record in sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"]):
+        quality, config = record["quality"], record["config"]
+        cells = [
+            f"[{name}](runs/{name}.json)",
+            record["network"],
+            config["start_from"],
+            config["teacher"] or "none",
+            f"{record['num_training_examples']:,}",
+            f"{record['num_parameters'] / 1e6:.2f} M",
+            f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})",
+            f"{quality['f1_macro']:.4f}",
+            f"{quality['expected_calibration_error']:.4f}",
+            f"{record['training_s'] / 60:.1f}",
+            str(record["best_epoch"]),
+            str(config["seed"]),
+            f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
+            f"`{record['commit']}`",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "![validation accuracy by minutes of training](models-sentiment-curves.png)",
+        "",
+        "![confusion matrices](models-sentiment-confusion.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path) -> None:
+    """Validation accuracy over training time, one line a run."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    for name, record in records.items():
+        scores = [entry["score"] for entry in record["history"]]
+        minutes = [record["training_s"] / 60 * (epoch + 1) / len(scores) for epoch in range(len(scores))]
+        axes.plot(minutes, scores, marker="o", markersize=3, label=name)
+    axes.set(xlabel="minutes of training", ylabel="validation accuracy", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def plot_confusion(records: dict[str, dict[str, Any]], path: Path) -> None:
+    """A matrix a run; rows are the true classes, shares of each row."""
+    pyplot = _pyplot()
+    columns = min(4, len(records))
+    rows = -(-len(records) // columns)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.8 * rows), layout="constrained", squeeze=False
+    )
+    for axes in grid.flat[len(records) :]:
+        axes.set_visible(False)
+    for axes, (name, record) in zip(grid.flat, records.items(), strict=False):
+        matrix, labels = record["quality"]["confusion_matrix"], record["labels"]
+        axes.imshow([[cell / sum(row) for cell in row] for row in matrix], cmap="Blues", vmin=0, vmax=1)
+        for row, cells in enumerate(matrix):
+            for column, cell in enumerate(cells):
+                color = "white" if cell > sum(cells) / 2 else "black"
+                axes.text(column, row, str(cell), ha="center", va="center", color=color)
+        axes.set_xticks(range(len(labels)), [label.lower() for label in labels], fontsize=8)
+        axes.set_yticks(range(len(labels)), [label.lower() for label in labels], fontsize=8, rotation=90, va="center")
+        axes.set_title(name, fontsize=9)
+    figure.supxlabel("predicted", fontsize=9)
+    figure.supylabel("true", fontsize=9)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
