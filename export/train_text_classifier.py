@@ -50,9 +50,9 @@ class TextTrainConfig(TrainerConfig):
     label_smoothing: float = 0.1
     token_dropout: float = 0.3  # share of tokens left out of each training text, anew each epoch
     train_share: float = 1.0  # of the training examples that are used, the same ones for the same seed
-    # Where weights and tokenizer come from: nowhere, or the MiniLM of `export.pretrained`, whose shape `model` then
-    # follows but for its dropout.
-    start_from: Literal["scratch", "minilm"] = "scratch"
+    # What training starts from: nothing; the MiniLM of `export.pretrained`, whose shape and tokenizer then take the place
+    # of those given here, but for the dropout; or its shape and tokenizer alone, with random weights.
+    start_from: Literal["scratch", "minilm", "minilm-shape"] = "scratch"
     # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
     # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3).
     teacher: str = ""
@@ -84,6 +84,12 @@ RECIPES = {
         label_smoothing=0.0,
         token_dropout=0.0,
         model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.1),
+    ),
+    "sentiment-minilm-shape": TextTrainConfig(
+        start_from="minilm-shape",
+        learning_rate=2e-4,
+        label_smoothing=0.1,
+        model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.3),
     ),
     "sentiment-bilstm": TextTrainConfig(model=BiLstmConfig(vocab_size=8000, num_labels=2)),
     "sentiment-kim-cnn": TextTrainConfig(model=KimCnnConfig(vocab_size=8000, num_labels=2)),
@@ -164,10 +170,11 @@ def starting_point(data: TextClassificationData, config: TextTrainConfig) -> Sta
         FileNotFoundError: the pre-trained weights are not installed.
     """
     num_labels = len(data.label_names)
-    if config.start_from == "minilm":
+    if config.start_from != "scratch":
         folder = pretrained.minilm_folder()
         model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
-        return StartingPoint(pretrained.bert_tokenizer(folder), model_config, pretrained.bert_weights(folder))
+        weights = pretrained.bert_weights(folder) if config.start_from == "minilm" else {}
+        return StartingPoint(pretrained.bert_tokenizer(folder), model_config, weights)
     tokenizer = train_tokenizer(data.train.texts, config.vocab_size, config.model.max_tokens)
     # A small data set gives fewer pieces than were asked for.
     vocab_size = tokenizer.get_vocab_size()
