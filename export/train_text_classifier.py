@@ -50,8 +50,8 @@ class TextTrainConfig(TrainerConfig):
     label_smoothing: float = 0.1
     token_dropout: float = 0.3  # share of tokens left out of each training text, anew each epoch
     train_share: float = 1.0  # of the training examples that are used, the same ones for the same seed
-    # What training starts from: nothing; the MiniLM of `export.pretrained`, whose shape and tokenizer then take the place
-    # of those given here, but for the dropout; or its shape and tokenizer alone, with random weights.
+    # What training starts from: nothing; the MiniLM of `export.pretrained`, whose shape (but for the dropout) and
+    # tokenizer then take the place of those given here; or its shape and tokenizer alone, with random weights.
     start_from: Literal["scratch", "minilm", "minilm-shape"] = "scratch"
     # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
     # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3).
