@@ -20,11 +20,9 @@ NEGATIVE = -1e4  # added to the scores of padding: its weight is exactly 0 after
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderConfig:
-    """Everything that fixes the network's shape; equal configs have interchangeable weights."""
+class LayerConfig:
+    """The shape of a stack of encoder layers."""
 
-    vocab_size: int
-    num_labels: int
     d_model: int = 128
     num_layers: int = 2
     num_heads: int = 4
@@ -36,10 +34,8 @@ class EncoderConfig:
     norm_position: Literal["post", "pre"] = "pre"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467
     norm_eps: float = 1e-5
-    embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
     activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # SwiGLU: Shazeer 2020, arXiv 2002.05202
     positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"  # rotary: Su et al. 2021, arXiv 2104.09864
-    pooling: Literal["mean", "cls", "max"] = "mean"
 
     def __post_init__(self) -> None:
         """Refuse shapes that cannot be built.
@@ -51,6 +47,16 @@ class EncoderConfig:
             raise ValueError(f"d_model {self.d_model} is not a multiple of num_heads {self.num_heads}")
         if self.positions == "rotary" and (self.d_model // self.num_heads) % 2:
             raise ValueError("rotary positions need an even head width (d_model / num_heads)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(LayerConfig):
+    """Everything that fixes a text classifier's shape; equal configs have interchangeable weights."""
+
+    vocab_size: int
+    num_labels: int
+    embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
+    pooling: Literal["mean", "cls", "max"] = "mean"
 
 
 def sinusoidal_positions(num_positions: int, d_model: int) -> Tensor:
@@ -70,19 +76,21 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 
 def scaled_dot_product_attention(
-    query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, bias_B11T: Tensor
+    query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, bias_B11T: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(K)) V, equation 1 of Vaswani et al. 2017.
 
     Written as two products and a softmax: on a CPU its backward pass in bfloat16 is faster than torch's fused kernel,
     and the weights are at hand for explanations. `bias_B11T` is 0 for real tokens and a large negative number for
-    padding.
+    padding; None where nothing is padded.
 
     Returns:
         the values mixed, [B, H, T, K], and the weights, [B, H, T, T], whose rows sum to one.
     """
     scores_BHTT = query_BHTK @ key_BHTK.transpose(-2, -1) / math.sqrt(query_BHTK.size(-1))
-    weights_BHTT = torch.softmax(scores_BHTT + bias_B11T, dim=-1)
+    if bias_B11T is not None:
+        scores_BHTT = scores_BHTT + bias_B11T
+    weights_BHTT = torch.softmax(scores_BHTT, dim=-1)
     return weights_BHTT @ value_BHTK, weights_BHTT
 
 
@@ -92,7 +100,7 @@ class MultiHeadAttention(nn.Module):
     cos_TK: Tensor
     sin_TK: Tensor
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
@@ -104,7 +112,7 @@ class MultiHeadAttention(nn.Module):
             self.register_buffer("cos_TK", table[:, 1::2].repeat(1, 2), persistent=False)
             self.register_buffer("sin_TK", table[:, 0::2].repeat(1, 2), persistent=False)
 
-    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
         """Mix the tokens: [B, T, D] to [B, T, D]."""
         B, T, D = x_BTD.shape
         qkv_BTNHK = self.qkv(x_BTD).view(B, T, 3, self.num_heads, D // self.num_heads)
@@ -119,7 +127,7 @@ class MultiHeadAttention(nn.Module):
 class FeedForward(nn.Module):
     """The position-wise network (Vaswani et al. 2017, section 3.3)."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
         self.activation = {
@@ -145,7 +153,7 @@ class FeedForward(nn.Module):
 class EncoderLayer(nn.Module):
     """Attention, then the feed-forward network, each with a residual sum and a normalisation."""
 
-    def __init__(self, config: EncoderConfig) -> None:
+    def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.pre_norm = config.norm_position == "pre"
         self.attention = MultiHeadAttention(config)
@@ -154,7 +162,7 @@ class EncoderLayer(nn.Module):
         self.feed_forward_norm = build_norm(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x_BTD: Tensor, bias_B11T: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
         """[B, T, D] to [B, T, D]."""
         if self.pre_norm:
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B11T))
@@ -163,7 +171,7 @@ class EncoderLayer(nn.Module):
         return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
 
 
-def build_norm(config: EncoderConfig) -> nn.Module:
+def build_norm(config: LayerConfig) -> nn.Module:
     """The configured normalisation over the width D."""
     norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
     return norm(config.d_model, eps=config.norm_eps)

@@ -26,6 +26,7 @@ RESULTS = HERE / "results"
 def main() -> int:
     """Run, judge, plot."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
+    parser.add_argument("--model", default="sentiment", help="a text classifier, and its table in slo.toml")
     parser.add_argument("--users", type=int, default=32, help="half over HTTP, half over gRPC")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--http", help="address of a running server, http://host:port")
@@ -35,6 +36,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if bool(arguments.http) != bool(arguments.grpc):
         parser.error("--http and --grpc go together")
+    limits_by_model = tomllib.loads(arguments.slo.read_text())
+    if arguments.model not in limits_by_model:
+        parser.error(f"{arguments.slo} has no table [{arguments.model}]")
+    limits = limits_by_model[arguments.model]
     console = Console(width=None if sys.stdout.isatty() else 120)
     arguments.results.mkdir(parents=True, exist_ok=True)
     base = arguments.results / f"load-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -45,8 +50,8 @@ def main() -> int:
             http, grpc = f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
             options = ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
             stack.enter_context(Process("service", *options, core=None)).wait_until_ready(f"{http}/readyz")
-        report = run_locust(http, grpc, arguments.users, arguments.seconds, base)
-    table, missed = judge(report, tomllib.loads(arguments.slo.read_text())["sentiment"])
+        report = run_locust(arguments.model, http, grpc, arguments.users, arguments.seconds, base)
+    table, missed = judge(report, limits)
     console.print(table)
     with Path(f"{base}.txt").open("w") as file:
         Console(file=file, width=100).print(table)
@@ -56,14 +61,27 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def run_locust(http: str, grpc: str, users: int, seconds: int, base: Path) -> dict[str, Any]:
+def run_locust(model: str, http: str, grpc: str, users: int, seconds: int, base: Path) -> dict[str, Any]:
     """Locust as a process of its own; what it reports.
 
     Raises:
         RuntimeError: it did not report.
     """
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-    command += ["--host", http, "--grpc-host", grpc, "-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
+    command += [
+        "--model",
+        model,
+        "--host",
+        http,
+        "--grpc-host",
+        grpc,
+        "-u",
+        str(users),
+        "-r",
+        str(users),
+        "-t",
+        f"{seconds}s",
+    ]
     command += ["--csv", str(base), "--csv-full-history", "--report", f"{base}.json", "--exit-code-on-error", "0"]
     subprocess.run(command, check=False, cwd=HERE.parent)
     if not Path(f"{base}.json").exists():

@@ -1,4 +1,4 @@
-"""Locust users of the sentiment model, over HTTP and gRPC, that check each answer they get.
+"""Locust users of a sentiment model, over HTTP and gRPC, that check each answer they get.
 
     locust -f load_tests/locustfile.py --headless -u 32 -t 20s --host http://127.0.0.1:8080 --grpc-host 127.0.0.1:8081
 
@@ -23,7 +23,6 @@ from proto import heed_pb2, heed_pb2_grpc
 
 grpc_gevent.init_gevent()
 
-MODEL = "sentiment"
 SENTENCES = load_sentences()
 _numbers = itertools.count()
 _checked: Counter[str] = Counter()
@@ -51,7 +50,8 @@ class HttpSentimentUser(FastHttpUser):
     def classify(self) -> None:
         """One text."""
         text, expected = next_sentence()
-        with self.client.post(f"/models/{MODEL}", json={"inputs": text}, name="HTTP", catch_response=True) as response:
+        url = f"/models/{self.environment.parsed_options.model}"
+        with self.client.post(url, json={"inputs": text}, name="HTTP", catch_response=True) as response:
             if response.status_code != 200:
                 response.failure(f"status {response.status_code}")
                 return
@@ -67,6 +67,7 @@ class GrpcSentimentUser(User):
         super().__init__(environment)
         self._channel = grpc.insecure_channel(environment.parsed_options.grpc_host)
         self._stub = heed_pb2_grpc.HeedStub(self._channel)
+        self._model = environment.parsed_options.model
 
     def on_stop(self) -> None:
         """Close the connection."""
@@ -79,7 +80,7 @@ class GrpcSentimentUser(User):
         started_s = time.perf_counter()
         failure: Exception | None = None
         try:
-            answer = self._stub.ClassifyText(heed_pb2.ClassifyTextRequest(model=MODEL, text=text), timeout=30)
+            answer = self._stub.ClassifyText(heed_pb2.ClassifyTextRequest(model=self._model, text=text), timeout=30)
             check(answer.label, expected, answer.receipt.batch_size)
         except grpc.RpcError as error:
             failure = RuntimeError(error.code().name)
@@ -95,6 +96,7 @@ class GrpcSentimentUser(User):
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Our own flags."""
+    parser.add_argument("--model", default="sentiment", help="name of the text classifier")
     parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="where gRPC listens")
     parser.add_argument("--report", default="", help="file for accuracy and batch sizes")
 
