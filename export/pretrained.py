@@ -1,9 +1,8 @@
 """Pre-trained weights as a starting point: BERT encoders in the form of this repository's Transformer.
 
 A BERT encoder (Devlin et al. 2019, arXiv 1810.04805) is the post-norm network of `export.transformer` with learned
-positions and normalised embeddings. What is folded together: the embeddings are scaled by sqrt(D) here, and the type of
-a single text's tokens is the same everywhere, so it becomes part of their positions. BERT's pooler is left out; a new
-classifier takes its place.
+positions and normalised embeddings. The type of a single text's tokens is the same everywhere, so it becomes part of
+their positions. BERT's pooler is left out; a new classifier takes its place.
 """
 
 import json
@@ -62,6 +61,7 @@ def bert_config(folder: Path, num_labels: int, dropout: float) -> EncoderConfig:
         dropout=dropout,
         norm_position="post",
         norm_eps=config["layer_norm_eps"],
+        embedding_scale=False,
         embedding_norm=True,
         positions="learned",
         pooling="mean",
@@ -75,10 +75,9 @@ def bert_weights(folder: Path) -> dict[str, Tensor]:
 
 def renamed(bert: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of `transformers.BertModel` under the names of `TextClassifier`."""
-    words_VD = bert["embeddings.word_embeddings.weight"]
     type_D = bert["embeddings.token_type_embeddings.weight"][0]
     weights = {
-        "embedding.weight": words_VD / words_VD.size(1) ** 0.5,
+        "embedding.weight": bert["embeddings.word_embeddings.weight"],
         "positions_TD": bert["embeddings.position_embeddings.weight"] + type_D,
         "embedding_norm.weight": bert["embeddings.LayerNorm.weight"],
         "embedding_norm.bias": bert["embeddings.LayerNorm.bias"],

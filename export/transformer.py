@@ -55,6 +55,9 @@ class EncoderConfig(LayerConfig):
 
     vocab_size: int
     num_labels: int
+    # Multiply the embeddings by sqrt(d_model), as in the 2017 paper (3.4). Off for weights that were trained without: with
+    # an optimiser whose steps have one size for all, scaled embeddings learn faster than the rest by that factor.
+    embedding_scale: bool = True
     embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
     pooling: Literal["mean", "cls", "max"] = "mean"
 
@@ -186,6 +189,7 @@ class TextClassifier(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding_scale = math.sqrt(config.d_model) if config.embedding_scale else 1.0
         if config.positions == "sinusoidal":
             table = sinusoidal_positions(config.max_tokens, config.d_model)
             self.register_buffer("positions_TD", table, persistent=False)
@@ -219,7 +223,7 @@ class TextClassifier(nn.Module):
             logits, float32 [B, C].
         """
         bias_B11T = (1.0 - attention_mask[:, None, None, :].to(self.head.weight.dtype)) * NEGATIVE
-        x_BTD = self.embedding(input_ids) * math.sqrt(self.config.d_model)
+        x_BTD = self.embedding(input_ids) * self.embedding_scale
         if self.config.positions != "rotary":
             x_BTD = x_BTD + self.positions_TD[: input_ids.size(1)]
         x_BTD = self.dropout(self.embedding_norm(x_BTD))
@@ -260,7 +264,7 @@ class PackedTextClassifier(nn.Module):
         model, (B, T) = self.model, input_ids.shape
         packing = Packing(attention_mask)
         position_N = packing.real_only(torch.arange(T).expand(B, T))
-        x_ND = model.embedding(packing.real_only(input_ids)) * math.sqrt(model.config.d_model)
+        x_ND = model.embedding(packing.real_only(input_ids)) * model.embedding_scale
         if model.config.positions != "rotary":
             x_ND = x_ND + model.positions_TD.index_select(0, position_N)
         x_ND = model.embedding_norm(x_ND)
