@@ -58,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
         "train",
         help="train a model into a run folder; goes on where it stopped",
     )
-    one.add_argument("model", help="name of a recipe of export/train_text_classifier.py")
+    one.add_argument("model", help="name of a recipe: RECIPES in export/train_*.py")
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     one.add_argument(
         "--set",

@@ -3,10 +3,15 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
+import numpy as np
+from numpy.typing import NDArray
 
 SST2_HUB_ID = "stanfordnlp/sst2"
+CIFAR10_HUB_ID = "uoft-cs/cifar10"
+NUM_VALIDATION_IMAGES = 5_000  # kept back from CIFAR-10's training split, which has no validation split of its own
 
 
 @dataclass(frozen=True)
@@ -67,3 +72,43 @@ def load_sst2() -> TextClassificationData:
 
     names = [name.upper() for name in splits["train"].features["label"].names]
     return TextClassificationData("SST-2", names, read("train"), read("validation"))
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Pixels, uint8 [N, 3, H, W], and class numbers, int64 [N]."""
+
+    pixels_NCHW: NDArray[np.uint8]
+    labels_N: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+
+@dataclass(frozen=True)
+class ImageClassificationData:
+    """A data set for image classification, with the names of its classes by number."""
+
+    name: str
+    label_names: list[str]
+    train: LabelledImages
+    validation: LabelledImages
+    test: LabelledImages
+
+
+def load_cifar10() -> ImageClassificationData:
+    """CIFAR-10 (Krizhevsky 2009): 45,000 images to train on, 5,000 more to choose by, 10,000 to test."""
+    splits = datasets.load_dataset(source_of(CIFAR10_HUB_ID, "cifar10"))
+
+    def read(split: Any) -> LabelledImages:
+        pixels = np.stack([np.asarray(image.convert("RGB")) for image in split["img"]])
+        return LabelledImages(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.array(split["label"]))
+
+    whole = read(splits["train"])
+    # The images come in random order, so the last ones are as good a sample as any.
+    train, validation = (
+        LabelledImages(whole.pixels_NCHW[part], whole.labels_N[part])
+        for part in (slice(None, -NUM_VALIDATION_IMAGES), slice(-NUM_VALIDATION_IMAGES, None))
+    )
+    names = list(splits["train"].features["label"].names)
+    return ImageClassificationData("CIFAR-10", names, train, validation, read(splits["test"]))

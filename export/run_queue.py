@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from export.data import load_sst2
-from export.train_text_classifier import RECIPES, train_text_classifier
+from export import train_image_classifier, train_text_classifier
+from export.data import load_cifar10, load_sst2
+from export.train_text_classifier import TextTrainConfig
+
+RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES
 
 
 class Run(NamedTuple):
@@ -56,7 +59,12 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         FileNotFoundError: the data or the pre-trained weights are not here.
     """
     config = with_changes(recipe_of(run), run.changes)
-    return train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s)
+    if (run_dir / "result.json").exists():
+        console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
+        return True
+    if isinstance(config, TextTrainConfig):
+        return train_text_classifier.train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s)
+    return train_image_classifier.train_image_classifier(load_cifar10(), config, run_dir, console, time_budget_s)
 
 
 def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
@@ -97,4 +105,6 @@ def _parsed(text: str, kind: type) -> Any:
         if text not in ("true", "false"):
             raise ValueError(f"--set: {text!r} is neither true nor false")
         return text == "true"
+    if kind is tuple:
+        return tuple(int(number) for number in text.split(","))
     return kind(text)

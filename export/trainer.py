@@ -207,7 +207,8 @@ class Trainer:
                 self.history.append(measured)
                 self._epoch = _Epoch()
                 if measured["score"] == max(entry["score"] for entry in self.history):
-                    save_file(self.average.state_dict(), self.run_dir / WEIGHTS)
+                    weights = {name: value.contiguous() for name, value in self.average.state_dict().items()}
+                    save_file(weights, self.run_dir / WEIGHTS)
                 self._save_checkpoint()
                 progress.update(bar, epoch=len(self.history) + 1, val=measured["score"])
                 figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())

@@ -55,8 +55,8 @@ class EncoderConfig(LayerConfig):
 
     vocab_size: int
     num_labels: int
-    # Multiply the embeddings by sqrt(d_model), as in the 2017 paper (3.4). Off for weights that were trained without: with
-    # an optimiser whose steps have one size for all, scaled embeddings learn faster than the rest by that factor.
+    # Multiply the embeddings by sqrt(d_model), as in the 2017 paper (3.4). Off for weights that were trained without:
+    # with an optimiser whose steps have one size for all, scaled embeddings learn faster than the rest by that factor.
     embedding_scale: bool = True
     embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
     pooling: Literal["mean", "cls", "max"] = "mean"

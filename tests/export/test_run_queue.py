@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from export.run_queue import Run, read_queue, with_changes
-from export.train_text_classifier import RECIPES, TextTrainConfig
+from export.run_queue import RECIPES, Run, read_queue, with_changes
+from export.train_text_classifier import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[2] / "export" / "queue.toml"
 
