@@ -7,6 +7,21 @@ from pathlib import Path
 from rich.console import Console
 
 from export.report import report
+from export.train_image_classifier import train_image_classifier
+from tests.export.test_train_image_classifier import toy_config as bars_config
+from tests.export.test_train_image_classifier import toy_data as bars
+
+
+def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> None:
+    """With the accuracy on compressed and moved images, and precision and recall of each class."""
+    assert train_image_classifier(bars(), bars_config(epochs=1), tmp_path / "runs" / "bars", quiet)
+    report(tmp_path / "runs", tmp_path / "docs", quiet)
+    record = json.loads((tmp_path / "docs" / "runs" / "bars.json").read_text())
+    page = (tmp_path / "docs" / "models.md").read_text()
+    for split in ("quality", "quality_jpeg", "quality_moved"):
+        assert f"{100 * record[split]['accuracy']:.2f}" in page
+    matrix = record["quality"]["confusion_matrix"]
+    assert f"| bars | upright | {100 * matrix[0][0] / max(1, sum(row[0] for row in matrix)):.1f} |" in page
 
 
 def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
