@@ -94,8 +94,8 @@ def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
         "",
         "## Images (CIFAR-10)",
         "",
-        "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images after"
-        " JPEG compression and moved by a few pixels. Weights rounded to half precision, as they are served.",
+        "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images"
+        " after JPEG compression and moved by a few pixels. Weights rounded to half precision, as they are served.",
         "",
         "| run | network | teacher | parameters | products of one image | accuracy % (standard error) | JPEG | moved"
         " | calibration error | minutes | best epoch | seed | hardware | commit |",

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from export import train_image_classifier, train_text_classifier
 from export.data import load_cifar10, load_sst2
+from export.run_folder import is_finished
 from export.train_text_classifier import TextTrainConfig
 
 RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES
@@ -59,7 +60,7 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         FileNotFoundError: the data or the pre-trained weights are not here.
     """
     config = with_changes(recipe_of(run), run.changes)
-    if (run_dir / "result.json").exists():
+    if is_finished(run_dir):
         console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
         return True
     if isinstance(config, TextTrainConfig):

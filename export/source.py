@@ -1,6 +1,5 @@
 """A trained text classifier, wherever it comes from: what conversion needs to know of it."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.run_folder import read_result
 from export.train_text_classifier import load_run_model
 from export.transformer import PackedTextClassifier
 from service.tasks.text_classification import TextClassification
@@ -65,10 +65,8 @@ def source_of_run(run_dir: Path) -> TextClassifierSource:
     Raises:
         FileNotFoundError: the run is not finished, or there is none.
     """
-    if not (run_dir / "result.json").is_file():
-        raise FileNotFoundError(f"{run_dir} holds no finished run: train first (python -m export train sentiment)")
-    result = json.loads((run_dir / "result.json").read_text())
-    network = json.loads((run_dir / "model.json").read_text())["network"]
+    result = read_result(run_dir)
+    network = result["network"]
     if network != "transformer":
         raise ValueError(f"{run_dir} holds a {network}: only the Transformer has a form for serving")
     model = load_run_model(run_dir)

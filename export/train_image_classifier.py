@@ -6,7 +6,6 @@ A run folder holds what `export.train_text_classifier` says, but for the tokeniz
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,17 +18,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from export.data import ImageClassificationData, LabelledImages
 from export.evaluate import classification_quality
 from export.image_networks import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
-from export.provenance import commit_of_this_tree, hardware, this_command
-from export.trainer import CHECKPOINT, WEIGHTS, StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from export.provenance import commit_of_this_tree
+from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
+from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 
-NETWORKS: dict[type, tuple[str, type[nn.Module]]] = {
+NETWORKS: Networks = {
     VitConfig: ("vit", VisionTransformer),
     ResNetConfig: ("resnet9", ResNet9),
 }
@@ -107,12 +106,8 @@ def train_image_classifier(
         ValueError: `run_dir` holds a run with another configuration.
         FileNotFoundError: the teacher's run is not finished.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if (run_dir / "result.json").exists():
-        console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
+    if not begin_run(run_dir, config.model, NETWORKS):
         return True
-    shape = {"network": NETWORKS[type(config.model)][0], **dataclasses.asdict(config.model)}
-    (run_dir / "model.json").write_text(json.dumps(shape, indent=2) + "\n")
     device = this_device()
     torch.manual_seed(config.seed)
     model, average = build_network(config.model), build_network(config.model)
@@ -153,8 +148,7 @@ class ImageProblem:
         Raises:
             FileNotFoundError: the run is not finished.
         """
-        if not (teacher_dir / "result.json").is_file():
-            raise FileNotFoundError(f"the teacher {teacher_dir} is no finished run: train it first")
+        require_finished(teacher_dir)
         self.teacher = load_run_model(teacher_dir).to(self.device)
 
     def batches(self, epoch: int) -> Iterator[ImageBatch]:
@@ -275,40 +269,22 @@ def moved(images: LabelledImages, shift: int = SHIFT_PIXELS) -> LabelledImages:
 
 def finish(trainer: Trainer, problem: ImageProblem, commit: str, console: Console) -> None:
     """Measure the weights that are kept on the test split, and write down what was found and how."""
-    run_dir, device, data = trainer.run_dir, trainer.device, problem.data
-    # Kept in half precision: what is measured, compared and served from here on are these rounded weights.
-    weights = {
-        name: weight.half() if weight.is_floating_point() else weight
-        for name, weight in load_file(run_dir / WEIGHTS).items()
-    }
-    save_file(weights, run_dir / WEIGHTS)
-    model = load_run_model(run_dir).to(device)
-    scores = [entry["score"] for entry in trainer.history]
-    result = {
+    run_dir, data = trainer.run_dir, problem.data
+    halve_weights(run_dir)
+    model = load_run_model(run_dir).to(trainer.device)
+    measured = {
         "task": "image-classification",
         "network": NETWORKS[type(model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,
-        "num_parameters": sum(weight.numel() for weight in model.parameters()),
         "multiply_accumulates": multiply_accumulates(load_run_model(run_dir), data.train.pixels_NCHW.shape[2]),
         "quality": problem.quality(model, data.test),
         "quality_jpeg": problem.quality(model, jpeg_compressed(data.test)) | {"jpeg_quality": JPEG_QUALITY},
         "quality_moved": problem.quality(model, moved(data.test)) | {"shift_pixels": SHIFT_PIXELS},
-        "best_epoch": int(np.argmax(scores)) + 1,
-        "training_s": round(trainer.training_s, 1),
         "bf16": problem.autocast_bf16,
-        "command": this_command(),
-        "commit": commit,
-        "hardware": hardware(device),
-        "torch": str(torch.__version__),
-        "config": dataclasses.asdict(problem.config),
-        "history": trainer.history,
     }
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    (run_dir / CHECKPOINT).unlink()
-    figures = {name: round(result[name]["accuracy"], 4) for name in ("quality", "quality_jpeg", "quality_moved")}
-    console.print(f"accuracy on the test split: {figures}; trained in {trainer.training_s:.0f} s")
+    end_run(trainer, commit=commit, measured=measured, console=console)
 
 
 def build_network(config: VitConfig | ResNetConfig) -> nn.Module:
@@ -317,13 +293,5 @@ def build_network(config: VitConfig | ResNetConfig) -> nn.Module:
 
 
 def load_run_model(run_dir: Path) -> Any:
-    """The trained network of a run folder, in float32, ready to predict; its shape is its `config`."""
-    shape = json.loads((run_dir / "model.json").read_text())
-    network = shape.pop("network")
-    kind = next(kind for kind, (name, _) in NETWORKS.items() if name == network)
-    model = build_network(kind(**shape))
-    weights = load_file(run_dir / WEIGHTS)
-    model.load_state_dict(
-        {name: weight.float() if weight.is_floating_point() else weight for name, weight in weights.items()}
-    )
-    return model.eval()
+    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    return read_network(run_dir, NETWORKS).to(memory_format=torch.channels_last)

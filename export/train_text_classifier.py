@@ -8,7 +8,6 @@ was stopped goes on from its checkpoint when the same command is given again, to
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,14 +26,15 @@ from export import pretrained
 from export.baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
-from export.provenance import commit_of_this_tree, hardware, this_command
+from export.provenance import commit_of_this_tree
+from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
 from export.tokenizer import train_tokenizer
-from export.trainer import CHECKPOINT, WEIGHTS, StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 from export.transformer import EncoderConfig, TextClassifier
 
 PAD_ID = 0
 NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
-NETWORKS: dict[type, tuple[str, type[nn.Module]]] = {
+NETWORKS: Networks = {
     EncoderConfig: ("transformer", TextClassifier),
     BiLstmConfig: ("bilstm", BiLstmClassifier),
     KimCnnConfig: ("kim-cnn", KimCnnClassifier),
@@ -128,15 +127,11 @@ def train_text_classifier(
     Raises:
         ValueError: `run_dir` holds a run with another configuration.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if (run_dir / "result.json").exists():
-        console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
-        return True
     data = dataclasses.replace(data, train=share_of(data.train, config.train_share, config.seed))
     start = starting_point(data, config)
+    if not begin_run(run_dir, start.config, NETWORKS):
+        return True
     start.tokenizer.save(str(run_dir / "tokenizer.json"))
-    shape = {"network": NETWORKS[type(start.config)][0], **dataclasses.asdict(start.config)}
-    (run_dir / "model.json").write_text(json.dumps(shape, indent=2) + "\n")
     device = this_device()
     torch.manual_seed(config.seed)
     model = build_network(start.config)
@@ -225,8 +220,7 @@ class TextProblem:
         Raises:
             FileNotFoundError: the run is not finished.
         """
-        if not (teacher_dir / "result.json").is_file():
-            raise FileNotFoundError(f"the teacher {teacher_dir} is no finished run: train it first")
+        require_finished(teacher_dir)
         teacher = load_run_model(teacher_dir).to(self.device)
         tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
         ids = encode(tokenizer, self.data.train, teacher.config.max_tokens)
@@ -262,37 +256,21 @@ class TextProblem:
 
 def finish(trainer: Trainer, problem: TextProblem, commit: str, console: Console) -> None:
     """Measure the weights that are kept, and write down what was found and how."""
-    run_dir, device, data = trainer.run_dir, trainer.device, problem.data
-    # Kept in half precision: what is measured, compared and served from here on are these rounded weights.
-    weights = {name: weight.half() for name, weight in load_file(run_dir / WEIGHTS).items()}
-    save_file(weights, run_dir / WEIGHTS)
-    model = load_run_model(run_dir).to(device)
-    logits_BC = predict(model, problem.validation_ids, device)
-    quality = classification_quality(logits_BC, np.array(data.validation.labels))
-    scores = [entry["score"] for entry in trainer.history]
-    result = {
+    run_dir, data = trainer.run_dir, problem.data
+    halve_weights(run_dir)
+    model = load_run_model(run_dir).to(trainer.device)
+    logits_BC = predict(model, problem.validation_ids, trainer.device)
+    measured = {
         "task": "text-classification",
         "network": NETWORKS[type(model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,
-        "num_parameters": sum(weight.numel() for weight in model.parameters()),
-        "quality": quality.as_dict(),
-        "best_epoch": int(np.argmax(scores)) + 1,
-        "training_s": round(trainer.training_s, 1),
+        "quality": classification_quality(logits_BC, np.array(data.validation.labels)).as_dict(),
         "bf16": problem.autocast_bf16,
-        "command": this_command(),
-        "commit": commit,
-        "hardware": hardware(device),
-        "torch": str(torch.__version__),
-        "config": dataclasses.asdict(problem.config),
-        "history": trainer.history,
     }
     plot_curves(trainer.history, run_dir / "curves.png")
-    (run_dir / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    (run_dir / CHECKPOINT).unlink()
-    console.print_json(json.dumps(result["quality"]))
-    console.print(f"trained in {trainer.training_s:.0f} s; {run_dir}/result.json has the whole record")
+    end_run(trainer, commit=commit, measured=measured, console=console)
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:
@@ -361,13 +339,8 @@ def build_network(config: NetworkConfig) -> nn.Module:
 
 
 def load_run_model(run_dir: Path) -> Any:
-    """The trained network of a run folder, in float32, ready to predict; its shape is its `config`."""
-    shape = json.loads((run_dir / "model.json").read_text())
-    network = shape.pop("network")
-    kind = next(kind for kind, (name, _) in NETWORKS.items() if name == network)
-    model = build_network(kind(**shape))
-    model.load_state_dict({name: weight.float() for name, weight in load_file(run_dir / "model.safetensors").items()})
-    return model.eval()
+    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    return read_network(run_dir, NETWORKS)
 
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from export.run_queue import RECIPES, Run, read_queue, with_changes
+from export.run_queue import RECIPES, Run, read_queue, with_changes, work_off
 from export.train_text_classifier import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[2] / "export" / "queue.toml"
@@ -43,3 +44,17 @@ def test_the_recipe_is_changed_by_name() -> None:
     for wrong in ("epoch=3", "model.width=3", "epochs", "epochs=many", "model.embedding_norm=no"):
         with pytest.raises(ValueError, match=r"--set|invalid literal"):
             with_changes(TextTrainConfig(), [wrong])
+
+
+def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished folders are left alone without reading any data; with no time left, nothing is begun."""
+    runs = [Run("first", "sentiment", []), Run("second", "sentiment", [])]
+    (tmp_path / "first").symlink_to(toy_run)
+    work_off(runs, tmp_path, Console(width=200), time_budget_s=0.0)
+    assert "2 runs are unfinished" in capsys.readouterr().out
+    (tmp_path / "second").symlink_to(toy_run)
+    work_off(runs, tmp_path, Console(width=200), time_budget_s=60.0)
+    assert "all 2 runs are finished" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]

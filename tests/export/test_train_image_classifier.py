@@ -89,7 +89,7 @@ def test_the_convolutional_network_teaches(toy_run: Path, tmp_path: Path, quiet:
     config = toy_config(model=ResNetConfig(num_labels=3, width=8), cutout=4, mix=0.5, teacher="teacher")
     assert train_image_classifier(toy_data(), config, tmp_path / "student", quiet)
     assert json.loads((tmp_path / "student" / "result.json").read_text())["quality"]["accuracy"] > 0.8
-    with pytest.raises(FileNotFoundError, match="teacher"):
+    with pytest.raises(FileNotFoundError, match="train it first"):
         train_image_classifier(toy_data(), toy_config(teacher="nobody"), tmp_path / "other", quiet)
 
 
