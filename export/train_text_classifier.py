@@ -94,7 +94,7 @@ RECIPES = {
     "sentiment-kim-cnn": TextTrainConfig(model=KimCnnConfig(vocab_size=8000, num_labels=2)),
     "sentiment-distilled": TextTrainConfig(
         teacher="sentiment-minilm",
-        epochs=20,
+        epochs=14,
         patience=8,
         learning_rate=1e-3,
         token_dropout=0.2,
