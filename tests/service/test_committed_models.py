@@ -1,0 +1,38 @@
+"""The models in the repository, as a fresh clone serves them."""
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.conftest import ROOT, Server, running_server
+
+EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.tsv").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def fresh() -> Iterator[Server]:
+    """A server on the repository's own store."""
+    with running_server(ROOT / "model_store") as server:
+        yield server
+
+
+def test_every_committed_model_is_ready(fresh: Server) -> None:
+    """Checksums, golden replay, tokenizer: none is left out."""
+    answer = httpx.get(f"{fresh.http}/readyz")
+    assert (answer.status_code, answer.json()["not_served"]) == (200, {})
+
+
+def test_everyday_sentences_are_mostly_understood(fresh: Server) -> None:
+    """Trained on lower-cased treebank text, asked in everyday spelling: far above chance."""
+    texts = [text for _, text in EVERYDAY]
+    answers = httpx.post(f"{fresh.http}/models/sentiment", json={"inputs": texts}, timeout=60).json()
+    right = sum(answer[0]["label"] == label for answer, (label, _) in zip(answers, EVERYDAY, strict=True))
+    assert right / len(EVERYDAY) > 0.7
+
+
+def test_the_everyday_sentences_are_even_and_unlike_each_other() -> None:
+    """As many good as bad ones, none twice."""
+    labels = [label for label, _ in EVERYDAY]
+    assert labels.count("POSITIVE") == labels.count("NEGATIVE") >= 100
+    assert len({text for _, text in EVERYDAY}) == len(EVERYDAY)
