@@ -53,8 +53,11 @@ class TextTrainConfig(TrainerConfig):
     # tokenizer then take the place of those given here; or its shape and tokenizer alone, with random weights.
     start_from: Literal["scratch", "minilm", "minilm-shape"] = "scratch"
     # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
-    # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3).
+    # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3). It
+    # judges the very texts that the student sees, so these may be changed as no label would bear: words are left out
+    # (`token_dropout` then counts words), and a share of the texts gets another one behind it.
     teacher: str = ""
+    join_share: float = 0.0
     vocab_size: int = 8000
     model: NetworkConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(
@@ -97,7 +100,8 @@ RECIPES = {
         epochs=14,
         patience=8,
         learning_rate=1e-3,
-        token_dropout=0.2,
+        token_dropout=0.15,
+        join_share=0.4,
         model=EncoderConfig(
             vocab_size=8000,
             num_labels=2,
@@ -191,13 +195,20 @@ def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
     return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
 
 
+class Teacher(NamedTuple):
+    """A finished run, ready to judge."""
+
+    model: Any
+    tokenizer: Tokenizer
+
+
 class TextBatch(NamedTuple):
     """One step's texts."""
 
     ids_BT: Tensor
     mask_BT: Tensor
     labels_B: Tensor
-    taught_BC: Tensor | None  # the teacher's logits
+    judged_ids: list[NDArray[np.int64]] | None  # the same texts in the teacher's tokens
 
 
 class TextProblem:
@@ -211,40 +222,57 @@ class TextProblem:
         self.train_ids = encode(start.tokenizer, data.train, start.config.max_tokens)
         self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
-        self.teacher_logits_NC: Tensor | None = None
+        self.tokenizer, self.max_tokens = start.tokenizer, start.config.max_tokens
+        self.teacher: Teacher | None = None
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
 
     def learn_from(self, teacher_dir: Path) -> None:
-        """Take a finished run's logits of the training texts as targets.
+        """Take a finished run's logits as targets.
 
         Raises:
             FileNotFoundError: the run is not finished.
         """
         require_finished(teacher_dir)
-        teacher = load_run_model(teacher_dir).to(self.device)
         tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
-        ids = encode(tokenizer, self.data.train, teacher.config.max_tokens)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
-            self.teacher_logits_NC = torch.from_numpy(predict(teacher, ids, self.device)).to(self.device)
+        self.teacher = Teacher(load_run_model(teacher_dir).to(self.device), tokenizer)
 
     def batches(self, epoch: int) -> Iterator[TextBatch]:
         """Texts of similar length together, some of their tokens left out."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        texts = [drop_tokens(ids, self.config.token_dropout, rng) for ids in self.train_ids]
+        if self.teacher is None:
+            texts = [drop_tokens(ids, self.config.token_dropout, rng) for ids in self.train_ids]
+            judged = None
+        else:
+            changed = LabelledTexts(self._changed_texts(rng), self.data.train.labels)
+            texts = encode(self.tokenizer, changed, self.max_tokens)
+            judged = encode(self.teacher.tokenizer, changed, self.teacher.model.config.max_tokens)
         for members in batches_of_similar_length(texts, self.config.batch_size, rng):
             labels_B = torch.tensor([self.data.train.labels[member] for member in members], device=self.device)
             ids_BT, mask_BT = pad([texts[member] for member in members], self.device)
-            taught_BC = None if self.teacher_logits_NC is None else self.teacher_logits_NC[torch.from_numpy(members)]
-            yield TextBatch(ids_BT, mask_BT, labels_B, taught_BC)
+            judged_ids = [judged[member] for member in members] if judged else None
+            yield TextBatch(ids_BT, mask_BT, labels_B, judged_ids)
+
+    def _changed_texts(self, rng: np.random.Generator) -> list[str]:
+        """The training texts of one epoch of a student: words left out, some texts joined to another."""
+        texts = []
+        for text in self.data.train.texts:
+            if rng.random() < self.config.join_share:
+                text = f"{text} {self.data.train.texts[rng.integers(len(self.data.train))]}"  # noqa: PLW2901
+            words = text.split()
+            kept = [word for word in words if rng.random() >= self.config.token_dropout]
+            texts.append(" ".join(kept or words))
+        return texts
 
     def step(self, model: nn.Module, batch: TextBatch) -> StepOutcome:
         """Cross entropy with the labels, or the squared distance to the teacher's logits."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
             logits_BC = model(batch.ids_BT, batch.mask_BT).float()
-        if batch.taught_BC is None:
+        if self.teacher is None or batch.judged_ids is None:
             loss = self.loss_of(logits_BC, batch.labels_B)
         else:
-            loss = functional.mse_loss(logits_BC, batch.taught_BC)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16), torch.no_grad():
+                taught_BC = self.teacher.model(*pad(batch.judged_ids, self.device)).float()
+            loss = functional.mse_loss(logits_BC, taught_BC)
         return StepOutcome(loss, int((logits_BC.argmax(-1) == batch.labels_B).sum()), len(batch.labels_B))
 
     def validate(self, model: nn.Module) -> dict[str, float]:

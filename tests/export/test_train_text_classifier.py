@@ -65,7 +65,9 @@ def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path,
     wrong = LabelledTexts(data.train.texts, [1 - label for label in data.train.labels])
     (tmp_path / "teacher").symlink_to(toy_run)
     student = tmp_path / "student"
-    assert train_text_classifier(replace(data, train=wrong), toy_config(teacher="teacher"), student, quiet)
+    assert train_text_classifier(
+        replace(data, train=wrong), toy_config(teacher="teacher", token_dropout=0.1, join_share=0.3), student, quiet
+    )
     assert json.loads((student / "result.json").read_text())["quality"]["accuracy"] > 0.8
     with pytest.raises(FileNotFoundError, match="train it first"):
         train_text_classifier(data, toy_config(teacher="nobody"), tmp_path / "other", quiet)
