@@ -1,5 +1,6 @@
 """NVIDIA's `tritonclient`, unchanged: HTTP, gRPC and their asyncio forms, binary and JSON tensors."""
 
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.conftest import Server
 
 TEXTS = ["A wonderful film.", "An awful, tedious mess."]
 EXPECTED = [b"POSITIVE", b"NEGATIVE"]
+SLOW = [" ".join(TEXTS * 15)] * 64  # some tenths of a second of work
 
 
 def address(server: Server, module: ModuleType) -> str:
@@ -22,10 +24,10 @@ def address(server: Server, module: ModuleType) -> str:
     return server.grpc if "grpc" in module.__name__ else server.http.removeprefix("http://")
 
 
-def text_input(module: ModuleType, **options: Any) -> Any:
-    """Two texts as a BYTES tensor."""
-    tensor = module.InferInput("text", [2], "BYTES")
-    tensor.set_data_from_numpy(np.array([text.encode() for text in TEXTS], dtype=object), **options)
+def text_input(module: ModuleType, texts: Sequence[str] = TEXTS, **options: Any) -> Any:
+    """Texts as a BYTES tensor."""
+    tensor = module.InferInput("text", [len(texts)], "BYTES")
+    tensor.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object), **options)
     return tensor
 
 
@@ -76,7 +78,7 @@ def test_grpc_metadata_and_client_deadline(server: Server) -> None:
         assert [tensor.name for tensor in client.get_model_metadata("sentiment").inputs] == ["text"]
         assert client.get_server_metadata().name == "heed"
         with pytest.raises(InferenceServerException, match="Deadline Exceeded|deadline"):
-            client.infer("sentiment", [text_input(module)], client_timeout=1e-5)
+            client.infer("sentiment", [text_input(module, SLOW)], client_timeout=0.01)
 
 
 @pytest.mark.parametrize("module", [tritonclient.http.aio, tritonclient.grpc.aio])
