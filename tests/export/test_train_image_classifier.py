@@ -76,9 +76,9 @@ def test_a_small_vision_transformer_learns_a_small_task(toy_run: Path) -> None:
 def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
     """Stopped by the clock in the middle of epochs: crops, flips and dropout go on where they were."""
     slices = 1
-    while not train_image_classifier(toy_data(), toy_config(), tmp_path / "run", quiet, time_budget_s=0.15):
+    while not train_image_classifier(toy_data(), toy_config(), tmp_path / "run", quiet, time_budget_s=0.03):
         slices += 1
-    assert slices > 2
+    assert slices > 1
     unbroken, sliced = load_file(toy_run / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
     assert all((unbroken[name] == sliced[name]).all() for name in unbroken)
 

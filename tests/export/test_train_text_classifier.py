@@ -51,10 +51,10 @@ def test_a_stopped_run_goes_on_to_the_same_result(toy_run: Path, tmp_path: Path,
 def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
     """Stopped by the clock in the middle of epochs, again and again: dropout and batches go on where they were."""
     run_dir, slices = tmp_path / "sliced", 1
-    while not train_text_classifier(toy_data(), toy_config(), run_dir, quiet, time_budget_s=0.15):
+    while not train_text_classifier(toy_data(), toy_config(), run_dir, quiet, time_budget_s=0.03):
         assert not (run_dir / "result.json").exists()
         slices += 1
-    assert slices > 3
+    assert slices > 1
     unbroken, sliced = load_file(toy_run / "model.safetensors"), load_file(run_dir / "model.safetensors")
     assert all((unbroken[name] == sliced[name]).all() for name in unbroken)
 
