@@ -65,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="change the recipe: a field of TextTrainConfig, or model.<field> of EncoderConfig",
+        help="change the recipe: a field of its configuration, or model.<field> of its network's",
     )
     add_time_budget(one)
 

@@ -63,19 +63,21 @@ class VisionTransformer(nn.Module):
         x_BTD = self.dropout(self.tokens(pixels_BCHW).flatten(2).transpose(1, 2) + self.positions_TD)
         for number, layer in enumerate(self.layers):
             share = self.config.drop_path * number / max(1, len(self.layers) - 1)
-            x_BTD = self._maybe_skip(x_BTD, layer(x_BTD), share)
+            after_BTD = layer(x_BTD)
+            x_BTD = drop_path(x_BTD, after_BTD, share) if self.training else after_BTD
         x_BTD = self.final_norm(x_BTD)
         if self.pool is None:
             return self.head(x_BTD.mean(dim=1))
         weights_BT1 = torch.softmax(self.pool(x_BTD), dim=1)
         return self.head((weights_BT1 * x_BTD).sum(dim=1))
 
-    def _maybe_skip(self, before_BTD: Tensor, after_BTD: Tensor, share: float) -> Tensor:
-        """In training, leave the layer out for a share of the images."""
-        if not self.training or share == 0.0:
-            return after_BTD
-        kept_B11 = (torch.rand(len(before_BTD), 1, 1, device=before_BTD.device) >= share) / (1 - share)
-        return before_BTD + kept_B11 * (after_BTD - before_BTD)
+
+def drop_path(before_BTD: Tensor, after_BTD: Tensor, share: float) -> Tensor:
+    """Leave a layer out for a share of the images, and make up for it with the others (arXiv 1603.09382)."""
+    if share == 0.0:
+        return after_BTD
+    kept_B11 = (torch.rand(len(before_BTD), 1, 1, device=before_BTD.device) >= share) / (1 - share)
+    return before_BTD + kept_B11 * (after_BTD - before_BTD)
 
 
 def _patches(config: VitConfig) -> nn.Module:

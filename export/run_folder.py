@@ -72,7 +72,7 @@ def halve_weights(run_dir: Path) -> None:
     save_file({name: w.half() if w.is_floating_point() else w for name, w in weights.items()}, run_dir / WEIGHTS)
 
 
-def end_run(trainer: Trainer, *, commit: str, measured: dict[str, Any], console: Console) -> dict[str, Any]:
+def end_run(trainer: Trainer, *, commit: str, measured: dict[str, Any], console: Console) -> None:
     """Write the record of a finished run, and remove its checkpoint.
 
     Args:
@@ -97,4 +97,3 @@ def end_run(trainer: Trainer, *, commit: str, measured: dict[str, Any], console:
     (trainer.run_dir / CHECKPOINT).unlink()
     console.print_json(json.dumps({name: value for name, value in measured.items() if name.startswith("quality")}))
     console.print(f"trained in {trainer.training_s:.0f} s; {trainer.run_dir / RESULT} has the whole record")
-    return result

@@ -4,7 +4,7 @@ import dataclasses
 import time
 import tomllib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 
@@ -97,11 +97,20 @@ def with_changes(config: Any, changes: list[str]) -> Any:
         known = [field.name for field in dataclasses.fields(config) if field.name != "model"]
         if name not in known:
             raise ValueError(f"--set: {name!r} is not one of {', '.join(known)}")
-        config = dataclasses.replace(config, **{name: _parsed(text, type(getattr(config, name)))})
+        config = dataclasses.replace(config, **{name: _parsed(text, getattr(config, name), _choices(config, name))})
     return config
 
 
-def _parsed(text: str, kind: type) -> Any:
+def _choices(config: Any, name: str) -> tuple[str, ...]:
+    """The values that a field may have, where its type lists them."""
+    hint = get_type_hints(type(config))[name]
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _parsed(text: str, old: Any, choices: tuple[str, ...]) -> Any:
+    if choices and text not in choices:
+        raise ValueError(f"--set: {text!r} is not one of {', '.join(choices)}")
+    kind = type(old)
     if kind is bool:
         if text not in ("true", "false"):
             raise ValueError(f"--set: {text!r} is neither true nor false")

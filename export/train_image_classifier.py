@@ -141,6 +141,8 @@ class ImageProblem:
         self.train_labels = torch.from_numpy(data.train.labels_N).to(device)
         self.teacher: nn.Module | None = None
         self.steps_per_epoch = len(data.train) // config.batch_size
+        if not self.steps_per_epoch:
+            raise ValueError(f"batch_size {config.batch_size} is more than the {len(data.train)} training images")
 
     def learn_from(self, teacher_dir: Path) -> None:
         """Let a finished run judge every augmented image too.

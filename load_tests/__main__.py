@@ -68,20 +68,8 @@ def run_locust(model: str, http: str, grpc: str, users: int, seconds: int, base:
         RuntimeError: it did not report.
     """
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-    command += [
-        "--model",
-        model,
-        "--host",
-        http,
-        "--grpc-host",
-        grpc,
-        "-u",
-        str(users),
-        "-r",
-        str(users),
-        "-t",
-        f"{seconds}s",
-    ]
+    command += ["--model", model, "--host", http, "--grpc-host", grpc]
+    command += ["-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
     command += ["--csv", str(base), "--csv-full-history", "--report", f"{base}.json", "--exit-code-on-error", "0"]
     subprocess.run(command, check=False, cwd=HERE.parent)
     if not Path(f"{base}.json").exists():

@@ -48,7 +48,8 @@ SKIPPED_PADDING_COST = 0.2
 BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4
-# Calls on the spot that take about what was expected teach nothing: correcting the costs would take as long as they do.
+# A call on the spot corrects the costs only when it is off by more than this share: the correction takes as long as
+# some of these calls do.
 TOLERATED_ERROR = 0.3
 
 

@@ -41,7 +41,15 @@ def test_the_recipe_is_changed_by_name() -> None:
     changed = with_changes(TextTrainConfig(), changes)
     assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
     assert changed.model.embedding_norm is True
-    for wrong in ("epoch=3", "model.width=3", "epochs", "epochs=many", "model.embedding_norm=no"):
+    for wrong in (
+        "epoch=3",
+        "model.width=3",
+        "epochs",
+        "epochs=many",
+        "model.embedding_norm=no",
+        "start_from=bert",
+        "model.pooling=sum",
+    ):
         with pytest.raises(ValueError, match=r"--set|invalid literal"):
             with_changes(TextTrainConfig(), [wrong])
 
