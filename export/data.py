@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 SST2_HUB_ID = "stanfordnlp/sst2"
 CIFAR10_HUB_ID = "uoft-cs/cifar10"
+MULTI30K_HUB_ID = "bentrevett/multi30k"
 NUM_VALIDATION_IMAGES = 5_000  # kept back from CIFAR-10's training split, which has no validation split of its own
 
 
@@ -33,6 +34,32 @@ class TextClassificationData:
     label_names: list[str]
     train: LabelledTexts
     validation: LabelledTexts
+
+
+@dataclass(frozen=True)
+class ParallelTexts:
+    """One split: sentences and their translations."""
+
+    source: list[str]
+    target: list[str]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __add__(self, other: "ParallelTexts") -> "ParallelTexts":
+        return ParallelTexts(self.source + other.source, self.target + other.target)
+
+
+@dataclass(frozen=True)
+class TranslationData:
+    """A data set for translation; `test` has a split for each of its sources, by name."""
+
+    name: str
+    source_language: str
+    target_language: str
+    train: ParallelTexts
+    validation: ParallelTexts
+    test: dict[str, ParallelTexts]
 
 
 def source_of(hub_id: str, folder: str) -> str:
@@ -112,3 +139,35 @@ def load_cifar10() -> ImageClassificationData:
     )
     names = list(splits["train"].features["label"].names)
     return ImageClassificationData("CIFAR-10", names, train, validation, read(splits["test"]))
+
+
+def load_multi30k() -> TranslationData:
+    """Multi30k, English to German, raw text (Elliott et al. 2016): 29,000 captions to train on; `test` is test2016."""
+    splits = datasets.load_dataset(source_of(MULTI30K_HUB_ID, "multi30k"))
+    train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
+    return TranslationData("Multi30k", "en", "de", train, validation, {"Multi30k": test})
+
+
+def load_multi30k_and_tatoeba() -> TranslationData:
+    """Multi30k and the sentence pairs of Tatoeba together.
+
+    Raises:
+        FileNotFoundError: HEED_DATASETS is not set: these splits of Tatoeba are on no hub.
+    """
+    if not os.environ.get("HEED_DATASETS"):
+        raise FileNotFoundError("set HEED_DATASETS to the folder with tatoeba-en-de: its splits are on no hub")
+    captions = load_multi30k()
+    splits = datasets.load_dataset(source_of("", "tatoeba-en-de"))
+    train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
+    return TranslationData(
+        "Tatoeba and Multi30k",
+        "en",
+        "de",
+        train + captions.train,
+        validation + captions.validation,
+        captions.test | {"Tatoeba": test},
+    )
+
+
+def _pairs(split: Any) -> ParallelTexts:
+    return ParallelTexts([text.strip() for text in split["en"]], [text.strip() for text in split["de"]])

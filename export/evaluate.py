@@ -1,9 +1,12 @@
-"""What a classifier's predictions are worth: accuracy, F1, confusion matrix, calibration error."""
+"""What predictions are worth: accuracy, F1, confusion matrix and calibration of a classifier; BLEU of a translation."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import sacrebleu
 from numpy.typing import NDArray
+from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
 
@@ -61,3 +64,50 @@ def expected_calibration_error(
         for number in np.unique(bin_B)
     ]
     return float(sum(gaps))
+
+
+@dataclass(frozen=True)
+class TranslationQuality:
+    """Measured on `num_examples` sentences with one reference each, by sacreBLEU (Post 2018, arXiv 1804.08771).
+
+    `bleu` and `chrf` are of the text as it is served: cased and detokenised. `bleu_lower_tokenised` is what papers on
+    Multi30k report, on text that Moses has put in lower case and tokenised. The two must never be compared.
+    """
+
+    num_examples: int
+    bleu: float
+    bleu_signature: str
+    chrf: float
+    chrf_signature: str
+    bleu_lower_tokenised: float
+    bleu_lower_tokenised_signature: str
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON."""
+        return asdict(self)
+
+
+def translation_quality(
+    translations: Sequence[str], references: Sequence[str], language: str = "de"
+) -> TranslationQuality:
+    """Judge translations into `language` against one reference each."""
+    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    tokenised = sacrebleu.BLEU(tokenize="none", lowercase=True, force=True)
+    cased = bleu.corpus_score(translations, [references])
+    characters = chrf.corpus_score(translations, [references])
+    lower = tokenised.corpus_score(lower_tokenised(translations, language), [lower_tokenised(references, language)])
+    return TranslationQuality(
+        num_examples=len(references),
+        bleu=cased.score,
+        bleu_signature=str(bleu.get_signature()),
+        chrf=characters.score,
+        chrf_signature=str(chrf.get_signature()),
+        bleu_lower_tokenised=lower.score,
+        bleu_lower_tokenised_signature=f"Moses tokenizer ({language}), {tokenised.get_signature()}",
+    )
+
+
+def lower_tokenised(texts: Sequence[str], language: str) -> list[str]:
+    """As Multi30k's own script makes its tokenised files: lower case, punctuation normalised, Moses tokenizer."""
+    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
+    return [tokenizer.tokenize(normalizer.normalize(text.lower()), return_str=True) for text in texts]

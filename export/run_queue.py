@@ -8,12 +8,13 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from rich.console import Console
 
-from export import train_image_classifier, train_text_classifier
+from export import train_image_classifier, train_text_classifier, train_translation
 from export.data import load_cifar10, load_sst2
 from export.run_folder import is_finished
 from export.train_text_classifier import TextTrainConfig
+from export.train_translation import TranslationTrainConfig
 
-RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES
+RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES | train_translation.RECIPES
 
 
 class Run(NamedTuple):
@@ -65,6 +66,9 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         return True
     if isinstance(config, TextTrainConfig):
         return train_text_classifier.train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s)
+    if isinstance(config, TranslationTrainConfig):
+        data = train_translation.LOADERS[config.data]()
+        return train_translation.train_translation(data, config, run_dir, console, time_budget_s)
     return train_image_classifier.train_image_classifier(load_cifar10(), config, run_dir, console, time_budget_s)
 
 

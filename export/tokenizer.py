@@ -1,4 +1,4 @@
-"""Trains the sub-word tokenizer of a text classifier."""
+"""Trains sub-word tokenizers: of a text classifier, and of a translation model."""
 
 from collections.abc import Iterable
 
@@ -13,7 +13,7 @@ from tokenizers import (
     trainers,
 )
 
-PAD, CLS = "[PAD]", "[CLS]"
+PAD, CLS, BOS, EOS = "[PAD]", "[CLS]", "[BOS]", "[EOS]"
 
 # The Penn Treebank writes "do n't", "it 's", "-lrb-" and "``" where people write "don't", "it's", "(" and a quotation
 # mark. Both spellings become the same tokens, so that a model trained on treebank text serves everyday text.
@@ -51,4 +51,34 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> T
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{CLS} $A", special_tokens=[(CLS, 1)])
+    return tokenizer
+
+
+def train_translation_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False) -> Tokenizer:
+    """Byte-level BPE over both languages together, so that one matrix embeds both and names are copied.
+
+    Case and spelling are kept, for what is decoded is read by people. [PAD], [BOS] and [EOS] are 0, 1 and 2; each text
+    ends with [EOS].
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            *([normalizers.Lowercase()] if lowercase else []),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    # The first word is written with a space before it, like all others, and read without.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, 2)])
     return tokenizer

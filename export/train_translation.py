@@ -1,0 +1,344 @@
+"""Trains a translation network, from a data set to a run folder.
+
+    sentence pairs ──> one tokenizer ──> ids ──> batches of so many tokens ──> `export.trainer` ──> weights, measured
+
+A run folder holds what `export.train_text_classifier` says, and `translations.tsv`: the test sentences, translated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.data import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
+from export.evaluate import translation_quality
+from export.provenance import commit_of_this_tree
+from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network
+from export.tokenizer import train_translation_tokenizer
+from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from export.translation_networks import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    RecurrentTranslationConfig,
+    RecurrentTranslator,
+    TranslationConfig,
+    TranslationTransformer,
+)
+from service.tasks.translation import Hypothesis, Search, SearchOptions, likeliest
+
+NetworkConfig = TranslationConfig | RecurrentTranslationConfig
+NETWORKS: Networks = {
+    TranslationConfig: ("translation-transformer", TranslationTransformer),
+    RecurrentTranslationConfig: ("translation-lstm", RecurrentTranslator),
+}
+BEAMS_OF_PAPERS = 5  # Wu et al. 2021 (arXiv 2105.14462), whom Multi30k is compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationTrainConfig(TrainerConfig):
+    """How a translation network is trained. The defaults are the recipe of the benchmark on Multi30k."""
+
+    data: Literal["multi30k", "multi30k+tatoeba"] = "multi30k"
+    epochs: int = 60
+    patience: int = 10
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    batch_tokens: int = 4096  # of each side, padding included
+    label_smoothing: float = 0.1
+    vocab_size: int = 8000
+    lowercase: bool = False
+    model: NetworkConfig = dataclasses.field(
+        default_factory=lambda: TranslationConfig(
+            vocab_size=8000,
+            d_model=128,
+            num_layers=4,
+            num_decoder_layers=4,
+            num_heads=4,
+            d_ff=256,
+            dropout=0.3,
+            activation="relu",
+        )
+    )
+
+
+# Recipes by the name of the run; `python -m export train <name>`.
+RECIPES = {
+    "multi30k": TranslationTrainConfig(),
+    "multi30k-lstm": TranslationTrainConfig(
+        learning_rate=2e-3, model=RecurrentTranslationConfig(vocab_size=8000, d_model=256, dropout=0.3)
+    ),
+    "translation-en-de": TranslationTrainConfig(
+        data="multi30k+tatoeba",
+        epochs=10,
+        patience=4,
+        learning_rate=1.5e-3,
+        model=TranslationConfig(
+            vocab_size=8000,
+            d_model=256,
+            num_layers=4,
+            num_decoder_layers=2,
+            num_heads=8,
+            d_ff=1024,
+            dropout=0.1,
+            activation="relu",
+        ),
+    ),
+}
+LOADERS = {"multi30k": load_multi30k, "multi30k+tatoeba": load_multi30k_and_tatoeba}
+
+
+def train_translation(
+    data: TranslationData,
+    config: TranslationTrainConfig,
+    run_dir: Path,
+    console: Console,
+    time_budget_s: float = math.inf,
+) -> bool:
+    """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+
+    Returns:
+        whether the run is finished.
+
+    Raises:
+        ValueError: `run_dir` holds a run with another configuration.
+    """
+    tokenizer = train_translation_tokenizer(data.train.source + data.train.target, config.vocab_size, config.lowercase)
+    # A small data set gives fewer pieces than were asked for.
+    shape = dataclasses.replace(config.model, vocab_size=tokenizer.get_vocab_size())
+    if not begin_run(run_dir, shape, NETWORKS):
+        return True
+    tokenizer.save(str(run_dir / "tokenizer.json"))
+    device = this_device()
+    torch.manual_seed(config.seed)
+    problem = TranslationProblem(data, config, tokenizer, shape.max_tokens, device)
+    trainer = Trainer(problem, build_network(shape), build_network(shape), config, run_dir, device)
+    commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
+    trainer.resume(console)
+    if not trainer.fit(console, time_budget_s):
+        return False
+    finish(trainer, problem, commit, console)
+    return True
+
+
+class Pair(NamedTuple):
+    """A sentence and its translation, as ids that end with [EOS]."""
+
+    source: list[int]
+    target: list[int]
+
+
+class TranslationBatch(NamedTuple):
+    """One step's sentences; `labels_N` are the tokens to be predicted, of all sentences one after another."""
+
+    source_ids: Tensor
+    source_mask: Tensor
+    target_ids: Tensor
+    target_mask: Tensor
+    labels_N: Tensor
+
+
+class TranslationProblem:
+    """Sentences to sentences, for `export.trainer`."""
+
+    def __init__(
+        self,
+        data: TranslationData,
+        config: TranslationTrainConfig,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.data, self.config, self.tokenizer, self.device = data, config, tokenizer, device
+        self.autocast_bf16 = bf16_is_fast(device)
+        self.train_pairs = encode(tokenizer, data.train, max_tokens)
+        self.validation_pairs = encode(tokenizer, data.validation, max_tokens)
+        if not self.train_pairs or not self.validation_pairs:
+            raise ValueError(f"no sentence pair of {data.name} has at most {max_tokens} tokens")
+        self.steps_per_epoch = len(batches_of_tokens(self.train_pairs, config.batch_tokens, np.random.default_rng()))
+
+    def batches(self, epoch: int) -> Iterator[TranslationBatch]:
+        """Sentences of similar length together."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        batches = batches_of_tokens(self.train_pairs, self.config.batch_tokens, rng)
+        for number in rng.permutation(len(batches)):
+            yield collate([self.train_pairs[member] for member in batches[number]], self.device)
+
+    def step(self, model: nn.Module, batch: TranslationBatch) -> StepOutcome:
+        """Cross entropy of the next token, each counted alike."""
+        logits_NV = self._logits(model, batch)
+        loss = functional.cross_entropy(logits_NV, batch.labels_N, label_smoothing=self.config.label_smoothing)
+        with torch.no_grad():
+            correct = int((logits_NV.argmax(1) == batch.labels_N).sum())
+        return StepOutcome(loss, correct, len(batch.labels_N))
+
+    def _logits(self, model: nn.Module, batch: TranslationBatch) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
+            return model(*batch[:4]).float()
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """The share of tokens that are predicted when all before them are given, which is the score, and the loss."""
+        model.eval()
+        correct, loss_sum, count = 0, 0.0, 0
+        for members in batches_of_tokens(self.validation_pairs, self.config.batch_tokens, np.random.default_rng(0)):
+            batch = collate([self.validation_pairs[member] for member in members], self.device)
+            logits_NV = self._logits(model, batch)
+            correct += int((logits_NV.argmax(1) == batch.labels_N).sum())
+            loss_sum += float(functional.cross_entropy(logits_NV, batch.labels_N, reduction="sum"))
+            count += len(batch.labels_N)
+        return {"score": correct / count, "loss": loss_sum / count}
+
+
+def encode(tokenizer: Tokenizer, texts: ParallelTexts, max_tokens: int) -> list[Pair]:
+    """The ids of each pair; pairs beyond the limit are left out."""
+    sides = (tokenizer.encode_batch(side) for side in (texts.source, texts.target))
+    pairs = [Pair(source.ids, target.ids) for source, target in zip(*sides, strict=True)]
+    return [pair for pair in pairs if max(len(pair.source), len(pair.target)) <= max_tokens]
+
+
+def batches_of_tokens(pairs: list[Pair], batch_tokens: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Batches of at most `batch_tokens` a side, padding included; members of the same lengths are drawn anew.
+
+    All pairs are put in order of length, so that every epoch has as many batches, of the same sizes.
+    """
+    source_N = np.array([len(pair.source) for pair in pairs])
+    target_N = np.array([len(pair.target) for pair in pairs])
+    order = np.lexsort((rng.random(len(pairs)), source_N, target_N))
+    batches, first, longest = [], 0, 0
+    for place, member in enumerate(order):
+        longer = max(longest, source_N[member], target_N[member])
+        if place > first and longer * (place - first + 1) > batch_tokens:
+            batches.append(order[first:place])
+            first, longer = place, max(source_N[member], target_N[member])
+        longest = longer
+    return [*batches, order[first:]]
+
+
+def collate(pairs: list[Pair], device: torch.device) -> TranslationBatch:
+    """Pairs as one batch; the decoder is fed the target shifted by one, beginning with [BOS]."""
+    source_ids, source_mask = pad([pair.source for pair in pairs], device)
+    target_ids, target_mask = pad([[BOS_ID, *pair.target[:-1]] for pair in pairs], device)
+    labels_N = torch.tensor([token for pair in pairs for token in pair.target], device=device)
+    return TranslationBatch(source_ids, source_mask, target_ids, target_mask, labels_N)
+
+
+def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids [B, T], filled with [PAD] to the longest, and the mask of the real tokens [B, T]; int64."""
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows], device=device)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids_BT, mask_BT
+
+
+@torch.inference_mode()
+def translate(
+    model: Any, sources: list[list[int]], options: list[SearchOptions], device: torch.device, batch_size: int = 64
+) -> list[Hypothesis]:
+    """Translate ids that end with [EOS]; each sentence with its own options, all with as many beams.
+
+    What the service does with ONNX Runtime, done by PyTorch in float32: the reference that it is compared with.
+    """
+    model.eval()
+    found: dict[int, Hypothesis] = {}
+    order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
+    for first in range(0, len(order), batch_size):
+        members = order[first : first + batch_size]
+        beams = options[members[0]].num_beams
+        searches = {number: Search(options[number], bos_id=BOS_ID, eos_id=EOS_ID) for number in members}
+        rows = [number for number in members for _ in range(beams)]
+        state = model.begin(*pad([sources[number] for number in rows], device))
+        while searches:
+            last = torch.tensor([token for search in searches.values() for token in search.next_ids], device=device)
+            logits_RV, state = model.step(last, state)
+            top, ids = likeliest(logits_RV.float().cpu().numpy(), next(iter(searches.values())).num_candidates)
+            going_on: list[int] = []
+            for place, (number, search) in enumerate(list(searches.items())):
+                rows_of_it = slice(place * beams, (place + 1) * beams)
+                parents = search.advance(top[rows_of_it].tolist(), ids[rows_of_it].tolist())
+                if search.done:
+                    found[number] = searches.pop(number).best()
+                else:
+                    going_on += [place * beams + parent for parent in parents]
+            chosen = torch.tensor(going_on, dtype=torch.int64, device=device)
+            state = {name: tensor.index_select(0, chosen) for name, tensor in state.items()}
+    return [found[number] for number in range(len(sources))]
+
+
+def translate_texts(
+    model: Any,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    device: torch.device,
+    console: Console,
+    *,
+    num_beams: int = BEAMS_OF_PAPERS,
+    length_penalty: float = 1.0,
+) -> list[str]:
+    """Texts to texts, with progress; a text beyond the limit is cut."""
+    sources = [encoding.ids[: model.config.max_tokens] for encoding in tokenizer.encode_batch(texts)]
+    parts = []
+    for first in track(range(0, len(sources), 256), description="translating", console=console, transient=True):
+        part = sources[first : first + 256]
+        options = [
+            SearchOptions(
+                max_new_tokens=min(model.config.max_tokens, 2 * len(source) + 10),
+                num_beams=num_beams,
+                length_penalty=length_penalty,
+            )
+            for source in part
+        ]
+        parts += translate(model, part, options, device)
+    return [tokenizer.decode(hypothesis.ids) for hypothesis in parts]
+
+
+def finish(trainer: Trainer, problem: TranslationProblem, commit: str, console: Console) -> None:
+    """Measure the weights that are kept on the test splits, and write down what was found and how."""
+    run_dir, data = trainer.run_dir, problem.data
+    halve_weights(run_dir)
+    model = load_run_model(run_dir).to(trainer.device)
+    quality, lines = {}, []
+    for name, split in data.test.items():
+        by_search = {
+            "greedy": translate_texts(model, problem.tokenizer, split.source, trainer.device, console, num_beams=1),
+            f"beam {BEAMS_OF_PAPERS}": translate_texts(model, problem.tokenizer, split.source, trainer.device, console),
+        }
+        quality[name] = {
+            search: translation_quality(texts, split.target, data.target_language).as_dict()
+            for search, texts in by_search.items()
+        }
+        best = by_search[f"beam {BEAMS_OF_PAPERS}"]
+        lines += ["\t".join(row) for row in zip(split.source, split.target, best, strict=True)]
+    (run_dir / "translations.tsv").write_text("\n".join(lines) + "\n")
+    measured = {
+        "task": "translation",
+        "network": NETWORKS[type(model.config)][0],
+        "data": data.name,
+        "source_language": data.source_language,
+        "target_language": data.target_language,
+        "num_training_examples": len(data.train),
+        "quality": quality,
+        "bf16": problem.autocast_bf16,
+    }
+    end_run(trainer, commit=commit, measured=measured, console=console)
+
+
+def build_network(config: NetworkConfig) -> nn.Module:
+    """The network of a shape, with random weights."""
+    return NETWORKS[type(config)][1](config)
+
+
+def load_run_model(run_dir: Path) -> Any:
+    """The best network of a run, in float32, ready to translate; its shape is its `config`."""
+    return read_network(run_dir, NETWORKS)
