@@ -294,34 +294,38 @@ class PackedTextClassifier(nn.Module):
             x_ND = x_ND + model.positions_TD.index_select(0, position_N)
         x_ND = model.embedding_norm(x_ND)
         for layer in model.layers:
-            if layer.pre_norm:
-                x_ND = x_ND + self._attend(layer.attention, layer.attention_norm(x_ND), packing, position_N)
-                x_ND = x_ND + layer.feed_forward(layer.feed_forward_norm(x_ND))
-            else:
-                x_ND = layer.attention_norm(x_ND + self._attend(layer.attention, x_ND, packing, position_N))
-                x_ND = layer.feed_forward_norm(x_ND + layer.feed_forward(x_ND))
+            x_ND = packed_layer(layer, x_ND, packing, position_N)
         return model.head(model._pool(packing.put_back(model.final_norm(x_ND)), attention_mask))
 
-    @staticmethod
-    def _attend(
-        attention: MultiHeadAttention,
-        x_ND: Tensor,
-        packing: "Packing",
-        position_N: Tensor,
-    ) -> Tensor:
-        D, H = x_ND.size(1), attention.num_heads
-        query_ND, key_ND, value_ND = attention.qkv(x_ND).chunk(3, dim=-1)
-        if attention.rotary:
-            cos_N1K = attention.cos_TK.index_select(0, position_N).unsqueeze(1)
-            sin_N1K = attention.sin_TK.index_select(0, position_N).unsqueeze(1)
-            query_ND = rotate(query_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
-            key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
-        mixed_BTD = fused_attention(
-            *(packing.put_back(part) for part in (query_ND, key_ND, value_ND)),
-            packing.mask_BT,
-            H,
-        )
-        return attention.out(packing.real_only(mixed_BTD))
+
+def packed_layer(layer: EncoderLayer, x_ND: Tensor, packing: "Packing", position_N: Tensor) -> Tensor:
+    """An encoder layer on the real tokens alone; [N, D] to [N, D]."""
+    if layer.pre_norm:
+        x_ND = x_ND + _packed_attention(layer.attention, layer.attention_norm(x_ND), packing, position_N)
+        return x_ND + layer.feed_forward(layer.feed_forward_norm(x_ND))
+    x_ND = layer.attention_norm(x_ND + _packed_attention(layer.attention, x_ND, packing, position_N))
+    return layer.feed_forward_norm(x_ND + layer.feed_forward(x_ND))
+
+
+def _packed_attention(
+    attention: MultiHeadAttention,
+    x_ND: Tensor,
+    packing: "Packing",
+    position_N: Tensor,
+) -> Tensor:
+    D, H = x_ND.size(1), attention.num_heads
+    query_ND, key_ND, value_ND = attention.qkv(x_ND).chunk(3, dim=-1)
+    if attention.rotary:
+        cos_N1K = attention.cos_TK.index_select(0, position_N).unsqueeze(1)
+        sin_N1K = attention.sin_TK.index_select(0, position_N).unsqueeze(1)
+        query_ND = rotate(query_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
+        key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
+    mixed_BTD = fused_attention(
+        *(packing.put_back(part) for part in (query_ND, key_ND, value_ND)),
+        packing.mask_BT,
+        H,
+    )
+    return attention.out(packing.real_only(mixed_BTD))
 
 
 class Packing:

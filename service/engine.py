@@ -43,16 +43,12 @@ class OnnxEngine:
         Raises:
             EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry.
         """
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait take the CPU from the other instances and from the front.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self._session = onnxruntime.InferenceSession(
+                str(graph), session_options(threads), providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
-            raise EngineError(f"{graph.name}: {_first_line(error)}") from error
+            raise EngineError(f"{graph.name}: {first_line(error)}") from error
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
@@ -66,8 +62,19 @@ class OnnxEngine:
         try:
             outputs = self._session.run(self._output_names, feeds)
         except Exception as error:
-            raise EngineError(_first_line(error)) from error
+            raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def session_options(threads: int) -> Any:
+    """How ONNX Runtime computes here: on `threads` threads, and not a word but errors."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin while they wait take the CPU from the other instances and from the front.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
 
 
 def _spec(node: Any) -> TensorSpec:
@@ -77,7 +84,7 @@ def _spec(node: Any) -> TensorSpec:
     return TensorSpec(node.name, DATATYPE_OF[node.type], shape)
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """ONNX Runtime's message without its status prefix and without what follows the first line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", lines[0])

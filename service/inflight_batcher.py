@@ -1,0 +1,513 @@
+"""In-flight batching: sentences join and leave the running batch between decoder steps.
+
+    submit(sentences) ──> queue ──> room in a running batch? ──> engine thread: join ─> step ─> step ─> ... ─> done
+                                                                   ^  others join and leave between any two steps
+
+What it promises (each a test in tests/service/test_inflight_batcher.py):
+
+1. Work-conserving: a sentence joins at the next step where there is room; nobody waits for a batch to end.
+2. A running batch is bounded by its rows, and while sentences run, what joins between two steps by its tokens: reading
+   new sentences holds up those that are being written.
+3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once.
+4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice.
+5. A failing step fails only the sentence that causes it: all are decoded again, one by one.
+6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
+
+It answers as `service.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's thread, the
+running sentences to their engine thread; an entry's `cancelled` is the one thing that both look at.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, NamedTuple, Protocol
+
+from service.batcher import BatchReport, Done
+from service.cost_table import CostTable
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+
+# Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
+# for about two steps of a full batch (docs/decisions.md).
+JOINING_TOKENS = 256
+# A thread holds so many rows more than run, as a share of these: sentences that join at once when others are done. From
+# the queue they would come a step later, for the event loop has to hear of the free rows first.
+RESERVE_SHARE = 0.25
+
+
+class Sentence(Protocol):
+    """What this batcher needs to know of the things it decodes."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the running batch that it takes."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of its source."""
+
+    @property
+    def done(self) -> bool:
+        """Whether its decoding is over."""
+
+    @property
+    def so_far(self) -> list[int]:
+        """Its tokens up to now."""
+
+    def restart(self) -> None:
+        """Begin again, as if no step had been made."""
+
+
+class RunningBatches(Protocol):
+    """The sentences that one engine thread decodes at present."""
+
+    def join(self, sentences: Sequence[Any]) -> None:
+        """Let sentences take part from the next step on; all of them, or none if this raises."""
+
+    def step(self) -> None:
+        """One token more for every sentence."""
+
+    def leave(self, sentence: Any) -> None:
+        """Free the rows of a sentence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InFlightLimits:
+    """What bounds the queue and a running batch."""
+
+    max_queue_rows: int = 1024
+    max_running_rows: int = 64  # of one engine thread
+    engine_timeout_s: float = 120.0
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One `submit`: done when all its sentences are, or when the first of them fails."""
+
+    future: asyncio.Future[list[Done]]
+    results: list[Done | None]
+    missing: int
+
+
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """One sentence in the queue or in a running batch."""
+
+    request: _Request
+    index: int
+    sentence: Any
+    rows: int
+    expected_s: float
+    enqueued_s: float
+    on_tokens: Callable[[int, list[int]], None] | None
+    cancelled: bool = False  # set in the event loop, seen by the engine thread before its next step
+    # Of the engine thread:
+    joined_s: float = 0.0
+    steps: int = 0
+    step_rows: int = 0  # rows of all the steps it took part in
+
+
+class _Ended(NamedTuple):
+    """A sentence that has left its running batch: its result, or None when nobody waits for it any more."""
+
+    entry: _Entry
+    outcome: Done | Exception | None
+
+
+class _Progress(NamedTuple):
+    """What an engine thread tells the event loop after a step."""
+
+    ended: list[_Ended]
+    streamed: list[tuple[_Entry, list[int]]]
+    steps: list[tuple[int, float]]  # rows and seconds of each step since the last report
+    dead: str | None
+
+
+@dataclass(eq=False)
+class _Instance:
+    """One engine thread."""
+
+    inbox: SimpleQueue[_Entry | None] = field(default_factory=SimpleQueue)
+    # Of the event loop: what was given to it and has not ended.
+    entries: dict[_Entry, None] = field(default_factory=dict)
+    rows: int = 0
+    busy_since_s: float | None = None  # start of the step that it computes now
+    # Of the engine thread:
+    running: Any = None
+    members: list[_Entry] = field(default_factory=list)
+    waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once
+    untold_steps: list[tuple[int, float]] = field(default_factory=list)
+
+
+class InFlightBatcher:
+    """Decodes the sentences of one model in a number of engine threads."""
+
+    def __init__(
+        self,
+        open_batches: Callable[[], RunningBatches],
+        *,
+        probe: Callable[[], None],
+        costs: CostTable,
+        instances: int = 1,
+        limits: InFlightLimits | None = None,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        name: str = "decoder",
+    ) -> None:
+        """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
+
+        Args:
+            open_batches: empty running batches for one thread.
+            probe: decoding that must succeed on a sound engine; done when a step has failed. If it raises, the engine
+                is dead.
+            costs: seconds of a step by rows; the length is always 1.
+            instances: how many threads decode side by side.
+            limits: bounds of the queue and of a running batch.
+            on_batch: told of every step, some time after it.
+            name: for thread names and messages.
+        """
+        self._open, self._probe, self._costs, self._on_batch = open_batches, probe, costs, on_batch
+        self._limits, self._name = limits or InFlightLimits(), name
+        self._loop = asyncio.get_running_loop()
+        self._queue: dict[_Entry, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
+        self._queued_s = self._running_s = 0.0  # expected engine time of what waits and of what runs
+        self._steps_per_token = 1.2  # of recent sentences: steps to write one, by tokens to read
+        self._draining = False
+        self._drained = asyncio.Event()
+        self._admitted = 0
+        self.queued_rows = 0
+        self.dead_reason: str | None = None
+        self._instances = [_Instance() for _ in range(instances)]
+        for number, instance in enumerate(self._instances):
+            Thread(target=self._decode, args=(instance,), name=f"{name}-{number}", daemon=True).start()
+
+    @property
+    def in_flight_rows(self) -> int:
+        """Rows in running batches."""
+        return sum(instance.rows for instance in self._instances)
+
+    # --- in the event loop -------------------------------------------------------------------------------------------
+
+    async def submit(
+        self,
+        items: Sequence[Sentence],
+        deadline_s: float | None = None,
+        on_tokens: Callable[[int, list[int]], None] | None = None,
+    ) -> list[Done]:
+        """Decode all sentences of one request; cancelling this call frees their rows.
+
+        Args:
+            items: at least one; each comes back as its own result, done.
+            deadline_s: on `time.monotonic()`'s clock; None for no deadline.
+            on_tokens: called in the event loop after each step of each sentence, with its number in the request and its
+                tokens up to then.
+
+        Raises:
+            InvalidRequest: a sentence takes more rows than there are.
+            Overloaded, DeadlineExceeded: refused, or not done in time.
+            Unavailable: draining, or the engine is dead.
+            EngineFailed: the engine raised on one of these sentences.
+        """
+        now_s = time.monotonic()
+        self._admit(items, deadline_s, now_s)
+        request = _Request(self._loop.create_future(), [None] * len(items), len(items))
+        entries = [
+            _Entry(request, number, item, item.rows, self._expected_s(item), now_s, on_tokens)
+            for number, item in enumerate(items)
+        ]
+        for entry in entries:
+            self._queue[entry] = None
+            self.queued_rows += entry.rows
+            self._queued_s += entry.expected_s
+        self._admitted += 1
+        self._dispatch()
+        expiry = None
+        if deadline_s is not None:
+            # Not `call_at`: a loop's own clock may be coarse (uvloop's ticks in milliseconds).
+            expiry = self._loop.call_later(deadline_s - now_s, self._expire, request)
+        try:
+            return await request.future
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            for entry in entries:
+                entry.cancelled = True
+                self._leave_queue(entry)
+            self._admitted -= 1
+            if self._draining and not self._admitted:
+                self._drained.set()
+
+    def _admit(self, items: Sequence[Sentence], deadline_s: float | None, now_s: float) -> None:
+        """Refuse now what could not be answered later."""
+        if self.dead_reason is not None:
+            raise Unavailable(f"the engine of {self._name} has failed: {self.dead_reason}")
+        if self._draining:
+            raise Unavailable("the server is shutting down")
+        rows = sum(item.rows for item in items)
+        if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
+            raise InvalidRequest(f"{widest} beams, a running batch has {self._limits.max_running_rows} rows")
+        if rows > self._limits.max_queue_rows:
+            raise InvalidRequest(f"the request has {rows} rows, the queue takes {self._limits.max_queue_rows}")
+        wait_s = self._expected_wait_s(rows)
+        if self.queued_rows + rows > self._limits.max_queue_rows:
+            raise Overloaded(
+                f"the queue of {self._name} is full: {self.queued_rows} rows wait, the limit is"
+                f" {self._limits.max_queue_rows}",
+                retry_after_s=wait_s,
+            )
+        if deadline_s is None:
+            return
+        if now_s >= deadline_s:
+            raise DeadlineExceeded("the deadline passed before the model was asked")
+        own_s = max(self._expected_steps(item) * self._costs.estimate(item.rows, 1) for item in items)
+        if now_s + wait_s + own_s > deadline_s:
+            raise DeadlineExceeded(
+                f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
+                f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
+            )
+
+    def _expected_steps(self, item: Sentence) -> float:
+        return self._steps_per_token * item.length
+
+    def _expected_s(self, item: Sentence) -> float:
+        """Its share of the engine time of full batches."""
+        full = self._limits.max_running_rows
+        return self._expected_steps(item) * item.rows * self._costs.estimate(full, 1) / full
+
+    def _expected_wait_s(self, rows: int) -> float:
+        """Until a new request would join: what is queued, and half of what runs, shared out among the threads."""
+        if not self._queue and any(self._has_room(instance, rows) for instance in self._instances):
+            return 0.0
+        return (self._queued_s + self._running_s / 2) / len(self._instances)
+
+    def _has_room(self, instance: _Instance, rows: int) -> bool:
+        return not instance.rows or instance.rows + rows <= self._limits.max_running_rows
+
+    def _leave_queue(self, entry: _Entry) -> None:
+        if entry in self._queue:
+            del self._queue[entry]
+            self.queued_rows -= entry.rows
+            self._queued_s = self._queued_s - entry.expected_s if self._queue else 0.0
+
+    def _expire(self, request: _Request) -> None:
+        if not request.future.done():
+            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+
+    def _dispatch(self) -> None:
+        """Give waiting sentences, oldest first, to the thread with the fewest rows, as long as there is room."""
+        while self._queue and self.dead_reason is None:
+            entry = next(iter(self._queue))
+            if entry.request.future.done():
+                self._leave_queue(entry)
+                continue
+            instance = min(self._instances, key=lambda each: each.rows)
+            reserve = int(RESERVE_SHARE * self._limits.max_running_rows)
+            if not self._has_room(instance, entry.rows - reserve):
+                return
+            self._leave_queue(entry)
+            instance.entries[entry] = None
+            instance.rows += entry.rows
+            self._running_s += entry.expected_s
+            instance.inbox.put(entry)
+
+    def _take_in(self, instance: _Instance, progress: _Progress) -> None:
+        """Hand out what an engine thread has done."""
+        for entry, ids in progress.streamed:
+            if entry.on_tokens is not None and not entry.request.future.done():
+                entry.on_tokens(entry.index, ids)
+        for entry, outcome in progress.ended:
+            del instance.entries[entry]
+            instance.rows -= entry.rows
+            self._running_s = self._running_s - entry.expected_s if self.in_flight_rows else 0.0
+            future = entry.request.future
+            if future.done() or outcome is None:
+                continue
+            if isinstance(outcome, Exception):
+                future.set_exception(outcome)
+                continue
+            self._steps_per_token += 0.05 * (entry.steps / entry.sentence.length - self._steps_per_token)
+            entry.request.results[entry.index] = outcome
+            entry.request.missing -= 1
+            if not entry.request.missing:
+                future.set_result(entry.request.results)  # type: ignore[arg-type]  # none is missing
+        if progress.dead is not None:
+            self._die(instance, progress.dead)
+        self._dispatch()
+        # Last, because nobody waits for it.
+        for rows, seconds in progress.steps:
+            self._costs.record(rows, 1, seconds)
+            self._on_batch(BatchReport(rows, rows, 0, seconds, 1, seconds))
+
+    def _die(self, instance: _Instance, reason: str) -> None:
+        """The engine gives no answers any more: fail what waits and what it was given, and say so from now on."""
+        self.dead_reason = reason
+        error = Unavailable(f"the engine of {self._name} has failed: {reason}")
+        for entry in [*self._queue, *instance.entries]:
+            if not entry.request.future.done():
+                entry.request.future.set_exception(error)
+            self._leave_queue(entry)
+        instance.entries.clear()
+        instance.rows = 0
+
+    def trouble(self) -> str | None:
+        """Why this batcher would not answer now, or None when it would."""
+        if self.dead_reason is not None:
+            return self.dead_reason
+        now_s = time.monotonic()
+        for instance in self._instances:
+            since_s = instance.busy_since_s
+            if since_s is not None and now_s - since_s > self._limits.engine_timeout_s:
+                return f"a decoder step has not come back for {now_s - since_s:.0f} s"
+        return None
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when all admitted ones have been answered."""
+        self._draining = True
+        if self._admitted:
+            await self._drained.wait()
+
+    def close(self) -> None:
+        """End the engine threads, after the step they compute now."""
+        for instance in self._instances:
+            instance.inbox.put(None)
+
+    # --- in an engine thread -----------------------------------------------------------------------------------------
+
+    def _decode(self, instance: _Instance) -> None:
+        """Step after step, until closed."""
+        instance.running = self._open()
+        while self._gather(instance):
+            instance.busy_since_s = time.monotonic()
+            if dropped := self._drop_cancelled(instance):
+                self._tell(instance, _Progress(dropped, [], [], None))
+            ended: list[_Ended] = []
+            dead: str | None = None
+            try:
+                ended += self._join(instance)
+                ended += self._step(instance)
+            except BaseException as error:  # whatever it is, the requests must hear of it
+                dead = f"{type(error).__name__}: {error}"
+                instance.members, instance.waiting = [], deque()
+            instance.busy_since_s = None
+            streamed = [(entry, list(entry.sentence.so_far)) for entry in instance.members if entry.on_tokens]
+            # The event loop is not woken for steps that nobody waits for.
+            if ended or streamed or dead is not None:
+                steps, instance.untold_steps = instance.untold_steps, []
+                self._tell(instance, _Progress(ended, streamed, steps, dead))
+
+    def _tell(self, instance: _Instance, progress: _Progress) -> None:
+        # A loop that has ended took with it everybody who waited.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._take_in, instance, progress)
+
+    def _gather(self, instance: _Instance) -> bool:
+        """What has come in since the last step; waits for something when there is nothing to do. False: closed."""
+        try:
+            while True:
+                idle = not instance.members and not instance.waiting
+                entry = instance.inbox.get() if idle else instance.inbox.get_nowait()
+                if entry is None:
+                    return False
+                instance.waiting.append(entry)
+        except Empty:
+            return True
+
+    def _drop_cancelled(self, instance: _Instance) -> list[_Ended]:
+        gone = [entry for entry in instance.members if entry.cancelled]
+        for entry in gone:
+            instance.members.remove(entry)
+            instance.running.leave(entry.sentence)
+        never_joined = [entry for entry in instance.waiting if entry.cancelled]
+        for entry in never_joined:
+            instance.waiting.remove(entry)
+        return [_Ended(entry, None) for entry in (*gone, *never_joined)]
+
+    def _join(self, instance: _Instance) -> list[_Ended]:
+        """Let those who wait join, as far as they may; what failed on the way."""
+        joining: list[_Entry] = []
+        tokens, rows = 0, sum(entry.rows for entry in instance.members)
+        while instance.waiting:
+            tokens += instance.waiting[0].sentence.length
+            rows += instance.waiting[0].rows
+            if rows > self._limits.max_running_rows or (joining and instance.members and tokens > JOINING_TOKENS):
+                break
+            joining.append(instance.waiting.popleft())
+        now_s = time.monotonic()
+        for entry in joining:
+            entry.joined_s = now_s
+        if not joining:
+            return []
+        try:
+            instance.running.join([entry.sentence for entry in joining])
+        except Exception:
+            return [ended for entry in joining for ended in self._join_alone(instance, entry)]
+        instance.members += joining
+        return []
+
+    def _join_alone(self, instance: _Instance, entry: _Entry) -> list[_Ended]:
+        try:
+            instance.running.join([entry.sentence])
+        except Exception as error:
+            self._probe()
+            return [_Ended(entry, _failure(error))]
+        instance.members.append(entry)
+        return []
+
+    def _step(self, instance: _Instance) -> list[_Ended]:
+        """One step for all; those that are done with it, or that it fails on."""
+        if not instance.members:
+            return []
+        rows, started_s = sum(entry.rows for entry in instance.members), time.monotonic()
+        try:
+            instance.running.step()
+        except Exception:
+            return self._decode_one_by_one(instance)
+        ended_s = time.monotonic()
+        instance.untold_steps.append((rows, ended_s - started_s))
+        done = []
+        for entry in instance.members:
+            entry.steps += 1
+            entry.step_rows += rows
+            if entry.sentence.done:
+                done.append(entry)
+        for entry in done:
+            instance.members.remove(entry)
+            instance.running.leave(entry.sentence)
+        return [_Ended(entry, _result(entry, ended_s)) for entry in done]
+
+    def _decode_one_by_one(self, instance: _Instance) -> list[_Ended]:
+        """After a failed step nothing is known of the batch: decode each sentence anew, alone, and see which fails."""
+        self._probe()
+        members, instance.members = instance.members, []
+        ended = []
+        for entry in members:
+            running = self._open()
+            entry.sentence.restart()
+            entry.steps = entry.step_rows = 0
+            try:
+                running.join([entry.sentence])
+                while not entry.sentence.done and not entry.cancelled:
+                    running.step()
+                    entry.steps += 1
+                    entry.step_rows += entry.rows
+            except Exception as error:
+                ended.append(_Ended(entry, _failure(error)))
+            else:
+                ended.append(_Ended(entry, _result(entry, time.monotonic()) if entry.sentence.done else None))
+        instance.running = self._open()
+        return ended
+
+
+def _result(entry: _Entry, ended_s: float) -> Done:
+    compute_s, mean_rows = ended_s - entry.joined_s, round(entry.step_rows / entry.steps)
+    report = BatchReport(mean_rows, entry.step_rows, 0, compute_s, 1, compute_s)
+    return Done(entry.sentence, entry.joined_s - entry.enqueued_s, report)
+
+
+def _failure(error: Exception) -> EngineFailed:
+    failure = EngineFailed(f"the model failed on this input: {error}")
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,422 @@
+"""The in-flight batcher's promises, with a decoder that the test holds in its hand."""
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import pytest
+
+from service.batcher import BatchReport
+from service.cost_table import CostTable
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+from service.inflight_batcher import JOINING_TOKENS, InFlightBatcher, InFlightLimits
+
+PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
+
+
+class Sentence:
+    """Is done after `steps` steps; its tokens are their numbers."""
+
+    def __init__(self, name: str, steps: int = 1, rows: int = 1, length: int = 4) -> None:
+        self.name, self.steps, self.rows, self.length = name, steps, rows, length
+        self.so_far: list[int] = []
+
+    @property
+    def done(self) -> bool:
+        """Whether it has all its tokens."""
+        return len(self.so_far) >= self.steps
+
+    def restart(self) -> None:
+        """Forget them."""
+        self.so_far = []
+
+
+class HeldDecoder:
+    """Each step waits until the test releases it, unless it runs free."""
+
+    def __init__(self, held: bool = True, poison: Callable[[list[str]], bool] = lambda names: False) -> None:
+        self.held, self.poison = held, poison
+        self.refused = ""  # the name of a sentence that cannot be read
+        self.joins: list[list[str]] = []
+        self.steps: list[list[str]] = []
+        self.sound = True
+        self._loop = asyncio.get_running_loop()
+        self._started: asyncio.Queue[list[str]] = asyncio.Queue()
+        self._permits = threading.Semaphore(0)
+
+    def open(self) -> "HeldBatches":
+        """Empty running batches."""
+        return HeldBatches(self)
+
+    def probe(self) -> None:
+        """Raises when the engine is not sound."""
+        if not self.sound:
+            raise RuntimeError("device lost")
+
+    def step(self, sentences: list[Sentence]) -> None:
+        """A step of one running batch."""
+        names = [sentence.name for sentence in sentences]
+        self.steps.append(names)
+        if self.held:
+            self._loop.call_soon_threadsafe(self._started.put_nowait, names)
+            assert self._permits.acquire(timeout=PATIENCE_S)
+        if self.poison(names):
+            raise RuntimeError("not a number")
+        for sentence in sentences:
+            sentence.so_far.append(len(sentence.so_far))
+
+    async def next_step(self) -> list[str]:
+        """Wait for the next step to begin; the sentences in it."""
+        return await asyncio.wait_for(self._started.get(), PATIENCE_S)
+
+    def release(self, steps: int = 1) -> None:
+        """Let that many steps come back."""
+        self._permits.release(steps)
+
+
+class HeldBatches:
+    """The running sentences of one thread."""
+
+    def __init__(self, decoder: HeldDecoder) -> None:
+        self._decoder = decoder
+        self._sentences: list[Sentence] = []
+
+    def join(self, sentences: Sequence[Sentence]) -> None:
+        """All or none."""
+        self._decoder.joins.append([sentence.name for sentence in sentences])
+        if any(sentence.name == self._decoder.refused for sentence in sentences):
+            raise RuntimeError("cannot be read")
+        self._sentences += sentences
+
+    def step(self) -> None:
+        """One token more."""
+        self._decoder.step(self._sentences)
+
+    def leave(self, sentence: Sentence) -> None:
+        """Free its rows."""
+        self._sentences.remove(sentence)
+
+
+@contextlib.asynccontextmanager
+async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[InFlightBatcher]:
+    """A batcher on this decoder; limits may be given by name."""
+    names = InFlightLimits.__dataclass_fields__
+    limits = InFlightLimits(**{name: options.pop(name) for name in list(options) if name in names})
+    costs = options.pop("costs", None) or CostTable(64, 2)
+    batcher = InFlightBatcher(decoder.open, probe=decoder.probe, costs=costs, limits=limits, **options)
+    try:
+        yield batcher
+    finally:
+        decoder.release(1000)
+        batcher.close()
+
+
+def submit(
+    batcher: InFlightBatcher, *sentences: Sentence, deadline_s: float | None = None, on_tokens: Any = None
+) -> asyncio.Task[list[str]]:
+    """Submit the sentences as one request; the task gives their names back."""
+
+    async def results() -> list[str]:
+        done = await batcher.submit(sentences, deadline_s, on_tokens)
+        assert all(entry.result.done for entry in done)
+        return [entry.result.name for entry in done]
+
+    return asyncio.create_task(results())
+
+
+async def turns(count: int = 5) -> None:
+    """Let everything that is ready run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+def steady_costs(seconds: float) -> CostTable:
+    """A step takes that long, whatever its rows."""
+    return CostTable(64, 2, [(rows, 1, seconds) for rows in (1, 2, 4, 8, 16, 32, 64)])
+
+
+async def test_sentences_join_and_leave_between_steps() -> None:
+    """A short sentence that comes later is answered before a long one that came first."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder) as batcher:
+        long = submit(batcher, Sentence("long", steps=4))
+        assert await decoder.next_step() == ["long"]
+        short = submit(batcher, Sentence("short", steps=1))
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["long", "short"]
+        decoder.release()
+        assert await asyncio.wait_for(short, PATIENCE_S) == ["short"]
+        assert not long.done()
+        assert await decoder.next_step() == ["long"]
+        decoder.release(2)
+        assert await asyncio.wait_for(long, PATIENCE_S) == ["long"]
+    assert decoder.steps == [["long"], ["long", "short"], ["long"], ["long"]]
+
+
+async def test_a_request_may_have_several_sentences() -> None:
+    """Its results come in its order, whichever is done first."""
+    decoder = HeldDecoder(held=False)
+    async with batcher_of(decoder) as batcher:
+        names = await submit(batcher, Sentence("a", steps=5), Sentence("b", steps=1), Sentence("c", steps=3))
+        assert names == ["a", "b", "c"]
+
+
+async def test_a_full_batch_makes_others_wait() -> None:
+    """Beyond `max_running_rows` the oldest waits until rows are free, and nobody overtakes it."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, max_running_rows=4) as batcher:
+        first = submit(batcher, Sentence("beams", steps=2, rows=3))
+        assert await decoder.next_step() == ["beams"]
+        wide, narrow = submit(batcher, Sentence("wide", rows=3)), submit(batcher, Sentence("narrow"))
+        await turns()
+        assert batcher.queued_rows == 4
+        decoder.release()
+        assert await decoder.next_step() == ["beams"]
+        decoder.release()
+        assert (await decoder.next_step())[0] == "wide"
+        decoder.release(2)
+        await asyncio.gather(first, wide, narrow)
+
+
+async def test_the_next_joins_as_soon_as_rows_are_free() -> None:
+    """A thread has a sentence or two in reserve: not one step is made with rows to spare."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, max_running_rows=4) as batcher:
+        first = submit(batcher, Sentence("first", steps=2, rows=4))
+        await decoder.next_step()
+        others = [submit(batcher, Sentence(name)) for name in ("next", "last")]
+        await turns()
+        assert batcher.queued_rows == 1
+        decoder.release()
+        await decoder.next_step()
+        decoder.release()
+        assert (await decoder.next_step())[0] == "next"
+        decoder.release(10)
+        await asyncio.gather(first, *others)
+    assert decoder.steps[2][0] == "next"
+
+
+async def test_many_that_join_at_once_do_not_stop_those_that_run() -> None:
+    """Between two steps of running sentences only so many tokens are read; the rest joins a step later."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder) as batcher:
+        running = submit(batcher, Sentence("running", steps=3))
+        await decoder.next_step()
+        long = [submit(batcher, Sentence(name, steps=1, length=JOINING_TOKENS // 2 + 1)) for name in "ab"]
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["running", "a"]
+        decoder.release()
+        assert await decoder.next_step() == ["running", "b"]
+        decoder.release()
+        await asyncio.gather(running, *long)
+
+
+async def test_a_cancelled_sentence_frees_its_row_at_the_next_step() -> None:
+    """Whether it runs or waits; its neighbours go on."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, max_running_rows=2) as batcher:
+        tasks = {"keep": submit(batcher, Sentence("keep", steps=6))}
+        assert await decoder.next_step() == ["keep"]
+        tasks |= {name: submit(batcher, Sentence(name, steps=3)) for name in ("drop", "wait", "next")}
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["keep", "drop"]
+        tasks["drop"].cancel()
+        tasks["wait"].cancel()
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["keep"]
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["keep", "next"]
+        decoder.release(10)
+        assert await asyncio.wait_for(tasks["keep"], PATIENCE_S) == ["keep"]
+        assert await asyncio.wait_for(tasks["next"], PATIENCE_S) == ["next"]
+        assert tasks["drop"].cancelled()
+        assert tasks["wait"].cancelled()
+        assert batcher.queued_rows == batcher.in_flight_rows == 0
+
+
+async def test_an_expired_sentence_frees_its_row() -> None:
+    """A deadline that passes while it is decoded ends it, and its rows are free again."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder) as batcher:
+        late = submit(batcher, Sentence("late", steps=50), deadline_s=time.monotonic() + 0.05)
+        await decoder.next_step()
+        with pytest.raises(DeadlineExceeded, match="before the answer was there"):
+            await asyncio.wait_for(late, PATIENCE_S)
+        following = submit(batcher, Sentence("following"))
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["following"]
+        decoder.release()
+        await following
+
+
+async def test_what_cannot_be_met_is_refused_at_once() -> None:
+    """By the steps that a sentence of its length takes, and by the work queued before it."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, costs=steady_costs(0.01), max_running_rows=1) as batcher:
+        soon = time.monotonic() + 0.1
+        with pytest.raises(DeadlineExceeded, match="its own about"):
+            await submit(batcher, Sentence("long", length=100), deadline_s=soon)
+        running = submit(batcher, Sentence("running", length=20))
+        await decoder.next_step()
+        waiting = [submit(batcher, Sentence(f"w{number}", length=20)) for number in range(3)]
+        await turns()
+        with pytest.raises(DeadlineExceeded, match="the work queued before it"):
+            await submit(batcher, Sentence("short", length=4), deadline_s=time.monotonic() + 0.2)
+        with pytest.raises(DeadlineExceeded, match="before the model was asked"):
+            await submit(batcher, Sentence("short"), deadline_s=time.monotonic() - 1)
+        decoder.release(100)
+        await asyncio.gather(running, *waiting)
+
+
+async def test_a_full_queue_refuses_at_once() -> None:
+    """And says when to come again; a request that could never fit is the client's mistake."""
+    decoder = HeldDecoder()
+    async with batcher_of(
+        decoder, costs=steady_costs(0.01), max_running_rows=1, max_queue_rows=2, name="de/1"
+    ) as batcher:
+        running = submit(batcher, Sentence("running"))
+        await decoder.next_step()
+        waiting = [submit(batcher, Sentence(name)) for name in "ab"]
+        await turns()
+        with pytest.raises(Overloaded, match="the queue of de/1 is full: 2 rows wait, the limit is 2") as refusal:
+            await submit(batcher, Sentence("c"))
+        assert refusal.value.retry_after_s > 0
+        with pytest.raises(InvalidRequest, match="3 rows, the queue takes 2"):
+            await submit(batcher, *(Sentence(name) for name in "xyz"))
+        with pytest.raises(InvalidRequest, match="2 beams, a running batch has 1 rows"):
+            await submit(batcher, Sentence("wide", rows=2))
+        decoder.release(100)
+        await asyncio.gather(running, *waiting)
+
+
+async def test_a_failing_step_fails_only_its_cause() -> None:
+    """The others are decoded anew, alone, to their own results; then batches run as before."""
+    decoder = HeldDecoder(held=False, poison=lambda names: "bad" in names)
+    async with batcher_of(decoder) as batcher:
+        tasks = {name: submit(batcher, Sentence(name, steps=3)) for name in ("a", "bad", "b")}
+        done, _ = await asyncio.wait(tasks.values(), timeout=PATIENCE_S)
+        assert len(done) == 3
+        assert await tasks["a"] == ["a"]
+        assert await tasks["b"] == ["b"]
+        with pytest.raises(EngineFailed, match="failed on this input: not a number"):
+            await tasks["bad"]
+        assert await submit(batcher, Sentence("after", steps=2)) == ["after"]
+        assert batcher.trouble() is None
+        assert batcher.in_flight_rows == 0
+
+
+async def test_a_sentence_that_cannot_be_read_fails_alone() -> None:
+    """Those that were to join with it join without it."""
+    decoder = HeldDecoder(held=False)
+    decoder.refused = "bad"
+    async with batcher_of(decoder) as batcher:
+        tasks = {name: submit(batcher, Sentence(name, steps=2)) for name in ("a", "bad", "b")}
+        with pytest.raises(EngineFailed, match="cannot be read"):
+            await tasks["bad"]
+        assert await asyncio.gather(tasks["a"], tasks["b"]) == [["a"], ["b"]]
+
+
+@pytest.mark.parametrize("refused", ["", "a"])
+async def test_a_dead_engine_is_noticed(refused: str) -> None:
+    """It fails what it was given and what waits, says so, and refuses from then on."""
+    decoder = HeldDecoder(held=False, poison=lambda names: True)
+    decoder.sound, decoder.refused = False, refused
+    async with batcher_of(decoder, max_running_rows=1) as batcher:
+        tasks = [submit(batcher, Sentence(name)) for name in "ab"]
+        for task in tasks:
+            with pytest.raises(Unavailable, match="device lost"):
+                await asyncio.wait_for(task, PATIENCE_S)
+        assert "device lost" in (batcher.trouble() or "")
+        with pytest.raises(Unavailable, match="device lost"):
+            await submit(batcher, Sentence("late"))
+        assert batcher.in_flight_rows == batcher.queued_rows == 0
+        await batcher.drain()
+
+
+async def test_a_step_that_does_not_come_back_is_noticed() -> None:
+    """After `engine_timeout_s`, and only until it does."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, engine_timeout_s=0.0) as batcher:
+        running = submit(batcher, Sentence("running"))
+        await decoder.next_step()
+        assert "has not come back" in (batcher.trouble() or "")
+        decoder.release()
+        await running
+
+
+async def test_drain_answers_what_was_admitted() -> None:
+    """And refuses what comes after."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, max_running_rows=1) as batcher:
+        tasks = [submit(batcher, Sentence(name, steps=2)) for name in "ab"]
+        await decoder.next_step()
+        draining = asyncio.create_task(batcher.drain())
+        await turns()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await submit(batcher, Sentence("late"))
+        assert not draining.done()
+        decoder.release(10)
+        assert await asyncio.gather(*tasks) == [["a"], ["b"]]
+        await asyncio.wait_for(draining, PATIENCE_S)
+
+
+async def test_tokens_are_told_step_by_step() -> None:
+    """Each sentence's tokens so far, while it is not done; the rest is its result."""
+    decoder = HeldDecoder()
+    told: list[tuple[int, list[int]]] = []
+    async with batcher_of(decoder) as batcher:
+        task = submit(
+            batcher,
+            Sentence("a", steps=3),
+            Sentence("b", steps=2),
+            on_tokens=lambda number, ids: told.append((number, ids)),
+        )
+        decoder.release(3)
+        await task
+    assert told == [(0, [0]), (1, [0]), (0, [0, 1])]
+
+
+async def test_threads_share_out_the_sentences() -> None:
+    """Each goes to the thread with the fewest rows."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, instances=2) as batcher:
+        tasks = [submit(batcher, Sentence(name, rows=rows)) for name, rows in (("a", 3), ("b", 1), ("c", 1))]
+        begun = [await decoder.next_step(), await decoder.next_step()]
+        assert sorted(begun) == [["a"], ["b", "c"]] or sorted(begun) == [["a"], ["b"]]
+        decoder.release(10)
+        await asyncio.gather(*tasks)
+    joined = {name for names in decoder.joins for name in names}
+    assert joined == {"a", "b", "c"}
+
+
+async def test_every_step_is_reported() -> None:
+    """For the metrics: rows of each step, and for each sentence those of its own steps."""
+    decoder = HeldDecoder(held=False)
+    reports: list[BatchReport] = []
+    async with batcher_of(decoder, on_batch=reports.append) as batcher:
+        (done,) = await batcher.submit([Sentence("beams", steps=3, rows=4)])
+        await turns()
+    assert [report.rows for report in reports] == [4, 4, 4]
+    assert done.batch.rows == 4
+    assert done.batch.tokens == 12
+    assert done.batch.compute_s > 0
+
+
+async def test_an_idle_batcher_uses_no_cpu() -> None:
+    """Its threads sleep until something comes."""
+    decoder = HeldDecoder(held=False)
+    async with batcher_of(decoder, instances=2) as batcher:
+        await submit(batcher, Sentence("a", steps=3))
+        await turns()
+        before_s = time.process_time()
+        await asyncio.sleep(0.3)
+        assert time.process_time() - before_s < 0.05
