@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -33,10 +33,11 @@ from export.translation_networks import (
     PAD_ID,
     RecurrentTranslationConfig,
     RecurrentTranslator,
+    State,
     TranslationConfig,
     TranslationTransformer,
 )
-from service.tasks.translation import Hypothesis, Search, SearchOptions, likeliest
+from service.tasks.translation import Hypothesis, Search, SearchOptions, likeliest, longest_translation
 
 NetworkConfig = TranslationConfig | RecurrentTranslationConfig
 NETWORKS: Networks = {
@@ -242,37 +243,66 @@ def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     return ids_BT, mask_BT
 
 
-@torch.inference_mode()
-def translate(
-    model: Any, sources: list[list[int]], options: list[SearchOptions], device: torch.device, batch_size: int = 64
-) -> list[Hypothesis]:
-    """Translate ids that end with [EOS]; each sentence with its own options, all with as many beams.
+class Translator(Protocol):
+    """A translation model that `translate` can ask, whatever computes it."""
 
-    What the service does with ONNX Runtime, done by PyTorch in float32: the reference that it is compared with.
+    def begin(self, sources: list[list[int]]) -> State:
+        """What the first step needs, a row for each source."""
+
+    def next_tokens(
+        self, last_R: list[int], state: State, count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
+        """One token more in each row: the `count` likeliest, log probabilities and ids [R, count]; the next state."""
+
+
+class TorchTranslator:
+    """A network of this repository, in float32."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self._model, self._device = model.eval(), device
+
+    @torch.inference_mode()
+    def begin(self, sources: list[list[int]]) -> State:
+        """As `Translator.begin`."""
+        return self._model.begin(*pad(sources, self._device))
+
+    @torch.inference_mode()
+    def next_tokens(
+        self, last_R: list[int], state: State, count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
+        """As `Translator.next_tokens`."""
+        logits_RV, state = self._model.step(torch.tensor(last_R, device=self._device), state)
+        return *likeliest(logits_RV.float().cpu().numpy(), count), state
+
+
+def translate(
+    translator: Translator, sources: list[list[int]], options: list[SearchOptions], batch_size: int = 64
+) -> list[Hypothesis]:
+    """Translate ids that end with [EOS], sentences of similar length together; all with as many beams.
+
+    Batches begin and end together here: this is for measuring and comparing. `service.inflight_batcher` is for serving.
     """
-    model.eval()
     found: dict[int, Hypothesis] = {}
     order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
         beams = options[members[0]].num_beams
         searches = {number: Search(options[number], bos_id=BOS_ID, eos_id=EOS_ID) for number in members}
-        rows = [number for number in members for _ in range(beams)]
-        state = model.begin(*pad([sources[number] for number in rows], device))
+        state = translator.begin([sources[number] for number in members for _ in range(beams)])
         while searches:
-            last = torch.tensor([token for search in searches.values() for token in search.next_ids], device=device)
-            logits_RV, state = model.step(last, state)
-            top, ids = likeliest(logits_RV.float().cpu().numpy(), next(iter(searches.values())).num_candidates)
+            last_R = [token for search in searches.values() for token in search.next_ids]
+            count = next(iter(searches.values())).num_candidates
+            top, ids, state = translator.next_tokens(last_R, state, count)
             going_on: list[int] = []
             for place, (number, search) in enumerate(list(searches.items())):
-                rows_of_it = slice(place * beams, (place + 1) * beams)
-                parents = search.advance(top[rows_of_it].tolist(), ids[rows_of_it].tolist())
+                rows = slice(place * beams, (place + 1) * beams)
+                parents = search.advance(top[rows].tolist(), ids[rows].tolist())
                 if search.done:
                     found[number] = searches.pop(number).best()
                 else:
                     going_on += [place * beams + parent for parent in parents]
-            chosen = torch.tensor(going_on, dtype=torch.int64, device=device)
-            state = {name: tensor.index_select(0, chosen) for name, tensor in state.items()}
+            chosen = torch.tensor(going_on, dtype=torch.int64)
+            state = {name: tensor.index_select(0, chosen.to(tensor.device)) for name, tensor in state.items()}
     return [found[number] for number in range(len(sources))]
 
 
@@ -293,13 +323,13 @@ def translate_texts(
         part = sources[first : first + 256]
         options = [
             SearchOptions(
-                max_new_tokens=min(model.config.max_tokens, 2 * len(source) + 10),
+                max_new_tokens=longest_translation(len(source), model.config.max_tokens),
                 num_beams=num_beams,
                 length_penalty=length_penalty,
             )
             for source in part
         ]
-        parts += translate(model, part, options, device)
+        parts += translate(TorchTranslator(model, device), part, options)
     return [tokenizer.decode(hypothesis.ids) for hypothesis in parts]
 
 

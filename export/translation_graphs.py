@@ -19,13 +19,17 @@ C likeliest tokens.
 
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnxruntime
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from export.transformer import Packing, packed_layer
-from export.translation_networks import CrossAttention, DecoderLayer, TranslationTransformer
+from export.translation_networks import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
+from model_store.folder import ENCODER, GRAPH
 
 
 def cache_names(num_decoder_layers: int) -> list[str]:
@@ -219,3 +223,46 @@ def _choose_likeliest(path: Path) -> None:
     del graph.output[:]
     graph.output.extend(outputs)
     onnx.save(model, path)
+
+
+class OnnxTranslator:
+    """The exported graphs, as `export.train_translation.translate` asks them: to compare them with PyTorch."""
+
+    def __init__(self, folder: Path) -> None:
+        providers = ["CPUExecutionProvider"]
+        self._encoder = onnxruntime.InferenceSession(str(folder / ENCODER), providers=providers)
+        self._decoder = onnxruntime.InferenceSession(str(folder / GRAPH), providers=providers)
+        self._shape_of = {node.name: node.shape for node in self._decoder.get_inputs()}
+        self._caches = [name for name in self._shape_of if name.startswith(("key_", "value_"))]
+
+    def begin(self, sources: list[list[int]]) -> State:
+        """As `Translator.begin`."""
+        longest = max(map(len, sources))
+        ids_RS = np.array([source + [PAD_ID] * (longest - len(source)) for source in sources])
+        mask_RS = np.array([[1] * len(source) + [0] * (longest - len(source)) for source in sources])
+        names = [f"cross_{name}" for name in self._caches]
+        outputs = self._encoder.run(names, {"input_ids": ids_RS, "attention_mask": mask_RS})
+        state = {name: torch.from_numpy(array) for name, array in zip(names, outputs, strict=True)}
+        state["source_mask"] = torch.from_numpy(mask_RS.astype(np.int32))
+        for name in self._caches:
+            _, H, _, K = self._shape_of[name]
+            state[name] = torch.zeros(len(sources), H, 0, K)
+        return state
+
+    def next_tokens(
+        self, last_R: list[int], state: State, count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
+        """As `Translator.next_tokens`; here with a place more in the cache each step."""
+        after, past = dict(state), state[self._caches[0]].size(2)
+        for name in self._caches:
+            after[name] = torch.nn.functional.pad(state[name], (0, 0, 0, 1))
+        feeds = {
+            "ids": np.array(last_R)[:, None],
+            "past": np.full(len(last_R), past, dtype=np.int32),
+            "longest": np.array(past + 1, dtype=np.int32),
+            "num_candidates": np.array([count]),
+            **{name: tensor.numpy() for name, tensor in after.items()},
+        }
+        top, ids, *caches = self._decoder.run(None, feeds)
+        after |= {name: torch.from_numpy(cache) for name, cache in zip(self._caches, caches, strict=True)}
+        return top, ids, after

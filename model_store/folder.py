@@ -1,7 +1,8 @@
 """Reads and writes model folders: `<store>/<name>/<version>/`.
 
     manifest.json     task, tensors, labels, limits, sha256 of every other file, provenance, measured quality
-    model.onnx        the graph
+    model.onnx        the graph; of a translation model the decoder step
+    encoder.onnx      of a translation model: the encoder
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
     golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
     README.md         the model card
@@ -19,10 +20,11 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, TOKENIZER, CARD = (
+MANIFEST, GOLDEN, GRAPH, ENCODER, TOKENIZER, CARD = (
     "manifest.json",
     "golden.json",
     "model.onnx",
+    "encoder.onnx",
     "tokenizer.json",
     "README.md",
 )

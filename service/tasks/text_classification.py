@@ -114,13 +114,7 @@ class TextClassification:
         Raises:
             InvalidRequest: an element is not UTF-8.
         """
-        texts = []
-        for number, element in enumerate(inputs["text"]):
-            try:
-                texts.append(element.decode())
-            except UnicodeDecodeError as error:
-                raise InvalidRequest(f"text[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
-        return texts
+        return texts_of(inputs)
 
     def collate(self, items: Sequence[Tokens]) -> Arrays:
         """Feeds of one engine call, int64 [B, T]: ids padded to the longest, and the mask of the real tokens."""
@@ -177,3 +171,18 @@ def scores_of(logits: list[float], function: ScoreFunction) -> list[float]:
     weights = [math.exp(logit - highest) for logit in logits]
     total = math.fsum(weights)
     return [weight / total for weight in weights]
+
+
+def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The elements of the tensor `text`, BYTES [n], as text.
+
+    Raises:
+        InvalidRequest: an element is not UTF-8.
+    """
+    texts = []
+    for number, element in enumerate(inputs["text"]):
+        try:
+            texts.append(element.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"text[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
+    return texts

@@ -15,8 +15,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from service.errors import InvalidRequest
+from service.tasks.text_classification import TRUNCATE_HINT, texts_of
+from service.tensors import Arrays, TensorSpec, bytes_array
 
 NEVER = float("-inf")
+MAX_BEAMS = 16
+MAX_LENGTH_PENALTY = 10.0
+INCOMPLETE = "\ufffd"  # what a character decodes to whose bytes are not all there yet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +38,17 @@ class SearchOptions:
     max_new_tokens: int
     num_beams: int = 1
     length_penalty: float = 1.0
+
+
+class SearchRequest(NamedTuple):
+    """What a client may ask of the search; None leaves the choice to the server."""
+
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    length_penalty: float | None = None
+
+
+DEFAULT_SEARCH = SearchRequest()
 
 
 class Hypothesis(NamedTuple):
@@ -133,6 +152,151 @@ class Search:
     def best(self) -> Hypothesis:
         """The translation; to be asked for once the search is done."""
         return max(self._finished, key=lambda hypothesis: hypothesis.score)
+
+
+class Sentence:
+    """One text on its way: its source, and its search. An item of the in-flight batcher."""
+
+    def __init__(self, ids: list[int], options: SearchOptions, *, bos_id: int, eos_id: int, truncated: bool) -> None:
+        self.ids, self.options, self.truncated = ids, options, truncated
+        self._bos_id, self._eos_id = bos_id, eos_id
+        self.rows, self.length = options.num_beams, len(ids)
+        self.num_candidates = num_candidates(options.num_beams)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the search again."""
+        self.search = Search(self.options, bos_id=self._bos_id, eos_id=self._eos_id)
+        self.advance = self.search.advance
+
+    @property
+    def next_ids(self) -> list[int]:
+        """The newest token of each row."""
+        return self.search.next_ids
+
+    @property
+    def done(self) -> bool:
+        """Whether the search is over."""
+        return self.search.done
+
+    @property
+    def so_far(self) -> list[int]:
+        """Tokens of the likeliest row."""
+        return self.search.so_far
+
+
+class Translated(NamedTuple):
+    """The answer for one text; `score` is the mean log probability of its tokens, after the length penalty."""
+
+    text: str
+    score: float
+    num_tokens: int
+
+
+class Translation:
+    """The pure part of a translation model."""
+
+    inputs = (TensorSpec("text", "BYTES", (-1,)),)
+    outputs = (TensorSpec("translation", "BYTES", (-1,)), TensorSpec("score", "FP32", (-1,)))
+
+    def __init__(
+        self,
+        tokenizer_json: str,
+        *,
+        max_tokens: int,
+        bos_id: int,
+        eos_id: int,
+        source_language: str,
+        target_language: str,
+    ) -> None:
+        """Set up from the contents of a model folder.
+
+        Args:
+            tokenizer_json: `tokenizer.json`; what it encodes ends with the end of the sentence.
+            max_tokens: the longest source and the longest translation, special tokens included.
+            bos_id: what every translation begins with.
+            eos_id: what every translation ends with.
+            source_language: such as "en".
+            target_language: such as "de".
+        """
+        self._tokenizer = Tokenizer.from_str(tokenizer_json)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # Cutting is a setting of a tokenizer, not of a call: texts that may be cut have one of their own.
+        self._cutting = Tokenizer.from_str(tokenizer_json)
+        self._cutting.no_padding()
+        self._cutting.enable_truncation(max_tokens)
+        self.max_tokens, self._bos_id, self._eos_id = max_tokens, bos_id, eos_id
+        self.source_language, self.target_language = source_language, target_language
+
+    def preprocess(self, text: str, *, truncate: bool, field: str, request: SearchRequest = DEFAULT_SEARCH) -> Sentence:
+        """Text to a sentence that can be decoded.
+
+        Args:
+            text: any text but an empty one.
+            truncate: cut a text beyond the limit, instead of refusing it.
+            field: what the client calls this text, for messages.
+            request: how to search.
+
+        Raises:
+            InvalidRequest: the text is empty or too long, or a search parameter lies outside its limits.
+        """
+        if not text.strip():
+            raise InvalidRequest(f"{field} is empty")
+        ids, truncated = self._tokenizer.encode(text).ids, False
+        if len(ids) > self.max_tokens:
+            if not truncate:
+                raise InvalidRequest(
+                    f"{field} has {len(ids)} tokens, the model takes at most {self.max_tokens}; {TRUNCATE_HINT}"
+                )
+            ids, truncated = self._cutting.encode(text).ids, True
+        options = self._options(request, len(ids))
+        return Sentence(ids, options, bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated)
+
+    def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
+        beams, new_tokens, penalty = request
+        if beams is not None and not 1 <= beams <= MAX_BEAMS:
+            raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
+        if new_tokens is not None and not 1 <= new_tokens <= self.max_tokens:
+            raise InvalidRequest(f"max_new_tokens must lie between 1 and {self.max_tokens}, not {new_tokens}")
+        if penalty is not None and not abs(penalty) <= MAX_LENGTH_PENALTY:
+            limit = MAX_LENGTH_PENALTY
+            raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
+        return SearchOptions(
+            max_new_tokens=new_tokens or longest_translation(source_tokens, self.max_tokens),
+            num_beams=beams or 1,
+            length_penalty=1.0 if penalty is None else penalty,
+        )
+
+    def texts_of(self, inputs: Arrays) -> list[str]:
+        """The texts of a BYTES tensor [n].
+
+        Raises:
+            InvalidRequest: an element is not UTF-8.
+        """
+        return texts_of(inputs)
+
+    def text_so_far(self, ids: list[int]) -> str:
+        """The text of the first tokens of a translation, without a last character that is not whole yet."""
+        return self._tokenizer.decode(ids).rstrip(INCOMPLETE)
+
+    def postprocess(self, sentence: Sentence) -> Translated:
+        """The text of a sentence whose search is done."""
+        ids, score = sentence.search.best()
+        return Translated(self._tokenizer.decode(ids), score, len(ids))
+
+    def tensors(self, sentences: Sequence[Sentence]) -> Arrays:
+        """Output tensors for n results, as the metadata describes them."""
+        translated = [self.postprocess(sentence) for sentence in sentences]
+        return {
+            "translation": bytes_array([each.text.encode() for each in translated]),
+            "score": np.array([each.score for each in translated], dtype=np.float32),
+        }
+
+
+def longest_translation(source_tokens: int, max_tokens: int) -> int:
+    """Where a search ends that does not end by itself: translations are seldom more than twice as long."""
+    return min(max_tokens, 2 * source_tokens + 10)
 
 
 def num_candidates(num_beams: int) -> int:
