@@ -3,6 +3,7 @@
     manifest.json     task, tensors, labels, limits, sha256 of every other file, provenance, measured quality
     model.onnx        the graph
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
+    preprocessor_config.json    how images become pixels (Hugging Face form)
     golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
     README.md         the model card
 
@@ -19,11 +20,12 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, TOKENIZER, CARD = (
+MANIFEST, GOLDEN, GRAPH, TOKENIZER, PREPROCESSOR, CARD = (
     "manifest.json",
     "golden.json",
     "model.onnx",
     "tokenizer.json",
+    "preprocessor_config.json",
     "README.md",
 )
 
@@ -40,10 +42,10 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: list[int]
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one input may be."""
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one input may be; images have no limit of the model's own."""
 
-    max_tokens: int
+    max_tokens: int | None = None
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,10 +74,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One raw input, the tensors that preprocessing makes of it, and the original model's outputs."""
+    """One raw input, the tensors that preprocessing makes of it, and the original model's outputs.
+
+    An encoded file stands as base64, a tensor too large to be written as "sha256:" and the digest of its bytes.
+    """
 
     inputs: dict[str, str]
-    tensors: dict[str, list[int]]
+    tensors: dict[str, list[int] | str]
     outputs: dict[str, list[float]]
 
 
