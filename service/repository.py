@@ -390,7 +390,9 @@ def replay_golden(
     for number, example in enumerate(folder.golden):
         try:
             items.append(item_of(example))
-        except (FolderError, InvalidRequest, KeyError) as error:
+        except KeyError as missing:
+            raise FolderError(f"golden example {number}: {missing} is missing") from missing
+        except (FolderError, InvalidRequest) as error:
             raise FolderError(f"golden example {number}: {error}") from error
     expected_BC = np.array([example.outputs["logits"] for example in folder.golden])
     for how, logits in (
