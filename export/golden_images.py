@@ -29,7 +29,7 @@ def golden_images() -> dict[str, bytes]:
         "a PNG in black and white": _file(house.convert("1"), "PNG"),
         "a PNG smaller than any model": _file(shapes(12, 12), "PNG"),
         "a WebP": _file(sea, "WEBP", quality=80),
-        "a lossless WebP that is partly transparent": _file(faded(house), "WEBP", lossless=True),
+        "a lossless WebP that is partly transparent": _file(faded(sea), "WEBP", lossless=True),
     }
 
 
