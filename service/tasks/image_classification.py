@@ -16,7 +16,10 @@ from typing import Literal
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import (
+    Image,
+    WebPImagePlugin,  # noqa: F401, registers itself: Pillow would else import every plugin it has to find this one
+)
 
 from service.errors import InvalidRequest
 from service.tasks.classification import Classifier

@@ -212,6 +212,9 @@ def test_each_kind_of_model_says_what_it_takes(http: httpx.Client, typed: heed_p
         typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="sentiment", image=JPEG))
     with pytest.raises(grpc.RpcError, match="unknown model: 'nope'"):
         typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="nope", image=JPEG))
+    for request in ({"content": JPEG}, {"json": {"inputs": "fine"}}):
+        unknown = http.post("/models/nope", **request)
+        assert (unknown.status_code, "unknown model: 'nope'" in unknown.json()["error"]) == (404, True)
     refused = http.post("/models/vit", json={"inputs": "A wonderful film."})
     assert refused.json()["error"].startswith("inputs is not a JPEG, PNG or WebP file")
     assert "the body is not JSON" in http.post("/models/sentiment", content=JPEG).json()["error"]
@@ -272,6 +275,20 @@ def test_a_deadline_ends_the_wait_for_decoding(http: httpx.Client) -> None:
         504,
         "the deadline passed before the images were decoded",
     )
+
+
+def test_the_event_loop_is_not_held_up_by_decoding(http: httpx.Client, image_server: Server) -> None:
+    """While six slow images are decoded, other requests are answered: many of them, not one at the end."""
+    body, headers = binary_body([slow_file()] * 6)
+    answered = 0
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{image_server.http}/v2/models/vit/infer"
+        slow = pool.submit(httpx.post, url, content=body, headers=headers, timeout=60)
+        while not slow.done():
+            assert http.get("/healthz").status_code == 200
+            answered += 1
+    assert slow.result().status_code == 200
+    assert answered >= 10
 
 
 def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
