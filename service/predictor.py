@@ -364,7 +364,7 @@ class Predictor:
         return [name for name, served in described if served and isinstance(served.task, kind)]
 
     def takes_images(self, name: str, *, unless_served: bool) -> bool:
-        """Whether the model answers images with labels; `unless_served` where it is not served, and a request says so."""
+        """Whether the model answers images with labels; `unless_served` where nobody knows, as it is not served."""
         try:
             served = self._repository.state(name).served
         except NotFound:
