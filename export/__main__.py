@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+NUM_COMPARED_IMAGES = 2_000  # of the 10,000 that quality is measured on
+
 
 def main() -> int:
     """Run one command; its exit status."""
@@ -167,33 +169,59 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
 def convert(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run."""
     from export.convert import convert as convert_source
-    from export.data import load_everyday, load_sst2
     from export.source import source_of_run
 
     source = source_of_run(run_dir_of(arguments))
-    validation = load_sst2().validation
+    material = images_to_measure_on() if source.task_name == "image-classification" else texts_to_measure_on()
     convert_source(
         source,
         name=arguments.name or arguments.model,
         store=arguments.model_store,
-        compare_on=validation.texts,
-        labelled=validation,
         precision=arguments.precision,
         about={"licence": licence_of(source)},
         console=console,
-        also_measured_on={"everyday sentences (tests/data)": load_everyday()},
+        **material,
     )
+
+
+def texts_to_measure_on() -> dict[str, Any]:
+    """What text classifiers are compared with PyTorch and measured on."""
+    from export.data import load_everyday, load_sst2
+
+    validation = load_sst2().validation
+    return {
+        "compare_on": validation.texts,
+        "labelled": validation,
+        "also_measured_on": {"everyday sentences (tests/data)": load_everyday()},
+    }
+
+
+def images_to_measure_on() -> dict[str, Any]:
+    """The same for image classifiers: files, as a client would send them."""
+    from export.data import encoded, load_cifar10
+    from export.train_image_classifier import JPEG_QUALITY
+
+    test = load_cifar10().test
+    plain = encoded(test, "PNG")
+    return {
+        "compare_on": plain.inputs[:NUM_COMPARED_IMAGES],
+        "labelled": plain,
+        "split": "test",
+        "also_measured_on": {
+            f"the test split as JPEG of quality {JPEG_QUALITY}": encoded(test, "JPEG", quality=JPEG_QUALITY)
+        },
+    }
 
 
 def licence_of(source: Any) -> str:
     """What the data and the weights come under."""
-    data = "SST-2: none stated by its authors, research use"
+    data = f"{source.provenance['data']}: none stated by its authors, research use"
     return f"{data}; MiniLM: Apache-2.0" if source.provenance.get("start_from") == "minilm" else data
 
 
 def load(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a Hugging Face model."""
-    from export.convert import MIN_COMPARED_TEXTS
+    from export.convert import MIN_COMPARED
     from export.convert import convert as convert_source
     from export.data import load_sst2
     from export.golden_texts import made_up_sentences
@@ -205,7 +233,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
         source,
         name=arguments.name or Path(arguments.source).name,
         store=arguments.model_store,
-        compare_on=labelled.texts if labelled else made_up_sentences(MIN_COMPARED_TEXTS),
+        compare_on=labelled.texts if labelled else made_up_sentences(MIN_COMPARED),
         labelled=labelled,
         precision=arguments.precision,
         about={},

@@ -1,12 +1,12 @@
-"""Turns a trained text classifier into a model folder, and refuses where the result is not the same model.
+"""Turns a trained classifier into a model folder, and refuses where the result is not the same model.
 
-    PyTorch ──> torch.export ──> ONNX ──> ONNX Runtime's transformer optimizer ──> (int8) ──> compared ──> folder
-           └──> TorchScript ──────────────────────────────────────────────────────────────> compared ──┘
+    PyTorch ──> torch.export ──> ONNX ──> (ONNX Runtime's transformer optimizer, int8) ──> compared ──> folder
+           └──> TorchScript ────────────────────────────────────────────────────────> compared ──┘
 
-The folder appears in the store only when every comparison has passed.
+The folder appears in the store only when every comparison has passed. What is peculiar to texts or to images is in
+`export/source.py`.
 """
 
-import json
 import logging
 import shutil
 import tempfile
@@ -28,19 +28,15 @@ from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.fusion_options import FusionOptions
 from rich.console import Console
 
-from export.data import LabelledTexts
 from export.evaluate import classification_quality
-from export.golden_texts import GOLDEN_TEXTS
 from export.provenance import this_command
-from export.source import TextClassifierSource
+from export.source import Labelled, Source
 from model_store.folder import (
     CARD,
     FORMAT,
     GRAPH,
     MANIFEST,
-    TOKENIZER,
     GoldenExample,
-    Limits,
     Manifest,
     Tensor,
     Tolerance,
@@ -52,7 +48,7 @@ from model_store.folder import (
 Precision = Literal["float32", "int8"]
 
 TORCHSCRIPT = "model.torchscript.pt"
-MIN_COMPARED_TEXTS = 500
+MIN_COMPARED = 500
 MAX_LOGIT_DIFFERENCE = 1e-4  # float32: ONNX and TorchScript against PyTorch
 MAX_ACCURACY_LOSS = 0.005  # int8: half a percentage point
 OPSET = 20
@@ -66,24 +62,25 @@ class ConversionRefused(Exception):
 
 @dataclass(frozen=True)
 class Comparison:
-    """Converted outputs against PyTorch's on the same texts."""
+    """Converted outputs against PyTorch's on the same inputs."""
 
-    num_texts: int
+    num_examples: int
     max_abs_logit_difference: float
     labels_changed: int
 
 
 def convert(
-    source: TextClassifierSource,
+    source: Source,
     *,
     name: str,
     store: Path,
-    compare_on: Sequence[str],
-    labelled: LabelledTexts | None,
+    compare_on: Sequence[Any],
+    labelled: Labelled | None,
     precision: Precision,
     about: dict[str, Any],
     console: Console,
-    also_measured_on: Mapping[str, LabelledTexts] = MappingProxyType({}),
+    also_measured_on: Mapping[str, Labelled] = MappingProxyType({}),
+    split: str = "validation",
 ) -> Path:
     """Write the next version of model `name` into the store.
 
@@ -91,24 +88,27 @@ def convert(
         source: the model.
         name: of the model folder.
         store: the model store.
-        compare_on: at least 500 texts for the comparison with PyTorch.
-        labelled: labelled texts to measure quality on; needed for int8.
+        compare_on: at least 500 texts, or image files, for the comparison with PyTorch.
+        labelled: labelled ones to measure quality on; needed for int8.
         precision: of the graph's products.
         about: goes into the manifest's provenance and the model card: data, licence, ...
         console: for progress.
-        also_measured_on: further labelled texts, by a name for the model card.
+        also_measured_on: further labelled ones, by a name for the model card.
+        split: which one of its data set `labelled` is.
 
     Returns:
         the new folder.
 
     Raises:
         ConversionRefused: the outputs differ from PyTorch's, or int8 costs too much accuracy.
-        ValueError: too few texts to compare on, or none with labels for int8.
+        ValueError: too few inputs to compare on, none with labels for int8, or int8 does not suit the network.
     """
-    if len(compare_on) < MIN_COMPARED_TEXTS:
-        raise ValueError(f"{len(compare_on)} texts to compare on, at least {MIN_COMPARED_TEXTS} are needed")
+    if len(compare_on) < MIN_COMPARED:
+        raise ValueError(f"{len(compare_on)} {source.kind} to compare on, at least {MIN_COMPARED} are needed")
     if precision == "int8" and labelled is None:
-        raise ValueError("int8 needs labelled texts, to measure what it costs in accuracy")
+        raise ValueError(f"int8 needs labelled {source.kind}, to measure what it costs in accuracy")
+    if precision == "int8" and source.not_quantized_because:
+        raise ValueError(f"int8 is not offered: {source.not_quantized_because}")
     with tempfile.TemporaryDirectory(dir=_made(store), prefix=".converting-") as temporary:
         folder = Path(temporary) / "folder"
         folder.mkdir()
@@ -116,10 +116,10 @@ def convert(
         export_onnx(source, folder / GRAPH)
         if precision == "int8":
             console.print("quantizing to int8")
-            quantize(folder / GRAPH)
+            quantize(folder / GRAPH, source.quantized_operators)
         else:
             halve_exact_weights(folder / GRAPH)
-        console.print(f"comparing with PyTorch on {len(compare_on)} texts")
+        console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
         reference_BC = source.logits(source.module, compare_on)
         onnx_comparison = compare(onnx_logits(source, folder / GRAPH, compare_on), reference_BC)
         console.print(f"ONNX: {onnx_comparison}")
@@ -130,10 +130,10 @@ def convert(
                 write_torchscript(source, folder / TORCHSCRIPT, compare_on, reference_BC)
             )
         if labelled is not None:
-            quality |= measure_quality(source, folder / GRAPH, labelled, precision)
-        for split, texts in also_measured_on.items():
-            logits_BC = onnx_logits(source, folder / GRAPH, texts.texts)
-            quality[split] = classification_quality(logits_BC, np.array(texts.labels)).as_dict()
+            quality |= measure_quality(source, folder / GRAPH, labelled, precision, split)
+        for name_of_more, more in also_measured_on.items():
+            logits_BC = onnx_logits(source, folder / GRAPH, more.inputs)
+            quality[name_of_more] = classification_quality(logits_BC, np.array(more.labels)).as_dict()
         target = publish(source, folder, name, store, precision, onnx_comparison, quality, about)
     console.print(f"written: {target}")
     return target
@@ -147,46 +147,44 @@ def _made(folder: Path) -> Path:
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def export_onnx(source: TextClassifierSource, path: Path) -> None:
-    """Through torch.export, batch and sequence dynamic; then optimized for transformers by ONNX Runtime's own tool."""
-    example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in source.input_names)
-    axes = {
-        0: torch.export.Dim("batch", min=1),
-        1: torch.export.Dim("tokens", min=1, max=source.max_tokens),
-    }
+def export_onnx(source: Source, path: Path) -> None:
+    """Through torch.export, with the source's dynamic dimensions; transformers of text are then optimized as such."""
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnxruntime"):
         warnings.simplefilter("ignore")  # about the exporter's own internals
         program = torch.onnx.export(
             source.for_export().eval(),
-            example,
+            source.example(),
             dynamo=True,
             opset_version=OPSET,
             input_names=list(source.input_names),
             output_names=["logits"],
-            dynamic_shapes=tuple(axes for _ in source.input_names),
+            dynamic_shapes=tuple(source.dynamic_axes() for _ in source.input_names),
             verbose=False,
         )
         assert program is not None
         program.save(path)
+        if source.optimized_as is None:
+            return
         options = FusionOptions("bert")
         # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
         # docs/benchmarks.md).
         options.enable_skip_layer_norm = False
         optimized = optimizer.optimize_model(
             str(path),
-            model_type="bert",
-            num_heads=source.num_heads,
-            hidden_size=source.hidden_size,
+            **source.optimized_as,
             opt_level=0,
             optimization_options=options,
         )
         optimized.save_model_to_file(str(path))
 
 
-def quantize(path: Path) -> None:
-    """Weights to int8 per channel, activations to int8 at run time (dynamic quantization), in place."""
+def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
+    """Weights to int8 per channel, activations to int8 at run time (dynamic quantization), in place.
+
+    Of the given operators; without any, of all that can be.
+    """
     with _quiet(None):
-        quantize_dynamic(path, path, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
 
 
 def halve_exact_weights(path: Path) -> None:
@@ -223,9 +221,9 @@ def halve_exact_weights(path: Path) -> None:
 
 
 def write_torchscript(
-    source: TextClassifierSource,
+    source: Source,
     path: Path,
-    texts: Sequence[str],
+    inputs: Sequence[Any],
     reference_BC: NDArray[np.float32],
 ) -> Comparison:
     """The compatibility format; compared like the ONNX graph.
@@ -233,14 +231,13 @@ def write_torchscript(
     Raises:
         ConversionRefused: it answers differently.
     """
-    example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in source.input_names)
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of shapes it records; that they stay dynamic is compared below
         torch.jit.save(
-            torch.jit.trace(source.module, example, check_trace=False, strict=False),
+            torch.jit.trace(source.module, source.example(), check_trace=False, strict=False),
             path,
         )
-        comparison = compare(source.logits(torch.jit.load(path), texts), reference_BC)
+        comparison = compare(source.logits(torch.jit.load(path), inputs), reference_BC)
     require_equal(comparison, "TorchScript")
     return comparison
 
@@ -264,21 +261,20 @@ class _quiet:  # noqa: N801, used as a statement
 # --- comparisons -----------------------------------------------------------------------------------------------------
 
 
-def onnx_logits(
-    source: TextClassifierSource, path: Path, texts: Sequence[str], batch_size: int = 32
-) -> NDArray[np.float32]:
+def onnx_logits(source: Source, path: Path, inputs: Sequence[Any], batch_size: int = 32) -> NDArray[np.float32]:
     """What the graph answers in batches of the given order, padded; [B, C]."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    task = source.task()
-    items = [task.preprocess(text, truncate=True, field="text") for text in texts]
-    batches = [items[first : first + batch_size] for first in range(0, len(items), batch_size)]
-    return np.concatenate([session.run(["logits"], task.collate(batch))[0] for batch in batches])
+    parts = []
+    for first in range(0, len(inputs), batch_size):
+        items = [source.item(given) for given in inputs[first : first + batch_size]]
+        parts.append(session.run(["logits"], source.task.collate(items))[0])
+    return np.concatenate(parts)
 
 
 def compare(logits_BC: NDArray[np.float32], reference_BC: NDArray[np.float32]) -> Comparison:
     """Converted logits against PyTorch's."""
     return Comparison(
-        num_texts=len(logits_BC),
+        num_examples=len(logits_BC),
         max_abs_logit_difference=float(np.abs(logits_BC - reference_BC).max()),
         labels_changed=int((logits_BC.argmax(axis=1) != reference_BC.argmax(axis=1)).sum()),
     )
@@ -293,26 +289,27 @@ def require_equal(comparison: Comparison, what: str) -> None:
     if not comparison.max_abs_logit_difference <= MAX_LOGIT_DIFFERENCE or comparison.labels_changed:
         raise ConversionRefused(
             f"{what} is not PyTorch's model: logits differ by up to {comparison.max_abs_logit_difference:.3g} (allowed:"
-            f" {MAX_LOGIT_DIFFERENCE:g}), {comparison.labels_changed} of {comparison.num_texts} labels change"
+            f" {MAX_LOGIT_DIFFERENCE:g}), {comparison.labels_changed} of {comparison.num_examples} labels change"
         )
 
 
 def measure_quality(
-    source: TextClassifierSource,
+    source: Source,
     path: Path,
-    labelled: LabelledTexts,
+    labelled: Labelled,
     precision: Precision,
+    split: str,
 ) -> dict[str, Any]:
-    """Quality of the graph on labelled texts; for int8 beside PyTorch's, and refused where it falls too far.
+    """Quality of the graph on labelled inputs; for int8 beside PyTorch's, and refused where it falls too far.
 
     Raises:
         ConversionRefused: int8 loses more than half a point of accuracy.
     """
     labels_B = np.array(labelled.labels)
-    measured = classification_quality(onnx_logits(source, path, labelled.texts), labels_B)
-    quality: dict[str, Any] = {"validation": measured.as_dict()}
+    measured = classification_quality(onnx_logits(source, path, labelled.inputs), labels_B)
+    quality: dict[str, Any] = {split: measured.as_dict()}
     if precision == "int8":
-        before = classification_quality(source.logits(source.module, labelled.texts), labels_B)
+        before = classification_quality(source.logits(source.module, labelled.inputs), labels_B)
         loss = before.accuracy - measured.accuracy
         quality |= {
             "accuracy_before_quantization": before.accuracy,
@@ -330,7 +327,7 @@ def measure_quality(
 
 
 def publish(
-    source: TextClassifierSource,
+    source: Source,
     folder: Path,
     name: str,
     store: Path,
@@ -351,7 +348,7 @@ def publish(
 
 
 def describe(
-    source: TextClassifierSource,
+    source: Source,
     folder: Path,
     name: str,
     precision: Precision,
@@ -359,30 +356,21 @@ def describe(
     quality: dict[str, Any],
     about: dict[str, Any],
 ) -> Manifest:
-    """Write tokenizer, configuration and golden examples beside the graph; the manifest, without checksums yet.
+    """Write the source's files and golden examples beside the graph; the manifest, without checksums yet.
 
     Raises:
         ConversionRefused: an int8 graph gives a golden example another label.
     """
-    (folder / TOKENIZER).write_text(source.tokenizer_json)
-    config = {
-        "model_type": source.model_type,
-        "pad_token_id": source.pad_id,
-        "max_position_embeddings": source.max_tokens,
-        "id2label": dict(enumerate(source.labels)),
-        "label2id": {label: number for number, label in enumerate(source.labels)},
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    task = source.task()
-    ids = {text: task.preprocess(text, truncate=True, field="text") for text in GOLDEN_TEXTS}
-    texts = [text for text in GOLDEN_TEXTS if not ids[text].truncated]
-    golden_BC = source.logits(source.module, texts)
+    for file_name, text in source.files().items():
+        (folder / file_name).write_text(text)
+    inputs = source.golden_inputs()
+    golden_BC = source.logits(source.module, inputs)
     golden = [
-        GoldenExample({"text": text}, {"input_ids": ids[text].ids}, {"logits": logits_C.tolist()})
-        for text, logits_C in zip(texts, golden_BC, strict=True)
+        GoldenExample(*source.golden_example(given), {"logits": logits_C.tolist()})
+        for given, logits_C in zip(inputs, golden_BC, strict=True)
     ]
     write_golden(folder, golden)
-    golden_comparison = compare(onnx_logits(source, folder / GRAPH, texts), golden_BC)
+    golden_comparison = compare(onnx_logits(source, folder / GRAPH, inputs), golden_BC)
     if precision == "float32":
         tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
     else:
@@ -395,12 +383,12 @@ def describe(
     return Manifest(
         format=FORMAT,
         name=name,
-        task="text-classification",
+        task=source.task_name,
         precision=precision,
-        inputs=[Tensor(tensor, "INT64", [-1, -1]) for tensor in source.input_names],
+        inputs=[Tensor(tensor, *source.input_form) for tensor in source.input_names],
         outputs=[Tensor("logits", "FP32", [-1, len(source.labels)])],
         labels=source.labels,
-        limits=Limits(max_tokens=source.max_tokens),
+        limits=source.limits,
         skips_padding=source.skips_padding,
         tolerance=tolerance,
         files={},
@@ -415,7 +403,7 @@ def model_card(manifest: Manifest, version: int) -> str:
         f"# {manifest.name}, version {version}",
         "",
         f"Task: {manifest.task}. Classes: {', '.join(manifest.labels)}. Precision: {manifest.precision}."
-        f" Longest input: {manifest.limits.max_tokens} tokens.",
+        f" {_what_it_takes(manifest)}",
         "",
         "## Where it comes from",
         "",
@@ -427,8 +415,8 @@ def model_card(manifest: Manifest, version: int) -> str:
     for split, measured in manifest.quality.items():
         if isinstance(measured, dict) and "confusion_matrix" in measured:
             lines += [
-                f"On {'the validation split' if split == 'validation' else split}, n = {measured['num_examples']},"
-                " with the graph of this folder:",
+                f"On {f'the {split} split' if split in {'validation', 'test'} else split},"
+                f" n = {measured['num_examples']}, with the graph of this folder:",
                 "",
                 f"- accuracy {100 * measured['accuracy']:.2f} % (standard error"
                 f" {100 * measured['accuracy_standard_error']:.2f})",
@@ -442,7 +430,14 @@ def model_card(manifest: Manifest, version: int) -> str:
         lines.append(f"- accuracy lost by quantization: {100 * manifest.quality['accuracy_loss']:.2f} points")
     for runtime, comparison in manifest.quality["compared_with_pytorch"].items():
         lines.append(
-            f"- {runtime} against PyTorch on {comparison['num_texts']} texts: logits differ by at most"
+            f"- {runtime} against PyTorch on {comparison['num_examples']} inputs: logits differ by at most"
             f" {comparison['max_abs_logit_difference']:.2g}, {comparison['labels_changed']} labels change"
         )
     return "\n".join(lines) + f"\n\n`{MANIFEST}` has the same in full, and the checksum of every file.\n"
+
+
+def _what_it_takes(manifest: Manifest) -> str:
+    if manifest.limits.max_tokens is not None:
+        return f"Longest input: {manifest.limits.max_tokens} tokens."
+    height, width = manifest.inputs[0].shape[2:]
+    return f"Takes JPEG, PNG and WebP files of any size, and computes on {height} x {width} pixels."

@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 SST2_HUB_ID = "stanfordnlp/sst2"
 CIFAR10_HUB_ID = "uoft-cs/cifar10"
@@ -24,6 +26,11 @@ class LabelledTexts:
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @property
+    def inputs(self) -> list[str]:
+        """What a client would send."""
+        return self.texts
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,24 @@ class LabelledImages:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+
+@dataclass(frozen=True)
+class EncodedImages:
+    """Images as a client would send them, and their class numbers."""
+
+    inputs: list[bytes]
+    labels: list[int]
+
+
+def encoded(images: LabelledImages, file_format: str, **options: Any) -> EncodedImages:
+    """The same images as files: "PNG" keeps every level, "JPEG" with `quality` does not."""
+    files = []
+    for pixels_CHW in images.pixels_NCHW:
+        buffer = BytesIO()
+        Image.fromarray(pixels_CHW.transpose(1, 2, 0)).save(buffer, file_format, **options)
+        files.append(buffer.getvalue())
+    return EncodedImages(files, images.labels_N.tolist())
 
 
 @dataclass(frozen=True)

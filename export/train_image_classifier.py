@@ -280,6 +280,7 @@ def finish(trainer: Trainer, problem: ImageProblem, commit: str, console: Consol
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,
+        "image_size": data.train.pixels_NCHW.shape[2],
         "multiply_accumulates": multiply_accumulates(load_run_model(run_dir), data.train.pixels_NCHW.shape[2]),
         "quality": problem.quality(model, data.test),
         "quality_jpeg": problem.quality(model, jpeg_compressed(data.test)) | {"jpeg_quality": JPEG_QUALITY},

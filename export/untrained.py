@@ -8,7 +8,7 @@ from rich.console import Console
 
 from export.convert import (
     GRAPH,
-    MIN_COMPARED_TEXTS,
+    MIN_COMPARED,
     Precision,
     compare,
     export_onnx,
@@ -72,7 +72,7 @@ def write_untrained(
         export_onnx(source, folder / GRAPH)
         if precision == "int8":
             quantize(folder / GRAPH)
-        sample = made_up_sentences(MIN_COMPARED_TEXTS // 10)
+        sample = made_up_sentences(MIN_COMPARED // 10)
         comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(model, sample))
         quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
         about = {

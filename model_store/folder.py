@@ -4,6 +4,7 @@
     model.onnx        the graph; of a translation model the decoder step
     encoder.onnx      of a translation model: the encoder
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
+    preprocessor_config.json    how images become pixels (Hugging Face form)
     golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
     README.md         the model card
 
@@ -20,12 +21,13 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, ENCODER, TOKENIZER, CARD = (
+MANIFEST, GOLDEN, GRAPH, ENCODER, TOKENIZER, PREPROCESSOR, CARD = (
     "manifest.json",
     "golden.json",
     "model.onnx",
     "encoder.onnx",
     "tokenizer.json",
+    "preprocessor_config.json",
     "README.md",
 )
 
@@ -42,10 +44,10 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: list[int]
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What one input may be."""
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What one input may be; images have no limit of the model's own."""
 
-    max_tokens: int
+    max_tokens: int | None = None
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -74,10 +76,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One raw input, the tensors that preprocessing makes of it, and the original model's outputs."""
+    """One raw input, the tensors that preprocessing makes of it, and the original model's outputs.
+
+    An encoded file stands as base64, a tensor too large to be written as "sha256:" and the digest of its bytes.
+    """
 
     inputs: dict[str, str]
-    tensors: dict[str, list[int]]
+    tensors: dict[str, list[int] | str]
     outputs: dict[str, list[float]]
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10proto/heed.proto\x12\x07heed.v1\"U\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08truncate\x18\x04 \x01(\x08\"|\n\x14\x43lassifyTextResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"*\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xc9\x01\n\x07Receipt\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x03\x12\x10\n\x08queue_us\x18\x03 \x01(\x03\x12\x12\n\ncompute_us\x18\x04 \x01(\x03\x12\x16\n\x0epostprocess_us\x18\x05 \x01(\x03\x12\x12\n\nbatch_size\x18\x06 \x01(\x03\x12\x15\n\rpadded_tokens\x18\x07 \x01(\x03\x12\x14\n\x0c\x62\x61tch_tokens\x18\x08 \x01(\x03\x12\x11\n\ttruncated\x18\t \x01(\x08\x32S\n\x04Heed\x12K\n\x0c\x43lassifyText\x12\x1c.heed.v1.ClassifyTextRequest\x1a\x1d.heed.v1.ClassifyTextResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10proto/heed.proto\x12\x07heed.v1\"U\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08truncate\x18\x04 \x01(\x08\"|\n\x14\x43lassifyTextResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"T\n\x14\x43lassifyImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\"}\n\x15\x43lassifyImageResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"*\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xc9\x01\n\x07Receipt\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x03\x12\x10\n\x08queue_us\x18\x03 \x01(\x03\x12\x12\n\ncompute_us\x18\x04 \x01(\x03\x12\x16\n\x0epostprocess_us\x18\x05 \x01(\x03\x12\x12\n\nbatch_size\x18\x06 \x01(\x03\x12\x15\n\rpadded_tokens\x18\x07 \x01(\x03\x12\x14\n\x0c\x62\x61tch_tokens\x18\x08 \x01(\x03\x12\x11\n\ttruncated\x18\t \x01(\x08\x32\xa3\x01\n\x04Heed\x12K\n\x0c\x43lassifyText\x12\x1c.heed.v1.ClassifyTextRequest\x1a\x1d.heed.v1.ClassifyTextResponse\x12N\n\rClassifyImage\x12\x1d.heed.v1.ClassifyImageRequest\x1a\x1e.heed.v1.ClassifyImageResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYTEXTREQUEST']._serialized_end=114
   _globals['_CLASSIFYTEXTRESPONSE']._serialized_start=116
   _globals['_CLASSIFYTEXTRESPONSE']._serialized_end=240
-  _globals['_CLASSSCORE']._serialized_start=242
-  _globals['_CLASSSCORE']._serialized_end=284
-  _globals['_RECEIPT']._serialized_start=287
-  _globals['_RECEIPT']._serialized_end=488
-  _globals['_HEED']._serialized_start=490
-  _globals['_HEED']._serialized_end=573
+  _globals['_CLASSIFYIMAGEREQUEST']._serialized_start=242
+  _globals['_CLASSIFYIMAGEREQUEST']._serialized_end=326
+  _globals['_CLASSIFYIMAGERESPONSE']._serialized_start=328
+  _globals['_CLASSIFYIMAGERESPONSE']._serialized_end=453
+  _globals['_CLASSSCORE']._serialized_start=455
+  _globals['_CLASSSCORE']._serialized_end=497
+  _globals['_RECEIPT']._serialized_start=500
+  _globals['_RECEIPT']._serialized_end=701
+  _globals['_HEED']._serialized_start=704
+  _globals['_HEED']._serialized_end=867
 # @@protoc_insertion_point(module_scope)

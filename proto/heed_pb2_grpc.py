@@ -39,12 +39,23 @@ class HeedStub:
                 request_serializer=proto_dot_heed__pb2.ClassifyTextRequest.SerializeToString,
                 response_deserializer=proto_dot_heed__pb2.ClassifyTextResponse.FromString,
                 _registered_method=True)
+        self.ClassifyImage = channel.unary_unary(
+                '/heed.v1.Heed/ClassifyImage',
+                request_serializer=proto_dot_heed__pb2.ClassifyImageRequest.SerializeToString,
+                response_deserializer=proto_dot_heed__pb2.ClassifyImageResponse.FromString,
+                _registered_method=True)
 
 
 class HeedServicer:
     """Missing associated documentation comment in .proto file."""
 
     def ClassifyText(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClassifyImage(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -57,6 +68,11 @@ def add_HeedServicer_to_server(servicer, server):
                     servicer.ClassifyText,
                     request_deserializer=proto_dot_heed__pb2.ClassifyTextRequest.FromString,
                     response_serializer=proto_dot_heed__pb2.ClassifyTextResponse.SerializeToString,
+            ),
+            'ClassifyImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClassifyImage,
+                    request_deserializer=proto_dot_heed__pb2.ClassifyImageRequest.FromString,
+                    response_serializer=proto_dot_heed__pb2.ClassifyImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,6 +102,33 @@ class Heed:
             '/heed.v1.Heed/ClassifyText',
             proto_dot_heed__pb2.ClassifyTextRequest.SerializeToString,
             proto_dot_heed__pb2.ClassifyTextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClassifyImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heed.v1.Heed/ClassifyImage',
+            proto_dot_heed__pb2.ClassifyImageRequest.SerializeToString,
+            proto_dot_heed__pb2.ClassifyImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -116,6 +116,8 @@ def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:
             "Try:",
             f"  curl {http}/models/{predictor.text_classifiers()[0]} -d '{body}'",
         ]
+    elif predictor.image_classifiers():
+        lines += ["Try:", f"  curl {http}/models/{predictor.image_classifiers()[0]} --data-binary @cat.jpg"]
     return "\n".join(lines)
 
 

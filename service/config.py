@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 # Variables of other parts of the project, which may stand in the same environment.
 FOREIGN_VARIABLES = {"HEED_DATASETS"}
+MOST_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
 
 
 def option(default: Any, text: str) -> Any:
@@ -38,6 +39,7 @@ class ServiceConfig:
     max_batch_tokens: int = option(16384, "padded tokens of one engine call: longest row x rows")
     max_request_rows: int = option(512, "rows of one request")
     max_body_bytes: int = option(16 * 2**20, "size of one request, over HTTP and gRPC")
+    max_image_pixels: int = option(50_000_000, "pixels of one image; larger ones are refused by their header")
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
     engine_timeout_s: float = option(120.0, "an engine call that takes longer makes the server unready")
     drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
@@ -62,9 +64,12 @@ class ServiceConfig:
             "max_batch_tokens",
             "max_request_rows",
             "max_body_bytes",
+            "max_image_pixels",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_image_pixels > MOST_IMAGE_PIXELS:
+            raise ValueError(f"max_image_pixels must be at most {MOST_IMAGE_PIXELS}, not {self.max_image_pixels}")
         for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -7,16 +7,17 @@ A folder that fails on the way is not served and says why; the others are not to
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 import structlog
 
 from model_store.folder import (
+    PREPROCESSOR,
     TOKENIZER,
     FolderError,
     FoundFolder,
@@ -29,8 +30,9 @@ from service.batcher import Batcher, BatcherLimits
 from service.config import ServiceConfig
 from service.cost_table import CostTable
 from service.engine import EngineError, OnnxEngine
-from service.errors import NotFound, Unavailable
+from service.errors import InvalidRequest, NotFound, Unavailable
 from service.metrics import Metrics
+from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
 
@@ -50,7 +52,12 @@ COST_PROBES = (
     (4, 128),
     (32, 32),
 )
+# The same of models whose rows all have one length.
+ROW_COST_PROBES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1))
 COST_BUDGET_S = 0.25
+
+Task = TextClassification | ImageClassification | TensorRows
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class ServedModel:
 
     name: str
     version: str
-    task: TextClassification | TensorRows
+    task: Task
     batcher: Batcher
 
 
@@ -81,7 +88,7 @@ class ModelState:
 class _Loaded:
     """What a worker thread makes of a folder."""
 
-    task: TextClassification | TensorRows
+    task: Task
     run: Callable[[list[Any]], list[Any]]
     probe: Callable[[], None]
     costs: CostTable
@@ -178,9 +185,11 @@ class ModelRepository:
         engine = OnnxEngine(folder.path / "model.onnx", self.threads)
         if folder.manifest is None:
             return self._prepare_bare(engine)
-        if folder.manifest.task != "text-classification":
-            raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
-        return self._prepare_text_classifier(folder, engine)
+        if folder.manifest.task == "text-classification":
+            return self._prepare_text_classifier(folder, engine)
+        if folder.manifest.task == "image-classification":
+            return self._prepare_image_classifier(folder, engine)
+        raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
 
     def _prepare_bare(self, engine: OnnxEngine) -> _Loaded:
         task = TensorRows(engine.inputs, engine.outputs, self.config.max_batch_rows)
@@ -195,8 +204,10 @@ class ModelRepository:
 
     def _prepare_text_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> _Loaded:
         assert folder.manifest is not None
-        hub_config = _read_hub_config(folder.path)
+        hub_config = _read_json(folder.path / "config.json", _HubConfig)
         max_tokens = folder.manifest.limits.max_tokens
+        if max_tokens is None:
+            raise FolderError("manifest.json: limits.max_tokens is missing")
         task = TextClassification(
             (folder.path / TOKENIZER).read_text(),
             labels=folder.manifest.labels,
@@ -208,35 +219,64 @@ class ModelRepository:
         def run(items: list[Any]) -> list[Any]:
             return task.separate(engine.run(task.collate(items)), items)
 
-        replay_golden(folder, task, run)
-        probe_item = task.preprocess(folder.golden[0].inputs["text"], truncate=False, field="text")
+        def item_of(example: GoldenExample) -> Tokens:
+            tokens = task.preprocess(example.inputs["text"], truncate=False, field="text")
+            if tokens.ids != example.tensors["input_ids"]:
+                raise FolderError("the tokenizer gives other ids than in training")
+            return tokens
 
-        def probe() -> None:
-            run([probe_item])
+        items = replay_golden(folder, item_of, run)
+        ids = [number for item in items for number in item.ids]
 
-        costs = self._measure_costs(run, folder.golden, max_tokens)
-        return _Loaded(task, run, probe, costs, folder.manifest.skips_padding)
+        def item_of_length(length: int) -> Tokens:
+            return Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)
+
+        costs = self._measure_costs(run, item_of_length, COST_PROBES, max_tokens)
+        return _Loaded(task, run, lambda: _probe(run, items[0]), costs, folder.manifest.skips_padding)
+
+    def _prepare_image_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> _Loaded:
+        assert folder.manifest is not None
+        if len(engine.inputs) != 1:
+            raise FolderError(f"model.onnx has {len(engine.inputs)} inputs, an image classifier has one")
+        task = ImageClassification(
+            _read_json(folder.path / PREPROCESSOR, PreprocessorConfig),
+            labels=folder.manifest.labels,
+            graph_input=engine.inputs[0].name,
+        )
+
+        def run(items: list[Any]) -> list[Any]:
+            return task.separate(engine.run(task.collate(items)), items)
+
+        def item_of(example: GoldenExample) -> Pixels:
+            pixels = task.preprocess(example.inputs["image"].encode(), field="image")
+            if pixels.digest() != example.tensors["pixel_values"]:
+                raise FolderError("the image becomes other pixels than in training")
+            return pixels
+
+        items = replay_golden(folder, item_of, run)
+        costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
+        return _Loaded(task, run, lambda: _probe(run, items[0]), costs, skips_padding=False)
 
     def _measure_costs(
         self,
         run: Callable[[list[Any]], list[Any]],
-        golden: list[GoldenExample],
-        max_tokens: int,
+        item_of_length: Callable[[int], Any],
+        probes: Sequence[tuple[int, int]],
+        max_length: int,
     ) -> CostTable:
-        """Time a few calls of different size, made of the golden examples' tokens."""
-        ids = [number for example in golden for number in example.tensors["input_ids"]]
+        """Time a few calls of different size, with items made of the golden examples."""
         measured = []
         ends_s = time.perf_counter() + COST_BUDGET_S
-        for rows, length in COST_PROBES:
-            if length > max_tokens or rows > self.config.max_batch_rows:
+        for rows, length in probes:
+            if length > max_length or rows > self.config.max_batch_rows:
                 continue
-            items = [Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)] * rows
+            items = [item_of_length(length)] * rows
             started_s = self._engine_clock()
             run(items)
             measured.append((rows, length, self._engine_clock() - started_s))
             if time.perf_counter() > ends_s:
                 break
-        return CostTable(self.config.max_batch_rows, max_tokens, measured)
+        return CostTable(self.config.max_batch_rows, max_length, measured)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model to answer a request; without a version, the highest one that is ready.
@@ -315,29 +355,45 @@ class _HubConfig(msgspec.Struct):
     pad_token_id: int = 0
 
 
-def _read_hub_config(path: Path) -> _HubConfig:
+def _read_json(path: Path, kind: type[C]) -> C:
     try:
-        return msgspec.json.decode((path / "config.json").read_bytes(), type=_HubConfig)
+        return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError) as error:
-        raise FolderError(f"config.json: {error}") from error
+        raise FolderError(f"{path.name}: {error}") from error
 
 
-def replay_golden(folder: ModelFolder, task: TextClassification, run: Callable[[list[Any]], list[Any]]) -> None:
+def _probe(run: Callable[[list[Any]], list[Any]], item: Any) -> None:
+    run([item])
+
+
+def replay_golden(
+    folder: ModelFolder, item_of: Callable[[GoldenExample], Any], run: Callable[[list[Any]], list[Any]]
+) -> list[Any]:
     """Answer the golden examples, one by one and in one batch, and compare.
 
     Warm-up, preprocessing parity and numeric parity in one.
 
+    Args:
+        folder: with its examples.
+        item_of: preprocesses one, and raises FolderError where that gives another tensor than in training.
+        run: the engine call, items to logits.
+
+    Returns:
+        the examples' items.
+
     Raises:
-        FolderError: the ids differ, or the logits lie further off than the manifest allows.
+        FolderError: the tensors differ, or the logits lie further off than the manifest allows.
     """
     assert folder.manifest is not None
     tolerance = folder.manifest.tolerance
     items = []
     for number, example in enumerate(folder.golden):
-        item = task.preprocess(example.inputs["text"], truncate=False, field="text")
-        if item.ids != example.tensors["input_ids"]:
-            raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
-        items.append(item)
+        try:
+            items.append(item_of(example))
+        except KeyError as missing:
+            raise FolderError(f"golden example {number}: {missing} is missing") from missing
+        except (FolderError, InvalidRequest) as error:
+            raise FolderError(f"golden example {number}: {error}") from error
     expected_BC = np.array([example.outputs["logits"] for example in folder.golden])
     for how, logits in (
         ("alone", [run([item])[0] for item in items]),
@@ -356,3 +412,4 @@ def replay_golden(folder: ModelFolder, task: TextClassification, run: Callable[[
         changed_B = actual_BC.argmax(axis=1) != expected_BC.argmax(axis=1)
         if tolerance.labels_must_agree and changed_B.any():
             raise FolderError(f"golden example {int(changed_B.argmax())} {how}: another label")
+    return items

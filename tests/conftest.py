@@ -182,3 +182,68 @@ def server(store: Path) -> Iterator[Server]:
     """One server for all tests that only ask it."""
     with running_server(store, "--max-request-rows", "64", "--max-body-bytes", "1000000") as running:
         yield running
+
+
+LABELS = ["anchor", "bird", "cat", "drum", "ear", "fern", "goat"]
+
+
+def untrained_image_sources() -> dict[str, Any]:
+    """A vision transformer and a convolutional network with random weights, whose answers differ between images."""
+    import torch
+
+    from export.image_networks import ResNet9, ResNetConfig, VisionTransformer, VitConfig
+    from export.source import ImageClassifierSource
+
+    torch.manual_seed(3)
+    shape = VitConfig(
+        d_model=32, num_layers=2, num_heads=4, d_ff=64, image_size=16, num_labels=len(LABELS), positions="learned"
+    )
+    networks = {"vit": VisionTransformer(shape), "resnet9": ResNet9(ResNetConfig(num_labels=len(LABELS), width=8))}
+    sources = {}
+    for name, network in networks.items():
+        with torch.no_grad():
+            network.head.weight.mul_(20 if name == "vit" else 400)
+        sources[name] = ImageClassifierSource(
+            module=network.eval(), labels=LABELS, image_size=16 if name == "vit" else 32, model_type=f"heed-{name}"
+        )
+    return sources
+
+
+def noise_files(count: int, side: int = 32) -> list[bytes]:
+    """Images of noise as PNG."""
+    import numpy as np
+
+    from export.data import LabelledImages, encoded
+
+    pixels = np.random.default_rng(4).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
+    return encoded(LabelledImages(pixels, np.zeros(count, np.int64)), "PNG").inputs
+
+
+@pytest.fixture(scope="session")
+def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both kinds of image classifier, converted, beside the sentiment model."""
+    from rich.console import Console
+
+    from export.convert import convert
+
+    store = tmp_path_factory.mktemp("images") / "models"
+    for name, source in untrained_image_sources().items():
+        convert(
+            source,
+            name=name,
+            store=store,
+            compare_on=noise_files(500),
+            labelled=None,
+            precision="float32",
+            about={"licence": "none"},
+            console=Console(quiet=True),
+        )
+    shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
+    return store
+
+
+@pytest.fixture(scope="session")
+def image_server(image_store: Path) -> Iterator[Server]:
+    """One server for all tests that only ask it."""
+    with running_server(image_store, "--max-request-rows", "16", "--max-image-pixels", "20000000") as running:
+        yield running

@@ -2,23 +2,21 @@
 
     text ── tokenizer ──> ids ── padded together ──> graph ──> logits ── softmax ──> label, score, probabilities
 
-Shapes: B rows of an engine call, T tokens, C classes.
+Shapes: B rows of an engine call, T tokens.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
-from service.tensors import Arrays, TensorSpec, bytes_array
+from service.tasks.classification import Classifier
+from service.tensors import Arrays, TensorSpec
 
-# How logits become scores; the names are those of the Hugging Face task API.
-ScoreFunction = Literal["softmax", "sigmoid", "none"]
 TRUNCATE_HINT = "shorten it, or ask for truncation"
 
 
@@ -37,15 +35,7 @@ class Tokens:
         return len(self.ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """The answer for one text: classes and scores, most probable first."""
-
-    labels: list[str]
-    scores: list[float]
-
-
-class TextClassification:
+class TextClassification(Classifier):
     """The pure part of a text classifier."""
 
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
@@ -68,6 +58,7 @@ class TextClassification:
             pad_id: the id that fills up shorter rows.
             graph_inputs: which of input_ids, attention_mask and token_type_ids the graph has.
         """
+        super().__init__(labels)
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -75,16 +66,9 @@ class TextClassification:
         self._cutting = Tokenizer.from_str(tokenizer_json)
         self._cutting.no_padding()
         self._cutting.enable_truncation(max_tokens)
-        self.labels = list(labels)
         self.max_tokens = max_tokens
         self._pad_id = pad_id
         self._graph_inputs = tuple(graph_inputs)
-        self._label_bytes = [label.encode() for label in self.labels]
-        self.outputs = (
-            TensorSpec("label", "BYTES", (-1,)),
-            TensorSpec("score", "FP32", (-1,)),
-            TensorSpec("probabilities", "FP32", (-1, len(self.labels))),
-        )
 
     def preprocess(self, text: str, *, truncate: bool, field: str) -> Tokens:
         """Text to ids.
@@ -128,49 +112,6 @@ class TextClassification:
         if "token_type_ids" in self._graph_inputs:
             feeds["token_type_ids"] = np.zeros_like(ids_BT)
         return {name: feeds[name] for name in self._graph_inputs}
-
-    def separate(self, outputs: Arrays, items: Sequence[Tokens]) -> list[NDArray[np.float32]]:
-        """The logits [C] of each item."""
-        return list(outputs["logits"])
-
-    def postprocess(
-        self,
-        logits_C: NDArray[np.float32],
-        function: ScoreFunction = "softmax",
-        top_k: int | None = None,
-    ) -> Classification:
-        """Logits to the `top_k` best classes (all, if None), most probable first."""
-        scores = scores_of(logits_C.tolist(), function)
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
-        return Classification(
-            [self.labels[number] for number in order],
-            [scores[number] for number in order],
-        )
-
-    def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
-        """Output tensors for n results, as the metadata describes them."""
-        probabilities_BC = np.array([scores_of(row.tolist(), "softmax") for row in logits], dtype=np.float32)
-        best_B = probabilities_BC.argmax(axis=1)
-        return {
-            "label": bytes_array([self._label_bytes[number] for number in best_B]),
-            "score": probabilities_BC[np.arange(len(best_B)), best_B],
-            "probabilities": probabilities_BC,
-        }
-
-
-def scores_of(logits: list[float], function: ScoreFunction) -> list[float]:
-    """Logits to scores. Plain floats: for a handful of classes that is faster than arrays."""
-    if function == "none":
-        return logits
-    if function == "sigmoid":
-        # Written so that neither sign overflows.
-        return [
-            1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit)) for logit in logits
-        ]
-    highest = max(logits)
-    weights = [math.exp(logit - highest) for logit in logits]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
 
 
 def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:

@@ -246,6 +246,34 @@ class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
 
         return await self._respond(context, answer)
 
+    async def ClassifyImage(  # noqa: N802
+        self, request: heed_pb2.ClassifyImageRequest, context: Context
+    ) -> heed_pb2.ClassifyImageResponse:
+        """Image in, label out."""
+
+        async def answer(request_id: str) -> heed_pb2.ClassifyImageResponse:
+            call = Call(
+                model=request.model,
+                version=request.version,
+                protocol="grpc",
+                request_id=request_id,
+                timeout_s=context.time_remaining(),
+            )
+            (classification,), receipt = await self._predictor.classify_images(
+                call, [request.image], top_k=request.top_k or None
+            )
+            return heed_pb2.ClassifyImageResponse(
+                label=classification.labels[0],
+                score=classification.scores[0],
+                scores=[
+                    heed_pb2.ClassScore(label=label, score=score)
+                    for label, score in zip(classification.labels, classification.scores, strict=True)
+                ],
+                receipt=heed_pb2.Receipt(**receipt._asdict()),
+            )
+
+        return await self._respond(context, answer)
+
 
 def read_inputs(request: inference_pb2.ModelInferRequest) -> Arrays:
     """The input tensors of a message, from its raw or its typed contents.

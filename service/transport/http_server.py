@@ -36,6 +36,7 @@ from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 log = structlog.get_logger(__name__)
 
 EXTENSIONS = ["binary_tensor_data"]
+HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it, in the log
 
 
@@ -265,7 +266,12 @@ class HttpApplication:
     # --- Hugging Face task API ---------------------------------------------------------------------------------------
 
     async def _task(self, request: Request, request_id: str) -> Response:
-        message = rest.read_json(await self._body(request), TextClassificationRequest)
+        body = await self._body(request)
+        # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not needed.
+        is_file = body.lstrip()[:1] != b"{"
+        if self._predictor.takes_images(request.path_params["model"], unless_served=is_file):
+            return await self._classify_image(request, request_id, body, is_file)
+        message = rest.read_json(body, TextClassificationRequest)
         one = isinstance(message.inputs, str)
         texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
         call = self._call(request, request_id, None, message.parameters.truncation)
@@ -277,14 +283,23 @@ class HttpApplication:
             top_k=message.parameters.top_k,
         )
         classifications, receipt = await self._while_connected(request, answer)
-        document = [
-            [
-                {"label": label, "score": score}
-                for label, score in zip(classification.labels, classification.scores, strict=True)
-            ]
-            for classification in classifications
-        ]
+        document = [labelled_scores(answered.labels, answered.scores) for answered in classifications]
         return json_response(document, headers=receipt_headers(receipt))
+
+    async def _classify_image(self, request: Request, request_id: str, body: bytes, is_file: bool) -> Response:
+        image, field, parameters = body, "the body", ImageClassificationParameters()
+        if not is_file:
+            message = rest.read_json(body, ImageClassificationRequest)
+            image, field, parameters = message.inputs.encode(), "inputs", message.parameters
+        answer = self._predictor.classify_images(
+            self._call(request, request_id, None, truncate=False),
+            [image],
+            field=field,
+            function=parameters.function_to_apply or "softmax",
+            top_k=parameters.top_k or HUB_TOP_K,
+        )
+        (answered,), receipt = await self._while_connected(request, answer)
+        return json_response(labelled_scores(answered.labels, answered.scores), headers=receipt_headers(receipt))
 
     # --- for operators -----------------------------------------------------------------------------------------------
 
@@ -313,6 +328,7 @@ class HttpApplication:
                 server_version(),
                 self._predictor.model_names(),
                 TextClassificationRequest,
+                ImageClassificationRequest,
             )
         )
 
@@ -333,6 +349,25 @@ class TextClassificationRequest(msgspec.Struct):
 
     inputs: str | list[str]
     parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
+
+
+class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """`parameters` of the Hugging Face image-classification task."""
+
+    top_k: rest.PositiveInt | None = None
+    function_to_apply: rest.ScoreFunction | None = None
+
+
+class ImageClassificationRequest(msgspec.Struct):
+    """A request of the Hugging Face image-classification task as JSON: `inputs` is the file's base64."""
+
+    inputs: str
+    parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
+
+
+def labelled_scores(labels: list[str], scores: list[float]) -> list[dict[str, object]]:
+    """One answer as the hub writes it."""
+    return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The OpenAPI description of the HTTP face, as /openapi.json and for the page /docs."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -88,7 +89,11 @@ class LabelScore(msgspec.Struct):
     score: float
 
 
-def openapi_document(version: str, models: list[str], task_request: type) -> dict[str, Any]:
+# Media types of the files that image models take, as a body of their own.
+IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
+
+
+def openapi_document(version: str, models: list[str], text_request: type, image_request: type) -> dict[str, Any]:
     """The document, with the models that are ready as examples of the path parameter."""
     kinds = [
         *(
@@ -98,7 +103,7 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
             ServerMetadata,
             ModelMetadata,
         ),
-        *(Live, Ready, ModelReady, ServerReady, task_request, LabelScore),
+        *(Live, Ready, ModelReady, ServerReady, text_request, image_request, LabelScore),
     ]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
@@ -137,8 +142,9 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
     def get(summary: str, kind: Any, *errors: int, also: dict[int, Any] | None = None) -> dict[str, Any]:
         return {"get": {"summary": summary, "responses": answers(kind, *errors, also=also)}}
 
-    def post(summary: str, body: Any, kind: Any) -> dict[str, Any]:
+    def post(summary: str, body: Any, kind: Any, files: Sequence[str] = ()) -> dict[str, Any]:
         content = {"application/json": {"schema": body}}
+        content |= {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in files}
         operation = {
             "summary": summary,
             "parameters": headers,
@@ -148,6 +154,7 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
         return {"post": operation}
 
     not_ready = "Not now."
+    scores = {"type": "array", "items": schema[LabelScore]}
     paths = {
         "/healthz": get("The process lives", schema[Live]),
         "/readyz": get(
@@ -171,12 +178,10 @@ def openapi_document(version: str, models: list[str], task_request: type) -> dic
         "/models/{model}": {
             "parameters": [model_parameter],
             **post(
-                "Hugging Face task API: text classification",
-                schema[task_request],
-                {
-                    "type": "array",
-                    "items": {"type": "array", "items": schema[LabelScore]},
-                },
+                "Hugging Face task API: text classification, image classification",
+                {"anyOf": [schema[text_request], schema[image_request]]},
+                {"anyOf": [{"type": "array", "items": scores}, scores]},
+                IMAGE_FILES,
             ),
         },
     }

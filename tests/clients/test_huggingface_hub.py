@@ -1,10 +1,13 @@
 """`huggingface_hub.InferenceClient`, unchanged, with the address of a model as its model."""
 
+from pathlib import Path
+
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.conftest import Server
+from export.golden_images import golden_images
+from tests.conftest import LABELS, Server
 
 
 def test_text_classification(server: Server) -> None:
@@ -17,3 +20,21 @@ def test_text_classification(server: Server) -> None:
     with pytest.raises(HfHubHTTPError) as raised:
         client.text_classification("")
     assert raised.value.response.json() == {"error": "inputs is empty"}
+
+
+def test_image_classification(image_server: Server, tmp_path: Path) -> None:
+    """As bytes and as a file, which travel as they are; with parameters, when they travel as base64 in JSON."""
+    client = InferenceClient(model=f"{image_server.http}/models/vit")
+    file = golden_images()["a JPEG that EXIF turns upright"]
+    (tmp_path / "turned.jpg").write_bytes(file)
+    plain = client.image_classification(file)
+    assert plain == client.image_classification(tmp_path / "turned.jpg")
+    assert [entry.label for entry in plain] == [entry.label for entry in sorted(plain, key=lambda e: -e.score)]
+    assert len(plain) == 5
+    with_parameters = client.image_classification(file, top_k=7, function_to_apply="softmax")
+    assert with_parameters[:5] == plain
+    assert {entry.label for entry in with_parameters} == set(LABELS)
+    with pytest.raises(HfHubHTTPError) as raised:
+        client.image_classification(b"no image", top_k=1)
+    error = raised.value.response.json()["error"]
+    assert error == "inputs is not a JPEG, PNG or WebP file, or its header is damaged"

@@ -12,7 +12,8 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from tests.conftest import Server
+from export.golden_images import golden_images
+from tests.conftest import LABELS, Server
 
 TEXTS = ["A wonderful film.", "An awful, tedious mess."]
 EXPECTED = [b"POSITIVE", b"NEGATIVE"]
@@ -88,3 +89,15 @@ async def test_asyncio_clients(module: ModuleType, server: Server) -> None:
         assert await client.is_server_ready()
         result = await client.infer("sentiment", [text_input(module)])
         assert result.as_numpy("label").tolist() == EXPECTED
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
+def test_images(module: ModuleType, image_server: Server) -> None:
+    """Encoded files as BYTES; binary in both directions."""
+    files = list(golden_images().values())[:3]
+    tensor = module.InferInput("image", [len(files)], "BYTES")
+    tensor.set_data_from_numpy(np.array(files, dtype=object))
+    with module.InferenceServerClient(address(image_server, module)) as client:
+        result = client.infer("resnet9", [tensor])
+    best_B = result.as_numpy("probabilities").argmax(axis=1)
+    assert result.as_numpy("label").tolist() == [LABELS[number].encode() for number in best_B]

@@ -53,7 +53,7 @@ def test_onnx_torchscript_and_pytorch_are_the_same_model(
     assert model.manifest is not None
     for runtime in ("onnx", "torchscript"):
         compared = model.manifest.quality["compared_with_pytorch"][runtime]
-        assert compared["num_texts"] == 600
+        assert compared["num_examples"] == 600
         assert compared["max_abs_logit_difference"] <= 1e-4
         assert compared["labels_changed"] == 0
     assert model.manifest.quality["validation"]["accuracy"] > 0.9

@@ -7,7 +7,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from service.errors import InvalidRequest
-from service.tasks.text_classification import TextClassification, scores_of
+from service.tasks.classification import scores_of
+from service.tasks.text_classification import TextClassification
 
 
 @pytest.fixture

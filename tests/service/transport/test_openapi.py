@@ -1,5 +1,7 @@
 """The OpenAPI page and the server say the same: schemathesis makes requests of every kind from the page."""
 
+from typing import Any
+
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import (
@@ -15,9 +17,26 @@ CHECKS = [status_code_conformance, content_type_conformance, response_schema_con
 
 def test_every_answer_is_as_the_page_says(server: Server) -> None:
     """Status, content type and body of every operation, for valid and invalid requests; no server error."""
-    api = schemathesis.openapi.from_url(f"{server.http}/openapi.json")
-    operations = [result.ok() for result in api.get_all_operations()]
+    operations = operations_of(server)
     assert len(operations) >= 12
+    ask_all(operations, "sentiment")
+
+
+def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server) -> None:
+    """Inference and the task API, which take files too."""
+    operations = [operation for operation in operations_of(image_server) if operation.body]
+    assert {"/models/{model}", "/v2/models/{model}/infer"} <= {operation.path for operation in operations}
+    ask_all(operations, "vit")
+
+
+def operations_of(server: Server) -> list[Any]:
+    """Everything on the page."""
+    api = schemathesis.openapi.from_url(f"{server.http}/openapi.json")
+    return [result.ok() for result in api.get_all_operations()]
+
+
+def ask_all(operations: list[Any], model: str) -> None:
+    """Requests of every kind."""
     for operation in operations:
         # A GET without parameters cannot be wrong.
         for mode in schemathesis.GenerationMode if operation.body else [schemathesis.GenerationMode.POSITIVE]:
@@ -31,7 +50,7 @@ def test_every_answer_is_as_the_page_says(server: Server) -> None:
                 case.path_parameters.update(
                     {
                         name: known
-                        for name, known in (("model", "sentiment"), ("version", "1"))
+                        for name, known in (("model", model), ("version", "1"))
                         if name in case.path_parameters
                     }
                 )

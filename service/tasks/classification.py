@@ -1,0 +1,82 @@
+"""Logits to labels and scores: what every classifier does after its graph.
+
+Shapes: B rows of an engine call, C classes.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.tensors import Arrays, TensorSpec, bytes_array
+
+# How logits become scores; the names are those of the Hugging Face task API.
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for one input: classes and scores, most probable first."""
+
+    labels: list[str]
+    scores: list[float]
+
+
+class Classifier:
+    """What the tasks with classes share."""
+
+    def __init__(self, labels: Sequence[str]) -> None:
+        """Set up for classes of these names, by number."""
+        self.labels = list(labels)
+        self._label_bytes = [label.encode() for label in self.labels]
+        self.outputs = (
+            TensorSpec("label", "BYTES", (-1,)),
+            TensorSpec("score", "FP32", (-1,)),
+            TensorSpec("probabilities", "FP32", (-1, len(self.labels))),
+        )
+
+    def separate(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
+        """The logits [C] of each item."""
+        return list(outputs["logits"])
+
+    def postprocess(
+        self,
+        logits_C: NDArray[np.float32],
+        function: ScoreFunction = "softmax",
+        top_k: int | None = None,
+    ) -> Classification:
+        """Logits to the `top_k` best classes (all, if None), most probable first."""
+        scores = scores_of(logits_C.tolist(), function)
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
+        return Classification(
+            [self.labels[number] for number in order],
+            [scores[number] for number in order],
+        )
+
+    def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
+        """Output tensors for n results, as the metadata describes them."""
+        probabilities_BC = np.array([scores_of(row.tolist(), "softmax") for row in logits], dtype=np.float32)
+        best_B = probabilities_BC.argmax(axis=1)
+        return {
+            "label": bytes_array([self._label_bytes[number] for number in best_B]),
+            "score": probabilities_BC[np.arange(len(best_B)), best_B],
+            "probabilities": probabilities_BC,
+        }
+
+
+def scores_of(logits: list[float], function: ScoreFunction) -> list[float]:
+    """Logits to scores. Plain floats: for a handful of classes that is faster than arrays."""
+    if function == "none":
+        return logits
+    if function == "sigmoid":
+        # Written so that neither sign overflows.
+        return [
+            1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit)) for logit in logits
+        ]
+    highest = max(logits)
+    weights = [math.exp(logit - highest) for logit in logits]
+    total = math.fsum(weights)
+    return [weight / total for weight in weights]

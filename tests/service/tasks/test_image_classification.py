@@ -1,0 +1,238 @@
+"""Files to pixels, without a model."""
+
+import base64
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from export.golden_images import golden_images, gradient, shapes
+from service.errors import InvalidRequest
+from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
+
+SIZE = 32
+SETTINGS = {
+    "do_resize": True,
+    "resample": 3,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+}
+CONFIG = PreprocessorConfig(size=ImageSize(SIZE, SIZE), **SETTINGS)  # type: ignore[arg-type]
+TASK = ImageClassification(CONFIG, labels=["a", "b"], graph_input="pixel_values")
+
+
+def file_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    """The image as a file."""
+    buffer = BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def levels(file: bytes) -> NDArray[np.int64]:
+    """What the task makes of it, signed, so that differences can be taken."""
+    return TASK.levels(file, field="image").astype(np.int64)
+
+
+def picture() -> Image.Image:
+    """Noise of the model's size: no two pixels, rows or corners are alike."""
+    pixels = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that says how large it is, and ends where its pixels would begin."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">II", zlib.crc32(header), 10) + b"IDAT"
+
+
+def test_an_image_of_the_models_size_passes_bit_for_bit() -> None:
+    """Every level as it was, then between -1 and 1 as in training."""
+    image = picture()
+    assert (levels(file_of(image)) == np.asarray(image)).all()
+    pixels = TASK.preprocess(file_of(image), field="image")
+    assert pixels.pixels_CHW.dtype == np.float32
+    expected_HWC = np.asarray(image).astype(np.float32) / np.float32(127.5) - np.float32(1)
+    assert (pixels.pixels_CHW == expected_HWC.transpose(2, 0, 1)).all()
+    feeds = TASK.collate([pixels, pixels])
+    assert {name: array.shape for name, array in feeds.items()} == {"pixel_values": (2, 3, SIZE, SIZE)}
+
+
+def test_mean_and_deviation_are_those_of_the_configuration() -> None:
+    """Each channel by its own, as models of the hub have them."""
+    means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    config = PreprocessorConfig(
+        size=ImageSize(SIZE, SIZE),
+        **SETTINGS | {"image_mean": means, "image_std": deviations},  # type: ignore[arg-type]
+    )
+    pixels = ImageClassification(config, labels=["a"], graph_input="x").preprocess(file_of(picture()), field="image")
+    expected_HWC = (np.asarray(picture()) / 255 - np.array(means)) / np.array(deviations)
+    np.testing.assert_allclose(pixels.pixels_CHW, expected_HWC.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"do_center_crop": True}, {"do_resize": False}, {"do_normalize": False}])
+def test_other_preprocessing_is_refused_when_the_file_is_read(change: dict[str, bool]) -> None:
+    """Rather than done wrongly at every request."""
+    with pytest.raises(ValueError, match="no do_center_crop"):
+        PreprocessorConfig(size=ImageSize(SIZE, SIZE), **SETTINGS | change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image_upright(orientation: int) -> None:
+    """All eight ways that a camera may be held."""
+    laid_down_by = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    image, exif = picture(), Image.Exif()
+    exif[0x0112] = orientation
+    lying = image.transpose(laid_down_by[orientation]) if orientation > 1 else image
+    assert (levels(file_of(lying, exif=exif)) == np.asarray(image)).all()
+
+
+def test_what_is_transparent_lies_on_white() -> None:
+    """Wholly, half, and by a colour of the palette."""
+    for alpha, expected in ((0, 255), (255, 0), (128, 127)):
+        rgba = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, alpha))
+        assert np.abs(levels(file_of(rgba)) - expected).max() <= 1
+        assert np.abs(levels(file_of(rgba.convert("LA"))) - expected).max() <= 1
+        assert np.abs(levels(file_of(rgba, "WEBP", lossless=True, exact=True)) - expected).max() <= 1
+    palette = Image.new("P", (SIZE, SIZE), 1)
+    palette.putpalette([0, 0, 0, 10, 20, 30])
+    assert (levels(file_of(palette)) == [10, 20, 30]).all()
+    assert (levels(file_of(palette, transparency=1)) == 255).all()
+
+
+def test_every_depth_of_grey_becomes_three_equal_channels() -> None:
+    """One bit, eight bits, and of sixteen the upper eight."""
+    grey = picture().convert("L")
+    for image, expected_HW in (
+        (grey, np.asarray(grey)),
+        (grey.convert("1"), np.asarray(grey.convert("1")) * 255),
+        (Image.fromarray(np.asarray(grey).astype(np.uint16) * 256 + 77), np.asarray(grey)),
+    ):
+        found = levels(file_of(image))
+        assert (found == expected_HW[:, :, None]).all()
+
+
+def test_jpegs_in_colours_of_print() -> None:
+    """CMYK as Photoshop writes it: near the original, not its negative."""
+    image = gradient(SIZE, SIZE)
+    assert np.abs(levels(file_of(image.convert("CMYK"), "JPEG", quality=95)) - np.asarray(image)).mean() < 5
+
+
+def test_lossless_formats_agree() -> None:
+    """PNG and WebP of the same picture."""
+    image = picture()
+    assert (levels(file_of(image, "WEBP", lossless=True)) == levels(file_of(image))).all()
+
+
+def test_larger_images_are_averaged_and_any_shape_is_stretched() -> None:
+    """A fine chequerboard becomes grey; a wide picture keeps its corners."""
+    board = np.indices((16 * SIZE, 16 * SIZE)).sum(axis=0) % 2 * 255
+    assert np.abs(levels(file_of(Image.fromarray(board.astype(np.uint8)))) - 127).max() < 4
+    wide = levels(file_of(gradient(300, 40)))
+    assert np.abs(wide - levels(file_of(gradient(SIZE, SIZE)))).max() < 12
+
+
+def test_a_large_jpeg_that_is_decoded_at_a_fraction_of_its_size_looks_the_same() -> None:
+    """Against the whole of it, resized: hardly a level apart."""
+    file = file_of(shapes(1600, 1200), "JPEG", quality=95)
+    whole = Image.open(BytesIO(file)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
+    difference = np.abs(levels(file) - np.asarray(whole))
+    assert difference.max() <= 4
+    assert difference.mean() < 0.5
+
+
+def test_base64_is_the_same_file() -> None:
+    """JSON carries nothing else; in one line, or in lines as `base64` writes them."""
+    for what, file in golden_images().items():
+        for text in (base64.b64encode(file), base64.encodebytes(file)):
+            assert (levels(text) == levels(file)).all(), what
+    with pytest.raises(InvalidRequest, match="inputs is not base64"):
+        TASK.preprocess(base64.b64encode(file_of(picture()))[:-3] + b"!", field="inputs")
+
+
+@pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
+def test_too_many_pixels_are_refused_by_the_header_alone(width: int, height: int) -> None:
+    """There is nothing to decode behind it, and nobody has tried: the error is that of the limit."""
+    with pytest.raises(InvalidRequest, match=r"image\[3\] has .*the limit of 50000000 \(max_image_pixels\)"):
+        TASK.preprocess(png_header(width, height), field="image[3]", max_image_pixels=50_000_000)
+
+
+def test_the_limit_is_the_last_size_that_is_taken() -> None:
+    """Exactly so many pixels, and one row more; and a side of millions is refused whatever their number."""
+    file = file_of(picture())
+    TASK.preprocess(file, field="image", max_image_pixels=SIZE * SIZE)
+    with pytest.raises(InvalidRequest, match="image has 32 x 32 pixels, more than the limit of 1023"):
+        TASK.preprocess(file, field="image", max_image_pixels=SIZE * SIZE - 1)
+    with pytest.raises(InvalidRequest, match="has 1000000 x 1 pixels, the limit of a side is 65535"):
+        TASK.preprocess(png_header(1_000_000, 1), field="image")
+
+
+@pytest.mark.parametrize("what", golden_images())
+def test_a_file_that_ends_too_early_is_refused(what: str) -> None:
+    """Half of it, and its first bytes alone."""
+    file = golden_images()[what]
+    for length in (len(file) // 2, 40):
+        with pytest.raises(InvalidRequest, match="cannot be decoded, the file is damaged|or its header is damaged"):
+            TASK.preprocess(file[:length], field="image")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(list(golden_images().values())), st.integers(0, 2**30), st.binary(min_size=1, max_size=9))
+def test_a_damaged_file_is_answered_or_refused(file: bytes, place: int, junk: bytes) -> None:
+    """Bytes of any kind at any place: never another error."""
+    place %= len(file)
+    try:
+        pixels = TASK.preprocess(file[:place] + junk + file[place + len(junk) :], field="image")
+    except InvalidRequest:
+        return
+    assert np.isfinite(pixels.pixels_CHW).all()
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
+def test_other_formats_are_not_tried(file_format: str) -> None:
+    """Pillow could read them all."""
+    with pytest.raises(InvalidRequest, match="image is not a JPEG, PNG or WebP file"):
+        TASK.preprocess(file_of(picture(), file_format), field="image")
+
+
+@pytest.mark.parametrize("junk", [b"", b"A wonderful film.", b"\0" * 100, b'{"inputs": "x"}', b"\xff\xd8\xff"])
+def test_what_is_no_image_is_refused(junk: bytes) -> None:
+    """Texts, nothing, a beginning."""
+    with pytest.raises(InvalidRequest, match="the body is not a JPEG, PNG or WebP file, or its header is damaged"):
+        TASK.preprocess(junk, field="the body")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+def test_animations_are_refused(file_format: str) -> None:
+    """Which of the frames was meant is not for the server to guess; a single one is no animation."""
+    frames = [gradient(SIZE, SIZE), shapes(SIZE, SIZE)]
+    animated = file_of(frames[0], file_format, save_all=True, append_images=frames[1:])
+    with pytest.raises(InvalidRequest, match="image is animated, with 2 frames"):
+        TASK.preprocess(animated, field="image")
+    TASK.preprocess(file_of(frames[0], file_format, save_all=True), field="image")
+
+
+def test_a_jpeg_with_further_pictures_in_it_is_its_first() -> None:
+    """As phones write them (MPO)."""
+    pictures = [gradient(64, 64), shapes(64, 64)]
+    first = levels(file_of(pictures[0], "JPEG", quality=90))
+    several = file_of(pictures[0], "MPO", save_all=True, append_images=pictures[1:], quality=90)
+    assert Image.open(BytesIO(several)).n_frames == 2  # type: ignore[attr-defined]
+    assert (levels(several) == first).all()

@@ -1,0 +1,72 @@
+"""What must not be served: image folders whose preprocessing or answers are not those of training."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.conftest import running_server
+
+
+def changed_copy(original: Path, target: Path, file_name: str, change: Callable[[Any], None]) -> None:
+    """The folder with one JSON file changed, its checksum put right: as a careless hand would leave it."""
+    shutil.copytree(original, target)
+    document = json.loads((target / file_name).read_text())
+    change(document)
+    (target / file_name).write_text(json.dumps(document))
+    manifest = json.loads((target / "manifest.json").read_text())
+    manifest["files"][file_name] = hashlib.sha256((target / file_name).read_bytes()).hexdigest()
+    (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_store: Path, tmp_path: Path) -> None:
+    """A changed golden image, mean, filter or logit; a file that is none; and the untouched folder is served."""
+    original = image_store / "vit/1"
+    shutil.copytree(original, tmp_path / "untouched/1")
+
+    def swap_images(golden: Any) -> None:
+        golden[1]["inputs"], golden[3]["inputs"] = golden[3]["inputs"], golden[1]["inputs"]
+
+    def shift_mean(config: Any) -> None:
+        config["image_mean"] = [0.5, 0.5, 0.51]
+
+    def change_filter(config: Any) -> None:
+        config["resample"] = 2
+
+    def crop(config: Any) -> None:
+        config["do_center_crop"] = True
+
+    def nudge_logit(golden: Any) -> None:
+        golden[2]["outputs"]["logits"][0] += 0.001
+
+    def put_text(golden: Any) -> None:
+        golden[0]["inputs"] = {"text": "A wonderful film."}
+
+    other_pixels = "the image becomes other pixels than in training"
+    cases: dict[str, tuple[str, Callable[[Any], None], str]] = {
+        "swapped": ("golden.json", swap_images, f"golden example 1: {other_pixels}"),
+        "mean": ("preprocessor_config.json", shift_mean, f"golden example 0: {other_pixels}"),
+        "filter": ("preprocessor_config.json", change_filter, other_pixels),
+        "crop": ("preprocessor_config.json", crop, "preprocessor_config.json: only do_resize"),
+        "logit": ("golden.json", nudge_logit, "golden example 2 alone: logits differ by 0.001"),
+        "text": ("golden.json", put_text, "golden example 0: 'image' is missing"),
+    }
+    for name, (file_name, change, _) in cases.items():
+        changed_copy(original, tmp_path / name / "1", file_name, change)
+    with running_server(tmp_path) as server:
+        problems = httpx.get(f"{server.http}/readyz").raise_for_status().json()["not_served"]
+    assert problems.keys() == {f"{name}/1" for name in cases}
+    for name, (_, _, expected) in cases.items():
+        assert expected in problems[f"{name}/1"], name
+
+
+def test_a_limit_of_the_server_does_not_hide_a_model(image_store: Path) -> None:
+    """Golden images may be larger than what clients may send."""
+    with running_server(image_store, "--max-image-pixels", "100") as server:
+        assert httpx.get(f"{server.http}/readyz").json()["not_served"] == {}
+        answer = httpx.post(f"{server.http}/models/vit", content=(image_store / "vit/1/README.md").read_bytes())
+        assert answer.status_code == 400
