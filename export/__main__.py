@@ -169,8 +169,12 @@ def report(arguments: argparse.Namespace, console: Console) -> None:
 def convert(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run."""
     from export.convert import convert as convert_source
+    from export.run_folder import read_result
     from export.source import source_of_run
 
+    if read_result(run_dir_of(arguments))["task"] == "translation":
+        convert_translation(arguments, console)
+        return
     source = source_of_run(run_dir_of(arguments))
     material = images_to_measure_on() if source.task_name == "image-classification" else texts_to_measure_on()
     convert_source(
@@ -181,6 +185,25 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
         about={"licence": licence_of(source)},
         console=console,
         **material,
+    )
+
+
+def convert_translation(arguments: argparse.Namespace, console: Console) -> None:
+    """Convert a finished run of translation."""
+    from export.convert_translation import convert_translation, translation_source_of_run
+    from export.data import load_multi30k_and_tatoeba
+
+    source = translation_source_of_run(run_dir_of(arguments))
+    test = load_multi30k_and_tatoeba().test
+    licence = "Multi30k: CC BY-NC-SA 4.0, not for commercial use; Tatoeba: CC BY 2.0 FR (www.manythings.org/anki and"
+    convert_translation(
+        source,
+        name=arguments.name or arguments.model,
+        store=arguments.model_store,
+        compare_on=test,
+        precision=arguments.precision,
+        about={"licence": f"{licence} tatoeba.org)"},
+        console=console,
     )
 
 

@@ -7,28 +7,24 @@ The folder appears in the store only when every comparison has passed. What is p
 `export/source.py`.
 """
 
-import logging
+import contextlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.transformers import optimizer
-from onnxruntime.transformers.fusion_options import FusionOptions
 from rich.console import Console
 
 from export.evaluate import classification_quality
+from export.graphs import export_graph, halve_exact_weights, optimize_transformer, quantize
 from export.provenance import this_command
 from export.source import Labelled, Source
 from model_store.folder import (
@@ -51,9 +47,6 @@ TORCHSCRIPT = "model.torchscript.pt"
 MIN_COMPARED = 500
 MAX_LOGIT_DIFFERENCE = 1e-4  # float32: ONNX and TorchScript against PyTorch
 MAX_ACCURACY_LOSS = 0.005  # int8: half a percentage point
-OPSET = 20
-# Weights smaller than this are not worth a node of their own.
-MIN_HALVED_ELEMENTS = 1024
 
 
 class ConversionRefused(Exception):
@@ -109,9 +102,7 @@ def convert(
         raise ValueError(f"int8 needs labelled {source.kind}, to measure what it costs in accuracy")
     if precision == "int8" and source.not_quantized_because:
         raise ValueError(f"int8 is not offered: {source.not_quantized_because}")
-    with tempfile.TemporaryDirectory(dir=_made(store), prefix=".converting-") as temporary:
-        folder = Path(temporary) / "folder"
-        folder.mkdir()
+    with folder_in_the_making(store) as folder:
         console.print("exporting to ONNX")
         export_onnx(source, folder / GRAPH)
         if precision == "int8":
@@ -139,85 +130,21 @@ def convert(
     return target
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
 def export_onnx(source: Source, path: Path) -> None:
-    """Through torch.export, with the source's dynamic dimensions; transformers of text are then optimized as such."""
-    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnxruntime"):
-        warnings.simplefilter("ignore")  # about the exporter's own internals
-        program = torch.onnx.export(
-            source.for_export().eval(),
-            source.example(),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(source.input_names),
-            output_names=["logits"],
-            dynamic_shapes=tuple(source.dynamic_axes() for _ in source.input_names),
-            verbose=False,
-        )
-        assert program is not None
-        program.save(path)
-        if source.optimized_as is None:
-            return
-        options = FusionOptions("bert")
-        # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
-        # docs/benchmarks.md).
-        options.enable_skip_layer_norm = False
-        optimized = optimizer.optimize_model(
-            str(path),
-            **source.optimized_as,
-            opt_level=0,
-            optimization_options=options,
-        )
-        optimized.save_model_to_file(str(path))
-
-
-def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
-    """Weights to int8 per channel, activations to int8 at run time (dynamic quantization), in place.
-
-    Of the given operators; without any, of all that can be.
-    """
-    with _quiet(None):
-        quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
-
-
-def halve_exact_weights(path: Path) -> None:
-    """Store weights in half precision where that loses nothing, in place.
-
-    Training keeps weights that are half-precision numbers (see `train.py`); a Cast node, which ONNX Runtime folds away
-    when it loads the graph, makes them float32 again, bit for bit.
-    """
-    model = onnx.load(path)
-    graph = model.graph
-    casts = []
-    for tensor in graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT:
-            continue
-        full = numpy_helper.to_array(tensor)
-        with np.errstate(over="ignore"):
-            half = full.astype(np.float16)
-        if full.size < MIN_HALVED_ELEMENTS or not np.array_equal(half.astype(np.float32), full):
-            continue
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
-        casts.append(
-            helper.make_node(
-                "Cast",
-                [f"{name}.half"],
-                [name],
-                name=f"{name}.cast",
-                to=TensorProto.FLOAT,
-            )
-        )
-    for node in reversed(casts):
-        graph.node.insert(0, node)
-    onnx.save(model, path)
+    """With the source's dynamic dimensions; transformers of text are then optimized as such."""
+    export_graph(
+        source.for_export(),
+        source.example(),
+        path,
+        inputs=list(source.input_names),
+        outputs=["logits"],
+        dynamic_shapes=tuple(source.dynamic_axes() for _ in source.input_names),
+    )
+    if source.optimized_as is not None:
+        optimize_transformer(path, source.optimized_as)
 
 
 def write_torchscript(
@@ -240,22 +167,6 @@ def write_torchscript(
         comparison = compare(source.logits(torch.jit.load(path), inputs), reference_BC)
     require_equal(comparison, "TorchScript")
     return comparison
-
-
-class _quiet:  # noqa: N801, used as a statement
-    """Silence loggers for a while: the exporters report every internal step."""
-
-    def __init__(self, *names: str | None) -> None:
-        self._loggers = [logging.getLogger(name) for name in names]
-
-    def __enter__(self) -> None:
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *error: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
@@ -338,13 +249,28 @@ def publish(
 ) -> Path:
     """Complete a folder that has its graph, and put it into the store as the model's next version."""
     manifest = describe(source, folder, name, precision, comparison, quality, about)
-    version = next_version(store, name)
-    (folder / CARD).write_text(model_card(manifest, version))
+    return put_into_store(folder, manifest, store, model_card)
+
+
+def put_into_store(folder: Path, manifest: Manifest, store: Path, card: Callable[[Manifest, int], str]) -> Path:
+    """Write card and manifest into a folder that is complete but for them, and copy it to its place."""
+    version = next_version(store, manifest.name)
+    (folder / CARD).write_text(card(manifest, version))
     write_manifest(folder, manifest)
-    target = store / name / str(version)
+    target = store / manifest.name / str(version)
     target.parent.mkdir(exist_ok=True)
     shutil.copytree(folder, target)
     return target
+
+
+@contextlib.contextmanager
+def folder_in_the_making(store: Path) -> Iterator[Path]:
+    """An empty folder beside the store's models, gone afterwards."""
+    store.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=store, prefix=".converting-") as temporary:
+        folder = Path(temporary) / "folder"
+        folder.mkdir()
+        yield folder
 
 
 def describe(
@@ -397,6 +323,16 @@ def describe(
     )
 
 
+def card_of_provenance(manifest: Manifest) -> list[str]:
+    """The card's lines on where the model comes from."""
+    return [
+        "## Where it comes from",
+        "",
+        *(f"- {key.replace('_', ' ')}: {value}" for key, value in manifest.provenance.items()),
+        "",
+    ]
+
+
 def model_card(manifest: Manifest, version: int) -> str:
     """The folder's README.md; every figure comes from the manifest."""
     lines = [
@@ -405,10 +341,7 @@ def model_card(manifest: Manifest, version: int) -> str:
         f"Task: {manifest.task}. Classes: {', '.join(manifest.labels)}. Precision: {manifest.precision}."
         f" {_what_it_takes(manifest)}",
         "",
-        "## Where it comes from",
-        "",
-        *(f"- {key.replace('_', ' ')}: {value}" for key, value in manifest.provenance.items()),
-        "",
+        *card_of_provenance(manifest),
         "## Measured",
         "",
     ]

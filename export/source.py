@@ -327,7 +327,7 @@ def _text_source(run_dir: Path, result: Any) -> TextClassifierSource:
         num_heads=model.config.num_heads,
         hidden_size=model.config.d_model,
         model_type="heed-encoder",
-        provenance=_provenance(result),
+        provenance=provenance_of(result),
     )
 
 
@@ -340,11 +340,12 @@ def _image_source(run_dir: Path, result: Any) -> ImageClassifierSource:
         image_size=result.get("image_size", CIFAR10_IMAGE_SIZE),
         model_type=f"heed-{network}",
         not_quantized_because=None if network == "vit" else NO_INT8_CONVOLUTIONS,
-        provenance={"network": network} | _provenance(result),
+        provenance={"network": network} | provenance_of(result),
     )
 
 
-def _provenance(result: Any) -> dict[str, Any]:
+def provenance_of(result: Any) -> dict[str, Any]:
+    """What a model card says of the run, of its record."""
     kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters", "best_epoch")
     choices = ("seed", "start_from", "teacher")
     return {name: result[name] for name in kept} | {

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from export.graphs import export_graph
 from export.transformer import Packing, packed_layer
 from export.translation_networks import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
 from model_store.folder import ENCODER, GRAPH
@@ -142,24 +143,20 @@ def _attend_to_source(
     return attention.out(mixed_NWD)
 
 
-def export_encoder(model: TranslationTransformer, path: Path, opset: int) -> None:
+def export_encoder(model: TranslationTransformer, path: Path) -> None:
     """Write `encoder.onnx`; batch and length are dynamic."""
     axes = {0: torch.export.Dim("sentences", min=1), 1: torch.export.Dim("tokens", min=1, max=model.config.max_tokens)}
-    program = torch.onnx.export(
-        PackedEncoder(model).eval(),
+    export_graph(
+        PackedEncoder(model),
         (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64)),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["input_ids", "attention_mask"],
-        output_names=cross_names(len(model.decoder)),
+        path,
+        inputs=["input_ids", "attention_mask"],
+        outputs=cross_names(len(model.decoder)),
         dynamic_shapes=(axes, axes),
-        verbose=False,
     )
-    assert program is not None
-    program.save(path)
 
 
-def export_decoder_step(model: TranslationTransformer, path: Path, opset: int) -> None:
+def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
     """Write `model.onnx`; sentences, beams, places of the cache and source tokens are dynamic."""
     config = model.config
     layers, H, K = len(model.decoder), config.num_heads, config.d_model // config.num_heads
@@ -171,8 +168,8 @@ def export_decoder_step(model: TranslationTransformer, path: Path, opset: int) -
     states = [torch.zeros(shape) for shape in ((N * W, H, P, K), (N, H, S, K)) for _ in range(2 * layers)]
     state_axes = [{0: rows, 2: places}] * 2 * layers + [{0: sentences, 2: tokens}] * 2 * layers
     names = cache_names(layers)
-    program = torch.onnx.export(
-        DecoderStep(model).eval(),
+    export_graph(
+        DecoderStep(model),
         (
             torch.ones(N, W, dtype=torch.int64),
             torch.ones(N * W, dtype=torch.int32),
@@ -180,21 +177,11 @@ def export_decoder_step(model: TranslationTransformer, path: Path, opset: int) -
             torch.ones(N, S, dtype=torch.int32),
             *states,
         ),
-        dynamo=True,
-        opset_version=opset,
-        input_names=["ids", "past", "longest", "source_mask", *names, *cross_names(layers)],
-        output_names=["logits", *(f"new_{name}" for name in names)],
-        dynamic_shapes=(
-            {0: sentences, 1: beams},
-            {0: rows},
-            {},
-            {0: sentences, 1: tokens},
-            tuple(state_axes),
-        ),
-        verbose=False,
+        path,
+        inputs=["ids", "past", "longest", "source_mask", *names, *cross_names(layers)],
+        outputs=["logits", *(f"new_{name}" for name in names)],
+        dynamic_shapes=({0: sentences, 1: beams}, {0: rows}, {}, {0: sentences, 1: tokens}, tuple(state_axes)),
     )
-    assert program is not None
-    program.save(path)
     _choose_likeliest(path)
 
 

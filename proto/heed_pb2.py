@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10proto/heed.proto\x12\x07heed.v1\"U\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08truncate\x18\x04 \x01(\x08\"|\n\x14\x43lassifyTextResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"T\n\x14\x43lassifyImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\"}\n\x15\x43lassifyImageResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"*\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xc9\x01\n\x07Receipt\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x03\x12\x10\n\x08queue_us\x18\x03 \x01(\x03\x12\x12\n\ncompute_us\x18\x04 \x01(\x03\x12\x16\n\x0epostprocess_us\x18\x05 \x01(\x03\x12\x12\n\nbatch_size\x18\x06 \x01(\x03\x12\x15\n\rpadded_tokens\x18\x07 \x01(\x03\x12\x14\n\x0c\x62\x61tch_tokens\x18\x08 \x01(\x03\x12\x11\n\ttruncated\x18\t \x01(\x08\x32\xa3\x01\n\x04Heed\x12K\n\x0c\x43lassifyText\x12\x1c.heed.v1.ClassifyTextRequest\x1a\x1d.heed.v1.ClassifyTextResponse\x12N\n\rClassifyImage\x12\x1d.heed.v1.ClassifyImageRequest\x1a\x1e.heed.v1.ClassifyImageResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10proto/heed.proto\x12\x07heed.v1\"U\n\x13\x43lassifyTextRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08truncate\x18\x04 \x01(\x08\"|\n\x14\x43lassifyTextResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"T\n\x14\x43lassifyImageRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\r\n\x05image\x18\x03 \x01(\x0c\x12\r\n\x05top_k\x18\x04 \x01(\r\"}\n\x15\x43lassifyImageResponse\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12#\n\x06scores\x18\x03 \x03(\x0b\x32\x13.heed.v1.ClassScore\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"\xd8\x01\n\x10TranslateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x10\n\x08truncate\x18\x04 \x01(\x08\x12\x16\n\tnum_beams\x18\x05 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0emax_new_tokens\x18\x06 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0elength_penalty\x18\x07 \x01(\x01H\x02\x88\x01\x01\x42\x0c\n\n_num_beamsB\x11\n\x0f_max_new_tokensB\x11\n\x0f_length_penalty\"n\n\x11TranslateResponse\x12\x13\n\x0btranslation\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x12\x12\n\nnum_tokens\x18\x03 \x01(\r\x12!\n\x07receipt\x18\x04 \x01(\x0b\x32\x10.heed.v1.Receipt\"I\n\x0eTranslateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12)\n\x05whole\x18\x02 \x01(\x0b\x32\x1a.heed.v1.TranslateResponse\"*\n\nClassScore\x12\r\n\x05label\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xc9\x01\n\x07Receipt\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12\x15\n\rpreprocess_us\x18\x02 \x01(\x03\x12\x10\n\x08queue_us\x18\x03 \x01(\x03\x12\x12\n\ncompute_us\x18\x04 \x01(\x03\x12\x16\n\x0epostprocess_us\x18\x05 \x01(\x03\x12\x12\n\nbatch_size\x18\x06 \x01(\x03\x12\x15\n\rpadded_tokens\x18\x07 \x01(\x03\x12\x14\n\x0c\x62\x61tch_tokens\x18\x08 \x01(\x03\x12\x11\n\ttruncated\x18\t \x01(\x08\x32\xb0\x02\n\x04Heed\x12K\n\x0c\x43lassifyText\x12\x1c.heed.v1.ClassifyTextRequest\x1a\x1d.heed.v1.ClassifyTextResponse\x12N\n\rClassifyImage\x12\x1d.heed.v1.ClassifyImageRequest\x1a\x1e.heed.v1.ClassifyImageResponse\x12\x42\n\tTranslate\x12\x19.heed.v1.TranslateRequest\x1a\x1a.heed.v1.TranslateResponse\x12G\n\x0fTranslateStream\x12\x19.heed.v1.TranslateRequest\x1a\x17.heed.v1.TranslateChunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,10 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFYIMAGEREQUEST']._serialized_end=326
   _globals['_CLASSIFYIMAGERESPONSE']._serialized_start=328
   _globals['_CLASSIFYIMAGERESPONSE']._serialized_end=453
-  _globals['_CLASSSCORE']._serialized_start=455
-  _globals['_CLASSSCORE']._serialized_end=497
-  _globals['_RECEIPT']._serialized_start=500
-  _globals['_RECEIPT']._serialized_end=701
-  _globals['_HEED']._serialized_start=704
-  _globals['_HEED']._serialized_end=867
+  _globals['_TRANSLATEREQUEST']._serialized_start=456
+  _globals['_TRANSLATEREQUEST']._serialized_end=672
+  _globals['_TRANSLATERESPONSE']._serialized_start=674
+  _globals['_TRANSLATERESPONSE']._serialized_end=784
+  _globals['_TRANSLATECHUNK']._serialized_start=786
+  _globals['_TRANSLATECHUNK']._serialized_end=859
+  _globals['_CLASSSCORE']._serialized_start=861
+  _globals['_CLASSSCORE']._serialized_end=903
+  _globals['_RECEIPT']._serialized_start=906
+  _globals['_RECEIPT']._serialized_end=1107
+  _globals['_HEED']._serialized_start=1110
+  _globals['_HEED']._serialized_end=1414
 # @@protoc_insertion_point(module_scope)

@@ -54,6 +54,44 @@ class ClassifyImageResponse(_message.Message):
     receipt: Receipt
     def __init__(self, label: _Optional[str] = ..., score: _Optional[float] = ..., scores: _Optional[_Iterable[_Union[ClassScore, _Mapping]]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
 
+class TranslateRequest(_message.Message):
+    __slots__ = ("model", "version", "text", "truncate", "num_beams", "max_new_tokens", "length_penalty")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    text: str
+    truncate: bool
+    num_beams: int
+    max_new_tokens: int
+    length_penalty: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., text: _Optional[str] = ..., truncate: _Optional[bool] = ..., num_beams: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., length_penalty: _Optional[float] = ...) -> None: ...
+
+class TranslateResponse(_message.Message):
+    __slots__ = ("translation", "score", "num_tokens", "receipt")
+    TRANSLATION_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    translation: str
+    score: float
+    num_tokens: int
+    receipt: Receipt
+    def __init__(self, translation: _Optional[str] = ..., score: _Optional[float] = ..., num_tokens: _Optional[int] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class TranslateChunk(_message.Message):
+    __slots__ = ("text", "whole")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    whole: TranslateResponse
+    def __init__(self, text: _Optional[str] = ..., whole: _Optional[_Union[TranslateResponse, _Mapping]] = ...) -> None: ...
+
 class ClassScore(_message.Message):
     __slots__ = ("label", "score")
     LABEL_FIELD_NUMBER: _ClassVar[int]

@@ -44,6 +44,16 @@ class HeedStub:
                 request_serializer=proto_dot_heed__pb2.ClassifyImageRequest.SerializeToString,
                 response_deserializer=proto_dot_heed__pb2.ClassifyImageResponse.FromString,
                 _registered_method=True)
+        self.Translate = channel.unary_unary(
+                '/heed.v1.Heed/Translate',
+                request_serializer=proto_dot_heed__pb2.TranslateRequest.SerializeToString,
+                response_deserializer=proto_dot_heed__pb2.TranslateResponse.FromString,
+                _registered_method=True)
+        self.TranslateStream = channel.unary_stream(
+                '/heed.v1.Heed/TranslateStream',
+                request_serializer=proto_dot_heed__pb2.TranslateRequest.SerializeToString,
+                response_deserializer=proto_dot_heed__pb2.TranslateChunk.FromString,
+                _registered_method=True)
 
 
 class HeedServicer:
@@ -61,6 +71,19 @@ class HeedServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Translate(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TranslateStream(self, request, context):
+        """The translation piece by piece, as it is decoded; cancelling the call ends the work.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HeedServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +96,16 @@ def add_HeedServicer_to_server(servicer, server):
                     servicer.ClassifyImage,
                     request_deserializer=proto_dot_heed__pb2.ClassifyImageRequest.FromString,
                     response_serializer=proto_dot_heed__pb2.ClassifyImageResponse.SerializeToString,
+            ),
+            'Translate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Translate,
+                    request_deserializer=proto_dot_heed__pb2.TranslateRequest.FromString,
+                    response_serializer=proto_dot_heed__pb2.TranslateResponse.SerializeToString,
+            ),
+            'TranslateStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.TranslateStream,
+                    request_deserializer=proto_dot_heed__pb2.TranslateRequest.FromString,
+                    response_serializer=proto_dot_heed__pb2.TranslateChunk.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +162,60 @@ class Heed:
             '/heed.v1.Heed/ClassifyImage',
             proto_dot_heed__pb2.ClassifyImageRequest.SerializeToString,
             proto_dot_heed__pb2.ClassifyImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Translate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heed.v1.Heed/Translate',
+            proto_dot_heed__pb2.TranslateRequest.SerializeToString,
+            proto_dot_heed__pb2.TranslateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TranslateStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/heed.v1.Heed/TranslateStream',
+            proto_dot_heed__pb2.TranslateRequest.SerializeToString,
+            proto_dot_heed__pb2.TranslateChunk.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,10 +5,10 @@ Call + input ──> model ──> task.preprocess ──> batcher.submit ──
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import structlog
 
@@ -23,12 +23,15 @@ from service.errors import (
     Unavailable,
     Unsupported,
 )
+from service.inflight_batcher import InFlightBatcher
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.repository import ModelRepository, ServedModel
 from service.tasks.classification import Classification, Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification
+from service.tasks.translation import SearchRequest, Translation
+from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
 
 log = structlog.get_logger(__name__)
@@ -50,6 +53,14 @@ OUTCOME_OF: dict[type[HeedError], Outcome] = {
     Unsupported: "invalid",
 }
 
+TaskName = Literal["text-classification", "image-classification", "translation", "tensors"]
+TASK_NAMES: dict[type, TaskName] = {
+    TextClassification: "text-classification",
+    ImageClassification: "image-classification",
+    Translation: "translation",
+    TensorRows: "tensors",
+}
+
 T = TypeVar("T")
 I = TypeVar("I", bound=Item)
 
@@ -63,6 +74,10 @@ class Call(NamedTuple):
     request_id: str
     timeout_s: float | None = None  # None: the server's default
     truncate: bool = False
+    # How to search for a translation; None: as the model does by default. Other models pass them over.
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    length_penalty: float | None = None
 
 
 class Receipt(NamedTuple):
@@ -132,7 +147,10 @@ class Predictor:
                 return model.task.items(inputs)
             if isinstance(model.task, ImageClassification):
                 return await self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
-            return await self._tokens(model.task, call, model.task.texts_of(inputs), "text[{}]")
+            texts = model.task.texts_of(inputs)
+            if isinstance(model.task, Translation):
+                return self._sentences(model.task, call, texts, "text[{}]")
+            return await self._tokens(model.task, call, texts, "text[{}]")
 
         def finish(model: ServedModel, results: list[Any]) -> Arrays:
             outputs = model.task.tensors(results)
@@ -200,6 +218,95 @@ class Predictor:
 
         return await self._answer(call, prepare, finish)
 
+    async def translate_texts(
+        self, call: Call, texts: Sequence[str], field: str = "text"
+    ) -> tuple[list[Translated], Receipt]:
+        """Texts in, their translations out.
+
+        Args:
+            call: the request's frame.
+            texts: at least one.
+            field: what the client calls the texts, for messages; `{}` in it becomes the text's number.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+
+        async def prepare(model: ServedModel) -> Sequence[Any]:
+            return self._sentences(_translation(model), call, texts, field)
+
+        def finish(model: ServedModel, results: list[Any]) -> list[Translated]:
+            task = _translation(model)
+            return [task.postprocess(sentence) for sentence in results]
+
+        return await self._answer(call, prepare, finish)
+
+    async def stream_translation(
+        self, call: Call, text: str, field: str = "text"
+    ) -> AsyncGenerator[str | tuple[Translated, Receipt], None]:
+        """A text in; its translation piece by piece as it is decoded, and at last the whole of it.
+
+        Leaving the iteration early ends the work: the row is free at the next step.
+
+        Raises:
+            HeedError: see `service.errors`; before the first piece, unless it happens later.
+        """
+        told: asyncio.Queue[list[int] | None] = asyncio.Queue()
+        tasks: list[Translation] = []
+
+        async def prepare(model: ServedModel) -> Sequence[Any]:
+            tasks.append(_translation(model))
+            if (call.num_beams or 1) != 1:
+                raise InvalidRequest(
+                    f"num_beams is {call.num_beams}; a stream takes 1, for beams may change what was sent already"
+                )
+            return self._sentences(tasks[0], call, [text], field)
+
+        def finish(model: ServedModel, results: list[Any]) -> Translated:
+            return tasks[0].postprocess(results[0])
+
+        working = asyncio.create_task(
+            self._answer(call, prepare, finish, on_tokens=lambda number, ids: told.put_nowait(ids))
+        )
+        working.add_done_callback(lambda _: told.put_nowait(None))
+        sent = ""
+        try:
+            while (ids := await told.get()) is not None:
+                so_far = tasks[0].text_so_far(ids)
+                if len(so_far) > len(sent):
+                    yield so_far[len(sent) :]
+                    sent = so_far
+            translated, receipt = await working
+            if len(translated.text) > len(sent):
+                yield translated.text[len(sent) :]
+            yield translated, receipt
+        finally:
+            working.cancel()
+
+    def check_languages(self, name: str, source: str | None, target: str | None) -> None:
+        """Refuse a request that names other languages than those of the model.
+
+        Raises:
+            InvalidRequest: it does.
+        """
+        served = self._repository.state(name).served
+        if served is None or not isinstance(served.task, Translation):
+            return
+        for field, asked, known in (
+            ("src_lang", source, served.task.source_language),
+            ("tgt_lang", target, served.task.target_language),
+        ):
+            if asked is not None and asked != known:
+                raise InvalidRequest(f"{field} is {asked!r}, model {name!r} knows {known!r} alone")
+
+    def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
+        self._check_rows(len(texts))
+        request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
+        return [
+            task.preprocess(text, truncate=call.truncate, field=field.format(number), request=request)
+            for number, text in enumerate(texts)
+        ]
+
     async def _tokens(self, task: TextClassification, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
         self._check_rows(len(texts))
         tokens = []
@@ -261,8 +368,12 @@ class Predictor:
         call: Call,
         prepare: Callable[[ServedModel], Any],
         finish: Callable[[ServedModel, list[Any]], T],
+        on_tokens: Callable[[int, list[int]], None] | None = None,
     ) -> tuple[T, Receipt]:
-        """The way of every request, with its stages timed and its end counted."""
+        """The way of every request, with its stages timed and its end counted.
+
+        `on_tokens` is told of each token of a translation model as it comes.
+        """
         started_s = time.monotonic()
         timeout_s = self._timeout_s(call)
         name, version = UNKNOWN_MODEL, ""
@@ -273,7 +384,10 @@ class Predictor:
             items = await prepare(model)
             self._check_rows(sum([item.rows for item in items]))
             prepared_s = time.monotonic()
-            done = await model.batcher.submit(items, started_s + timeout_s)
+            if isinstance(model.batcher, InFlightBatcher):
+                done = await model.batcher.submit(items, started_s + timeout_s, on_tokens)
+            else:
+                done = await model.batcher.submit(items, started_s + timeout_s)
             computed_s = time.monotonic()
             answer = finish(model, [entry.result for entry in done])
             ended_s = time.monotonic()
@@ -359,17 +473,27 @@ class Predictor:
         """The names among them that answer images with labels."""
         return self._names_of(ImageClassification)
 
-    def _names_of(self, kind: type[Classifier]) -> list[str]:
+    def translators(self) -> list[str]:
+        """The names among them that answer texts with translations."""
+        return self._names_of(Translation)
+
+    def _names_of(self, kind: type[Classifier] | type[Translation]) -> list[str]:
         described = ((name, self._repository.state(name).served) for name in self.model_names())
         return [name for name, served in described if served and isinstance(served.task, kind)]
 
-    def takes_images(self, name: str, *, unless_served: bool) -> bool:
-        """Whether the model answers images with labels; `unless_served` where nobody knows, as it is not served."""
+    def task_of(self, name: str) -> TaskName | None:
+        """What a model does, in the hub's words; "tensors" for one without a task, None for one that is not served."""
         try:
             served = self._repository.state(name).served
         except NotFound:
-            return unless_served
-        return unless_served if served is None else isinstance(served.task, ImageClassification)
+            return None
+        return None if served is None else TASK_NAMES[type(served.task)]
+
+
+def _translation(model: ServedModel) -> Translation:
+    if not isinstance(model.task, Translation):
+        raise InvalidRequest(f"model {model.name!r} is not a translation model; it takes {_taken(model)}")
+    return model.task
 
 
 def _text_classification(model: ServedModel) -> TextClassification:
@@ -387,6 +511,8 @@ def _image_classification(model: ServedModel) -> ImageClassification:
 def _taken(model: ServedModel) -> str:
     if isinstance(model.task, TensorRows):
         return "tensors"
+    if isinstance(model.task, Translation):
+        return "texts, and gives translations"
     return "images" if isinstance(model.task, ImageClassification) else "texts"
 
 

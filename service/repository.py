@@ -17,6 +17,8 @@ import numpy as np
 import structlog
 
 from model_store.folder import (
+    ENCODER,
+    GRAPH,
     PREPROCESSOR,
     TOKENIZER,
     FolderError,
@@ -29,12 +31,15 @@ from model_store.folder import (
 from service.batcher import Batcher, BatcherLimits
 from service.config import ServiceConfig
 from service.cost_table import CostTable
+from service.decoder import TranslationEngine
 from service.engine import EngineError, OnnxEngine
 from service.errors import InvalidRequest, NotFound, Unavailable
+from service.inflight_batcher import InFlightBatcher, InFlightLimits, RunningBatches
 from service.metrics import Metrics
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
+from service.tasks.translation import SearchRequest, Sentence, Translation
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +61,12 @@ COST_PROBES = (
 ROW_COST_PROBES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1))
 COST_BUDGET_S = 0.25
 
-Task = TextClassification | ImageClassification | TensorRows
+# Steps of a translation model that are timed at load: rows.
+STEP_COST_PROBES = (1, 4, 16, 32, 64)
+# The searches that golden translations are made by, and their beams.
+GOLDEN_SEARCHES = {"greedy": 1, "beam 4": 4}
+
+Task = TextClassification | ImageClassification | Translation | TensorRows
 C = TypeVar("C")
 
 
@@ -67,7 +77,7 @@ class ServedModel:
     name: str
     version: str
     task: Task
-    batcher: Batcher
+    batcher: Batcher | InFlightBatcher
 
 
 @dataclass
@@ -85,8 +95,18 @@ class ModelState:
 
 
 @dataclass(frozen=True)
+class _LoadedTranslation:
+    """What a worker thread makes of the folder of a translation model."""
+
+    task: Translation
+    open_batches: Callable[[], RunningBatches]
+    probe: Callable[[], None]
+    costs: CostTable
+
+
+@dataclass(frozen=True)
 class _Loaded:
-    """What a worker thread makes of a folder."""
+    """What a worker thread makes of any other folder."""
 
     task: Task
     run: Callable[[list[Any]], list[Any]]
@@ -156,32 +176,50 @@ class ModelRepository:
             seconds = round(time.perf_counter() - started_s, 3)
             log.info("model ready", model=folder.name, version=folder.version, load_s=seconds)
 
-    def _start(self, folder: FoundFolder, loaded: _Loaded) -> ServedModel:
+    def _start(self, folder: FoundFolder, loaded: _Loaded | _LoadedTranslation) -> ServedModel:
         labels = (folder.name, folder.version)
         batches = self.metrics.batches(*labels)
-        batcher = Batcher(
-            loaded.run,
-            probe=loaded.probe,
-            costs=loaded.costs,
-            instances=self.instances,
-            skips_padding=loaded.skips_padding,
-            limits=BatcherLimits(
-                max_queue_rows=self.config.max_queue,
-                max_batch_rows=self.config.max_batch_rows,
-                max_batch_tokens=self.config.max_batch_tokens,
-                engine_timeout_s=self.config.engine_timeout_s,
-            ),
-            on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
-            engine_clock=self._engine_clock,
-            name=f"{folder.name}/{folder.version}",
-        )
+        batcher: Batcher | InFlightBatcher
+        if isinstance(loaded, _LoadedTranslation):
+            batcher = InFlightBatcher(
+                loaded.open_batches,
+                probe=loaded.probe,
+                costs=loaded.costs,
+                instances=self.instances,
+                limits=InFlightLimits(
+                    max_queue_rows=self.config.max_queue,
+                    max_running_rows=self.config.max_batch_rows,
+                    engine_timeout_s=self.config.engine_timeout_s,
+                ),
+                on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
+                name=f"{folder.name}/{folder.version}",
+            )
+        else:
+            batcher = Batcher(
+                loaded.run,
+                probe=loaded.probe,
+                costs=loaded.costs,
+                instances=self.instances,
+                skips_padding=loaded.skips_padding,
+                limits=BatcherLimits(
+                    max_queue_rows=self.config.max_queue,
+                    max_batch_rows=self.config.max_batch_rows,
+                    max_batch_tokens=self.config.max_batch_tokens,
+                    engine_timeout_s=self.config.engine_timeout_s,
+                ),
+                on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
+                engine_clock=self._engine_clock,
+                name=f"{folder.name}/{folder.version}",
+            )
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
         return ServedModel(folder.name, folder.version, loaded.task, batcher)
 
-    def _prepare(self, found: FoundFolder) -> _Loaded:
+    def _prepare(self, found: FoundFolder) -> _Loaded | _LoadedTranslation:
         """In a worker thread: everything of loading that takes time."""
         folder = read(found)
+        if folder.manifest is not None and folder.manifest.task == "translation":
+            return self._prepare_translation(folder)
         engine = OnnxEngine(folder.path / "model.onnx", self.threads)
         if folder.manifest is None:
             return self._prepare_bare(engine)
@@ -256,6 +294,44 @@ class ModelRepository:
         items = replay_golden(folder, item_of, run)
         costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
         return _Loaded(task, run, lambda: _probe(run, items[0]), costs, skips_padding=False)
+
+    def _prepare_translation(self, folder: ModelFolder) -> _LoadedTranslation:
+        assert folder.manifest is not None
+        max_tokens = folder.manifest.limits.max_tokens
+        if max_tokens is None:
+            raise FolderError("manifest.json: limits.max_tokens is missing")
+        languages = _read_json(folder.path / "config.json", _TranslationConfig)
+        generation = _read_json(folder.path / "generation_config.json", _GenerationConfig)
+        task = Translation(
+            (folder.path / TOKENIZER).read_text(),
+            max_tokens=max_tokens,
+            bos_id=generation.decoder_start_token_id,
+            eos_id=generation.eos_token_id,
+            source_language=languages.source_language,
+            target_language=languages.target_language,
+        )
+        engine = TranslationEngine(folder.path / ENCODER, folder.path / GRAPH, self.threads)
+
+        def open_batches() -> RunningBatches:
+            return engine.open(self.config.max_batch_rows, max_tokens)
+
+        replay_golden_translations(folder, task, open_batches, self.config.max_batch_rows)
+        text = folder.golden[0].inputs["text"]
+
+        def probe() -> None:
+            decode(open_batches(), [task.preprocess(text, truncate=False, field="text")])
+
+        measured = []
+        for rows in STEP_COST_PROBES:
+            if rows > self.config.max_batch_rows:
+                break
+            running = open_batches()
+            running.join([task.preprocess(text, truncate=False, field="text") for _ in range(rows)])
+            running.step()
+            started_s = time.perf_counter()
+            running.step()
+            measured.append((rows, 1, time.perf_counter() - started_s))
+        return _LoadedTranslation(task, open_batches, probe, CostTable(self.config.max_batch_rows, 2, measured))
 
     def _measure_costs(
         self,
@@ -355,6 +431,20 @@ class _HubConfig(msgspec.Struct):
     pad_token_id: int = 0
 
 
+class _TranslationConfig(msgspec.Struct):
+    """What is needed of the `config.json` of a translation model."""
+
+    source_language: str
+    target_language: str
+
+
+class _GenerationConfig(msgspec.Struct):
+    """What is needed of a Hugging Face `generation_config.json`."""
+
+    decoder_start_token_id: int
+    eos_token_id: int
+
+
 def _read_json(path: Path, kind: type[C]) -> C:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
@@ -413,3 +503,60 @@ def replay_golden(
         if tolerance.labels_must_agree and changed_B.any():
             raise FolderError(f"golden example {int(changed_B.argmax())} {how}: another label")
     return items
+
+
+def decode(running: RunningBatches, sentences: Sequence[Sentence]) -> None:
+    """Decode sentences from beginning to end, without others."""
+    running.join(sentences)
+    decoding = list(sentences)
+    while decoding:
+        running.step()
+        for sentence in [each for each in decoding if each.done]:
+            running.leave(sentence)
+            decoding.remove(sentence)
+
+
+def replay_golden_translations(
+    folder: ModelFolder, task: Translation, open_batches: Callable[[], RunningBatches], max_rows: int
+) -> None:
+    """Translate the golden examples by each search, one by one and together, and compare.
+
+    Args:
+        folder: with its examples.
+        task: of the folder.
+        open_batches: empty running batches.
+        max_rows: of a running batch.
+
+    Raises:
+        FolderError: the ids differ, or a translation is not as likely as the golden one.
+    """
+    assert folder.manifest is not None
+    allowed = folder.manifest.tolerance.max_abs_logit_difference
+    for search, num_beams in GOLDEN_SEARCHES.items():
+        for how, together in (("alone", 1), ("in a batch", max(1, max_rows // num_beams))):
+            sentences = [_golden_sentence(task, folder, number, num_beams) for number in range(len(folder.golden))]
+            running = open_batches()
+            for first in range(0, len(sentences), together):
+                decode(running, sentences[first : first + together])
+            for number, (sentence, example) in enumerate(zip(sentences, folder.golden, strict=True)):
+                # By the score and not by the text: rounding may let two that are as likely change places.
+                off_by = abs(sentence.search.best().score - example.outputs.get(search, [np.nan])[0])
+                if not off_by <= allowed:
+                    raise FolderError(
+                        f"golden example {number} {how}, {search}: the score differs by {off_by:.3g}, the manifest"
+                        f" allows {allowed:g}"
+                    )
+
+
+def _golden_sentence(task: Translation, folder: ModelFolder, number: int, num_beams: int) -> Sentence:
+    example, request = folder.golden[number], SearchRequest(num_beams=num_beams)
+    try:
+        sentence = task.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
+        expected = example.tensors["input_ids"]
+    except KeyError as missing:
+        raise FolderError(f"golden example {number}: {missing} is missing") from missing
+    except InvalidRequest as error:
+        raise FolderError(f"golden example {number}: {error}") from error
+    if sentence.ids != expected:
+        raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
+    return sentence

@@ -247,3 +247,45 @@ def image_server(image_store: Path) -> Iterator[Server]:
     """One server for all tests that only ask it."""
     with running_server(image_store, "--max-request-rows", "16", "--max-image-pixels", "20000000") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the toy translation task."""
+    from rich.console import Console
+
+    from export.train_translation import train_translation
+    from tests.toy_translation import toy_config, toy_data
+
+    run_dir = tmp_path_factory.mktemp("runs") / "dogs"
+    assert train_translation(toy_data(), toy_config(), run_dir, Console(quiet=True))
+    return run_dir
+
+
+@pytest.fixture(scope="session")
+def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_run: Path) -> Path:
+    """The toy translation model, converted, beside the sentiment model."""
+    from rich.console import Console
+
+    from export.convert_translation import convert_translation, translation_source_of_run
+    from tests.toy_translation import toy_pairs
+
+    store = tmp_path_factory.mktemp("translation") / "models"
+    convert_translation(
+        translation_source_of_run(toy_translation_run),
+        name="dogs",
+        store=store,
+        compare_on={"dogs": toy_pairs(300, 4), "more dogs": toy_pairs(200, 5)},
+        precision="float32",
+        about={"licence": "none"},
+        console=Console(quiet=True),
+    )
+    shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
+    return store
+
+
+@pytest.fixture(scope="session")
+def translation_server(translation_store: Path) -> Iterator[Server]:
+    """One server for all tests that only ask it."""
+    with running_server(translation_store, "--max-request-rows", "16") as running:
+        yield running

@@ -278,12 +278,16 @@ class Translation:
 
     def text_so_far(self, ids: list[int]) -> str:
         """The text of the first tokens of a translation, without a last character that is not whole yet."""
-        return self._tokenizer.decode(ids).rstrip(INCOMPLETE)
+        return self.text_of(ids).rstrip(INCOMPLETE)
+
+    def text_of(self, ids: list[int]) -> str:
+        """The text of a whole translation."""
+        return str(self._tokenizer.decode(ids))
 
     def postprocess(self, sentence: Sentence) -> Translated:
         """The text of a sentence whose search is done."""
         ids, score = sentence.search.best()
-        return Translated(self._tokenizer.decode(ids), score, len(ids))
+        return Translated(self.text_of(ids), score, len(ids))
 
     def tensors(self, sentences: Sequence[Sentence]) -> Arrays:
         """Output tensors for n results, as the metadata describes them."""

@@ -28,10 +28,13 @@ class Parameters(NamedTuple):
     timeout_s: float | None = None
     truncate: bool = False
     binary_data_output: bool = False
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    length_penalty: float | None = None
 
 
 def parameters_of(given: Mapping[str, object]) -> Parameters:
-    """Read `timeout` (microseconds), `truncate` and `binary_data_output`.
+    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and those of a translation's search.
 
     Raises:
         InvalidRequest: one of them has the wrong type or sign.
@@ -48,8 +51,32 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         if not isinstance(value, bool):
             raise InvalidRequest(f"parameter {name!r} must be true or false, not {value!r}")
         flags[name] = value
+    counts: dict[str, int | None] = {}
+    for name in ("num_beams", "max_new_tokens"):
+        count = given.get(name)
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
+            raise InvalidRequest(f"parameter {name!r} must be an integer, not {count!r}")
+        counts[name] = count
     # Zero is what clients send that have no timeout (Triton's documentation says the same).
-    return Parameters(timeout_s=timeout_us * 1e-6 if timeout_us else None, **flags)
+    return Parameters(
+        timeout_s=timeout_us * 1e-6 if timeout_us else None,
+        length_penalty=_number("length_penalty", given.get("length_penalty")),
+        num_beams=counts["num_beams"],
+        max_new_tokens=counts["max_new_tokens"],
+        **flags,
+    )
+
+
+def _number(name: str, value: object) -> float | None:
+    """A number; also as text, for some gRPC clients of the protocol have no fractions among their parameters."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise InvalidRequest(f"parameter {name!r} must be a number, not {value!r}")
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"parameter {name!r} must be a number, not {value!r}") from None
 
 
 def earliest(*timeouts_s: float | None) -> float | None:

@@ -1,5 +1,6 @@
 """The gRPC face: the Open Inference Protocol, the typed calls, standard health and reflection."""
 
+import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig
 from service.errors import HeedError, InvalidRequest, Overloaded
-from service.predictor import Call, Predictor
+from service.predictor import Call, Predictor, Receipt, Translated
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import check_header, decode_raw, encode_raw
@@ -195,6 +196,9 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                 request_id=request_id,
                 timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
                 truncate=parameters.truncate,
+                num_beams=parameters.num_beams,
+                max_new_tokens=parameters.max_new_tokens,
+                length_penalty=parameters.length_penalty,
             )
             outputs, receipt = await self._predictor.infer(
                 call, read_inputs(request), [output.name for output in request.outputs]
@@ -273,6 +277,60 @@ class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
             )
 
         return await self._respond(context, answer)
+
+    async def Translate(  # noqa: N802
+        self, request: heed_pb2.TranslateRequest, context: Context
+    ) -> heed_pb2.TranslateResponse:
+        """Text in, translation out."""
+
+        async def answer(request_id: str) -> heed_pb2.TranslateResponse:
+            call = _translation_call(request, context, request_id)
+            (translated,), receipt = await self._predictor.translate_texts(call, [request.text])
+            return _translation(translated, receipt)
+
+        return await self._respond(context, answer)
+
+    async def TranslateStream(  # noqa: N802
+        self, request: heed_pb2.TranslateRequest, context: Context
+    ) -> None:
+        """Text in, its translation piece by piece."""
+
+        async def answer(request_id: str) -> None:
+            call = _translation_call(request, context, request_id)
+            async with contextlib.aclosing(self._predictor.stream_translation(call, request.text)) as pieces:
+                async for piece in pieces:
+                    if isinstance(piece, str):
+                        await context.write(heed_pb2.TranslateChunk(text=piece))
+                    else:
+                        await context.write(heed_pb2.TranslateChunk(whole=_translation(*piece)))
+
+        await self._respond(context, answer)
+
+
+def _translation_call(request: heed_pb2.TranslateRequest, context: Context, request_id: str) -> Call:
+    def given(name: str) -> Any:
+        return getattr(request, name) if request.HasField(name) else None
+
+    return Call(
+        model=request.model,
+        version=request.version,
+        protocol="grpc",
+        request_id=request_id,
+        timeout_s=context.time_remaining(),
+        truncate=request.truncate,
+        num_beams=given("num_beams"),
+        max_new_tokens=given("max_new_tokens"),
+        length_penalty=given("length_penalty"),
+    )
+
+
+def _translation(translated: Translated, receipt: Receipt) -> heed_pb2.TranslateResponse:
+    return heed_pb2.TranslateResponse(
+        translation=translated.text,
+        score=translated.score,
+        num_tokens=translated.num_tokens,
+        receipt=heed_pb2.Receipt(**receipt._asdict()),
+    )
 
 
 def read_inputs(request: inference_pb2.ModelInferRequest) -> Arrays:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -14,13 +14,13 @@ from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.config import ServiceConfig
 from service.errors import HeedError, InvalidRequest, Overloaded, TooLarge
 from service.metrics import Metrics
-from service.predictor import Call, Predictor, Receipt
+from service.predictor import Call, Predictor, Receipt, Translated
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.frame import (
@@ -213,7 +213,11 @@ class HttpApplication:
             specs = self._predictor.describe(name, version).inputs
         message = rest.read_infer(body, header_bytes, specs)
         parameters = parameters_of(message.parameters)
-        call = self._call(request, request_id, parameters.timeout_s, parameters.truncate)
+        call = self._call(request, request_id, parameters.timeout_s, parameters.truncate)._replace(
+            num_beams=parameters.num_beams,
+            max_new_tokens=parameters.max_new_tokens,
+            length_penalty=parameters.length_penalty,
+        )
         answer = self._predictor.infer(call, message.arrays, [output.name for output in message.outputs])
         outputs, receipt = await self._while_connected(request, answer)
         reply, json_bytes = rest.write_infer(
@@ -269,8 +273,11 @@ class HttpApplication:
         body = await self._body(request)
         # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not needed.
         is_file = body.lstrip()[:1] != b"{"
-        if self._predictor.takes_images(request.path_params["model"], unless_served=is_file):
+        task = self._predictor.task_of(request.path_params["model"])
+        if task == "image-classification" or (task is None and is_file):
             return await self._classify_image(request, request_id, body, is_file)
+        if task == "translation":
+            return await self._translate(request, request_id, body)
         message = rest.read_json(body, TextClassificationRequest)
         one = isinstance(message.inputs, str)
         texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
@@ -285,6 +292,51 @@ class HttpApplication:
         classifications, receipt = await self._while_connected(request, answer)
         document = [labelled_scores(answered.labels, answered.scores) for answered in classifications]
         return json_response(document, headers=receipt_headers(receipt))
+
+    async def _translate(self, request: Request, request_id: str, body: bytes) -> Response:
+        message = rest.read_json(body, TranslationRequest)
+        parameters = message.parameters
+        search = parameters.generate_parameters or parameters
+        self._predictor.check_languages(request.path_params["model"], parameters.src_lang, parameters.tgt_lang)
+        call = self._call(request, request_id, None, parameters.truncation in (True, *CUTTING))._replace(
+            num_beams=search.num_beams, max_new_tokens=search.max_new_tokens, length_penalty=search.length_penalty
+        )
+        one = isinstance(message.inputs, str)
+        texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
+        if message.stream:
+            if not one:
+                raise InvalidRequest("inputs must be one text where stream is true")
+            return await self._stream(self._predictor.stream_translation(call, texts[0], "inputs"))
+        answer = self._predictor.translate_texts(call, texts, "inputs" if one else "inputs[{}]")
+        translations, receipt = await self._while_connected(request, answer)
+        document = [{"translation_text": translated.text} for translated in translations]
+        return json_response(document, headers=receipt_headers(receipt))
+
+    async def _stream(self, pieces: AsyncGenerator[str | tuple[Translated, Receipt], None]) -> Response:
+        """Server-sent events (WHATWG HTML, 9.2): each piece of a translation, and at last the whole with its receipt.
+
+        Starlette leaves the iteration when the client hangs up.
+        """
+        first = await anext(pieces)  # what is refused is refused with a status of its own
+
+        async def events() -> AsyncIterator[bytes]:
+            piece: str | tuple[Translated, Receipt] = first
+            try:
+                while True:
+                    if isinstance(piece, str):
+                        yield _event({"text": piece})
+                    else:
+                        translated, receipt = piece
+                        whole = {"translation_text": translated.text, "score": translated.score}
+                        yield _event(whole | {"num_tokens": translated.num_tokens, "receipt": receipt._asdict()})
+                        return
+                    piece = await anext(pieces)
+            except HeedError as error:
+                yield _event({"error": str(error)})
+            finally:
+                await pieces.aclose()
+
+        return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     async def _classify_image(self, request: Request, request_id: str, body: bytes, is_file: bool) -> Response:
         image, field, parameters = body, "the body", ImageClassificationParameters()
@@ -368,6 +420,39 @@ class ImageClassificationRequest(msgspec.Struct):
 def labelled_scores(labels: list[str], scores: list[float]) -> list[dict[str, object]]:
     """One answer as the hub writes it."""
     return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
+
+
+class SearchParameters(msgspec.Struct):
+    """How to search for a translation; the names are those of Hugging Face's generation."""
+
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    length_penalty: float | None = None
+
+
+class TranslationParameters(SearchParameters, forbid_unknown_fields=True):
+    """`parameters` of the Hugging Face translation task; the search also within `generate_parameters`."""
+
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+    truncation: bool | rest.Truncation | None = None
+    generate_parameters: SearchParameters | None = None
+    clean_up_tokenization_spaces: bool | None = None
+
+
+class TranslationRequest(msgspec.Struct):
+    """A request of the Hugging Face translation task; with `stream`, the answer comes as server-sent events."""
+
+    inputs: str | list[str]
+    parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
+    stream: bool = False
+
+
+CUTTING = ("longest_first", "only_first")  # of the hub's words for truncation
+
+
+def _event(document: object) -> bytes:
+    return b"data: " + msgspec.json.encode(document) + b"\n\n"
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:

@@ -4,77 +4,39 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
-from export.data import ParallelTexts, TranslationData
 from export.train_translation import (
     Pair,
-    TranslationTrainConfig,
     batches_of_tokens,
     load_run_model,
     train_translation,
     translate_texts,
 )
 from export.translation_networks import RecurrentTranslationConfig, TranslationConfig
-
-WORDS = {"one": "eins", "two": "zwei", "three": "drei", "red": "rote", "blue": "blaue", "dogs": "Hunde", "and": "und"}
-
-
-def toy_pairs(count: int, seed: int) -> ParallelTexts:
-    """Word by word, but the last word comes first: order has to be learned too."""
-    rng = np.random.default_rng(seed)
-    sources = [[*rng.choice(list(WORDS), size=rng.integers(1, 6))] for _ in range(count)]
-    targets = [[WORDS[words[-1]], *(WORDS[word] for word in words[:-1])] for words in sources]
-    return ParallelTexts([" ".join(words) for words in sources], [" ".join(words) for words in targets])
+from tests.toy_translation import toy_config, toy_data
 
 
-def toy_data() -> TranslationData:
-    """Counted dogs."""
-    return TranslationData("dogs", "en", "de", toy_pairs(3000, 1), toy_pairs(200, 2), {"dogs": toy_pairs(60, 3)})
-
-
-def toy_config(**changes: object) -> TranslationTrainConfig:
-    """Seconds of training."""
-    model = TranslationConfig(
-        vocab_size=300,
-        d_model=32,
-        num_layers=2,
-        num_decoder_layers=2,
-        num_heads=4,
-        d_ff=64,
-        dropout=0.0,
-        max_tokens=24,
-    )
-    values = {"epochs": 10, "learning_rate": 1e-2, "batch_tokens": 300, "ema_decay": 0.9, "model": model}
-    return TranslationTrainConfig(**(values | {"vocab_size": 300} | changes))  # type: ignore[arg-type]
-
-
-@pytest.fixture(scope="module")
-def toy_run(tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Path:
-    """A finished run."""
-    run_dir = tmp_path_factory.mktemp("runs") / "toy"
-    assert train_translation(toy_data(), toy_config(), run_dir, quiet)
-    return run_dir
-
-
-def test_it_learns_to_translate(toy_run: Path, quiet: Console) -> None:
+def test_it_learns_to_translate(toy_translation_run: Path, quiet: Console) -> None:
     """Sentences it has not seen, with greedy and beam search; the record says how well, both ways."""
-    result = json.loads((toy_run / "result.json").read_text())
+    result = json.loads((toy_translation_run / "result.json").read_text())
     quality = result["quality"]["dogs"]
     assert quality["greedy"]["bleu"] > 90
     assert quality["beam 5"]["bleu_lower_tokenised"] > 90
     assert "13a" in quality["beam 5"]["bleu_signature"]
     assert "Moses" in quality["beam 5"]["bleu_lower_tokenised_signature"]
     assert result["num_training_examples"] == 3000
-    model, tokenizer = load_run_model(toy_run), Tokenizer.from_file(str(toy_run / "tokenizer.json"))
+    model, tokenizer = (
+        load_run_model(toy_translation_run),
+        Tokenizer.from_file(str(toy_translation_run / "tokenizer.json")),
+    )
     sources = ["three blue dogs", "one red"]
     texts = translate_texts(model, tokenizer, sources, torch.device("cpu"), quiet, num_beams=4)
     assert texts == ["Hunde drei blaue", "rote eins"]
-    assert len((toy_run / "translations.tsv").read_text().splitlines()) == 60
+    assert len((toy_translation_run / "translations.tsv").read_text().splitlines()) == 60
 
 
 def test_a_recurrent_network_learns_it_too(tmp_path: Path, quiet: Console) -> None:

@@ -1,0 +1,373 @@
+"""Turns a trained translation model into a model folder, and refuses where the result is not the same model.
+
+    PyTorch ──> encoder.onnx, model.onnx (the decoder step) ──> (int8) ──> the same sentences translated ──> folder
+
+The folder appears in the store only when every comparison has passed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from export.convert import (
+    MIN_COMPARED,
+    ConversionRefused,
+    Precision,
+    card_of_provenance,
+    folder_in_the_making,
+    put_into_store,
+)
+from export.data import ParallelTexts
+from export.evaluate import TranslationQuality, translation_quality
+from export.golden_texts import GOLDEN_TEXTS
+from export.graphs import halve_exact_weights, quantize
+from export.provenance import this_command
+from export.run_folder import read_result
+from export.source import provenance_of
+from export.train_translation import NETWORKS, TorchTranslator, Translator, load_run_model, translate
+from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder
+from export.translation_networks import BOS_ID, EOS_ID, PAD_ID, TranslationConfig, TranslationTransformer
+from model_store.folder import (
+    ENCODER,
+    FORMAT,
+    GRAPH,
+    MANIFEST,
+    TOKENIZER,
+    GoldenExample,
+    Limits,
+    Manifest,
+    Tensor,
+    Tolerance,
+    write_golden,
+)
+from service.tasks.translation import Hypothesis, SearchRequest, Sentence, Translation
+
+# Every sentence is translated in both ways: greedily, which is the service's default, and with beams.
+SEARCHES = {"greedy": SearchRequest(num_beams=1), "beam 4": SearchRequest(num_beams=4)}
+MAX_SCORE_DIFFERENCE = 1e-4  # float32: of the same translation; and between two that rounding has made change places
+MAX_BLEU_LOSS = 0.5  # int8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationSource:
+    """A PyTorch translation model with its tokenizer and languages."""
+
+    module: TranslationTransformer
+    tokenizer_json: str
+    source_language: str
+    target_language: str
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def task(self) -> Translation:
+        """Pre- and postprocessing, as the service will do it."""
+        return Translation(
+            self.tokenizer_json,
+            max_tokens=self.module.config.max_tokens,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            source_language=self.source_language,
+            target_language=self.target_language,
+        )
+
+
+def translation_source_of_run(run_dir: Path) -> TranslationSource:
+    """The best weights of a finished training run.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or there is none.
+        ValueError: its network has no form for serving.
+    """
+    result = read_result(run_dir)
+    if result["network"] != NETWORKS[TranslationConfig][0]:
+        raise ValueError(f"{run_dir} holds a {result['network']}: only the Transformer has a form for serving")
+    return TranslationSource(
+        module=load_run_model(run_dir),
+        tokenizer_json=(run_dir / TOKENIZER).read_text(),
+        source_language=result["source_language"],
+        target_language=result["target_language"],
+        provenance=provenance_of(result),
+    )
+
+
+@dataclass(frozen=True)
+class TranslationComparison:
+    """Converted graphs against PyTorch on the same sentences, one after another in batches."""
+
+    num_examples: int
+    max_abs_score_difference: float  # of sentences with the same translation
+    translations_changed: int
+    max_score_lost: float  # how much worse than PyTorch's PyTorch finds the changed ones; 0 without any
+
+
+def convert_translation(
+    source: TranslationSource,
+    *,
+    name: str,
+    store: Path,
+    compare_on: Mapping[str, ParallelTexts],
+    precision: Precision,
+    about: dict[str, Any],
+    console: Console,
+) -> Path:
+    """Write the next version of model `name` into the store.
+
+    Args:
+        source: the model.
+        name: of the model folder.
+        store: the model store.
+        compare_on: test splits by name, together at least 500 sentences: compared with PyTorch, and measured.
+        precision: of the graphs' products.
+        about: goes into the manifest's provenance and the model card: data, licence, ...
+        console: for progress.
+
+    Returns:
+        the new folder.
+
+    Raises:
+        ConversionRefused: the translations differ from PyTorch's, or int8 costs too much quality.
+        ValueError: too few sentences to compare on.
+    """
+    num_sentences = sum(len(split) for split in compare_on.values())
+    if num_sentences < MIN_COMPARED:
+        raise ValueError(f"{num_sentences} sentences to compare on, at least {MIN_COMPARED} are needed")
+    with folder_in_the_making(store) as folder:
+        console.print("exporting to ONNX")
+        export_encoder(source.module, folder / ENCODER)
+        export_decoder_step(source.module, folder / GRAPH)
+        for graph in (folder / ENCODER, folder / GRAPH):
+            if precision == "int8":
+                quantize(graph)
+            else:
+                halve_exact_weights(graph)
+        reference, graphs = TorchTranslator(source.module, torch.device("cpu")), OnnxTranslator(folder)
+        quality: dict[str, Any] = {"compared_with_pytorch": {}}
+        for split, texts in compare_on.items():
+            quality[split] = {}
+            for search, request in SEARCHES.items():
+                what = f"{split}, {search}"
+                expected = translate_all(source, reference, texts.source, request, f"PyTorch: {what}", console)
+                found = translate_all(source, graphs, texts.source, request, f"ONNX: {what}", console)
+                comparison = compare_translations(source, texts.source, request, found, expected)
+                console.print(f"{what}: {comparison}")
+                if precision == "float32":
+                    require_same(comparison, what)
+                quality["compared_with_pytorch"][what] = asdict(comparison)
+                measured, before = (judge(source, each, texts) for each in (found, expected))
+                quality[split][search] = measured.as_dict()
+                if precision == "int8":
+                    quality[split][search] |= {"bleu_before_quantization": before.bleu}
+                    require_little_loss(before.bleu - measured.bleu, what)
+        manifest = describe(source, folder, name, precision, quality, about)
+        target = put_into_store(folder, manifest, store, model_card)
+    console.print(f"written: {target}")
+    return target
+
+
+def translate_all(
+    source: TranslationSource,
+    translator: Translator,
+    texts: list[str],
+    request: SearchRequest,
+    description: str,
+    console: Console,
+    batch_size: int = 64,
+) -> list[Hypothesis]:
+    """Translate texts as the service would, with progress; one beyond the limit is cut."""
+    task, found = source.task(), []
+    for first in track(range(0, len(texts), 4 * batch_size), description=description, console=console, transient=True):
+        part = texts[first : first + 4 * batch_size]
+        sentences = [task.preprocess(text, truncate=True, field="text", request=request) for text in part]
+        ids, options = [each.ids for each in sentences], [each.options for each in sentences]
+        found += translate(translator, ids, options, batch_size)
+    return found
+
+
+def judge(source: TranslationSource, found: list[Hypothesis], texts: ParallelTexts) -> TranslationQuality:
+    """What translations are worth."""
+    task = source.task()
+    return translation_quality([task.text_of(each.ids) for each in found], texts.target, source.target_language)
+
+
+def compare_translations(
+    source: TranslationSource,
+    texts: list[str],
+    request: SearchRequest,
+    found: list[Hypothesis],
+    expected: list[Hypothesis],
+) -> TranslationComparison:
+    """Converted translations against PyTorch's; where they differ, PyTorch says how much worse the converted one is."""
+    task = source.task()
+    changed, difference, lost = 0, 0.0, 0.0
+    for text, ours, theirs in zip(texts, found, expected, strict=True):
+        if ours.ids == theirs.ids:
+            difference = max(difference, abs(ours.score - theirs.score))
+            continue
+        changed += 1
+        sentence = task.preprocess(text, truncate=True, field="text", request=request)
+        score = pytorch_score(source.module, sentence, ours.ids)
+        lost = max(lost, theirs.score - score)
+    return TranslationComparison(len(texts), difference, changed, lost)
+
+
+@torch.inference_mode()
+def pytorch_score(model: TranslationTransformer, sentence: Sentence, ids: list[int]) -> float:
+    """What PyTorch thinks of a translation, all its tokens at once."""
+    options = sentence.options
+    wanted = ids if len(ids) == options.max_new_tokens else [*ids, EOS_ID]
+    source, target = torch.tensor([sentence.ids]), torch.tensor([[BOS_ID, *wanted[:-1]]])
+    logits_NV = model(source, torch.ones_like(source), target, torch.ones_like(target))
+    total = float(torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None]).sum())
+    return total / len(wanted) ** options.length_penalty
+
+
+def require_same(comparison: TranslationComparison, what: str) -> None:
+    """The bar for float32: the same translations, but where rounding lets two that are as likely change places.
+
+    Raises:
+        ConversionRefused: it is missed.
+    """
+    worst = max(comparison.max_abs_score_difference, comparison.max_score_lost)
+    if not worst <= MAX_SCORE_DIFFERENCE:
+        raise ConversionRefused(
+            f"ONNX is not PyTorch's model ({what}): scores differ by up to {comparison.max_abs_score_difference:.3g},"
+            f" {comparison.translations_changed} of {comparison.num_examples} translations change, by up to"
+            f" {comparison.max_score_lost:.3g} (allowed: {MAX_SCORE_DIFFERENCE:g})"
+        )
+
+
+def require_little_loss(loss: float, what: str) -> None:
+    """The bar for int8.
+
+    Raises:
+        ConversionRefused: it is missed.
+    """
+    if loss > MAX_BLEU_LOSS:
+        raise ConversionRefused(f"int8 loses {loss:.2f} BLEU ({what}), allowed are {MAX_BLEU_LOSS}")
+
+
+def describe(
+    source: TranslationSource,
+    folder: Path,
+    name: str,
+    precision: Precision,
+    quality: dict[str, Any],
+    about: dict[str, Any],
+) -> Manifest:
+    """Write tokenizer, configuration and golden examples beside the graphs; the manifest, without checksums yet."""
+    config = source.module.config
+    (folder / TOKENIZER).write_text(source.tokenizer_json)
+    documents = {
+        "config.json": {
+            "model_type": "heed-translation",
+            "source_language": source.source_language,
+            "target_language": source.target_language,
+            "max_position_embeddings": config.max_tokens,
+        },
+        "generation_config.json": {
+            "bos_token_id": BOS_ID,
+            "decoder_start_token_id": BOS_ID,
+            "eos_token_id": EOS_ID,
+            "pad_token_id": PAD_ID,
+            "max_length": config.max_tokens,
+            "num_beams": 1,
+            "length_penalty": 1.0,
+        },
+    }
+    for file_name, document in documents.items():
+        (folder / file_name).write_text(json.dumps(document, indent=2) + "\n")
+    golden = golden_examples(source)
+    write_golden(folder, golden)
+    # In int8 rounding depends on the company in the batch and on the CPU's instructions: twice what was seen here.
+    allowed = (
+        MAX_SCORE_DIFFERENCE if precision == "float32" else round(2 * golden_difference(source, folder, golden), 3)
+    )
+    return Manifest(
+        format=FORMAT,
+        name=name,
+        task="translation",
+        precision=precision,
+        inputs=[Tensor(tensor, "INT64", [-1, -1]) for tensor in ("input_ids", "attention_mask")],
+        outputs=[Tensor("log_probabilities", "FP32", [-1, -1]), Tensor("top_ids", "INT64", [-1, -1])],
+        labels=[],
+        limits=Limits(max_tokens=config.max_tokens),
+        tolerance=Tolerance(allowed),
+        skips_padding=True,
+        files={},
+        provenance=about | source.provenance | {"converted_by": this_command(), "torch": str(torch.__version__)},
+        quality=quality,
+    )
+
+
+def golden_examples(source: TranslationSource) -> list[GoldenExample]:
+    """Texts, their ids, and PyTorch's translations of them by each search, with their scores."""
+    task, examples = source.task(), []
+    translator = TorchTranslator(source.module, torch.device("cpu"))
+    for text in GOLDEN_TEXTS:
+        sentence = task.preprocess(text, truncate=True, field="text")
+        if sentence.truncated:
+            continue
+        example = GoldenExample({"text": text}, {"input_ids": sentence.ids}, {})
+        for search, request in SEARCHES.items():
+            sentence = task.preprocess(text, truncate=False, field="text", request=request)
+            (found,) = translate(translator, [sentence.ids], [sentence.options])
+            example.tensors[search] = found.ids
+            example.outputs[search] = [found.score]
+        examples.append(example)
+    return examples
+
+
+def golden_difference(source: TranslationSource, folder: Path, golden: list[GoldenExample]) -> float:
+    """How far the graphs' scores lie from the golden ones."""
+    graphs, task, worst = OnnxTranslator(folder), source.task(), 0.0
+    for example in golden:
+        for search, request in SEARCHES.items():
+            sentence = task.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
+            (found,) = translate(graphs, [sentence.ids], [sentence.options])
+            worst = max(worst, abs(found.score - example.outputs[search][0]))
+    return worst
+
+
+def model_card(manifest: Manifest, version: int) -> str:
+    """The folder's README.md; every figure comes from the manifest."""
+    lines = [
+        f"# {manifest.name}, version {version}",
+        "",
+        f"Task: {manifest.task}. Precision: {manifest.precision}. Longest input and longest translation:"
+        f" {manifest.limits.max_tokens} tokens.",
+        "",
+        *card_of_provenance(manifest),
+        "## Measured",
+        "",
+        "With the graphs of this folder, against one reference translation each. The first BLEU and chrF are of cased,"
+        " detokenised text, as it is served; the last BLEU of text in lower case, tokenised by Moses, as papers on"
+        " Multi30k report it. The two must not be compared.",
+        "",
+        "| test split | n | search | BLEU | chrF | BLEU, lower case, tokenised |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    compared = manifest.quality["compared_with_pytorch"]
+    signatures = {}
+    for split, searches in manifest.quality.items():
+        if split == "compared_with_pytorch":
+            continue
+        for search, measured in searches.items():
+            lines.append(
+                f"| {split} | {measured['num_examples']} | {search} | {measured['bleu']:.2f} | {measured['chrf']:.2f} |"
+                f" {measured['bleu_lower_tokenised']:.2f} |"
+            )
+            signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
+    lines += ["", *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()), ""]
+    lines += ["Against PyTorch on the same sentences:", ""]
+    for what, comparison in compared.items():
+        lines.append(
+            f"- {what}: {comparison['translations_changed']} of {comparison['num_examples']} translations change"
+            f" (PyTorch finds them worse by at most {comparison['max_score_lost']:.2g}), scores of the others differ by"
+            f" at most {comparison['max_abs_score_difference']:.2g}"
+        )
+    return "\n".join(lines) + f"\n\n`{MANIFEST}` has the same in full, and the checksum of every file.\n"

@@ -1,0 +1,124 @@
+"""ONNX graphs: out of PyTorch, smaller, quantized; whatever they compute."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers import optimizer
+from onnxruntime.transformers.fusion_options import FusionOptions
+from torch import nn
+
+OPSET = 20
+# Weights smaller than this are not worth a node of their own.
+MIN_HALVED_ELEMENTS = 1024
+
+
+def export_graph(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: Any,
+) -> None:
+    """Write a module as an ONNX graph, through torch.export.
+
+    Args:
+        module: in the form that is to be served.
+        example: its arguments, of any size.
+        path: of the file.
+        inputs: names, in the order of the arguments.
+        outputs: names, in the order of what it returns.
+        dynamic_shapes: which dimensions may have any size, as `torch.export.export` takes them.
+    """
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnxruntime"):
+        warnings.simplefilter("ignore")  # about the exporter's own internals
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic_shapes,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path)
+
+
+def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
+    """Let ONNX Runtime's own tool fuse what it knows of BERT's kind, in place; `shape`: `num_heads` and the like."""
+    options = FusionOptions("bert")
+    # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
+    # docs/benchmarks.md).
+    options.enable_skip_layer_norm = False
+    with _quiet("onnxruntime"):
+        optimized = optimizer.optimize_model(str(path), **shape, opt_level=0, optimization_options=options)
+        optimized.save_model_to_file(str(path))
+
+
+def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
+    """Weights to int8 per channel, activations to int8 at run time (dynamic quantization), in place.
+
+    Of the given operators; without any, of all that can be.
+    """
+    with _quiet(None):
+        quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def halve_exact_weights(path: Path) -> None:
+    """Store weights in half precision where that loses nothing, in place.
+
+    Training keeps weights that are half-precision numbers (see `train.py`); a Cast node, which ONNX Runtime folds away
+    when it loads the graph, makes them float32 again, bit for bit.
+    """
+    model = onnx.load(path)
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        full = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = full.astype(np.float16)
+        if full.size < MIN_HALVED_ELEMENTS or not np.array_equal(half.astype(np.float32), full):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(
+            helper.make_node(
+                "Cast",
+                [f"{name}.half"],
+                [name],
+                name=f"{name}.cast",
+                to=TensorProto.FLOAT,
+            )
+        )
+    for node in reversed(casts):
+        graph.node.insert(0, node)
+    onnx.save(model, path)
+
+
+class _quiet:  # noqa: N801, used as a statement
+    """Silence loggers for a while: the exporters report every internal step."""
+
+    def __init__(self, *names: str | None) -> None:
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)
