@@ -363,13 +363,13 @@ class Predictor:
         described = ((name, self._repository.state(name).served) for name in self.model_names())
         return [name for name, served in described if served and isinstance(served.task, kind)]
 
-    def takes_images(self, name: str) -> bool:
-        """Whether the model answers images with labels; False too when there is none, which a request will say."""
+    def takes_images(self, name: str, *, unless_served: bool) -> bool:
+        """Whether the model answers images with labels; `unless_served` where nobody knows, as it is not served."""
         try:
             served = self._repository.state(name).served
         except NotFound:
-            return False
-        return served is not None and isinstance(served.task, ImageClassification)
+            return unless_served
+        return unless_served if served is None else isinstance(served.task, ImageClassification)
 
 
 def _text_classification(model: ServedModel) -> TextClassification:

@@ -76,8 +76,10 @@ def test_committed_models_have_their_whole_folder() -> None:
     """Card, manifest, golden examples, both formats (a quantized graph has no TorchScript form)."""
     versions = [path for path in (ROOT / "model_store").glob("*/[0-9]*") if path.is_dir()]
     assert "sentiment" in {version.parent.name for version in versions}
-    needed = {"README.md", "manifest.json", "golden.json", "model.onnx", "tokenizer.json", "config.json"}
+    needed = {"README.md", "manifest.json", "golden.json", "model.onnx", "config.json"}
+    prepared_by = {"text-classification": "tokenizer.json", "image-classification": "preprocessor_config.json"}
     for version in versions:
-        precision = json.loads((version / "manifest.json").read_text())["precision"]
-        also = {"model.torchscript.pt"} if precision == "float32" else set()
+        manifest = json.loads((version / "manifest.json").read_text())
+        also = {prepared_by[manifest["task"]]}
+        also |= {"model.torchscript.pt"} if manifest["precision"] == "float32" else set()
         assert needed | also <= {path.name for path in version.iterdir()}

@@ -267,8 +267,10 @@ class HttpApplication:
 
     async def _task(self, request: Request, request_id: str) -> Response:
         body = await self._body(request)
-        if self._predictor.takes_images(request.path_params["model"]):
-            return await self._classify_image(request, request_id, body)
+        # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not needed.
+        is_file = body.lstrip()[:1] != b"{"
+        if self._predictor.takes_images(request.path_params["model"], unless_served=is_file):
+            return await self._classify_image(request, request_id, body, is_file)
         message = rest.read_json(body, TextClassificationRequest)
         one = isinstance(message.inputs, str)
         texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
@@ -284,14 +286,11 @@ class HttpApplication:
         document = [labelled_scores(answered.labels, answered.scores) for answered in classifications]
         return json_response(document, headers=receipt_headers(receipt))
 
-    async def _classify_image(self, request: Request, request_id: str, body: bytes) -> Response:
-        # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not needed.
-        if body.lstrip()[:1] == b"{":
+    async def _classify_image(self, request: Request, request_id: str, body: bytes, is_file: bool) -> Response:
+        image, field, parameters = body, "the body", ImageClassificationParameters()
+        if not is_file:
             message = rest.read_json(body, ImageClassificationRequest)
-            image, field = message.inputs.encode(), "inputs"
-        else:
-            message, image, field = None, body, "the body"
-        parameters = message.parameters if message else ImageClassificationParameters()
+            image, field, parameters = message.inputs.encode(), "inputs", message.parameters
         answer = self._predictor.classify_images(
             self._call(request, request_id, None, truncate=False),
             [image],

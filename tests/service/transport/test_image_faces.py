@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -212,6 +213,9 @@ def test_each_kind_of_model_says_what_it_takes(http: httpx.Client, typed: heed_p
         typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="sentiment", image=JPEG))
     with pytest.raises(grpc.RpcError, match="unknown model: 'nope'"):
         typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="nope", image=JPEG))
+    for request in ({"content": JPEG}, {"json": {"inputs": "fine"}}):
+        unknown = http.post("/models/nope", **request)
+        assert (unknown.status_code, "unknown model: 'nope'" in unknown.json()["error"]) == (404, True)
     refused = http.post("/models/vit", json={"inputs": "A wonderful film."})
     assert refused.json()["error"].startswith("inputs is not a JPEG, PNG or WebP file")
     assert "the body is not JSON" in http.post("/models/sentiment", content=JPEG).json()["error"]
@@ -272,6 +276,21 @@ def test_a_deadline_ends_the_wait_for_decoding(http: httpx.Client) -> None:
         504,
         "the deadline passed before the images were decoded",
     )
+
+
+def test_the_event_loop_is_not_held_up_by_decoding(http: httpx.Client, image_server: Server) -> None:
+    """While eight slow images are decoded, no other request waits half as long as they take."""
+    body, headers = binary_body([slow_file()] * 8)
+    longest_s = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        url = f"{image_server.http}/v2/models/vit/infer"
+        slow = pool.submit(httpx.post, url, content=body, headers=headers, timeout=60)
+        while not slow.done():
+            started_s = time.monotonic()
+            assert http.get("/healthz").status_code == 200
+            longest_s = max(longest_s, time.monotonic() - started_s)
+    decoding_us = slow.result().raise_for_status().json()["parameters"]["preprocess_us"]
+    assert longest_s < 0.5e-6 * decoding_us
 
 
 def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
