@@ -76,7 +76,7 @@ def test_another_model_is_refused(
     def export_and_change(model: torch.nn.Module, path: Path) -> None:
         export(model, path)
         with torch.no_grad():
-            model.decoder[0].feed_forward.down.bias += 0.5
+            model.decoder[0].feed_forward.down.bias[0] += 0.5
 
     export = module.export_decoder_step
     monkeypatch.setattr(module, "export_decoder_step", export_and_change)
