@@ -264,22 +264,24 @@ def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_run: Path) -> Path:
-    """The toy translation model, converted, beside the sentiment model."""
+    """The toy translation model, and one whose translations never end, converted, beside the sentiment model."""
     from rich.console import Console
 
     from export.convert_translation import convert_translation, translation_source_of_run
-    from tests.toy_translation import toy_pairs
+    from tests.toy_translation import endless_source, toy_pairs
 
     store = tmp_path_factory.mktemp("translation") / "models"
-    convert_translation(
-        translation_source_of_run(toy_translation_run),
-        name="dogs",
-        store=store,
-        compare_on={"dogs": toy_pairs(300, 4), "more dogs": toy_pairs(200, 5)},
-        precision="float32",
-        about={"licence": "none"},
-        console=Console(quiet=True),
-    )
+    toy = translation_source_of_run(toy_translation_run)
+    for name, source in {"dogs": toy, "endless": endless_source(toy.tokenizer_json)}.items():
+        convert_translation(
+            source,
+            name=name,
+            store=store,
+            compare_on={"dogs": toy_pairs(300, 4), "more dogs": toy_pairs(200, 5)},
+            precision="float32",
+            about={"licence": "none"},
+            console=Console(quiet=True),
+        )
     shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
     return store
 

@@ -1,10 +1,12 @@
 """A translation task that is learned in seconds: counted dogs."""
 
 import numpy as np
+import torch
 
+from export.convert_translation import TranslationSource
 from export.data import ParallelTexts, TranslationData
 from export.train_translation import TranslationTrainConfig
-from export.translation_networks import TranslationConfig
+from export.translation_networks import EOS_ID, NEGATIVE, TranslationConfig, TranslationTransformer
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "red": "rote", "blue": "blaue", "dogs": "Hunde", "and": "und"}
 
@@ -36,3 +38,14 @@ def toy_config(**changes: object) -> TranslationTrainConfig:
     )
     values = {"epochs": 10, "learning_rate": 1e-2, "batch_tokens": 300, "ema_decay": 0.9, "model": model}
     return TranslationTrainConfig(**(values | {"vocab_size": 300} | changes))  # type: ignore[arg-type]
+
+
+def endless_source(tokenizer_json: str) -> TranslationSource:
+    """Random weights, and never the end of a sentence: a translation is as long as it may be."""
+    torch.manual_seed(6)
+    config = TranslationConfig(
+        vocab_size=300, d_model=32, num_layers=1, num_decoder_layers=1, num_heads=4, d_ff=64, max_tokens=4000
+    )
+    network = TranslationTransformer(config).eval()
+    network.never_V[EOS_ID] = NEGATIVE
+    return TranslationSource(module=network, tokenizer_json=tokenizer_json, source_language="en", target_language="de")
