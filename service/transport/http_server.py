@@ -381,6 +381,7 @@ class HttpApplication:
                 self._predictor.model_names(),
                 TextClassificationRequest,
                 ImageClassificationRequest,
+                TranslationRequest,
             )
         )
 

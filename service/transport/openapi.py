@@ -82,6 +82,12 @@ class ServerReady(msgspec.Struct):
     not_served: dict[str, str]
 
 
+class TranslatedText(msgspec.Struct):
+    """A translation."""
+
+    translation_text: str
+
+
 class LabelScore(msgspec.Struct):
     """A class and its score."""
 
@@ -93,7 +99,9 @@ class LabelScore(msgspec.Struct):
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
 
-def openapi_document(version: str, models: list[str], text_request: type, image_request: type) -> dict[str, Any]:
+def openapi_document(
+    version: str, models: list[str], text_request: type, image_request: type, translation_request: type
+) -> dict[str, Any]:
     """The document, with the models that are ready as examples of the path parameter."""
     kinds = [
         *(
@@ -103,7 +111,8 @@ def openapi_document(version: str, models: list[str], text_request: type, image_
             ServerMetadata,
             ModelMetadata,
         ),
-        *(Live, Ready, ModelReady, ServerReady, text_request, image_request, LabelScore),
+        *(Live, Ready, ModelReady, ServerReady, text_request, image_request, translation_request),
+        *(LabelScore, TranslatedText),
     ]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
@@ -155,7 +164,8 @@ def openapi_document(version: str, models: list[str], text_request: type, image_
 
     not_ready = "Not now."
     scores = {"type": "array", "items": schema[LabelScore]}
-    paths = {
+    translations = {"type": "array", "items": schema[TranslatedText]}
+    paths: dict[str, Any] = {
         "/healthz": get("The process lives", schema[Live]),
         "/readyz": get(
             "The server would answer correctly now",
@@ -178,13 +188,16 @@ def openapi_document(version: str, models: list[str], text_request: type, image_
         "/models/{model}": {
             "parameters": [model_parameter],
             **post(
-                "Hugging Face task API: text classification, image classification",
-                {"anyOf": [schema[text_request], schema[image_request]]},
-                {"anyOf": [{"type": "array", "items": scores}, scores]},
+                "Hugging Face task API: text classification, image classification, translation",
+                {"anyOf": [schema[text_request], schema[image_request], schema[translation_request]]},
+                {"anyOf": [{"type": "array", "items": scores}, scores, translations]},
                 IMAGE_FILES,
             ),
         },
     }
+    # A translation request with "stream": true is answered so.
+    answered = paths["/models/{model}"]["post"]["responses"]["200"]["content"]
+    answered["text/event-stream"] = {"schema": {"type": "string"}}
     for prefix, parameters in (
         ("/v2/models/{model}", [model_parameter]),
         ("/v2/models/{model}/versions/{version}", [model_parameter, version_parameter]),

@@ -38,3 +38,16 @@ def test_image_classification(image_server: Server, tmp_path: Path) -> None:
         client.image_classification(b"no image", top_k=1)
     error = raised.value.response.json()["error"]
     assert error == "inputs is not a JPEG, PNG or WebP file, or its header is damaged"
+
+
+def test_translation(translation_server: Server) -> None:
+    """With and without languages and parameters of the search; an error with our words in it."""
+    client = InferenceClient(model=f"{translation_server.http}/models/dogs")
+    assert client.translation("three blue dogs").translation_text == "Hunde drei blaue"
+    with_languages = client.translation(
+        "three blue dogs", src_lang="en", tgt_lang="de", generate_parameters={"num_beams": 4}
+    )
+    assert with_languages.translation_text == "Hunde drei blaue"
+    with pytest.raises(HfHubHTTPError) as raised:
+        client.translation("three blue dogs", src_lang="fr", tgt_lang="de")
+    assert raised.value.response.json() == {"error": "src_lang is 'fr', model 'dogs' knows 'en' alone"}

@@ -1,4 +1,4 @@
-"""What must not be served: image folders whose preprocessing or answers are not those of training."""
+"""What must not be served: folders whose preprocessing or answers are not those of training."""
 
 import hashlib
 import json
@@ -70,3 +70,42 @@ def test_a_limit_of_the_server_does_not_hide_a_model(image_store: Path) -> None:
         assert httpx.get(f"{server.http}/readyz").json()["not_served"] == {}
         answer = httpx.post(f"{server.http}/models/vit", content=(image_store / "vit/1/README.md").read_bytes())
         assert answer.status_code == 400
+
+
+def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_path: Path) -> None:
+    """A changed text, score, or configuration, a graph that is missing; and the untouched folder is served."""
+    original = translation_store / "dogs/1"
+    shutil.copytree(original, tmp_path / "untouched/1")
+
+    def change_text(golden: Any) -> None:
+        golden[1]["inputs"]["text"] += "!"
+
+    def nudge_score(golden: Any) -> None:
+        golden[2]["outputs"]["beam 4"][0] += 0.001
+
+    def forget_search(golden: Any) -> None:
+        del golden[0]["outputs"]["greedy"]
+
+    def other_start(config: Any) -> None:
+        config["decoder_start_token_id"] = 5
+
+    def no_language(config: Any) -> None:
+        del config["target_language"]
+
+    cases: dict[str, tuple[str, Callable[[Any], None], str]] = {
+        "text": ("golden.json", change_text, "golden example 1: the tokenizer gives other ids than in training"),
+        "score": ("golden.json", nudge_score, "golden example 2 alone, beam 4: the score differs by 0.001"),
+        "search": ("golden.json", forget_search, "golden example 0 alone, greedy: the score differs by nan"),
+        "start": ("generation_config.json", other_start, "alone, greedy: the score differs by"),
+        "language": ("config.json", no_language, "config.json: Object missing required field `target_language`"),
+    }
+    for name, (file_name, change, _) in cases.items():
+        changed_copy(original, tmp_path / name / "1", file_name, change)
+    shutil.copytree(original, tmp_path / "headless/1")
+    (tmp_path / "headless/1/encoder.onnx").unlink()
+    with running_server(tmp_path) as server:
+        problems = httpx.get(f"{server.http}/readyz").raise_for_status().json()["not_served"]
+    assert problems.keys() == {*(f"{name}/1" for name in cases), "headless/1"}
+    for name, (_, _, expected) in cases.items():
+        assert expected in problems[f"{name}/1"], name
+    assert "'encoder.onnx' is in the manifest, but is not a file of the folder" in problems["headless/1"]

@@ -29,6 +29,11 @@ def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server
     ask_all(operations, "vit")
 
 
+def test_every_answer_of_a_translation_model_is_as_the_page_says(translation_server: Server) -> None:
+    """Inference and the task API, which may stream."""
+    ask_all([operation for operation in operations_of(translation_server) if operation.body], "dogs")
+
+
 def operations_of(server: Server) -> list[Any]:
     """Everything on the page."""
     api = schemathesis.openapi.from_url(f"{server.http}/openapi.json")
