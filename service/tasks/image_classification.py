@@ -1,6 +1,6 @@
 """Encoded image to label: what happens before and after the graph of an image classifier.
 
-    JPEG, PNG or WebP ── decoded, upright, on white ──> RGB ── resized ──> ── normalised ──> graph ──> logits ──> label
+    JPEG, PNG or WebP ── decoded, upright, resized, on white ──> RGB ── normalised ──> graph ──> logits ──> label
 
 The same code prepares the images that conversion compares and measures with (`export/source.py`). Shapes: B rows of an
 engine call, C channels, H height, W width.
@@ -27,6 +27,10 @@ from service.tensors import Arrays, TensorSpec
 
 # The decoders that are ever tried, by Pillow's names.
 FORMATS = ("JPEG", "PNG", "WEBP")
+JPEGS = {"JPEG", "MPO"}  # MPO: with further pictures behind the first
+# A progressive JPEG refines the image scan by scan, about ten times. A file of a few megabytes can hold so many scans,
+# each of a few bytes, that it is decoded for hours. Their marker stands nowhere else in the compressed data.
+JPEG_SCAN, MAX_JPEG_SCANS = b"\xff\xda", 100
 # JPEG has no longer one; resizing an image of millions of pixels by one takes gigabytes.
 MAX_SIDE_PIXELS = 65_535
 # What base64 of a file of these formats begins with; none of the files themselves does.
@@ -113,20 +117,20 @@ class ImageClassification(Classifier):
         self._divisor_C11 = (std_C / config.rescale_factor).astype(np.float32)[:, None, None]
         self._offset_C11 = (mean_C / std_C).astype(np.float32)[:, None, None]
 
-    def preprocess(self, image: bytes, *, field: str, max_image_pixels: int | None = None) -> Pixels:
+    def preprocess(self, file: bytes, *, field: str, max_image_pixels: int | None = None) -> Pixels:
         """An encoded image to pixels.
 
         Args:
-            image: a JPEG, PNG or WebP file of any size, or its base64 (JSON carries nothing else).
+            file: a JPEG, PNG or WebP image of any size, or its base64 (JSON carries nothing else).
             field: what the client calls this image, for messages.
             max_image_pixels: the largest image that is decoded; None leaves it to Pillow, which has a limit too.
 
         Raises:
             InvalidRequest: it is no such file, damaged, animated, or has too many pixels.
         """
-        return Pixels(self.normalised(self.levels(image, field=field, max_image_pixels=max_image_pixels)))
+        return Pixels(self.normalised(self.levels(file, field=field, max_image_pixels=max_image_pixels)))
 
-    def levels(self, image: bytes, *, field: str, max_image_pixels: int | None = None) -> NDArray[np.uint8]:
+    def levels(self, file: bytes, *, field: str, max_image_pixels: int | None = None) -> NDArray[np.uint8]:
         """An encoded image to RGB in the model's size, uint8 [H, W, 3].
 
         It is stretched to the model's size, which an image of that size passes through unchanged.
@@ -134,23 +138,23 @@ class ImageClassification(Classifier):
         Raises:
             InvalidRequest: as `preprocess`.
         """
-        if image.startswith(BASE64_BEGINNINGS):
+        if file.startswith(BASE64_BEGINNINGS):
             try:
-                image = binascii.a2b_base64(b"".join(image.split()), strict_mode=True)
+                file = binascii.a2b_base64(b"".join(file.split()), strict_mode=True)
             except binascii.Error as error:
                 raise InvalidRequest(f"{field} is not base64: {error}") from None
-        opened = _opened(image, field, max_image_pixels)
+        opened = _opened(file, field, max_image_pixels)
         try:
             orientation = opened.getexif().get(ORIENTATION_TAG)
-            if opened.format in {"JPEG", "MPO"}:
+            if opened.format in JPEGS:
                 side = JPEG_SIZE_KEPT * max(self._size)
                 opened.draft(None, (side, side))
-            rgb = _on_white(opened)
+            image = _in_colours(opened)
             if orientation in UPRIGHT_BY:
-                rgb = rgb.transpose(UPRIGHT_BY[orientation])
-            if rgb.size != self._size:
-                rgb = rgb.resize(self._size, self._resample)
-            return np.asarray(rgb)
+                image = image.transpose(UPRIGHT_BY[orientation])
+            if image.size != self._size:
+                image = image.resize(self._size, self._resample)
+            return np.asarray(_on_white(image))
         except MemoryError:
             raise
         except Exception as error:  # what a decoder raises for a damaged file is any of a dozen types
@@ -167,11 +171,11 @@ class ImageClassification(Classifier):
         return {self._graph_input: np.stack([item.pixels_CHW for item in items])}
 
 
-def _opened(image: bytes, field: str, max_image_pixels: int | None) -> Image.Image:
+def _opened(file: bytes, field: str, max_image_pixels: int | None) -> Image.Image:
     """Read the header, and refuse by it."""
     limit = "what can be opened" if max_image_pixels is None else f"the limit of {max_image_pixels} (max_image_pixels)"
     try:
-        opened = Image.open(BytesIO(image), formats=FORMATS)
+        opened = Image.open(BytesIO(file), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InvalidRequest(f"{field} has more pixels than {limit}") from None
     except MemoryError:
@@ -183,18 +187,28 @@ def _opened(image: bytes, field: str, max_image_pixels: int | None) -> Image.Ima
         raise InvalidRequest(f"{field} has {width} x {height} pixels, more than {limit}")
     if max(width, height) > MAX_SIDE_PIXELS:
         raise InvalidRequest(f"{field} has {width} x {height} pixels, the limit of a side is {MAX_SIDE_PIXELS}")
+    if opened.format in JPEGS and file.count(JPEG_SCAN) > MAX_JPEG_SCANS:
+        raise InvalidRequest(f"{field} has more than {MAX_JPEG_SCANS} scans, which no camera or editor writes")
     # A phone's JPEG may hold further pictures for viewers that know of them (MPO): that is no animation.
     if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
         raise InvalidRequest(f"{field} is animated, with {getattr(opened, 'n_frames', 0)} frames; send one of them")
     return opened
 
 
+def _in_colours(image: Image.Image) -> Image.Image:
+    """RGB, or RGBA where something is transparent, of any mode that the decoders give."""
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB of any mode that the decoders give; what is transparent lies on white, as on a page."""
-    if image.mode.startswith("I"):  # 16 bits of grey, of which Pillow's own conversion would keep the lower eight
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
+    """RGB; what is transparent lies on white, as on a page.
+
+    Done after resizing, which weighs colours by their alpha, so that but for rounding the order is all one: in the
+    image's own size it took more than twice the time and memory.
+    """
+    if image.mode == "RGB":
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")

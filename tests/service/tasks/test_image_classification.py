@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.golden_images import golden_images, gradient, shapes
+from export.golden_images import faded, golden_images, gradient, shapes
 from service.errors import InvalidRequest
 from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
 
@@ -182,6 +182,21 @@ def test_the_limit_is_the_last_size_that_is_taken() -> None:
         TASK.preprocess(file, field="image", max_image_pixels=SIZE * SIZE - 1)
     with pytest.raises(InvalidRequest, match="has 1000000 x 1 pixels, the limit of a side is 65535"):
         TASK.preprocess(png_header(1_000_000, 1), field="image")
+
+
+def test_what_is_transparent_lies_on_white_before_and_after_resizing_alike() -> None:
+    """A large picture that fades: as if it had been put on white by hand first; two levels for rounding."""
+    fading = faded(shapes(200, 200))
+    by_hand = Image.alpha_composite(Image.new("RGBA", fading.size, "white"), fading).convert("RGB")
+    assert np.abs(levels(file_of(fading)) - levels(file_of(by_hand))).max() <= 2
+
+
+def test_jpegs_of_many_scans_are_refused() -> None:
+    """A progressive one as programs write them is taken; one that would be decoded for hours is not."""
+    file = file_of(shapes(64, 64), "JPEG", quality=90, progressive=True)
+    assert np.abs(levels(file) - levels(file_of(shapes(64, 64)))).mean() < 8
+    with pytest.raises(InvalidRequest, match="image has more than 100 scans"):
+        TASK.preprocess(file[:-2] + b"\xff\xda\x00\x02" * 100 + file[-2:], field="image")
 
 
 @pytest.mark.parametrize("what", golden_images())
