@@ -195,12 +195,13 @@ def _choose_likeliest(path: Path) -> None:
     logits = next(output for output in graph.output if output.name == "logits")
     graph.node.extend(
         [
-            helper.make_node("TopK", ["logits", "num_candidates"], ["top_logits", "top_ids"], axis=-1),
-            helper.make_node("ReduceLogSumExp", ["logits", "last_axis"], ["normaliser"], keepdims=1),
-            helper.make_node("Sub", ["top_logits", "normaliser"], ["log_probabilities"]),
+            # Of all tokens, though few are wanted: ONNX Runtime's ReduceLogSumExp takes five times as long.
+            helper.make_node("LogSoftmax", ["logits"], ["all_log_probabilities"], axis=-1),
+            helper.make_node(
+                "TopK", ["all_log_probabilities", "num_candidates"], ["log_probabilities", "top_ids"], axis=-1
+            ),
         ]
     )
-    graph.initializer.append(helper.make_tensor("last_axis", TensorProto.INT64, [1], [-1]))
     graph.input.append(helper.make_tensor_value_info("num_candidates", TensorProto.INT64, [1]))
     chosen = [
         helper.make_tensor_value_info("log_probabilities", TensorProto.FLOAT, ["rows", "candidates"]),

@@ -171,7 +171,7 @@ class RunningBatch:
         self._num_candidates = np.zeros(1, dtype=np.int64)
         self._top_RC = np.zeros((rows, 0), dtype=np.float32)
         self._top_ids_RC = np.zeros((rows, 0), dtype=np.int64)
-        self._binding: Any = None  # of the arrays as they lie now; None when rows or lengths have changed
+        self._bindings: dict[int, Any] = {}  # of the arrays as they lie now, by the number of sentences
 
     def join(self, sentence: Sentence, cross_HSK: Sequence[NDArray[np.float32]], length: int) -> None:
         """Put a sentence behind the others."""
@@ -184,7 +184,6 @@ class RunningBatch:
         self._mask_NS[place, :length] = 1
         self._past_R[place * W : (place + 1) * W] = 0
         self.sentences.append(sentence)
-        self._binding = None
 
     def _make_room(self, longest: int) -> None:
         """Lay out the source's keys and values anew where the longest source asks for it, or for much less."""
@@ -194,6 +193,7 @@ class RunningBatch:
             return
         (H, K), kept = self._width_HK, min(tokens, present)
         before, before_NS = self._cross, self._mask_NS
+        self._bindings.clear()
         self._cross = [np.zeros((self._max_sentences, H, tokens, K), np.float32) for _ in self._caches]
         self._mask_NS = np.zeros((self._max_sentences, tokens), dtype=np.int32)
         self._mask_NS[:, :kept] = before_NS[:, :kept]
@@ -208,9 +208,9 @@ class RunningBatch:
         for place, sentence in enumerate(self.sentences):
             self._ids_NW[place] = sentence.next_ids
         self._longest[()] = self._past_R[:R].max() + 1
-        if self._binding is None:
-            self._bind(self.sentences[0].num_candidates)
-        self._engine.step(self._binding)
+        if N not in self._bindings:
+            self._bindings[N] = self._bind(self.sentences[0].num_candidates)
+        self._engine.step(self._bindings[N])
         self._past_R[:R] += 1
         top, top_ids = self._top_RC[:R].tolist(), self._top_ids_RC[:R].tolist()
         moved, sources = [], []
@@ -244,9 +244,8 @@ class RunningBatch:
             self.sentences[place] = self.sentences[last]
         self.sentences.pop()
         self._lengths.pop()
-        self._binding = None
 
-    def _bind(self, num_candidates: int) -> None:
+    def _bind(self, num_candidates: int) -> Any:
         """Bind the arrays' first rows to the tensors of the graph: input and output of a cache are the same memory."""
         N, W = len(self.sentences), self._num_beams
         R = N * W
@@ -274,4 +273,4 @@ class RunningBatch:
         ]
         for name, array in outputs:
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        self._binding = binding
+        return binding
