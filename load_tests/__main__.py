@@ -26,7 +26,7 @@ RESULTS = HERE / "results"
 def main() -> int:
     """Run, judge, plot."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
-    parser.add_argument("--model", default="sentiment", help="a text classifier, and its table in slo.toml")
+    parser.add_argument("--model", default="sentiment", help="a model, and its table in slo.toml")
     parser.add_argument("--users", type=int, default=32, help="half over HTTP, half over gRPC")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--http", help="address of a running server, http://host:port")
@@ -40,6 +40,7 @@ def main() -> int:
     if arguments.model not in limits_by_model:
         parser.error(f"{arguments.slo} has no table [{arguments.model}]")
     limits = limits_by_model[arguments.model]
+    model_task = limits.pop("task")
     console = Console(width=None if sys.stdout.isatty() else 120)
     arguments.results.mkdir(parents=True, exist_ok=True)
     base = arguments.results / f"load-{datetime.now(UTC):%Y%m%d-%H%M%S}"
@@ -50,7 +51,7 @@ def main() -> int:
             http, grpc = f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
             options = ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
             stack.enter_context(Process("service", *options, core=None)).wait_until_ready(f"{http}/readyz")
-        report = run_locust(arguments.model, http, grpc, arguments.users, arguments.seconds, base)
+        report = run_locust(arguments.model, model_task, http, grpc, arguments.users, arguments.seconds, base)
     table, missed = judge(report, limits)
     console.print(table)
     with Path(f"{base}.txt").open("w") as file:
@@ -61,14 +62,16 @@ def main() -> int:
     return 1 if missed else 0
 
 
-def run_locust(model: str, http: str, grpc: str, users: int, seconds: int, base: Path) -> dict[str, Any]:
+def run_locust(
+    model: str, model_task: str, http: str, grpc: str, users: int, seconds: int, base: Path
+) -> dict[str, Any]:
     """Locust as a process of its own; what it reports.
 
     Raises:
         RuntimeError: it did not report.
     """
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-    command += ["--model", model, "--host", http, "--grpc-host", grpc]
+    command += ["--model", model, "--model-task", model_task, "--host", http, "--grpc-host", grpc]
     command += ["-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
     command += ["--csv", str(base), "--csv-full-history", "--report", f"{base}.json", "--exit-code-on-error", "0"]
     subprocess.run(command, check=False, cwd=HERE.parent)
@@ -84,13 +87,13 @@ def judge(report: dict[str, Any], limits: dict[str, float]) -> tuple[Table, list
         "max_p95_ms": report["p95_ms"],
         "max_p99_ms": report["p99_ms"],
         "max_refused_share": report["failures"] / max(1, report["requests"]),
-        "min_accuracy": report["accuracy"],
         "min_requests_per_s": report["requests_per_s"],
+        **{f"min_{name}": value for name, value in report["quality"].items()},
     }
     if unknown := limits.keys() - measured.keys():
         raise ValueError(f"slo.toml: unknown limit {', '.join(sorted(unknown))}; known are {', '.join(measured)}")
     rows = sum(int(size) * count for size, count in report["batch_rows"].items()) / max(1, report["answers_checked"])
-    title = f"{report['requests']} requests, {report['sentences']}, {rows:.1f} rows a batch on average"
+    title = f"{report['requests']} requests, {report['sent']}, {rows:.1f} rows a batch on average"
     table = Table("limit", "value", "measured", "kept", title=title)
     missed = []
     for name, limit in limits.items():
@@ -121,7 +124,8 @@ def plot(base: Path, report: dict[str, Any]) -> None:
     sizes = {int(size): count for size, count in report["batch_rows"].items()}
     right.bar(list(sizes), list(sizes.values()))
     right.set(xlabel="rows of the batch", ylabel="answers")
-    figure.suptitle(f"{report['requests']} requests, accuracy {report['accuracy']:.1%}, {report['failures']} failed")
+    quality = ", ".join(f"{name} {value:.3g}" for name, value in report["quality"].items())
+    figure.suptitle(f"{report['requests']} requests, {quality}, {report['failures']} failed")
     figure.savefig(f"{base}.png", dpi=110)
     pyplot.close(figure)
 

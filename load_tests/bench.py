@@ -24,8 +24,9 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from load_tests.drivers import drive_grpc, drive_http
+from load_tests.material import load_sentences
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
-from load_tests.texts import load_sentences
+from load_tests.translation_bench import measure_translation, report_translation
 
 ROOT = Path(__file__).parent.parent
 STORE = ROOT / "build" / "bench_store"
@@ -79,12 +80,16 @@ def main() -> int:
         default=872,
         help="requests of one measurement, of each model",
     )
+    parser.add_argument("--sentences", type=int, default=512, help="sentences of one measurement of translation")
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     prepare_store(console)
     pin(LOAD_CORE)
     result = asyncio.run(measure(arguments.rounds, arguments.requests, console))
+    result["translation"] = asyncio.run(
+        measure_translation(ROOT / "model_store", arguments.rounds, arguments.sentences, console.print)
+    )
     target = ROOT / "load_tests" / "results" / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     target.write_text(json.dumps(result, indent=2) + "\n")
     page = report(result)
@@ -306,6 +311,7 @@ def report(result: dict[str, Any]) -> str:
         " (float32).",
         f"Memory of the server with all models of the run: {result['memory_mib']['now']:.0f} MiB"
         f" (peak {result['memory_mib']['peak']:.0f}).",
+        *report_translation(result["translation"], spread),
     ]
     return "\n".join(lines) + "\n"
 

@@ -38,13 +38,17 @@ def read_weights(graph: Path) -> Weights:
     return weights
 
 
-def write_ctranslate2(folder: Path, target: Path, num_heads: int) -> None:
+def write_ctranslate2(folder: Path, target: Path) -> None:
     """Write a model folder's translation model (pre-norm, ReLU) as a CTranslate2 model.
 
     Raises:
         KeyError: the graphs do not hold the weights of such a model.
     """
     encoder, decoder = read_weights(folder / "encoder.onnx"), read_weights(folder / "model.onnx")
+    attention = next(
+        node for node in onnx.load(folder / "model.onnx").graph.node if node.op_type == "GroupQueryAttention"
+    )
+    num_heads = next(field.i for field in attention.attribute if field.name == "num_heads")
     layers = [
         len({name.split(".")[1] for name in found if name.startswith(part)})
         for found, part in ((encoder, "encoder."), (decoder, "decoder."))
@@ -79,7 +83,7 @@ def write_ctranslate2(folder: Path, target: Path, num_heads: int) -> None:
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     spec.register_source_vocabulary(tokens)
     spec.register_target_vocabulary(tokens)
-    spec.config.bos_token = spec.config.decoder_start_token = "[BOS]"
+    spec.config.bos_token = spec.config.decoder_start_token = "[BOS]"  # noqa: S105, of text
     spec.config.eos_token, spec.config.unk_token = "[EOS]", "[PAD]"
     spec.config.add_source_bos = spec.config.add_source_eos = False
     spec.validate()

@@ -13,6 +13,9 @@ import msgspec
 from proto import inference_pb2, inference_pb2_grpc
 
 
+START_S = 30.0  # for a server to listen
+
+
 @dataclass
 class Load:
     """What a run of requests gave, seen from the client."""
@@ -70,7 +73,8 @@ async def drive_grpc(port: int, model: str, texts: Sequence[str], concurrency: i
             response = await infer(requests[number % len(requests)])
             return {name: value.int64_param for name, value in response.parameters.items()}
 
-        await send(0)  # the connection is made with the first request
+        await asyncio.wait_for(channel.channel_ready(), START_S)
+        await send(0)
         return await closed_loop(send, concurrency, count)
 
 

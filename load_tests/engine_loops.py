@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from load_tests.texts import load_sentences
+from load_tests.material import load_sentences
 
 BATCH_SIZES = (8, 16, 32)
 

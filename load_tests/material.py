@@ -1,0 +1,91 @@
+"""What is sent: sentences and images of the data sets where they are at hand, else a few sentences of our own."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+OWN = Path(__file__).parent / "sentences.tsv"
+OWN_PAIRS = Path(__file__).parent / "pairs.tsv"
+CIFAR10_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+@dataclass(frozen=True)
+class Translations:
+    """English texts with their German translations, and where they come from."""
+
+    source: str
+    texts: list[str]
+    references: list[str]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Image files with the names of what they show, and where they come from."""
+
+    source: str
+    files: list[bytes]
+    labels: list[str]
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Texts with their true labels, and where they come from."""
+
+    source: str
+    texts: list[str]
+    labels: list[str]
+
+
+def load_sentences() -> Sentences:
+    """The sentences of `$HEED_DATASETS/sst2`, or the ones beside this file."""
+    parquet = _parquet("sst2", "validation")
+    if not parquet:
+        rows = [line.split("\t") for line in OWN.read_text().splitlines() if line]
+        return Sentences(
+            "load_tests/sentences.tsv",
+            [text for _, text in rows],
+            [label for label, _ in rows],
+        )
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(parquet)
+    names = ("NEGATIVE", "POSITIVE")
+    texts = [text.strip() for text in table["sentence"].to_pylist()]
+    return Sentences(
+        "SST-2 validation",
+        texts,
+        [names[label] for label in table["label"].to_pylist()],
+    )
+
+
+def load_translations() -> Translations:
+    """The captions of `$HEED_DATASETS/multi30k`'s test split, or the pairs beside this file."""
+    parquet = _parquet("multi30k", "test")
+    if not parquet:
+        rows = [line.split("\t") for line in OWN_PAIRS.read_text().splitlines() if line]
+        return Translations("load_tests/pairs.tsv", [english for english, _ in rows], [german for _, german in rows])
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(parquet)
+    return Translations("Multi30k test2016", table["en"].to_pylist(), table["de"].to_pylist())
+
+
+def load_images(count: int = 2000) -> Images:
+    """The first files of `$HEED_DATASETS/cifar10`'s test split.
+
+    Raises:
+        FileNotFoundError: it is not at hand; there are no images of our own.
+    """
+    parquet = _parquet("cifar10", "test")
+    if not parquet:
+        raise FileNotFoundError("images need CIFAR-10: set HEED_DATASETS to the folder with cifar10/")
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(parquet).slice(0, count)
+    files = [image["bytes"] for image in table["img"].to_pylist()]
+    return Images("CIFAR-10 test", files, [CIFAR10_LABELS[label] for label in table["label"].to_pylist()])
+
+
+def _parquet(data_set: str, split: str) -> list[Path]:
+    root = os.environ.get("HEED_DATASETS")
+    return sorted(Path(root, data_set, "data").glob(f"{split}-*.parquet")) if root else []
