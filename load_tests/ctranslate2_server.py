@@ -56,13 +56,14 @@ class Batches:
 class Heed(heed_pb2_grpc.HeedServicer):
     """Heed's typed call, answered by CTranslate2."""
 
-    def __init__(self, folder: Path) -> None:
-        """Convert the model folder, and open it in each precision."""
+    def __init__(self, folder: Path, models: list[str]) -> None:
+        """Convert the model folder, and open it in each precision, under these names."""
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         with tempfile.TemporaryDirectory() as temporary:
             write_ctranslate2(folder, Path(temporary))
             self._translators = {
-                model: open_ctranslate2(Path(temporary), precision) for precision, model in PRECISIONS.items()
+                model: open_ctranslate2(Path(temporary), precision)
+                for precision, model in zip(PRECISIONS, models, strict=True)
             }
         self._batches: dict[tuple[str, int], Batches] = {}
 
@@ -78,14 +79,14 @@ class Heed(heed_pb2_grpc.HeedServicer):
         return heed_pb2.TranslateResponse(translation=text, num_tokens=len(tokens))
 
 
-async def main(folder: Path, port: int) -> None:
+async def main(folder: Path, port: int, models: list[str]) -> None:
     """Serve until the process is ended."""
     server = grpc.aio.server()
-    heed_pb2_grpc.add_HeedServicer_to_server(Heed(folder), server)
+    heed_pb2_grpc.add_HeedServicer_to_server(Heed(folder, models), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     await server.wait_for_termination()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2])))
+    asyncio.run(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")))

@@ -12,7 +12,6 @@ import msgspec
 
 from proto import inference_pb2, inference_pb2_grpc
 
-
 START_S = 30.0  # for a server to listen
 
 

@@ -40,6 +40,9 @@ class Process:
     ) -> None:
         self.popen.terminate()
         self.popen.wait(timeout=30)
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            if pipe is not None:
+                pipe.close()
 
     def cpu_s(self) -> float:
         """CPU seconds of all threads so far, with the scheduler's nanoseconds."""

@@ -8,7 +8,7 @@ twice: behind a server of its own (`load_tests.ctranslate2_server`), asked by th
 import asyncio
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from load_tests.material import load_translations
 from load_tests.processes import Process, free_port
 from proto import heed_pb2, heed_pb2_grpc
 
-PRECISIONS = {"float32": "translation-en-de", "int8": "translation-en-de-int8"}  # and the models of that precision
+PRECISIONS = ("float32", "int8")
+MODELS = {"float32": "translation-en-de", "int8": "translation-en-de-int8"}  # in the store
 BEAMS = (1, 4)
 CONCURRENCIES = (1, 16, 64)
 MAX_BATCH_SIZE = 64  # of CTranslate2's server: what Heed's running batch has by default
@@ -31,7 +32,13 @@ def sentences_of(texts: list[str], concurrency: int, count: int) -> list[str]:
     return [texts[number % len(texts)] for number in range(count if concurrency > 1 else count // 4)]
 
 
-async def measure_translation(store: Path, num_rounds: int, count: int, tell: Callable[[str], None]) -> dict[str, Any]:
+async def measure_translation(
+    store: Path,
+    num_rounds: int,
+    count: int,
+    tell: Callable[[str], None],
+    models: Mapping[str, str] = MODELS,
+) -> dict[str, Any]:
     """All rounds; each measures both, one after another.
 
     Args:
@@ -39,15 +46,16 @@ async def measure_translation(store: Path, num_rounds: int, count: int, tell: Ca
         num_rounds: how often.
         count: sentences of one measurement.
         tell: is told of each round's end.
+        models: their names, by precision.
     """
     english = load_translations()
     http, port, other_port = free_port(), free_port(), free_port()
     server_arguments = ["--model-store", str(store), "--http-port", str(http), "--grpc-port", str(port)]
-    folder = store / PRECISIONS["float32"] / "1"
+    folder = store / models["float32"] / "1"
     rounds = []
     with (
         Process("service", *server_arguments) as server,
-        Process("load_tests.ctranslate2_server", str(folder), str(other_port)),
+        Process("load_tests.ctranslate2_server", str(folder), str(other_port), ",".join(models.values())),
         Process("load_tests.ctranslate2_loops", str(folder), str(count), pipes=True) as loops,
     ):
         server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
@@ -58,7 +66,7 @@ async def measure_translation(store: Path, num_rounds: int, count: int, tell: Ca
             loops.popen.stdin.flush()
             alone = json.loads(await asyncio.to_thread(loops.popen.stdout.readline))
             served: dict[str, dict[str, Any]] = {"heed": {}, "ctranslate2": {}}
-            for precision, model in PRECISIONS.items():
+            for precision, model in models.items():
                 for beams in BEAMS:
                     for users in CONCURRENCIES:
                         texts = sentences_of(english.texts, users, count)
@@ -90,7 +98,7 @@ async def drive(port: int, model: str, texts: list[str], beams: int, users: int)
         load = await closed_loop(send, users, len(texts))
     summary = load.summary()
     mean_tokens = statistics.mean(tokens)
-    return {"tokens_per_s": summary["requests_per_s"] * mean_tokens} | {
+    return {"tokens_per_s": summary["requests_per_s"] * mean_tokens, "mean_tokens": mean_tokens} | {
         name: summary[name] for name in ("requests_per_s", "p50_ms", "p99_ms", "mean_batch_rows") if name in summary
     }
 

@@ -35,6 +35,7 @@ def toy_config(**changes: object) -> TranslationTrainConfig:
         d_ff=64,
         dropout=0.0,
         max_tokens=64,
+        activation="relu",
     )
     values = {"epochs": 10, "learning_rate": 1e-2, "batch_tokens": 300, "ema_decay": 0.9, "model": model}
     return TranslationTrainConfig(**(values | {"vocab_size": 300} | changes))  # type: ignore[arg-type]
