@@ -24,6 +24,20 @@ def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> No
     assert f"| bars | upright | {100 * matrix[0][0] / max(1, sum(row[0] for row in matrix)):.1f} |" in page
 
 
+def test_translation_runs_have_both_kinds_of_bleu(toy_translation_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """By test split and search, with the signatures that say what was counted."""
+    shutil.copytree(toy_translation_run, tmp_path / "runs" / "dogs")
+    report(tmp_path / "runs", tmp_path / "docs", quiet)
+    page = (tmp_path / "docs" / "models.md").read_text()
+    for search in ("greedy", "beam 5"):
+        measured = json.loads((tmp_path / "docs" / "runs" / "dogs.json").read_text())["quality"]["dogs"][search]
+        figures = f"{measured['bleu']:.2f} | {measured['chrf']:.2f} | {measured['bleu_lower_tokenised']:.2f} |"
+        assert f"| dogs | dogs (n = 60) | {search} | {figures}" in page
+    assert "tok:13a" in page
+    assert "tok:none" in page
+    assert (tmp_path / "docs" / "models-translation-curves.png").exists()
+
+
 def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
     """A finished run is taken over and kept; an unfinished one is not there; the page outlives the run folders."""
     runs, docs = tmp_path / "runs", tmp_path / "docs"
