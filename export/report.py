@@ -98,9 +98,9 @@ def translation_section(records: dict[str, dict[str, Any]]) -> str:
         "## Translation (English to German)",
         "",
         "The epoch was chosen by the share of validation tokens that are predicted when all before them are given."
-        " BLEU and chrF are of the served text, cased and detokenised; the last BLEU is of text in lower case, tokenised"
-        " by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not be"
-        " compared. Weights rounded to half precision, as they are served.",
+        " BLEU and chrF are of the served text, cased and detokenised; the last BLEU is of text in lower case,"
+        " tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not"
+        " be compared. Weights rounded to half precision, as they are served.",
         "",
         "| run | network | trained on | pairs | parameters | minutes | best epoch | seed | hardware | commit |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
