@@ -90,11 +90,11 @@ def parser() -> argparse.ArgumentParser:
         help="turn a Hugging Face model into the next version in the model store",
     )
     one.add_argument("source", help="a folder with a saved model, or a hub id")
-    one.add_argument("--task", required=True, choices=["text-classification"])
+    one.add_argument("--task", required=True, choices=["text-classification", "image-classification"])
     one.add_argument(
         "--validate-on",
         choices=["sst2"],
-        help="labelled data to measure quality on; needed for int8",
+        help="labelled texts to measure quality on; needed for int8",
     )
     add_target_options(one)
 
@@ -247,16 +247,25 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     from export.convert import MIN_COMPARED
     from export.convert import convert as convert_source
     from export.data import load_sst2
+    from export.golden_images import made_up_images
     from export.golden_texts import made_up_sentences
-    from export.hugging_face import source_of_hugging_face
+    from export.hugging_face import image_source_of_hugging_face, source_of_hugging_face
 
-    source = source_of_hugging_face(arguments.source)
-    labelled = load_sst2().validation if arguments.validate_on == "sst2" else None
+    labelled = None
+    if arguments.task == "image-classification":
+        if arguments.validate_on:
+            raise ValueError(f"--validate-on {arguments.validate_on} is for texts")
+        source: Any = image_source_of_hugging_face(arguments.source)
+        compare_on: Any = made_up_images(MIN_COMPARED)
+    else:
+        source = source_of_hugging_face(arguments.source)
+        labelled = load_sst2().validation if arguments.validate_on == "sst2" else None
+        compare_on = labelled.texts if labelled else made_up_sentences(MIN_COMPARED)
     convert_source(
         source,
         name=arguments.name or Path(arguments.source).name,
         store=arguments.model_store,
-        compare_on=labelled.texts if labelled else made_up_sentences(MIN_COMPARED),
+        compare_on=compare_on,
         labelled=labelled,
         precision=arguments.precision,
         about={},

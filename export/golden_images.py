@@ -33,6 +33,16 @@ def golden_images() -> dict[str, bytes]:
     }
 
 
+def made_up_images(count: int, side: int = 64) -> list[bytes]:
+    """Pictures of coloured clouds as PNG files, to compare models on when no data set is there."""
+    rng = np.random.default_rng(1)
+    files = []
+    for _ in range(count):
+        clouds = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8))
+        files.append(_file(clouds.resize((side, side), Image.Resampling.BICUBIC), "PNG"))
+    return files
+
+
 def gradient(width: int, height: int) -> Image.Image:
     """Another colour in every corner."""
     y_HW, x_HW = np.mgrid[0:height, 0:width]

@@ -1,21 +1,28 @@
-"""Text classifiers in Hugging Face form, as sources for conversion: BERT, DistilBERT and RoBERTa families."""
+"""Classifiers in Hugging Face form, as sources for conversion.
+
+Of texts the BERT, DistilBERT and RoBERTa families, of images ViT and DeiT.
+"""
 
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
 
-from export.source import TextClassifierSource
+from export.source import ImageClassifierSource, TextClassifierSource
 from export.transformer import fused_attention
+from model_store.folder import PREPROCESSOR
+from service.tasks.image_classification import PreprocessorConfig
 
 # The graph's inputs by model type; the families that conversion is tested with.
 INPUTS_OF = {
@@ -24,6 +31,7 @@ INPUTS_OF = {
     "roberta": ("input_ids", "attention_mask"),
     "xlm-roberta": ("input_ids", "attention_mask"),
 }
+IMAGE_MODEL_TYPES = ("vit", "deit")
 FUSED = "heed_fused"
 
 
@@ -74,6 +82,57 @@ def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
             "transformers": transformers.__version__,
         },
     )
+
+
+def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
+    """A saved model folder, or a hub id.
+
+    Raises:
+        LoadRefused: not an image classifier of a known family, or its preprocessing is not offered.
+    """
+    try:
+        model = (
+            AutoModelForImageClassification.from_pretrained(name_or_path, attn_implementation="eager").eval().float()
+        )
+        path = transformers.utils.cached_file(name_or_path, PREPROCESSOR)
+        preprocessor = msgspec.json.decode(Path(path).read_bytes())
+        prepared = msgspec.convert(preprocessor, PreprocessorConfig)
+    except (OSError, ValueError) as error:
+        raise LoadRefused(f"{name_or_path}: {error}") from error
+    config = model.config
+    if config.model_type not in IMAGE_MODEL_TYPES:
+        raise LoadRefused(f"model type {config.model_type!r} is not one of {', '.join(IMAGE_MODEL_TYPES)}")
+    if (prepared.pixels.height, prepared.pixels.width) != (config.image_size, config.image_size):
+        raise LoadRefused(
+            f"{PREPROCESSOR} prepares {prepared.pixels.height} x {prepared.pixels.width} pixels, the model takes"
+            f" {config.image_size} x {config.image_size}"
+        )
+    return ImageClassifierSource(
+        module=_ImageLogits(model),
+        labels=[config.id2label[number] for number in range(config.num_labels)],
+        image_size=config.image_size,
+        model_type=config.model_type,
+        loaded_preprocessor=preprocessor,
+        provenance={
+            "loaded_from": Path(name_or_path).name,
+            "model_type": config.model_type,
+            "num_parameters": model.num_parameters(),
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+class _ImageLogits(nn.Module):
+    """A Hugging Face image classifier with logits alone out."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Float32 [B, 3, H, W]; logits [B, C]."""
+        logits: Tensor = self.model(pixel_values=pixel_values).logits
+        return logits
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:

@@ -201,6 +201,9 @@ class ImageClassifierSource:
     labels: list[str]
     image_size: int
     model_type: str
+    # The `preprocessor_config.json` of a model that was not trained here. PyTorch is then given the pixels that the
+    # service prepares: there is no second implementation here to compare them with.
+    loaded_preprocessor: Mapping[str, Any] | None = None
     quantized_operators: Sequence[str] | None = ("MatMul",)
     not_quantized_because: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -223,7 +226,9 @@ class ImageClassifierSource:
 
     @property
     def preprocessor_config(self) -> dict[str, Any]:
-        """`preprocessor_config.json`: levels to -1 ... 1, as `normalised` does it."""
+        """`preprocessor_config.json`: levels to -1 ... 1, as `normalised` does it, or what the model came with."""
+        if self.loaded_preprocessor is not None:
+            return dict(self.loaded_preprocessor)
         return {
             "image_processor_type": "ViTImageProcessor",
             "do_convert_rgb": True,
@@ -257,6 +262,8 @@ class ImageClassifierSource:
 
     def trained_pixels(self, files: Sequence[bytes]) -> torch.Tensor:
         """The files' pixels, normalised as in training; float32 [B, 3, H, W]."""
+        if self.loaded_preprocessor is not None:
+            return torch.from_numpy(np.stack([self.item(file).pixels_CHW for file in files]))
         levels_BHWC = np.stack([self.task.levels(file, field="image") for file in files])
         return train_image_classifier.normalised(torch.from_numpy(levels_BHWC).permute(0, 3, 1, 2))
 

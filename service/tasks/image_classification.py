@@ -70,6 +70,12 @@ class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
     do_center_crop: bool = False
+    crop_size: ImageSize | None = None
+
+    @property
+    def pixels(self) -> ImageSize:
+        """What the graph takes."""
+        return self.crop_size if self.do_center_crop and self.crop_size else self.size
 
     def __post_init__(self) -> None:
         """Refuse, when the file is read, what is not done here.
@@ -77,8 +83,12 @@ class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: another way of preparing pixels.
         """
-        if not (self.do_resize and self.do_rescale and self.do_normalize) or self.do_center_crop:
-            raise ValueError("only do_resize, do_rescale and do_normalize together are offered, and no do_center_crop")
+        if not (self.do_resize and self.do_rescale and self.do_normalize):
+            raise ValueError("only do_resize, do_rescale and do_normalize together are offered")
+        if self.do_center_crop and self.crop_size is None:
+            raise ValueError("do_center_crop without a crop_size")
+        if self.pixels.height > self.size.height or self.pixels.width > self.size.width:
+            raise ValueError("crop_size is larger than size")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,6 +120,8 @@ class ImageClassification(Classifier):
         """
         super().__init__(labels)
         self._size = (config.size.width, config.size.height)
+        left, top = ((config.size.width - config.pixels.width) // 2, (config.size.height - config.pixels.height) // 2)
+        self._cropped = (left, top, left + config.pixels.width, top + config.pixels.height)
         self._resample = Image.Resampling(config.resample)
         self._graph_input = graph_input
         # Two steps, (level - mean) / std with all in levels, as training computes them: x / 127.5 - 1, bit for bit.
@@ -133,7 +145,8 @@ class ImageClassification(Classifier):
     def levels(self, file: bytes, *, field: str, max_image_pixels: int | None = None) -> NDArray[np.uint8]:
         """An encoded image to RGB in the model's size, uint8 [H, W, 3].
 
-        It is stretched to the model's size, which an image of that size passes through unchanged.
+        It is stretched to the model's size, which an image of that size passes through unchanged; of some models the
+        middle of that is taken.
 
         Raises:
             InvalidRequest: as `preprocess`.
@@ -154,6 +167,8 @@ class ImageClassification(Classifier):
                 image = image.transpose(UPRIGHT_BY[orientation])
             if image.size != self._size:
                 image = image.resize(self._size, self._resample)
+            if self._cropped != (0, 0, *self._size):
+                image = image.crop(self._cropped)
             return np.asarray(_on_white(image))
         except MemoryError:
             raise

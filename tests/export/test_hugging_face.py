@@ -4,27 +4,37 @@ import json
 import subprocess
 import sys
 import urllib.request
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from transformers import (
+    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    DeiTConfig,
+    DeiTForImageClassification,
+    DeiTImageProcessor,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
 )
 
 from export.convert import onnx_logits
+from export.golden_images import golden_images
 from export.golden_texts import made_up_sentences
-from export.hugging_face import LoadRefused, source_of_hugging_face
+from export.hugging_face import LoadRefused, image_source_of_hugging_face, source_of_hugging_face
 from export.tokenizer import train_tokenizer
 from tests.conftest import ROOT, running_server
 
@@ -105,3 +115,67 @@ def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path, quiet: Consol
     with pytest.raises(LoadRefused, match="nowhere"):
         source_of_hugging_face(str(tmp_path / "nowhere"))
     assert config["model_type"] == "bert"
+
+
+IMAGE_FAMILIES = {
+    "vit": (ViTConfig, ViTForImageClassification, ViTImageProcessor, {"size": {"height": 32, "width": 32}}),
+    "deit": (
+        DeiTConfig,
+        DeiTForImageClassification,
+        DeiTImageProcessor,
+        {"size": {"height": 40, "width": 40}, "crop_size": {"height": 32, "width": 32}},
+    ),
+}
+
+
+def save_image_model(kind: str, folder: Path) -> Path:
+    """A random model with three classes for images of 32 x 32, with its processor."""
+    config, model, processor, sizes = IMAGE_FAMILIES[kind]
+    torch.manual_seed(1)
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+    labels = {"id2label": {0: "cloud", 1: "house", 2: "sea"}, "label2id": {"cloud": 0, "house": 1, "sea": 2}}
+    settings = {"image_size": 32, "patch_size": 8, "initializer_range": 0.3, **shape, **labels}
+    model(config(**settings)).save_pretrained(folder)
+    processor(**sizes).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", IMAGE_FAMILIES)
+def test_a_loaded_image_model_answers_like_transformers(kind: str, tmp_path: Path) -> None:
+    """The command writes a folder; the server's answers equal those of the hub's own processor and model."""
+    model_dir = save_image_model(kind, tmp_path / "mine")
+    command = [sys.executable, "-m", "export", "load", str(model_dir), "--task", "image-classification"]
+    run = subprocess.run(
+        [*command, "--model-store", str(tmp_path / "store")], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    model = AutoModelForImageClassification.from_pretrained(model_dir).eval()
+    processor = IMAGE_FAMILIES[kind][2].from_pretrained(model_dir)
+    files = golden_images()
+    with running_server(tmp_path / "store") as server:
+        for name in ("a PNG of the size of CIFAR-10's images", "a JPEG", "a tall PNG", "a WebP"):
+            pixels = processor(Image.open(BytesIO(files[name])).convert("RGB"), return_tensors="pt")
+            with torch.inference_mode():
+                expected = torch.softmax(model(**pixels).logits[0], dim=0)
+            request = urllib.request.Request(f"{server.http}/models/mine", files[name])
+            with urllib.request.urlopen(request, timeout=10) as response:
+                scores = {entry["label"]: entry["score"] for entry in json.load(response)}
+            for label, number in model.config.label2id.items():
+                assert scores[label] == pytest.approx(float(expected[number]), abs=0.02), name
+
+
+def test_image_models_that_cannot_be_loaded(tmp_path: Path) -> None:
+    """Preprocessing that is not offered or does not fit, another family."""
+    folder = save_image_model("vit", tmp_path / "vit")
+    path = folder / "preprocessor_config.json"
+    config = json.loads(path.read_text())
+    for changes, text in (
+        ({"do_resize": False}, "only do_resize, do_rescale and do_normalize together"),
+        ({"size": {"shortest_edge": 32}}, "missing required field"),
+        ({"size": {"height": 48, "width": 48}}, "prepares 48 x 48 pixels, the model takes 32 x 32"),
+    ):
+        path.write_text(json.dumps(config | changes))
+        with pytest.raises(LoadRefused, match=text):
+            image_source_of_hugging_face(str(folder))
+    with pytest.raises(LoadRefused, match="nowhere"):
+        image_source_of_hugging_face(str(tmp_path / "nowhere"))

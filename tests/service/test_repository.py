@@ -51,7 +51,7 @@ def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_stor
         "swapped": ("golden.json", swap_images, f"golden example 1: {other_pixels}"),
         "mean": ("preprocessor_config.json", shift_mean, f"golden example 0: {other_pixels}"),
         "filter": ("preprocessor_config.json", change_filter, other_pixels),
-        "crop": ("preprocessor_config.json", crop, "preprocessor_config.json: only do_resize"),
+        "crop": ("preprocessor_config.json", crop, "preprocessor_config.json: do_center_crop without a crop_size"),
         "logit": ("golden.json", nudge_logit, "golden example 2 alone: logits differ by 0.001"),
         "text": ("golden.json", put_text, "golden example 0: 'image' is missing"),
     }
