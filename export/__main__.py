@@ -90,7 +90,7 @@ def parser() -> argparse.ArgumentParser:
         help="turn a Hugging Face model into the next version in the model store",
     )
     one.add_argument("source", help="a folder with a saved model, or a hub id")
-    one.add_argument("--task", required=True, choices=["text-classification", "image-classification"])
+    one.add_argument("--task", required=True, choices=["text-classification", "image-classification", "translation"])
     one.add_argument(
         "--validate-on",
         choices=["sst2"],
@@ -251,10 +251,13 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     from export.golden_texts import made_up_sentences
     from export.hugging_face import image_source_of_hugging_face, source_of_hugging_face
 
+    if arguments.task != "text-classification" and arguments.validate_on:
+        raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
+    if arguments.task == "translation":
+        load_translation(arguments, console)
+        return
     labelled = None
     if arguments.task == "image-classification":
-        if arguments.validate_on:
-            raise ValueError(f"--validate-on {arguments.validate_on} is for texts")
         source: Any = image_source_of_hugging_face(arguments.source)
         compare_on: Any = made_up_images(MIN_COMPARED)
     else:
@@ -267,6 +270,25 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
         store=arguments.model_store,
         compare_on=compare_on,
         labelled=labelled,
+        precision=arguments.precision,
+        about={},
+        console=console,
+    )
+
+
+def load_translation(arguments: argparse.Namespace, console: Console) -> None:
+    """Convert a Hugging Face translation model."""
+    from export.convert import MIN_COMPARED
+    from export.convert_translation import convert_translation
+    from export.data import ParallelTexts
+    from export.golden_texts import made_up_sentences
+    from export.marian import source_of_marian
+
+    convert_translation(
+        source_of_marian(arguments.source),
+        name=arguments.name or Path(arguments.source).name,
+        store=arguments.model_store,
+        compare_on={"made-up sentences": ParallelTexts(made_up_sentences(MIN_COMPARED), [])},
         precision=arguments.precision,
         about={},
         console=console,

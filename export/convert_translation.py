@@ -38,6 +38,7 @@ from model_store.folder import (
     FORMAT,
     GRAPH,
     MANIFEST,
+    TARGET_TOKENIZER,
     TOKENIZER,
     GoldenExample,
     Limits,
@@ -62,6 +63,10 @@ class TranslationSource:
     tokenizer_json: str
     source_language: str
     target_language: str
+    target_tokenizer_json: str | None = None
+    bos_id: int = BOS_ID
+    eos_id: int = EOS_ID
+    pad_id: int = PAD_ID
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def task(self) -> Translation:
@@ -69,11 +74,17 @@ class TranslationSource:
         return Translation(
             self.tokenizer_json,
             max_tokens=self.module.config.max_tokens,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
+            bos_id=self.bos_id,
+            eos_id=self.eos_id,
             source_language=self.source_language,
             target_language=self.target_language,
+            target_tokenizer_json=self.target_tokenizer_json,
         )
+
+    def translate(self, translator: Translator, sentences: list[Sentence], batch_size: int = 64) -> list[Hypothesis]:
+        """Translate with this model's beginning and end of a sentence."""
+        ids, options = [each.ids for each in sentences], [each.options for each in sentences]
+        return translate(translator, ids, options, batch_size, bos_id=self.bos_id, eos_id=self.eos_id)
 
 
 def translation_source_of_run(run_dir: Path) -> TranslationSource:
@@ -121,7 +132,8 @@ def convert_translation(
         source: the model.
         name: of the model folder.
         store: the model store.
-        compare_on: test splits by name, together at least 500 sentences: compared with PyTorch, and measured.
+        compare_on: test splits by name, together at least 500 sentences: compared with PyTorch, and measured where
+            there are references.
         precision: of the graphs' products.
         about: goes into the manifest's provenance and the model card: data, licence, ...
         console: for progress.
@@ -131,11 +143,13 @@ def convert_translation(
 
     Raises:
         ConversionRefused: the translations differ from PyTorch's, or int8 costs too much quality.
-        ValueError: too few sentences to compare on.
+        ValueError: too few sentences to compare on, or none with references for int8.
     """
     num_sentences = sum(len(split) for split in compare_on.values())
     if num_sentences < MIN_COMPARED:
         raise ValueError(f"{num_sentences} sentences to compare on, at least {MIN_COMPARED} are needed")
+    if precision == "int8" and not any(split.target for split in compare_on.values()):
+        raise ValueError("int8 needs sentences with references, to measure what it costs in BLEU")
     with folder_in_the_making(store) as folder:
         console.print("exporting to ONNX")
         export_encoder(source.module, folder / ENCODER)
@@ -148,7 +162,8 @@ def convert_translation(
         reference, graphs = TorchTranslator(source.module, torch.device("cpu")), OnnxTranslator(folder)
         quality: dict[str, Any] = {"compared_with_pytorch": {}}
         for split, texts in compare_on.items():
-            quality[split] = {}
+            if texts.target:
+                quality[split] = {}
             for search, request in SEARCHES.items():
                 what = f"{split}, {search}"
                 expected = translate_all(source, reference, texts.source, request, f"PyTorch: {what}", console)
@@ -158,6 +173,8 @@ def convert_translation(
                 if precision == "float32":
                     require_same(comparison, what)
                 quality["compared_with_pytorch"][what] = asdict(comparison)
+                if not texts.target:
+                    continue
                 measured, before = (judge(source, each, texts) for each in (found, expected))
                 quality[split][search] = measured.as_dict()
                 if precision == "int8":
@@ -183,8 +200,7 @@ def translate_all(
     for first in track(range(0, len(texts), 4 * batch_size), description=description, console=console, transient=True):
         part = texts[first : first + 4 * batch_size]
         sentences = [task.preprocess(text, truncate=True, field="text", request=request) for text in part]
-        ids, options = [each.ids for each in sentences], [each.options for each in sentences]
-        found += translate(translator, ids, options, batch_size)
+        found += source.translate(translator, sentences, batch_size)
     return found
 
 
@@ -210,18 +226,18 @@ def compare_translations(
             continue
         changed += 1
         sentence = task.preprocess(text, truncate=True, field="text", request=request)
-        score = pytorch_score(source.module, sentence, ours.ids)
+        score = pytorch_score(source, sentence, ours.ids)
         lost = max(lost, theirs.score - score)
     return TranslationComparison(len(texts), difference, changed, lost)
 
 
 @torch.inference_mode()
-def pytorch_score(model: TranslationTransformer, sentence: Sentence, ids: list[int]) -> float:
+def pytorch_score(source: TranslationSource, sentence: Sentence, ids: list[int]) -> float:
     """What PyTorch thinks of a translation, all its tokens at once."""
     options = sentence.options
-    wanted = ids if len(ids) == options.max_new_tokens else [*ids, EOS_ID]
-    source, target = torch.tensor([sentence.ids]), torch.tensor([[BOS_ID, *wanted[:-1]]])
-    logits_NV = model(source, torch.ones_like(source), target, torch.ones_like(target))
+    wanted = ids if len(ids) == options.max_new_tokens else [*ids, source.eos_id]
+    given, target = torch.tensor([sentence.ids]), torch.tensor([[source.bos_id, *wanted[:-1]]])
+    logits_NV = source.module(given, torch.ones_like(given), target, torch.ones_like(target))
     total = float(torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None]).sum())
     return total / len(wanted) ** options.length_penalty
 
@@ -262,6 +278,8 @@ def describe(
     """Write tokenizer, configuration and golden examples beside the graphs; the manifest, without checksums yet."""
     config = source.module.config
     (folder / TOKENIZER).write_text(source.tokenizer_json)
+    if source.target_tokenizer_json is not None:
+        (folder / TARGET_TOKENIZER).write_text(source.target_tokenizer_json)
     documents = {
         "config.json": {
             "model_type": "heed-translation",
@@ -270,10 +288,10 @@ def describe(
             "max_position_embeddings": config.max_tokens,
         },
         "generation_config.json": {
-            "bos_token_id": BOS_ID,
-            "decoder_start_token_id": BOS_ID,
-            "eos_token_id": EOS_ID,
-            "pad_token_id": PAD_ID,
+            "bos_token_id": source.bos_id,
+            "decoder_start_token_id": source.bos_id,
+            "eos_token_id": source.eos_id,
+            "pad_token_id": source.pad_id,
             "max_length": config.max_tokens,
             "num_beams": 1,
             "length_penalty": 1.0,
@@ -315,7 +333,7 @@ def golden_examples(source: TranslationSource) -> list[GoldenExample]:
         example = GoldenExample({"text": text}, {"input_ids": sentence.ids}, {})
         for search, request in SEARCHES.items():
             sentence = task.preprocess(text, truncate=False, field="text", request=request)
-            (found,) = translate(translator, [sentence.ids], [sentence.options])
+            (found,) = source.translate(translator, [sentence])
             example.tensors[search] = found.ids
             example.outputs[search] = [found.score]
         examples.append(example)
@@ -328,7 +346,7 @@ def golden_difference(source: TranslationSource, folder: Path, golden: list[Gold
     for example in golden:
         for search, request in SEARCHES.items():
             sentence = task.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
-            (found,) = translate(graphs, [sentence.ids], [sentence.options])
+            (found,) = source.translate(graphs, [sentence])
             worst = max(worst, abs(found.score - example.outputs[search][0]))
     return worst
 
@@ -344,25 +362,31 @@ def model_card(manifest: Manifest, version: int) -> str:
         *card_of_provenance(manifest),
         "## Measured",
         "",
-        "With the graphs of this folder, against one reference translation each. The first BLEU and chrF are of cased,"
-        " detokenised text, as it is served; the last BLEU of text in lower case, tokenised by Moses, as papers on"
-        " Multi30k report it. The two must not be compared.",
-        "",
-        "| test split | n | search | BLEU | chrF | BLEU, lower case, tokenised |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
     compared = manifest.quality["compared_with_pytorch"]
-    signatures = {}
+    signatures, rows = {}, []
     for split, searches in manifest.quality.items():
         if split == "compared_with_pytorch":
             continue
         for search, measured in searches.items():
-            lines.append(
+            rows.append(
                 f"| {split} | {measured['num_examples']} | {search} | {measured['bleu']:.2f} | {measured['chrf']:.2f} |"
                 f" {measured['bleu_lower_tokenised']:.2f} |"
             )
             signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
-    lines += ["", *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()), ""]
+    if rows:
+        lines += [
+            "With the graphs of this folder, against one reference translation each. The first BLEU and chrF are of"
+            " cased, detokenised text, as it is served; the last BLEU of text in lower case, tokenised by Moses, as"
+            " papers on Multi30k report it. The two must not be compared.",
+            "",
+            "| test split | n | search | BLEU | chrF | BLEU, lower case, tokenised |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *rows,
+            "",
+            *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()),
+            "",
+        ]
     lines += ["Against PyTorch on the same sentences:", ""]
     for what, comparison in compared.items():
         lines.append(

@@ -276,9 +276,15 @@ class TorchTranslator:
 
 
 def translate(
-    translator: Translator, sources: list[list[int]], options: list[SearchOptions], batch_size: int = 64
+    translator: Translator,
+    sources: list[list[int]],
+    options: list[SearchOptions],
+    batch_size: int = 64,
+    *,
+    bos_id: int = BOS_ID,
+    eos_id: int = EOS_ID,
 ) -> list[Hypothesis]:
-    """Translate ids that end with [EOS], sentences of similar length together; all with as many beams.
+    """Translate ids that end with the end of the sentence, those of similar length together; all with as many beams.
 
     Batches begin and end together here: this is for measuring and comparing. `service.inflight_batcher` is for serving.
     """
@@ -287,7 +293,7 @@ def translate(
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
         beams = options[members[0]].num_beams
-        searches = {number: Search(options[number], bos_id=BOS_ID, eos_id=EOS_ID) for number in members}
+        searches = {number: Search(options[number], bos_id=bos_id, eos_id=eos_id) for number in members}
         state = translator.begin([sources[number] for number in members for _ in range(beams)])
         while searches:
             last_R = [token for search in searches.values() for token in search.next_ids]

@@ -35,7 +35,7 @@ class LayerConfig:
     norm_position: Literal["post", "pre"] = "pre"
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467
     norm_eps: float = 1e-5
-    activation: Literal["relu", "gelu", "swiglu"] = "gelu"  # SwiGLU: Shazeer 2020, arXiv 2002.05202
+    activation: Literal["relu", "gelu", "silu", "swiglu"] = "gelu"  # SwiGLU: Shazeer 2020, arXiv 2002.05202
     positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"  # rotary: Su et al. 2021, arXiv 2104.09864
 
     def __post_init__(self) -> None:
@@ -161,6 +161,7 @@ class FeedForward(nn.Module):
         self.activation = {
             "relu": functional.relu,
             "gelu": functional.gelu,
+            "silu": functional.silu,
             "swiglu": functional.silu,
         }[config.activation]
         self.up = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1))

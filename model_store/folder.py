@@ -4,6 +4,7 @@
     model.onnx        the graph; of a translation model the decoder step
     encoder.onnx      of a translation model: the encoder
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
+    target_tokenizer.json    of a translation model that writes in other pieces than it reads
     preprocessor_config.json    how images become pixels (Hugging Face form)
     golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
     README.md         the model card
@@ -21,12 +22,13 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, ENCODER, TOKENIZER, PREPROCESSOR, CARD = (
+MANIFEST, GOLDEN, GRAPH, ENCODER, TOKENIZER, TARGET_TOKENIZER, PREPROCESSOR, CARD = (
     "manifest.json",
     "golden.json",
     "model.onnx",
     "encoder.onnx",
     "tokenizer.json",
+    "target_tokenizer.json",
     "preprocessor_config.json",
     "README.md",
 )

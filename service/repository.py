@@ -20,6 +20,7 @@ from model_store.folder import (
     ENCODER,
     GRAPH,
     PREPROCESSOR,
+    TARGET_TOKENIZER,
     TOKENIZER,
     FolderError,
     FoundFolder,
@@ -309,6 +310,9 @@ class ModelRepository:
             eos_id=generation.eos_token_id,
             source_language=languages.source_language,
             target_language=languages.target_language,
+            target_tokenizer_json=(
+                (folder.path / TARGET_TOKENIZER).read_text() if TARGET_TOKENIZER in folder.manifest.files else None
+            ),
         )
         engine = TranslationEngine(folder.path / ENCODER, folder.path / GRAPH, self.threads)
 

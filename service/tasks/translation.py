@@ -208,6 +208,7 @@ class Translation:
         eos_id: int,
         source_language: str,
         target_language: str,
+        target_tokenizer_json: str | None = None,
     ) -> None:
         """Set up from the contents of a model folder.
 
@@ -218,6 +219,7 @@ class Translation:
             eos_id: what every translation ends with.
             source_language: such as "en".
             target_language: such as "de".
+            target_tokenizer_json: of a model that writes in other pieces than it reads.
         """
         self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
@@ -226,6 +228,7 @@ class Translation:
         self._cutting = Tokenizer.from_str(tokenizer_json)
         self._cutting.no_padding()
         self._cutting.enable_truncation(max_tokens)
+        self._decoding = Tokenizer.from_str(target_tokenizer_json) if target_tokenizer_json else self._tokenizer
         self.max_tokens, self._bos_id, self._eos_id = max_tokens, bos_id, eos_id
         self.source_language, self.target_language = source_language, target_language
 
@@ -282,7 +285,7 @@ class Translation:
 
     def text_of(self, ids: list[int]) -> str:
         """The text of a whole translation."""
-        return str(self._tokenizer.decode(ids))
+        return str(self._decoding.decode(ids))
 
     def postprocess(self, sentence: Sentence) -> Translated:
         """The text of a sentence whose search is done."""

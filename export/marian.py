@@ -1,0 +1,180 @@
+"""Translation models in Hugging Face's Marian form (Opus-MT and its kin), as sources for conversion.
+
+They become this repository's own network: the same layers under other names. What differs stands here: normalisation
+after each sub-layer, positions with all sines before all cosines, a bias on the logits, and a decoder that begins with
+the padding token. Their tokenizer is two SentencePiece models and one list of ids.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import AutoTokenizer, MarianMTModel
+from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
+
+from export.convert_translation import TranslationSource
+from export.hugging_face import LoadRefused
+from export.transformer import NEGATIVE
+from export.translation_networks import TranslationConfig, TranslationTransformer
+
+ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
+NEVER_READ = "\0"  # before pieces that only the target side has: no text contains it
+
+
+def source_of_marian(name_or_path: str) -> TranslationSource:
+    """A saved model folder, or a hub id.
+
+    Raises:
+        LoadRefused: not a Marian model with one vocabulary for both languages.
+    """
+    try:
+        model = MarianMTModel.from_pretrained(name_or_path).eval().float()
+        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except (OSError, ValueError, KeyError) as error:
+        raise LoadRefused(f"{name_or_path}: {error}") from error
+    config = model.config
+    if config.model_type != "marian":
+        raise LoadRefused(f"model type {config.model_type!r} is not marian")
+    if not config.share_encoder_decoder_embeddings or tokenizer.separate_vocabs:
+        raise LoadRefused("a vocabulary of its own for each language is not offered")
+    if config.activation_function not in ACTIVATIONS:
+        raise LoadRefused(f"activation {config.activation_function!r} is not one of {', '.join(ACTIVATIONS)}")
+    for name in ("attention_heads", "ffn_dim"):
+        if getattr(config, f"encoder_{name}") != getattr(config, f"decoder_{name}"):
+            raise LoadRefused(f"encoder_{name} and decoder_{name} differ")
+    vocabulary = tokenizer.encoder
+    eos_id, pad_id = config.eos_token_id, config.pad_token_id
+    source_spm, target_spm = tokenizer.spm_files
+    return TranslationSource(
+        module=_network(model, pad_id),
+        tokenizer_json=_source_tokenizer(
+            Path(source_spm), vocabulary, tokenizer.unk_token, tokenizer.eos_token
+        ).to_str(),
+        target_tokenizer_json=_target_tokenizer(Path(target_spm), vocabulary, tokenizer.all_special_tokens).to_str(),
+        source_language=tokenizer.source_lang or "source",
+        target_language=tokenizer.target_lang or "target",
+        bos_id=config.decoder_start_token_id,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        provenance={
+            "loaded_from": Path(name_or_path).name,
+            "model_type": config.model_type,
+            "num_parameters": model.num_parameters(),
+            "transformers": transformers.__version__,
+        },
+    )
+
+
+def _network(model: Any, pad_id: int) -> TranslationTransformer:
+    """The same weights in this repository's network."""
+    config = model.config
+    network = TranslationTransformer(
+        TranslationConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            num_layers=config.encoder_layers,
+            num_decoder_layers=config.decoder_layers,
+            num_heads=config.encoder_attention_heads,
+            d_ff=config.encoder_ffn_dim,
+            dropout=0.0,
+            max_tokens=config.max_position_embeddings,
+            norm_position="post",
+            activation=ACTIVATIONS[config.activation_function],  # type: ignore[arg-type]
+        )
+    )
+    theirs = model.state_dict()
+    ours = {"embedding.weight": theirs["model.shared.weight"]}
+    for side, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        for number in range(count):
+            ours |= _layer(theirs, f"model.{side}.layers.{number}", f"{side}.{number}", side == "decoder")
+    network.load_state_dict(ours)
+    network.embedding_scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    network.positions_TD.copy_(theirs["model.encoder.embed_positions.weight"])
+    network.never_V.copy_(model.final_logits_bias[0])
+    network.never_V[pad_id] = NEGATIVE
+    return network.eval()
+
+
+def _layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> dict[str, Tensor]:
+    """A layer's weights under our names."""
+    ours: dict[str, Tensor] = {}
+    pairs = [
+        ("self_attn.out_proj", "attention.out"),
+        ("self_attn_layer_norm", "attention_norm"),
+        ("fc1", "feed_forward.up"),
+        ("fc2", "feed_forward.down"),
+        ("final_layer_norm", "feed_forward_norm"),
+    ]
+    joined = [(("q", "k", "v"), "self_attn", "attention.qkv")]
+    if decodes:
+        pairs += [
+            ("encoder_attn.out_proj", "cross.out"),
+            ("encoder_attn.q_proj", "cross.query"),
+            ("encoder_attn_layer_norm", "cross_norm"),
+        ]
+        joined.append((("k", "v"), "encoder_attn", "cross.key_value"))
+    for kind in ("weight", "bias"):
+        for theirs_name, ours_name in pairs:
+            ours[f"{our}.{ours_name}.{kind}"] = theirs[f"{their}.{theirs_name}.{kind}"]
+        for parts, attention, ours_name in joined:
+            tensors = [theirs[f"{their}.{attention}.{part}_proj.{kind}"] for part in parts]
+            ours[f"{our}.{ours_name}.{kind}"] = torch.cat(tensors)
+    return ours
+
+
+def _read_pieces(path: Path) -> Any:
+    """A SentencePiece model, as its file has it.
+
+    Raises:
+        LoadRefused: it is not of the unigram kind.
+    """
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+        raise LoadRefused(f"{path.name} is not a unigram model")
+    return proto
+
+
+def _source_tokenizer(path: Path, vocabulary: dict[str, int], unk_token: str, eos_token: str) -> Tokenizer:
+    """SentencePiece's pieces and scores, with the ids of the model's own list.
+
+    Pieces of the list that the source side does not have keep their ids, but never match; a piece that the list does
+    not have is left out, and what it stood for is cut into others.
+    """
+    proto = _read_pieces(path)
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    pieces = [(NEVER_READ + str(number), 0.0) for number in range(len(vocabulary))]
+    for piece, number in vocabulary.items():
+        if piece in scores:
+            pieces[number] = (piece, scores[piece])
+        elif piece in (unk_token, eos_token):
+            pieces[number] = (piece, 0.0)
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=vocabulary[unk_token], byte_fallback=False))
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(charsmap)] if charsmap else []),
+            normalizers.Strip(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    eos_id = vocabulary[eos_token]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos_token}", special_tokens=[(eos_token, eos_id)]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer
+
+
+def _target_tokenizer(path: Path, vocabulary: dict[str, int], special_tokens: list[str]) -> Tokenizer:
+    """Ids to text, as the target side's SentencePiece model puts its pieces together."""
+    _read_pieces(path)
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokenizer = Tokenizer(models.Unigram([(piece, 0.0) for piece in pieces], unk_id=0, byte_fallback=False))
+    tokenizer.add_special_tokens([token for token in special_tokens if token in vocabulary])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer
