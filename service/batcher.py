@@ -17,7 +17,6 @@ All state belongs to the event loop's thread. The engine threads see a list of i
 nothing else crosses, so there are no locks.
 """
 
-import asyncio
 import math
 import threading
 import time
@@ -27,14 +26,9 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
-from service.errors import (
-    DeadlineExceeded,
-    EngineFailed,
-    InvalidRequest,
-    Overloaded,
-    Unavailable,
-)
+from service.errors import EngineFailed, Unavailable
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
 CANDIDATES = 256
@@ -69,25 +63,6 @@ class Item(Protocol):
         """Only items of equal group may share a call."""
 
 
-class BatchReport(NamedTuple):
-    """One engine call, seen from outside."""
-
-    rows: int
-    tokens: int  # computed, including padding where the engine computes it
-    padded_tokens: int
-    compute_s: float
-    effective_length: int  # of a row: what the cost goes by
-    cost_s: float  # of the call, on the engine's own clock
-
-
-class Done(NamedTuple):
-    """The result of one item, how long it waited for its engine call, and that call."""
-
-    result: Any
-    queue_s: float
-    batch: BatchReport
-
-
 @dataclass(frozen=True, kw_only=True)
 class BatcherLimits:
     """What bounds the queue and a batch."""
@@ -99,24 +74,15 @@ class BatcherLimits:
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
-    """One `submit`: done when all its items are, or when the first of them fails."""
-
-    future: asyncio.Future[list[Done]]
-    results: list[Done | None]
-    missing: int
-
-
-@dataclass(slots=True, eq=False)
 class _Entry:
     """One item in the queue or in an engine call."""
 
-    request: _Request
+    request: Request
     index: int
     item: Any
     rows: int  # the item's, asked once: a waiting entry is looked at for every batch that it does not get into
     length: int
-    alone_s: float  # what a call for this item alone would cost
+    expected_s: float  # what a call for this item alone would cost
     enqueued_s: float
 
 
@@ -176,18 +142,13 @@ class Batcher:
         )
         self._limits, self._skips_padding = limits or BatcherLimits(), skips_padding
         self._name, self._engine_clock = name, engine_clock
-        self._loop = asyncio.get_running_loop()
-        self._queue: dict[_Entry, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
-        self._queued_alone_s = 0.0
+        self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._loop = self._admission.loop
+        self._queue = self._admission.queue
         self._saving = 1.0  # engine time of recent batches, as a share of their items' time alone
         self._batches_formed = 0
         self._wakeup_scheduled = False
-        self._draining = False
-        self._drained = asyncio.Event()
-        self._admitted = 0  # requests that wait or compute
-        self.queued_rows = 0
         self.in_flight_rows = 0
-        self.dead_reason: str | None = None
         self._instances = [_Instance(f"{name}-{number}", self._work) for number in range(instances)]
         self._idle = list(self._instances)
 
@@ -207,64 +168,25 @@ class Batcher:
         """
         now_s = time.monotonic()
         alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
-        self._admit(items, sum(alone_s), deadline_s, now_s)
+        self._admission.check(
+            sum([item.rows for item in items]),
+            wait_s=self._expected_wait_s(now_s),
+            own_s=sum(alone_s) * self._saving / min(len(items), len(self._instances)),
+            deadline_s=deadline_s,
+            now_s=now_s,
+        )
         if 0.0 < alone_s[0] < HAND_OVER_S and len(items) == 1 and self._idle and not self._queue:
             return self._compute_here(items[0], alone_s[0])
-        request = _Request(self._loop.create_future(), [None] * len(items), len(items))
+        request = Request.of(len(items), self._loop)
         entries = [_Entry(request, n, item, item.rows, item.length, alone_s[n], now_s) for n, item in enumerate(items)]
-        for entry in entries:
-            self._queue[entry] = None
-            self.queued_rows += entry.rows
-            self._queued_alone_s += entry.alone_s
-        self._admitted += 1
+        self._admission.enter(entries)
         self._wake_up()
-        expiry = None
-        if deadline_s is not None:
-            # Not `call_at`: a loop's own clock may be coarse (uvloop's ticks in milliseconds).
-            expiry = self._loop.call_later(deadline_s - now_s, self._expire, request)
-        try:
-            return await request.future
-        finally:
-            if expiry is not None:
-                expiry.cancel()
-            for entry in entries:
-                self._leave_queue(entry)
-            self._admitted -= 1
-            if self._draining and not self._admitted:
-                self._drained.set()
+        return await self._admission.outcome(request, entries, deadline_s, now_s)
 
-    def _admit(
-        self,
-        items: Sequence[Item],
-        alone_s: float,
-        deadline_s: float | None,
-        now_s: float,
-    ) -> None:
-        """Refuse now what could not be answered later."""
-        rows = sum([item.rows for item in items])
-        if self.dead_reason is not None:
-            raise Unavailable(f"the engine of {self._name} has failed: {self.dead_reason}")
-        if self._draining:
-            raise Unavailable("the server is shutting down")
-        if rows > self._limits.max_queue_rows:
-            raise InvalidRequest(f"the request has {rows} rows, the queue takes {self._limits.max_queue_rows}")
-        wait_s = self._expected_wait_s(now_s)
-        if self.queued_rows + rows > self._limits.max_queue_rows:
-            raise Overloaded(
-                f"the queue of {self._name} is full: {self.queued_rows} rows wait, the limit is"
-                f" {self._limits.max_queue_rows}",
-                retry_after_s=wait_s,
-            )
-        if deadline_s is None:
-            return
-        if now_s >= deadline_s:
-            raise DeadlineExceeded("the deadline passed before the model was asked")
-        own_s = alone_s * self._saving / min(len(items), len(self._instances))
-        if now_s + wait_s + own_s > deadline_s:
-            raise DeadlineExceeded(
-                f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
-                f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
-            )
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for an engine."""
+        return self._admission.queued_rows
 
     def _expected_wait_s(self, now_s: float) -> float:
         """When an engine would come to a new entry: the call that ends first, then a share of what is queued."""
@@ -273,17 +195,7 @@ class Batcher:
         running_s = min(
             max(0.0, (instance.started_s or now_s) + instance.expected_s - now_s) for instance in self._instances
         )
-        return running_s + self._queued_alone_s * self._saving / len(self._instances)
-
-    def _leave_queue(self, entry: _Entry) -> None:
-        if entry in self._queue:
-            del self._queue[entry]
-            self.queued_rows -= entry.rows
-            self._queued_alone_s = self._queued_alone_s - entry.alone_s if self._queue else 0.0
-
-    def _expire(self, request: _Request) -> None:
-        if not request.future.done():
-            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+        return running_s + self._admission.queued_s * self._saving / len(self._instances)
 
     def _wake_up(self) -> None:
         """Form batches at the end of this turn of the loop, so that requests that arrive together go together."""
@@ -303,7 +215,7 @@ class Batcher:
 
     def _take(self) -> list[_Entry]:
         """The next batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
-        oldest = self._oldest()
+        oldest = self._admission.oldest()
         if oldest is None:
             return []
         # By distance from the oldest one's length, then by age.
@@ -316,8 +228,8 @@ class Batcher:
             ]
         )
         # With idle instances the waiting rows are shared out among them, rather than given to one.
-        max_rows = min(self._limits.max_batch_rows, -(-self.queued_rows // len(self._idle)))
-        batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.alone_s
+        max_rows = min(self._limits.max_batch_rows, -(-self._admission.queued_rows // len(self._idle)))
+        batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.expected_s
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
         self._batches_formed += 1
@@ -330,26 +242,18 @@ class Batcher:
             if entry.request.future.done():
                 continue
             wider_cost_s = self._cost_s(wider)
-            if wider_cost_s > cost_s + entry.alone_s and len(batch) >= stretch * best_size:
+            if wider_cost_s > cost_s + entry.expected_s and len(batch) >= stretch * best_size:
                 # Its company costs more than a call of its own, and those after it differ even more in length.
                 break
             batch.append(entry)
-            extent, cost_s, alone_s = wider, wider_cost_s, alone_s + entry.alone_s
+            extent, cost_s, alone_s = wider, wider_cost_s, alone_s + entry.expected_s
             share = cost_s / alone_s if alone_s else 0.0
             if share < best_share * (1 - WORTHWHILE_SAVING) or not alone_s:
                 best_size, best_share = len(batch), share
         del batch[max(1, int(stretch * best_size)) :]
         for entry in batch:
-            self._leave_queue(entry)
+            self._admission.leave(entry)
         return batch
-
-    def _oldest(self) -> _Entry | None:
-        while self._queue:
-            entry = next(iter(self._queue))
-            if not entry.request.future.done():
-                return entry
-            self._leave_queue(entry)  # it ended in this very turn of the loop, and would have left in the next
-        return None
 
     def _cost_s(self, extent: "_Extent") -> float:
         return self._costs.estimate(extent.rows, extent.effective_length(self._skips_padding))
@@ -367,22 +271,15 @@ class Batcher:
         self._idle.append(instance)
         self.in_flight_rows -= report.rows
         if dead is not None:
-            self._die(dead)
+            self._admission.die(dead)
         for entry, result in zip(batch, results, strict=True):
-            future = entry.request.future
-            if future.done():
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-                continue
-            entry.request.results[entry.index] = Done(result, (started_s or 0.0) - entry.enqueued_s, report)
-            entry.request.missing -= 1
-            if not entry.request.missing:
-                future.set_result(entry.request.results)  # type: ignore[arg-type]  # none is missing
+            if not isinstance(result, Exception):
+                result = Done(result, (started_s or 0.0) - entry.enqueued_s, report)  # noqa: PLW2901
+            entry.request.settle(entry.index, result)
         self._dispatch()
         # Last, because nobody waits for it.
         self._on_batch(report)
-        self._learn(sum(entry.alone_s for entry in batch), results, report)
+        self._learn(sum(entry.expected_s for entry in batch), results, report)
 
     def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
         """Make a call in the event loop's own thread."""
@@ -390,7 +287,7 @@ class Batcher:
         (result,), report, dead = self._execute([item], time.monotonic)
         self._on_batch(report)
         if dead is not None:
-            self._die(dead)
+            self._admission.die(dead)
         if isinstance(result, Exception):
             raise result
         if abs(report.cost_s - alone_s) > TOLERATED_ERROR * alone_s:
@@ -406,19 +303,10 @@ class Batcher:
         if alone_s:
             self._saving += 0.1 * (min(report.cost_s / alone_s, 2.0) - self._saving)
 
-    def _die(self, reason: str) -> None:
-        """The engine gives no answers any more: fail what waits and what runs, and say so from now on."""
-        self.dead_reason = reason
-        error = Unavailable(f"the engine of {self._name} has failed: {reason}")
-        for entry in list(self._queue):
-            if not entry.request.future.done():
-                entry.request.future.set_exception(error)
-            self._leave_queue(entry)
-
     def trouble(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
-        if self.dead_reason is not None:
-            return self.dead_reason
+        if self._admission.dead_reason is not None:
+            return self._admission.dead_reason
         now_s = time.monotonic()
         for instance in self._instances:
             if instance.started_s is not None and now_s - instance.started_s > self._limits.engine_timeout_s:
@@ -427,9 +315,7 @@ class Batcher:
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
-        self._draining = True
-        if self._admitted:
-            await self._drained.wait()
+        await self._admission.drain()
 
     def close(self) -> None:
         """End the engine threads, after what they compute now."""

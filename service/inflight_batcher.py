@@ -17,7 +17,6 @@ It answers as `service.batcher.Batcher` does and shares its reports. The queue b
 running sentences to their engine thread; an entry's `cancelled` is the one thing that both look at.
 """
 
-import asyncio
 import contextlib
 import time
 from collections import deque
@@ -27,9 +26,9 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
-from service.batcher import BatchReport, Done
+from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
-from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+from service.errors import EngineFailed, InvalidRequest
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).
@@ -85,19 +84,10 @@ class InFlightLimits:
 
 
 @dataclass(slots=True, eq=False)
-class _Request:
-    """One `submit`: done when all its sentences are, or when the first of them fails."""
-
-    future: asyncio.Future[list[Done]]
-    results: list[Done | None]
-    missing: int
-
-
-@dataclass(slots=True, eq=False)
 class _Entry:
     """One sentence in the queue or in a running batch."""
 
-    request: _Request
+    request: Request
     index: int
     sentence: Any
     rows: int
@@ -171,18 +161,18 @@ class InFlightBatcher:
         """
         self._open, self._probe, self._costs, self._on_batch = open_batches, probe, costs, on_batch
         self._limits, self._name = limits or InFlightLimits(), name
-        self._loop = asyncio.get_running_loop()
-        self._queue: dict[_Entry, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
-        self._queued_s = self._running_s = 0.0  # expected engine time of what waits and of what runs
+        self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._loop = self._admission.loop
+        self._running_s = 0.0  # expected engine time of what runs
         self._steps_per_token = 1.2  # of recent sentences: steps to write one, by tokens to read
-        self._draining = False
-        self._drained = asyncio.Event()
-        self._admitted = 0
-        self.queued_rows = 0
-        self.dead_reason: str | None = None
         self._instances = [_Instance() for _ in range(instances)]
         for number, instance in enumerate(self._instances):
             Thread(target=self._decode, args=(instance,), name=f"{name}-{number}", daemon=True).start()
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a running batch."""
+        return self._admission.queued_rows
 
     @property
     def in_flight_rows(self) -> int:
@@ -212,62 +202,28 @@ class InFlightBatcher:
             EngineFailed: the engine raised on one of these sentences.
         """
         now_s = time.monotonic()
-        self._admit(items, deadline_s, now_s)
-        request = _Request(self._loop.create_future(), [None] * len(items), len(items))
+        rows = sum(item.rows for item in items)
+        if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
+            raise InvalidRequest(f"{widest} beams, a running batch has {self._limits.max_running_rows} rows")
+        self._admission.check(
+            rows,
+            wait_s=self._expected_wait_s(rows),
+            own_s=max(self._expected_steps(item) * self._costs.estimate(item.rows, 1) for item in items),
+            deadline_s=deadline_s,
+            now_s=now_s,
+        )
+        request = Request.of(len(items), self._loop)
         entries = [
             _Entry(request, number, item, item.rows, self._expected_s(item), now_s, on_tokens)
             for number, item in enumerate(items)
         ]
-        for entry in entries:
-            self._queue[entry] = None
-            self.queued_rows += entry.rows
-            self._queued_s += entry.expected_s
-        self._admitted += 1
+        self._admission.enter(entries)
         self._dispatch()
-        expiry = None
-        if deadline_s is not None:
-            # Not `call_at`: a loop's own clock may be coarse (uvloop's ticks in milliseconds).
-            expiry = self._loop.call_later(deadline_s - now_s, self._expire, request)
         try:
-            return await request.future
+            return await self._admission.outcome(request, entries, deadline_s, now_s)
         finally:
-            if expiry is not None:
-                expiry.cancel()
             for entry in entries:
                 entry.cancelled = True
-                self._leave_queue(entry)
-            self._admitted -= 1
-            if self._draining and not self._admitted:
-                self._drained.set()
-
-    def _admit(self, items: Sequence[Sentence], deadline_s: float | None, now_s: float) -> None:
-        """Refuse now what could not be answered later."""
-        if self.dead_reason is not None:
-            raise Unavailable(f"the engine of {self._name} has failed: {self.dead_reason}")
-        if self._draining:
-            raise Unavailable("the server is shutting down")
-        rows = sum(item.rows for item in items)
-        if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
-            raise InvalidRequest(f"{widest} beams, a running batch has {self._limits.max_running_rows} rows")
-        if rows > self._limits.max_queue_rows:
-            raise InvalidRequest(f"the request has {rows} rows, the queue takes {self._limits.max_queue_rows}")
-        wait_s = self._expected_wait_s(rows)
-        if self.queued_rows + rows > self._limits.max_queue_rows:
-            raise Overloaded(
-                f"the queue of {self._name} is full: {self.queued_rows} rows wait, the limit is"
-                f" {self._limits.max_queue_rows}",
-                retry_after_s=wait_s,
-            )
-        if deadline_s is None:
-            return
-        if now_s >= deadline_s:
-            raise DeadlineExceeded("the deadline passed before the model was asked")
-        own_s = max(self._expected_steps(item) * self._costs.estimate(item.rows, 1) for item in items)
-        if now_s + wait_s + own_s > deadline_s:
-            raise DeadlineExceeded(
-                f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
-                f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
-            )
 
     def _expected_steps(self, item: Sentence) -> float:
         return self._steps_per_token * item.length
@@ -279,35 +235,21 @@ class InFlightBatcher:
 
     def _expected_wait_s(self, rows: int) -> float:
         """Until a new request would join: what is queued, and half of what runs, shared out among the threads."""
-        if not self._queue and any(self._has_room(instance, rows) for instance in self._instances):
+        if not self._admission.queue and any(self._has_room(instance, rows) for instance in self._instances):
             return 0.0
-        return (self._queued_s + self._running_s / 2) / len(self._instances)
+        return (self._admission.queued_s + self._running_s / 2) / len(self._instances)
 
     def _has_room(self, instance: _Instance, rows: int) -> bool:
         return not instance.rows or instance.rows + rows <= self._limits.max_running_rows
 
-    def _leave_queue(self, entry: _Entry) -> None:
-        if entry in self._queue:
-            del self._queue[entry]
-            self.queued_rows -= entry.rows
-            self._queued_s = self._queued_s - entry.expected_s if self._queue else 0.0
-
-    def _expire(self, request: _Request) -> None:
-        if not request.future.done():
-            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
-
     def _dispatch(self) -> None:
         """Give waiting sentences, oldest first, to the thread with the fewest rows, as long as there is room."""
-        while self._queue and self.dead_reason is None:
-            entry = next(iter(self._queue))
-            if entry.request.future.done():
-                self._leave_queue(entry)
-                continue
+        while self._admission.dead_reason is None and (entry := self._admission.oldest()) is not None:
             instance = min(self._instances, key=lambda each: each.rows)
             reserve = int(RESERVE_SHARE * self._limits.max_running_rows)
             if not self._has_room(instance, entry.rows - reserve):
                 return
-            self._leave_queue(entry)
+            self._admission.leave(entry)
             instance.entries[entry] = None
             instance.rows += entry.rows
             self._running_s += entry.expected_s
@@ -322,17 +264,11 @@ class InFlightBatcher:
             del instance.entries[entry]
             instance.rows -= entry.rows
             self._running_s = self._running_s - entry.expected_s if self.in_flight_rows else 0.0
-            future = entry.request.future
-            if future.done() or outcome is None:
+            if outcome is None:
                 continue
-            if isinstance(outcome, Exception):
-                future.set_exception(outcome)
-                continue
-            self._steps_per_token += 0.05 * (entry.steps / entry.sentence.length - self._steps_per_token)
-            entry.request.results[entry.index] = outcome
-            entry.request.missing -= 1
-            if not entry.request.missing:
-                future.set_result(entry.request.results)  # type: ignore[arg-type]  # none is missing
+            if isinstance(outcome, Done):
+                self._steps_per_token += 0.05 * (entry.steps / entry.sentence.length - self._steps_per_token)
+            entry.request.settle(entry.index, outcome)
         if progress.dead is not None:
             self._die(instance, progress.dead)
         self._dispatch()
@@ -342,20 +278,14 @@ class InFlightBatcher:
             self._on_batch(BatchReport(rows, rows, 0, seconds, 1, seconds))
 
     def _die(self, instance: _Instance, reason: str) -> None:
-        """The engine gives no answers any more: fail what waits and what it was given, and say so from now on."""
-        self.dead_reason = reason
-        error = Unavailable(f"the engine of {self._name} has failed: {reason}")
-        for entry in [*self._queue, *instance.entries]:
-            if not entry.request.future.done():
-                entry.request.future.set_exception(error)
-            self._leave_queue(entry)
+        self._admission.die(reason, given=instance.entries)
         instance.entries.clear()
         instance.rows = 0
 
     def trouble(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
-        if self.dead_reason is not None:
-            return self.dead_reason
+        if self._admission.dead_reason is not None:
+            return self._admission.dead_reason
         now_s = time.monotonic()
         for instance in self._instances:
             since_s = instance.busy_since_s
@@ -365,9 +295,7 @@ class InFlightBatcher:
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
-        self._draining = True
-        if self._admitted:
-            await self._drained.wait()
+        await self._admission.drain()
 
     def close(self) -> None:
         """End the engine threads, after the step they compute now."""

@@ -12,7 +12,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import structlog
 
-from service.batcher import Done, Item
+from service.admission import Done
+from service.batcher import Item
 from service.config import ServiceConfig
 from service.errors import (
     DeadlineExceeded,

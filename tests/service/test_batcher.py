@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from service.batcher import Batcher, BatcherLimits, BatchReport
+from service.admission import BatchReport
+from service.batcher import Batcher, BatcherLimits
 from service.cost_table import CostTable
 from service.errors import (
     DeadlineExceeded,

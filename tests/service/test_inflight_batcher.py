@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.batcher import BatchReport
+from service.admission import BatchReport
 from service.cost_table import CostTable
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
 from service.inflight_batcher import JOINING_TOKENS, InFlightBatcher, InFlightLimits

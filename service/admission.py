@@ -1,0 +1,190 @@
+"""Who may wait for an engine: the queue that both batchers share, its bounds, and how a wait ends.
+
+    submit ──> check: refused at once, or ──> enter ──> outcome: the answer, the deadline, or cancelled
+
+All state belongs to the event loop's thread.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+
+
+class BatchReport(NamedTuple):
+    """One engine call, seen from outside."""
+
+    rows: int
+    tokens: int  # computed, including padding where the engine computes it
+    padded_tokens: int
+    compute_s: float
+    effective_length: int  # of a row: what the cost goes by
+    cost_s: float  # of the call, on the engine's own clock
+
+
+class Done(NamedTuple):
+    """The result of one item, how long it waited for its engine call, and that call."""
+
+    result: Any
+    queue_s: float
+    batch: BatchReport
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One `submit`: done when all its items are, or when the first of them fails."""
+
+    future: asyncio.Future[list[Done]]
+    results: list[Done | None]
+    missing: int
+
+    @classmethod
+    def of(cls, num_items: int, loop: asyncio.AbstractEventLoop) -> "Request":
+        """A request for so many items."""
+        return cls(loop.create_future(), [None] * num_items, num_items)
+
+    def settle(self, index: int, outcome: Done | Exception) -> None:
+        """Take in what became of one item; nobody waits for it any more if the request is done."""
+        if self.future.done():
+            return
+        if isinstance(outcome, Exception):
+            self.future.set_exception(outcome)
+            return
+        self.results[index] = outcome
+        self.missing -= 1
+        if not self.missing:
+            self.future.set_result(self.results)  # type: ignore[arg-type]  # none is missing
+
+
+class Entry(Protocol):
+    """One item of a request, in the queue or with an engine."""
+
+    request: Request
+    rows: int
+    expected_s: float
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Admission(Generic[E]):
+    """The queue of one model."""
+
+    def __init__(self, name: str, max_queue_rows: int) -> None:
+        """An empty queue; must be made in the event loop."""
+        self.name, self._max_queue_rows = name, max_queue_rows
+        self.loop = asyncio.get_running_loop()
+        self.queue: dict[E, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
+        self.queued_rows = 0
+        self.queued_s = 0.0  # expected engine time of what waits
+        self.dead_reason: str | None = None
+        self._draining = False
+        self._drained = asyncio.Event()
+        self._admitted = 0  # requests that wait or compute
+
+    def check(self, rows: int, *, wait_s: float, own_s: float, deadline_s: float | None, now_s: float) -> None:
+        """Refuse now what could not be answered later.
+
+        Args:
+            rows: of the request.
+            wait_s: until an engine would come to it.
+            own_s: that its own work takes.
+            deadline_s: on `time.monotonic()`'s clock; None for no deadline.
+            now_s: on the same clock.
+
+        Raises:
+            Unavailable: draining, or the engine is dead.
+            InvalidRequest: more rows than the queue takes.
+            Overloaded: the queue is full.
+            DeadlineExceeded: the deadline has passed, or cannot be met.
+        """
+        if self.dead_reason is not None:
+            raise Unavailable(f"the engine of {self.name} has failed: {self.dead_reason}")
+        if self._draining:
+            raise Unavailable("the server is shutting down")
+        if rows > self._max_queue_rows:
+            raise InvalidRequest(f"the request has {rows} rows, the queue takes {self._max_queue_rows}")
+        if self.queued_rows + rows > self._max_queue_rows:
+            raise Overloaded(
+                f"the queue of {self.name} is full: {self.queued_rows} rows wait, the limit is {self._max_queue_rows}",
+                retry_after_s=wait_s,
+            )
+        if deadline_s is None:
+            return
+        if now_s >= deadline_s:
+            raise DeadlineExceeded("the deadline passed before the model was asked")
+        if now_s + wait_s + own_s > deadline_s:
+            raise DeadlineExceeded(
+                f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
+                f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
+            )
+
+    def enter(self, entries: Sequence[E]) -> None:
+        """Put the items of one request into the queue; `outcome` must be awaited next."""
+        for entry in entries:
+            self.queue[entry] = None
+            self.queued_rows += entry.rows
+            self.queued_s += entry.expected_s
+        self._admitted += 1
+
+    async def outcome(
+        self, request: Request, entries: Sequence[E], deadline_s: float | None, now_s: float
+    ) -> list[Done]:
+        """What becomes of a request that was admitted; in the end none of its items waits any more.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+            HeedError: what an item failed with.
+        """
+        expiry = None
+        if deadline_s is not None:
+            # Not `call_at`: a loop's own clock may be coarse (uvloop's ticks in milliseconds).
+            expiry = self.loop.call_later(deadline_s - now_s, self._expire, request)
+        try:
+            return await request.future
+        finally:
+            if expiry is not None:
+                expiry.cancel()
+            for entry in entries:
+                self.leave(entry)
+            self._admitted -= 1
+            if self._draining and not self._admitted:
+                self._drained.set()
+
+    def _expire(self, request: Request) -> None:
+        if not request.future.done():
+            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+
+    def leave(self, entry: E) -> None:
+        """Take an item out of the queue, if it is still there."""
+        if entry in self.queue:
+            del self.queue[entry]
+            self.queued_rows -= entry.rows
+            # Sums of floats drift; an empty queue is the time to begin again.
+            self.queued_s = self.queued_s - entry.expected_s if self.queue else 0.0
+
+    def oldest(self) -> E | None:
+        """The item that has waited longest and is still waited for."""
+        while self.queue:
+            entry = next(iter(self.queue))
+            if not entry.request.future.done():
+                return entry
+            self.leave(entry)  # it ended in this very turn of the loop, and would have left in the next
+        return None
+
+    def die(self, reason: str, given: Iterable[E] = ()) -> None:
+        """The engine gives no answers any more: fail what waits and what it was given, and say so from now on."""
+        self.dead_reason = reason
+        error = Unavailable(f"the engine of {self.name} has failed: {reason}")
+        for entry in [*self.queue, *given]:
+            if not entry.request.future.done():
+                entry.request.future.set_exception(error)
+            self.leave(entry)
+
+    async def drain(self) -> None:
+        """Refuse new requests, and return when all admitted ones have been answered."""
+        self._draining = True
+        if self._admitted:
+            await self._drained.wait()
