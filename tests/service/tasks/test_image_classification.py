@@ -79,10 +79,27 @@ def test_mean_and_deviation_are_those_of_the_configuration() -> None:
     np.testing.assert_allclose(pixels.pixels_CHW, expected_HWC.transpose(2, 0, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"do_center_crop": True}, {"do_resize": False}, {"do_normalize": False}])
-def test_other_preprocessing_is_refused_when_the_file_is_read(change: dict[str, bool]) -> None:
+def test_the_middle_is_cropped() -> None:
+    """After resizing, as DeiT's processor does it."""
+    config = PreprocessorConfig(
+        size=ImageSize(SIZE, SIZE), **SETTINGS | {"do_center_crop": True, "crop_size": ImageSize(SIZE - 4, SIZE - 6)}
+    )
+    levels = ImageClassification(config, labels=["a"], graph_input="x").levels(file_of(picture()), field="image")
+    np.testing.assert_array_equal(levels, np.asarray(picture())[2:-2, 3:-3])
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"do_center_crop": True}, "do_center_crop without a crop_size"),
+        ({"do_center_crop": True, "crop_size": ImageSize(SIZE + 1, SIZE)}, "crop_size is larger than size"),
+        ({"do_resize": False}, "only do_resize, do_rescale and do_normalize together"),
+        ({"do_normalize": False}, "only do_resize, do_rescale and do_normalize together"),
+    ],
+)
+def test_other_preprocessing_is_refused_when_the_file_is_read(change: dict[str, Any], why: str) -> None:
     """Rather than done wrongly at every request."""
-    with pytest.raises(ValueError, match="no do_center_crop"):
+    with pytest.raises(ValueError, match=why):
         PreprocessorConfig(size=ImageSize(SIZE, SIZE), **SETTINGS | change)  # type: ignore[arg-type]
 
 
