@@ -100,26 +100,21 @@ class Search:
         self.steps += 1
         if self.options.num_beams == 1:
             return self._advance_greedily(log_probabilities[0][0], ids[0][0])
-        candidates = sorted(
-            (
-                (-(total + log_probabilities[row][place]), row, place)
-                for row, total in enumerate(self._sums)
-                if total > NEVER
-                for place in range(self.num_candidates)
-            ),
-        )[: self.num_candidates]
+        scores = [total + each for total, row in zip(self._sums, log_probabilities, strict=True) for each in row]
+        best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: self.num_candidates]
         parents: list[int] = []
         sums: list[float] = []
         last: list[int] = []
-        for rank, (negative, row, place) in enumerate(candidates):
-            token = int(ids[row][place])
+        for rank, number in enumerate(best):
+            row, place = divmod(number, len(log_probabilities[0]))
+            token = ids[row][place]
             if token == self._eos_id:
                 # Kept only where it would have had a row; else a short, unlikely ending would count as found.
                 if rank < self.options.num_beams:
-                    self._finish(self._ids[row], -negative, self.steps)
+                    self._finish(self._ids[row], scores[number], self.steps)
             elif len(parents) < self.options.num_beams:
                 parents.append(row)
-                sums.append(-negative)
+                sums.append(scores[number])
                 last.append(token)
         self._ids = [[*self._ids[parent], token] for parent, token in zip(parents, last, strict=True)]
         self._sums, self._last = sums, last

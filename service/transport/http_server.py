@@ -306,18 +306,21 @@ class HttpApplication:
         if message.stream:
             if not one:
                 raise InvalidRequest("inputs must be one text where stream is true")
-            return await self._stream(self._predictor.stream_translation(call, texts[0], "inputs"))
+            return await self._stream(request, self._predictor.stream_translation(call, texts[0], "inputs"))
         answer = self._predictor.translate_texts(call, texts, "inputs" if one else "inputs[{}]")
         translations, receipt = await self._while_connected(request, answer)
         document = [{"translation_text": translated.text} for translated in translations]
         return json_response(document, headers=receipt_headers(receipt))
 
-    async def _stream(self, pieces: AsyncGenerator[str | tuple[Translated, Receipt], None]) -> Response:
+    async def _stream(
+        self, request: Request, pieces: AsyncGenerator[str | tuple[Translated, Receipt], None]
+    ) -> Response:
         """Server-sent events (WHATWG HTML, 9.2): each piece of a translation, and at last the whole with its receipt.
 
         Starlette leaves the iteration when the client hangs up.
         """
-        first = await anext(pieces)  # what is refused is refused with a status of its own
+        # What is refused is refused with a status of its own.
+        first = await self._while_connected(request, anext(pieces))
 
         async def events() -> AsyncIterator[bytes]:
             piece: str | tuple[Translated, Receipt] = first
