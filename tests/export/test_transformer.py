@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from export.transformer import (
+    Dropout,
     EncoderConfig,
     EncoderLayer,
     TextClassifier,
@@ -116,3 +117,28 @@ def test_shapes_that_cannot_be_built_are_refused() -> None:
         dataclasses.replace(SMALL, num_heads=3)
     with pytest.raises(ValueError, match="even head width"):
         dataclasses.replace(SMALL, d_model=12, num_heads=4, positions="rotary")
+
+
+def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
+    """By torch's seed, in training alone; the values that stay are scaled up, those of bfloat16 too."""
+    dropout = Dropout(0.3)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(999, 101, dtype=dtype)
+        torch.manual_seed(4)
+        first = dropout(x)
+        torch.manual_seed(4)
+        assert torch.equal(dropout(x), first)
+        assert not torch.equal(dropout(x), first)
+        assert first.dtype == dtype
+        assert float((first == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+        assert float(first.float().mean()) == pytest.approx(1.0, abs=0.02)
+    assert torch.equal(dropout.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_dropout_passes_gradients_where_it_passes_values() -> None:
+    """Scaled alike."""
+    x = torch.ones(64, 64, requires_grad=True)
+    y = Dropout(0.5)(x)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, y.detach())
