@@ -1,0 +1,137 @@
+"""The queue that both batchers share, by itself."""
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from service.admission import Admission, BatchReport, Done, Request
+from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+
+DONE = Done("answer", 0.0, BatchReport(1, 1, 0, 0.0, 1, 0.0))
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """An item of one row."""
+
+    request: Request
+    rows: int = 1
+    expected_s: float = 0.5
+
+
+def check(admission: Admission[Entry], rows: int = 1, **changes: Any) -> None:
+    """With nothing before it, and no deadline, unless it says otherwise."""
+    admission.check(rows, **({"wait_s": 0.0, "own_s": 0.0, "deadline_s": None, "now_s": 100.0} | changes))
+
+
+def enter(admission: Admission[Entry], num_items: int = 1) -> tuple[Request, list[Entry]]:
+    """A request in the queue."""
+    request = Request.of(num_items, admission.loop)
+    entries = [Entry(request) for _ in range(num_items)]
+    admission.enter(entries)
+    return request, entries
+
+
+async def test_what_can_be_answered_is_admitted() -> None:
+    """Up to the last row, and to the last moment before the deadline."""
+    admission: Admission[Entry] = Admission("m/1", 3)
+    enter(admission, 2)
+    check(admission, 1, wait_s=1.0, own_s=2.0, deadline_s=103.0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "kind", "text"),
+    [
+        (4, {}, InvalidRequest, "the request has 4 rows, the queue takes 3"),
+        (2, {"wait_s": 7.0}, Overloaded, "the queue of m/1 is full: 2 rows wait, the limit is 3"),
+        (1, {"deadline_s": 100.0}, DeadlineExceeded, "the deadline passed before the model was asked"),
+        (
+            1,
+            {"deadline_s": 102.0, "wait_s": 1.5, "own_s": 1.0},
+            DeadlineExceeded,
+            "takes about 1500 ms, its own about 1000",
+        ),
+    ],
+)
+async def test_what_cannot_be_answered_is_refused(rows: int, changes: Any, kind: type[Exception], text: str) -> None:
+    """At once, in words."""
+    admission: Admission[Entry] = Admission("m/1", 3)
+    enter(admission, 2)
+    with pytest.raises(kind, match=text) as refusal:
+        check(admission, rows, **changes)
+    if isinstance(refusal.value, Overloaded):
+        assert refusal.value.retry_after_s == 7.0
+
+
+async def test_a_request_is_answered_when_all_its_items_are() -> None:
+    """In their order, whichever comes first; and what is answered does not wait any more."""
+    admission: Admission[Entry] = Admission("m/1", 9)
+    request, entries = enter(admission, 2)
+    waiting = asyncio.create_task(admission.outcome(request, entries, None, time.monotonic()))
+    request.settle(1, DONE._replace(result="second"))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    request.settle(0, DONE._replace(result="first"))
+    assert [done.result for done in await waiting] == ["first", "second"]
+    assert (admission.queued_rows, admission.queued_s, admission.oldest()) == (0, 0.0, None)
+
+
+async def test_the_first_failure_is_the_requests() -> None:
+    """What becomes of its other items does not matter any more."""
+    admission: Admission[Entry] = Admission("m/1", 9)
+    request, entries = enter(admission, 2)
+    request.settle(1, EngineFailed("not this one"))
+    request.settle(0, DONE)
+    with pytest.raises(EngineFailed, match="not this one"):
+        await admission.outcome(request, entries, None, time.monotonic())
+
+
+async def test_a_deadline_ends_the_wait() -> None:
+    """And takes the items out of the queue."""
+    admission: Admission[Entry] = Admission("m/1", 9)
+    request, entries = enter(admission)
+    now_s = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="before the answer was there"):
+        await admission.outcome(request, entries, now_s + 0.01, now_s)
+    assert admission.queued_rows == 0
+
+
+async def test_the_oldest_that_is_waited_for() -> None:
+    """What has ended meanwhile is passed over, and leaves."""
+    admission: Admission[Entry] = Admission("m/1", 9)
+    (first, _), (_, second) = enter(admission), enter(admission)
+    first.settle(0, DONE)
+    assert admission.oldest() is second[0]
+    assert admission.queued_rows == 1
+
+
+async def test_a_dead_engine_fails_what_waits_and_what_it_was_given() -> None:
+    """With its reason, which whoever comes later hears too."""
+    admission: Admission[Entry] = Admission("m/1", 9)
+    (waiting, entries), (given, given_entries) = enter(admission), enter(admission)
+    admission.leave(given_entries[0])
+    admission.die("out of memory", given=given_entries)
+    for request, members in ((waiting, entries), (given, given_entries)):
+        with pytest.raises(Unavailable, match="m/1 has failed: out of memory"):
+            await admission.outcome(request, members, None, time.monotonic())
+    with pytest.raises(Unavailable, match="out of memory"):
+        check(admission)
+
+
+async def test_drain_waits_for_what_was_admitted() -> None:
+    """Nothing new comes in; an empty queue has nothing to wait for."""
+    admission: Admission[Entry] = Admission("m/1", 9)
+    request, entries = enter(admission)
+    waiting = asyncio.create_task(admission.outcome(request, entries, None, time.monotonic()))
+    draining = asyncio.create_task(admission.drain())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="shutting down"):
+        check(admission)
+    assert not draining.done()
+    request.settle(0, DONE)
+    await waiting
+    await asyncio.wait_for(draining, 10)
+    await Admission[Entry]("empty", 1).drain()
