@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+import sacrebleu
 
+from load_tests.material import OWN_PAIRS
 from tests.conftest import ROOT, Server, running_server
 
 EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.tsv").read_text().splitlines()]
@@ -29,6 +31,16 @@ def test_everyday_sentences_are_mostly_understood(fresh: Server) -> None:
     answers = httpx.post(f"{fresh.http}/models/sentiment", json={"inputs": texts}, timeout=60).json()
     right = sum(answer[0]["label"] == label for answer, (label, _) in zip(answers, EVERYDAY, strict=True))
     assert right / len(EVERYDAY) > 0.7
+
+
+@pytest.mark.parametrize("model", ["translation-en-de", "translation-en-de-int8"])
+def test_everyday_sentences_are_translated(fresh: Server, model: str) -> None:
+    """Sentences of our own, which the model has not been trained on, come close to our translations of them."""
+    pairs = [line.split("\t") for line in OWN_PAIRS.read_text().splitlines()]
+    body = {"inputs": [english for english, _ in pairs], "parameters": {"num_beams": 4}}
+    answers = httpx.post(f"{fresh.http}/models/{model}", json=body, timeout=60).json()
+    translations = [answer["translation_text"] for answer in answers]
+    assert sacrebleu.corpus_chrf(translations, [[german for _, german in pairs]]).score > 80
 
 
 def test_the_everyday_sentences_are_even_and_unlike_each_other() -> None:
