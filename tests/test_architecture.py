@@ -73,13 +73,18 @@ def test_versions_are_pinned_without_addresses() -> None:
 
 
 def test_committed_models_have_their_whole_folder() -> None:
-    """Card, manifest, golden examples, both formats (a quantized graph has no TorchScript form)."""
+    """Card, manifest, golden examples, what its task needs, and classifiers as TorchScript too, unless quantized."""
     versions = [path for path in (ROOT / "model_store").glob("*/[0-9]*") if path.is_dir()]
-    assert "sentiment" in {version.parent.name for version in versions}
+    assert {"sentiment", "translation-en-de"} <= {version.parent.name for version in versions}
     needed = {"README.md", "manifest.json", "golden.json", "model.onnx", "config.json"}
-    prepared_by = {"text-classification": "tokenizer.json", "image-classification": "preprocessor_config.json"}
+    needed_by = {
+        "text-classification": {"tokenizer.json"},
+        "image-classification": {"preprocessor_config.json"},
+        "translation": {"tokenizer.json", "encoder.onnx", "generation_config.json"},
+    }
     for version in versions:
         manifest = json.loads((version / "manifest.json").read_text())
-        also = {prepared_by[manifest["task"]]}
-        also |= {"model.torchscript.pt"} if manifest["precision"] == "float32" else set()
+        also = needed_by[manifest["task"]]
+        if manifest["precision"] == "float32" and manifest["task"] != "translation":
+            also = also | {"model.torchscript.pt"}
         assert needed | also <= {path.name for path in version.iterdir()}
