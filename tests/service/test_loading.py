@@ -94,7 +94,7 @@ def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_p
 
     cases: dict[str, tuple[str, Callable[[Any], None], str]] = {
         "text": ("golden.json", change_text, "golden example 1: the tokenizer gives other ids than in training"),
-        "score": ("golden.json", nudge_score, "golden example 2 alone, beam 4: the score differs by 0.001"),
+        "score": ("golden.json", nudge_score, "golden example 2 in a batch, beam 4: the score differs by 0.001"),
         "search": ("golden.json", forget_search, "golden example 0 alone, greedy: the score differs by nan"),
         "start": ("generation_config.json", other_start, "alone, greedy: the score differs by"),
         "language": ("config.json", no_language, "config.json: Object missing required field `target_language`"),
