@@ -50,6 +50,10 @@ class Sentence(Protocol):
         """Tokens of its source."""
 
     @property
+    def max_steps(self) -> int:
+        """Steps after which its decoding is over in any case."""
+
+    @property
     def done(self) -> bool:
         """Whether its decoding is over."""
 
@@ -226,7 +230,7 @@ class InFlightBatcher:
                 entry.cancelled = True
 
     def _expected_steps(self, item: Sentence) -> float:
-        return self._steps_per_token * item.length
+        return min(self._steps_per_token * item.length, item.max_steps)
 
     def _expected_s(self, item: Sentence) -> float:
         """Its share of the engine time of full batches."""
@@ -306,7 +310,6 @@ class InFlightBatcher:
 
     def _decode(self, instance: _Instance) -> None:
         """Step after step, until closed."""
-        instance.running = self._open()
         while self._gather(instance):
             instance.busy_since_s = time.monotonic()
             if dropped := self._drop_cancelled(instance):
@@ -314,6 +317,7 @@ class InFlightBatcher:
             ended: list[_Ended] = []
             dead: str | None = None
             try:
+                instance.running = instance.running or self._open()
                 ended += self._join(instance)
                 ended += self._step(instance)
             except BaseException as error:  # whatever it is, the requests must hear of it

@@ -155,7 +155,7 @@ class Sentence:
     def __init__(self, ids: list[int], options: SearchOptions, *, bos_id: int, eos_id: int, truncated: bool) -> None:
         self.ids, self.options, self.truncated = ids, options, truncated
         self._bos_id, self._eos_id = bos_id, eos_id
-        self.rows, self.length = options.num_beams, len(ids)
+        self.rows, self.length, self.max_steps = options.num_beams, len(ids), options.max_new_tokens
         self.num_candidates = num_candidates(options.num_beams)
         self.restart()
 

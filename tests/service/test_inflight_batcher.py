@@ -21,7 +21,7 @@ class Sentence:
     """Is done after `steps` steps; its tokens are their numbers."""
 
     def __init__(self, name: str, steps: int = 1, rows: int = 1, length: int = 4) -> None:
-        self.name, self.steps, self.rows, self.length = name, steps, rows, length
+        self.name, self.steps, self.rows, self.length, self.max_steps = name, steps, rows, length, 1000
         self.so_far: list[int] = []
 
     @property
@@ -263,8 +263,14 @@ async def test_what_cannot_be_met_is_refused_at_once() -> None:
     decoder = HeldDecoder()
     async with batcher_of(decoder, costs=steady_costs(0.01), max_running_rows=1) as batcher:
         soon = time.monotonic() + 0.1
+        long = Sentence("long", length=100)
         with pytest.raises(DeadlineExceeded, match="its own about"):
-            await submit(batcher, Sentence("long", length=100), deadline_s=soon)
+            await submit(batcher, long, deadline_s=soon)
+        long.max_steps = 2
+        admitted = submit(batcher, long, deadline_s=soon)
+        await decoder.next_step()
+        decoder.release()
+        await admitted
         running = submit(batcher, Sentence("running", length=20))
         await decoder.next_step()
         waiting = [submit(batcher, Sentence(f"w{number}", length=20)) for number in range(3)]
@@ -340,6 +346,20 @@ async def test_a_dead_engine_is_noticed(refused: str) -> None:
             await submit(batcher, Sentence("late"))
         assert batcher.in_flight_rows == batcher.queued_rows == 0
         await batcher.drain()
+
+
+async def test_a_decoder_that_cannot_begin_is_noticed() -> None:
+    """As where there is no memory for its cache."""
+    decoder = HeldDecoder(held=False)
+
+    def no_memory() -> HeldBatches:
+        raise MemoryError("no room for the cache")
+
+    batcher = InFlightBatcher(no_memory, probe=decoder.probe, costs=CostTable(64, 2))
+    with pytest.raises(Unavailable, match="no room for the cache"):
+        await asyncio.wait_for(submit(batcher, Sentence("a")), PATIENCE_S)
+    assert "no room" in (batcher.trouble() or "")
+    batcher.close()
 
 
 async def test_a_step_that_does_not_come_back_is_noticed() -> None:
