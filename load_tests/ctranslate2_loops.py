@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from load_tests.ctranslate2_model import open_ctranslate2, write_ctranslate2
+from load_tests.ctranslate2_model import max_positions, open_ctranslate2, write_ctranslate2
 from load_tests.material import load_translations
 from load_tests.translation_bench import BEAMS, CONCURRENCIES, MAX_NEW_TOKENS, PRECISIONS, sentences_of
 
@@ -25,6 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         write_ctranslate2(folder, Path(temporary))
         translators = {precision: open_ctranslate2(Path(temporary), precision) for precision in PRECISIONS}
+    longest = min(MAX_NEW_TOKENS, max_positions(folder) - 1)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -33,7 +34,7 @@ def main() -> None:
             for beams in BEAMS:
                 for size in CONCURRENCIES:
                     sources = [tokenizer.encode(text).tokens for text in sentences_of(texts, size, count)]
-                    options = {"beam_size": beams, "max_batch_size": size, "max_decoding_length": MAX_NEW_TOKENS}
+                    options = {"beam_size": beams, "max_batch_size": size, "max_decoding_length": longest}
                     translator.translate_batch(sources[:size], **options)
                     started_s = time.perf_counter()
                     results = translator.translate_batch(sources, **options)

@@ -56,7 +56,7 @@ def write_ctranslate2(folder: Path, target: Path) -> None:
     spec = TransformerSpec.from_config(
         (layers[0], layers[1]), num_heads, pre_norm=True, activation=common_spec.Activation.RELU
     )
-    max_tokens = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    max_tokens = max_positions(folder)
     for side, found, name in ((spec.encoder, encoder, "encoder"), (spec.decoder, decoder, "decoder")):
         embeddings = side.embeddings[0] if name == "encoder" else side.embeddings
         embeddings.weight = (encoder | decoder)["embedding.weight"]
@@ -90,6 +90,12 @@ def write_ctranslate2(folder: Path, target: Path) -> None:
     spec.optimize()
     target.mkdir(parents=True, exist_ok=True)
     spec.save(str(target))
+
+
+def max_positions(folder: Path) -> int:
+    """Tokens of the longest text that the model reads or writes."""
+    limit: int = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    return limit
 
 
 def sinusoids(num_positions: int, width: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ import ctranslate2
 import grpc
 from tokenizers import Tokenizer
 
-from load_tests.ctranslate2_model import open_ctranslate2, write_ctranslate2
+from load_tests.ctranslate2_model import max_positions, open_ctranslate2, write_ctranslate2
 from load_tests.translation_bench import MAX_BATCH_SIZE, MAX_NEW_TOKENS, PRECISIONS
 from proto import heed_pb2, heed_pb2_grpc
 
@@ -24,8 +24,8 @@ Waiting = list[tuple[list[str], asyncio.Future[list[str]]]]
 class Batches:
     """The requests for one translator, and one number of beams, that wait for the batch before theirs."""
 
-    def __init__(self, translator: ctranslate2.Translator, beams: int) -> None:
-        self._translator, self._beams = translator, beams
+    def __init__(self, translator: ctranslate2.Translator, beams: int, longest: int) -> None:
+        self._translator, self._beams, self._longest = translator, beams, longest
         self._waiting: Waiting = []
         self._busy = False
 
@@ -45,7 +45,7 @@ class Batches:
                 self._translator.translate_batch,
                 [source for source, _ in batch],
                 beam_size=self._beams,
-                max_decoding_length=MAX_NEW_TOKENS,
+                max_decoding_length=self._longest,
             )
             for (_, future), result in zip(batch, results, strict=True):
                 if not future.done():
@@ -58,6 +58,7 @@ class Heed(heed_pb2_grpc.HeedServicer):
 
     def __init__(self, folder: Path, models: list[str]) -> None:
         """Convert the model folder, and open it in each precision, under these names."""
+        self._longest = min(MAX_NEW_TOKENS, max_positions(folder) - 1)
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         with tempfile.TemporaryDirectory() as temporary:
             write_ctranslate2(folder, Path(temporary))
@@ -73,7 +74,7 @@ class Heed(heed_pb2_grpc.HeedServicer):
         """Text in, translation out."""
         key = request.model, request.num_beams or 1
         if key not in self._batches:
-            self._batches[key] = Batches(self._translators[key[0]], key[1])
+            self._batches[key] = Batches(self._translators[key[0]], key[1], self._longest)
         tokens = await self._batches[key].translate(self._tokenizer.encode(request.text).tokens)
         text = self._tokenizer.decode([self._tokenizer.token_to_id(token) for token in tokens])
         return heed_pb2.TranslateResponse(translation=text, num_tokens=len(tokens))
