@@ -78,8 +78,8 @@ def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
 def halve_exact_weights(path: Path) -> None:
     """Store weights in half precision where that loses nothing, in place.
 
-    Training keeps weights that are half-precision numbers (see `train.py`); a Cast node, which ONNX Runtime folds away
-    when it loads the graph, makes them float32 again, bit for bit.
+    Training keeps weights that are half-precision numbers (`export.run_folder.halve_weights`); a Cast node, which ONNX
+    Runtime folds away when it loads the graph, makes them float32 again, bit for bit.
     """
     model = onnx.load(path)
     graph = model.graph
