@@ -150,7 +150,7 @@ class Predictor:
                 return await self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
             texts = model.task.texts_of(inputs)
             if isinstance(model.task, Translation):
-                return self._sentences(model.task, call, texts, "text[{}]")
+                return await self._sentences(model.task, call, texts, "text[{}]")
             return await self._tokens(model.task, call, texts, "text[{}]")
 
         def finish(model: ServedModel, results: list[Any]) -> Arrays:
@@ -234,7 +234,7 @@ class Predictor:
         """
 
         async def prepare(model: ServedModel) -> Sequence[Any]:
-            return self._sentences(_translation(model), call, texts, field)
+            return await self._sentences(_translation(model), call, texts, field)
 
         def finish(model: ServedModel, results: list[Any]) -> list[Translated]:
             task = _translation(model)
@@ -261,7 +261,7 @@ class Predictor:
                 raise InvalidRequest(
                     f"num_beams is {call.num_beams}; a stream takes 1, for beams may change what was sent already"
                 )
-            return self._sentences(tasks[0], call, [text], field)
+            return await self._sentences(tasks[0], call, [text], field)
 
         def finish(model: ServedModel, results: list[Any]) -> Translated:
             return tasks[0].postprocess(results[0])
@@ -300,23 +300,31 @@ class Predictor:
             if asked is not None and asked != known:
                 raise InvalidRequest(f"{field} is {asked!r}, model {name!r} knows {known!r} alone")
 
-    def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
-        self._check_rows(len(texts))
+    async def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
-        return [
-            task.preprocess(text, truncate=call.truncate, field=field.format(number), request=request)
-            for number, text in enumerate(texts)
-        ]
+        return await self._tokens(task, call, texts, field, request=request)
 
-    async def _tokens(self, task: TextClassification, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
+    async def _tokens(
+        self,
+        task: TextClassification | Translation,
+        call: Call,
+        texts: Sequence[str],
+        field: str,
+        **options: Any,
+    ) -> Sequence[Any]:
+        """Tokenize the texts of a request; `options` go to the task's `preprocess`."""
         self._check_rows(len(texts))
+
+        def preprocess(text: str, name: str) -> Any:
+            return task.preprocess(text, truncate=call.truncate, field=name, **options)
+
         tokens = []
         for number, text in enumerate(texts):
             name = field.format(number)
             if len(text) > LONG_TEXT_CHARACTERS:
-                tokens.append(await asyncio.to_thread(task.preprocess, text, truncate=call.truncate, field=name))
+                tokens.append(await asyncio.to_thread(preprocess, text, name))
             else:
-                tokens.append(task.preprocess(text, truncate=call.truncate, field=name))
+                tokens.append(preprocess(text, name))
         return tokens
 
     async def _pixels(

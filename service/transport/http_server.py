@@ -296,7 +296,15 @@ class HttpApplication:
     async def _translate(self, request: Request, request_id: str, body: bytes) -> Response:
         message = rest.read_json(body, TranslationRequest)
         parameters = message.parameters
-        search = parameters.generate_parameters or parameters
+        search: SearchParameters = parameters
+        if parameters.generate_parameters is not None:
+            if any(getattr(parameters, name) is not None for name in SearchParameters.__struct_fields__):
+                raise InvalidRequest(
+                    "the search is given both in parameters and in generate_parameters; use one of them"
+                )
+            search = parameters.generate_parameters
+        if parameters.clean_up_tokenization_spaces:
+            raise InvalidRequest("clean_up_tokenization_spaces is not offered: translations are written as they are")
         self._predictor.check_languages(request.path_params["model"], parameters.src_lang, parameters.tgt_lang)
         call = self._call(request, request_id, None, parameters.truncation in (True, *CUTTING))._replace(
             num_beams=search.num_beams, max_new_tokens=search.max_new_tokens, length_penalty=search.length_penalty
@@ -306,14 +314,14 @@ class HttpApplication:
         if message.stream:
             if not one:
                 raise InvalidRequest("inputs must be one text where stream is true")
-            return await self._stream(request, self._predictor.stream_translation(call, texts[0], "inputs"))
+            return await self._stream(request, request_id, self._predictor.stream_translation(call, texts[0], "inputs"))
         answer = self._predictor.translate_texts(call, texts, "inputs" if one else "inputs[{}]")
         translations, receipt = await self._while_connected(request, answer)
         document = [{"translation_text": translated.text} for translated in translations]
         return json_response(document, headers=receipt_headers(receipt))
 
     async def _stream(
-        self, request: Request, pieces: AsyncGenerator[str | tuple[Translated, Receipt], None]
+        self, request: Request, request_id: str, pieces: AsyncGenerator[str | tuple[Translated, Receipt], None]
     ) -> Response:
         """Server-sent events (WHATWG HTML, 9.2): each piece of a translation, and at last the whole with its receipt.
 
@@ -336,6 +344,9 @@ class HttpApplication:
                     piece = await anext(pieces)
             except HeedError as error:
                 yield _event({"error": str(error)})
+            except Exception:
+                log.exception("unexpected error", request_id=request_id, path=request.url.path)
+                yield _event({"error": internal_error_text(request_id)})
             finally:
                 await pieces.aclose()
 
@@ -426,7 +437,7 @@ def labelled_scores(labels: list[str], scores: list[float]) -> list[dict[str, ob
     return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
 
 
-class SearchParameters(msgspec.Struct):
+class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
     """How to search for a translation; the names are those of Hugging Face's generation."""
 
     num_beams: int | None = None
@@ -434,7 +445,7 @@ class SearchParameters(msgspec.Struct):
     length_penalty: float | None = None
 
 
-class TranslationParameters(SearchParameters, forbid_unknown_fields=True):
+class TranslationParameters(SearchParameters):
     """`parameters` of the Hugging Face translation task; the search also within `generate_parameters`."""
 
     src_lang: str | None = None

@@ -21,7 +21,7 @@ BINARY_HEADER = "inference-header-content-length"
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
-Truncation = Literal["do_not_truncate", "longest_first", "only_first", "only_second"]
+Truncation = Literal["do_not_truncate", "longest_first", "only_first"]
 T = TypeVar("T")
 
 

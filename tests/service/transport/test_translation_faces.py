@@ -199,6 +199,17 @@ def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grp
         ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', model 'dogs' knows 'de' alone"),
         ({"inputs": ["red"], "stream": True}, "inputs must be one text where stream is true"),
         ({"inputs": "red", "parameters": {"num_beams": "four"}}, "Expected `int | null`, got `str`"),
+        ({"inputs": "red", "parameters": {"generate_parameters": {"do_sample": True}}}, "unknown field `do_sample`"),
+        (
+            {"inputs": "red", "parameters": {"num_beams": 2, "generate_parameters": {"num_beams": 4}}},
+            "both in parameters and in generate_parameters",
+        ),
+        (
+            {"inputs": "red", "parameters": {"clean_up_tokenization_spaces": True}},
+            "clean_up_tokenization_spaces is not",
+        ),
+        ({"inputs": "red", "parameters": {"truncation": "only_second"}}, "Invalid enum value 'only_second'"),
+        ({"inputs": "red " * 3000}, "the model takes at most 64"),
     ):
         response = http.post("/models/dogs", json=body)
         assert response.status_code == 400, body
