@@ -47,10 +47,8 @@ from model_store.folder import (
     Tolerance,
     write_golden,
 )
-from service.tasks.translation import Hypothesis, SearchRequest, Sentence, Translation
+from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchRequest, Sentence, Translation
 
-# Every sentence is translated in both ways: greedily, which is the service's default, and with beams.
-SEARCHES = {"greedy": SearchRequest(num_beams=1), "beam 4": SearchRequest(num_beams=4)}
 MAX_SCORE_DIFFERENCE = 1e-4  # float32: of the same translation; and between two that rounding has made change places
 MAX_BLEU_LOSS = 0.5  # int8
 
@@ -164,7 +162,7 @@ def convert_translation(
         for split, texts in compare_on.items():
             if texts.target:
                 quality[split] = {}
-            for search, request in SEARCHES.items():
+            for search, request in GOLDEN_SEARCHES.items():
                 what = f"{split}, {search}"
                 expected = translate_all(source, reference, texts.source, request, f"PyTorch: {what}", console)
                 found = translate_all(source, graphs, texts.source, request, f"ONNX: {what}", console)
@@ -331,7 +329,7 @@ def golden_examples(source: TranslationSource) -> list[GoldenExample]:
         if sentence.truncated:
             continue
         example = GoldenExample({"text": text}, {"input_ids": sentence.ids}, {})
-        for search, request in SEARCHES.items():
+        for search, request in GOLDEN_SEARCHES.items():
             sentence = task.preprocess(text, truncate=False, field="text", request=request)
             (found,) = source.translate(translator, [sentence])
             example.tensors[search] = found.ids
@@ -344,7 +342,7 @@ def golden_difference(source: TranslationSource, folder: Path, golden: list[Gold
     """How far the graphs' scores lie from the golden ones."""
     graphs, task, worst = OnnxTranslator(folder), source.task(), 0.0
     for example in golden:
-        for search, request in SEARCHES.items():
+        for search, request in GOLDEN_SEARCHES.items():
             sentence = task.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
             (found,) = source.translate(graphs, [sentence])
             worst = max(worst, abs(found.score - example.outputs[search][0]))

@@ -34,7 +34,7 @@ from service.inflight_batcher import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
-from service.tasks.translation import SearchRequest, Sentence, Translation
+from service.tasks.translation import GOLDEN_SEARCHES, SearchRequest, Sentence, Translation
 
 # Calls that are timed at load, cheapest first, while the budget lasts: rows, tokens.
 COST_PROBES = (
@@ -56,8 +56,6 @@ COST_BUDGET_S = 0.25
 
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)
-# The searches that golden translations are made by, and their beams.
-GOLDEN_SEARCHES = {"greedy": 1, "beam 4": 4}
 
 Task = TextClassification | ImageClassification | Translation | TensorRows
 C = TypeVar("C")
@@ -77,7 +75,7 @@ class LoadedTranslation:
 class Loaded:
     """Any other model, ready to be batched."""
 
-    task: Task
+    task: TextClassification | ImageClassification | TensorRows
     run: Callable[[list[Any]], list[Any]]
     probe: Callable[[], None]
     costs: CostTable
@@ -352,12 +350,13 @@ def replay_golden_translations(
     """
     assert folder.manifest is not None
     allowed = folder.manifest.tolerance.max_abs_logit_difference
-    for search, num_beams in GOLDEN_SEARCHES.items():
+    for search, request in GOLDEN_SEARCHES.items():
+        num_beams = request.num_beams or 1
         ways = {"alone": 1, "in a batch": max(1, max_rows // num_beams)}
         if num_beams > 1:
             del ways["alone"]  # beams are company already, and a start takes its time
         for how, together in ways.items():
-            sentences = [_golden_sentence(task, folder, number, num_beams) for number in range(len(folder.golden))]
+            sentences = [_golden_sentence(task, folder, number, request) for number in range(len(folder.golden))]
             running = open_batches()
             for first in range(0, len(sentences), together):
                 decode(running, sentences[first : first + together])
@@ -371,8 +370,8 @@ def replay_golden_translations(
                     )
 
 
-def _golden_sentence(task: Translation, folder: ModelFolder, number: int, num_beams: int) -> Sentence:
-    example, request = folder.golden[number], SearchRequest(num_beams=num_beams)
+def _golden_sentence(task: Translation, folder: ModelFolder, number: int, request: SearchRequest) -> Sentence:
+    example = folder.golden[number]
     try:
         sentence = task.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
         expected = example.tensors["input_ids"]

@@ -49,6 +49,8 @@ class SearchRequest(NamedTuple):
 
 
 DEFAULT_SEARCH = SearchRequest()
+# The searches that translation models are compared and golden translations are made by.
+GOLDEN_SEARCHES = {"greedy": SearchRequest(num_beams=1), "beam 4": SearchRequest(num_beams=4)}
 
 
 class Hypothesis(NamedTuple):
