@@ -33,6 +33,7 @@ NETWORKS: Networks = {
     ResNetConfig: ("resnet9", ResNet9),
 }
 JPEG_QUALITY = 50  # of the compressed test images
+JPEG_QUALITIES = (30, 96)  # of the training images that are compressed: from, to below
 SHIFT_PIXELS = 2  # of the shifted ones
 
 
@@ -49,6 +50,7 @@ class ImageTrainConfig(TrainerConfig):
     flip: bool = True
     cutout: int = 0  # side of a square that is blanked out; 0 for none (DeVries and Taylor 2017, arXiv 1708.04552)
     mix: float = 0.0  # share of the batches that are mixed with CutMix (Yun et al. 2019, arXiv 1905.04899)
+    jpeg: float = 0.0  # share of the images that go through JPEG, as what a service is sent has
     # The name of a finished run beside this one whose answers are learned too (Hinton et al. 2015, arXiv 1503.02531).
     teacher: str = ""
     teacher_share: float = 0.7  # of the loss
@@ -70,10 +72,11 @@ RECIPES = {
         model=ResNetConfig(width=32),
     ),
     "cifar10-vit": ImageTrainConfig(
-        epochs=60,
-        patience=60,
+        epochs=40,
+        patience=40,
         cutout=8,
         mix=0.3,
+        jpeg=0.3,
         teacher="cifar10-cnn",
         model=VitConfig(
             d_model=192,
@@ -127,6 +130,7 @@ class ImageBatch(NamedTuple):
     """One step's images, augmented and normalised."""
 
     pixels_BCHW: Tensor
+    clean_BCHW: Tensor  # the same before JPEG, for a teacher that never saw any
     targets_BK: Tensor  # the share of each class
     labels_B: Tensor  # the class with the largest share
 
@@ -181,16 +185,18 @@ class ImageProblem:
             x_BCHW = torch.where(inside_1, x_BCHW[other], x_BCHW)
             share = float(inside_1.float().mean())
             targets_BK = (1 - share) * targets_BK + share * targets_BK[other]
-        return ImageBatch(x_BCHW, targets_BK, targets_BK.argmax(dim=1))
+        compressed_BCHW = _through_jpeg(x_BCHW, config.jpeg, drawn) if config.jpeg else x_BCHW
+        return ImageBatch(compressed_BCHW, x_BCHW, targets_BK, targets_BK.argmax(dim=1))
 
     def step(self, model: nn.Module, batch: ImageBatch) -> StepOutcome:
-        """Cross entropy with the labels, and with what the teacher thinks of the same pixels."""
+        """Cross entropy with the labels, and with what the teacher thinks of the same images."""
         pixels_BCHW = batch.pixels_BCHW.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
             logits_BK = model(pixels_BCHW).float()
             if self.teacher is not None:
                 with torch.no_grad():
-                    taught_BK = torch.softmax(self.teacher(pixels_BCHW).float(), dim=1)
+                    clean_BCHW = batch.clean_BCHW.contiguous(memory_format=torch.channels_last)
+                    taught_BK = torch.softmax(self.teacher(clean_BCHW).float(), dim=1)
         loss = functional.cross_entropy(logits_BK, batch.targets_BK, label_smoothing=self.config.label_smoothing)
         if self.teacher is not None:
             share = self.config.teacher_share
@@ -235,6 +241,26 @@ def _squares(x_BCHW: Tensor, side: int, drawn: torch.Generator) -> Tensor:
     return (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
 
 
+def _through_jpeg(x_BCHW: Tensor, share: float, drawn: torch.Generator) -> Tensor:
+    """A share of the images compressed and read again, each at a quality of its own."""
+    chosen = torch.nonzero(torch.rand(len(x_BCHW), generator=drawn) < share).flatten()
+    qualities = torch.randint(*JPEG_QUALITIES, (len(chosen),), generator=drawn).tolist()
+    members = chosen.to(x_BCHW.device)
+    pixels = ((x_BCHW[members] + 1.0) * 127.5).round().to(torch.uint8).cpu().numpy()
+    for image, quality in zip(pixels, qualities, strict=True):
+        image[:] = _compressed(image, quality)
+    compressed_BCHW = x_BCHW.clone()
+    compressed_BCHW[members] = normalised(torch.from_numpy(pixels).to(x_BCHW.device))
+    return compressed_BCHW
+
+
+def _compressed(pixels_CHW: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """What is left of an image's bytes after JPEG."""
+    buffer = BytesIO()
+    Image.fromarray(pixels_CHW.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer)).transpose(2, 0, 1)
+
+
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -255,11 +281,7 @@ def predict(
 
 def jpeg_compressed(images: LabelledImages, quality: int = JPEG_QUALITY) -> LabelledImages:
     """The same images after a trip through JPEG, which is what services are sent."""
-    pixels = np.empty_like(images.pixels_NCHW)
-    for number, image in enumerate(images.pixels_NCHW):
-        buffer = BytesIO()
-        Image.fromarray(image.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
-        pixels[number] = np.asarray(Image.open(buffer)).transpose(2, 0, 1)
+    pixels = np.stack([_compressed(image, quality) for image in images.pixels_NCHW])
     return LabelledImages(pixels, images.labels_N)
 
 

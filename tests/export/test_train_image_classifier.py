@@ -84,9 +84,9 @@ def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, q
 
 
 def test_the_convolutional_network_teaches(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """A run with batch normalisation, squares and mixtures, taught by a finished one; and no teacher, no run."""
+    """A run with batch normalisation, squares, mixtures and JPEG, taught by a finished one; no teacher, no run."""
     (tmp_path / "teacher").symlink_to(toy_run)
-    config = toy_config(model=ResNetConfig(num_labels=3, width=8), cutout=4, mix=0.5, teacher="teacher")
+    config = toy_config(model=ResNetConfig(num_labels=3, width=8), cutout=4, mix=0.5, jpeg=0.3, teacher="teacher")
     assert train_image_classifier(toy_data(), config, tmp_path / "student", quiet)
     assert json.loads((tmp_path / "student" / "result.json").read_text())["quality"]["accuracy"] > 0.8
     with pytest.raises(FileNotFoundError, match="train it first"):
@@ -100,9 +100,12 @@ def test_an_epoch_holds_every_image_once_and_is_the_same_again() -> None:
     seen = torch.cat([batch.pixels_BCHW for batch in plain.batches(0)])
     original = torch.from_numpy(data.train.pixels_NCHW).float() / 127.5 - 1
     assert sorted(seen.sum(dim=(1, 2, 3)).tolist()) == sorted(original.sum(dim=(1, 2, 3)).tolist())
-    busy = ImageProblem(data, toy_config(cutout=4, mix=0.5), torch.device("cpu"))
+    busy = ImageProblem(data, toy_config(cutout=4, mix=0.5, jpeg=0.5), torch.device("cpu"))
     for first, again in zip(busy.batches(3), busy.batches(3), strict=True):
         assert torch.equal(first.pixels_BCHW, again.pixels_BCHW)
+        changed_B = (first.pixels_BCHW != first.clean_BCHW).any(dim=(1, 2, 3))
+        assert 10 < changed_B.sum() < 40  # of 50
+        assert (first.pixels_BCHW - first.clean_BCHW).abs().mean() < 0.2
         assert torch.equal(first.targets_BK, again.targets_BK)
         torch.testing.assert_close(first.targets_BK.sum(1), torch.ones(50))
 
