@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.console import Console
 
+from export.studies import is_of_a_study, pyplot_without_a_screen, sweep_section, transfer_section
+
 HEAD = """# Models
 
 Made by `python -m export report` from the records in `docs/runs/`: each has the command, commit, seed, hardware and
@@ -24,7 +26,7 @@ def report(runs: Path, docs: Path, console: Console) -> None:
 
     Args:
         runs: the folder of run folders; may be missing.
-        docs: where `models.md` and `runs/` lie.
+        docs: where `models.md` and `runs/` lie, and `serving.json` when `python -m load_tests.serving` has run.
         console: for what was done.
     """
     kept = docs / "runs"
@@ -40,14 +42,27 @@ def report(runs: Path, docs: Path, console: Console) -> None:
         ("image-classification", "cifar10", image_classification_section),
     ):
         chosen = {name: record for name, record in records.items() if record["task"] == task}
-        if chosen:
-            page += section(chosen)
+        alone = {name: record for name, record in chosen.items() if not is_of_a_study(name)}
+        if alone:
+            page += section(alone)
             measure = "tokens predicted" if task == "translation" else "accuracy"
-            plot_learning_curves(chosen, docs / f"models-{subject}-curves.png", measure)
+            plot_learning_curves(alone, docs / f"models-{subject}-curves.png", measure)
             if task != "translation":
-                plot_confusion(chosen, docs / f"models-{subject}-confusion.png")
+                plot_confusion(alone, docs / f"models-{subject}-confusion.png")
+        if task == "text-classification" and chosen:
+            page += "".join(f"{line}\n" for line in studies(chosen, docs))
     (docs / "models.md").write_text(page)
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
+
+
+def studies(records: dict[str, dict[str, Any]], docs: Path) -> list[str]:
+    """The comparisons of many runs of text classification."""
+    served = docs / "serving.json"
+    serving = json.loads(served.read_text()) if served.exists() else None
+    return [
+        *transfer_section(records, docs / "models-sentiment-transfer.png"),
+        *sweep_section(records, serving, docs / "models-sentiment-sweep.png"),
+    ]
 
 
 def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
@@ -191,7 +206,7 @@ def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
 
 def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure: str) -> None:
     """The measure on validation over training time, one line a run."""
-    pyplot = _pyplot()
+    pyplot = pyplot_without_a_screen()
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     for name, record in records.items():
         scores = [entry["score"] for entry in record["history"]]
@@ -206,7 +221,7 @@ def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure
 
 def plot_confusion(records: dict[str, dict[str, Any]], path: Path) -> None:
     """A matrix a run; rows are the true classes, shares of each row."""
-    pyplot = _pyplot()
+    pyplot = pyplot_without_a_screen()
     columns = min(4, len(records))
     rows = -(-len(records) // columns)
     figure, grid = pyplot.subplots(
@@ -230,12 +245,3 @@ def plot_confusion(records: dict[str, dict[str, Any]], path: Path) -> None:
     figure.supylabel("true", fontsize=9)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -1,0 +1,107 @@
+"""`python -m load_tests.serving runs/sweep-*`: what trained runs cost when they are served, side by side.
+
+Each run becomes a model of one store, and all are served by one server on one core. In each round every model answers
+one user, then many; the medians of the rounds go to docs/serving.json, for `python -m export report`.
+"""
+
+import argparse
+import asyncio
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from load_tests.bench import commit, machine
+from load_tests.drivers import drive_grpc
+from load_tests.material import load_sentences
+from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
+
+ROOT = Path(__file__).parent.parent
+MANY_USERS = 64
+
+
+def main() -> int:
+    """Convert, measure, write."""
+    parser = argparse.ArgumentParser(prog="python -m load_tests.serving", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of text classification")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", type=int, default=872, help="of a model in a round, by many users")
+    parser.add_argument("--store", type=Path, default=ROOT / "build" / "serving_store")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "serving.json")
+    arguments = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    for number, run_dir in enumerate(arguments.runs):
+        console.print(f"converting {run_dir.name} ({number + 1} of {len(arguments.runs)})")
+        convert(run_dir, arguments.store)
+    pin(LOAD_CORE)
+    names = [run_dir.name for run_dir in arguments.runs]
+    result = asyncio.run(measure(arguments.store, names, arguments.rounds, arguments.requests, console))
+    arguments.document.write_text(json.dumps(result, indent=2) + "\n")
+    console.print(f"written: {arguments.document}")
+    return 0
+
+
+def convert(run_dir: Path, store: Path) -> None:
+    """One run into the store, unless it is there.
+
+    Raises:
+        CalledProcessError: the conversion was refused.
+    """
+    if (store / run_dir.name).exists():
+        return
+    command = [sys.executable, "-m", "export", "convert", run_dir.name, "--run-dir", str(run_dir)]
+    subprocess.run([*command, "--model-store", str(store)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+async def measure(
+    store: Path, names: list[str], num_rounds: int, num_requests: int, console: Console
+) -> dict[str, Any]:
+    """All rounds, with a line of progress after each."""
+    texts = load_sentences().texts
+    http, grpc = free_port(), free_port()
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    begun_s, stolen_s = time.perf_counter(), steal_s()
+    with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", str(grpc)) as server:
+        server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
+        for number in range(num_rounds):
+            for name in names:
+                measured[name].append(await measure_model(server, grpc, name, texts, num_requests))
+            passed_s = time.perf_counter() - begun_s
+            left_s = passed_s / (number + 1) * (num_rounds - number - 1)
+            console.print(f"round {number + 1} of {num_rounds}: {passed_s:.0f} s, about {left_s:.0f} s left")
+    return {
+        "command": shlex.join(["python", "-m", "load_tests.serving", *sys.argv[1:]]),
+        "commit": commit(),
+        "machine": machine(),
+        "rounds": num_rounds,
+        "requests": num_requests,
+        "steal_s": steal_s() - stolen_s,
+        "wall_s": time.perf_counter() - begun_s,
+        "models": {
+            name: {figure: statistics.median(one[figure] for one in rounds) for figure in rounds[0]}
+            for name, rounds in measured.items()
+        },
+    }
+
+
+async def measure_model(server: Process, port: int, name: str, texts: list[str], num_requests: int) -> dict[str, float]:
+    """Latency at one user; throughput and cost at many."""
+    alone = (await drive_grpc(port, name, texts, 1, num_requests // 4)).summary()
+    cpu_s = server.cpu_s()
+    together = (await drive_grpc(port, name, texts, MANY_USERS, num_requests)).summary()
+    return {
+        "p50_ms": alone["p50_ms"],
+        "p99_ms": alone["p99_ms"],
+        "requests_per_s": together["requests_per_s"],
+        "cpu_s_per_1000": 1e3 * (server.cpu_s() - cpu_s) / num_requests,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
