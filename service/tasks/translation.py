@@ -75,6 +75,7 @@ class Search:
         self._sums = [0.0] + [NEVER] * (options.num_beams - 1)
         self._ids: list[list[int]] = [[] for _ in range(options.num_beams)]
         self._last = [bos_id] * options.num_beams
+        self._likeliest = 0
         self._finished: list[Hypothesis] = []
         self.steps = 0
         self.done = False
@@ -104,9 +105,7 @@ class Search:
             return self._advance_greedily(log_probabilities[0][0], ids[0][0])
         scores = [total + each for total, row in zip(self._sums, log_probabilities, strict=True) for each in row]
         best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: self.num_candidates]
-        parents: list[int] = []
-        sums: list[float] = []
-        last: list[int] = []
+        going_on: list[tuple[int, float, int]] = []  # row that is continued, its new sum, its new token
         for rank, number in enumerate(best):
             row, place = divmod(number, len(log_probabilities[0]))
             token = ids[row][place]
@@ -114,18 +113,28 @@ class Search:
                 # Kept only where it would have had a row; else a short, unlikely ending would count as found.
                 if rank < self.options.num_beams:
                     self._finish(self._ids[row], scores[number], self.steps)
-            elif len(parents) < self.options.num_beams:
-                parents.append(row)
-                sums.append(scores[number])
-                last.append(token)
-        self._ids = [[*self._ids[parent], token] for parent, token in zip(parents, last, strict=True)]
-        self._sums, self._last = sums, last
+            elif len(going_on) < self.options.num_beams:
+                going_on.append((row, scores[number], token))
+        parents = self._take_rows(going_on)
         if len(self._finished) >= self.options.num_beams:
             self.done = True
         elif self.steps >= self.options.max_new_tokens:
             for unfinished, total in zip(self._ids, self._sums, strict=True):
                 self._finish(unfinished, total, self.steps)
             self.done = True
+        return parents
+
+    def _take_rows(self, going_on: list[tuple[int, float, int]]) -> list[int]:
+        """Give each hypothesis a row, likeliest first: its parent's where that is free, for then nothing is moved."""
+        parents, before = [-1] * len(going_on), self._ids
+        self._ids, self._sums, self._last = [[]] * len(going_on), [NEVER] * len(going_on), [0] * len(going_on)
+        free = set(range(len(going_on))) - {parent for parent, _, _ in going_on}
+        for rank, (parent, total, token) in enumerate(going_on):
+            row = parent if parents[parent] < 0 else free.pop()
+            parents[row], self._sums[row], self._last[row] = parent, total, token
+            self._ids[row] = [*before[parent], token]
+            if rank == 0:
+                self._likeliest = row
         return parents
 
     def _advance_greedily(self, log_probability: float, token: int) -> list[int]:
@@ -144,7 +153,7 @@ class Search:
     @property
     def so_far(self) -> list[int]:
         """The tokens of the likeliest row; under greedy search they will not change any more."""
-        return self._ids[0]
+        return self._ids[self._likeliest]
 
     def best(self) -> Hypothesis:
         """The translation; to be asked for once the search is done."""

@@ -109,15 +109,18 @@ def test_an_unlikely_ending_is_not_kept() -> None:
 
 
 def test_rows_go_on_from_their_parents() -> None:
-    """Both rows may continue the same row, and then share its tokens."""
+    """Both rows may continue the same row, and then share its tokens; the likeliest stays where its parent was."""
     search = Search(SearchOptions(max_new_tokens=9, num_beams=2), bos_id=BOS, eos_id=EOS)
     assert search.next_ids == [BOS, BOS]
     search.advance([[-0.5, -1.0, -8.0, -9.0]] * 2, [[1, 2, 3, EOS]] * 2)
     assert search.next_ids == [1, 2]
     parents = search.advance([[-9.0, -9.1, -9.2, -9.3], [-0.7, -0.8, -9.0, -9.0]], [[1, 2, 3, EOS], [3, 1, 2, EOS]])
     assert parents == [1, 1]
-    assert search.next_ids == [3, 1]
+    assert search.next_ids == [1, 3]
     assert search.so_far == [2, 3]
+    parents = search.advance([[-0.7, -9.1, -9.2, -9.3], [-0.1, -9.0, -9.1, -9.2]], [[1, 2, 3, EOS], [2, 1, 3, EOS]])
+    assert parents == [0, 1]  # nothing has to be moved, though row 1 is the likelier
+    assert search.so_far == [2, 3, 2]
 
 
 def test_likeliest_are_log_probabilities_in_order() -> None:
