@@ -10,7 +10,7 @@ checkpoint within an epoch keeps the state of torch's generators.
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -179,7 +179,8 @@ class Trainer:
         )
         ends_s = time.perf_counter() + time_budget_s
         per_epoch = self.problem.steps_per_epoch
-        with Progress(*columns, console=console) as progress:
+        # A log gets lines instead of a bar that is drawn again and again.
+        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task(
                 "",
                 total=self.config.epochs * per_epoch,
@@ -190,9 +191,14 @@ class Trainer:
                 val=self.history[-1]["score"] if self.history else 0.0,
             )
 
-            def show() -> None:
-                seen = max(self._epoch.count, 1)
-                progress.update(bar, advance=1, loss=self._epoch.loss_sum / seen, train=self._epoch.correct / seen)
+            def show(saved: bool) -> None:
+                loss, train = self._epoch.loss_sum / self._epoch.count, self._epoch.correct / self._epoch.count
+                progress.update(bar, advance=1, loss=loss, train=train)
+                if saved and not console.is_terminal:
+                    steps = f"{self._epoch.steps} of {per_epoch} steps"
+                    console.print(
+                        f"epoch {len(self.history) + 1}, {steps}: loss {loss:.3f}, train {train:.1%}; {self._time()}"
+                    )
 
             while len(self.history) < self.config.epochs:
                 if self._out_of_patience():
@@ -212,8 +218,15 @@ class Trainer:
                 self._save_checkpoint()
                 progress.update(bar, epoch=len(self.history) + 1, val=measured["score"])
                 figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
-                console.print(f"epoch {len(self.history)}: {figures}; {self.training_s:.0f} s")
+                console.print(f"epoch {len(self.history)} of {self.config.epochs}: {figures}; {self._time()}")
         return True
+
+    def _time(self) -> str:
+        """How long it has taken and, if all epochs are trained, how long it still will."""
+        per_epoch = self.problem.steps_per_epoch
+        done = len(self.history) * per_epoch + self._epoch.steps
+        left_s = self.training_s / done * (self.config.epochs * per_epoch - done)
+        return f"{self.training_s:.0f} s, about {left_s / 60:.0f} min left"
 
     def _measured(self) -> dict[str, float]:
         progress = self._epoch
@@ -227,8 +240,13 @@ class Trainer:
         scores = [entry["score"] for entry in self.history]
         return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.config.patience
 
-    def _train_epoch(self, ends_s: float, show: Any) -> bool:
-        """The rest of the epoch in progress; False when the time was up before its end."""
+    def _train_epoch(self, ends_s: float, show: Callable[[bool], None]) -> bool:
+        """The rest of the epoch in progress; False when the time was up before its end.
+
+        Args:
+            ends_s: on `time.perf_counter()`'s clock.
+            show: called after each step; with True when a checkpoint comes next.
+        """
         self._seed_generators()
         self.model.train()
         saved_s = counted_s = time.perf_counter()
@@ -244,11 +262,12 @@ class Trainer:
             self._epoch.loss_sum += outcome.loss.item() * outcome.count
             self._epoch.correct += outcome.correct
             self._epoch.count += outcome.count
-            show()
             now_s = time.perf_counter()
             self.training_s, counted_s = self.training_s + now_s - counted_s, now_s
             unfinished = self._epoch.steps < self.problem.steps_per_epoch
-            if unfinished and (now_s >= ends_s or now_s - saved_s > CHECKPOINT_INTERVAL_S):
+            save = unfinished and (now_s >= ends_s or now_s - saved_s > CHECKPOINT_INTERVAL_S)
+            show(save)
+            if save:
                 self._save_checkpoint()
                 saved_s = counted_s = time.perf_counter()
                 if now_s >= ends_s:

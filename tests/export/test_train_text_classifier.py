@@ -35,7 +35,7 @@ def test_a_stopped_run_goes_on_to_the_same_result(toy_run: Path, tmp_path: Path,
 
     class Stopping(Console):
         def print(self, *objects: object, **options: object) -> None:
-            if "epoch 2:" in str(objects):
+            if "epoch 2 of" in str(objects):
                 raise Interrupted
 
     with pytest.raises(Interrupted):
