@@ -20,6 +20,23 @@ PAD, CLS, BOS, EOS = "[PAD]", "[CLS]", "[BOS]", "[EOS]"
 TREEBANK_SPELLINGS = {" n't": "n't", "-lrb- ": "(", "-rrb-": ")", "`` ": '"', " ''": '"'}
 
 
+def everyday_spelling() -> list[normalizers.Normalizer]:
+    """Treebank and everyday spelling made alike, in lower-case text."""
+    return [
+        normalizers.Replace(Regex(r"[\u2018\u2019]"), "'"),
+        normalizers.Replace(Regex(r"[\u201c\u201d]"), '"'),
+        *(normalizers.Replace(treebank, everyday) for treebank, everyday in TREEBANK_SPELLINGS.items()),
+        # "fun ." and "fun." alike.
+        normalizers.Replace(Regex(r"\s+(?=[.,!?;:)'])"), ""),
+    ]
+
+
+def with_everyday_spelling(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer, reading treebank text as people would have written it; pre-trained networks know that."""
+    tokenizer.normalizer = normalizers.Sequence([*everyday_spelling(), tokenizer.normalizer])
+    return tokenizer
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> Tokenizer:
     """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909): any text has tokens, none is unknown.
 
@@ -31,11 +48,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> T
         [
             normalizers.NFKC(),
             normalizers.Lowercase(),
-            normalizers.Replace(Regex(r"[\u2018\u2019]"), "'"),
-            normalizers.Replace(Regex(r"[\u201c\u201d]"), '"'),
-            *(normalizers.Replace(treebank, everyday) for treebank, everyday in TREEBANK_SPELLINGS.items()),
-            # "fun ." and "fun." alike.
-            normalizers.Replace(Regex(r"\s+(?=[.,!?;:)'])"), ""),
+            *everyday_spelling(),
             normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
         ]

@@ -28,7 +28,7 @@ from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
 from export.provenance import commit_of_this_tree
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
-from export.tokenizer import train_tokenizer
+from export.tokenizer import train_tokenizer, with_everyday_spelling
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 from export.transformer import EncoderConfig, TextClassifier
 
@@ -78,13 +78,13 @@ RECIPES = {
     "sentiment": TextTrainConfig(),
     "sentiment-minilm": TextTrainConfig(
         start_from="minilm",
-        epochs=3,
-        patience=3,
+        epochs=4,
+        patience=4,
         batch_size=32,
-        learning_rate=5e-5,
+        learning_rate=6e-5,
         weight_decay=0.01,
         label_smoothing=0.0,
-        token_dropout=0.0,
+        token_dropout=0.1,
         model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.1),
     ),
     "sentiment-minilm-shape": TextTrainConfig(
@@ -173,7 +173,7 @@ def starting_point(data: TextClassificationData, config: TextTrainConfig) -> Sta
         folder = pretrained.minilm_folder()
         model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
         weights = pretrained.bert_weights(folder) if config.start_from == "minilm" else {}
-        return StartingPoint(pretrained.bert_tokenizer(folder), model_config, weights)
+        return StartingPoint(with_everyday_spelling(pretrained.bert_tokenizer(folder)), model_config, weights)
     tokenizer = train_tokenizer(data.train.texts, config.vocab_size, config.model.max_tokens)
     # A small data set gives fewer pieces than were asked for.
     vocab_size = tokenizer.get_vocab_size()
