@@ -16,6 +16,7 @@ def main() -> int:
     """Run one command; its exit status."""
     arguments = parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
+    errors = Console(stderr=True)
     # torch takes seconds to import, and `--help` should not.
     from export.convert import ConversionRefused
     from export.hugging_face import LoadRefused
@@ -37,7 +38,7 @@ def main() -> int:
         ConnectionError,
         ValueError,
     ) as error:
-        console.print(
+        errors.print(
             f"{arguments.command}: {error}",
             style="bold red",
             soft_wrap=True,
@@ -147,9 +148,8 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     """Train one model."""
     from export.run_queue import Run, train_run
 
-    train_run(
-        Run(arguments.model, arguments.model, arguments.set), run_dir_of(arguments), console, arguments.time_budget
-    )
+    run_dir = run_dir_of(arguments)
+    train_run(Run(run_dir.name, arguments.model, arguments.set), run_dir, console, arguments.time_budget)
 
 
 def queue(arguments: argparse.Namespace, console: Console) -> None:
@@ -191,18 +191,18 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 def convert_translation(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run of translation."""
     from export.convert_translation import convert_translation, translation_source_of_run
-    from export.data import load_multi30k_and_tatoeba
+    from export.run_folder import read_result
+    from export.train_translation import LOADERS
 
     source = translation_source_of_run(run_dir_of(arguments))
-    test = load_multi30k_and_tatoeba().test
-    licence = "Multi30k: CC BY-NC-SA 4.0, not for commercial use; Tatoeba: CC BY 2.0 FR (www.manythings.org/anki and"
+    data = LOADERS[read_result(run_dir_of(arguments))["config"]["data"]]()
     convert_translation(
         source,
         name=arguments.name or arguments.model,
         store=arguments.model_store,
-        compare_on=test,
+        compare_on=data.test,
         precision=arguments.precision,
-        about={"licence": f"{licence} tatoeba.org)"},
+        about={"licence": data.licence},
         console=console,
     )
 
@@ -262,7 +262,12 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
         compare_on: Any = made_up_images(MIN_COMPARED)
     else:
         source = source_of_hugging_face(arguments.source)
-        labelled = load_sst2().validation if arguments.validate_on == "sst2" else None
+        if arguments.validate_on == "sst2":
+            data = load_sst2()
+            if [label.upper() for label in source.labels] != data.label_names:
+                classes = ", ".join(source.labels)
+                raise ValueError(f"--validate-on sst2 has {', '.join(data.label_names)}; this model has {classes}")
+            labelled = data.validation
         compare_on = labelled.texts if labelled else made_up_sentences(MIN_COMPARED)
     convert_source(
         source,

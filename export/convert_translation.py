@@ -273,7 +273,11 @@ def describe(
     quality: dict[str, Any],
     about: dict[str, Any],
 ) -> Manifest:
-    """Write tokenizer, configuration and golden examples beside the graphs; the manifest, without checksums yet."""
+    """Write tokenizer, configuration and golden examples beside the graphs; the manifest, without checksums yet.
+
+    Raises:
+        ConversionRefused: float32 graphs score a golden example differently.
+    """
     config = source.module.config
     (folder / TOKENIZER).write_text(source.tokenizer_json)
     if source.target_tokenizer_json is not None:
@@ -299,10 +303,14 @@ def describe(
         (folder / file_name).write_text(json.dumps(document, indent=2) + "\n")
     golden = golden_examples(source)
     write_golden(folder, golden)
+    difference = golden_difference(source, folder, golden)
+    if precision == "float32" and difference > MAX_SCORE_DIFFERENCE:
+        raise ConversionRefused(
+            f"ONNX is not PyTorch's model: scores of golden examples differ by up to {difference:.3g} (allowed:"
+            f" {MAX_SCORE_DIFFERENCE:g})"
+        )
     # In int8 rounding depends on the company in the batch and on the CPU's instructions: twice what was seen here.
-    allowed = (
-        MAX_SCORE_DIFFERENCE if precision == "float32" else round(2 * golden_difference(source, folder, golden), 3)
-    )
+    allowed = MAX_SCORE_DIFFERENCE if precision == "float32" else round(2 * difference, 3)
     return Manifest(
         format=FORMAT,
         name=name,

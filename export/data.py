@@ -14,6 +14,8 @@ from PIL import Image
 SST2_HUB_ID = "stanfordnlp/sst2"
 CIFAR10_HUB_ID = "uoft-cs/cifar10"
 MULTI30K_HUB_ID = "bentrevett/multi30k"
+MULTI30K_LICENCE = "Multi30k: CC BY-NC-SA 4.0, not for commercial use"
+TATOEBA_LICENCE = "Tatoeba: CC BY 2.0 FR (www.manythings.org/anki and tatoeba.org)"
 NUM_VALIDATION_IMAGES = 5_000  # kept back from CIFAR-10's training split, which has no validation split of its own
 
 
@@ -62,6 +64,7 @@ class TranslationData:
     """A data set for translation; `test` has a split for each of its sources, by name."""
 
     name: str
+    licence: str
     source_language: str
     target_language: str
     train: ParallelTexts
@@ -170,7 +173,7 @@ def load_multi30k() -> TranslationData:
     """Multi30k, English to German, raw text (Elliott et al. 2016): 29,000 captions to train on; `test` is test2016."""
     splits = datasets.load_dataset(source_of(MULTI30K_HUB_ID, "multi30k"))
     train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
-    return TranslationData("Multi30k", "en", "de", train, validation, {"Multi30k": test})
+    return TranslationData("Multi30k", MULTI30K_LICENCE, "en", "de", train, validation, {"Multi30k": test})
 
 
 def load_multi30k_and_tatoeba() -> TranslationData:
@@ -186,6 +189,7 @@ def load_multi30k_and_tatoeba() -> TranslationData:
     train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
     return TranslationData(
         "Tatoeba and Multi30k",
+        f"{MULTI30K_LICENCE}; {TATOEBA_LICENCE}",
         "en",
         "de",
         train + captions.train,

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, MarianMTModel
 from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
 
+from export.convert import MAX_LOGIT_DIFFERENCE
 from export.convert_translation import TranslationSource
+from export.golden_texts import GOLDEN_TEXTS
 from export.hugging_face import LoadRefused
 from export.transformer import NEGATIVE
 from export.translation_networks import TranslationConfig, TranslationTransformer
@@ -28,7 +30,7 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
     """A saved model folder, or a hub id.
 
     Raises:
-        LoadRefused: not a Marian model with one vocabulary for both languages.
+        LoadRefused: not a Marian model with one vocabulary for both languages, or one that comes out differently here.
     """
     try:
         model = MarianMTModel.from_pretrained(name_or_path).eval().float()
@@ -48,7 +50,7 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
     vocabulary = tokenizer.encoder
     eos_id, pad_id = config.eos_token_id, config.pad_token_id
     source_spm, target_spm = tokenizer.spm_files
-    return TranslationSource(
+    source = TranslationSource(
         module=_network(model, pad_id),
         tokenizer_json=_source_tokenizer(
             Path(source_spm), vocabulary, tokenizer.unk_token, tokenizer.eos_token
@@ -66,6 +68,30 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
             "transformers": transformers.__version__,
         },
     )
+    _require_same(source, model, tokenizer)
+    return source
+
+
+@torch.inference_mode()
+def _require_same(source: TranslationSource, model: Any, tokenizer: Any) -> None:
+    """The same tokens and the same next tokens as in `transformers`, for texts of every kind.
+
+    Raises:
+        LoadRefused: something differs.
+    """
+    task = source.task()
+    for text in GOLDEN_TEXTS:
+        sentence = task.preprocess(text, truncate=True, field="text")
+        if not sentence.truncated and sentence.ids != tokenizer(text)["input_ids"]:
+            raise LoadRefused(f"the tokenizer cuts {text!r} differently than transformers does")
+        ids = torch.tensor([sentence.ids])
+        target = torch.tensor([[source.bos_id, *sentence.ids[:-1]]])
+        theirs_TV = model(input_ids=ids, decoder_input_ids=target).logits[0]
+        ours_TV = source.module(ids, torch.ones_like(ids), target, torch.ones_like(target))
+        readable = torch.arange(theirs_TV.shape[1]) != source.pad_id  # which is never written here
+        difference = float((ours_TV - theirs_TV)[:, readable].abs().max())
+        if not difference <= MAX_LOGIT_DIFFERENCE * max(1.0, float(theirs_TV[:, readable].abs().max())):
+            raise LoadRefused(f"the network is not the one in transformers: logits differ by up to {difference:.3g}")
 
 
 def _network(model: Any, pad_id: int) -> TranslationTransformer:

@@ -10,14 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from export.provenance import hardware, this_command
-from export.trainer import CHECKPOINT, WEIGHTS, Trainer
+from export.trainer import CHECKPOINT, WEIGHTS, Trainer, best_epoch
 
 SHAPE, RESULT = "model.json", "result.json"
 # The kinds of network of a task: the type of the configuration to its name and class.
@@ -72,25 +71,26 @@ def halve_weights(run_dir: Path) -> None:
     save_file({name: w.half() if w.is_floating_point() else w for name, w in weights.items()}, run_dir / WEIGHTS)
 
 
-def end_run(trainer: Trainer, *, commit: str, measured: dict[str, Any], console: Console) -> None:
+def end_run(trainer: Trainer, *, command: str, measured: dict[str, Any], console: Console) -> None:
     """Write the record of a finished run, and remove its checkpoint.
 
     Args:
         trainer: of the run.
-        commit: of the code when the run began; by now the tree may be another.
+        command: that trains the same again; "" for the one that runs now.
         measured: the task, its data and what was found.
         console: for the last line.
     """
-    scores = [entry["score"] for entry in trainer.history]
+    # The shape that was trained: pre-trained weights bring their own.
+    config = dataclasses.asdict(trainer.config) | {"model": dataclasses.asdict(trainer.model.config)}
     result = measured | {
         "num_parameters": sum(weight.numel() for weight in trainer.model.parameters()),
-        "best_epoch": int(np.argmax(scores)) + 1,
+        "best_epoch": best_epoch(trainer.history) + 1,
         "training_s": round(trainer.training_s, 1),
-        "command": this_command(),
-        "commit": commit,
+        "command": command or this_command(),
+        "commit": ", ".join(trainer.commits),
         "hardware": hardware(trainer.device),
         "torch": str(torch.__version__),
-        "config": dataclasses.asdict(trainer.config),
+        "config": config,
         "history": trainer.history,
     }
     (trainer.run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n")

@@ -1,6 +1,7 @@
 """Lists of training runs: which recipe, with which changes, under which name."""
 
 import dataclasses
+import shlex
 import time
 import tomllib
 from pathlib import Path
@@ -23,6 +24,22 @@ class Run(NamedTuple):
     name: str  # of its folder
     recipe: str
     changes: list[str]  # NAME=VALUE
+
+    @property
+    def command(self) -> str:
+        """The command that trains this run alone."""
+        folder = ["--run-dir", f"runs/{self.name}"] if self.name != self.recipe else []
+        return shlex.join(
+            [
+                "python",
+                "-m",
+                "export",
+                "train",
+                self.recipe,
+                *folder,
+                *(["--set", *self.changes] if self.changes else []),
+            ]
+        )
 
 
 def read_queue(path: Path) -> list[Run]:
@@ -64,12 +81,12 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
     if is_finished(run_dir):
         console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
         return True
+    how: Any = (config, run_dir, console, time_budget_s, run.command)
     if isinstance(config, TextTrainConfig):
-        return train_text_classifier.train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s)
+        return train_text_classifier.train_text_classifier(load_sst2(), *how)
     if isinstance(config, TranslationTrainConfig):
-        data = train_translation.LOADERS[config.data]()
-        return train_translation.train_translation(data, config, run_dir, console, time_budget_s)
-    return train_image_classifier.train_image_classifier(load_cifar10(), config, run_dir, console, time_budget_s)
+        return train_translation.train_translation(train_translation.LOADERS[config.data](), *how)
+    return train_image_classifier.train_image_classifier(load_cifar10(), *how)
 
 
 def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:

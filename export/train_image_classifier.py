@@ -24,7 +24,6 @@ from torch.nn import functional
 from export.data import ImageClassificationData, LabelledImages
 from export.evaluate import classification_quality
 from export.image_networks import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
-from export.provenance import commit_of_this_tree
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 
@@ -99,8 +98,17 @@ def train_image_classifier(
     run_dir: Path,
     console: Console,
     time_budget_s: float = math.inf,
+    command: str = "",
 ) -> bool:
     """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+
+    Args:
+        data: what is learned.
+        config: how.
+        run_dir: the run folder.
+        console: for progress.
+        time_budget_s: after so many seconds it stops, to be gone on with.
+        command: that trains the same, for the record; "" for the one that runs now.
 
     Returns:
         whether the run is finished.
@@ -118,11 +126,10 @@ def train_image_classifier(
     if config.teacher:
         problem.learn_from(run_dir.parent / config.teacher)
     trainer = Trainer(problem, model, average, config, run_dir, device)
-    commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
-    finish(trainer, problem, commit, console)
+    finish(trainer, problem, command, console)
     return True
 
 
@@ -205,12 +212,12 @@ class ImageProblem:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy, which is the score, on the images kept back from training."""
-        quality = self.quality(model, self.data.validation)
+        quality = self.quality(model, self.data.validation, self.autocast_bf16)
         return {"score": quality["accuracy"], "calibration_error": quality["expected_calibration_error"]}
 
-    def quality(self, model: nn.Module, images: LabelledImages) -> dict[str, Any]:
-        """What the model's answers for these images are worth."""
-        logits_NK = predict(model, images.pixels_NCHW, self.device, self.autocast_bf16)
+    def quality(self, model: nn.Module, images: LabelledImages, autocast_bf16: bool = False) -> dict[str, Any]:
+        """What the model's answers for these images are worth; in float32, as it is served, unless told otherwise."""
+        logits_NK = predict(model, images.pixels_NCHW, self.device, autocast_bf16)
         return classification_quality(logits_NK, images.labels_N).as_dict()
 
 
@@ -291,7 +298,7 @@ def moved(images: LabelledImages, shift: int = SHIFT_PIXELS) -> LabelledImages:
     return LabelledImages(np.ascontiguousarray(padded[:, :, :-shift, :-shift]), images.labels_N)
 
 
-def finish(trainer: Trainer, problem: ImageProblem, commit: str, console: Console) -> None:
+def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Console) -> None:
     """Measure the weights that are kept on the test split, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
@@ -309,7 +316,7 @@ def finish(trainer: Trainer, problem: ImageProblem, commit: str, console: Consol
         "quality_moved": problem.quality(model, moved(data.test)) | {"shift_pixels": SHIFT_PIXELS},
         "bf16": problem.autocast_bf16,
     }
-    end_run(trainer, commit=commit, measured=measured, console=console)
+    end_run(trainer, command=command, measured=measured, console=console)
 
 
 def build_network(config: VitConfig | ResNetConfig) -> nn.Module:

@@ -26,13 +26,13 @@ from export import pretrained
 from export.baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
-from export.provenance import commit_of_this_tree
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
 from export.tokenizer import train_tokenizer, with_everyday_spelling
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 from export.transformer import EncoderConfig, TextClassifier
 
 PAD_ID = 0
+BERT_VOCAB_SIZE = 30522
 NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
 NETWORKS: Networks = {
     EncoderConfig: ("transformer", TextClassifier),
@@ -85,13 +85,13 @@ RECIPES = {
         weight_decay=0.01,
         label_smoothing=0.0,
         token_dropout=0.1,
-        model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.1),
+        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.1),
     ),
     "sentiment-minilm-shape": TextTrainConfig(
         start_from="minilm-shape",
         learning_rate=2e-4,
         label_smoothing=0.1,
-        model=EncoderConfig(vocab_size=30522, num_labels=2, dropout=0.3),
+        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.3),
     ),
     "sentiment-bilstm": TextTrainConfig(model=BiLstmConfig(vocab_size=8000, num_labels=2)),
     "sentiment-kim-cnn": TextTrainConfig(model=KimCnnConfig(vocab_size=8000, num_labels=2)),
@@ -122,8 +122,17 @@ def train_text_classifier(
     run_dir: Path,
     console: Console,
     time_budget_s: float = math.inf,
+    command: str = "",
 ) -> bool:
     """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+
+    Args:
+        data: what is learned.
+        config: how.
+        run_dir: the run folder.
+        console: for progress.
+        time_budget_s: after so many seconds it stops, to be gone on with.
+        command: that trains the same, for the record; "" for the one that runs now.
 
     Returns:
         whether the run is finished.
@@ -146,11 +155,10 @@ def train_text_classifier(
     if config.teacher:
         problem.learn_from(run_dir.parent / config.teacher)
     trainer = Trainer(problem, model, build_network(start.config), config, run_dir, device)
-    commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
-    finish(trainer, problem, commit, console)
+    finish(trainer, problem, command, console)
     return True
 
 
@@ -167,9 +175,12 @@ def starting_point(data: TextClassificationData, config: TextTrainConfig) -> Sta
 
     Raises:
         FileNotFoundError: the pre-trained weights are not installed.
+        ValueError: another shape was asked for than the pre-trained one.
     """
     num_labels = len(data.label_names)
     if config.start_from != "scratch":
+        if config.model != EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=config.model.dropout):
+            raise ValueError(f"start_from={config.start_from} brings its own shape: only model.dropout can be changed")
         folder = pretrained.minilm_folder()
         model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
         weights = pretrained.bert_weights(folder) if config.start_from == "minilm" else {}
@@ -223,6 +234,8 @@ class TextProblem:
         self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.tokenizer, self.max_tokens = start.tokenizer, start.config.max_tokens
+        added = start.tokenizer.get_added_tokens_decoder()
+        self.special_ids = [number for number, token in added.items() if token.special]
         self.teacher: Teacher | None = None
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
 
@@ -240,7 +253,7 @@ class TextProblem:
         """Texts of similar length together, some of their tokens left out."""
         rng = np.random.default_rng((self.config.seed, epoch))
         if self.teacher is None:
-            texts = [drop_tokens(ids, self.config.token_dropout, rng) for ids in self.train_ids]
+            texts = [drop_tokens(ids, self.config.token_dropout, rng, self.special_ids) for ids in self.train_ids]
             judged = None
         else:
             changed = LabelledTexts(self._changed_texts(rng), self.data.train.labels)
@@ -282,7 +295,7 @@ class TextProblem:
         return {"score": quality.accuracy, "calibration_error": quality.expected_calibration_error}
 
 
-def finish(trainer: Trainer, problem: TextProblem, commit: str, console: Console) -> None:
+def finish(trainer: Trainer, problem: TextProblem, command: str, console: Console) -> None:
     """Measure the weights that are kept, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
@@ -298,7 +311,7 @@ def finish(trainer: Trainer, problem: TextProblem, commit: str, console: Console
         "bf16": problem.autocast_bf16,
     }
     plot_curves(trainer.history, run_dir / "curves.png")
-    end_run(trainer, commit=commit, measured=measured, console=console)
+    end_run(trainer, command=command, measured=measured, console=console)
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:
@@ -306,13 +319,14 @@ def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[
     return [np.array(encoding.ids[:max_tokens]) for encoding in tokenizer.encode_batch(split.texts)]
 
 
-def drop_tokens(ids_T: NDArray[np.int64], share: float, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Leave out tokens at random, as augmentation; the first, [CLS], stays."""
+def drop_tokens(
+    ids_T: NDArray[np.int64], share: float, rng: np.random.Generator, special_ids: list[int]
+) -> NDArray[np.int64]:
+    """Leave out tokens at random, as augmentation; [CLS] and its kin stay."""
     if share == 0.0:
         return ids_T
     kept_T = rng.random(len(ids_T)) >= share
-    kept_T[0] = True
-    return ids_T[kept_T]
+    return ids_T[kept_T | np.isin(ids_T, special_ids)]
 
 
 def batches_of_similar_length(

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from export.data import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
 from export.evaluate import translation_quality
-from export.provenance import commit_of_this_tree
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.tokenizer import train_translation_tokenizer
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -106,8 +105,17 @@ def train_translation(
     run_dir: Path,
     console: Console,
     time_budget_s: float = math.inf,
+    command: str = "",
 ) -> bool:
     """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+
+    Args:
+        data: what is learned.
+        config: how.
+        run_dir: the run folder.
+        console: for progress.
+        time_budget_s: after so many seconds it stops, to be gone on with.
+        command: that trains the same, for the record; "" for the one that runs now.
 
     Returns:
         whether the run is finished.
@@ -125,11 +133,10 @@ def train_translation(
     torch.manual_seed(config.seed)
     problem = TranslationProblem(data, config, tokenizer, shape.max_tokens, device)
     trainer = Trainer(problem, build_network(shape), build_network(shape), config, run_dir, device)
-    commit = commit_of_this_tree()  # now: by the end of the run the tree may be another
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
-    finish(trainer, problem, commit, console)
+    finish(trainer, problem, command, console)
     return True
 
 
@@ -339,7 +346,7 @@ def translate_texts(
     return [tokenizer.decode(hypothesis.ids) for hypothesis in parts]
 
 
-def finish(trainer: Trainer, problem: TranslationProblem, commit: str, console: Console) -> None:
+def finish(trainer: Trainer, problem: TranslationProblem, command: str, console: Console) -> None:
     """Measure the weights that are kept on the test splits, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
@@ -367,7 +374,7 @@ def finish(trainer: Trainer, problem: TranslationProblem, commit: str, console: 
         "quality": quality,
         "bf16": problem.autocast_bf16,
     }
-    end_run(trainer, commit=commit, measured=measured, console=console)
+    end_run(trainer, command=command, measured=measured, console=console)
 
 
 def build_network(config: NetworkConfig) -> nn.Module:

@@ -23,6 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from export.provenance import commit_of_this_tree
+
 CHECKPOINT_INTERVAL_S = 300.0  # within an epoch: no more than this is lost when a machine goes away
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
 
@@ -101,6 +103,7 @@ class Trainer:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
         self.history: list[dict[str, float]] = []
         self.training_s = 0.0
+        self.commits: list[str] = []  # of the code that trained; more than one when it changed between slices
         self._epoch = _Epoch()
         self._generators: dict[str, Tensor] = {}
 
@@ -128,7 +131,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.history, self.training_s = state["history"], state["training_s"]
+        self.history, self.training_s, self.commits = state["history"], state["training_s"], state["commits"]
         self._epoch, self._generators = _Epoch(**state["epoch"]), state["generators"]
         console.print(f"going on after epoch {len(self.history)} and {self._epoch.steps} steps of {path}")
 
@@ -142,6 +145,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
             "training_s": self.training_s,
+            "commits": self.commits,
             "epoch": dataclasses.asdict(self._epoch),
             "generators": self._generator_states() if self._epoch.steps else {},
         }
@@ -177,6 +181,8 @@ class Trainer:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
+        if (commit := commit_of_this_tree()) not in self.commits:  # now: at the end of the run the tree may be another
+            self.commits.append(commit)
         ends_s = time.perf_counter() + time_budget_s
         per_epoch = self.problem.steps_per_epoch
         # A log gets lines instead of a bar that is drawn again and again.
@@ -212,7 +218,7 @@ class Trainer:
                 measured = self._measured()
                 self.history.append(measured)
                 self._epoch = _Epoch()
-                if measured["score"] == max(entry["score"] for entry in self.history):
+                if len(self.history) - 1 == best_epoch(self.history):
                     weights = {name: value.contiguous() for name, value in self.average.state_dict().items()}
                     save_file(weights, self.run_dir / WEIGHTS)
                 self._save_checkpoint()
@@ -237,8 +243,7 @@ class Trainer:
         }
 
     def _out_of_patience(self) -> bool:
-        scores = [entry["score"] for entry in self.history]
-        return bool(scores) and len(scores) - 1 - int(np.argmax(scores)) >= self.config.patience
+        return bool(self.history) and len(self.history) - 1 - best_epoch(self.history) >= self.config.patience
 
     def _train_epoch(self, ends_s: float, show: Callable[[bool], None]) -> bool:
         """The rest of the epoch in progress; False when the time was up before its end.
@@ -283,6 +288,11 @@ class Trainer:
         # Running statistics (of batch normalisation) are means already.
         for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mean.copy_(value)
+
+
+def best_epoch(history: list[dict[str, float]]) -> int:
+    """The epoch whose weights are kept, counted from 0: of those with the same score the first."""
+    return int(np.argmax([entry["score"] for entry in history]))
 
 
 def this_device() -> torch.device:

@@ -21,7 +21,9 @@ def toy_pairs(count: int, seed: int) -> ParallelTexts:
 
 def toy_data() -> TranslationData:
     """Counted dogs."""
-    return TranslationData("dogs", "en", "de", toy_pairs(3000, 1), toy_pairs(200, 2), {"dogs": toy_pairs(60, 3)})
+    return TranslationData(
+        "dogs", "none", "en", "de", toy_pairs(3000, 1), toy_pairs(200, 2), {"dogs": toy_pairs(60, 3)}
+    )
 
 
 def toy_config(**changes: object) -> TranslationTrainConfig:

@@ -126,6 +126,7 @@ def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path) -> None:
         (
             ({"decoder_ffn_dim": 32}, "encoder_ffn_dim and decoder_ffn_dim differ"),
             ({"activation_function": "tanh"}, "activation 'tanh' is not one of"),
+            ({"tie_word_embeddings": False}, "the network is not the one in transformers"),
         )
     ):
         with pytest.raises(LoadRefused, match=text):

@@ -95,6 +95,19 @@ def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None
     assert len(result["history"]) < 40
     best = max(entry["score"] for entry in result["history"])
     assert result["history"][result["best_epoch"] - 1]["score"] == best
+    assert result["quality"]["accuracy"] == best
+
+
+def test_of_epochs_with_the_same_score_the_first_is_kept(tmp_path: Path, quiet: Console) -> None:
+    """Two sentences that are always right: the same scores from other weights; the record is of those kept."""
+    data = toy_data()
+    easy = LabelledTexts(["A wonderful, clever story.", "A dull, pointless story."], [1, 0])
+    train_text_classifier(replace(data, validation=easy), toy_config(), tmp_path / "easy", quiet)
+    result = json.loads((tmp_path / "easy/result.json").read_text())
+    best, last = result["history"][result["best_epoch"] - 1], result["history"][-1]
+    assert best["score"] == last["score"] == 1.0
+    measured = result["quality"]["expected_calibration_error"]
+    assert abs(measured - best["calibration_error"]) < abs(measured - last["calibration_error"])
 
 
 def test_batches_hold_every_text_once_with_similar_lengths() -> None:
