@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
+from model_store.folder import NAME
+
 NUM_COMPARED_IMAGES = 2_000  # of the 10,000 that quality is measured on
 
 
@@ -179,7 +181,7 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
     material = images_to_measure_on() if source.task_name == "image-classification" else texts_to_measure_on()
     convert_source(
         source,
-        name=arguments.name or arguments.model,
+        name=name_in_store(arguments, arguments.model),
         store=arguments.model_store,
         precision=arguments.precision,
         about={"licence": licence_of(source)},
@@ -198,7 +200,7 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
     data = LOADERS[read_result(run_dir_of(arguments))["config"]["data"]]()
     convert_translation(
         source,
-        name=arguments.name or arguments.model,
+        name=name_in_store(arguments, arguments.model),
         store=arguments.model_store,
         compare_on=data.test,
         precision=arguments.precision,
@@ -271,7 +273,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
         compare_on = labelled.texts if labelled else made_up_sentences(MIN_COMPARED)
     convert_source(
         source,
-        name=arguments.name or Path(arguments.source).name,
+        name=name_in_store(arguments, Path(arguments.source).resolve().name),
         store=arguments.model_store,
         compare_on=compare_on,
         labelled=labelled,
@@ -291,7 +293,7 @@ def load_translation(arguments: argparse.Namespace, console: Console) -> None:
 
     convert_translation(
         source_of_marian(arguments.source),
-        name=arguments.name or Path(arguments.source).name,
+        name=name_in_store(arguments, Path(arguments.source).resolve().name),
         store=arguments.model_store,
         compare_on={"made-up sentences": ParallelTexts(made_up_sentences(MIN_COMPARED), [])},
         precision=arguments.precision,
@@ -316,6 +318,18 @@ def untrained(arguments: argparse.Namespace, console: Console) -> None:
         packed=not arguments.padded,
         console=console,
     )
+
+
+def name_in_store(arguments: argparse.Namespace, default: str) -> str:
+    """What the model is to be called.
+
+    Raises:
+        ValueError: it cannot be called so.
+    """
+    name: str = arguments.name or default
+    if not NAME.fullmatch(name):
+        raise ValueError(f"--name {name!r}: a model's name may have letters, digits, '.', '_' and '-'")
+    return name
 
 
 def run_dir_of(arguments: argparse.Namespace) -> Path:

@@ -118,7 +118,11 @@ def with_changes(config: Any, changes: list[str]) -> Any:
         known = [field.name for field in dataclasses.fields(config) if field.name != "model"]
         if name not in known:
             raise ValueError(f"--set: {name!r} is not one of {', '.join(known)}")
-        config = dataclasses.replace(config, **{name: _parsed(text, getattr(config, name), _choices(config, name))})
+        try:
+            value = _parsed(text, getattr(config, name), _choices(config, name))
+        except ValueError as error:
+            raise ValueError(f"--set {name}: {error}") from error
+        config = dataclasses.replace(config, **{name: value})
     return config
 
 
@@ -130,12 +134,15 @@ def _choices(config: Any, name: str) -> tuple[str, ...]:
 
 def _parsed(text: str, old: Any, choices: tuple[str, ...]) -> Any:
     if choices and text not in choices:
-        raise ValueError(f"--set: {text!r} is not one of {', '.join(choices)}")
+        raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
     kind = type(old)
     if kind is bool:
         if text not in ("true", "false"):
-            raise ValueError(f"--set: {text!r} is neither true nor false")
+            raise ValueError(f"{text!r} is neither true nor false")
         return text == "true"
     if kind is tuple:
         return tuple(int(number) for number in text.split(","))
-    return kind(text)
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no {kind.__name__}") from error

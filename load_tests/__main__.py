@@ -17,6 +17,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from load_tests.drivers import mean_batch_rows
 from load_tests.processes import Process, free_port
 
 HERE = Path(__file__).parent
@@ -92,7 +93,8 @@ def judge(report: dict[str, Any], limits: dict[str, float]) -> tuple[Table, list
     }
     if unknown := limits.keys() - measured.keys():
         raise ValueError(f"slo.toml: unknown limit {', '.join(sorted(unknown))}; known are {', '.join(measured)}")
-    rows = sum(int(size) * count for size, count in report["batch_rows"].items()) / max(1, report["answers_checked"])
+    sizes = {int(size): count for size, count in report["batch_rows"].items()}
+    rows = mean_batch_rows(sizes) if sizes else 0.0
     title = f"{report['requests']} requests, {report['sent']}, {rows:.1f} rows a batch on average"
     table = Table("limit", "value", "measured", "kept", title=title)
     missed = []

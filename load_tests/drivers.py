@@ -3,7 +3,8 @@
 import asyncio
 import struct
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -22,8 +23,8 @@ class Load:
     requests: int = 0  # answered while all users were at work, and the time of that
     wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
-    batch_rows: list[int] = field(default_factory=list)
-    padded_shares: list[float] = field(default_factory=list)
+    # Of each answer the batch it was computed in: rows, tokens, tokens of padding.
+    batches: list[tuple[int, int, int]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
         """Throughput, latency percentiles, means of batch size and padding."""
@@ -34,10 +35,17 @@ class Load:
         }
         for share in (50, 95, 99):
             answer[f"p{share}_ms"] = 1e3 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
-        if self.batch_rows:
-            answer["mean_batch_rows"] = sum(self.batch_rows) / len(self.batch_rows)
-            answer["padded_share"] = sum(self.padded_shares) / len(self.padded_shares)
+        if self.batches:
+            # A batch of n rows is told n times: counted once, it weighs 1 / n in each answer.
+            answer["mean_batch_rows"] = mean_batch_rows(Counter(rows for rows, _, _ in self.batches))
+            tokens = sum(tokens / rows for rows, tokens, _ in self.batches)
+            answer["padded_share"] = sum(padded / rows for rows, _, padded in self.batches) / tokens
         return answer
+
+
+def mean_batch_rows(answers_by_rows: Mapping[int, int]) -> float:
+    """Rows of a batch on average, from the number of answers that came out of batches of so many rows each."""
+    return sum(answers_by_rows.values()) / sum(answers / rows for rows, answers in answers_by_rows.items())
 
 
 async def closed_loop(send: Callable[[int], Awaitable[dict[str, int]]], concurrency: int, count: int) -> Load:
@@ -54,8 +62,7 @@ async def closed_loop(send: Callable[[int], Awaitable[dict[str, int]]], concurre
             receipt = await send(number)
             load.latencies_s.append(time.perf_counter() - started_s)
             if receipt:
-                load.batch_rows.append(receipt["batch_size"])
-                load.padded_shares.append(receipt["padded_tokens"] / receipt["batch_tokens"])
+                load.batches.append((receipt["batch_size"], receipt["batch_tokens"], receipt["padded_tokens"]))
 
     begun_s = time.perf_counter()
     await asyncio.gather(*(user() for _ in range(concurrency)))

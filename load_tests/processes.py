@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,11 +21,12 @@ class Process:
 
     def __init__(self, module: str, *arguments: str, pipes: bool = False, core: int | None = SERVER_CORE) -> None:
         self.started_s = time.perf_counter()
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the block)
         self.popen = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE if pipes else None,
             stdout=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stderr=None if pipes else subprocess.DEVNULL,
+            stderr=None if pipes else self._log,
             text=True,
             preexec_fn=None if core is None else lambda: pin(core),
         )
@@ -43,6 +45,7 @@ class Process:
         for pipe in (self.popen.stdin, self.popen.stdout):
             if pipe is not None:
                 pipe.close()
+        self._log.close()
 
     def cpu_s(self) -> float:
         """CPU seconds of all threads so far, with the scheduler's nanoseconds."""
@@ -69,7 +72,9 @@ class Process:
                     return time.perf_counter() - self.started_s
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.005)
-        raise TimeoutError(f"{url} was not ready after {timeout_s} s, or its process ended")
+        self._log.seek(0)
+        last_words = self._log.read()[-1000:]
+        raise TimeoutError(f"{url} was not ready after {timeout_s} s, or its process ended; it said: {last_words}")
 
 
 def pin(core: int) -> None:

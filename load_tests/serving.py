@@ -6,6 +6,7 @@ one user, then many; the medians of the rounds go to docs/serving.json, for `pyt
 
 import argparse
 import asyncio
+import hashlib
 import json
 import shlex
 import statistics
@@ -17,7 +18,7 @@ from typing import Any
 
 from rich.console import Console
 
-from load_tests.bench import commit, machine
+from load_tests.bench import commit, forget_unless_made_by, machine
 from load_tests.drivers import drive_grpc
 from load_tests.material import load_sentences
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "serving.json")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
+    forget_unless_made_by(arguments.store, commit())
     for number, run_dir in enumerate(arguments.runs):
         console.print(f"converting {run_dir.name} ({number + 1} of {len(arguments.runs)})")
         convert(run_dir, arguments.store)
@@ -48,12 +50,14 @@ def main() -> int:
 
 
 def convert(run_dir: Path, store: Path) -> None:
-    """One run into the store, unless it is there.
+    """One run into the store, unless this very run is there.
 
     Raises:
         CalledProcessError: the conversion was refused.
     """
-    if (store / run_dir.name).exists():
+    weights = hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
+    forget_unless_made_by(store / run_dir.name, weights)
+    if (store / run_dir.name / "1").exists():
         return
     command = [sys.executable, "-m", "export", "convert", run_dir.name, "--run-dir", str(run_dir)]
     subprocess.run([*command, "--model-store", str(store)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)

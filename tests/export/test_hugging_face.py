@@ -1,6 +1,7 @@
 """Models in Hugging Face form, small and random, against `transformers` itself."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
@@ -104,6 +105,27 @@ def test_a_loaded_model_answers_like_transformers(kind: str, tmp_path: Path) -> 
         with urllib.request.urlopen(request, timeout=10) as response:
             (scores,) = json.load(response)
     assert scores[0]["label"] == manifest["labels"][int(reference_BC[0].argmax())]
+
+
+def load(model_dir: Path, store: Path, *options: str) -> str:
+    """What the command says when it refuses."""
+    command = [sys.executable, "-m", "export", "load", str(model_dir), "--task", "text-classification"]
+    run = subprocess.run(
+        [*command, "--model-store", str(store), *options], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert run.returncode == 1
+    assert not list(store.glob("*/*"))
+    return run.stderr
+
+
+def test_a_model_is_judged_by_its_own_classes_only(tmp_path: Path) -> None:
+    """Class 0 of SST-2 is not class 0 of a model that knows three others; nor may a name lead out of the store."""
+    if not os.environ.get("HEED_DATASETS"):
+        pytest.skip("HEED_DATASETS is not set: SST-2 is not at hand")
+    model_dir = save_model("bert", tmp_path / "mine")
+    said = load(model_dir, tmp_path / "store", "--validate-on", "sst2")
+    assert "sst2 has NEGATIVE, POSITIVE; this model has bad, mixed, good" in said
+    assert "--name '../mine'" in load(model_dir, tmp_path / "store", "--name", "../mine")
 
 
 def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path, quiet: Console) -> None:

@@ -50,7 +50,7 @@ def test_the_recipe_is_changed_by_name() -> None:
         "start_from=bert",
         "model.pooling=sum",
     ):
-        with pytest.raises(ValueError, match=r"--set|invalid literal"):
+        with pytest.raises(ValueError, match="--set"):
             with_changes(TextTrainConfig(), [wrong])
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from load_tests.__main__ import judge
-from load_tests.drivers import drive_grpc, drive_http
+from load_tests.bench import forget_unless_made_by
+from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
 from load_tests.material import load_sentences
 from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_port, pin
 from tests.conftest import ROOT, Server
@@ -99,6 +100,31 @@ async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
         assert len((await drive_grpc(port, "echo", texts, 4, 40)).latencies_s) == 40
         assert echo.cpu_s() > 0
         assert echo.memory_mib()["now"] > 10
+
+
+def test_a_batch_is_counted_once_however_many_answers_came_out_of_it() -> None:
+    """One of 63 rows and one of 1 are 32 on average, though 63 of 64 answers tell of the large one."""
+    assert mean_batch_rows({63: 63, 1: 1}) == pytest.approx(32)
+    load = Load(batches=[(63, 630, 63)] * 63 + [(1, 10, 0)], latencies_s=[0.1], wall_s=1.0)
+    assert load.summary()["mean_batch_rows"] == pytest.approx(32)
+    assert load.summary()["padded_share"] == pytest.approx(63 / 640)
+
+
+def test_what_was_made_from_something_else_is_made_anew(tmp_path: Path) -> None:
+    """A graph of another commit would be measured under the name of this one."""
+    for origin, kept in (("abc", False), ("abc", True), ("def", False), ("def-dirty", False), ("def-dirty", False)):
+        forget_unless_made_by(tmp_path / "store", origin)
+        assert (tmp_path / "store/model.onnx").exists() == kept, origin
+        (tmp_path / "store/model.onnx").touch()
+
+
+def test_a_server_that_does_not_start_is_quoted() -> None:
+    """Its last words say why."""
+    with (
+        Process("service", "--model-store", "/nowhere", core=None) as server,
+        pytest.raises(TimeoutError, match="/nowhere"),
+    ):
+        server.wait_until_ready("http://127.0.0.1:9/readyz")
 
 
 def test_our_own_sentences_are_labelled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
