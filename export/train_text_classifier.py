@@ -9,7 +9,7 @@ was stopped goes on from its checkpoint when the same command is given again, to
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -52,6 +52,11 @@ class TextTrainConfig(TrainerConfig):
     # What training starts from: nothing; the MiniLM of `export.pretrained`, whose shape (but for the dropout) and
     # tokenizer then take the place of those given here; or its shape and tokenizer alone, with random weights.
     start_from: Literal["scratch", "minilm", "minilm-shape"] = "scratch"
+    # Of a pre-trained network: what the rate falls by from each layer to the one below it (Howard and Ruder 2018, arXiv
+    # 1801.06146; Clark et al. 2020, arXiv 2003.10555), and whether words keep the vectors they came with, so that those
+    # of the training texts stay beside those that are not among them (Lee et al. 2019, arXiv 1911.03090).
+    layer_decay: float = 1.0
+    freeze_embeddings: bool = False
     # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
     # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3). It
     # judges the very texts that the student sees, so these may be changed as no label would bear: words are left out
@@ -78,10 +83,12 @@ RECIPES = {
     "sentiment": TextTrainConfig(),
     "sentiment-minilm": TextTrainConfig(
         start_from="minilm",
+        layer_decay=0.8,
+        freeze_embeddings=True,
         epochs=4,
         patience=4,
         batch_size=32,
-        learning_rate=6e-5,
+        learning_rate=1.5e-4,
         weight_decay=0.01,
         label_smoothing=0.0,
         token_dropout=0.1,
@@ -98,7 +105,7 @@ RECIPES = {
     "sentiment-distilled": TextTrainConfig(
         teacher="sentiment-minilm",
         epochs=14,
-        patience=8,
+        patience=14,  # the rate falls to the very end, and the best epochs come last
         learning_rate=1e-3,
         token_dropout=0.15,
         join_share=0.4,
@@ -151,15 +158,45 @@ def train_text_classifier(
     if start.weights:
         head = {name: weight for name, weight in model.state_dict().items() if name.startswith("head.")}
         model.load_state_dict(start.weights | head)
+    if config.freeze_embeddings:
+        freeze_embeddings(model)
     problem = TextProblem(data, config, start, device)
     if config.teacher:
         problem.learn_from(run_dir.parent / config.teacher)
-    trainer = Trainer(problem, model, build_network(start.config), config, run_dir, device)
+    trainer = Trainer(
+        problem,
+        model,
+        build_network(start.config),
+        config,
+        run_dir,
+        device,
+        rate_of=layer_rates(config.layer_decay, model),
+    )
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
     finish(trainer, problem, command, console)
     return True
+
+
+def freeze_embeddings(model: nn.Module) -> None:
+    """Let what comes before the first layer stay as it is."""
+    for name, weight in model.named_parameters():
+        if name.startswith(("embedding", "positions")):
+            weight.requires_grad_(False)
+
+
+def layer_rates(decay: float, model: nn.Module) -> Callable[[str], float]:
+    """What the rate of a weight is multiplied by: 1 behind the last layer, less the further down it lies."""
+    depths = [int(name.split(".")[1]) for name, _ in model.named_parameters() if name.startswith("layers.")]
+    num_layers = 1 + max(depths, default=-1)
+
+    def rate_of(name: str) -> float:
+        if name.startswith(("embedding", "positions")):
+            return decay ** (num_layers + 1)
+        return decay ** (num_layers - int(name.split(".")[1])) if name.startswith("layers.") else 1.0
+
+    return rate_of
 
 
 class StartingPoint(NamedTuple):

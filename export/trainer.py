@@ -88,14 +88,28 @@ class Trainer:
         config: TrainerConfig,
         run_dir: Path,
         device: torch.device,
+        rate_of: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
-        """Set up; `average` has the same shape as `model` and becomes its running mean."""
+        """Set up.
+
+        Args:
+            problem: what is learned.
+            model: the network; weights that need no gradient stay as they are.
+            average: of the same shape; becomes its running mean.
+            config: how it is trained.
+            run_dir: where the weights go.
+            device: that computes.
+            rate_of: what the learning rate of a weight is multiplied by, by its name.
+        """
         self.problem, self.config, self.run_dir, self.device = problem, config, run_dir, device
         self.model, self.average = model.to(device), average.to(device)
         self.average.load_state_dict(self.model.state_dict())
+        weights_by_rate: dict[float, list[Tensor]] = {}
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                weights_by_rate.setdefault(config.learning_rate * rate_of(name), []).append(weight)
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.learning_rate,
+            [{"params": weights, "lr": rate} for rate, weights in weights_by_rate.items()],
             weight_decay=config.weight_decay,
             betas=(0.9, 0.98),
             fused=True,
@@ -284,7 +298,8 @@ class Trainer:
         # Early on the mean must forget faster than later, or it stays near the random start.
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(weight, 1 - decay)
+            if weight.requires_grad:
+                mean.lerp_(weight, 1 - decay)
         # Running statistics (of batch normalisation) are means already.
         for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mean.copy_(value)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -96,6 +97,23 @@ def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None
     best = max(entry["score"] for entry in result["history"])
     assert result["history"][result["best_epoch"] - 1]["score"] == best
     assert result["quality"]["accuracy"] == best
+
+
+def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """From the same random weights: words keep their vectors, and the lower layer moves less than without the decay."""
+    start = load_file(toy_run / "model.safetensors")
+    torch.manual_seed(toy_config().seed)
+    random = training.build_network(training.starting_point(toy_data(), toy_config()).config).state_dict()
+    moved = {}
+    for decay in (1.0, 0.1):
+        config = toy_config(layer_decay=decay, freeze_embeddings=True)
+        train_text_classifier(toy_data(), config, tmp_path / f"{decay}", quiet)
+        weights = load_file(tmp_path / f"{decay}" / "model.safetensors")
+        assert (weights["embedding.weight"] == random["embedding.weight"].half().numpy()).all()
+        assert not (start["embedding.weight"] == weights["embedding.weight"]).all()
+        name = "layers.0.feed_forward.up.weight"
+        moved[decay] = float(abs(weights[name] - random[name].numpy()).mean())
+    assert 0 < moved[0.1] < 0.5 * moved[1.0]
 
 
 def test_of_epochs_with_the_same_score_the_first_is_kept(tmp_path: Path, quiet: Console) -> None:
