@@ -6,6 +6,7 @@ their positions. BERT's pooler is left out; a new classifier takes its place.
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,50 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def pieces_to_keep(tokenizer: Tokenizer, texts: list[str], count: int, min_occurrences: int = 5) -> list[int]:
+    """The ids of a smaller WordPiece vocabulary, in their old order.
+
+    Special tokens, single characters of Latin script, so that every word can still be written, pieces that the texts
+    have often enough, and then the most frequent words of the language: BERT's vocabulary is sorted by frequency.
+
+    Raises:
+        ValueError: `count` is too small for the first three.
+    """
+    pieces = sorted((number, piece) for piece, number in tokenizer.get_vocab(with_added_tokens=False).items())
+    special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    occurrences = Counter(number for encoding in tokenizer.encode_batch(texts) for number in encoding.ids)
+    latin = [(number, piece.removeprefix("##")) for number, piece in pieces if _is_latin(piece.removeprefix("##"))]
+    kept = special | {number for number, piece in latin if len(piece) == 1}
+    kept |= {number for number, _ in pieces if occurrences[number] >= min_occurrences}
+    if len(kept) > count:
+        raise ValueError(f"vocab_size {count} is too small: {len(kept)} pieces are needed")
+    rest = [number for number, _ in latin if number not in kept]
+    return sorted(kept | set(rest[: count - len(kept)]))
+
+
+def _is_latin(piece: str) -> bool:
+    return not piece.startswith("[") and all(ord(character) < 0x250 for character in piece)
+
+
+def with_pieces(tokenizer: Tokenizer, kept: list[int]) -> Tokenizer:
+    """The same tokenizer with fewer pieces, numbered anew; other words are written in the pieces that are left."""
+    document = json.loads(tokenizer.to_str())
+    new_id = {old: new for new, old in enumerate(kept)}
+    vocabulary = document["model"]["vocab"]
+    document["model"]["vocab"] = {piece: new_id[number] for piece, number in vocabulary.items() if number in new_id}
+    for token in document["added_tokens"]:
+        token["id"] = new_id[token["id"]]
+    for token in document["post_processor"]["special_tokens"].values():
+        token["ids"] = [new_id[number] for number in token["ids"]]
+    return Tokenizer.from_str(json.dumps(document))
+
+
+def in_fewer_dimensions(vectors_VD: Tensor, width: int) -> Tensor:
+    """Vectors in the `width` directions in which they differ most, [V, width]; their distances as far as can be kept."""
+    _, _, directions_DD = torch.linalg.svd(vectors_VD, full_matrices=False)
+    return vectors_VD @ directions_DD[:width].T
 
 
 def bert_config(folder: Path, num_labels: int, dropout: float) -> EncoderConfig:

@@ -50,8 +50,9 @@ class TextTrainConfig(TrainerConfig):
     token_dropout: float = 0.3  # share of tokens left out of each training text, anew each epoch
     train_share: float = 1.0  # of the training examples that are used, the same ones for the same seed
     # What training starts from: nothing; the MiniLM of `export.pretrained`, whose shape (but for the dropout) and
-    # tokenizer then take the place of those given here; or its shape and tokenizer alone, with random weights.
-    start_from: Literal["scratch", "minilm", "minilm-shape"] = "scratch"
+    # tokenizer then take the place of those given here; its shape and tokenizer alone, with random weights; or
+    # `vocab_size` of its words, whose vectors are brought to the network's width.
+    start_from: Literal["scratch", "minilm", "minilm-shape", "minilm-words"] = "scratch"
     # Of a pre-trained network: what the rate falls by from each layer to the one below it (Howard and Ruder 2018, arXiv
     # 1801.06146; Clark et al. 2020, arXiv 2003.10555), and whether words keep the vectors they came with, so that those
     # of the training texts stay beside those that are not among them (Lee et al. 2019, arXiv 1911.03090).
@@ -103,6 +104,8 @@ RECIPES = {
     "sentiment-bilstm": TextTrainConfig(model=BiLstmConfig(vocab_size=8000, num_labels=2)),
     "sentiment-kim-cnn": TextTrainConfig(model=KimCnnConfig(vocab_size=8000, num_labels=2)),
     "sentiment-distilled": TextTrainConfig(
+        start_from="minilm-words",
+        vocab_size=10900,
         teacher="sentiment-minilm",
         epochs=14,
         patience=14,  # the rate falls to the very end, and the best epochs come last
@@ -110,7 +113,7 @@ RECIPES = {
         token_dropout=0.15,
         join_share=0.4,
         model=EncoderConfig(
-            vocab_size=8000,
+            vocab_size=10900,
             num_labels=2,
             d_model=192,
             num_layers=3,
@@ -155,9 +158,7 @@ def train_text_classifier(
     device = this_device()
     torch.manual_seed(config.seed)
     model = build_network(start.config)
-    if start.weights:
-        head = {name: weight for name, weight in model.state_dict().items() if name.startswith("head.")}
-        model.load_state_dict(start.weights | head)
+    model.load_state_dict(model.state_dict() | start.weights)
     if config.freeze_embeddings:
         freeze_embeddings(model)
     problem = TextProblem(data, config, start, device)
@@ -215,6 +216,8 @@ def starting_point(data: TextClassificationData, config: TextTrainConfig) -> Sta
         ValueError: another shape was asked for than the pre-trained one.
     """
     num_labels = len(data.label_names)
+    if config.start_from == "minilm-words":
+        return starting_point_from_words(data, config)
     if config.start_from != "scratch":
         if config.model != EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=config.model.dropout):
             raise ValueError(f"start_from={config.start_from} brings its own shape: only model.dropout can be changed")
@@ -226,6 +229,22 @@ def starting_point(data: TextClassificationData, config: TextTrainConfig) -> Sta
     # A small data set gives fewer pieces than were asked for.
     vocab_size = tokenizer.get_vocab_size()
     return StartingPoint(tokenizer, dataclasses.replace(config.model, vocab_size=vocab_size, num_labels=num_labels), {})
+
+
+def starting_point_from_words(data: TextClassificationData, config: TextTrainConfig) -> StartingPoint:
+    """A part of the pre-trained vocabulary with its vectors, under a network of the shape that was asked for.
+
+    Raises:
+        FileNotFoundError: the pre-trained weights are not installed.
+        ValueError: `vocab_size` is too small.
+    """
+    folder = pretrained.minilm_folder()
+    tokenizer = with_everyday_spelling(pretrained.bert_tokenizer(folder))
+    kept = pretrained.pieces_to_keep(tokenizer, data.train.texts, config.vocab_size)
+    vectors_VD = pretrained.bert_weights(folder)["embedding.weight"][kept]
+    shape = dataclasses.replace(config.model, vocab_size=len(kept), num_labels=len(data.label_names))
+    weights = {"embedding.weight": pretrained.in_fewer_dimensions(vectors_VD, config.model.d_model)}
+    return StartingPoint(pretrained.with_pieces(tokenizer, kept), shape, weights)
 
 
 def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertModel
 
-from export.pretrained import bert_config, bert_weights, renamed
+from export.pretrained import bert_config, bert_weights, in_fewer_dimensions, pieces_to_keep, renamed, with_pieces
 from export.transformer import TextClassifier
 
 
@@ -54,6 +55,53 @@ def test_every_weight_but_the_pooler_is_used(bert: tuple[BertModel, Path]) -> No
     left_out = ("pooler.", "embeddings.token_type_embeddings.")
     expected = sum(p.numel() for name, p in theirs.named_parameters() if not name.startswith(left_out))
     assert sum(weight.numel() for weight in weights.values()) == expected
+
+
+def test_a_smaller_vocabulary_writes_the_same_words_and_any_other() -> None:
+    """Words of the texts as before; others in smaller pieces, down to characters; specials where they belong."""
+    characters = [prefix + character for character in "aefgilmnorstuwy" for prefix in ("", "##")]
+    words = [
+        "[PAD]",
+        "[unused0]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        *characters,
+        "the",
+        "film",
+        "##s",
+        "\u6620",
+        "story",
+        "war",
+    ]
+    tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 3), ("[SEP]", 4)]
+    )
+    needed = 4 + len(characters) + 2
+    kept = pieces_to_keep(tokenizer, ["the films"] * 5 + ["a story"], needed, min_occurrences=5)
+    smaller = with_pieces(tokenizer, kept)
+    assert smaller.get_vocab_size() == needed
+    assert smaller.encode("The films").tokens == ["[CLS]", "the", "film", "##s", "[SEP]"]
+    assert smaller.encode("story").tokens == ["[CLS]", "s", "##t", "##o", "##r", "##y", "[SEP]"]
+    assert smaller.encode("\u6620").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+    assert [kept[number] for number in smaller.encode("the film").ids] == tokenizer.encode("the film").ids
+    more = with_pieces(tokenizer, pieces_to_keep(tokenizer, ["the films"] * 5, needed + 1, min_occurrences=5))
+    assert more.encode("story war").tokens == ["[CLS]", "story", "w", "##a", "##r", "[SEP]"]
+    with pytest.raises(ValueError, match=f"vocab_size 9 is too small: {needed} pieces"):
+        pieces_to_keep(tokenizer, ["the films"] * 5, 9)
+
+
+def test_fewer_dimensions_keep_what_differs_most() -> None:
+    """All of it where there are enough; what lies in a plane, in two."""
+    generator = torch.Generator().manual_seed(1)
+    plane_VD = torch.randn(50, 2, generator=generator) @ torch.randn(2, 16, generator=generator)
+    reduced_VW = in_fewer_dimensions(plane_VD, 2)
+    assert reduced_VW.shape == (50, 2)
+    torch.testing.assert_close(reduced_VW @ reduced_VW.T, plane_VD @ plane_VD.T, atol=1e-4, rtol=1e-4)
 
 
 def test_another_kind_of_encoder_is_refused(bert: tuple[BertModel, Path], tmp_path: Path) -> None:
