@@ -80,7 +80,7 @@ def with_pieces(tokenizer: Tokenizer, kept: list[int]) -> Tokenizer:
 
 
 def in_fewer_dimensions(vectors_VD: Tensor, width: int) -> Tensor:
-    """Vectors in the `width` directions in which they differ most, [V, width]; their distances as far as can be kept."""
+    """Vectors in the `width` directions in which they differ most, [V, width]."""
     _, _, directions_DD = torch.linalg.svd(vectors_VD, full_matrices=False)
     return vectors_VD @ directions_DD[:width].T
 
