@@ -24,6 +24,7 @@ from torch.nn import functional
 from export.data import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
 from export.evaluate import translation_quality
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network
+from export.subword_dropout import SubwordDropout
 from export.tokenizer import train_translation_tokenizer
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 from export.translation_networks import (
@@ -52,22 +53,24 @@ class TranslationTrainConfig(TrainerConfig):
 
     data: Literal["multi30k", "multi30k+tatoeba"] = "multi30k"
     epochs: int = 60
-    patience: int = 10
+    patience: int = 60  # the rate falls to the very end, and the best epochs come last
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     batch_tokens: int = 4096  # of each side, padding included
     label_smoothing: float = 0.1
-    vocab_size: int = 8000
+    vocab_size: int = 10000
     lowercase: bool = False
+    subword_dropout: float = 0.1  # see export/subword_dropout.py
     model: NetworkConfig = dataclasses.field(
         default_factory=lambda: TranslationConfig(
-            vocab_size=8000,
+            vocab_size=10000,
             d_model=128,
             num_layers=4,
             num_decoder_layers=4,
             num_heads=4,
             d_ff=256,
             dropout=0.3,
+            inner_dropout=False,
             activation="relu",
         )
     )
@@ -77,10 +80,12 @@ class TranslationTrainConfig(TrainerConfig):
 RECIPES = {
     "multi30k": TranslationTrainConfig(),
     "multi30k-lstm": TranslationTrainConfig(
-        learning_rate=2e-3, model=RecurrentTranslationConfig(vocab_size=8000, d_model=256, dropout=0.3)
+        learning_rate=2e-3, model=RecurrentTranslationConfig(vocab_size=10000, d_model=256, dropout=0.3)
     ),
     "translation-en-de": TranslationTrainConfig(
         data="multi30k+tatoeba",
+        vocab_size=8000,
+        subword_dropout=0.0,
         epochs=10,
         patience=4,
         learning_rate=1.5e-3,
@@ -169,19 +174,32 @@ class TranslationProblem:
         device: torch.device,
     ) -> None:
         self.data, self.config, self.tokenizer, self.device = data, config, tokenizer, device
+        self.max_tokens = max_tokens
         self.autocast_bf16 = bf16_is_fast(device)
         self.train_pairs = encode(tokenizer, data.train, max_tokens)
+        self._dropouts: list[SubwordDropout] = []
+        if config.subword_dropout:
+            if len(self.train_pairs) < len(data.train):
+                raise ValueError(f"subword_dropout needs sentences of at most {max_tokens} tokens")
+            self._dropouts = [
+                SubwordDropout(tokenizer, side, config.subword_dropout, end_id=EOS_ID, seed=config.seed)
+                for side in (data.train.source, data.train.target)
+            ]
         self.validation_pairs = encode(tokenizer, data.validation, max_tokens)
         if not self.train_pairs or not self.validation_pairs:
             raise ValueError(f"no sentence pair of {data.name} has at most {max_tokens} tokens")
         self.steps_per_epoch = len(batches_of_tokens(self.train_pairs, config.batch_tokens, np.random.default_rng()))
 
     def batches(self, epoch: int) -> Iterator[TranslationBatch]:
-        """Sentences of similar length together."""
+        """Sentences of similar length together; without dropped merges, so that every epoch has as many batches."""
         rng = np.random.default_rng((self.config.seed, epoch))
-        batches = batches_of_tokens(self.train_pairs, self.config.batch_tokens, rng)
+        batches, pairs = batches_of_tokens(self.train_pairs, self.config.batch_tokens, rng), self.train_pairs
+        if self._dropouts:
+            pairs = [Pair(*sides) for sides in zip(*(side.encode(rng) for side in self._dropouts), strict=True)]
         for number in rng.permutation(len(batches)):
-            yield collate([self.train_pairs[member] for member in batches[number]], self.device)
+            # Words in more pieces may go beyond the limit, by what then is left out at the end.
+            members = [Pair(*(side[: self.max_tokens] for side in pairs[member])) for member in batches[number]]
+            yield collate(members, self.device)
 
     def step(self, model: nn.Module, batch: TranslationBatch) -> StepOutcome:
         """Cross entropy of the next token, each counted alike."""

@@ -29,6 +29,7 @@ class LayerConfig:
     num_heads: int = 4
     d_ff: int = 512
     dropout: float = 0.1
+    inner_dropout: bool = True  # between the two products of the feed-forward network, too
     max_tokens: int = 256
     # Where the normalisation stands: after the residual sum as in the 2017 paper, or before each sub-layer
     # (Xiong et al. 2020, arXiv 2002.04745: trains without warm-up).
@@ -166,7 +167,7 @@ class FeedForward(nn.Module):
         }[config.activation]
         self.up = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
         self.down = nn.Linear(config.d_ff, config.d_model)
-        self.dropout = Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout if config.inner_dropout else 0.0)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Each token by itself: [B, T, D] to [B, T, D]."""

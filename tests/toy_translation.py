@@ -40,7 +40,7 @@ def toy_config(**changes: object) -> TranslationTrainConfig:
         activation="relu",
     )
     values = {"epochs": 10, "learning_rate": 1e-2, "batch_tokens": 300, "ema_decay": 0.9, "model": model}
-    return TranslationTrainConfig(**(values | {"vocab_size": 300} | changes))  # type: ignore[arg-type]
+    return TranslationTrainConfig(**(values | {"vocab_size": 300, "subword_dropout": 0.0} | changes))  # type: ignore[arg-type]
 
 
 def endless_source(tokenizer_json: str) -> TranslationSource:

@@ -49,9 +49,9 @@ def test_a_recurrent_network_learns_it_too(tmp_path: Path, quiet: Console) -> No
 
 
 def test_slices_give_the_unbroken_run(tmp_path: Path, quiet: Console) -> None:
-    """A run stopped again and again ends with the same weights, bit for bit; dropout included."""
+    """A run stopped again and again ends with the same weights, bit for bit; dropout of both kinds included."""
     model = TranslationConfig(**{**vars(toy_config().model), "dropout": 0.2})
-    config = toy_config(epochs=1, model=model)
+    config = toy_config(epochs=1, model=model, subword_dropout=0.2)
     train_translation(toy_data(), config, tmp_path / "whole", quiet)
     slices = 1
     while not train_translation(toy_data(), config, tmp_path / "sliced", quiet, time_budget_s=0.0):

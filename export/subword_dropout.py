@@ -1,0 +1,65 @@
+"""BPE-dropout: the same words cut into other pieces each time, so that pieces are learned in more than one company.
+
+Provilkov, Emelianenko and Voita 2020, "BPE-Dropout: Simple and Effective Subword Regularization" (arXiv 1910.13267):
+while a word is put together from its characters, each merge that would be made is left out with some probability.
+
+The `tokenizers` package can do this, but draws from a generator that cannot be seeded, and a run would not be the same
+again. So here each word gets a number of cuts once, and each occurrence draws one of them.
+"""
+
+import itertools
+import json
+
+import numpy as np
+from tokenizers import Tokenizer
+
+NUM_CUTS = 16  # of each word
+
+
+class SubwordDropout:
+    """The texts of a training split in pieces that change from epoch to epoch."""
+
+    def __init__(self, tokenizer: Tokenizer, texts: list[str], share: float, *, end_id: int, seed: int) -> None:
+        """Cut every word of the texts.
+
+        Args:
+            tokenizer: byte-level BPE, whose texts end with `end_id`.
+            texts: what `encode` will give in pieces.
+            share: of the merges that are left out.
+            end_id: closes every text.
+            seed: of the cuts.
+        """
+        document = json.loads(tokenizer.to_str())["model"]
+        self._ids: dict[str, int] = document["vocab"]
+        self._ranks = {tuple(pair): rank for rank, pair in enumerate(document["merges"])}
+        self._share, self._end_id = share, end_id
+        rng = np.random.default_rng(seed)
+        numbers: dict[str, int] = {}
+        self._words: list[list[int]] = []  # of each text
+        for text in texts:
+            normal = tokenizer.normalizer.normalize_str(text)
+            words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
+            self._words.append([numbers.setdefault(word, len(numbers)) for word in words])
+        self._cuts = [[self._cut(word, rng) for _ in range(NUM_CUTS)] for word in numbers]
+
+    def _cut(self, word: str, rng: np.random.Generator) -> list[int]:
+        pieces = list(word)
+        while len(pieces) > 1:
+            ranks = [self._ranks.get(pair) for pair in itertools.pairwise(pieces)]
+            kept = rng.random(len(ranks)) >= self._share
+            possible = [(rank, place) for place, rank in enumerate(ranks) if rank is not None and kept[place]]
+            if not possible:
+                break
+            _, place = min(possible)
+            pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        return [self._ids[piece] for piece in pieces]
+
+    def encode(self, rng: np.random.Generator) -> list[list[int]]:
+        """The ids of all texts, each word in one of its cuts."""
+        encoded = []
+        for words in self._words:
+            ids: list[int] = []
+            for word, cut in zip(words, rng.integers(NUM_CUTS, size=len(words)).tolist(), strict=True):
+                ids += self._cuts[word][cut]
+            encoded.append([*ids, self._end_id])
+        return encoded
