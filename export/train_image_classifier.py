@@ -2,7 +2,7 @@
 
     pixels (uint8, all in memory) ──> augmented on the device ──> `export.trainer` ──> best weights, measured
 
-A run folder holds what `export.train_text_classifier` says, but for the tokenizer.
+A run folder holds what `export.run_folder` says.
 """
 
 import dataclasses

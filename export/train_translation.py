@@ -2,7 +2,7 @@
 
     sentence pairs ──> one tokenizer ──> ids ──> batches of so many tokens ──> `export.trainer` ──> weights, measured
 
-A run folder holds what `export.train_text_classifier` says, and `translations.tsv`: the test sentences, translated.
+A run folder holds what `export.run_folder` says, `tokenizer.json`, and `translations.tsv`: the test sentences, translated.
 """
 
 import dataclasses
