@@ -2,7 +2,8 @@
 
     sentence pairs ──> one tokenizer ──> ids ──> batches of so many tokens ──> `export.trainer` ──> weights, measured
 
-A run folder holds what `export.run_folder` says, `tokenizer.json`, and `translations.tsv`: the test sentences, translated.
+A run folder holds what `export.run_folder` says, `tokenizer.json`, and `translations.tsv`: the test sentences and what
+became of them.
 """
 
 import dataclasses
