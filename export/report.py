@@ -7,6 +7,7 @@ No figure of the page is typed by hand.
 
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,39 +66,64 @@ def studies(records: dict[str, dict[str, Any]], docs: Path) -> list[str]:
     ]
 
 
+# What is told of every run, at the end of its row.
+HOW = ("minutes", "best epoch", "seed", "hardware", "commit")
+
+
+def how(record: dict[str, Any]) -> list[str]:
+    """The cells under `HOW`."""
+    return [
+        f"{record['training_s'] / 60:.1f}",
+        str(record["best_epoch"]),
+        str(record["config"]["seed"]),
+        f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
+        f"`{record['commit']}`",
+    ]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table, with an empty line before it."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
+    return ["", *lines]
+
+
+def best_first(records: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Runs of classification by their accuracy."""
+    return sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"])
+
+
+def accuracy(record: dict[str, Any]) -> str:
+    """Accuracy with its standard error, in percent."""
+    quality = record["quality"]
+    return f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})"
+
+
 def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
     """The classifiers of SST-2, best first."""
+    columns = ("run", "network", "weights from", "teacher", "training examples", "parameters")
+    columns += ("accuracy % (standard error)", "F1", "calibration error", *HOW)
+    rows = [
+        [
+            f"[{name}](runs/{name}.json)",
+            record["network"],
+            record["config"]["start_from"],
+            record["config"]["teacher"] or "none",
+            f"{record['num_training_examples']:,}",
+            f"{record['num_parameters'] / 1e6:.2f} M",
+            accuracy(record),
+            f"{record['quality']['f1_macro']:.4f}",
+            f"{record['quality']['expected_calibration_error']:.4f}",
+            *how(record),
+        ]
+        for name, record in best_first(records)
+    ]
     lines = [
         "",
         "## Sentiment (SST-2)",
         "",
         "Trained on phrases and sentences of the GLUE training split; accuracy on its validation sentences, which"
         " also chose the epoch: an optimistic figure. Weights rounded to half precision, as they are served.",
-        "",
-        "| run | network | weights from | teacher | training examples | parameters | accuracy % (standard error)"
-        " | F1 | calibration error | minutes | best epoch | seed | hardware | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, record in sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"]):
-        quality, config = record["quality"], record["config"]
-        cells = [
-            f"[{name}](runs/{name}.json)",
-            record["network"],
-            config["start_from"],
-            config["teacher"] or "none",
-            f"{record['num_training_examples']:,}",
-            f"{record['num_parameters'] / 1e6:.2f} M",
-            f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})",
-            f"{quality['f1_macro']:.4f}",
-            f"{quality['expected_calibration_error']:.4f}",
-            f"{record['training_s'] / 60:.1f}",
-            str(record["best_epoch"]),
-            str(config["seed"]),
-            f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
-            f"`{record['commit']}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
+        *table(columns, rows),
         "",
         "![validation accuracy by minutes of training](models-sentiment-curves.png)",
         "",
@@ -108,6 +134,24 @@ def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
 
 def translation_section(records: dict[str, dict[str, Any]]) -> str:
     """The translation models, English to German, by test split."""
+    runs = [
+        [
+            f"[{name}](runs/{name}.json)",
+            record["network"],
+            record["data"],
+            f"{record['num_training_examples']:,}",
+            f"{record['num_parameters'] / 1e6:.2f} M",
+            *how(record),
+        ]
+        for name, record in records.items()
+    ]
+    signatures, measurements = {}, []
+    for name, record in records.items():
+        for split, searches in record["quality"].items():
+            for search, measured in searches.items():
+                cells = [name, f"{split} (n = {measured['num_examples']:,})", search, f"{measured['bleu']:.2f}"]
+                measurements.append([*cells, f"{measured['chrf']:.2f}", f"{measured['bleu_lower_tokenised']:.2f}"])
+                signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
     lines = [
         "",
         "## Translation (English to German)",
@@ -116,86 +160,50 @@ def translation_section(records: dict[str, dict[str, Any]]) -> str:
         " BLEU and chrF are of the served text, cased and detokenised; the last BLEU is of text in lower case,"
         " tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not"
         " be compared. Weights rounded to half precision, as they are served.",
+        *table(("run", "network", "trained on", "pairs", "parameters", *HOW), runs),
+        *table(("run", "test split", "search", "BLEU", "chrF", "BLEU, lower case, tokenised"), measurements),
         "",
-        "| run | network | trained on | pairs | parameters | minutes | best epoch | seed | hardware | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, record in records.items():
-        cells = [
-            f"[{name}](runs/{name}.json)",
-            record["network"],
-            record["data"],
-            f"{record['num_training_examples']:,}",
-            f"{record['num_parameters'] / 1e6:.2f} M",
-            f"{record['training_s'] / 60:.1f}",
-            str(record["best_epoch"]),
-            str(record["config"]["seed"]),
-            f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
-            f"`{record['commit']}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
+        *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()),
         "",
-        "| run | test split | search | BLEU | chrF | BLEU, lower case, tokenised |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "![share of validation tokens by minutes of training](models-translation-curves.png)",
     ]
-    signatures = {}
-    for name, record in records.items():
-        for split, searches in record["quality"].items():
-            for search, measured in searches.items():
-                cells = [name, f"{split} (n = {measured['num_examples']:,})", search, f"{measured['bleu']:.2f}"]
-                cells += [f"{measured['chrf']:.2f}", f"{measured['bleu_lower_tokenised']:.2f}"]
-                lines.append(f"| {' | '.join(cells)} |")
-                signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
-    lines += ["", *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items())]
-    lines += ["", "![share of validation tokens by minutes of training](models-translation-curves.png)"]
     return "\n".join(lines) + "\n"
 
 
 def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
     """The classifiers of CIFAR-10, best first."""
+    columns = ("run", "network", "teacher", "parameters", "products of one image", "accuracy % (standard error)")
+    columns += ("JPEG", "moved", "calibration error", *HOW)
+    rows = [
+        [
+            f"[{name}](runs/{name}.json)",
+            record["network"],
+            record["config"]["teacher"] or "none",
+            f"{record['num_parameters'] / 1e6:.2f} M",
+            f"{record['multiply_accumulates'] / 1e6:.0f} M",
+            accuracy(record),
+            f"{100 * record['quality_jpeg']['accuracy']:.2f}",
+            f"{100 * record['quality_moved']['accuracy']:.2f}",
+            f"{record['quality']['expected_calibration_error']:.4f}",
+            *how(record),
+        ]
+        for name, record in best_first(records)
+    ]
+    classes = []
+    for name, record in records.items():
+        matrix = record["quality"]["confusion_matrix"]
+        for number, label in enumerate(record["labels"]):
+            right, predicted = matrix[number][number], sum(row[number] for row in matrix)
+            precision, recall = right / max(1, predicted), right / max(1, sum(matrix[number]))
+            classes.append([name, label, f"{100 * precision:.1f}", f"{100 * recall:.1f}"])
     lines = [
         "",
         "## Images (CIFAR-10)",
         "",
         "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images"
         " after JPEG compression and moved by a few pixels. Weights rounded to half precision, as they are served.",
-        "",
-        "| run | network | teacher | parameters | products of one image | accuracy % (standard error) | JPEG | moved"
-        " | calibration error | minutes | best epoch | seed | hardware | commit |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, record in sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"]):
-        quality, config = record["quality"], record["config"]
-        cells = [
-            f"[{name}](runs/{name}.json)",
-            record["network"],
-            config["teacher"] or "none",
-            f"{record['num_parameters'] / 1e6:.2f} M",
-            f"{record['multiply_accumulates'] / 1e6:.0f} M",
-            f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})",
-            f"{100 * record['quality_jpeg']['accuracy']:.2f}",
-            f"{100 * record['quality_moved']['accuracy']:.2f}",
-            f"{quality['expected_calibration_error']:.4f}",
-            f"{record['training_s'] / 60:.1f}",
-            str(record["best_epoch"]),
-            str(config["seed"]),
-            f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
-            f"`{record['commit']}`",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        "| run | class | precision % | recall % |",
-        "| --- | --- | --- | --- |",
-    ]
-    for name, record in records.items():
-        matrix = record["quality"]["confusion_matrix"]
-        for number, label in enumerate(record["labels"]):
-            right, predicted = matrix[number][number], sum(row[number] for row in matrix)
-            precision, recall = right / max(1, predicted), right / max(1, sum(matrix[number]))
-            lines.append(f"| {name} | {label} | {100 * precision:.1f} | {100 * recall:.1f} |")
-    lines += [
+        *table(columns, rows),
+        *table(("run", "class", "precision %", "recall %"), classes),
         "",
         "![validation accuracy by minutes of training](models-cifar10-curves.png)",
         "",
