@@ -316,17 +316,15 @@ def _packed_attention(
     position_N: Tensor,
 ) -> Tensor:
     D, H = x_ND.size(1), attention.num_heads
-    query_ND, key_ND, value_ND = attention.qkv(x_ND).chunk(3, dim=-1)
+    qkv_N3D = attention.qkv(x_ND)
     if attention.rotary:
+        query_ND, key_ND, value_ND = qkv_N3D.chunk(3, dim=-1)
         cos_N1K = attention.cos_TK.index_select(0, position_N).unsqueeze(1)
         sin_N1K = attention.sin_TK.index_select(0, position_N).unsqueeze(1)
         query_ND = rotate(query_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
         key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
-    mixed_BTD = fused_attention(
-        *(packing.put_back(part) for part in (query_ND, key_ND, value_ND)),
-        packing.mask_BT,
-        H,
-    )
+        qkv_N3D = torch.cat((query_ND, key_ND, value_ND), dim=-1)
+    mixed_BTD = fused_attention(*packing.put_back_parts(qkv_N3D, H), packing.mask_BT, H)
     return attention.out(packing.real_only(mixed_BTD))
 
 
@@ -345,6 +343,22 @@ class Packing:
         """[B, T, ...] to [N, ...]."""
         return x.flatten(0, 1).index_select(0, self._place_N)
 
+    def put_back_parts(self, qkv_N3D: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, D], keys and values [B, H, T, K] out of their joint product [N, 3 D].
+
+        As the attention operator wants them, so that nothing is cut up and turned round before it.
+        """
+        (B, T), D = self.shape, qkv_N3D.size(1) // 3
+        query_BTD = qkv_N3D.view(-1, D).index_select(0, 3 * self._token).view(B, T, D)
+        heads = qkv_N3D.view(-1, D // num_heads)
+        place_B1T = (3 * num_heads * self._token).view(B, 1, T)
+        head_H1 = torch.arange(num_heads).view(1, num_heads, 1)
+        key, value = (
+            heads.index_select(0, (place_B1T + (part * num_heads + head_H1)).flatten()).view(B, num_heads, T, -1)
+            for part in (1, 2)
+        )
+        return query_BTD, key, value
+
     def put_back(self, x_ND: Tensor) -> Tensor:
         """[N, D] to [B, T, D]; what stands in the padding is arbitrary."""
         return x_ND.index_select(0, self._token).view(*self.shape, -1)
@@ -352,15 +366,18 @@ class Packing:
 
 def fused_attention(
     query_BTD: Tensor,
-    key_BTD: Tensor,
-    value_BTD: Tensor,
+    key: Tensor,
+    value: Tensor,
     mask_BT: Tensor,
     num_heads: int,
 ) -> Tensor:
-    """The operator's node: scaled dot-product attention over the keys whose mask (int32) is 1."""
+    """The operator's node: scaled dot-product attention over the keys whose mask (int32) is 1.
+
+    Keys and values are [B, T, D] or, which spares it turning them round, [B, H, T, K].
+    """
     return torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (query_BTD, key_BTD, value_BTD, None, mask_BT),
+        (query_BTD, key, value, None, mask_BT),
         {"num_heads": num_heads},
         dtype=query_BTD.dtype,
         shape=query_BTD.shape,
