@@ -34,6 +34,8 @@ def main() -> int:
         # Linux, for all threads to come: one that wakes up does not interrupt the one that computes, it waits for its
         # turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    # One request's texts are tokenized in one thread: the library would else take all cores from the engines.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import uvloop
 
     return uvloop.run(serve(config))

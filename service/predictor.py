@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import structlog
@@ -31,19 +32,21 @@ from service.tasks.classification import Classification, Classifier, ScoreFuncti
 from service.tasks.image_classification import ImageClassification
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification
+from service.tasks.tokenization import texts_of
 from service.tasks.translation import SearchRequest, Translation
 from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
 
 log = structlog.get_logger(__name__)
 
-# Texts above this many characters are tokenized in a thread, so that one long text does not hold up all others.
-LONG_TEXT_CHARACTERS = 5_000
-# Images are always decoded in threads, as many at once as there are cores: Pillow releases the interpreter's lock, and
-# a large image takes hundreds of megabytes while it is decoded. Measured on one core: 0.03 to 0.05 ms for 32 x 32, 2 to
-# 5 ms for 640 x 480, 14 ms for a JPEG of 12 megapixels and 250 ms for a WebP of that size. The length of a file
-# does not tell, and the hand-over of 0.1 ms is little beside what an image model computes.
-DECODE_LEARNING_RATE = 0.1  # of the mean time, which says when to come again
+# Requests whose texts have more characters than this are tokenized in a thread, so that they do not hold up all others:
+# at 2,000 characters that takes about 0.5 ms, the hand-over 0.1.
+LONG_TEXT_CHARACTERS = 2_000
+# Images are always decoded in threads: Pillow releases the interpreter's lock, and a large image takes hundreds of
+# megabytes while it is decoded. Measured on one core: 0.03 to 0.05 ms for 32 x 32, 2 to 5 ms for 640 x 480, 14 ms for a
+# JPEG of 12 megapixels and 250 ms for a WebP of that size. The length of a file does not tell, and the hand-over of
+# 0.1 ms is little beside what an image model computes.
+PREPARING_LEARNING_RATE = 0.1  # of the mean time, which says when to come again
 
 OUTCOME_OF: dict[type[HeedError], Outcome] = {
     InvalidRequest: "invalid",
@@ -123,10 +126,11 @@ class Predictor:
         self._repository, self._metrics, self._config = repository, metrics, config
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
-        self._num_decoders = repository.num_cores
-        self._decoders = ThreadPoolExecutor(self._num_decoders, "decoder")
-        self._undecoded = 0  # images of all requests that wait for a decoder or are with one
-        self._decode_s = 0.0  # of recent images, a running mean
+        # As many threads as there are cores prepare what takes long; more would only take memory.
+        self._num_preparers = repository.num_cores
+        self._preparers = ThreadPoolExecutor(self._num_preparers, "preparer")
+        self._unprepared = 0  # rows of all requests that wait for such a thread or are with one
+        self._prepare_s = 0.0  # of a recent row, a running mean
 
     async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
@@ -148,7 +152,7 @@ class Predictor:
                 return model.task.items(inputs)
             if isinstance(model.task, ImageClassification):
                 return await self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
-            texts = model.task.texts_of(inputs)
+            texts = texts_of(inputs)
             if isinstance(model.task, Translation):
                 return await self._sentences(model.task, call, texts, "text[{}]")
             return await self._tokens(model.task, call, texts, "text[{}]")
@@ -312,56 +316,67 @@ class Predictor:
         field: str,
         **options: Any,
     ) -> Sequence[Any]:
-        """Tokenize the texts of a request; `options` go to the task's `preprocess`."""
+        """Tokenize the texts of a request; `options` go to the task's `preprocess_all`."""
         self._check_rows(len(texts))
-
-        def preprocess(text: str, name: str) -> Any:
-            return task.preprocess(text, truncate=call.truncate, field=name, **options)
-
-        tokens = []
-        for number, text in enumerate(texts):
-            name = field.format(number)
-            if len(text) > LONG_TEXT_CHARACTERS:
-                tokens.append(await asyncio.to_thread(preprocess, text, name))
-            else:
-                tokens.append(preprocess(text, name))
+        preprocess: Callable[[], Sequence[Any]] = partial(
+            task.preprocess_all, texts, truncate=call.truncate, field=field, **options
+        )
+        if sum(map(len, texts)) <= LONG_TEXT_CHARACTERS:
+            return preprocess()
+        (tokens,) = await self._in_threads(call, [preprocess], len(texts), ("texts", "tokenized"))
         return tokens
 
     async def _pixels(
         self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str
     ) -> Sequence[Any]:
-        """Decode the images of a request, side by side, in threads; the first that cannot be decoded is its error."""
+        """Decode the images of a request, side by side."""
         self._check_rows(len(images))
-        if self._undecoded + len(images) > self._config.max_queue:
+        limit = self._config.max_image_pixels
+        decoding = [
+            partial(task.preprocess, image, field=field.format(number), max_image_pixels=limit)
+            for number, image in enumerate(images)
+        ]
+        return await self._in_threads(call, decoding, len(images), ("images", "decoded"))
+
+    async def _in_threads(
+        self, call: Call, work: Sequence[Callable[[], T]], rows: int, words: tuple[str, str]
+    ) -> list[T]:
+        """Prepare the `rows` of a request in threads; the first piece of work that fails is the request's error.
+
+        `words` are what the rows are and what is done to them, for messages.
+
+        Raises:
+            Overloaded: too many rows wait already.
+            DeadlineExceeded: the deadline passed first.
+        """
+        what, done = words
+        if self._unprepared + rows > self._config.max_queue:
             raise Overloaded(
-                f"{self._undecoded} images wait to be decoded, the limit is {self._config.max_queue}",
-                retry_after_s=self._undecoded * self._decode_s / self._num_decoders,
+                f"{self._unprepared} texts and images wait to be prepared, the limit is {self._config.max_queue}",
+                retry_after_s=self._unprepared * self._prepare_s / self._num_preparers,
             )
 
-        def decode(number: int, image: bytes) -> tuple[Any, float]:
+        def timed(piece: Callable[[], T]) -> tuple[T, float]:
             started_s = time.monotonic()
-            pixels = task.preprocess(image, field=field.format(number), max_image_pixels=limit)
-            return pixels, time.monotonic() - started_s
+            return piece(), time.monotonic() - started_s
 
-        limit, loop = self._config.max_image_pixels, asyncio.get_running_loop()
-        self._undecoded += len(images)
+        loop = asyncio.get_running_loop()
+        self._unprepared += rows
         try:
             async with asyncio.timeout(self._timeout_s(call)):
-                decoding = [
-                    loop.run_in_executor(self._decoders, decode, number, image) for number, image in enumerate(images)
-                ]
-                decoded = await asyncio.gather(*decoding, return_exceptions=True)
+                running = [loop.run_in_executor(self._preparers, timed, piece) for piece in work]
+                prepared = await asyncio.gather(*running, return_exceptions=True)
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the images were decoded") from None
+            raise DeadlineExceeded(f"the deadline passed before the {what} were {done}") from None
         finally:
-            self._undecoded -= len(images)
-        items = []
-        for entry in decoded:
+            self._unprepared -= rows
+        results = []
+        for entry in prepared:
             if isinstance(entry, BaseException):
                 raise entry
-            items.append(entry[0])
-            self._decode_s += DECODE_LEARNING_RATE * (entry[1] - self._decode_s)
-        return items
+            results.append(entry[0])
+            self._prepare_s += PREPARING_LEARNING_RATE * (entry[1] * len(work) / rows - self._prepare_s)
+        return results
 
     def _timeout_s(self, call: Call) -> float:
         return self._config.default_timeout_s if call.timeout_s is None else call.timeout_s

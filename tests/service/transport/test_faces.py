@@ -5,6 +5,7 @@ import json
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -172,6 +173,30 @@ def test_truncation_is_done_only_if_asked_and_then_said(
     assert cut.receipt.truncated
 
 
+def test_the_event_loop_is_not_held_up_by_tokenizing(http: httpx.Client, server: Server) -> None:
+    """While sixty-four long texts are tokenized, no other request waits half as long as they take."""
+    body = text_json(["A wonderful film. " * 250] * 64, parameters={"truncate": True})
+    longest_s = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(httpx.post, f"{server.http}/v2/models/sentiment/infer", json=body, timeout=60)
+        while not slow.done():
+            started_s = time.monotonic()
+            assert http.get("/healthz").status_code == 200
+            longest_s = max(longest_s, time.monotonic() - started_s)
+    tokenizing_us = slow.result().raise_for_status().json()["parameters"]["preprocess_us"]
+    assert longest_s < 0.5e-6 * tokenizing_us
+
+
+def test_a_deadline_ends_the_wait_for_tokenizing(http: httpx.Client) -> None:
+    """The engine is not asked."""
+    body = text_json(["A wonderful film. " * 250] * 64, parameters={"truncate": True})
+    response = http.post("/v2/models/sentiment/infer", json=body, headers={"x-request-timeout-ms": "20"})
+    assert (response.status_code, response.json()["error"]) == (
+        504,
+        "the deadline passed before the texts were tokenized",
+    )
+
+
 # What is wrong, as a request over both protocols; the gRPC code, the HTTP status, and what the text must say.
 BAD_REQUESTS = {
     "empty text": (["fine", ""], {}, "INVALID_ARGUMENT", 400, "text[1] is empty"),
@@ -182,6 +207,13 @@ BAD_REQUESTS = {
         "INVALID_ARGUMENT",
         400,
         "tokens, the model takes at most 256",
+    ),
+    "far too long": (
+        ["x" * 8193],
+        {},
+        "INVALID_ARGUMENT",
+        400,
+        "text[0] has 8193 characters, the model takes at most 8192 (256 tokens)",
     ),
     "no rows": ([], {}, "INVALID_ARGUMENT", 400, "the request has no inputs"),
     "too many rows": (

@@ -209,7 +209,7 @@ def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grp
             "clean_up_tokenization_spaces is not",
         ),
         ({"inputs": "red", "parameters": {"truncation": "only_second"}}, "Invalid enum value 'only_second'"),
-        ({"inputs": "red " * 3000}, "the model takes at most 64"),
+        ({"inputs": "red " * 3000}, "12000 characters, the model takes at most 2048 (64 tokens)"),
     ):
         response = http.post("/models/dogs", json=body)
         assert response.status_code == 400, body
