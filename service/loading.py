@@ -53,6 +53,9 @@ COST_PROBES = (
 # The same of models whose rows all have one length.
 ROW_COST_PROBES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1))
 COST_BUDGET_S = 0.25
+LONGEST_ROW = (
+    1024  # of the cost table of a bare model: a MiB; the costs of longer rows follow from the last two lengths
+)
 
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)
@@ -121,8 +124,8 @@ class Loader:
             run=lambda items: task.separate(engine.run(task.collate(items)), items),
             # Without golden examples nothing is known that a sound engine must be able to compute.
             probe=lambda: None,
-            costs=CostTable(self._max_rows, 2),
-            skips_padding=False,
+            costs=CostTable(self._max_rows, LONGEST_ROW),
+            skips_padding=True,  # there is none
         )
 
     def _load_text_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> Loaded:

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest
 from service.tensors import Arrays, TensorSpec, bytes_array
 
+# What the cost of a row goes by where rows differ in size: so many bytes of its inputs are a token of its length.
+BYTES_PER_TOKEN = 1024
+
 
 class Rows(NamedTuple):
     """Some rows of one request. An item of the batcher; only rows of the same shape share a call, none is padded."""
@@ -16,7 +19,7 @@ class Rows(NamedTuple):
     arrays: Arrays
     rows: int
     group: Hashable  # the shape of a row
-    length: int = 1
+    length: int  # 1 where all rows have one size
 
 
 class TensorRows:
@@ -28,6 +31,9 @@ class TensorRows:
         self._max_rows = max_rows
         # Rows can be put together and taken apart only where each tensor has a first dimension of any size.
         self.batched = bool(inputs) and all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+        self._sized = any(
+            spec.datatype == "BYTES" or -1 in spec.shape[1 if self.batched else 0 :] for spec in self.inputs
+        )
 
     def items(self, inputs: Arrays) -> list[Rows]:
         """A request's tensors as items: one, or several where the request has more rows than a call takes.
@@ -37,9 +43,10 @@ class TensorRows:
         Raises:
             InvalidRequest: the inputs differ in their rows, there is none, or a BYTES element is not UTF-8.
         """
+        num_bytes = sum(map(_num_bytes, inputs.values())) if self._sized else 0
         inputs = {name: _to_text(name, array) if array.dtype == object else array for name, array in inputs.items()}
         if not self.batched:
-            return [Rows(inputs, rows=1, group=object())]
+            return [Rows(inputs, 1, object(), _length(num_bytes))]
         group = tuple([array.shape[1:] for array in inputs.values()])
         num_rows = len(next(iter(inputs.values())))
         if any(len(array) != num_rows for array in inputs.values()):
@@ -47,13 +54,15 @@ class TensorRows:
             raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
         if num_rows == 0:
             raise InvalidRequest("the inputs have no rows: their first dimension is 0")
+        length = _length(num_bytes // num_rows)
         if num_rows <= self._max_rows:
-            return [Rows(inputs, num_rows, group)]
+            return [Rows(inputs, num_rows, group, length)]
         return [
             Rows(
                 {name: array[first : first + self._max_rows] for name, array in inputs.items()},
                 rows=min(self._max_rows, num_rows - first),
                 group=group,
+                length=length,
             )
             for first in range(0, num_rows, self._max_rows)
         ]
@@ -88,6 +97,14 @@ class TensorRows:
         if len(results) > 1:
             joined = {name: np.concatenate([result[name] for result in results]) for name in joined}
         return {name: _to_bytes(array) if array.dtype == object else array for name, array in joined.items()}
+
+
+def _num_bytes(array: NDArray[Any]) -> int:
+    return sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
+
+
+def _length(num_bytes: int) -> int:
+    return max(1, -(-num_bytes // BYTES_PER_TOKEN))
 
 
 def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:

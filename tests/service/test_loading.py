@@ -3,13 +3,20 @@
 import hashlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from onnx import TensorProto, helper
 
-from tests.conftest import running_server
+from model_store.folder import FoundFolder
+from service.batcher import Batcher
+from service.loading import Loaded, Loader
+from tests.conftest import running_server, write_onnx
 
 
 def changed_copy(original: Path, target: Path, file_name: str, change: Callable[[Any], None]) -> None:
@@ -109,3 +116,34 @@ def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_p
     for name, (_, _, expected) in cases.items():
         assert expected in problems[f"{name}/1"], name
     assert "'encoder.onnx' is in the manifest, but is not a file of the folder" in problems["headless/1"]
+
+
+def load_bare(folder: Path) -> Loaded:
+    """A bare model, as a server with one engine thread loads it."""
+    loaded = Loader(8, 1, time.thread_time).load(FoundFolder("bare", "1", folder))
+    assert isinstance(loaded, Loaded)
+    return loaded
+
+
+async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) -> None:
+    """What small rows cost says nothing of large ones, of which one can take seconds."""
+    square = {"x": (TensorProto.FLOAT, ["rows", "side", "side"])}
+    write_onnx(
+        tmp_path / "1",
+        [helper.make_node("MatMul", ["x", "x"], ["y"])],
+        square,
+        {"y": (TensorProto.FLOAT, square["x"][1])},
+    )
+    loaded = load_bare(tmp_path / "1")
+    threads: list[int] = []
+
+    def run(items: list[Any]) -> list[Any]:
+        threads.append(threading.get_ident())
+        return loaded.run(items)
+
+    batcher = Batcher(run, probe=loaded.probe, costs=loaded.costs, skips_padding=loaded.skips_padding)
+    for side, calls, here in ((2, 20, True), (500, 1, False), (2, 1, True)):
+        for _ in range(calls):
+            await batcher.submit(loaded.task.items({"x": np.ones((1, side, side), np.float32)}))
+        assert (threads[-1] == threading.get_ident()) is here, side
+    batcher.close()
