@@ -1,5 +1,6 @@
 """What must not be served: folders whose preprocessing or answers are not those of training."""
 
+import asyncio
 import hashlib
 import json
 import shutil
@@ -147,3 +148,20 @@ async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) ->
             await batcher.submit(loaded.task.items({"x": np.ones((1, side, side), np.float32)}))
         assert (threads[-1] == threading.get_ident()) is here, side
     batcher.close()
+
+
+async def test_a_first_dimension_that_is_no_batch_is_left_alone(tmp_path: Path) -> None:
+    """Steps of time, each of which depends on those before it: requests that come together do not become one series."""
+    series = {"x": (TensorProto.FLOAT, ["steps", 1])}
+    axis = helper.make_node("Constant", [], ["axis"], value_int=0)
+    nodes = [axis, helper.make_node("CumSum", ["x", "axis"], ["y"])]
+    write_onnx(tmp_path / "store/sums/1", nodes, series, {"y": series["x"]})
+    loaded = load_bare(tmp_path / "store/sums/1")
+    batcher = Batcher(loaded.run, probe=loaded.probe, costs=loaded.costs, skips_padding=loaded.skips_padding)
+    items = loaded.task.items({"x": np.ones((3, 1), np.float32)})
+    answers = await asyncio.gather(*(batcher.submit(items) for _ in range(4)))
+    batcher.close()
+    assert [done.result["y"].ravel().tolist() for (done,) in answers] == [[1, 2, 3]] * 4
+    with running_server(tmp_path / "store") as server:
+        entry = server.wait_for("model is served without batching", model="sums", version="1")
+    assert entry["why"] == "output 'y' of a row depends on the other rows"
