@@ -65,29 +65,33 @@ async def serve(config: ServiceConfig) -> int:
         instances=repository.instances,
         threads_per_instance=repository.threads,
     )
-    try:
-        await repository.load_all()
-    except FolderError as error:
-        log.error("cannot serve", why=str(error))
-        stop.set()
-        exit_status = 1
-    else:
-        exit_status = 0
-        log.info(
-            "loaded",
-            ready=repository.not_ready_because() is None,
-            why=repository.not_ready_because(),
-        )
-        print(
-            welcome(
-                f"http://{config.host}:{http_port}",
-                f"{config.host}:{grpc_port}",
-                predictor,
-            ),
-            flush=True,
-        )
+    loading = asyncio.create_task(repository.load_all())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+    exit_status = 0
+    if loading.done():
+        try:
+            loading.result()
+        except FolderError as error:
+            log.error("cannot serve", why=str(error))
+            stop.set()
+            exit_status = 1
+        else:
+            log.info(
+                "loaded",
+                ready=repository.not_ready_because() is None,
+                why=repository.not_ready_because(),
+            )
+            print(
+                welcome(
+                    f"http://{config.host}:{http_port}",
+                    f"{config.host}:{grpc_port}",
+                    predictor,
+                ),
+                flush=True,
+            )
     await health.refresh()
-    await stop.wait()
+    await stopping
 
     log.info("draining")
     drained = asyncio.create_task(repository.drain())
@@ -106,6 +110,9 @@ async def serve(config: ServiceConfig) -> int:
         exit_status = 1
     repository.close()
     log.info("stopped")
+    if not loading.done():
+        # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end.
+        os._exit(exit_status)
     return exit_status
 
 

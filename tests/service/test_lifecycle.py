@@ -17,7 +17,7 @@ import grpc
 import pytest
 
 from proto import inference_pb2, inference_pb2_grpc
-from tests.conftest import ROOT, running_server, write_onnx
+from tests.conftest import ROOT, running_server, write_endless, write_onnx
 
 TEXT = "A wonderful film, and the second half is even better than the first. " * 15
 
@@ -60,6 +60,17 @@ def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
             urllib.request.urlopen(f"{server.http}/readyz", timeout=5)
         assert [request.result() for request in asked] == [100, 100]
         assert server.popen.wait(timeout=60) == 0
+        server.wait_for("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_still_loads(number: signal.Signals, store: Path, tmp_path: Path) -> None:
+    """At once, however long a model takes, and as orderly as at any other time."""
+    shutil.copytree(store / "double", tmp_path / "double")
+    write_endless(tmp_path / "endless/1")
+    with running_server(tmp_path, until="model ready") as server:
+        server.popen.send_signal(number)
+        assert server.popen.wait(timeout=30) == 0
         server.wait_for("stopped")
 
 
