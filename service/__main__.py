@@ -52,7 +52,7 @@ async def serve(config: ServiceConfig) -> int:
     predictor = Predictor(repository, metrics, config)
     try:
         http, listener = build_http(predictor, metrics, config)
-        grpc_server, grpc_port, health = await start_grpc(predictor, config)
+        grpc_server, grpc_port = await start_grpc(predictor, config)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
         return 1
@@ -90,12 +90,10 @@ async def serve(config: ServiceConfig) -> int:
                 ),
                 flush=True,
             )
-    await health.refresh()
     await stopping
 
     log.info("draining")
     drained = asyncio.create_task(repository.drain())
-    await health.refresh()
     http.should_exit = True
     await asyncio.wait(
         [

@@ -472,9 +472,14 @@ class Predictor:
         Raises:
             NotFound: there is no such model.
         """
-        if self._repository.draining:
+        if self.draining:
             return "the server is shutting down"
         return self._repository.state(name, version).current_problem()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server shuts down."""
+        return self._repository.draining
 
     def not_ready_because(self) -> str | None:
         """Why the server should get no requests now, or None."""

@@ -589,8 +589,10 @@ def test_standard_health_and_reflection(channel: grpc.Channel) -> None:
     for name in ("", "inference.GRPCInferenceService", "heed.v1.Heed", "sentiment"):
         status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
         assert status == health_pb2.HealthCheckResponse.SERVING, name
+    status = health.Check(health_pb2.HealthCheckRequest(service="damaged")).status
+    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(grpc.RpcError) as raised:
-        health.Check(health_pb2.HealthCheckRequest(service="damaged"))
+        health.Check(health_pb2.HealthCheckRequest(service="nope"))
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     question = reflection_pb2.ServerReflectionRequest(list_services="")
