@@ -510,13 +510,13 @@ class Predictor:
         described = ((name, self._repository.state(name).served) for name in self.model_names())
         return [name for name, served in described if served and isinstance(served.task, kind)]
 
-    def task_of(self, name: str) -> TaskName | None:
-        """What a model does, in the hub's words; "tensors" for one without a task, None for one that is not served."""
-        try:
-            served = self._repository.state(name).served
-        except NotFound:
-            return None
-        return None if served is None else TASK_NAMES[type(served.task)]
+    def task_of(self, name: str) -> TaskName:
+        """What a model does, in the hub's words; "tensors" for one without a task.
+
+        Raises:
+            NotFound, Unavailable: as for a request.
+        """
+        return TASK_NAMES[type(self._repository.get(name).task)]
 
 
 def _translation(model: ServedModel) -> Translation:

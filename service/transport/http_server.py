@@ -271,10 +271,11 @@ class HttpApplication:
 
     async def _task(self, request: Request, request_id: str) -> Response:
         body = await self._body(request)
-        # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not needed.
-        is_file = body.lstrip()[:1] != b"{"
         task = self._predictor.task_of(request.path_params["model"])
-        if task == "image-classification" or (task is None and is_file):
+        if task == "image-classification":
+            # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not
+            # needed.
+            is_file = body.lstrip()[:1] != b"{"
             return await self._classify_image(request, request_id, body, is_file)
         if task == "translation":
             return await self._translate(request, request_id, body)

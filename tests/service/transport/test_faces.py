@@ -709,6 +709,15 @@ def test_task_api_parameters(http: httpx.Client) -> None:
     )
 
 
+@pytest.mark.parametrize("body", [b'{"inputs": "x", "parameters": {"num_beams": 2}}', b"\xff\xd8\xff", b"", b"{}"])
+def test_the_task_api_names_a_missing_model_before_it_reads_the_body(body: bytes, http: httpx.Client) -> None:
+    """What a body has to be follows from the model."""
+    for model, status, expected in (("nope", 404, "unknown model: 'nope'"), ("damaged", 503, "model.onnx is damaged")):
+        response = http.post(f"/models/{model}", content=body)
+        assert response.status_code == status
+        assert expected in response.json()["error"]
+
+
 def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
     """The same form of error as everywhere."""
     assert http.get("/nope").status_code == 404
