@@ -400,10 +400,9 @@ class Predictor:
         """
         started_s = time.monotonic()
         timeout_s = self._timeout_s(call)
-        name, version = UNKNOWN_MODEL, ""
-        outcome: Outcome = "failed"
+        name, version = call.model, call.version
         try:
-            model = self._repository.get(call.model, call.version)
+            model = self._repository.get(name, version)
             name, version = model.name, model.version
             items = await prepare(model)
             self._check_rows(sum([item.rows for item in items]))
@@ -415,26 +414,19 @@ class Predictor:
             computed_s = time.monotonic()
             answer = finish(model, [entry.result for entry in done])
             ended_s = time.monotonic()
-            outcome = "ok"
         except asyncio.CancelledError:
             # gRPC cancels a call whose deadline has passed, just as one that the client has cancelled.
-            outcome = "expired" if time.monotonic() - started_s >= timeout_s else "cancelled"
+            outcome: Outcome = "expired" if time.monotonic() - started_s >= timeout_s else "cancelled"
+            self.count_failure(name, version, call.protocol, call.request_id, outcome, "the call has been cancelled")
             raise
         except HeedError as error:
-            outcome = next(
-                (known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)),
-                "failed",
-            )
-            log.info(
-                "request refused",
-                request_id=call.request_id,
-                model=call.model,
-                outcome=outcome,
-                why=str(error),
-            )
+            self.count_failure(name, version, call.protocol, call.request_id, outcome_of(error), str(error))
+            error.counted = True
             raise
-        finally:
-            self._metrics.count(name, version, call.protocol, outcome)
+        except Exception:
+            self.count_failure(name, version, call.protocol, call.request_id, "failed", "unexpected error")
+            raise
+        self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
         stages = self._metrics.stages(name, version, call.protocol)
         stages.preprocess.observe(prepared_s - started_s)
@@ -450,6 +442,21 @@ class Predictor:
                 **receipt._asdict(),
             )
         return answer, receipt
+
+    def count_failure(
+        self, model: str, version: str, protocol: Protocol, request_id: str, outcome: Outcome, why: str
+    ) -> None:
+        """Count and log a request that has ended without an answer; `model` and `version` as the client names them.
+
+        Transports call it for what fails before a request reaches any other method, which count themselves.
+        """
+        log.info("request refused", request_id=request_id, model=model, outcome=outcome, why=why)
+        try:
+            state = self._repository.state(model, version)
+        except NotFound:
+            self._metrics.count(UNKNOWN_MODEL, "", protocol, outcome)
+        else:
+            self._metrics.count(state.name, state.version, protocol, outcome)
 
     def describe(self, name: str, version: str = "") -> ModelDescription:
         """The metadata of a model.
@@ -517,6 +524,11 @@ class Predictor:
             NotFound, Unavailable: as for a request.
         """
         return TASK_NAMES[type(self._repository.get(name).task)]
+
+
+def outcome_of(error: HeedError) -> Outcome:
+    """How a request has ended that ended so."""
+    return next((known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)), "failed")
 
 
 def _translation(model: ServedModel) -> Translation:

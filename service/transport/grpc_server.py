@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig
 from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
-from service.predictor import Call, Predictor, Receipt, Translated
+from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import check_header, decode_raw, encode_raw
@@ -130,8 +130,11 @@ class _Guarded:
         context: Context,
         answer: Callable[[str], Awaitable[T]],
         message_id: str | None = None,
+        asked: tuple[str, str] | None = None,
     ) -> T:
         """Call `answer` with the request's id, which goes back as trailing metadata.
+
+        `asked` are the model and the version of an inference, whose failures are counted.
 
         A message with an id of its own (`message_id` is not None) carries it back itself: metadata that nobody sent
         would cost 4 % of what the server spends on a request without a model (docs/decisions.md).
@@ -145,6 +148,8 @@ class _Guarded:
             return await answer(request_id)
         except HeedError as error:
             status, text = STATUS_OF[type(error)], str(error)
+            if asked and not error.counted:
+                self._predictor.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
             if isinstance(error, Overloaded):
                 # Understood by gRPC clients that retry by themselves (gRFC A6).
                 metadata = (
@@ -233,7 +238,8 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                     written[name].int64_param = value
             return response
 
-        return await self._respond(context, answer, message_id=request.id)
+        asked = (request.model_name, request.model_version)
+        return await self._respond(context, answer, message_id=request.id, asked=asked)
 
 
 class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):

@@ -1,7 +1,9 @@
 """The same request gives the same answer and the same error through every face."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import struct
 import time
 from collections.abc import Iterator
@@ -739,6 +741,44 @@ def test_metrics_have_each_stage_and_outcome(http: httpx.Client) -> None:
     assert 'heed_model_ready{model="sentiment",version="1"} 1.0' in text
     assert 'heed_model_ready{model="damaged",version="1"} 0.0' in text
     assert 'heed_batch_rows_count{model="sentiment",version="1"}' in text
+
+
+def test_every_request_that_ends_without_an_answer_is_counted_and_logged_once(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client, server: Server
+) -> None:
+    """Wherever on its way it ends, and under the name of its model if there is one."""
+    torn = text_request(["x"])
+    torn.raw_input_contents.append(b"x")
+    infer, large = "/v2/models/sentiment/infer", b" " * 1_000_001
+    cases: list[tuple[str, str, str, Any]] = [
+        ("sentiment", "invalid", "http", lambda **given: http.post(infer, content=b"{", **given)),
+        ("sentiment", "invalid", "http", lambda **given: http.post("/models/sentiment", content=b"{", **given)),
+        ("sentiment", "invalid", "http", lambda **given: http.post(infer, content=large, **given)),
+        ("sentiment", "invalid", "http", lambda **given: http.post(infer, json=text_json([""]), **given)),
+        ("damaged", "unavailable", "http", lambda **given: http.post("/models/damaged", content=b"x", **given)),
+        ("sentiment", "invalid", "grpc", lambda headers: oip.ModelInfer(torn, metadata=tuple(headers.items()))),
+        (
+            "damaged",
+            "unavailable",
+            "grpc",
+            lambda headers: oip.ModelInfer(text_request(["x"], "damaged"), metadata=tuple(headers.items())),
+        ),
+    ]
+    for number, (model, outcome, protocol, ask) in enumerate(cases):
+        name = f'heed_requests_total{{model="{model}",outcome="{outcome}",protocol="{protocol}",version="1"}}'
+        before, request_id = metric(http, name), f"refused-{number}"
+        with contextlib.suppress(grpc.RpcError):
+            ask(headers={"x-request-id": request_id})
+        assert metric(http, name) == before + 1, number
+        assert server.wait_for("request refused", request_id=request_id)["outcome"] == outcome
+    host, port = server.http.removeprefix("http://").split(":")
+    name = 'heed_requests_total{model="double",outcome="cancelled",protocol="http",version="1"}'
+    with socket.create_connection((host, int(port))) as hasty:
+        hasty.sendall(
+            b"POST /v2/models/double/infer HTTP/1.1\r\nhost: x\r\nx-request-id: hasty\r\ncontent-length: 9\r\n\r\n{"
+        )
+    server.wait_for("request refused", request_id="hasty", outcome="cancelled")
+    assert metric(http, name) == 1
 
 
 def test_the_docs_page_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
