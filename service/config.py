@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 # Variables of other parts of the project, which may stand in the same environment.
 FOREIGN_VARIABLES = {"HEED_DATASETS"}
 MOST_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
+MOST_BODY_BYTES = 2**31 - 1  # gRPC counts in 32 bits
 
 
 def option(default: Any, text: str) -> Any:
@@ -52,6 +53,11 @@ class ServiceConfig:
         Raises:
             ValueError: names the option and its limit.
         """
+        for entry in fields(self):
+            # argparse checks the choices of flags, but not those of defaults, which variables are to it.
+            if (choices := get_args(entry.type)) and getattr(self, entry.name) not in choices:
+                given = f"{entry.name} ({variable_of(entry.name)})"
+                raise ValueError(f"{given} must be one of {', '.join(choices)}, not {getattr(self, entry.name)!r}")
         for name in ("instances", "threads_per_instance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
@@ -68,8 +74,9 @@ class ServiceConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_image_pixels > MOST_IMAGE_PIXELS:
-            raise ValueError(f"max_image_pixels must be at most {MOST_IMAGE_PIXELS}, not {self.max_image_pixels}")
+        for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("max_body_bytes", MOST_BODY_BYTES)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

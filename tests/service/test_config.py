@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,13 @@ def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
     assert read_config([], {"HEED_DATASETS": "elsewhere", "OTHER": "1"}) == ServiceConfig()
 
 
+def test_choices_hold_for_variables_too() -> None:
+    """As for flags."""
+    with pytest.raises(ValueError, match="HEED_LOG_LEVEL.* must be one of debug, info, warning, error, not 'verbose'"):
+        read_config([], {"HEED_LOG_LEVEL": "verbose"})
+    assert read_config([], {"HEED_LOG_LEVEL": "debug"}).log_level == "debug"
+
+
 def test_there_are_at_most_twenty_options() -> None:
     """A new one has to earn its place."""
     assert len(dataclasses.fields(ServiceConfig)) <= 20
@@ -30,9 +38,12 @@ def test_there_are_at_most_twenty_options() -> None:
         ({"default_timeout_s": 0.0}, "default_timeout_s must be above 0"),
         ({"default_timeout_s": float("nan")}, "default_timeout_s must be above 0"),
         ({"http_port": 70000}, "http_port must lie between 0 and 65535"),
+        ({"max_body_bytes": 2**31}, "max_body_bytes must be at most 2147483647, not 2147483648"),
+        ({"max_image_pixels": 10**9}, "max_image_pixels must be at most 178956970"),
+        ({"log_format": "xml"}, r"log_format \(HEED_LOG_FORMAT\) must be one of json, console, not 'xml'"),
     ],
 )
-def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, float], expected: str) -> None:
+def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, Any], expected: str) -> None:
     """At start, not at the first request."""
     with pytest.raises(ValueError, match=expected):
         ServiceConfig(**options)
