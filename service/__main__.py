@@ -4,6 +4,7 @@ config ──> metrics ──> repository (models, batchers, engines) ──> pr
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import sys
 import structlog
 
 from model_store.folder import FolderError
-from service.config import ServiceConfig, read_config
+from service.config import ServiceConfig, available_cores, read_config
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
@@ -30,9 +31,9 @@ def main() -> int:
         print(f"python -m service: {error}", file=sys.stderr)
         return 2
     configure_logging(config)
-    if hasattr(os, "SCHED_BATCH"):
-        # Linux, for all threads to come: one that wakes up does not interrupt the one that computes, it waits for its
-        # turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
+    # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
+    # but waits for its turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
+    with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     # One request's texts are tokenized in one thread: the library would else take all cores from the engines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -48,7 +49,7 @@ async def serve(config: ServiceConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     metrics = Metrics()
-    repository = ModelRepository(config, metrics, num_cores=len(os.sched_getaffinity(0)))
+    repository = ModelRepository(config, metrics, num_cores=available_cores())
     predictor = Predictor(repository, metrics, config)
     try:
         http, listener = build_http(predictor, metrics, config)

@@ -5,10 +5,12 @@ a typing error never runs as a default.
 """
 
 import argparse
+import contextlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 # Variables of other parts of the project, which may stand in the same environment.
@@ -96,6 +98,40 @@ class ServiceConfig:
         """
         instances = self.instances or max(1, num_cores // (self.threads_per_instance or 1))
         return instances, self.threads_per_instance or max(1, num_cores // instances)
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may keep busy: those it may run on, as far as the quotas of its control groups go.
+
+    A container with `--cpus 2` may run on all cores of its host, and is halted while it has used more than two.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _cpu_quotas(root))]))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """Cores that each control group allows that this process is in (cgroups(7), both versions)."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted, names = "sys/fs/cgroup", ["cpu.max"]
+        if controllers:
+            mounted, names = "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        # Each group is bound by those it lies in; in a container the outermost may be all that can be seen.
+        for group in (PurePosixPath(own), *PurePosixPath(own).parents):
+            folder = root / mounted / group.relative_to("/")
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                quota, period = " ".join((folder / name).read_text() for name in names).split()
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
 
 
 def variable_of(option_name: str) -> str:

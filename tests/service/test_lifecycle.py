@@ -179,6 +179,17 @@ def test_mistakes_at_start_are_refused_in_words(tmp_path: Path) -> None:
             assert (busy.returncode, "cannot listen" in busy.stderr) == (1, True), flag
 
 
+def test_serving_does_not_need_linux(tmp_path: Path) -> None:
+    """Its scheduling calls are not everywhere."""
+    code = (
+        "import os, sys; del os.SCHED_BATCH, os.sched_setscheduler, os.sched_getaffinity;"
+        "from service.__main__ import main; sys.exit(main())"
+    )
+    options = ["--http-port", "0", "--grpc-port", "0", "--model-store", str(tmp_path / "nowhere")]
+    run = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (run.returncode, "is not a folder" in run.stderr) == (1, True), run.stderr
+
+
 def test_serving_does_not_need_torch() -> None:
     """In a fresh process: after the server's modules are imported, nothing of the training extra is there."""
     names = "('torch', 'transformers', 'onnx', 'datasets')"
