@@ -24,9 +24,11 @@ from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.frame import (
+    MAX_DIGITS,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     earliest,
+    number_of,
     parameters_of,
     request_id_of,
 )
@@ -200,9 +202,12 @@ class HttpApplication:
     ) -> Call:
         timeout_s = None
         if (text := request.headers.get(TIMEOUT_HEADER)) is not None:
-            if not text.isdecimal() or not text.isascii() or int(text) == 0:
-                raise InvalidRequest(f"header {TIMEOUT_HEADER} must be a whole number of milliseconds, not {text!r}")
-            timeout_s = int(text) * 1e-3
+            if not (milliseconds := number_of(text)):
+                raise InvalidRequest(
+                    f"header {TIMEOUT_HEADER} must be a whole number of milliseconds above 0, of at most {MAX_DIGITS}"
+                    f" digits, not {text[:40]!r}"
+                )
+            timeout_s = milliseconds * 1e-3
         return Call(
             model=request.path_params["model"],
             version=request.path_params.get("version", ""),

@@ -448,6 +448,25 @@ def test_binary_lengths_are_checked(
         assert expected in response.json()["error"]
 
 
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+def test_numbers_without_end_are_refused(digits: int, http: httpx.Client) -> None:
+    """In headers and in parameters; the text names what it was."""
+    huge, url = "9" * digits, "/v2/models/sentiment/infer"
+    timeout = json.dumps(text_json(["x"])).removesuffix("}").encode() + b', "parameters": {"timeout": %s}}'
+    for response, expected in (
+        (http.post(url, json=text_json(["x"]), headers={"x-request-timeout-ms": huge}), "header x-request-timeout-ms"),
+        (
+            http.post(url, json=text_json(["x"]), headers={"inference-header-content-length": huge}),
+            "header inference-header-content-length",
+        ),
+        (http.post(url, content=timeout % huge.encode()), "out of range" if digits > 4300 else "parameter 'timeout'"),
+    ):
+        assert response.status_code == 400
+        assert expected in response.json()["error"]
+    long = http.post(url, json=text_json(["x"]), headers={"x-request-timeout-ms": "9" * 18})
+    assert long.status_code == 200
+
+
 def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
     """Header length 0: one text, or floats whose shape follows from their number."""
     headers = {"inference-header-content-length": "0"}
