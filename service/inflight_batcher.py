@@ -208,7 +208,7 @@ class InFlightBatcher:
         now_s = time.monotonic()
         rows = sum(item.rows for item in items)
         if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
-            raise InvalidRequest(f"{widest} beams, a running batch has {self._limits.max_running_rows} rows")
+            raise InvalidRequest(f"a sentence has {widest} rows, a running batch {self._limits.max_running_rows}")
         self._admission.check(
             rows,
             wait_s=self._expected_wait_s(rows),

@@ -149,7 +149,9 @@ class Predictor:
             if wanted and (unknown := set(wanted) - {spec.name for spec in model.task.outputs}):
                 raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
             if isinstance(model.task, TensorRows):
-                return model.task.items(inputs)
+                rows = model.task.items(inputs)
+                self._check_rows(sum([item.rows for item in rows]), "rows")
+                return rows
             if isinstance(model.task, ImageClassification):
                 return await self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
             texts = texts_of(inputs)
@@ -306,6 +308,11 @@ class Predictor:
 
     async def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
+        task.check(request)
+        beams, most = request.num_beams or 1, self._config.max_batch_rows
+        if beams > most:
+            raise InvalidRequest(f"num_beams is {beams}, the server's limit is {most} (max_batch_rows)")
+        self._check_rows(len(texts), "texts", beams)
         return await self._tokens(task, call, texts, field, request=request)
 
     async def _tokens(
@@ -381,11 +388,14 @@ class Predictor:
     def _timeout_s(self, call: Call) -> float:
         return self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
 
-    def _check_rows(self, rows: int) -> None:
-        if rows == 0:
+    def _check_rows(self, inputs: int, what: str = "inputs", rows_each: int = 1) -> None:
+        """Refuse a request of too many rows, and one of none, before any work is done for it."""
+        if inputs == 0:
             raise InvalidRequest("the request has no inputs")
-        if rows > self._config.max_request_rows:
-            raise InvalidRequest(f"the request has {rows} inputs, the limit is {self._config.max_request_rows}")
+        if inputs * rows_each > self._config.max_request_rows:
+            beams = f" x {rows_each} num_beams = {inputs * rows_each} rows" if rows_each > 1 else ""
+            limit = f"the limit is {self._config.max_request_rows} (max_request_rows)"
+            raise InvalidRequest(f"the request has {inputs} {what}{beams}, {limit}")
 
     async def _answer(
         self,
@@ -405,7 +415,6 @@ class Predictor:
             model = self._repository.get(name, version)
             name, version = model.name, model.version
             items = await prepare(model)
-            self._check_rows(sum([item.rows for item in items]))
             prepared_s = time.monotonic()
             if isinstance(model.batcher, InFlightBatcher):
                 done = await model.batcher.submit(items, started_s + timeout_s, on_tokens)

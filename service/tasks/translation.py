@@ -250,6 +250,7 @@ class Translation:
         Raises:
             InvalidRequest: a text is empty or too long, or a search parameter lies outside its limits.
         """
+        self.check(request)
         return [
             Sentence(
                 ids, self._options(request, len(ids)), bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated
@@ -257,7 +258,12 @@ class Translation:
             for ids, truncated in self._encoder.encode(texts, truncate=truncate, field=field)
         ]
 
-    def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
+    def check(self, request: SearchRequest) -> None:
+        """Refuse a search that is not offered.
+
+        Raises:
+            InvalidRequest: a parameter lies outside its limits.
+        """
         beams, new_tokens, penalty = request
         if beams is not None and not 1 <= beams <= MAX_BEAMS:
             raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
@@ -266,6 +272,9 @@ class Translation:
         if penalty is not None and not abs(penalty) <= MAX_LENGTH_PENALTY:
             limit = MAX_LENGTH_PENALTY
             raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
+
+    def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
+        beams, new_tokens, penalty = request
         return SearchOptions(
             max_new_tokens=new_tokens or longest_translation(source_tokens, self.max_tokens),
             num_beams=beams or 1,

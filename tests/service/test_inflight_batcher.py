@@ -299,7 +299,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
         assert refusal.value.retry_after_s > 0
         with pytest.raises(InvalidRequest, match="3 rows, the queue takes 2"):
             await submit(batcher, *(Sentence(name) for name in "xyz"))
-        with pytest.raises(InvalidRequest, match="2 beams, a running batch has 1 rows"):
+        with pytest.raises(InvalidRequest, match="a sentence has 2 rows, a running batch 1"):
             await submit(batcher, Sentence("wide", rows=2))
         decoder.release(100)
         await asyncio.gather(running, *waiting)

@@ -223,7 +223,7 @@ BAD_REQUESTS = {
         {},
         "INVALID_ARGUMENT",
         400,
-        "65 inputs, the limit is 64",
+        "65 inputs, the limit is 64 (max_request_rows)",
     ),
     "unknown model": (
         ["x"],
