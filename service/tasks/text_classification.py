@@ -62,18 +62,21 @@ class TextClassification(Classifier):
         """Text to ids, as `preprocess_all`."""
         return self.preprocess_all([text], truncate=truncate, field=field)[0]
 
-    def preprocess_all(self, texts: Sequence[str], *, truncate: bool, field: str) -> list[Tokens]:
+    def preprocess_all(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
         """Texts to ids.
 
         Args:
             texts: any but empty ones.
             truncate: cut a text beyond the limits, instead of refusing it.
             field: what the client calls a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first one.
 
         Raises:
             InvalidRequest: a text is empty, or too long.
         """
-        return [Tokens(*encoded) for encoded in self._encoder.encode(texts, truncate=truncate, field=field)]
+        return [
+            Tokens(*encoded) for encoded in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
+        ]
 
     def collate(self, items: Sequence[Tokens]) -> Arrays:
         """Feeds of one engine call, int64 [B, T]: ids padded to the longest, and the mask of the real tokens."""

@@ -35,19 +35,20 @@ class TextEncoder:
         self._cutting.enable_truncation(max_tokens)
         self.max_tokens, self.max_characters = max_tokens, CHARACTERS_PER_TOKEN * max_tokens
 
-    def encode(self, texts: Sequence[str], *, truncate: bool, field: str) -> list[Encoded]:
+    def encode(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Encoded]:
         """The ids of each text; safe to be called in any thread.
 
         Args:
             texts: any but empty ones.
             truncate: cut a text beyond the limits, instead of refusing it.
             field: what the client calls a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first one.
 
         Raises:
             InvalidRequest: a text is empty, or too long.
         """
         limit = self.max_characters
-        for number, text in enumerate(texts):
+        for number, text in enumerate(texts, first):
             if len(text) > limit and not truncate:
                 raise InvalidRequest(
                     f"{field.format(number)} has {len(text)} characters, the model takes at most {limit}"
@@ -64,7 +65,7 @@ class TextEncoder:
                 for text, encoding in zip(texts, cut, strict=True)
             ]
         encoded = [Encoded(encoding.ids, False) for encoding in self.tokenizer.encode_batch_fast(texts)]
-        for number, (ids, _) in enumerate(encoded):
+        for number, (ids, _) in enumerate(encoded, first):
             if len(ids) > self.max_tokens:
                 raise InvalidRequest(
                     f"{field.format(number)} has {len(ids)} tokens, the model takes at most {self.max_tokens};"

@@ -237,7 +237,13 @@ class Translation:
         return self.preprocess_all([text], truncate=truncate, field=field, request=request)[0]
 
     def preprocess_all(
-        self, texts: Sequence[str], *, truncate: bool, field: str, request: SearchRequest = DEFAULT_SEARCH
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool,
+        field: str,
+        first: int = 0,
+        request: SearchRequest = DEFAULT_SEARCH,
     ) -> list[Sentence]:
         """Texts to sentences that can be decoded.
 
@@ -245,6 +251,7 @@ class Translation:
             texts: any but empty ones.
             truncate: cut a text beyond the limits, instead of refusing it.
             field: what the client calls a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first one.
             request: how to search.
 
         Raises:
@@ -255,7 +262,7 @@ class Translation:
             Sentence(
                 ids, self._options(request, len(ids)), bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated
             )
-            for ids, truncated in self._encoder.encode(texts, truncate=truncate, field=field)
+            for ids, truncated in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
         ]
 
     def check(self, request: SearchRequest) -> None:
