@@ -309,14 +309,14 @@ class InFlightBatcher:
     # --- in an engine thread -----------------------------------------------------------------------------------------
 
     def _decode(self, instance: _Instance) -> None:
-        """Step after step, until closed."""
-        while self._gather(instance):
+        """Step after step, until closed or dead."""
+        dead: str | None = None
+        while dead is None and self._gather(instance):
             instance.busy_since_s = time.monotonic()
-            if dropped := self._drop_cancelled(instance):
-                self._tell(instance, _Progress(dropped, [], [], None))
             ended: list[_Ended] = []
-            dead: str | None = None
             try:
+                if dropped := self._drop_cancelled(instance):
+                    self._tell(instance, _Progress(dropped, [], [], None))
                 instance.running = instance.running or self._open()
                 ended += self._join(instance)
                 ended += self._step(instance)

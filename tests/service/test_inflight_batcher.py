@@ -332,6 +332,24 @@ async def test_a_sentence_that_cannot_be_read_fails_alone() -> None:
         assert await asyncio.gather(tasks["a"], tasks["b"]) == [["a"], ["b"]]
 
 
+async def test_a_dead_engine_is_asked_for_nothing_more() -> None:
+    """Its thread ends, also when it was given a sentence in the meantime, which hears of it like the others."""
+    decoder = HeldDecoder(poison=lambda names: True)
+    decoder.sound = False
+    async with batcher_of(decoder, name="dying") as batcher:
+        (thread,) = [each for each in threading.enumerate() if each.name == "dying-0"]
+        first = submit(batcher, Sentence("first"))
+        await decoder.next_step()
+        second = submit(batcher, Sentence("second"))
+        await turns()
+        decoder.release()
+        for task in (first, second):
+            with pytest.raises(Unavailable, match="device lost"):
+                await task
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+        assert (thread.is_alive(), decoder.steps) == (False, [["first"]])
+
+
 @pytest.mark.parametrize("refused", ["", "a"])
 async def test_a_dead_engine_is_noticed(refused: str) -> None:
     """It fails what it was given and what waits, says so, and refuses from then on."""
