@@ -303,6 +303,10 @@ def replay_golden(
     """
     assert folder.manifest is not None
     tolerance = folder.manifest.tolerance
+    for number, example in enumerate(folder.golden):
+        num_logits, num_labels = len(example.outputs.get("logits", [])), len(folder.manifest.labels)
+        if num_logits != num_labels:
+            raise FolderError(f"golden example {number}: {num_logits} logits, but {num_labels} labels in manifest.json")
     items = []
     for number, example in enumerate(folder.golden):
         try:

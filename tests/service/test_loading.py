@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from onnx import TensorProto, helper
 
-from model_store.folder import FoundFolder
+from model_store.folder import FolderError, FoundFolder
 from service.batcher import Batcher
 from service.loading import Loaded, Loader
 from tests.conftest import running_server, write_onnx
@@ -29,6 +30,16 @@ def changed_copy(original: Path, target: Path, file_name: str, change: Callable[
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["files"][file_name] = hashlib.sha256((target / file_name).read_bytes()).hexdigest()
     (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("labels", [["NEGATIVE"], ["NEGATIVE", "NEUTRAL", "POSITIVE"]])
+def test_labels_that_are_not_those_of_the_graph_are_noticed(labels: list[str], store: Path, tmp_path: Path) -> None:
+    """Too few, too many."""
+    folder = Path(shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"labels": labels}))
+    with pytest.raises(FolderError, match="golden example 0: 2 logits"):
+        Loader(8, 1, time.thread_time).load(FoundFolder("sentiment", "1", folder))
 
 
 def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_store: Path, tmp_path: Path) -> None:
