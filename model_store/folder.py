@@ -166,6 +166,12 @@ def read(found: FoundFolder) -> ModelFolder:
             raise FolderError(f"{name} is damaged: sha256 {actual[:12]}..., the manifest says {expected[:12]}...")
     if missing := {GRAPH, GOLDEN} - manifest.files.keys():
         raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}")
+    # Any file may be read, for a graph names those that hold its weights: what has no checksum must not be there.
+    present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    if unlisted := present - manifest.files.keys() - {MANIFEST}:
+        raise FolderError(
+            f"{MANIFEST}: no checksum for {', '.join(sorted(unlisted))}; only what it lists may lie in the folder"
+        )
     try:
         golden = msgspec.json.decode((path / GOLDEN).read_bytes(), type=list[GoldenExample])
     except msgspec.DecodeError as error:

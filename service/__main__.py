@@ -4,6 +4,7 @@ config ──> metrics ──> repository (models, batchers, engines) ──> pr
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import sys
 import structlog
 
 from model_store.folder import FolderError
-from service.config import ServiceConfig, read_config
+from service.config import ServiceConfig, available_cores, read_config
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
@@ -30,10 +31,12 @@ def main() -> int:
         print(f"python -m service: {error}", file=sys.stderr)
         return 2
     configure_logging(config)
-    if hasattr(os, "SCHED_BATCH"):
-        # Linux, for all threads to come: one that wakes up does not interrupt the one that computes, it waits for its
-        # turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
+    # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
+    # but waits for its turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
+    with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    # One request's texts are tokenized in one thread: the library would else take all cores from the engines.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     import uvloop
 
     return uvloop.run(serve(config))
@@ -46,11 +49,11 @@ async def serve(config: ServiceConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     metrics = Metrics()
-    repository = ModelRepository(config, metrics, num_cores=len(os.sched_getaffinity(0)))
+    repository = ModelRepository(config, metrics, num_cores=available_cores())
     predictor = Predictor(repository, metrics, config)
     try:
         http, listener = build_http(predictor, metrics, config)
-        grpc_server, grpc_port, health = await start_grpc(predictor, config)
+        grpc_server, grpc_port = await start_grpc(predictor, config)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
         return 1
@@ -63,33 +66,35 @@ async def serve(config: ServiceConfig) -> int:
         instances=repository.instances,
         threads_per_instance=repository.threads,
     )
-    try:
-        await repository.load_all()
-    except FolderError as error:
-        log.error("cannot serve", why=str(error))
-        stop.set()
-        exit_status = 1
-    else:
-        exit_status = 0
-        log.info(
-            "loaded",
-            ready=repository.not_ready_because() is None,
-            why=repository.not_ready_because(),
-        )
-        print(
-            welcome(
-                f"http://{config.host}:{http_port}",
-                f"{config.host}:{grpc_port}",
-                predictor,
-            ),
-            flush=True,
-        )
-    await health.refresh()
-    await stop.wait()
+    loading = asyncio.create_task(repository.load_all())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
+    exit_status = 0
+    if loading.done():
+        try:
+            loading.result()
+        except FolderError as error:
+            log.error("cannot serve", why=str(error))
+            stop.set()
+            exit_status = 1
+        else:
+            log.info(
+                "loaded",
+                ready=repository.not_ready_because() is None,
+                why=repository.not_ready_because(),
+            )
+            print(
+                welcome(
+                    f"http://{config.host}:{http_port}",
+                    f"{config.host}:{grpc_port}",
+                    predictor,
+                ),
+                flush=True,
+            )
+    await stopping
 
     log.info("draining")
     drained = asyncio.create_task(repository.drain())
-    await health.refresh()
     http.should_exit = True
     await asyncio.wait(
         [
@@ -104,6 +109,9 @@ async def serve(config: ServiceConfig) -> int:
         exit_status = 1
     repository.close()
     log.info("stopped")
+    if not loading.done():
+        # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end.
+        os._exit(exit_status)
     return exit_status
 
 

@@ -98,7 +98,7 @@ class Admission(Generic[E]):
             Unavailable: draining, or the engine is dead.
             InvalidRequest: more rows than the queue takes.
             Overloaded: the queue is full.
-            DeadlineExceeded: the deadline has passed, or cannot be met.
+            DeadlineExceeded: the deadline has passed, or the work before it leaves too little time.
         """
         if self.dead_reason is not None:
             raise Unavailable(f"the engine of {self.name} has failed: {self.dead_reason}")
@@ -115,7 +115,8 @@ class Admission(Generic[E]):
             return
         if now_s >= deadline_s:
             raise DeadlineExceeded("the deadline passed before the model was asked")
-        if now_s + wait_s + own_s > deadline_s:
+        # With nothing before it, it is tried: an estimate that refused all would never be found wrong.
+        if wait_s and now_s + wait_s + own_s > deadline_s:
             raise DeadlineExceeded(
                 f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
                 f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"

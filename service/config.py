@@ -5,15 +5,18 @@ a typing error never runs as a default.
 """
 
 import argparse
+import contextlib
+import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
 # Variables of other parts of the project, which may stand in the same environment.
 FOREIGN_VARIABLES = {"HEED_DATASETS"}
 MOST_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
+MOST_BODY_BYTES = 2**31 - 1  # gRPC counts in 32 bits
 
 
 def option(default: Any, text: str) -> Any:
@@ -52,6 +55,11 @@ class ServiceConfig:
         Raises:
             ValueError: names the option and its limit.
         """
+        for entry in fields(self):
+            # argparse checks the choices of flags, but not those of defaults, which variables are to it.
+            if (choices := get_args(entry.type)) and getattr(self, entry.name) not in choices:
+                given = f"{entry.name} ({variable_of(entry.name)})"
+                raise ValueError(f"{given} must be one of {', '.join(choices)}, not {getattr(self, entry.name)!r}")
         for name in ("instances", "threads_per_instance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (automatic) or more, not {getattr(self, name)}")
@@ -68,8 +76,9 @@ class ServiceConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.max_image_pixels > MOST_IMAGE_PIXELS:
-            raise ValueError(f"max_image_pixels must be at most {MOST_IMAGE_PIXELS}, not {self.max_image_pixels}")
+        for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("max_body_bytes", MOST_BODY_BYTES)):
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
@@ -89,6 +98,40 @@ class ServiceConfig:
         """
         instances = self.instances or max(1, num_cores // (self.threads_per_instance or 1))
         return instances, self.threads_per_instance or max(1, num_cores // instances)
+
+
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may keep busy: those it may run on, as far as the quotas of its control groups go.
+
+    A container with `--cpus 2` may run on all cores of its host, and is halted while it has used more than two.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        cores = os.cpu_count() or 1
+    return max(1, min([cores, *(math.ceil(quota) for quota in _cpu_quotas(root))]))
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    """Cores that each control group allows that this process is in (cgroups(7), both versions)."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted, names = "sys/fs/cgroup", ["cpu.max"]
+        if controllers:
+            mounted, names = "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        # Each group is bound by those it lies in; in a container the outermost may be all that can be seen.
+        for group in (PurePosixPath(own), *PurePosixPath(own).parents):
+            folder = root / mounted / group.relative_to("/")
+            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+                quota, period = " ".join((folder / name).read_text() for name in names).split()
+                if int(quota) > 0:
+                    yield int(quota) / int(period)
 
 
 def variable_of(option_name: str) -> str:

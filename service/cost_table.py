@@ -36,7 +36,7 @@ class CostTable:
         max_length: int,
         measured: Sequence[tuple[int, int, float]] = (),
     ) -> None:
-        """Start from measured calls, each (rows, length, seconds); without any, the first `record` starts it."""
+        """Start from measured calls, each (rows, length, seconds); without any, the second `record` starts it."""
         self._rows = _powers_of_two(1, max(2, max_rows))
         self._lengths = _powers_of_two(1, max(2, max_length))
         # Looked up several times a batch, so the cell of each value is worked out once.
@@ -44,6 +44,7 @@ class CostTable:
         self._length_cells = [_locate(self._lengths, value) for value in range(self._lengths[-1] + 1)]
         self._seconds: list[list[float]] = []
         self._scale = 1.0
+        self._cold = not measured
         if measured:
             self._fill(measured)
             for rows, length, seconds in measured:
@@ -76,6 +77,9 @@ class CostTable:
 
     def record(self, rows: int, length: int, seconds: float) -> None:
         """Let a call that was made correct the table."""
+        if self._cold:
+            self._cold = False  # an engine's first call allocates, and takes many times as long as those to come
+            return
         if not self._seconds:
             self._fill([(rows, length, seconds)])
             return

@@ -15,7 +15,13 @@ Clients read text only from these. Anything else becomes "internal error" with a
 
 
 class HeedError(Exception):
-    """Base of all errors whose message is meant for the client."""
+    """Base of all errors whose message is meant for the client.
+
+    Attributes:
+        counted: the request that it ended is in the metrics and in the log already.
+    """
+
+    counted = False
 
 
 class InvalidRequest(HeedError):

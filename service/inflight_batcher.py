@@ -208,7 +208,7 @@ class InFlightBatcher:
         now_s = time.monotonic()
         rows = sum(item.rows for item in items)
         if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
-            raise InvalidRequest(f"{widest} beams, a running batch has {self._limits.max_running_rows} rows")
+            raise InvalidRequest(f"a sentence has {widest} rows, a running batch {self._limits.max_running_rows}")
         self._admission.check(
             rows,
             wait_s=self._expected_wait_s(rows),
@@ -309,14 +309,14 @@ class InFlightBatcher:
     # --- in an engine thread -----------------------------------------------------------------------------------------
 
     def _decode(self, instance: _Instance) -> None:
-        """Step after step, until closed."""
-        while self._gather(instance):
+        """Step after step, until closed or dead."""
+        dead: str | None = None
+        while dead is None and self._gather(instance):
             instance.busy_since_s = time.monotonic()
-            if dropped := self._drop_cancelled(instance):
-                self._tell(instance, _Progress(dropped, [], [], None))
             ended: list[_Ended] = []
-            dead: str | None = None
             try:
+                if dropped := self._drop_cancelled(instance):
+                    self._tell(instance, _Progress(dropped, [], [], None))
                 instance.running = instance.running or self._open()
                 ended += self._join(instance)
                 ended += self._step(instance)

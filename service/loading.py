@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
+import structlog
 
 from model_store.folder import (
     ENCODER,
@@ -32,9 +33,11 @@ from service.engine import OnnxEngine
 from service.errors import InvalidRequest
 from service.inflight_batcher import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
-from service.tasks.tensor_rows import TensorRows
+from service.tasks.tensor_rows import TensorRows, batching_problem
 from service.tasks.text_classification import TextClassification, Tokens
 from service.tasks.translation import GOLDEN_SEARCHES, SearchRequest, Sentence, Translation
+
+log = structlog.get_logger(__name__)
 
 # Calls that are timed at load, cheapest first, while the budget lasts: rows, tokens.
 COST_PROBES = (
@@ -53,6 +56,9 @@ COST_PROBES = (
 # The same of models whose rows all have one length.
 ROW_COST_PROBES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1))
 COST_BUDGET_S = 0.25
+LONGEST_ROW = (
+    1024  # of the cost table of a bare model: a MiB; the costs of longer rows follow from the last two lengths
+)
 
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)
@@ -107,22 +113,25 @@ class Loader:
             return self._load_translation(folder)
         engine = OnnxEngine(folder.path / "model.onnx", self._threads)
         if folder.manifest is None:
-            return self._load_bare(engine)
+            return self._load_bare(folder, engine)
         if folder.manifest.task == "text-classification":
             return self._load_text_classifier(folder, engine)
         if folder.manifest.task == "image-classification":
             return self._load_image_classifier(folder, engine)
         raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
 
-    def _load_bare(self, engine: OnnxEngine) -> Loaded:
-        task = TensorRows(engine.inputs, engine.outputs, self._max_rows)
+    def _load_bare(self, folder: ModelFolder, engine: OnnxEngine) -> Loaded:
+        problem = batching_problem(engine.inputs, engine.outputs, engine.run)
+        if problem:
+            log.info("model is served without batching", model=folder.name, version=str(folder.version), why=problem)
+        task = TensorRows(engine.inputs, engine.outputs, max_rows=self._max_rows, batched=not problem)
         return Loaded(
             task,
             run=lambda items: task.separate(engine.run(task.collate(items)), items),
             # Without golden examples nothing is known that a sound engine must be able to compute.
             probe=lambda: None,
-            costs=CostTable(self._max_rows, 2),
-            skips_padding=False,
+            costs=CostTable(self._max_rows, LONGEST_ROW),
+            skips_padding=True,  # there is none
         )
 
     def _load_text_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> Loaded:
@@ -294,6 +303,10 @@ def replay_golden(
     """
     assert folder.manifest is not None
     tolerance = folder.manifest.tolerance
+    for number, example in enumerate(folder.golden):
+        num_logits, num_labels = len(example.outputs.get("logits", [])), len(folder.manifest.labels)
+        if num_logits != num_labels:
+            raise FolderError(f"golden example {number}: {num_logits} logits, but {num_labels} labels in manifest.json")
     items = []
     for number, example in enumerate(folder.golden):
         try:

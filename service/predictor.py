@@ -8,6 +8,8 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import structlog
@@ -31,19 +33,24 @@ from service.tasks.classification import Classification, Classifier, ScoreFuncti
 from service.tasks.image_classification import ImageClassification
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification
+from service.tasks.tokenization import texts_of
 from service.tasks.translation import SearchRequest, Translation
 from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
 
 log = structlog.get_logger(__name__)
 
-# Texts above this many characters are tokenized in a thread, so that one long text does not hold up all others.
-LONG_TEXT_CHARACTERS = 5_000
-# Images are always decoded in threads, as many at once as there are cores: Pillow releases the interpreter's lock, and
-# a large image takes hundreds of megabytes while it is decoded. Measured on one core: 0.03 to 0.05 ms for 32 x 32, 2 to
-# 5 ms for 640 x 480, 14 ms for a JPEG of 12 megapixels and 250 ms for a WebP of that size. The length of a file
-# does not tell, and the hand-over of 0.1 ms is little beside what an image model computes.
-DECODE_LEARNING_RATE = 0.1  # of the mean time, which says when to come again
+# Requests whose texts have more characters than this are tokenized in threads, so that they do not hold up all others:
+# at 2,000 characters that takes about 0.5 ms, the hand-over 0.1. A piece of such work ends with the text that brings it
+# above so many characters: what has not begun at the deadline never will.
+LONG_TEXT_CHARACTERS, PIECE_CHARACTERS = 2_000, 8_000
+# What a character counts in a text with others than ASCII: normalization makes up to 18 of one (50 microseconds).
+CHARACTER_WEIGHT = 8
+# Images are always decoded in threads: Pillow releases the interpreter's lock, and a large image takes hundreds of
+# megabytes while it is decoded. Measured on one core: 0.03 to 0.05 ms for 32 x 32, 2 to 5 ms for 640 x 480, 14 ms for a
+# JPEG of 12 megapixels and 250 ms for a WebP of that size. The length of a file does not tell, and the hand-over of
+# 0.1 ms is little beside what an image model computes.
+PREPARING_LEARNING_RATE = 0.1  # of the mean time, which says when to come again
 
 OUTCOME_OF: dict[type[HeedError], Outcome] = {
     InvalidRequest: "invalid",
@@ -123,10 +130,11 @@ class Predictor:
         self._repository, self._metrics, self._config = repository, metrics, config
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
-        self._num_decoders = repository.num_cores
-        self._decoders = ThreadPoolExecutor(self._num_decoders, "decoder")
-        self._undecoded = 0  # images of all requests that wait for a decoder or are with one
-        self._decode_s = 0.0  # of recent images, a running mean
+        # As many threads as there are cores prepare what takes long; more would only take memory.
+        self._num_preparers = repository.num_cores
+        self._preparers = ThreadPoolExecutor(self._num_preparers, "preparer")
+        self._unprepared = 0  # rows of all requests that wait for such a thread or are with one
+        self._prepare_s = 0.0  # of a recent row, a running mean
 
     async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
@@ -145,10 +153,12 @@ class Predictor:
             if wanted and (unknown := set(wanted) - {spec.name for spec in model.task.outputs}):
                 raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
             if isinstance(model.task, TensorRows):
-                return model.task.items(inputs)
+                rows = model.task.items(inputs)
+                self._check_rows(sum([item.rows for item in rows]), "rows")
+                return rows
             if isinstance(model.task, ImageClassification):
                 return await self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
-            texts = model.task.texts_of(inputs)
+            texts = texts_of(inputs)
             if isinstance(model.task, Translation):
                 return await self._sentences(model.task, call, texts, "text[{}]")
             return await self._tokens(model.task, call, texts, "text[{}]")
@@ -302,6 +312,11 @@ class Predictor:
 
     async def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
+        task.check(request)
+        beams, most = request.num_beams or 1, self._config.max_batch_rows
+        if beams > most:
+            raise InvalidRequest(f"num_beams is {beams}, the server's limit is {most} (max_batch_rows)")
+        self._check_rows(len(texts), "texts", beams)
         return await self._tokens(task, call, texts, field, request=request)
 
     async def _tokens(
@@ -312,65 +327,84 @@ class Predictor:
         field: str,
         **options: Any,
     ) -> Sequence[Any]:
-        """Tokenize the texts of a request; `options` go to the task's `preprocess`."""
+        """Tokenize the texts of a request; `options` go to the task's `preprocess_all`."""
         self._check_rows(len(texts))
-
-        def preprocess(text: str, name: str) -> Any:
-            return task.preprocess(text, truncate=call.truncate, field=name, **options)
-
-        tokens = []
-        for number, text in enumerate(texts):
-            name = field.format(number)
-            if len(text) > LONG_TEXT_CHARACTERS:
-                tokens.append(await asyncio.to_thread(preprocess, text, name))
-            else:
-                tokens.append(preprocess(text, name))
-        return tokens
+        options |= {"truncate": call.truncate, "field": field}
+        weights = [len(text) if text.isascii() else CHARACTER_WEIGHT * len(text) for text in texts]
+        if sum(weights) <= LONG_TEXT_CHARACTERS:
+            return task.preprocess_all(texts, **options)
+        tokenizing: list[Callable[[], Sequence[Any]]] = []
+        first, piece = 0, 0
+        for number, weight in enumerate(weights, 1):
+            piece += weight
+            if piece > PIECE_CHARACTERS or number == len(texts):
+                tokenizing.append(partial(task.preprocess_all, texts[first:number], first=first, **options))
+                first, piece = number, 0
+        return list(chain(*await self._in_threads(call, tokenizing, len(texts), ("texts", "tokenized"))))
 
     async def _pixels(
         self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str
     ) -> Sequence[Any]:
-        """Decode the images of a request, side by side, in threads; the first that cannot be decoded is its error."""
+        """Decode the images of a request, side by side."""
         self._check_rows(len(images))
-        if self._undecoded + len(images) > self._config.max_queue:
+        limit = self._config.max_image_pixels
+        decoding = [
+            partial(task.preprocess, image, field=field.format(number), max_image_pixels=limit)
+            for number, image in enumerate(images)
+        ]
+        return await self._in_threads(call, decoding, len(images), ("images", "decoded"))
+
+    async def _in_threads(
+        self, call: Call, work: Sequence[Callable[[], T]], rows: int, words: tuple[str, str]
+    ) -> list[T]:
+        """Prepare the `rows` of a request in threads; the first piece of work that fails is the request's error.
+
+        `words` are what the rows are and what is done to them, for messages.
+
+        Raises:
+            Overloaded: too many rows wait already.
+            DeadlineExceeded: the deadline passed first.
+        """
+        what, done = words
+        if self._unprepared + rows > self._config.max_queue:
             raise Overloaded(
-                f"{self._undecoded} images wait to be decoded, the limit is {self._config.max_queue}",
-                retry_after_s=self._undecoded * self._decode_s / self._num_decoders,
+                f"{self._unprepared} texts and images wait to be prepared, the limit is {self._config.max_queue}",
+                retry_after_s=self._unprepared * self._prepare_s / self._num_preparers,
             )
 
-        def decode(number: int, image: bytes) -> tuple[Any, float]:
+        def timed(piece: Callable[[], T]) -> tuple[T, float]:
             started_s = time.monotonic()
-            pixels = task.preprocess(image, field=field.format(number), max_image_pixels=limit)
-            return pixels, time.monotonic() - started_s
+            return piece(), time.monotonic() - started_s
 
-        limit, loop = self._config.max_image_pixels, asyncio.get_running_loop()
-        self._undecoded += len(images)
+        loop = asyncio.get_running_loop()
+        self._unprepared += rows
         try:
             async with asyncio.timeout(self._timeout_s(call)):
-                decoding = [
-                    loop.run_in_executor(self._decoders, decode, number, image) for number, image in enumerate(images)
-                ]
-                decoded = await asyncio.gather(*decoding, return_exceptions=True)
+                running = [loop.run_in_executor(self._preparers, timed, piece) for piece in work]
+                prepared = await asyncio.gather(*running, return_exceptions=True)
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the images were decoded") from None
+            raise DeadlineExceeded(f"the deadline passed before the {what} were {done}") from None
         finally:
-            self._undecoded -= len(images)
-        items = []
-        for entry in decoded:
+            self._unprepared -= rows
+        results = []
+        for entry in prepared:
             if isinstance(entry, BaseException):
                 raise entry
-            items.append(entry[0])
-            self._decode_s += DECODE_LEARNING_RATE * (entry[1] - self._decode_s)
-        return items
+            results.append(entry[0])
+            self._prepare_s += PREPARING_LEARNING_RATE * (entry[1] * len(work) / rows - self._prepare_s)
+        return results
 
     def _timeout_s(self, call: Call) -> float:
         return self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
 
-    def _check_rows(self, rows: int) -> None:
-        if rows == 0:
+    def _check_rows(self, inputs: int, what: str = "inputs", rows_each: int = 1) -> None:
+        """Refuse a request of too many rows, and one of none, before any work is done for it."""
+        if inputs == 0:
             raise InvalidRequest("the request has no inputs")
-        if rows > self._config.max_request_rows:
-            raise InvalidRequest(f"the request has {rows} inputs, the limit is {self._config.max_request_rows}")
+        if inputs * rows_each > self._config.max_request_rows:
+            beams = f" x {rows_each} num_beams = {inputs * rows_each} rows" if rows_each > 1 else ""
+            limit = f"the limit is {self._config.max_request_rows} (max_request_rows)"
+            raise InvalidRequest(f"the request has {inputs} {what}{beams}, {limit}")
 
     async def _answer(
         self,
@@ -385,13 +419,11 @@ class Predictor:
         """
         started_s = time.monotonic()
         timeout_s = self._timeout_s(call)
-        name, version = UNKNOWN_MODEL, ""
-        outcome: Outcome = "failed"
+        name, version = call.model, call.version
         try:
-            model = self._repository.get(call.model, call.version)
+            model = self._repository.get(name, version)
             name, version = model.name, model.version
             items = await prepare(model)
-            self._check_rows(sum([item.rows for item in items]))
             prepared_s = time.monotonic()
             if isinstance(model.batcher, InFlightBatcher):
                 done = await model.batcher.submit(items, started_s + timeout_s, on_tokens)
@@ -400,26 +432,19 @@ class Predictor:
             computed_s = time.monotonic()
             answer = finish(model, [entry.result for entry in done])
             ended_s = time.monotonic()
-            outcome = "ok"
         except asyncio.CancelledError:
             # gRPC cancels a call whose deadline has passed, just as one that the client has cancelled.
-            outcome = "expired" if time.monotonic() - started_s >= timeout_s else "cancelled"
+            outcome: Outcome = "expired" if time.monotonic() - started_s >= timeout_s else "cancelled"
+            self.count_failure(name, version, call.protocol, call.request_id, outcome, "the call has been cancelled")
             raise
         except HeedError as error:
-            outcome = next(
-                (known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)),
-                "failed",
-            )
-            log.info(
-                "request refused",
-                request_id=call.request_id,
-                model=call.model,
-                outcome=outcome,
-                why=str(error),
-            )
+            self.count_failure(name, version, call.protocol, call.request_id, outcome_of(error), str(error))
+            error.counted = True
             raise
-        finally:
-            self._metrics.count(name, version, call.protocol, outcome)
+        except Exception:
+            self.count_failure(name, version, call.protocol, call.request_id, "failed", "unexpected error")
+            raise
+        self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
         stages = self._metrics.stages(name, version, call.protocol)
         stages.preprocess.observe(prepared_s - started_s)
@@ -435,6 +460,21 @@ class Predictor:
                 **receipt._asdict(),
             )
         return answer, receipt
+
+    def count_failure(
+        self, model: str, version: str, protocol: Protocol, request_id: str, outcome: Outcome, why: str
+    ) -> None:
+        """Count and log a request that has ended without an answer; `model` and `version` as the client names them.
+
+        Transports call it for what fails before a request reaches any other method, which count themselves.
+        """
+        log.info("request refused", request_id=request_id, model=model, outcome=outcome, why=why)
+        try:
+            state = self._repository.state(model, version)
+        except NotFound:
+            self._metrics.count(UNKNOWN_MODEL, "", protocol, outcome)
+        else:
+            self._metrics.count(state.name, state.version, protocol, outcome)
 
     def describe(self, name: str, version: str = "") -> ModelDescription:
         """The metadata of a model.
@@ -457,9 +497,14 @@ class Predictor:
         Raises:
             NotFound: there is no such model.
         """
-        if self._repository.draining:
+        if self.draining:
             return "the server is shutting down"
         return self._repository.state(name, version).current_problem()
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server shuts down."""
+        return self._repository.draining
 
     def not_ready_because(self) -> str | None:
         """Why the server should get no requests now, or None."""
@@ -490,13 +535,18 @@ class Predictor:
         described = ((name, self._repository.state(name).served) for name in self.model_names())
         return [name for name, served in described if served and isinstance(served.task, kind)]
 
-    def task_of(self, name: str) -> TaskName | None:
-        """What a model does, in the hub's words; "tensors" for one without a task, None for one that is not served."""
-        try:
-            served = self._repository.state(name).served
-        except NotFound:
-            return None
-        return None if served is None else TASK_NAMES[type(served.task)]
+    def task_of(self, name: str) -> TaskName:
+        """What a model does, in the hub's words; "tensors" for one without a task.
+
+        Raises:
+            NotFound, Unavailable: as for a request.
+        """
+        return TASK_NAMES[type(self._repository.get(name).task)]
+
+
+def outcome_of(error: HeedError) -> Outcome:
+    """How a request has ended that ended so."""
+    return next((known for kind, known in OUTCOME_OF.items() if isinstance(error, kind)), "failed")
 
 
 def _translation(model: ServedModel) -> Translation:

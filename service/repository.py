@@ -65,7 +65,7 @@ class ModelRepository:
         self._loader = Loader(self.config.max_batch_rows, self.threads, self._engine_clock)
 
     async def load_all(self) -> None:
-        """Load every folder of the store, a few at a time.
+        """Load every folder of the store, a few at a time; once draining, no further one.
 
         Raises:
             FolderError: the store itself cannot be read.
@@ -79,7 +79,8 @@ class ModelRepository:
 
         async def load(folder: FoundFolder) -> None:
             async with at_once:
-                await self._load(folder)
+                if not self.draining:
+                    await self._load(folder)
 
         await asyncio.gather(*(load(folder) for folder in found))
 
@@ -94,6 +95,8 @@ class ModelRepository:
             log.exception("model failed to load", model=folder.name, version=folder.version)
             state.problem = f"{type(error).__name__}: {error}"
         else:
+            if self.draining:
+                return  # those that are served have been told already
             state.served = self._start(folder, loaded)
             state.problem = None
         ready = self.metrics.ready.labels(folder.name, folder.version)

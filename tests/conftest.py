@@ -66,8 +66,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(store: Path, *options: str) -> Iterator[Server]:
-    """A server on this store, ready unless it says otherwise."""
+def running_server(store: Path, *options: str, until: str = "loaded") -> Iterator[Server]:
+    """A server on this store, ready unless it says otherwise; `until` is the entry of its log that is waited for."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HEED_")}
     command = [
         sys.executable,
@@ -94,12 +94,15 @@ def running_server(store: Path, *options: str) -> Iterator[Server]:
     try:
         listening = server.wait_for("listening")
         server.http, server.grpc = listening["http"], listening["grpc"]
-        server.wait_for("loaded")
+        server.wait_for(until)
         yield server
     finally:
         if popen.poll() is None:
             popen.terminate()
-        popen.wait(timeout=START_S)
+        try:
+            popen.wait(timeout=START_S)
+        finally:
+            popen.kill()  # nothing, where it has ended
         reader.join()
         assert popen.stderr
         popen.stderr.close()
@@ -116,6 +119,25 @@ def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: 
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     onnx.save(model, folder / "model.onnx")
+
+
+def write_endless(folder: Path) -> None:
+    """A bare model whose one call, and therefore its loading, takes for ever."""
+    count = helper.make_node("Constant", [], ["count"], value_int=2**62)
+    more = helper.make_node("Constant", [], ["more"], value=helper.make_tensor("true", TensorProto.BOOL, [], [True]))
+    scalar = {"number": (TensorProto.INT64, []), "going": (TensorProto.BOOL, []), "before": (TensorProto.FLOAT, None)}
+    step = helper.make_graph(
+        [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Sin", ["before"], ["after"])],
+        "step",
+        [helper.make_tensor_value_info(name, *tensor) for name, tensor in scalar.items()],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
+        ],
+    )
+    rows = (TensorProto.FLOAT, ["rows"])
+    loop = helper.make_node("Loop", ["count", "more", "x"], ["y"], body=step)
+    write_onnx(folder, [count, more, loop], {"x": rows}, {"y": rows})
 
 
 def make_store(store: Path) -> Path:

@@ -8,6 +8,7 @@ engine call, C channels, H height, W width.
 
 import binascii
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -29,8 +30,11 @@ from service.tensors import Arrays, TensorSpec
 FORMATS = ("JPEG", "PNG", "WEBP")
 JPEGS = {"JPEG", "MPO"}  # MPO: with further pictures behind the first
 # A progressive JPEG refines the image scan by scan, about ten times. A file of a few megabytes can hold so many scans,
-# each of a few bytes, that it is decoded for hours. Their marker stands nowhere else in the compressed data.
-JPEG_SCAN, MAX_JPEG_SCANS = b"\xff\xda", 100
+# each of a few bytes, that it is decoded for hours.
+MAX_JPEG_SCANS = 100
+# The markers that have content, and among them those of a scan and of the image's end (ITU-T T.81, B.1.1.3). Among
+# compressed data, 0xff stands only before a marker or before 0. Of those below 0xc0 libjpeg skips no content.
+JPEG_MARKER, JPEG_SCAN, JPEG_END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), 0xDA, 0xD9
 # JPEG has no longer one; resizing an image of millions of pixels by one takes gigabytes.
 MAX_SIDE_PIXELS = 65_535
 # What base64 of a file of these formats begins with; none of the files themselves does.
@@ -202,12 +206,24 @@ def _opened(file: bytes, field: str, max_image_pixels: int | None) -> Image.Imag
         raise InvalidRequest(f"{field} has {width} x {height} pixels, more than {limit}")
     if max(width, height) > MAX_SIDE_PIXELS:
         raise InvalidRequest(f"{field} has {width} x {height} pixels, the limit of a side is {MAX_SIDE_PIXELS}")
-    if opened.format in JPEGS and file.count(JPEG_SCAN) > MAX_JPEG_SCANS:
+    if opened.format in JPEGS and _num_scans(file) > MAX_JPEG_SCANS:
         raise InvalidRequest(f"{field} has more than {MAX_JPEG_SCANS} scans, which no camera or editor writes")
     # A phone's JPEG may hold further pictures for viewers that know of them (MPO): that is no animation.
     if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
         raise InvalidRequest(f"{field} is animated, with {getattr(opened, 'n_frames', 0)} frames; send one of them")
     return opened
+
+
+def _num_scans(file: bytes) -> int:
+    """Scans of a JPEG, at most one more than is allowed; not of the pictures or films that lie within or behind it."""
+    scans, position = 0, 0
+    while scans <= MAX_JPEG_SCANS and (found := JPEG_MARKER.search(file, position)):
+        marker, position = file[found.end() - 1], found.end()
+        if marker == JPEG_END:
+            break
+        scans += marker == JPEG_SCAN
+        position += int.from_bytes(file[position : position + 2])  # the marker's own content
+    return scans
 
 
 def _in_colours(image: Image.Image) -> Image.Image:

@@ -1,13 +1,23 @@
-"""Tensors in, tensors out: any ONNX graph, batched along the first dimension when that is dynamic."""
+"""Tensors in, tensors out: any ONNX graph, batched along the first dimension where that proves to be the batch."""
 
-from collections.abc import Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tensors import Arrays, TensorSpec, bytes_array
+from service.tensors import NUMPY_OF, Arrays, TensorSpec, bytes_array
+
+# What the cost of a row goes by where rows differ in size: so many bytes of its inputs are a token of its length.
+BYTES_PER_TOKEN = 1024
+# The rows that are invented to see whether a graph computes each by itself: how many, and the size of dimensions of
+# any size. A graph may refuse the first size, such as images that its kernels do not fit into.
+INVENTED_ROWS, INVENTED_SIZES = 8, (8, 64)
+MAX_INVENTED_ELEMENTS = 2**20  # of a row of one input
+# By how much the results of a row may differ in company, as a share of the largest number: rounding, no more.
+TOLERATED_DIFFERENCE, TOLERATED_ROUNDINGS = 1e-3, 8
 
 
 class Rows(NamedTuple):
@@ -16,18 +26,28 @@ class Rows(NamedTuple):
     arrays: Arrays
     rows: int
     group: Hashable  # the shape of a row
-    length: int = 1
+    length: int  # 1 where all rows have one size
 
 
 class TensorRows:
     """The pure part of a bare ONNX model."""
 
-    def __init__(self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], max_rows: int) -> None:
-        """Set up from the graph's own tensors; a call takes at most `max_rows` rows of a batched model."""
+    def __init__(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, max_rows: int, batched: bool
+    ) -> None:
+        """Set up.
+
+        Args:
+            inputs: the graph's own.
+            outputs: the same.
+            max_rows: that a call takes of a batched model.
+            batched: rows of several requests may share a call; see `batching_problem`.
+        """
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._max_rows = max_rows
-        # Rows can be put together and taken apart only where each tensor has a first dimension of any size.
-        self.batched = bool(inputs) and all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
+        self._max_rows, self._batched = max_rows, batched
+        self._sized = any(
+            spec.datatype == "BYTES" or -1 in spec.shape[1 if self._batched else 0 :] for spec in self.inputs
+        )
 
     def items(self, inputs: Arrays) -> list[Rows]:
         """A request's tensors as items: one, or several where the request has more rows than a call takes.
@@ -37,9 +57,10 @@ class TensorRows:
         Raises:
             InvalidRequest: the inputs differ in their rows, there is none, or a BYTES element is not UTF-8.
         """
+        num_bytes = sum(map(_num_bytes, inputs.values())) if self._sized else 0
         inputs = {name: _to_text(name, array) if array.dtype == object else array for name, array in inputs.items()}
-        if not self.batched:
-            return [Rows(inputs, rows=1, group=object())]
+        if not self._batched:
+            return [Rows(inputs, 1, object(), _length(num_bytes))]
         group = tuple([array.shape[1:] for array in inputs.values()])
         num_rows = len(next(iter(inputs.values())))
         if any(len(array) != num_rows for array in inputs.values()):
@@ -47,13 +68,15 @@ class TensorRows:
             raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
         if num_rows == 0:
             raise InvalidRequest("the inputs have no rows: their first dimension is 0")
+        length = _length(num_bytes // num_rows)
         if num_rows <= self._max_rows:
-            return [Rows(inputs, num_rows, group)]
+            return [Rows(inputs, num_rows, group, length)]
         return [
             Rows(
                 {name: array[first : first + self._max_rows] for name, array in inputs.items()},
                 rows=min(self._max_rows, num_rows - first),
                 group=group,
+                length=length,
             )
             for first in range(0, num_rows, self._max_rows)
         ]
@@ -88,6 +111,73 @@ class TensorRows:
         if len(results) > 1:
             joined = {name: np.concatenate([result[name] for result in results]) for name in joined}
         return {name: _to_bytes(array) if array.dtype == object else array for name, array in joined.items()}
+
+
+def batching_problem(
+    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Callable[[Arrays], Arrays]
+) -> str | None:
+    """Why rows of several requests must not share a call of a graph, or None when they may.
+
+    That the first dimension may have any size does not make it the batch: it may be time, and each step then depends on
+    those before it. So the graph is shown invented rows, and has to answer them together as it does one by one.
+
+    Args:
+        inputs: of the graph.
+        outputs: of the graph.
+        run: a call of the graph.
+    """
+    if not inputs or any(spec.shape[:1] != (-1,) for spec in (*inputs, *outputs)):
+        return "not every tensor has a first dimension of any size"
+    problem = "its rows are too large to be invented"
+    for size in INVENTED_SIZES:
+        if any(math.prod(_invented_shape(spec, size)) > MAX_INVENTED_ELEMENTS for spec in inputs):
+            continue
+        rng = np.random.default_rng(0)
+        rows = {spec.name: _invented(spec, size, rng) for spec in inputs}
+        try:
+            alone = [run({name: array[n : n + 1] for name, array in rows.items()}) for n in range(INVENTED_ROWS)]
+            together = run(rows)
+        except Exception as error:  # whatever the engine raises
+            problem = f"it refuses invented rows: {error}"
+            continue
+        for name, array in together.items():
+            if not _same([result[name] for result in alone], array):
+                return f"output {name!r} of a row depends on the other rows"
+        return None
+    return problem
+
+
+def _invented_shape(spec: TensorSpec, size: int) -> list[int]:
+    return [size if known == -1 else known for known in spec.shape[1:]]
+
+
+def _invented(spec: TensorSpec, size: int, rng: np.random.Generator) -> NDArray[Any]:
+    """Rows of a tensor that most graphs take: 0 and 1 are tokens, masks and text, and text that is a number."""
+    shape = (INVENTED_ROWS, *_invented_shape(spec, size))
+    if spec.datatype == "BYTES":
+        return rng.choice(np.array(["0", "1"], dtype=object), shape)
+    dtype = NUMPY_OF[spec.datatype]
+    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
+
+
+def _same(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> bool:
+    """Whether rows have the same results one by one and together."""
+    if {array.shape for array in alone} != {(1, *together.shape[1:])} or len(together) != len(alone):
+        return False
+    expected = np.concatenate(alone)
+    if expected.dtype.kind != "f":
+        return bool((expected == together).all())
+    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
+    tolerance = max(TOLERATED_DIFFERENCE, TOLERATED_ROUNDINGS * float(np.finfo(expected.dtype).eps))
+    return np.allclose(expected, together, rtol=0, atol=tolerance * largest, equal_nan=True)
+
+
+def _num_bytes(array: NDArray[Any]) -> int:
+    return sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
+
+
+def _length(num_bytes: int) -> int:
+    return max(1, -(-num_bytes // BYTES_PER_TOKEN))
 
 
 def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:

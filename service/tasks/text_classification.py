@@ -5,19 +5,14 @@
 Shapes: B rows of an engine call, T tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from service.errors import InvalidRequest
 from service.tasks.classification import Classifier
+from service.tasks.tokenization import TextEncoder
 from service.tensors import Arrays, TensorSpec
-
-TRUNCATE_HINT = "shorten it, or ask for truncation"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,46 +54,29 @@ class TextClassification(Classifier):
             graph_inputs: which of input_ids, attention_mask and token_type_ids the graph has.
         """
         super().__init__(labels)
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # Cutting is a setting of a tokenizer, not of a call: texts that may be cut have one of their own.
-        self._cutting = Tokenizer.from_str(tokenizer_json)
-        self._cutting.no_padding()
-        self._cutting.enable_truncation(max_tokens)
-        self.max_tokens = max_tokens
+        self._encoder = TextEncoder(tokenizer_json, max_tokens)
         self._pad_id = pad_id
         self._graph_inputs = tuple(graph_inputs)
 
     def preprocess(self, text: str, *, truncate: bool, field: str) -> Tokens:
-        """Text to ids.
+        """Text to ids, as `preprocess_all`."""
+        return self.preprocess_all([text], truncate=truncate, field=field)[0]
+
+    def preprocess_all(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
+        """Texts to ids.
 
         Args:
-            text: any text but an empty one.
-            truncate: cut a text beyond the limit, instead of refusing it.
-            field: what the client calls this text, for messages.
+            texts: any but empty ones.
+            truncate: cut a text beyond the limits, instead of refusing it.
+            field: what the client calls a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first one.
 
         Raises:
-            InvalidRequest: the text is empty, or too long.
+            InvalidRequest: a text is empty, or too long.
         """
-        if not text.strip():
-            raise InvalidRequest(f"{field} is empty")
-        ids = self._tokenizer.encode(text).ids
-        if len(ids) <= self.max_tokens:
-            return Tokens(ids, truncated=False)
-        if not truncate:
-            raise InvalidRequest(
-                f"{field} has {len(ids)} tokens, the model takes at most {self.max_tokens}; {TRUNCATE_HINT}"
-            )
-        return Tokens(self._cutting.encode(text).ids, truncated=True)
-
-    def texts_of(self, inputs: Mapping[str, NDArray[Any]]) -> list[str]:
-        """The texts of a BYTES tensor [n].
-
-        Raises:
-            InvalidRequest: an element is not UTF-8.
-        """
-        return texts_of(inputs)
+        return [
+            Tokens(*encoded) for encoded in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
+        ]
 
     def collate(self, items: Sequence[Tokens]) -> Arrays:
         """Feeds of one engine call, int64 [B, T]: ids padded to the longest, and the mask of the real tokens."""
@@ -112,18 +90,3 @@ class TextClassification(Classifier):
         if "token_type_ids" in self._graph_inputs:
             feeds["token_type_ids"] = np.zeros_like(ids_BT)
         return {name: feeds[name] for name in self._graph_inputs}
-
-
-def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The elements of the tensor `text`, BYTES [n], as text.
-
-    Raises:
-        InvalidRequest: an element is not UTF-8.
-    """
-    texts = []
-    for number, element in enumerate(inputs["text"]):
-        try:
-            texts.append(element.decode())
-        except UnicodeDecodeError as error:
-            raise InvalidRequest(f"text[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
-    return texts

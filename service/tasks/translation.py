@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
-from service.tasks.text_classification import TRUNCATE_HINT, texts_of
+from service.tasks.tokenization import TextEncoder
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 NEVER = float("-inf")
@@ -227,42 +227,50 @@ class Translation:
             target_language: such as "de".
             target_tokenizer_json: of a model that writes in other pieces than it reads.
         """
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        # Cutting is a setting of a tokenizer, not of a call: texts that may be cut have one of their own.
-        self._cutting = Tokenizer.from_str(tokenizer_json)
-        self._cutting.no_padding()
-        self._cutting.enable_truncation(max_tokens)
-        self._decoding = Tokenizer.from_str(target_tokenizer_json) if target_tokenizer_json else self._tokenizer
+        self._encoder = TextEncoder(tokenizer_json, max_tokens)
+        self._decoding = Tokenizer.from_str(target_tokenizer_json) if target_tokenizer_json else self._encoder.tokenizer
         self.max_tokens, self._bos_id, self._eos_id = max_tokens, bos_id, eos_id
         self.source_language, self.target_language = source_language, target_language
 
     def preprocess(self, text: str, *, truncate: bool, field: str, request: SearchRequest = DEFAULT_SEARCH) -> Sentence:
-        """Text to a sentence that can be decoded.
+        """Text to a sentence that can be decoded, as `preprocess_all`."""
+        return self.preprocess_all([text], truncate=truncate, field=field, request=request)[0]
+
+    def preprocess_all(
+        self,
+        texts: Sequence[str],
+        *,
+        truncate: bool,
+        field: str,
+        first: int = 0,
+        request: SearchRequest = DEFAULT_SEARCH,
+    ) -> list[Sentence]:
+        """Texts to sentences that can be decoded.
 
         Args:
-            text: any text but an empty one.
-            truncate: cut a text beyond the limit, instead of refusing it.
-            field: what the client calls this text, for messages.
+            texts: any but empty ones.
+            truncate: cut a text beyond the limits, instead of refusing it.
+            field: what the client calls a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first one.
             request: how to search.
 
         Raises:
-            InvalidRequest: the text is empty or too long, or a search parameter lies outside its limits.
+            InvalidRequest: a text is empty or too long, or a search parameter lies outside its limits.
         """
-        if not text.strip():
-            raise InvalidRequest(f"{field} is empty")
-        ids, truncated = self._tokenizer.encode(text).ids, False
-        if len(ids) > self.max_tokens:
-            if not truncate:
-                raise InvalidRequest(
-                    f"{field} has {len(ids)} tokens, the model takes at most {self.max_tokens}; {TRUNCATE_HINT}"
-                )
-            ids, truncated = self._cutting.encode(text).ids, True
-        options = self._options(request, len(ids))
-        return Sentence(ids, options, bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated)
+        self.check(request)
+        return [
+            Sentence(
+                ids, self._options(request, len(ids)), bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated
+            )
+            for ids, truncated in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
+        ]
 
-    def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
+    def check(self, request: SearchRequest) -> None:
+        """Refuse a search that is not offered.
+
+        Raises:
+            InvalidRequest: a parameter lies outside its limits.
+        """
         beams, new_tokens, penalty = request
         if beams is not None and not 1 <= beams <= MAX_BEAMS:
             raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
@@ -271,19 +279,14 @@ class Translation:
         if penalty is not None and not abs(penalty) <= MAX_LENGTH_PENALTY:
             limit = MAX_LENGTH_PENALTY
             raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
+
+    def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
+        beams, new_tokens, penalty = request
         return SearchOptions(
             max_new_tokens=new_tokens or longest_translation(source_tokens, self.max_tokens),
             num_beams=beams or 1,
             length_penalty=1.0 if penalty is None else penalty,
         )
-
-    def texts_of(self, inputs: Arrays) -> list[str]:
-        """The texts of a BYTES tensor [n].
-
-        Raises:
-            InvalidRequest: an element is not UTF-8.
-        """
-        return texts_of(inputs)
 
     def text_so_far(self, ids: list[int]) -> str:
         """The text of the first tokens of a translation, without a last character that is not whole yet."""

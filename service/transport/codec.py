@@ -18,6 +18,8 @@ from service.errors import InvalidRequest, Unsupported
 from service.tensors import NUMPY_OF, bytes_array
 
 MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
+# Of an array without its empty dimensions: one with a dimension of 0 holds nothing, but numpy counts all the others.
+MAX_ELEMENTS = 2**31 - 1
 # What JSON numbers may be, by numpy's kind of type; integers take nothing but integers.
 JSON_TYPES_OF: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
 _LENGTH = struct.Struct("<I")
@@ -37,7 +39,13 @@ def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
         raise InvalidRequest(f"tensor {name!r}: {len(shape)} dimensions, the limit is {MAX_DIMENSIONS}")
     if shape and min(shape) < 0:
         raise InvalidRequest(f"tensor {name!r}: shape {list(shape)} has a negative dimension")
-    return math.prod(shape)
+    count = math.prod(shape)
+    if count > MAX_ELEMENTS or (count == 0 and math.prod(filter(None, shape)) > MAX_ELEMENTS):
+        raise InvalidRequest(
+            f"tensor {name!r}: the dimensions of shape {list(shape)} that are not 0 make more than"
+            f" {MAX_ELEMENTS} elements"
+        )
+    return count
 
 
 def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> NDArray[Any]:

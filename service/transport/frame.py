@@ -10,6 +10,8 @@ from service.errors import InvalidRequest
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_REQUEST_ID_CHARACTERS = 128
+MAX_DIGITS = 18  # of a number in a header
+MAX_TIMEOUT_US = 2**63 - 1  # what a parameter over gRPC can be
 
 _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count(1)
@@ -20,6 +22,11 @@ def request_id_of(given: str | None) -> str:
     if given and len(given) <= MAX_REQUEST_ID_CHARACTERS and given.isascii() and given.isprintable():
         return given
     return f"{_PREFIX}-{next(_numbers):x}"
+
+
+def number_of(text: str) -> int | None:
+    """A header's whole number; None if it is none, or has more than `MAX_DIGITS`."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 class Parameters(NamedTuple):
@@ -43,8 +50,11 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         return Parameters()
     timeout_us = given.get("timeout", 0)
     # bool is a subclass of int, and "timeout": true a mistake.
-    if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or timeout_us < 0:
-        raise InvalidRequest(f"parameter 'timeout' must be a positive integer of microseconds, not {timeout_us!r}")
+    if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or not 0 <= timeout_us <= MAX_TIMEOUT_US:
+        raise InvalidRequest(
+            "parameter 'timeout' must be a positive integer of microseconds, at most"
+            f" {MAX_TIMEOUT_US}, not {timeout_us!r}"
+        )
     flags = {}
     for name in ("truncate", "binary_data_output"):
         value = given.get(name, False)

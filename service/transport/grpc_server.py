@@ -1,5 +1,6 @@
 """The gRPC face: the Open Inference Protocol, the typed calls, standard health and reflection."""
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig
-from service.errors import HeedError, InvalidRequest, Overloaded
-from service.predictor import Call, Predictor, Receipt, Translated
+from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
+from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import check_header, decode_raw, encode_raw
@@ -47,8 +48,8 @@ CONTENTS_OF = {
 }
 
 
-async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.aio.Server, int, "Health"]:
-    """Start listening; the server, its port, and its health service.
+async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.aio.Server, int]:
+    """Start listening; the server and its port.
 
     Raises:
         RuntimeError: the port is taken.
@@ -61,46 +62,61 @@ async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.
             ("grpc.so_reuseport", 0),
         ]
     )
-    health_service = Health(predictor)
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(predictor), server)  # type: ignore[no-untyped-call]  # generated
     heed_pb2_grpc.add_HeedServicer_to_server(HeedService(predictor), server)  # type: ignore[no-untyped-call]  # generated
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(predictor), server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
     await server.start()
-    return server, port, health_service
+    return server, port
 
 
+WATCH_INTERVAL_S = 1.0
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
     heed_pb2.DESCRIPTOR.services_by_name["Heed"].full_name,
 )
 
 
-class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library has no types
-    """grpc.health.v1: the whole server under "", each of its services, and each model under its name."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the library has no types
+    """grpc.health.v1: the whole server under "", each of its services, and each model under its name.
+
+    Not the library's servicer: that one tells what was so when it was last told, and forgets a watcher when another one
+    of the same name leaves.
+    """
 
     def __init__(self, predictor: Predictor) -> None:
-        super().__init__()
         self._predictor = predictor
-        self._known: set[str] = set()
 
-    async def refresh(self) -> None:
-        """Tell what is so now to those who ask and to those who watch."""
-        serving = health_pb2.HealthCheckResponse.SERVING
-        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-        whole = not_serving if self._predictor.not_ready_because() else serving
-        models = set(self._predictor.model_names())
-        self._known |= models
-        for name in ("", *SERVICES):
-            await self.set(name, whole)
-        for name in self._known:
-            await self.set(name, whole if name in models else not_serving)
+    def _status(self, name: str) -> Any:
+        """What is so now."""
+        try:
+            whole = name == "" or name in SERVICES
+            problem = self._predictor.not_ready_because() if whole else self._predictor.problem_of(name)
+        except NotFound:
+            return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        return health_pb2.HealthCheckResponse.NOT_SERVING if problem else health_pb2.HealthCheckResponse.SERVING
 
-    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802, the protocol's name
-        """Answer with what is so now, not with what was so at the last change."""
-        await self.refresh()
-        return await super().Check(request, context)
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802, the protocol's name
+        """Whether one of them would answer now."""
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"nothing here is called {request.service!r}")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Context) -> None:  # noqa: N802, the protocol's name
+        """The same, now and after each change; ends when the client leaves or the server does."""
+        told = None
+        while True:
+            last = self._predictor.draining  # asked first: the end may come while something is written
+            status = self._status(request.service)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            if last:
+                return
+            # Much of what it goes by changes without a word, such as an engine call that does not come back.
+            await asyncio.sleep(WATCH_INTERVAL_S)
 
 
 class _Guarded:
@@ -114,8 +130,11 @@ class _Guarded:
         context: Context,
         answer: Callable[[str], Awaitable[T]],
         message_id: str | None = None,
+        asked: tuple[str, str] | None = None,
     ) -> T:
         """Call `answer` with the request's id, which goes back as trailing metadata.
+
+        `asked` are the model and the version of an inference, whose failures are counted.
 
         A message with an id of its own (`message_id` is not None) carries it back itself: metadata that nobody sent
         would cost 4 % of what the server spends on a request without a model (docs/decisions.md).
@@ -129,6 +148,8 @@ class _Guarded:
             return await answer(request_id)
         except HeedError as error:
             status, text = STATUS_OF[type(error)], str(error)
+            if asked and not error.counted:
+                self._predictor.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
             if isinstance(error, Overloaded):
                 # Understood by gRPC clients that retry by themselves (gRFC A6).
                 metadata = (
@@ -217,7 +238,8 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                     written[name].int64_param = value
             return response
 
-        return await self._respond(context, answer, message_id=request.id)
+        asked = (request.model_name, request.model_version)
+        return await self._respond(context, answer, message_id=request.id, asked=asked)
 
 
 class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):

@@ -19,14 +19,16 @@ from starlette.routing import Route
 
 from service.config import ServiceConfig
 from service.errors import HeedError, InvalidRequest, Overloaded, TooLarge
-from service.metrics import Metrics
-from service.predictor import Call, Predictor, Receipt, Translated
+from service.metrics import Metrics, Outcome
+from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.frame import (
+    MAX_DIGITS,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     earliest,
+    number_of,
     parameters_of,
     request_id_of,
 )
@@ -37,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 EXTENSIONS = ["binary_tensor_data"]
 HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
-CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it, in the log
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
 
 
 class HttpServer(uvicorn.Server):
@@ -93,10 +95,10 @@ class HttpApplication:
                     for route in (
                         Route(prefix, guarded(self._model_metadata)),
                         Route(prefix + "/ready", guarded(self._model_ready)),
-                        Route(prefix + "/infer", guarded(self._infer), methods=["POST"]),
+                        Route(prefix + "/infer", guarded(self._infer, infers=True), methods=["POST"]),
                     )
                 ),
-                Route("/models/{model}", guarded(self._task), methods=["POST"]),
+                Route("/models/{model}", guarded(self._task, infers=True), methods=["POST"]),
             ],
             exception_handlers={HTTPException: self._no_such_route},
         )
@@ -104,9 +106,12 @@ class HttpApplication:
     # --- every call --------------------------------------------------------------------------------------------------
 
     def _guarded(
-        self, answer: Callable[[Request, str], Awaitable[Response]]
+        self, answer: Callable[[Request, str], Awaitable[Response]], *, infers: bool = False
     ) -> Callable[[Request], Awaitable[Response]]:
-        """What every call shares: its request id, its errors as statuses, its end when the client hangs up."""
+        """What every call shares: its request id, its errors as statuses, its end when the client hangs up.
+
+        The failures of a call that `infers` are counted.
+        """
 
         async def endpoint(request: Request) -> Response:
             request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
@@ -114,6 +119,8 @@ class HttpApplication:
                 response = await answer(request, request_id)
             except HeedError as error:
                 response = error_response(STATUS_OF[type(error)].http, str(error))
+                if infers and not error.counted:
+                    self._count_failure(request, request_id, outcome_of(error), str(error))
                 if isinstance(error, Overloaded):
                     response.headers["retry-after"] = str(int(error.retry_after_s) + 1)
             except ClientDisconnect:
@@ -136,17 +143,25 @@ class HttpApplication:
         response.headers.update(error.headers or {})
         return response
 
-    async def _body(self, request: Request) -> bytes:
+    def _count_failure(self, request: Request, request_id: str, outcome: Outcome, why: str) -> None:
+        name, version = request.path_params["model"], request.path_params.get("version", "")
+        self._predictor.count_failure(name, version, "http", request_id, outcome, why)
+
+    async def _body(self, request: Request, request_id: str) -> bytes:
         limit = self._config.max_body_bytes
         too_large = TooLarge(f"the body is larger than the limit of {limit} bytes")
         if (declared := request.headers.get("content-length", "0")).isdecimal() and int(declared) > limit:
             raise too_large
         parts, size = [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise too_large
-            parts.append(part)
+        try:
+            async for part in request.stream():
+                size += len(part)
+                if size > limit:
+                    raise too_large
+                parts.append(part)
+        except ClientDisconnect:
+            self._count_failure(request, request_id, "cancelled", "the client hung up before its request was whole")
+            raise
         return b"".join(parts)
 
     async def _while_connected(self, request: Request, work: Awaitable[Any]) -> Any:
@@ -187,9 +202,12 @@ class HttpApplication:
     ) -> Call:
         timeout_s = None
         if (text := request.headers.get(TIMEOUT_HEADER)) is not None:
-            if not text.isdecimal() or not text.isascii() or int(text) == 0:
-                raise InvalidRequest(f"header {TIMEOUT_HEADER} must be a whole number of milliseconds, not {text!r}")
-            timeout_s = int(text) * 1e-3
+            if not (milliseconds := number_of(text)):
+                raise InvalidRequest(
+                    f"header {TIMEOUT_HEADER} must be a whole number of milliseconds above 0, of at most {MAX_DIGITS}"
+                    f" digits, not {text[:40]!r}"
+                )
+            timeout_s = milliseconds * 1e-3
         return Call(
             model=request.path_params["model"],
             version=request.path_params.get("version", ""),
@@ -202,7 +220,7 @@ class HttpApplication:
     # --- Open Inference Protocol -------------------------------------------------------------------------------------
 
     async def _infer(self, request: Request, request_id: str) -> Response:
-        body = await self._body(request)
+        body = await self._body(request, request_id)
         specs = None
         header_bytes = rest.header_length(request.headers.get(rest.BINARY_HEADER), len(body))
         if header_bytes == 0:
@@ -270,11 +288,12 @@ class HttpApplication:
     # --- Hugging Face task API ---------------------------------------------------------------------------------------
 
     async def _task(self, request: Request, request_id: str) -> Response:
-        body = await self._body(request)
-        # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not needed.
-        is_file = body.lstrip()[:1] != b"{"
+        body = await self._body(request, request_id)
         task = self._predictor.task_of(request.path_params["model"])
-        if task == "image-classification" or (task is None and is_file):
+        if task == "image-classification":
+            # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not
+            # needed.
+            is_file = body.lstrip()[:1] != b"{"
             return await self._classify_image(request, request_id, body, is_file)
         if task == "translation":
             return await self._translate(request, request_id, body)

@@ -16,6 +16,7 @@ from service.errors import InvalidRequest
 from service.predictor import Receipt
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
+from service.transport.frame import number_of
 
 BINARY_HEADER = "inference-header-content-length"
 
@@ -105,9 +106,10 @@ def header_length(given: str | None, body_bytes: int) -> int | None:
     """
     if given is None:
         return None
-    if not (given.isascii() and given.isdecimal()) or int(given) > body_bytes:
-        raise InvalidRequest(f"header {BINARY_HEADER} is {given!r}, the body has {body_bytes} bytes")
-    return int(given)
+    length = number_of(given)
+    if length is None or length > body_bytes:
+        raise InvalidRequest(f"header {BINARY_HEADER} is {given[:40]!r}, the body has {body_bytes} bytes")
+    return length
 
 
 def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec] | None) -> InferMessage:

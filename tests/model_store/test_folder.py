@@ -46,6 +46,15 @@ def test_a_changed_byte_in_any_file_is_noticed(folder: Path, name: str) -> None:
         read(found(folder))
 
 
+@pytest.mark.parametrize("name", ["generation_config.json", "model.onnx.data", ".hidden", "weights/1.bin"])
+def test_a_file_without_a_checksum_is_noticed(folder: Path, name: str) -> None:
+    """Whatever it is called: it might be read."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).touch()
+    with pytest.raises(FolderError, match=f"manifest.json: no checksum for {name}; only what it lists"):
+        read(found(folder))
+
+
 def test_a_manifest_cannot_lead_out_of_its_folder(folder: Path) -> None:
     """Names with a path in them are not files of the folder."""
     change_manifest(folder, files={"../../secret": "0" * 64})

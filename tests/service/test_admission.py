@@ -36,10 +36,11 @@ def enter(admission: Admission[Entry], num_items: int = 1) -> tuple[Request, lis
 
 
 async def test_what_can_be_answered_is_admitted() -> None:
-    """Up to the last row, and to the last moment before the deadline."""
+    """Up to the last row, and to the last moment before the deadline; with nothing before it, whatever it may cost."""
     admission: Admission[Entry] = Admission("m/1", 3)
     enter(admission, 2)
     check(admission, 1, wait_s=1.0, own_s=2.0, deadline_s=103.0)
+    check(admission, 1, wait_s=0.0, own_s=9.0, deadline_s=103.0)
 
 
 @pytest.mark.parametrize(

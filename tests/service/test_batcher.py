@@ -304,6 +304,15 @@ async def test_a_deadline_that_has_passed_or_cannot_be_met_is_refused_at_once() 
         assert await patient == ["PATIENT"]
 
 
+async def test_an_idle_engine_tries_whatever_it_is_thought_to_cost() -> None:
+    """An estimate of 10 s that is wrong is found out, rather than to refuse every deadline for ever."""
+    engine = HeldEngine(held=False)
+    costs = linear_costs(10.0, 0.0)
+    async with batcher_of(engine, costs=costs) as batcher:
+        assert await submit(batcher, Text("a"), deadline_s=time.monotonic() + 1) == ["A"]
+        assert costs.estimate(1, 8) < 10.0
+
+
 async def test_drain_answers_all_that_was_admitted() -> None:
     """Work queued at shutdown is computed; what comes after is refused."""
     engine = HeldEngine()

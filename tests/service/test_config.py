@@ -1,11 +1,13 @@
 """Options: flags, variables, contradictions."""
 
 import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from service.config import ServiceConfig, read_config
+from service.config import ServiceConfig, available_cores, read_config
 
 
 def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
@@ -15,6 +17,13 @@ def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
     )
     assert (config.http_port, config.grpc_port, config.model_store) == (1234, 98, Path("/x"))
     assert read_config([], {"HEED_DATASETS": "elsewhere", "OTHER": "1"}) == ServiceConfig()
+
+
+def test_choices_hold_for_variables_too() -> None:
+    """As for flags."""
+    with pytest.raises(ValueError, match="HEED_LOG_LEVEL.* must be one of debug, info, warning, error, not 'verbose'"):
+        read_config([], {"HEED_LOG_LEVEL": "verbose"})
+    assert read_config([], {"HEED_LOG_LEVEL": "debug"}).log_level == "debug"
 
 
 def test_there_are_at_most_twenty_options() -> None:
@@ -30,9 +39,12 @@ def test_there_are_at_most_twenty_options() -> None:
         ({"default_timeout_s": 0.0}, "default_timeout_s must be above 0"),
         ({"default_timeout_s": float("nan")}, "default_timeout_s must be above 0"),
         ({"http_port": 70000}, "http_port must lie between 0 and 65535"),
+        ({"max_body_bytes": 2**31}, "max_body_bytes must be at most 2147483647, not 2147483648"),
+        ({"max_image_pixels": 10**9}, "max_image_pixels must be at most 178956970"),
+        ({"log_format": "xml"}, r"log_format \(HEED_LOG_FORMAT\) must be one of json, console, not 'xml'"),
     ],
 )
-def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, float], expected: str) -> None:
+def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, Any], expected: str) -> None:
     """At start, not at the first request."""
     with pytest.raises(ValueError, match=expected):
         ServiceConfig(**options)
@@ -52,3 +64,29 @@ def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, fl
 def test_the_cores_are_shared_out(instances: int, threads: int, cores: int, layout: tuple[int, int]) -> None:
     """What is not said follows from the machine."""
     assert ServiceConfig(instances=instances, threads_per_instance=threads).engine_layout(cores) == layout
+
+
+V1, V2 = "sys/fs/cgroup/cpu", "sys/fs/cgroup"
+QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("", {}, None),
+        ("0::/\n", {f"{V2}/cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {f"{V2}/cpu.max": "50000 100000\n"}, 1),
+        ("0::/outer/inner\n", {f"{V2}/outer/cpu.max": "100000 100000", f"{V2}/outer/inner/cpu.max": "max 100000"}, 1),
+        ("0::/../elsewhere\n", {f"{V2}/cpu.max": "20000 100000"}, 1),
+        ("3:cpu,cpuacct:/docker/1\n1:name=x:/\n", {f"{V1}/{QUOTA}": "100000", f"{V1}/{PERIOD}": "100000"}, 1),
+        ("3:cpuset:/\n2:cpu:/\n", {f"{V1}/{QUOTA}": "-1\n", f"{V1}/{PERIOD}": "100000\n"}, None),
+        ("0::/\n", {f"{V2}/cpu.max": "junk"}, None),
+    ],
+)
+def test_cores_are_those_of_the_quota(groups: str, files: dict[str, str], quota: int | None, tmp_path: Path) -> None:
+    """Of either version of control groups, the outer ones too; without one, all that the process may run on."""
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_cores(tmp_path) == (quota or len(os.sched_getaffinity(0)))
+    assert available_cores(tmp_path / "nothing") == len(os.sched_getaffinity(0))

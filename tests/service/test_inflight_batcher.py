@@ -262,17 +262,10 @@ async def test_what_cannot_be_met_is_refused_at_once() -> None:
     """By the steps that a sentence of its length takes, and by the work queued before it."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, costs=steady_costs(0.01), max_running_rows=1) as batcher:
-        soon = time.monotonic() + 0.1
-        long = Sentence("long", length=100)
-        with pytest.raises(DeadlineExceeded, match="its own about"):
-            await submit(batcher, long, deadline_s=soon)
-        long.max_steps = 2
-        admitted = submit(batcher, long, deadline_s=soon)
-        await decoder.next_step()
-        decoder.release()
-        await admitted
         running = submit(batcher, Sentence("running", length=20))
         await decoder.next_step()
+        with pytest.raises(DeadlineExceeded, match="its own about 1200 ms"):
+            await submit(batcher, Sentence("long", length=100), deadline_s=time.monotonic() + 1)
         waiting = [submit(batcher, Sentence(f"w{number}", length=20)) for number in range(3)]
         await turns()
         with pytest.raises(DeadlineExceeded, match="the work queued before it"):
@@ -281,6 +274,14 @@ async def test_what_cannot_be_met_is_refused_at_once() -> None:
             await submit(batcher, Sentence("short"), deadline_s=time.monotonic() - 1)
         decoder.release(100)
         await asyncio.gather(running, *waiting)
+
+
+async def test_an_idle_engine_tries_whatever_it_is_thought_to_take() -> None:
+    """Steps that were thought to take 1 s, or sentences 100 steps, must not be refused for ever."""
+    decoder = HeldDecoder()
+    decoder.release(2)
+    async with batcher_of(decoder, costs=steady_costs(1.0)) as batcher:
+        assert await submit(batcher, Sentence("a", steps=2, length=100), deadline_s=time.monotonic() + 10) == ["a"]
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
@@ -298,7 +299,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
         assert refusal.value.retry_after_s > 0
         with pytest.raises(InvalidRequest, match="3 rows, the queue takes 2"):
             await submit(batcher, *(Sentence(name) for name in "xyz"))
-        with pytest.raises(InvalidRequest, match="2 beams, a running batch has 1 rows"):
+        with pytest.raises(InvalidRequest, match="a sentence has 2 rows, a running batch 1"):
             await submit(batcher, Sentence("wide", rows=2))
         decoder.release(100)
         await asyncio.gather(running, *waiting)
@@ -329,6 +330,24 @@ async def test_a_sentence_that_cannot_be_read_fails_alone() -> None:
         with pytest.raises(EngineFailed, match="cannot be read"):
             await tasks["bad"]
         assert await asyncio.gather(tasks["a"], tasks["b"]) == [["a"], ["b"]]
+
+
+async def test_a_dead_engine_is_asked_for_nothing_more() -> None:
+    """Its thread ends, also when it was given a sentence in the meantime, which hears of it like the others."""
+    decoder = HeldDecoder(poison=lambda names: True)
+    decoder.sound = False
+    async with batcher_of(decoder, name="dying") as batcher:
+        (thread,) = [each for each in threading.enumerate() if each.name == "dying-0"]
+        first = submit(batcher, Sentence("first"))
+        await decoder.next_step()
+        second = submit(batcher, Sentence("second"))
+        await turns()
+        decoder.release()
+        for task in (first, second):
+            with pytest.raises(Unavailable, match="device lost"):
+                await task
+        await asyncio.to_thread(thread.join, PATIENCE_S)
+        assert (thread.is_alive(), decoder.steps) == (False, [["first"]])
 
 
 @pytest.mark.parametrize("refused", ["", "a"])

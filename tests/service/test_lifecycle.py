@@ -15,9 +15,10 @@ from pathlib import Path
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from proto import inference_pb2, inference_pb2_grpc
-from tests.conftest import ROOT, running_server, write_onnx
+from tests.conftest import ROOT, running_server, write_endless, write_onnx
 
 TEXT = "A wonderful film, and the second half is even better than the first. " * 15
 
@@ -61,6 +62,46 @@ def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
         assert [request.result() for request in asked] == [100, 100]
         assert server.popen.wait(timeout=60) == 0
         server.wait_for("stopped")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_still_loads(number: signal.Signals, store: Path, tmp_path: Path) -> None:
+    """At once, however long a model takes, and as orderly as at any other time."""
+    shutil.copytree(store / "double", tmp_path / "double")
+    write_endless(tmp_path / "endless/1")
+    with running_server(tmp_path, until="model ready") as server:
+        server.popen.send_signal(number)
+        assert server.popen.wait(timeout=30) == 0
+        server.wait_for("stopped")
+
+
+def test_health_is_that_of_the_moment(store: Path, tmp_path: Path) -> None:
+    """While a model loads the server is not ready, but the model that has been loaded is."""
+    shutil.copytree(store / "double", tmp_path / "double")
+    write_endless(tmp_path / "endless/1")
+    with running_server(tmp_path, until="model ready") as server, grpc.insecure_channel(server.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        for name, expected in (("", "NOT_SERVING"), ("double", "SERVING"), ("endless", "NOT_SERVING")):
+            status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
+            watched = next(health.Watch(health_pb2.HealthCheckRequest(service=name))).status
+            assert (status, watched) == (health_pb2.HealthCheckResponse.ServingStatus.Value(expected),) * 2, name
+        unknown = next(health.Watch(health_pb2.HealthCheckRequest(service="nope"))).status
+        assert unknown == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+def test_who_watches_hears_of_the_end(store: Path, tmp_path: Path) -> None:
+    """Also after another one has left; and nobody who watches holds up the end."""
+    shutil.copytree(store / "double", tmp_path / "double")
+    with running_server(tmp_path) as server, grpc.insecure_channel(server.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        watched = health.Watch(health_pb2.HealthCheckRequest())
+        leaving = health.Watch(health_pb2.HealthCheckRequest())
+        for watcher in (watched, leaving):
+            assert next(watcher).status == health_pb2.HealthCheckResponse.SERVING
+        leaving.cancel()
+        server.popen.send_signal(signal.SIGTERM)
+        assert [response.status for response in watched] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+        assert server.popen.wait(timeout=20) == 0
 
 
 def test_a_server_without_a_usable_model_is_not_ready(tmp_path: Path) -> None:
@@ -136,6 +177,17 @@ def test_mistakes_at_start_are_refused_in_words(tmp_path: Path) -> None:
         for flag, other in (("--http-port", "--grpc-port"), ("--grpc-port", "--http-port")):
             busy = start(flag, port, other, "0", "--model-store", str(tmp_path))
             assert (busy.returncode, "cannot listen" in busy.stderr) == (1, True), flag
+
+
+def test_serving_does_not_need_linux(tmp_path: Path) -> None:
+    """Its scheduling calls are not everywhere."""
+    code = (
+        "import os, sys; del os.SCHED_BATCH, os.sched_setscheduler, os.sched_getaffinity;"
+        "from service.__main__ import main; sys.exit(main())"
+    )
+    options = ["--http-port", "0", "--grpc-port", "0", "--model-store", str(tmp_path / "nowhere")]
+    run = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (run.returncode, "is not a folder" in run.stderr) == (1, True), run.stderr
 
 
 def test_serving_does_not_need_torch() -> None:

@@ -1,15 +1,24 @@
 """What must not be served: folders whose preprocessing or answers are not those of training."""
 
+import asyncio
 import hashlib
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
 
-from tests.conftest import running_server
+from model_store.folder import FolderError, FoundFolder
+from service.batcher import Batcher
+from service.loading import Loaded, Loader
+from tests.conftest import running_server, write_onnx
 
 
 def changed_copy(original: Path, target: Path, file_name: str, change: Callable[[Any], None]) -> None:
@@ -21,6 +30,16 @@ def changed_copy(original: Path, target: Path, file_name: str, change: Callable[
     manifest = json.loads((target / "manifest.json").read_text())
     manifest["files"][file_name] = hashlib.sha256((target / file_name).read_bytes()).hexdigest()
     (target / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("labels", [["NEGATIVE"], ["NEGATIVE", "NEUTRAL", "POSITIVE"]])
+def test_labels_that_are_not_those_of_the_graph_are_noticed(labels: list[str], store: Path, tmp_path: Path) -> None:
+    """Too few, too many."""
+    folder = Path(shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"labels": labels}))
+    with pytest.raises(FolderError, match="golden example 0: 2 logits"):
+        Loader(8, 1, time.thread_time).load(FoundFolder("sentiment", "1", folder))
 
 
 def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_store: Path, tmp_path: Path) -> None:
@@ -109,3 +128,51 @@ def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_p
     for name, (_, _, expected) in cases.items():
         assert expected in problems[f"{name}/1"], name
     assert "'encoder.onnx' is in the manifest, but is not a file of the folder" in problems["headless/1"]
+
+
+def load_bare(folder: Path) -> Loaded:
+    """A bare model, as a server with one engine thread loads it."""
+    loaded = Loader(8, 1, time.thread_time).load(FoundFolder("bare", "1", folder))
+    assert isinstance(loaded, Loaded)
+    return loaded
+
+
+async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) -> None:
+    """What small rows cost says nothing of large ones, of which one can take seconds."""
+    square = {"x": (TensorProto.FLOAT, ["rows", "side", "side"])}
+    write_onnx(
+        tmp_path / "1",
+        [helper.make_node("MatMul", ["x", "x"], ["y"])],
+        square,
+        {"y": (TensorProto.FLOAT, square["x"][1])},
+    )
+    loaded = load_bare(tmp_path / "1")
+    threads: list[int] = []
+
+    def run(items: list[Any]) -> list[Any]:
+        threads.append(threading.get_ident())
+        return loaded.run(items)
+
+    batcher = Batcher(run, probe=loaded.probe, costs=loaded.costs, skips_padding=loaded.skips_padding)
+    for side, calls, here in ((2, 20, True), (500, 1, False), (2, 1, True)):
+        for _ in range(calls):
+            await batcher.submit(loaded.task.items({"x": np.ones((1, side, side), np.float32)}))
+        assert (threads[-1] == threading.get_ident()) is here, side
+    batcher.close()
+
+
+async def test_a_first_dimension_that_is_no_batch_is_left_alone(tmp_path: Path) -> None:
+    """Steps of time, each of which depends on those before it: requests that come together do not become one series."""
+    series = {"x": (TensorProto.FLOAT, ["steps", 1])}
+    axis = helper.make_node("Constant", [], ["axis"], value_int=0)
+    nodes = [axis, helper.make_node("CumSum", ["x", "axis"], ["y"])]
+    write_onnx(tmp_path / "store/sums/1", nodes, series, {"y": series["x"]})
+    loaded = load_bare(tmp_path / "store/sums/1")
+    batcher = Batcher(loaded.run, probe=loaded.probe, costs=loaded.costs, skips_padding=loaded.skips_padding)
+    items = loaded.task.items({"x": np.ones((3, 1), np.float32)})
+    answers = await asyncio.gather(*(batcher.submit(items) for _ in range(4)))
+    batcher.close()
+    assert [done.result["y"].ravel().tolist() for (done,) in answers] == [[1, 2, 3]] * 4
+    with running_server(tmp_path / "store") as server:
+        entry = server.wait_for("model is served without batching", model="sums", version="1")
+    assert entry["why"] == "output 'y' of a row depends on the other rows"

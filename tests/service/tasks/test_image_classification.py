@@ -214,6 +214,16 @@ def test_jpegs_of_many_scans_are_refused() -> None:
     assert np.abs(levels(file) - levels(file_of(shapes(64, 64)))).mean() < 8
     with pytest.raises(InvalidRequest, match="image has more than 100 scans"):
         TASK.preprocess(file[:-2] + b"\xff\xda\x00\x02" * 100 + file[-2:], field="image")
+    with pytest.raises(InvalidRequest, match="image has more than 100 scans"):
+        TASK.preprocess(file[:-2] + b"\xff\x02\xff\xff" + b"\xff\xda\x00\x02" * 100 + file[-2:], field="image")
+
+
+def test_what_lies_within_or_behind_a_jpeg_is_not_its_scans() -> None:
+    """As the film of a motion photo, whose bytes are any, or a preview."""
+    file, other = file_of(shapes(64, 64), "JPEG", quality=90), b"\xff\xda\x00\x02" * 200
+    comment = b"\xff\xfe" + (len(other) + 2).to_bytes(2) + other
+    for longer in (file + other, file[:2] + comment + file[2:]):
+        assert (levels(longer) == levels(file)).all()
 
 
 @pytest.mark.parametrize("what", golden_images())

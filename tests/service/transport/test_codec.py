@@ -107,6 +107,16 @@ def test_json_values_are_never_bent_to_fit(datatype: str, data: list[Any], expec
         decode_json("x", datatype, [1], data)
 
 
+@pytest.mark.parametrize("shape", [[0, 10**20], [0, 2**62, 2**62], [2**31], [0, 2**16, 2**16]])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+def test_shapes_that_no_array_can_have_are_refused(shape: list[int], datatype: str) -> None:
+    """Also where there is nothing in them."""
+    for decode in (lambda: decode_raw("x", datatype, shape, b""), lambda: decode_json("x", datatype, shape, [])):
+        with pytest.raises(InvalidRequest, match=f"'x': the dimensions of shape .*{shape[-1]}.* 2147483647 elements"):
+            decode()
+    assert decode_raw("x", datatype, [0, 2**30], b"").shape == (0, 2**30)
+
+
 def test_what_is_not_offered_is_said() -> None:
     """BF16, unknown names, too many dimensions, booleans that are neither."""
     with pytest.raises(Unsupported, match="BF16"):

@@ -1,10 +1,13 @@
 """The same request gives the same answer and the same error through every face."""
 
 import asyncio
+import contextlib
 import json
+import socket
 import struct
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -172,6 +175,30 @@ def test_truncation_is_done_only_if_asked_and_then_said(
     assert cut.receipt.truncated
 
 
+def test_the_event_loop_is_not_held_up_by_tokenizing(http: httpx.Client, server: Server) -> None:
+    """While texts are tokenized that then prove too long, no other request waits half as long as they take."""
+    body = text_json(["\ufdfa" * 4800] * 8)  # each a character that becomes eighteen
+    longest_s = 0.0
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(httpx.post, f"{server.http}/v2/models/sentiment/infer", json=body, timeout=60)
+        while not slow.done():
+            started_s = time.monotonic()
+            assert http.get("/healthz").status_code == 200
+            longest_s = max(longest_s, time.monotonic() - started_s)
+    assert "the model takes at most 256" in slow.result().json()["error"]
+    assert longest_s < 0.5 * slow.result().elapsed.total_seconds()
+
+
+def test_a_deadline_ends_the_wait_for_tokenizing(http: httpx.Client) -> None:
+    """The engine is not asked."""
+    body = text_json(["A wonderful film. " * 250] * 64, parameters={"truncate": True})
+    response = http.post("/v2/models/sentiment/infer", json=body, headers={"x-request-timeout-ms": "20"})
+    assert (response.status_code, response.json()["error"]) == (
+        504,
+        "the deadline passed before the texts were tokenized",
+    )
+
+
 # What is wrong, as a request over both protocols; the gRPC code, the HTTP status, and what the text must say.
 BAD_REQUESTS = {
     "empty text": (["fine", ""], {}, "INVALID_ARGUMENT", 400, "text[1] is empty"),
@@ -183,13 +210,27 @@ BAD_REQUESTS = {
         400,
         "tokens, the model takes at most 256",
     ),
+    "empty text behind long ones": (
+        ["fine" + 8000 * " ", "fine" + 8000 * " ", ""],
+        {},
+        "INVALID_ARGUMENT",
+        400,
+        "text[2] is empty",
+    ),
+    "far too long": (
+        ["x" * 8193],
+        {},
+        "INVALID_ARGUMENT",
+        400,
+        "text[0] has 8193 characters, the model takes at most 8192 (256 tokens)",
+    ),
     "no rows": ([], {}, "INVALID_ARGUMENT", 400, "the request has no inputs"),
     "too many rows": (
         ["x"] * 65,
         {},
         "INVALID_ARGUMENT",
         400,
-        "65 inputs, the limit is 64",
+        "65 inputs, the limit is 64 (max_request_rows)",
     ),
     "unknown model": (
         ["x"],
@@ -414,6 +455,25 @@ def test_binary_lengths_are_checked(
         assert expected in response.json()["error"]
 
 
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+def test_numbers_without_end_are_refused(digits: int, http: httpx.Client) -> None:
+    """In headers and in parameters; the text names what it was."""
+    huge, url = "9" * digits, "/v2/models/sentiment/infer"
+    timeout = json.dumps(text_json(["x"])).removesuffix("}").encode() + b', "parameters": {"timeout": %s}}'
+    for response, expected in (
+        (http.post(url, json=text_json(["x"]), headers={"x-request-timeout-ms": huge}), "header x-request-timeout-ms"),
+        (
+            http.post(url, json=text_json(["x"]), headers={"inference-header-content-length": huge}),
+            "header inference-header-content-length",
+        ),
+        (http.post(url, content=timeout % huge.encode()), "out of range" if digits > 4300 else "parameter 'timeout'"),
+    ):
+        assert response.status_code == 400
+        assert expected in response.json()["error"]
+    long = http.post(url, json=text_json(["x"]), headers={"x-request-timeout-ms": "9" * 18})
+    assert long.status_code == 200
+
+
 def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
     """Header length 0: one text, or floats whose shape follows from their number."""
     headers = {"inference-header-content-length": "0"}
@@ -557,8 +617,10 @@ def test_standard_health_and_reflection(channel: grpc.Channel) -> None:
     for name in ("", "inference.GRPCInferenceService", "heed.v1.Heed", "sentiment"):
         status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
         assert status == health_pb2.HealthCheckResponse.SERVING, name
+    status = health.Check(health_pb2.HealthCheckRequest(service="damaged")).status
+    assert status == health_pb2.HealthCheckResponse.NOT_SERVING
     with pytest.raises(grpc.RpcError) as raised:
-        health.Check(health_pb2.HealthCheckRequest(service="damaged"))
+        health.Check(health_pb2.HealthCheckRequest(service="nope"))
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
     stub = reflection_pb2_grpc.ServerReflectionStub(channel)
     question = reflection_pb2.ServerReflectionRequest(list_services="")
@@ -675,6 +737,15 @@ def test_task_api_parameters(http: httpx.Client) -> None:
     )
 
 
+@pytest.mark.parametrize("body", [b'{"inputs": "x", "parameters": {"num_beams": 2}}', b"\xff\xd8\xff", b"", b"{}"])
+def test_the_task_api_names_a_missing_model_before_it_reads_the_body(body: bytes, http: httpx.Client) -> None:
+    """What a body has to be follows from the model."""
+    for model, status, expected in (("nope", 404, "unknown model: 'nope'"), ("damaged", 503, "model.onnx is damaged")):
+        response = http.post(f"/models/{model}", content=body)
+        assert response.status_code == status
+        assert expected in response.json()["error"]
+
+
 def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
     """The same form of error as everywhere."""
     assert http.get("/nope").status_code == 404
@@ -696,6 +767,44 @@ def test_metrics_have_each_stage_and_outcome(http: httpx.Client) -> None:
     assert 'heed_model_ready{model="sentiment",version="1"} 1.0' in text
     assert 'heed_model_ready{model="damaged",version="1"} 0.0' in text
     assert 'heed_batch_rows_count{model="sentiment",version="1"}' in text
+
+
+def test_every_request_that_ends_without_an_answer_is_counted_and_logged_once(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client, server: Server
+) -> None:
+    """Wherever on its way it ends, and under the name of its model if there is one."""
+    torn = text_request(["x"])
+    torn.raw_input_contents.append(b"x")
+    infer, large = "/v2/models/sentiment/infer", b" " * 1_000_001
+    cases: list[tuple[str, str, str, Any]] = [
+        ("sentiment", "invalid", "http", lambda **given: http.post(infer, content=b"{", **given)),
+        ("sentiment", "invalid", "http", lambda **given: http.post("/models/sentiment", content=b"{", **given)),
+        ("sentiment", "invalid", "http", lambda **given: http.post(infer, content=large, **given)),
+        ("sentiment", "invalid", "http", lambda **given: http.post(infer, json=text_json([""]), **given)),
+        ("damaged", "unavailable", "http", lambda **given: http.post("/models/damaged", content=b"x", **given)),
+        ("sentiment", "invalid", "grpc", lambda headers: oip.ModelInfer(torn, metadata=tuple(headers.items()))),
+        (
+            "damaged",
+            "unavailable",
+            "grpc",
+            lambda headers: oip.ModelInfer(text_request(["x"], "damaged"), metadata=tuple(headers.items())),
+        ),
+    ]
+    for number, (model, outcome, protocol, ask) in enumerate(cases):
+        name = f'heed_requests_total{{model="{model}",outcome="{outcome}",protocol="{protocol}",version="1"}}'
+        before, request_id = metric(http, name), f"refused-{number}"
+        with contextlib.suppress(grpc.RpcError):
+            ask(headers={"x-request-id": request_id})
+        assert metric(http, name) == before + 1, number
+        assert server.wait_for("request refused", request_id=request_id)["outcome"] == outcome
+    host, port = server.http.removeprefix("http://").split(":")
+    name = 'heed_requests_total{model="double",outcome="cancelled",protocol="http",version="1"}'
+    with socket.create_connection((host, int(port))) as hasty:
+        hasty.sendall(
+            b"POST /v2/models/double/infer HTTP/1.1\r\nhost: x\r\nx-request-id: hasty\r\ncontent-length: 9\r\n\r\n{"
+        )
+    server.wait_for("request refused", request_id="hasty", outcome="cancelled")
+    assert metric(http, name) == 1
 
 
 def test_the_docs_page_needs_nothing_from_elsewhere(http: httpx.Client) -> None:

@@ -194,7 +194,13 @@ def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grp
         ({"inputs": " "}, "inputs is empty"),
         ({"inputs": ["red", ""]}, "inputs[1] is empty"),
         ({"inputs": long}, "inputs has 81 tokens, the model takes at most 64; shorten it, or ask for truncation"),
-        ({"inputs": ["red"] * 17}, "the request has 17 inputs, the limit is 16"),
+        ({"inputs": ["red"] * 17}, "the request has 17 texts, the limit is 16 (max_request_rows)"),
+        # Before the texts are read, of which the last is empty.
+        (
+            {"inputs": ["red"] * 8 + [""], "parameters": {"num_beams": 2}},
+            "the request has 9 texts x 2 num_beams = 18 rows, the limit is 16 (max_request_rows)",
+        ),
+        ({"inputs": [""], "parameters": {"num_beams": 17}}, "num_beams must lie between 1 and 16, not 17"),
         ({"inputs": []}, "the request has no inputs"),
         ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', model 'dogs' knows 'de' alone"),
         ({"inputs": ["red"], "stream": True}, "inputs must be one text where stream is true"),
@@ -209,7 +215,7 @@ def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grp
             "clean_up_tokenization_spaces is not",
         ),
         ({"inputs": "red", "parameters": {"truncation": "only_second"}}, "Invalid enum value 'only_second'"),
-        ({"inputs": "red " * 3000}, "the model takes at most 64"),
+        ({"inputs": "red " * 3000}, "12000 characters, the model takes at most 2048 (64 tokens)"),
     ):
         response = http.post("/models/dogs", json=body)
         assert response.status_code == 400, body

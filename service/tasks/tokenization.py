@@ -1,0 +1,89 @@
+"""Text to ids: what the tasks share that read text, and the bounds of a text."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from service.errors import InvalidRequest
+
+# A text may have so many characters for each token that the model takes: six times as many as texts of any language
+# have, and few enough that one that is far too long is not tokenized only to be refused.
+CHARACTERS_PER_TOKEN = 32
+TRUNCATE_HINT = "shorten it, or ask for truncation"
+
+
+class Encoded(NamedTuple):
+    """The ids of one text, and whether some of it was cut off."""
+
+    ids: list[int]
+    truncated: bool
+
+
+class TextEncoder:
+    """The tokenizer of a model, within its limits."""
+
+    def __init__(self, tokenizer_json: str, max_tokens: int) -> None:
+        """From the contents of `tokenizer.json`; `max_tokens` counts the special tokens too."""
+        self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        # Cutting is a setting of a tokenizer, not of a call: texts that may be cut have one of their own.
+        self._cutting = Tokenizer.from_str(tokenizer_json)
+        self._cutting.no_padding()
+        self._cutting.enable_truncation(max_tokens)
+        self.max_tokens, self.max_characters = max_tokens, CHARACTERS_PER_TOKEN * max_tokens
+
+    def encode(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Encoded]:
+        """The ids of each text; safe to be called in any thread.
+
+        Args:
+            texts: any but empty ones.
+            truncate: cut a text beyond the limits, instead of refusing it.
+            field: what the client calls a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first one.
+
+        Raises:
+            InvalidRequest: a text is empty, or too long.
+        """
+        limit = self.max_characters
+        for number, text in enumerate(texts, first):
+            if len(text) > limit and not truncate:
+                raise InvalidRequest(
+                    f"{field.format(number)} has {len(text)} characters, the model takes at most {limit}"
+                    f" ({self.max_tokens} tokens); {TRUNCATE_HINT}"
+                )
+            if not text[:limit].strip():
+                raise InvalidRequest(f"{field.format(number)} is empty")
+        # The calls for several texts, unlike the one for a single text, let other threads run meanwhile; the fast one
+        # does not note where in the text each token came from.
+        if truncate:
+            cut = self._cutting.encode_batch_fast([text[:limit] for text in texts])
+            return [
+                Encoded(encoding.ids, len(text) > limit or bool(encoding.overflowing))
+                for text, encoding in zip(texts, cut, strict=True)
+            ]
+        encoded = [Encoded(encoding.ids, False) for encoding in self.tokenizer.encode_batch_fast(texts)]
+        for number, (ids, _) in enumerate(encoded, first):
+            if len(ids) > self.max_tokens:
+                raise InvalidRequest(
+                    f"{field.format(number)} has {len(ids)} tokens, the model takes at most {self.max_tokens};"
+                    f" {TRUNCATE_HINT}"
+                )
+        return encoded
+
+
+def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
+    """The elements of the tensor `text`, BYTES [n], as text.
+
+    Raises:
+        InvalidRequest: an element is not UTF-8.
+    """
+    texts = []
+    for number, element in enumerate(inputs["text"]):
+        try:
+            texts.append(element.decode())
+        except UnicodeDecodeError as error:
+            raise InvalidRequest(f"text[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
+    return texts

@@ -1,0 +1,58 @@
+"""Text to ids, within limits of tokens and of characters."""
+
+import threading
+import time
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from service.errors import InvalidRequest
+from service.tasks.tokenization import CHARACTERS_PER_TOKEN, TextEncoder
+
+
+def encoder_of(max_tokens: int) -> TextEncoder:
+    """A tokenizer of two words and the rest."""
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "good": 1, "film": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return TextEncoder(tokenizer.to_str(), max_tokens)
+
+
+def test_texts_become_ids_in_their_order() -> None:
+    """As many as there are."""
+    encoded = encoder_of(3).encode(["good film", "film"], truncate=False, field="text[{}]")
+    assert encoded == [([1, 2], False), ([2], False)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["good", " \n"], r"text\[1\] is empty"),
+        (["good", "good " * 4], r"text\[1\] has 4 tokens, the model takes at most 3; shorten it"),
+        (["x" * (3 * CHARACTERS_PER_TOKEN + 1)], r"text\[0\] has 97 characters, .* at most 96 \(3 tokens\)"),
+    ],
+)
+def test_what_breaks_a_limit_is_refused_by_its_number(texts: list[str], expected: str) -> None:
+    """Empty, too many tokens, too many characters."""
+    with pytest.raises(InvalidRequest, match=expected):
+        encoder_of(3).encode(texts, truncate=False, field="text[{}]")
+
+
+def test_texts_are_cut_to_both_limits_only_if_asked() -> None:
+    """To the characters first, then to the tokens, and it is said of those alone that were cut."""
+    texts = ["good", "good " * 4, "film" + " " * 3 * CHARACTERS_PER_TOKEN + "good"]
+    encoded = encoder_of(3).encode(texts, truncate=True, field="text")
+    assert encoded == [([1], False), ([1, 1, 1], True), ([2], True)]
+
+
+def test_other_threads_run_while_texts_are_tokenized() -> None:
+    """None of them waits half as long as it takes."""
+    encoder = encoder_of(100_000)
+    tokenizing = threading.Thread(
+        target=encoder.encode, args=(["good film " * 40_000],), kwargs={"truncate": False, "field": "text"}
+    )
+    longest_s, started_s = 0.0, time.perf_counter()
+    tokenizing.start()
+    turn_s = started_s
+    while tokenizing.is_alive():
+        longest_s, turn_s = max(longest_s, time.perf_counter() - turn_s), time.perf_counter()
+    assert longest_s < 0.5 * (time.perf_counter() - started_s)
