@@ -16,8 +16,10 @@ BYTES_PER_TOKEN = 1024
 # any size. A graph may refuse the first size, such as images that its kernels do not fit into.
 INVENTED_ROWS, INVENTED_SIZES = 8, (8, 64)
 MAX_INVENTED_ELEMENTS = 2**20  # of a row of one input
-# By how much the results of a row may differ in company, as a share of the largest number: rounding, no more.
-TOLERATED_DIFFERENCE, TOLERATED_ROUNDINGS = 1e-3, 8
+# By how much the results of a row may differ in company, as a share of the largest number. Rounding is less, but a
+# graph that was quantized dynamically scales by the largest number of a call, whichever row it is in; what depends on
+# the other rows by what it computes differs by far more.
+TOLERATED_DIFFERENCE = 0.02
 
 
 class Rows(NamedTuple):
@@ -168,8 +170,7 @@ def _same(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> bool:
     if expected.dtype.kind != "f":
         return bool((expected == together).all())
     largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
-    tolerance = max(TOLERATED_DIFFERENCE, TOLERATED_ROUNDINGS * float(np.finfo(expected.dtype).eps))
-    return np.allclose(expected, together, rtol=0, atol=tolerance * largest, equal_nan=True)
+    return np.allclose(expected, together, rtol=0, atol=TOLERATED_DIFFERENCE * largest, equal_nan=True)
 
 
 def _num_bytes(array: NDArray[Any]) -> int:
