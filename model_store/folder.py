@@ -166,8 +166,8 @@ def read(found: FoundFolder) -> ModelFolder:
             raise FolderError(f"{name} is damaged: sha256 {actual[:12]}..., the manifest says {expected[:12]}...")
     if missing := {GRAPH, GOLDEN} - manifest.files.keys():
         raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}")
-    # Any file may be read, for a graph names those that hold its weights: what has no checksum must not be there. Hidden
-    # files, which file managers leave behind, no graph of ours names.
+    # Any file may be read, for a graph names those that hold its weights: what has no checksum must not be there. But
+    # hidden files, which file managers leave behind, no graph of ours names.
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
     visible = {name for name in present if not name.startswith(".")}
     if unlisted := visible - manifest.files.keys() - {MANIFEST}:
