@@ -1,12 +1,13 @@
 """The models in the repository, as a fresh clone serves them."""
 
+import os
 from collections.abc import Iterator
 
 import httpx
 import pytest
 import sacrebleu
 
-from load_tests.material import OWN_PAIRS
+from load_tests.material import OWN_PAIRS, load_images
 from tests.conftest import ROOT, Server, running_server
 
 EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.tsv").read_text().splitlines()]
@@ -41,6 +42,18 @@ def test_everyday_sentences_are_translated(fresh: Server, model: str) -> None:
     answers = httpx.post(f"{fresh.http}/models/{model}", json=body, timeout=60).json()
     translations = [answer["translation_text"] for answer in answers]
     assert sacrebleu.corpus_chrf(translations, [[german for _, german in pairs]]).score > 80
+
+
+def test_images_are_recognised(fresh: Server) -> None:
+    """The first images of the test split, sent as files."""
+    if not os.environ.get("HEED_DATASETS"):
+        pytest.skip("HEED_DATASETS is not set: CIFAR-10 is not at hand")
+    images = load_images(200)
+    with httpx.Client(base_url=fresh.http) as http:
+        headers = {"content-type": "image/png"}
+        answers = [http.post("/models/cifar10-vit", content=file, headers=headers).json() for file in images.files]
+    right = sum(answer[0]["label"] == label for answer, label in zip(answers, images.labels, strict=True))
+    assert right / len(images.labels) > 0.84
 
 
 def test_the_everyday_sentences_are_even_and_unlike_each_other() -> None:
