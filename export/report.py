@@ -7,13 +7,13 @@ No figure of the page is typed by hand.
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from export.studies import is_of_a_study, pyplot_without_a_screen, sweep_section, transfer_section
+from export.page import pyplot_without_a_screen, table
+from export.studies import is_of_a_study, sweep_section, transfer_section
 
 HEAD = """# Models
 
@@ -79,12 +79,6 @@ def how(record: dict[str, Any]) -> list[str]:
         f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
         f"`{record['commit']}`",
     ]
-
-
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table, with an empty line before it."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows)]
-    return ["", *lines]
 
 
 def best_first(records: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:

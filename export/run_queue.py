@@ -28,18 +28,10 @@ class Run(NamedTuple):
     @property
     def command(self) -> str:
         """The command that trains this run alone."""
-        folder = ["--run-dir", f"runs/{self.name}"] if self.name != self.recipe else []
-        return shlex.join(
-            [
-                "python",
-                "-m",
-                "export",
-                "train",
-                self.recipe,
-                *folder,
-                *(["--set", *self.changes] if self.changes else []),
-            ]
-        )
+        words = ["python", "-m", "export", "train", self.recipe]
+        if self.name != self.recipe:
+            words += ["--run-dir", f"runs/{self.name}"]
+        return shlex.join([*words, "--set", *self.changes] if self.changes else words)
 
 
 def read_queue(path: Path) -> list[Run]:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from export.page import pyplot_without_a_screen, table
+
 Records = dict[str, dict[str, Any]]
 # What transfer is from, in words, and the run on all of the training data.
 TRANSFER = {
@@ -40,29 +42,27 @@ def mean_and_spread(values: list[float]) -> str:
 
 def transfer_section(records: Records, picture: Path) -> list[str]:
     """Accuracy by start and by share of the training data; no lines when there are no such runs."""
-    accuracies: dict[str, dict[int, list[float]]] = {}
+    accuracies: dict[str, dict[int, list[float]]] = {start: {} for start in TRANSFER}
     for name, record in records.items():
         start = record["config"]["start_from"]
         if name.startswith("transfer-") or name == TRANSFER[start][1]:
-            by_size = accuracies.setdefault(start, {})
-            by_size.setdefault(record["num_training_examples"], []).append(accuracy_percent(record))
+            accuracies[start].setdefault(record["num_training_examples"], []).append(accuracy_percent(record))
+    accuracies = {start: by_size for start, by_size in accuracies.items() if by_size}
     if not any(name.startswith("transfer-") for name in records):
         return []
     sizes = sorted({size for by_size in accuracies.values() for size in by_size})
+    rows = [
+        [TRANSFER[start][0], *(mean_and_spread(by_size[size]) if size in by_size else "" for size in sizes)]
+        for start, by_size in accuracies.items()
+    ]
     lines = [
         "",
         "### Transfer",
         "",
         "Accuracy in percent on the validation sentences by what training starts from and by the number of training"
         " examples: mean over the seeds, lowest and highest. A seed also draws other examples.",
-        "",
-        f"| start | {' | '.join(f'{size:,}' for size in sizes)} |",
-        f"| --- |{' --- |' * len(sizes)}",
+        *table(["start", *(f"{size:,}" for size in sizes)], rows),
     ]
-    for start in [start for start in TRANSFER if start in accuracies]:
-        found = accuracies[start]
-        cells = [mean_and_spread(found[size]) if size in found else "" for size in sizes]
-        lines.append(f"| {TRANSFER[start][0]} | {' | '.join(cells)} |")
     _plot_transfer(accuracies, picture)
     return [*lines, "", f"![accuracy by number of training examples]({picture.name})"]
 
@@ -70,8 +70,8 @@ def transfer_section(records: Records, picture: Path) -> list[str]:
 def _plot_transfer(accuracies: dict[str, dict[int, list[float]]], picture: Path) -> None:
     pyplot = pyplot_without_a_screen()
     figure, axes = pyplot.subplots(figsize=(7, 3.8), layout="constrained")
-    for start in [start for start in TRANSFER if start in accuracies]:
-        points = sorted(accuracies[start].items())
+    for start, by_size in accuracies.items():
+        points = sorted(by_size.items())
         means = [statistics.mean(values) for _, values in points]
         below = [mean - min(values) for mean, (_, values) in zip(means, points, strict=True)]
         above = [max(values) - mean for mean, (_, values) in zip(means, points, strict=True)]
@@ -137,14 +137,11 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
             f" {serving['machine']}; medians of {serving['rounds']} rounds, {serving['steal_s']:.1f} CPU s stolen by"
             f" the host in {serving['wall_s']:.0f} s.",
         ]
-    lines += [
-        "",
-        "| layers x width, heads | parameters | accuracy % | minutes of training | p50 ms at 1 user"
-        " | requests/s at 64 users | on the front |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for setting, swept in best_first:
-        cells = [
+    users = f"{serving['users']} users" if serving else "many users"
+    columns = ("layers x width, heads", "parameters", "accuracy %", "minutes of training", "p50 ms at 1 user")
+    columns += (f"requests/s at {users}", "on the front")
+    rows = [
+        [
             str(setting),
             f"{swept.num_parameters / 1e6:.2f} M",
             mean_and_spread(swept.accuracies),
@@ -153,7 +150,9 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
             "" if swept.requests_per_s is None else f"{swept.requests_per_s:.0f}",
             "yes" if setting in front else "",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        for setting, swept in best_first
+    ]
+    lines += table(columns, rows)
     lines += ["", *_effects(settings)]
     _plot_sweep(settings, front, picture)
     return [*lines, "", f"![accuracy by latency and by parameters]({picture.name})"]
@@ -203,9 +202,7 @@ def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
         "Pairs of settings that differ in one dimension alone, the change of the mean accuracy in points (lowest to"
         " highest), and of the latency:"
     )
-    yield ""
-    yield "| dimension | from | to | pairs | accuracy | times the latency |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    rows = []
     for field in Setting._fields:
         for low, high in itertools.pairwise(sorted({getattr(setting, field) for setting in settings})):
             pairs = [
@@ -219,7 +216,8 @@ def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
             ratios = [more.p50_ms / less.p50_ms for less, more in pairs if less.p50_ms and more.p50_ms]
             times = f"{statistics.median(ratios):.2f}" if ratios else ""
             gain = f"{_signed(statistics.mean(gains))} ({_signed(min(gains))} to {_signed(max(gains))})"
-            yield f"| {field} | {low} | {high} | {len(pairs)} | {gain} | {times} |"
+            rows.append([field, str(low), str(high), str(len(pairs)), gain, times])
+    yield from table(("dimension", "from", "to", "pairs", "accuracy", "times the latency"), rows)
     between = [
         max(swept.accuracies) - min(swept.accuracies) for swept in settings.values() if len(swept.accuracies) > 1
     ]
@@ -260,13 +258,3 @@ def _plot_sweep(settings: dict[Setting, Swept], front: set[Setting], picture: Pa
     axes.legend(fontsize=8, loc="lower right")
     figure.savefig(picture, dpi=110)
     pyplot.close(figure)
-
-
-def pyplot_without_a_screen() -> Any:
-    """matplotlib's pyplot, drawing into files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot

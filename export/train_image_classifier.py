@@ -100,15 +100,7 @@ def train_image_classifier(
     time_budget_s: float = math.inf,
     command: str = "",
 ) -> bool:
-    """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
-
-    Args:
-        data: what is learned.
-        config: how.
-        run_dir: the run folder.
-        console: for progress.
-        time_budget_s: after so many seconds it stops, to be gone on with.
-        command: that trains the same, for the record; "" for the one that runs now.
+    """Train, or go on training; arguments as of `export.train_text_classifier.train_text_classifier`.
 
     Returns:
         whether the run is finished.

@@ -26,6 +26,7 @@ from export import pretrained
 from export.baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
+from export.page import pyplot_without_a_screen
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
 from export.tokenizer import train_tokenizer, with_everyday_spelling
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -449,11 +450,7 @@ def load_run_model(run_dir: Path) -> Any:
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     """Accuracy on both splits and training loss, epoch by epoch."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = pyplot_without_a_screen()
     epochs = range(1, len(history) + 1)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     left.plot(

@@ -360,22 +360,8 @@ def bars(result: dict[str, Any]) -> list[tuple[str, str, list[float], str, bool]
         for users in CONCURRENCIES
     }
     found = [
-        (
-            "float32 over gRPC at 64, share of the limit",
-            "at least 85 %",
-            shares("minilm"),
-            "{:.1%}",
-            0.85,
-            True,
-        ),
-        (
-            "int8 over gRPC at 64, share of the limit",
-            "at least 75 %",
-            shares("minilm-int8"),
-            "{:.1%}",
-            0.75,
-            True,
-        ),
+        ("float32 over gRPC at 64, share of the limit", "at least 85 %", shares("minilm"), "{:.1%}", 0.85, True),
+        ("int8 over gRPC at 64, share of the limit", "at least 75 %", shares("minilm-int8"), "{:.1%}", 0.75, True),
         (
             "int8 over gRPC at 64, times the float32 list-order loop of 32 with padding",
             "at least 3",
@@ -384,42 +370,15 @@ def bars(result: dict[str, Any]) -> list[tuple[str, str, list[float], str, bool]
             3.0,
             True,
         ),
-        (
-            "start to ready",
-            "below 2 s",
-            result["start_to_ready_s"],
-            "{:.2f}",
-            2.0,
-            False,
-        ),
-        (
-            "idle CPU",
-            "below 1 % of a core",
-            [result["idle_cpu_share"]],
-            "{:.2%}",
-            0.01,
-            False,
-        ),
+        ("start to ready", "below 2 s", result["start_to_ready_s"], "{:.2f}", 2.0, False),
+        ("idle CPU", "below 1 % of a core", [result["idle_cpu_share"]], "{:.2%}", 0.01, False),
     ]
     found += [
-        (
-            f"CPU of gRPC without a model at {users}, times the echo's",
-            "at most 1.6",
-            values,
-            "{:.2f}",
-            1.6,
-            False,
-        )
+        (f"CPU of gRPC without a model at {users}, times the echo's", "at most 1.6", values, "{:.2f}", 1.6, False)
         for users, values in overhead.items()
     ]
     return [
-        (
-            name,
-            bar,
-            values,
-            form,
-            middle(values) >= edge if at_least else middle(values) <= edge,
-        )
+        (name, bar, values, form, middle(values) >= edge if at_least else middle(values) <= edge)
         for name, bar, values, form, edge, at_least in found
     ]
 

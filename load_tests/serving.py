@@ -24,6 +24,7 @@ from load_tests.material import load_sentences
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
 
 ROOT = Path(__file__).parent.parent
+STORE = ROOT / "build" / "serving_store"
 MANY_USERS = 64
 
 
@@ -33,17 +34,16 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of text classification")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=872, help="of a model in a round, by many users")
-    parser.add_argument("--store", type=Path, default=ROOT / "build" / "serving_store")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "serving.json")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
-    forget_unless_made_by(arguments.store, commit())
+    forget_unless_made_by(STORE, commit())
     for number, run_dir in enumerate(arguments.runs):
         console.print(f"converting {run_dir.name} ({number + 1} of {len(arguments.runs)})")
-        convert(run_dir, arguments.store)
+        convert(run_dir, STORE)
     pin(LOAD_CORE)
     names = [run_dir.name for run_dir in arguments.runs]
-    result = asyncio.run(measure(arguments.store, names, arguments.rounds, arguments.requests, console))
+    result = asyncio.run(measure(STORE, names, arguments.rounds, arguments.requests, console))
     arguments.document.write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"written: {arguments.document}")
     return 0
@@ -85,6 +85,7 @@ async def measure(
         "machine": machine(),
         "rounds": num_rounds,
         "requests": num_requests,
+        "users": MANY_USERS,
         "steal_s": steal_s() - stolen_s,
         "wall_s": time.perf_counter() - begun_s,
         "models": {

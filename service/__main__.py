@@ -78,32 +78,16 @@ async def serve(config: ServiceConfig) -> int:
             stop.set()
             exit_status = 1
         else:
-            log.info(
-                "loaded",
-                ready=repository.not_ready_because() is None,
-                why=repository.not_ready_because(),
-            )
-            print(
-                welcome(
-                    f"http://{config.host}:{http_port}",
-                    f"{config.host}:{grpc_port}",
-                    predictor,
-                ),
-                flush=True,
-            )
+            problem = repository.not_ready_because()
+            log.info("loaded", ready=problem is None, why=problem)
+            print(welcome(f"http://{config.host}:{http_port}", f"{config.host}:{grpc_port}", predictor), flush=True)
     await stopping
 
     log.info("draining")
     drained = asyncio.create_task(repository.drain())
     http.should_exit = True
-    await asyncio.wait(
-        [
-            asyncio.create_task(grpc_server.stop(config.drain_timeout_s)),
-            http_task,
-            drained,
-        ],
-        timeout=config.drain_timeout_s,
-    )
+    closing = asyncio.create_task(grpc_server.stop(config.drain_timeout_s))
+    await asyncio.wait([closing, http_task, drained], timeout=config.drain_timeout_s)
     if not drained.done():
         log.error("stopping with requests unanswered", drain_timeout_s=config.drain_timeout_s)
         exit_status = 1

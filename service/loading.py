@@ -56,9 +56,8 @@ COST_PROBES = (
 # The same of models whose rows all have one length.
 ROW_COST_PROBES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1))
 COST_BUDGET_S = 0.25
-LONGEST_ROW = (
-    1024  # of the cost table of a bare model: a MiB; the costs of longer rows follow from the last two lengths
-)
+# Of the cost table of a bare model: a MiB. The costs of longer rows follow from the last two lengths.
+LONGEST_ROW = 1024
 
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)

@@ -63,17 +63,7 @@ class TextClassification(Classifier):
         return self.preprocess_all([text], truncate=truncate, field=field)[0]
 
     def preprocess_all(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
-        """Texts to ids.
-
-        Args:
-            texts: any but empty ones.
-            truncate: cut a text beyond the limits, instead of refusing it.
-            field: what the client calls a text, for messages; `{}` in it becomes the text's number.
-            first: the number of the first one.
-
-        Raises:
-            InvalidRequest: a text is empty, or too long.
-        """
+        """Texts to ids; arguments and errors are those of `TextEncoder.encode`."""
         return [
             Tokens(*encoded) for encoded in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
         ]

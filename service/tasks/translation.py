@@ -245,14 +245,7 @@ class Translation:
         first: int = 0,
         request: SearchRequest = DEFAULT_SEARCH,
     ) -> list[Sentence]:
-        """Texts to sentences that can be decoded.
-
-        Args:
-            texts: any but empty ones.
-            truncate: cut a text beyond the limits, instead of refusing it.
-            field: what the client calls a text, for messages; `{}` in it becomes the text's number.
-            first: the number of the first one.
-            request: how to search.
+        """Texts to sentences that can be decoded; arguments are those of `TextEncoder.encode`, and how to search.
 
         Raises:
             InvalidRequest: a text is empty or too long, or a search parameter lies outside its limits.

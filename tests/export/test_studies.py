@@ -77,7 +77,7 @@ def test_the_sweep_says_what_each_dimension_is_worth(record: dict[str, Any], tmp
     served = {
         name: {"p50_ms": float(name.split("-")[1]), "requests_per_s": 500.0} for name in records if "seed1" in name
     }
-    serving = {"command": "x", "commit": "abc", "machine": "m", "rounds": 3, "steal_s": 0.0, "wall_s": 9.0}
+    serving = {"command": "x", "commit": "abc", "machine": "m", "rounds": 3, "users": 64, "steal_s": 0.0, "wall_s": 9.0}
     (tmp_path / "serving.json").write_text(json.dumps(serving | {"models": served}))
     page = page_of(records, tmp_path, quiet)
     assert "| 1 x 64, 4 heads | 0.00 M | 76.50 (76.00 to 77.00, n = 2) |" in page

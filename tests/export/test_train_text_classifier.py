@@ -116,6 +116,13 @@ def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_p
     assert 0 < moved[0.1] < 0.5 * moved[1.0]
 
 
+def test_a_pre_trained_network_brings_its_own_shape() -> None:
+    """Another one that was asked for would not be trained; it is refused before any weights are read."""
+    config = toy_config(start_from="minilm")
+    with pytest.raises(ValueError, match=r"start_from=minilm brings its own shape: only model.dropout"):
+        training.starting_point(toy_data(), config)
+
+
 def test_of_epochs_with_the_same_score_the_first_is_kept(tmp_path: Path, quiet: Console) -> None:
     """Two sentences that are always right: the same scores from other weights; the record is of those kept."""
     data = toy_data()

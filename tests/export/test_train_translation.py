@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file
@@ -60,6 +61,13 @@ def test_slices_give_the_unbroken_run(tmp_path: Path, quiet: Console) -> None:
     whole, sliced = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "sliced"))
     for name, weight in whole.items():
         np.testing.assert_array_equal(weight, sliced[name])
+
+
+def test_changing_pieces_need_sentences_within_the_limit(tmp_path: Path, quiet: Console) -> None:
+    """They are kept for every sentence; one that is left out would shift them all."""
+    model = TranslationConfig(**{**vars(toy_config().model), "max_tokens": 5})
+    with pytest.raises(ValueError, match="subword_dropout needs sentences of at most 5 tokens"):
+        train_translation(toy_data(), toy_config(model=model, subword_dropout=0.1), tmp_path / "short", quiet)
 
 
 def test_lower_case_can_be_asked_for(tmp_path: Path, quiet: Console) -> None:
