@@ -59,6 +59,9 @@ class TextTrainConfig(TrainerConfig):
     # of the training texts stay beside those that are not among them (Lee et al. 2019, arXiv 1911.03090).
     layer_decay: float = 1.0
     freeze_embeddings: bool = False
+    # Above 0, each batch is computed twice with other dropout, and this is the weight of the divergence between the two
+    # beside their mean cross entropy with the labels (Liang et al. 2021, "R-Drop", arXiv 2106.14448, half equation 4).
+    r_drop: float = 0.0
     # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
     # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3). It
     # judges the very texts that the student sees, so these may be changed as no label would bear: words are left out
@@ -345,6 +348,11 @@ class TextProblem:
             logits_BC = model(batch.ids_BT, batch.mask_BT).float()
         if self.teacher is None or batch.judged_ids is None:
             loss = self.loss_of(logits_BC, batch.labels_B)
+            if self.config.r_drop and model.training:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
+                    again_BC = model(batch.ids_BT, batch.mask_BT).float()
+                loss = (loss + self.loss_of(again_BC, batch.labels_B)) / 2
+                loss = loss + self.config.r_drop * divergence(logits_BC, again_BC)
         else:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16), torch.no_grad():
                 taught_BC = self.teacher.model(*pad(batch.judged_ids, self.device)).float()
@@ -356,6 +364,12 @@ class TextProblem:
         logits_BC = predict(model, self.validation_ids, self.device)
         quality = classification_quality(logits_BC, np.array(self.data.validation.labels))
         return {"score": quality.accuracy, "calibration_error": quality.expected_calibration_error}
+
+
+def divergence(logits_BC: Tensor, others_BC: Tensor) -> Tensor:
+    """The mean over both directions and the batch of the Kullback-Leibler divergence of two lots of logits; 0-dim."""
+    log_p_BC, log_q_BC = logits_BC.log_softmax(-1), others_BC.log_softmax(-1)
+    return ((log_p_BC.exp() - log_q_BC.exp()) * (log_p_BC - log_q_BC)).sum(-1).mean() / 2
 
 
 def finish(trainer: Trainer, problem: TextProblem, command: str, console: Console) -> None:

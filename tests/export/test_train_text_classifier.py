@@ -8,6 +8,8 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+from torch.nn.functional import kl_div
 
 from export import train_text_classifier as training
 from export.data import LabelledTexts
@@ -114,6 +116,31 @@ def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_p
         name = "layers.0.feed_forward.up.weight"
         moved[decay] = float(abs(weights[name] - random[name].numpy()).mean())
     assert 0 < moved[0.1] < 0.5 * moved[1.0]
+
+
+def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console) -> None:
+    """With dropout on, the same texts twice: the two answers lie closer together than after training without it."""
+    data, apart = toy_data(), {}
+    for weight in (0.0, 20.0):
+        config = toy_config(r_drop=weight, epochs=2)
+        config = replace(config, model=replace(config.model, dropout=0.5))
+        train_text_classifier(data, config, tmp_path / f"{weight}", quiet)
+        model = training.load_run_model(tmp_path / f"{weight}").train()
+        tokenizer = Tokenizer.from_file(str(tmp_path / f"{weight}/tokenizer.json"))
+        batch = training.pad(training.encode(tokenizer, data.validation, 64), torch.device("cpu"))
+        torch.manual_seed(0)
+        with torch.no_grad():
+            apart[weight] = training.divergence(model(*batch), model(*batch)).item()
+    assert apart[20.0] < 0.5 * apart[0.0]
+
+
+def test_divergence_is_the_mean_of_both_directions() -> None:
+    """Of equal logits none; of others what torch says, there and back."""
+    one_BC, other_BC = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(1))
+    assert training.divergence(one_BC, one_BC + 1).item() == pytest.approx(0, abs=1e-6)
+    one, other = one_BC.log_softmax(-1), other_BC.log_softmax(-1)
+    there, back = (kl_div(*two, reduction="batchmean", log_target=True) for two in ((one, other), (other, one)))
+    assert training.divergence(one_BC, other_BC).item() == pytest.approx((there + back).item() / 2, rel=1e-5)
 
 
 def test_a_pre_trained_network_brings_its_own_shape() -> None:
