@@ -121,8 +121,8 @@ def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_p
 def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console) -> None:
     """With dropout on, the same texts twice: the two answers lie closer together than after training without it."""
     data, apart = toy_data(), {}
-    for weight in (0.0, 20.0):
-        config = toy_config(r_drop=weight, epochs=2)
+    for weight in (0.0, 5.0):
+        config = toy_config(r_drop=weight, epochs=4)
         config = replace(config, model=replace(config.model, dropout=0.5))
         train_text_classifier(data, config, tmp_path / f"{weight}", quiet)
         model = training.load_run_model(tmp_path / f"{weight}").train()
@@ -131,7 +131,7 @@ def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console
         torch.manual_seed(0)
         with torch.no_grad():
             apart[weight] = training.divergence(model(*batch), model(*batch)).item()
-    assert apart[20.0] < 0.5 * apart[0.0]
+    assert apart[5.0] < 0.5 * apart[0.0]
 
 
 def test_divergence_is_the_mean_of_both_directions() -> None:
