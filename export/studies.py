@@ -14,7 +14,7 @@ from export.page import pyplot_without_a_screen, table
 Records = dict[str, dict[str, Any]]
 # What transfer is from, in words, and the run on all of the training data.
 TRANSFER = {
-    "minilm": ("MiniLM, pre-trained", "sentiment-minilm"),
+    "minilm": ("MiniLM, pre-trained", "sentiment-minilm-plain"),
     "minilm-shape": ("the same network from random weights", "sentiment-minilm-shape"),
     "scratch": ("the small transformer from random weights", "sentiment"),
 }
