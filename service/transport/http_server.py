@@ -43,7 +43,7 @@ CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn, with the process's signals left to `service.__main__`."""
+    """uvicorn, with the process's signals left to `service.server`."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

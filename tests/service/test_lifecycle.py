@@ -193,9 +193,28 @@ def test_serving_does_not_need_linux(tmp_path: Path) -> None:
 def test_serving_does_not_need_torch() -> None:
     """In a fresh process: after the server's modules are imported, nothing of the training extra is there."""
     names = "('torch', 'transformers', 'onnx', 'datasets')"
-    code = f"import sys, service.__main__; print([name for name in {names} if name in sys.modules])"
+    code = f"import sys, service.__main__, service.server; print([name for name in {names} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_process_is_prepared_before_libraries_look_at_it() -> None:
+    """gRPC and tokenizers read their variables when they are imported; a user's own values stay."""
+    code = (
+        "import os, sys; from service.__main__ import prepare_process;"
+        "early = [name for name in ('grpc', 'tokenizers', 'onnxruntime') if name in sys.modules]; prepare_process();"
+        "print(early, os.environ['GRPC_EXPERIMENTS'], os.environ['TOKENIZERS_PARALLELISM'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env=environment | {"GRPC_EXPERIMENTS": "-a_users_own"},
+    )
+    assert run.stdout.split() == ["[]", "-a_users_own", "false"]
 
 
 def test_a_model_can_be_any_bare_graph(tmp_path: Path) -> None:
