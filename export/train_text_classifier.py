@@ -11,6 +11,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from torch.nn import functional
 
 from export import pretrained
 from export.baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
+from export.changed_texts import changed_texts, neighbours_of
 from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
 from export.page import pyplot_without_a_screen
@@ -64,10 +66,12 @@ class TextTrainConfig(TrainerConfig):
     r_drop: float = 0.0
     # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
     # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3). It
-    # judges the very texts that the student sees, so these may be changed as no label would bear: words are left out
-    # (`token_dropout` then counts words), and a share of the texts gets another one behind it.
+    # judges the very texts that the student sees, so these may be changed as no label would bear (`changed_texts`):
+    # words are left out (`token_dropout` then counts words), a share of the texts gets another one behind it, and a
+    # share of the words gives way to others that both know and that lie near them in the teacher's vectors.
     teacher: str = ""
     join_share: float = 0.0
+    replace_share: float = 0.0
     vocab_size: int = 8000
     model: NetworkConfig = dataclasses.field(
         default_factory=lambda: EncoderConfig(
@@ -122,6 +126,7 @@ RECIPES = {
         learning_rate=1e-3,
         token_dropout=0.15,
         join_share=0.4,
+        replace_share=0.2,
         model=EncoderConfig(
             vocab_size=10900,
             num_labels=2,
@@ -277,6 +282,7 @@ class Teacher(NamedTuple):
 
     model: Any
     tokenizer: Tokenizer
+    neighbours: dict[str, list[str]]  # of the words of the training texts, where any are replaced
 
 
 class TextBatch(NamedTuple):
@@ -313,7 +319,13 @@ class TextProblem:
         """
         require_finished(teacher_dir)
         tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
-        self.teacher = Teacher(load_run_model(teacher_dir).to(self.device), tokenizer)
+        model = load_run_model(teacher_dir)
+        neighbours = {}
+        if self.config.replace_share:
+            words = chain.from_iterable(text.split() for text in self.data.train.texts)
+            candidates = (piece for piece in self.tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1)
+            neighbours = neighbours_of(words, candidates, tokenizer, model.embedding.weight.detach())
+        self.teacher = Teacher(model.to(self.device), tokenizer, neighbours)
 
     def batches(self, epoch: int) -> Iterator[TextBatch]:
         """Texts of similar length together, some of their tokens left out."""
@@ -322,7 +334,15 @@ class TextProblem:
             texts = [drop_tokens(ids, self.config.token_dropout, rng, self.special_ids) for ids in self.train_ids]
             judged = None
         else:
-            changed = LabelledTexts(self._changed_texts(rng), self.data.train.labels)
+            texts_now = changed_texts(
+                self.data.train.texts,
+                rng,
+                drop_share=self.config.token_dropout,
+                join_share=self.config.join_share,
+                replace_share=self.config.replace_share,
+                neighbours=self.teacher.neighbours,
+            )
+            changed = LabelledTexts(texts_now, self.data.train.labels)
             texts = encode(self.tokenizer, changed, self.max_tokens)
             judged = encode(self.teacher.tokenizer, changed, self.teacher.model.config.max_tokens)
         for members in batches_of_similar_length(texts, self.config.batch_size, rng):
@@ -330,17 +350,6 @@ class TextProblem:
             ids_BT, mask_BT = pad([texts[member] for member in members], self.device)
             judged_ids = [judged[member] for member in members] if judged else None
             yield TextBatch(ids_BT, mask_BT, labels_B, judged_ids)
-
-    def _changed_texts(self, rng: np.random.Generator) -> list[str]:
-        """The training texts of one epoch of a student: words left out, some texts joined to another."""
-        texts = []
-        for text in self.data.train.texts:
-            if rng.random() < self.config.join_share:
-                text = f"{text} {self.data.train.texts[rng.integers(len(self.data.train))]}"  # noqa: PLW2901
-            words = text.split()
-            kept = [word for word in words if rng.random() >= self.config.token_dropout]
-            texts.append(" ".join(kept or words))
-        return texts
 
     def step(self, model: nn.Module, batch: TextBatch) -> StepOutcome:
         """Cross entropy with the labels, or the squared distance to the teacher's logits."""

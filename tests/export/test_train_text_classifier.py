@@ -69,7 +69,10 @@ def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path,
     (tmp_path / "teacher").symlink_to(toy_run)
     student = tmp_path / "student"
     assert train_text_classifier(
-        replace(data, train=wrong), toy_config(teacher="teacher", token_dropout=0.1, join_share=0.3), student, quiet
+        replace(data, train=wrong),
+        toy_config(teacher="teacher", token_dropout=0.1, join_share=0.3, replace_share=0.1),
+        student,
+        quiet,
     )
     assert json.loads((student / "result.json").read_text())["quality"]["accuracy"] > 0.8
     with pytest.raises(FileNotFoundError, match="train it first"):

@@ -1,0 +1,82 @@
+"""Training texts of a student, changed anew each epoch as no label would bear, but a teacher that judges them does.
+
+Words are left out, texts get another one behind them, and words give way to others that mean about the same or that
+stand in the same places: so a student sees words that its training texts do not have. After Tang et al. 2019 (arXiv
+1903.12136, section 4.3) and, for the words' neighbours, Jiao et al. 2020 (TinyBERT, arXiv 1909.10351, algorithm 1).
+
+Shapes: W words, D width of their vectors.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+NUM_NEIGHBOURS = 15
+WORDS_AT_ONCE = 1024  # whose neighbours are looked for: bounds the memory that takes
+
+
+def changed_texts(
+    texts: Sequence[str],
+    rng: np.random.Generator,
+    *,
+    drop_share: float,
+    join_share: float,
+    replace_share: float = 0.0,
+    neighbours: dict[str, list[str]] | None = None,
+) -> list[str]:
+    """One changed text for each text; the same for the same state of `rng`.
+
+    Args:
+        texts: words with spaces between them.
+        rng: where the choices come from.
+        drop_share: of words that are left out; at least one stays.
+        join_share: of texts that get another one behind them.
+        replace_share: of the words with neighbours that give way to one of them.
+        neighbours: of words, as `neighbours_of` finds them.
+    """
+    known = neighbours or {}
+    changed = []
+    for text in texts:
+        joined = f"{text} {texts[rng.integers(len(texts))]}" if rng.random() < join_share else text
+        words = joined.split()
+        kept = [word for word in words if rng.random() >= drop_share] or words
+        if replace_share:
+            kept = [
+                known[word][rng.integers(len(known[word]))] if word in known and rng.random() < replace_share else word
+                for word in kept
+            ]
+        changed.append(" ".join(kept))
+    return changed
+
+
+def neighbours_of(
+    words: Iterable[str], candidates: Iterable[str], tokenizer: Tokenizer, vectors_VD: Tensor
+) -> dict[str, list[str]]:
+    """For each word, the candidates whose vectors point most nearly where its own does.
+
+    Args:
+        words: of the texts; those that are more than one piece get no neighbours.
+        candidates: what may take a word's place.
+        tokenizer: which words are one piece.
+        vectors_VD: the vector of each piece.
+    """
+    ids = tokenizer.get_vocab()
+    found = sorted(word for word in set(words) if word in ids)
+    others = sorted(word for word in set(candidates) if word in ids)
+    if not found or len(others) <= NUM_NEIGHBOURS:
+        return {}
+    units_VD = functional.normalize(vectors_VD.float(), dim=1)
+    others_WD = units_VD[[ids[word] for word in others]]
+    neighbours = {}
+    for first in range(0, len(found), WORDS_AT_ONCE):
+        some = found[first : first + WORDS_AT_ONCE]
+        likeness = units_VD[[ids[word] for word in some]] @ others_WD.T
+        nearest = torch.topk(likeness, NUM_NEIGHBOURS + 1).indices.tolist()
+        for word, numbers in zip(some, nearest, strict=True):
+            near = [others[number] for number in numbers if others[number] != word]
+            neighbours[word] = near[:NUM_NEIGHBOURS]
+    return neighbours
