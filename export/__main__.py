@@ -1,4 +1,4 @@
-"""`python -m export train | average | queue | report | convert | load | untrained`: from data to a model folder."""
+"""`python -m export train | queue | report | convert | load | untrained`: from data to a model folder."""
 
 import argparse
 import math
@@ -25,7 +25,6 @@ def main() -> int:
 
     run = {
         "train": train,
-        "average": average,
         "queue": queue,
         "report": report,
         "convert": convert,
@@ -74,10 +73,6 @@ def parser() -> argparse.ArgumentParser:
         help="change the recipe: a field of its configuration, or model.<field> of its network's",
     )
     add_time_budget(one)
-
-    one = commands.add_parser("average", help="make one run of the mean of the weights of several text classifiers")
-    one.add_argument("members", type=Path, nargs="+", help="folders of finished runs that began with the same weights")
-    one.add_argument("--run-dir", type=Path, required=True, help="the folder to make")
 
     one = commands.add_parser("queue", help="train a list of runs in order; what is finished is skipped")
     one.add_argument("--file", type=Path, default=Path(__file__).parent / "queue.toml")
@@ -156,15 +151,7 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     from export.run_queue import Run, train_run
 
     run_dir = run_dir_of(arguments)
-    train_run(Run(run_dir.name, arguments.model, arguments.set, []), run_dir, console, arguments.time_budget)
-
-
-def average(arguments: argparse.Namespace, console: Console) -> None:
-    """Make the mean of several runs."""
-    from export.average import average_runs
-    from export.data import load_sst2
-
-    average_runs(arguments.members, arguments.run_dir, load_sst2(), console)
+    train_run(Run(run_dir.name, arguments.model, arguments.set), run_dir, console, arguments.time_budget)
 
 
 def queue(arguments: argparse.Namespace, console: Console) -> None:

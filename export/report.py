@@ -71,12 +71,11 @@ HOW = ("minutes", "best epoch", "seed", "hardware", "commit")
 
 
 def how(record: dict[str, Any]) -> list[str]:
-    """The cells under `HOW`; a mean of runs has no epoch and no seed of its own."""
-    members = record.get("mean_of", [])
+    """The cells under `HOW`."""
     return [
         f"{record['training_s'] / 60:.1f}",
-        f"mean of {', '.join(members)}" if members else str(record["best_epoch"]),
-        "" if members else str(record["config"]["seed"]),
+        str(record["best_epoch"]),
+        str(record["config"]["seed"]),
         f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
         f"`{record['commit']}`",
     ]
@@ -213,8 +212,6 @@ def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure
     figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
     for name, record in records.items():
         scores = [entry["score"] for entry in record["history"]]
-        if not scores:  # a mean of runs
-            continue
         minutes = [record["training_s"] / 60 * (epoch + 1) / len(scores) for epoch in range(len(scores))]
         axes.plot(minutes, scores, marker="o", markersize=3, label=name)
     axes.set(xlabel="minutes of training", ylabel=f"validation: {measure}", xscale="log")

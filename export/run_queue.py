@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from rich.console import Console
 
 from export import train_image_classifier, train_text_classifier, train_translation
-from export.average import average_runs
 from export.data import load_cifar10, load_sst2
 from export.run_folder import is_finished
 from export.train_text_classifier import TextTrainConfig
@@ -20,19 +19,15 @@ RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES | train
 
 
 class Run(NamedTuple):
-    """One training run, or the mean of finished ones."""
+    """One training run."""
 
     name: str  # of its folder
     recipe: str
     changes: list[str]  # NAME=VALUE
-    mean_of: list[str]  # names of runs; empty for a training
 
     @property
     def command(self) -> str:
-        """The command that makes this run alone."""
-        if self.mean_of:
-            members = [f"runs/{name}" for name in self.mean_of]
-            return shlex.join(["python", "-m", "export", "average", *members, "--run-dir", f"runs/{self.name}"])
+        """The command that trains this run alone."""
         words = ["python", "-m", "export", "train", self.recipe]
         if self.name != self.recipe:
             words += ["--run-dir", f"runs/{self.name}"]
@@ -40,19 +35,16 @@ class Run(NamedTuple):
 
 
 def read_queue(path: Path) -> list[Run]:
-    """The runs of a TOML file: tables `[[run]]` with `name`, `recipe` and, if it is changed, `set`; or with `mean_of`.
+    """The runs of a TOML file: tables `[[run]]` with `name`, `recipe` and, if it is changed, `set`.
 
     Raises:
         ValueError: something is missing, unknown or given twice.
     """
     runs = []
     for entry in tomllib.loads(path.read_text())["run"]:
-        if entry.keys() == {"name", "mean_of"}:
-            runs.append(Run(entry["name"], "", [], entry["mean_of"]))
-            continue
         if not {"name", "recipe"} <= entry.keys() <= {"name", "recipe", "set"}:
-            raise ValueError(f"{path}: a run has name, recipe and set, or name and mean_of, not {', '.join(entry)}")
-        runs.append(Run(entry["name"], entry["recipe"], entry.get("set", []), []))
+            raise ValueError(f"{path}: a run has name, recipe and set, not {', '.join(entry)}")
+        runs.append(Run(entry["name"], entry["recipe"], entry.get("set", [])))
         with_changes(recipe_of(runs[-1]), runs[-1].changes)  # found wrong now, not after hours of training
     if twice := {run.name for run in runs if sum(run.name == other.name for other in runs) > 1}:
         raise ValueError(f"{path}: more than one run is named {', '.join(sorted(twice))}")
@@ -71,19 +63,16 @@ def recipe_of(run: Run) -> Any:
 
 
 def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
-    """Make one run, or go on with it; whether it is finished.
+    """Train one run, or go on with it; whether it is finished.
 
     Raises:
-        ValueError: unknown recipe or change, the folder holds a run with other settings, or there is no mean.
-        FileNotFoundError: the data, the pre-trained weights or the runs that it builds on are not here.
+        ValueError: unknown recipe or change, or the folder holds a run with other settings.
+        FileNotFoundError: the data or the pre-trained weights are not here.
     """
+    config = with_changes(recipe_of(run), run.changes)
     if is_finished(run_dir):
         console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
         return True
-    if run.mean_of:
-        average_runs([run_dir.parent / name for name in run.mean_of], run_dir, load_sst2(), console, run.command)
-        return True
-    config = with_changes(recipe_of(run), run.changes)
     how: Any = (config, run_dir, console, time_budget_s, run.command)
     if isinstance(config, TextTrainConfig):
         return train_text_classifier.train_text_classifier(load_sst2(), *how)

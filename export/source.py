@@ -352,11 +352,9 @@ def _image_source(run_dir: Path, result: Any) -> ImageClassifierSource:
 
 
 def provenance_of(result: Any) -> dict[str, Any]:
-    """What a model card says of the run, of its record; a mean of runs has no epoch and no seed of its own."""
-    kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters")
-    of_its_kind, choices = ("best_epoch",), ("seed", "start_from", "teacher")
-    if "mean_of" in result:
-        of_its_kind, choices = ("mean_of",), ("start_from", "teacher")
-    return {name: result[name] for name in (*kept, *of_its_kind)} | {
+    """What a model card says of the run, of its record."""
+    kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters", "best_epoch")
+    choices = ("seed", "start_from", "teacher")
+    return {name: result[name] for name in kept} | {
         name: result["config"][name] for name in choices if result["config"].get(name)
     }

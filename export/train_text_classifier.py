@@ -91,6 +91,7 @@ class TextTrainConfig(TrainerConfig):
 RECIPES = {
     "sentiment": TextTrainConfig(),
     "sentiment-minilm": TextTrainConfig(
+        seed=3,  # the better of the two that were trained, by three sentences of validation: what is served
         start_from="minilm",
         layer_decay=0.8,
         freeze_embeddings=True,
@@ -385,24 +386,19 @@ def finish(trainer: Trainer, problem: TextProblem, command: str, console: Consol
     """Measure the weights that are kept, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
-    measured = measure(run_dir, data, trainer.device)
-    measured |= {"num_training_examples": len(data.train), "bf16": problem.autocast_bf16}
-    plot_curves(trainer.history, run_dir / "curves.png")
-    end_run(trainer, command=command, measured=measured, console=console)
-
-
-def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -> dict[str, Any]:
-    """What the weights of a run folder are, and how well they answer the validation split: the body of a record."""
-    model = load_run_model(run_dir).to(device)
-    tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
-    logits_BC = predict(model, encode(tokenizer, data.validation, model.config.max_tokens), device)
-    return {
+    model = load_run_model(run_dir).to(trainer.device)
+    logits_BC = predict(model, problem.validation_ids, trainer.device)
+    measured = {
         "task": "text-classification",
         "network": NETWORKS[type(model.config)][0],
         "data": data.name,
+        "num_training_examples": len(data.train),
         "labels": data.label_names,
         "quality": classification_quality(logits_BC, np.array(data.validation.labels)).as_dict(),
+        "bf16": problem.autocast_bf16,
     }
+    plot_curves(trainer.history, run_dir / "curves.png")
+    end_run(trainer, command=command, measured=measured, console=console)
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:

@@ -14,10 +14,7 @@ ROOT_QUEUE = Path(__file__).parents[2] / "export" / "queue.toml"
 def test_the_queue_of_the_repository_is_sound() -> None:
     """Its recipes exist, their changes too, and every recipe is in it."""
     runs = read_queue(ROOT_QUEUE)
-    assert {run.recipe for run in runs if not run.mean_of} == set(RECIPES)
-    names = [run.name for run in runs]
-    for run in runs:
-        assert {*run.mean_of} <= {*names[: names.index(run.name)]}, f"{run.name} builds on runs that come later"
+    assert {run.recipe for run in runs} == set(RECIPES)
 
 
 def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -25,13 +22,10 @@ def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> 
     path = tmp_path / "queue.toml"
     sound = 'name = "a"\nrecipe = "sentiment"\n'
     path.write_text(f'[[run]]\n{sound}set = ["seed=2"]\n')
-    assert read_queue(path) == [Run("a", "sentiment", ["seed=2"], [])]
-    path.write_text(f'[[run]]\n{sound}[[run]]\nname = "b"\nmean_of = ["a", "a"]\n')
-    assert read_queue(path)[1].command == "python -m export average runs/a runs/a --run-dir runs/b"
+    assert read_queue(path) == [Run("a", "sentiment", ["seed=2"])]
     for wrong in (
         f"[[run]]\n{sound}[[run]]\n{sound}",
         '[[run]]\nname = "a"\n',
-        f'[[run]]\n{sound}mean_of = ["b", "c"]\n',
         f"[[run]]\n{sound}epochs = 3\n",
         f'[[run]]\n{sound}set = ["epoch=3"]\n',
         '[[run]]\nname = "a"\nrecipe = "sentimental"\n',
@@ -64,7 +58,7 @@ def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Finished folders are left alone without reading any data; with no time left, nothing is begun."""
-    runs = [Run("first", "sentiment", [], []), Run("second", "", [], ["first", "third"])]
+    runs = [Run("first", "sentiment", []), Run("second", "sentiment", [])]
     (tmp_path / "first").symlink_to(toy_run)
     work_off(runs, tmp_path, Console(width=200), time_budget_s=0.0)
     assert "2 runs are unfinished" in capsys.readouterr().out
