@@ -30,11 +30,13 @@ from export.data import LabelledTexts, TextClassificationData
 from export.evaluate import classification_quality
 from export.page import pyplot_without_a_screen
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
+from export.teacher import Teacher, directions_of, distance_of_tokens, judge
 from export.tokenizer import train_tokenizer, with_everyday_spelling
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 from export.transformer import EncoderConfig, TextClassifier
 
 PAD_ID = 0
+NUM_TEXTS_FOR_DIRECTIONS = 4_096  # of the training texts, by which a student's aims are laid out
 BERT_VOCAB_SIZE = 30522
 NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
 NETWORKS: Networks = {
@@ -64,12 +66,13 @@ class TextTrainConfig(TrainerConfig):
     # Above 0, each batch is computed twice with other dropout, and this is the weight of the divergence between the two
     # beside their mean cross entropy with the labels (Liang et al. 2021, "R-Drop", arXiv 2106.14448, half equation 4).
     r_drop: float = 0.0
-    # The name of a finished run beside this one. Its logits are then the target, by the mean squared error, in place of
-    # the labels (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv 1903.12136, equation 3). It
+    # The name of a finished run beside this one, whose logits are then the target in place of the labels, and beside
+    # them, with this weight, its token vectors (`export.teacher`; the student must read in the teacher's pieces). It
     # judges the very texts that the student sees, so these may be changed as no label would bear (`changed_texts`):
     # words are left out (`token_dropout` then counts words), a share of the texts gets another one behind it, and a
     # share of the words gives way to others that both know and that lie near them in the teacher's vectors.
     teacher: str = ""
+    token_vectors_weight: float = 0.0
     join_share: float = 0.0
     replace_share: float = 0.0
     vocab_size: int = 8000
@@ -128,6 +131,7 @@ RECIPES = {
         token_dropout=0.15,
         join_share=0.4,
         replace_share=0.2,
+        token_vectors_weight=1.0,
         model=EncoderConfig(
             vocab_size=10900,
             num_labels=2,
@@ -136,7 +140,7 @@ RECIPES = {
             num_heads=4,
             d_ff=384,
             dropout=0.1,
-            pooling="max",
+            pooling="mean",
         ),
     ),
 }
@@ -278,14 +282,6 @@ def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
     return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
 
 
-class Teacher(NamedTuple):
-    """A finished run, ready to judge."""
-
-    model: Any
-    tokenizer: Tokenizer
-    neighbours: dict[str, list[str]]  # of the words of the training texts, where any are replaced
-
-
 class TextBatch(NamedTuple):
     """One step's texts."""
 
@@ -306,6 +302,7 @@ class TextProblem:
         self.train_ids = encode(start.tokenizer, data.train, start.config.max_tokens)
         self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.start = start
         self.tokenizer, self.max_tokens = start.tokenizer, start.config.max_tokens
         added = start.tokenizer.get_added_tokens_decoder()
         self.special_ids = [number for number, token in added.items() if token.special]
@@ -313,10 +310,11 @@ class TextProblem:
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
 
     def learn_from(self, teacher_dir: Path) -> None:
-        """Take a finished run's logits as targets.
+        """Take what a finished run says as targets.
 
         Raises:
             FileNotFoundError: the run is not finished.
+            ValueError: token vectors are wanted of a network that has none, or by one that is wider.
         """
         require_finished(teacher_dir)
         tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
@@ -326,7 +324,17 @@ class TextProblem:
             words = chain.from_iterable(text.split() for text in self.data.train.texts)
             candidates = (piece for piece in self.tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1)
             neighbours = neighbours_of(words, candidates, tokenizer, model.embedding.weight.detach())
-        self.teacher = Teacher(model.to(self.device), tokenizer, neighbours)
+        self.teacher = Teacher(model.to(self.device), tokenizer, neighbours, [])
+        if self.config.token_vectors_weight:
+            shape = self.start.config
+            if not isinstance(shape, EncoderConfig) or not isinstance(model.config, EncoderConfig):
+                raise ValueError("token_vectors_weight: both networks must be Transformers")
+            if shape.d_model > model.config.d_model:
+                raise ValueError(f"token_vectors_weight: the student is wider than {teacher_dir}")
+            sample = encode(tokenizer, self.data.train, model.config.max_tokens)[:NUM_TEXTS_FOR_DIRECTIONS]
+            batches = (pad(sample[first : first + 64], self.device) for first in range(0, len(sample), 64))
+            found = directions_of(model, batches, shape.num_layers, shape.d_model)
+            self.teacher = self.teacher._replace(directions=found)
 
     def batches(self, epoch: int) -> Iterator[TextBatch]:
         """Texts of similar length together, some of their tokens left out."""
@@ -353,21 +361,41 @@ class TextProblem:
             yield TextBatch(ids_BT, mask_BT, labels_B, judged_ids)
 
     def step(self, model: nn.Module, batch: TextBatch) -> StepOutcome:
-        """Cross entropy with the labels, or the squared distance to the teacher's logits."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
-            logits_BC = model(batch.ids_BT, batch.mask_BT).float()
-        if self.teacher is None or batch.judged_ids is None:
+        """Cross entropy with the labels, or the squared distance to what the teacher says."""
+        if self.teacher is not None and batch.judged_ids is not None:
+            loss, logits_BC = self._distance_to_teacher(self.teacher, model, batch, batch.judged_ids)
+        else:
+            with self._autocast():
+                logits_BC = model(batch.ids_BT, batch.mask_BT).float()
             loss = self.loss_of(logits_BC, batch.labels_B)
             if self.config.r_drop and model.training:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
+                with self._autocast():
                     again_BC = model(batch.ids_BT, batch.mask_BT).float()
                 loss = (loss + self.loss_of(again_BC, batch.labels_B)) / 2
                 loss = loss + self.config.r_drop * divergence(logits_BC, again_BC)
-        else:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16), torch.no_grad():
-                taught_BC = self.teacher.model(*pad(batch.judged_ids, self.device)).float()
-            loss = functional.mse_loss(logits_BC, taught_BC)
         return StepOutcome(loss, int((logits_BC.argmax(-1) == batch.labels_B).sum()), len(batch.labels_B))
+
+    def _distance_to_teacher(
+        self, teacher: Teacher, model: Any, batch: TextBatch, judged_ids: list[NDArray[np.int64]]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a student, and its logits."""
+        with self._autocast():
+            aim = judge(teacher, *pad(judged_ids, self.device))
+            if not aim.vectors_BTE:
+                logits_BC = model(batch.ids_BT, batch.mask_BT).float()
+                return functional.mse_loss(logits_BC, aim.logits_BC), logits_BC
+            vectors_BTE = model.token_vectors(batch.ids_BT, batch.mask_BT)
+            logits_BC = model.classify(vectors_BTE[-1], batch.mask_BT).float()
+        # A text that both have in as many pieces, they have in the same ones: the student's are some of the teacher's.
+        counts_B = batch.mask_BT.sum(1).tolist()
+        same_B = torch.tensor([count == len(ids_T) for count, ids_T in zip(counts_B, judged_ids, strict=True)])
+        same_BT = batch.mask_BT * same_B.to(self.device)[:, None]
+        distance = distance_of_tokens(vectors_BTE, aim.vectors_BTE, same_BT)
+        logits_loss = functional.mse_loss(logits_BC, aim.logits_BC)
+        return logits_loss + self.config.token_vectors_weight * distance, logits_BC
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy, which is the score, and calibration."""

@@ -249,14 +249,24 @@ class TextClassifier(nn.Module):
         Returns:
             logits, float32 [B, C].
         """
+        return self.classify(self.token_vectors(input_ids, attention_mask)[-1], attention_mask)
+
+    def token_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
+        """What each layer makes of the tokens, [B, T, D] each; the last one after the final normalisation."""
         bias_B11T = (1.0 - attention_mask[:, None, None, :].to(self.head.weight.dtype)) * NEGATIVE
         x_BTD = self.embedding(input_ids) * self.embedding_scale
         if self.config.positions != "rotary":
             x_BTD = x_BTD + self.positions_TD[: input_ids.size(1)]
         x_BTD = self.dropout(self.embedding_norm(x_BTD))
+        vectors = []
         for layer in self.layers:
             x_BTD = layer(x_BTD, bias_B11T)
-        return self.head(self.dropout(self._pool(self.final_norm(x_BTD), attention_mask)))
+            vectors.append(x_BTD)
+        return [*vectors[:-1], self.final_norm(x_BTD)]
+
+    def classify(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of the last token vectors; [B, T, D] to [B, C]."""
+        return self.head(self.dropout(self._pool(x_BTD, attention_mask)))
 
     def _pool(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
         """One vector for the sentence, [B, D]; padding does not take part."""
