@@ -14,7 +14,7 @@ from torch.nn.functional import kl_div
 from export import train_text_classifier as training
 from export.baselines import BiLstmConfig
 from export.data import LabelledTexts
-from export.teacher import Teacher, directions_of, distance_of_tokens, judge
+from export.teacher import distance_of_tokens, judge
 from export.train_text_classifier import train_text_classifier
 from tests.export.conftest import toy_config, toy_data
 
@@ -84,26 +84,26 @@ def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path,
 def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
     """It comes nearer to its teacher's vectors than one that looks at the logits alone; others cannot learn them."""
     data, distances = toy_data(), {}
+    wanted = toy_config(teacher="teacher", token_vectors_weight=1.0, epochs=8, learning_rate=1e-2)
     (tmp_path / "teacher").symlink_to(toy_run)
     for weight in (0.0, 1.0):
-        config = toy_config(teacher="teacher", token_vectors_weight=weight)
+        config = replace(wanted, token_vectors_weight=weight)
         run_dir = tmp_path / f"student-{weight}"
         train_text_classifier(data, config, run_dir, quiet)
-        student, teacher = training.load_run_model(run_dir), training.load_run_model(toy_run)
-        tokenizer = Tokenizer.from_file(str(toy_run / "tokenizer.json"))
-        batch = training.pad(training.encode(tokenizer, data.validation, 64), torch.device("cpu"))
-        directions = directions_of(teacher, [batch], num_layers=2, width=32)
-        aims = judge(Teacher(teacher, tokenizer, {}, directions), *batch).vectors_BTE
-        distances[weight] = distance_of_tokens(student.token_vectors(*batch), aims, batch[1]).item()
+        problem = training.TextProblem(data, wanted, training.starting_point(data, wanted), torch.device("cpu"))
+        problem.learn_from(toy_run)
+        assert problem.teacher is not None
+        batch = training.pad(problem.validation_ids, torch.device("cpu"))
+        vectors_BTE = training.load_run_model(run_dir).token_vectors(*batch)
+        distances[weight] = distance_of_tokens(vectors_BTE, judge(problem.teacher, *batch).vectors_BTE, batch[1]).item()
         assert json.loads((run_dir / "result.json").read_text())["quality"]["accuracy"] > 0.8
     assert distances[1.0] < 0.5 * distances[0.0]
-    wide = toy_config(teacher="teacher", token_vectors_weight=1.0)
     for model, complaint in (
-        (replace(wide.model, d_model=64), "the student is wider"),
+        (replace(wanted.model, d_model=64), "the student is wider"),
         (BiLstmConfig(vocab_size=400, num_labels=2, max_tokens=128), "both networks must be Transformers"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            train_text_classifier(data, replace(wide, model=model), tmp_path / complaint.replace(" ", "-"), quiet)
+            train_text_classifier(data, replace(wanted, model=model), tmp_path / complaint.replace(" ", "-"), quiet)
 
 
 def test_a_share_of_the_training_data(tmp_path: Path) -> None:
