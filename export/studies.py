@@ -45,7 +45,7 @@ def transfer_section(records: Records, picture: Path) -> list[str]:
     accuracies: dict[str, dict[int, list[float]]] = {start: {} for start in TRANSFER}
     for name, record in records.items():
         start = record["config"]["start_from"]
-        if name.startswith("transfer-") or name == TRANSFER[start][1]:
+        if start in TRANSFER and (name.startswith("transfer-") or name == TRANSFER[start][1]):
             accuracies[start].setdefault(record["num_training_examples"], []).append(accuracy_percent(record))
     accuracies = {start: by_size for start, by_size in accuracies.items() if by_size}
     if not any(name.startswith("transfer-") for name in records):

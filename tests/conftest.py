@@ -142,7 +142,7 @@ def write_endless(folder: Path) -> None:
 
 def make_store(store: Path) -> Path:
     """The trained sentiment model, bare models of several kinds, and folders that must not be served."""
-    shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
+    shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     floats = {"x": (TensorProto.FLOAT, ["rows", 3])}
     write_onnx(
         store / "double/1",
@@ -260,7 +260,7 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             about={"licence": "none"},
             console=Console(quiet=True),
         )
-    shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
+    shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     return store
 
 
@@ -304,7 +304,7 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
             about={"licence": "none"},
             console=Console(quiet=True),
         )
-    shutil.copytree(ROOT / "model_store" / "sentiment", store / "sentiment")
+    shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     return store
 
 

@@ -49,6 +49,7 @@ def test_transfer_is_a_row_a_start_and_a_column_a_size(record: dict[str, Any], t
         for seed, accuracy in enumerate(accuracies)
     }
     records["sentiment"] = with_accuracy(record, 0.7, start_from="scratch", num_training_examples=1000)
+    records["sentiment-distilled"] = with_accuracy(record, 0.9, start_from="minilm-words", num_training_examples=1000)
     page = page_of(records, tmp_path, quiet)
     assert "| start | 100 | 1,000 |" in page
     assert "| MiniLM, pre-trained | 82.00 (80.00 to 84.00, n = 2) |  |" in page

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A copy of the committed model."""
-    return Path(shutil.copytree(ROOT / "model_store/sentiment/1", tmp_path / "sentiment/1"))
+    return Path(shutil.copytree(ROOT / "model_store/sentiment-small/1", tmp_path / "sentiment-small/1"))
 
 
 def found(path: Path) -> FoundFolder:
@@ -31,7 +31,7 @@ def test_the_committed_model_is_whole(folder: Path) -> None:
     """Checksums hold, and there are golden examples."""
     model = read(found(folder))
     assert model.manifest is not None
-    assert (model.name, model.version, model.manifest.task) == ("sentiment", 1, "text-classification")
+    assert (model.name, model.version, model.manifest.task) == ("sentiment-small", 1, "text-classification")
     assert len(model.golden) >= 8
     assert model.manifest.quality["validation"]["accuracy"] >= 0.81
     assert model.manifest.quality["compared_with_pytorch"]["onnx"]["max_abs_logit_difference"] <= 1e-4

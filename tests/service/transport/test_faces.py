@@ -177,7 +177,7 @@ def test_truncation_is_done_only_if_asked_and_then_said(
 
 def test_the_event_loop_is_not_held_up_by_tokenizing(http: httpx.Client, server: Server) -> None:
     """While texts are tokenized that then prove too long, no other request waits half as long as they take."""
-    body = text_json(["\ufdfa" * 4800] * 8)  # each a character that becomes eighteen
+    body = text_json(["\u6620" * 8000] * 16)  # each character a word of its own
     longest_s = 0.0
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(httpx.post, f"{server.http}/v2/models/sentiment/infer", json=body, timeout=60)
