@@ -301,12 +301,13 @@ def describe(
         tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
     else:
         # Rounding depends on the company in the batch and on the CPU's int8 instructions; twice what was seen here. A
-        # golden example may change its label: what int8 may cost is bounded by the accuracy on labelled inputs.
+        # golden example whose logits lie within that of each other may change its label, and another one cannot; what
+        # int8 may cost is bounded by the accuracy on labelled inputs.
         seen = max(
             comparison.max_abs_logit_difference,
             golden_comparison.max_abs_logit_difference,
         )
-        tolerance = Tolerance(round(2 * seen, 3), labels_must_agree=golden_comparison.labels_changed == 0)
+        tolerance = Tolerance(round(2 * seen, 3), labels_must_agree=False)
     return Manifest(
         format=FORMAT,
         name=name,

@@ -104,6 +104,7 @@ def test_int8_states_its_loss_and_becomes_the_next_version(
     assert manifest["precision"] == "int8"
     assert manifest["quality"]["accuracy_loss"] <= 0.005
     assert 0 < manifest["tolerance"]["max_abs_logit_difference"] < 1.0
+    assert manifest["tolerance"]["labels_must_agree"] is False  # rounding that is allowed may turn a close answer
     assert any(node.op_type == "MatMulInteger" for node in onnx.load(second / "model.onnx").graph.node)
     assert "accuracy lost by quantization" in (second / "README.md").read_text()
 
