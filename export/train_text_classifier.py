@@ -123,7 +123,7 @@ RECIPES = {
     ),
     "sentiment-distilled": TextTrainConfig(
         start_from="minilm-words",
-        vocab_size=10900,
+        vocab_size=21000,
         teacher="sentiment-minilm",
         epochs=14,
         patience=14,  # the rate falls to the very end, and the best epochs come last
@@ -133,9 +133,10 @@ RECIPES = {
         replace_share=0.2,
         token_vectors_weight=1.0,
         model=EncoderConfig(
-            vocab_size=10900,
+            vocab_size=21000,
             num_labels=2,
             d_model=192,
+            embedding_width=96,
             num_layers=3,
             num_heads=4,
             d_ff=384,
@@ -256,14 +257,17 @@ def starting_point_from_words(data: TextClassificationData, config: TextTrainCon
 
     Raises:
         FileNotFoundError: the pre-trained weights are not installed.
-        ValueError: `vocab_size` is too small.
+        ValueError: `vocab_size` is too small, or the network is no Transformer.
     """
+    if not isinstance(config.model, EncoderConfig):
+        raise ValueError("start_from=minilm-words: the network must be a Transformer")  # noqa: TRY004, a setting of a run
     folder = pretrained.minilm_folder()
     tokenizer = with_everyday_spelling(pretrained.bert_tokenizer(folder))
     kept = pretrained.pieces_to_keep(tokenizer, data.train.texts, config.vocab_size)
     vectors_VD = pretrained.bert_weights(folder)["embedding.weight"][kept]
     shape = dataclasses.replace(config.model, vocab_size=len(kept), num_labels=len(data.label_names))
-    weights = {"embedding.weight": pretrained.in_fewer_dimensions(vectors_VD, config.model.d_model)}
+    width = config.model.embedding_width or config.model.d_model
+    weights = {"embedding.weight": pretrained.in_fewer_dimensions(vectors_VD, width)}
     return StartingPoint(pretrained.with_pieces(tokenizer, kept), shape, weights)
 
 

@@ -61,6 +61,9 @@ class EncoderConfig(LayerConfig):
     # with an optimiser whose steps have one size for all, scaled embeddings learn faster than the rest by that factor.
     embedding_scale: bool = True
     embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
+    # Of a piece's vector, where it is less than d_model: a matrix leads from there to the layers' width, and so many
+    # pieces take few weights (Lan et al. 2020, ALBERT, arXiv 1909.11942, section 3.1). 0: d_model, and no matrix.
+    embedding_width: int = 0
     pooling: Literal["mean", "cls", "max"] = "mean"
 
 
@@ -215,7 +218,9 @@ class TextClassifier(nn.Module):
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        self.embedding = nn.Embedding(config.vocab_size, config.embedding_width or config.d_model)
+        narrow = bool(config.embedding_width)
+        self.widen = nn.Linear(config.embedding_width, config.d_model, bias=False) if narrow else nn.Identity()
         self.embedding_scale = math.sqrt(config.d_model) if config.embedding_scale else 1.0
         if config.positions == "sinusoidal":
             table = sinusoidal_positions(config.max_tokens, config.d_model)
@@ -232,7 +237,8 @@ class TextClassifier(nn.Module):
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             # Scaled by sqrt(D) in forward, so that words and positions start at the same size (2017 paper, 3.4).
             nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
@@ -251,10 +257,14 @@ class TextClassifier(nn.Module):
         """
         return self.classify(self.token_vectors(input_ids, attention_mask)[-1], attention_mask)
 
+    def embed(self, ids: Tensor) -> Tensor:
+        """The pieces' vectors, before their positions: [...] to [..., D]."""
+        return self.widen(self.embedding(ids)) * self.embedding_scale
+
     def token_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """What each layer makes of the tokens, [B, T, D] each; the last one after the final normalisation."""
         bias_B11T = (1.0 - attention_mask[:, None, None, :].to(self.head.weight.dtype)) * NEGATIVE
-        x_BTD = self.embedding(input_ids) * self.embedding_scale
+        x_BTD = self.embed(input_ids)
         if self.config.positions != "rotary":
             x_BTD = x_BTD + self.positions_TD[: input_ids.size(1)]
         x_BTD = self.dropout(self.embedding_norm(x_BTD))
@@ -301,7 +311,7 @@ class PackedTextClassifier(nn.Module):
         model, (B, T) = self.model, input_ids.shape
         packing = Packing(attention_mask)
         position_N = packing.real_only(torch.arange(T).expand(B, T))
-        x_ND = model.embedding(packing.real_only(input_ids)) * model.embedding_scale
+        x_ND = model.embed(packing.real_only(input_ids))
         if model.config.positions != "rotary":
             x_ND = x_ND + model.positions_TD.index_select(0, position_N)
         x_ND = model.embedding_norm(x_ND)

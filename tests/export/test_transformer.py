@@ -87,6 +87,7 @@ def test_a_layer_equals_torchs_encoder_layer(norm_position: str) -> None:
 VARIANTS = [
     {},
     {"norm_position": "post"},
+    {"embedding_width": 8},
     {"norm": "rmsnorm"},
     {"activation": "swiglu"},
     {"activation": "relu"},
