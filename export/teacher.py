@@ -10,7 +10,7 @@ Shapes: B texts, T tokens, C classes, D width of the teacher, E width of the stu
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -30,7 +30,7 @@ class Directions(NamedTuple):
 class Teacher(NamedTuple):
     """The run, ready to judge."""
 
-    model: TextClassifier
+    model: Any  # a `TextClassifier`, where the student learns the tokens' vectors
     tokenizer: Tokenizer
     neighbours: dict[str, list[str]]  # of the words of the training texts, where any are replaced
     directions: list[Directions]  # one for each layer of the student, where it learns the tokens' vectors
@@ -46,6 +46,8 @@ class Judgement(NamedTuple):
 @torch.no_grad()
 def judge(teacher: Teacher, ids_BT: Tensor, mask_BT: Tensor) -> Judgement:
     """Logits and aims, in the precision that the caller's context sets."""
+    if not teacher.directions:  # a network of any kind
+        return Judgement(teacher.model(ids_BT, mask_BT).float(), [])
     vectors_BTD = teacher.model.token_vectors(ids_BT, mask_BT)
     logits_BC = teacher.model.classify(vectors_BTD[-1], mask_BT).float()
     aims = [(vectors_BTD[layer].float() - mean_D) @ towards_DE for layer, mean_D, towards_DE in teacher.directions]

@@ -2,6 +2,7 @@
 
 import torch
 
+from export.baselines import BiLstmClassifier, BiLstmConfig
 from export.teacher import Teacher, directions_of, distance_of_tokens, judge
 from export.transformer import EncoderConfig, TextClassifier
 
@@ -26,6 +27,15 @@ def test_a_student_aims_at_layers_at_even_distances() -> None:
             if aimed_BTE.size(-1) == 32:  # turned and made larger or smaller as a whole, no more
                 before, after = torch.pdist(vectors_BTD[aim.layer][real_BT]), torch.pdist(aimed_BTE[real_BT])
                 torch.testing.assert_close(after / after.mean(), before / before.mean(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_network_of_another_kind_teaches_its_logits() -> None:
+    """It has no vectors of tokens, layer by layer."""
+    model = BiLstmClassifier(BiLstmConfig(vocab_size=50, num_labels=2)).eval()
+    ids_BT, mask_BT = torch.randint(1, 50, (3, 5)), torch.ones(3, 5, dtype=torch.int64)
+    judgement = judge(Teacher(model, None, {}, []), ids_BT, mask_BT)  # type: ignore[arg-type]
+    torch.testing.assert_close(judgement.logits_BC, model(ids_BT, mask_BT))
+    assert judgement.vectors_BTE == []
 
 
 def test_only_tokens_that_both_have_are_compared() -> None:
