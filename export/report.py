@@ -116,7 +116,8 @@ def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
         "## Sentiment (SST-2)",
         "",
         "Trained on phrases and sentences of the GLUE training split; accuracy on its validation sentences, which"
-        " also chose the epoch: an optimistic figure. Weights rounded to half precision, as they are served.",
+        " also chose the epoch, and the seed of sentiment-minilm: an optimistic figure. Weights rounded to half"
+        " precision, as they are served.",
         *table(columns, rows),
         "",
         "![validation accuracy by minutes of training](models-sentiment-curves.png)",

@@ -169,8 +169,9 @@ def train_text_classifier(
         whether the run is finished.
 
     Raises:
-        ValueError: `run_dir` holds a run with another configuration.
+        ValueError: `run_dir` holds a run with another configuration, or settings contradict each other.
     """
+    check_settings(config)
     data = dataclasses.replace(data, train=share_of(data.train, config.train_share, config.seed))
     start = starting_point(data, config)
     if not begin_run(run_dir, start.config, NETWORKS):
@@ -199,6 +200,15 @@ def train_text_classifier(
         return False
     finish(trainer, problem, command, console)
     return True
+
+
+def check_settings(config: TextTrainConfig) -> None:
+    """Raises ValueError: a setting would be passed over in silence."""
+    for name in ("token_vectors_weight", "join_share", "replace_share"):
+        if getattr(config, name) and not config.teacher:
+            raise ValueError(f"{name} is {getattr(config, name)}, but there is no teacher")
+    if config.r_drop and config.teacher:
+        raise ValueError(f"r_drop is {config.r_drop}, but a student of {config.teacher} learns from no labels")
 
 
 def freeze_embeddings(model: nn.Module) -> None:
@@ -307,7 +317,6 @@ class TextProblem:
         self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
         self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
         self.start = start
-        self.tokenizer, self.max_tokens = start.tokenizer, start.config.max_tokens
         added = start.tokenizer.get_added_tokens_decoder()
         self.special_ids = [number for number, token in added.items() if token.special]
         self.teacher: Teacher | None = None
@@ -326,9 +335,9 @@ class TextProblem:
         neighbours = {}
         if self.config.replace_share:
             words = chain.from_iterable(text.split() for text in self.data.train.texts)
-            candidates = (piece for piece in self.tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1)
+            candidates = (piece for piece in self.start.tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1)
             neighbours = neighbours_of(words, candidates, tokenizer, model.embedding.weight.detach())
-        self.teacher = Teacher(model.to(self.device), tokenizer, neighbours, [])
+        model, directions = model.to(self.device), []
         if self.config.token_vectors_weight:
             shape = self.start.config
             if not isinstance(shape, EncoderConfig) or not isinstance(model.config, EncoderConfig):
@@ -337,8 +346,8 @@ class TextProblem:
                 raise ValueError(f"token_vectors_weight: the student is wider than {teacher_dir}")
             sample = encode(tokenizer, self.data.train, model.config.max_tokens)[:NUM_TEXTS_FOR_DIRECTIONS]
             batches = (pad(sample[first : first + 64], self.device) for first in range(0, len(sample), 64))
-            found = directions_of(model, batches, shape.num_layers, shape.d_model)
-            self.teacher = self.teacher._replace(directions=found)
+            directions = directions_of(model, batches, shape.num_layers, shape.d_model)
+        self.teacher = Teacher(model, tokenizer, neighbours, directions)
 
     def batches(self, epoch: int) -> Iterator[TextBatch]:
         """Texts of similar length together, some of their tokens left out."""
@@ -356,7 +365,7 @@ class TextProblem:
                 neighbours=self.teacher.neighbours,
             )
             changed = LabelledTexts(texts_now, self.data.train.labels)
-            texts = encode(self.tokenizer, changed, self.max_tokens)
+            texts = encode(self.start.tokenizer, changed, self.start.config.max_tokens)
             judged = encode(self.teacher.tokenizer, changed, self.teacher.model.config.max_tokens)
         for members in batches_of_similar_length(texts, self.config.batch_size, rng):
             labels_B = torch.tensor([self.data.train.labels[member] for member in members], device=self.device)

@@ -164,6 +164,18 @@ def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console
     assert apart[5.0] < 0.5 * apart[0.0]
 
 
+@pytest.mark.parametrize(
+    "changes", [{"replace_share": 0.1}, {"token_vectors_weight": 1.0}, {"teacher": "teacher", "r_drop": 1.0}], ids=str
+)
+def test_settings_that_would_be_passed_over_are_refused(
+    changes: dict[str, object], tmp_path: Path, quiet: Console
+) -> None:
+    """Before anything is written."""
+    with pytest.raises(ValueError, match="there is no teacher|learns from no labels"):
+        train_text_classifier(toy_data(), toy_config(**changes), tmp_path / "run", quiet)
+    assert not (tmp_path / "run").exists()
+
+
 def test_divergence_is_the_mean_of_both_directions() -> None:
     """Of equal logits none; of others what torch says, there and back."""
     one_BC, other_BC = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(1))

@@ -40,9 +40,8 @@ def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProc
 
 def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tmp_path: Path) -> None:
     """Exit status 0, a table, a plot, and answers of both protocols that were checked against their labels."""
-    limits = tomllib.loads((ROOT / "load_tests/slo.toml").read_text())[
-        "sentiment-small"
-    ]  # that is what the tests serve
+    committed = tomllib.loads((ROOT / "load_tests/slo.toml").read_text())
+    limits = committed["sentiment-small"]  # which the tests serve as "sentiment"
     slo = tmp_path / "slo.toml"
     slo.write_text("\n".join(["[sentiment]", *(f"{name} = {value!r}" for name, value in limits.items())]))
     done = run(server, tmp_path, "--slo", str(slo))
