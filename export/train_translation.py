@@ -25,6 +25,7 @@ from torch.nn import functional
 from export.data import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
 from export.evaluate import translation_quality
 from export.run_folder import Networks, begin_run, end_run, halve_weights, read_network
+from export.smoothed_cross_entropy import smoothed_cross_entropy
 from export.subword_dropout import SubwordDropout
 from export.tokenizer import train_translation_tokenizer
 from export.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -196,15 +197,21 @@ class TranslationProblem:
 
     def step(self, model: nn.Module, batch: TranslationBatch) -> StepOutcome:
         """Cross entropy of the next token, each counted alike."""
-        logits_NV = self._logits(model, batch)
-        loss = functional.cross_entropy(logits_NV, batch.labels_N, label_smoothing=self.config.label_smoothing)
-        with torch.no_grad():
-            correct = int((logits_NV.argmax(1) == batch.labels_N).sum())
-        return StepOutcome(loss, correct, len(batch.labels_N))
+        network: Any = model
+        with self._autocast():
+            x_ND = network.features(*batch[:4])
+        loss, correct_N = smoothed_cross_entropy(
+            x_ND,
+            network.embedding.weight,
+            network.never_V,
+            batch.labels_N,
+            self.config.label_smoothing,
+            torch.bfloat16 if self.autocast_bf16 else torch.float32,
+        )
+        return StepOutcome(loss, int(correct_N.sum()), len(batch.labels_N))
 
-    def _logits(self, model: nn.Module, batch: TranslationBatch) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
-            return model(*batch[:4]).float()
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
 
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -213,7 +220,8 @@ class TranslationProblem:
         correct, loss_sum, count = 0, 0.0, 0
         for members in batches_of_tokens(self.validation_pairs, self.config.batch_tokens, np.random.default_rng(0)):
             batch = collate([self.validation_pairs[member] for member in members], self.device)
-            logits_NV = self._logits(model, batch)
+            with self._autocast():
+                logits_NV = model(*batch[:4]).float()
             correct += int((logits_NV.argmax(1) == batch.labels_N).sum())
             loss_sum += float(functional.cross_entropy(logits_NV, batch.labels_N, reduction="sum"))
             count += len(batch.labels_N)

@@ -80,6 +80,10 @@ class TranslationTransformer(nn.Module):
             nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
+        """Logits of the next token; arguments and rows as of `features`, [N, V]."""
+        return self.logits(self.features(source_ids, source_mask, target_ids, target_mask))
+
+    def features(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
         """Teacher forcing: each target token predicted from the source and from the target tokens before it.
 
         Args:
@@ -89,7 +93,7 @@ class TranslationTransformer(nn.Module):
             target_mask: int64 [B, T].
 
         Returns:
-            logits of the next token for the real target tokens of all sentences, one after another, [N, V].
+            what `logits` is given for the real target tokens of all sentences, one after another, [N, D].
         """
         memory_BSD = self.encode(source_ids, source_mask)
         bias_B11S = padding_bias(source_mask, memory_BSD.dtype)
@@ -99,7 +103,7 @@ class TranslationTransformer(nn.Module):
         x_BTD = self._embed(target_ids, torch.arange(T, device=target_ids.device))
         for layer in self.decoder:
             x_BTD = layer(x_BTD, later_TT, *layer.cross.keys_and_values(memory_BSD), bias_B11S)
-        return self.logits(self.decoder_norm(x_BTD)[target_mask.bool()])
+        return self.decoder_norm(x_BTD)[target_mask.bool()]
 
     def encode(self, source_ids: Tensor, source_mask: Tensor) -> Tensor:
         """The encoder's memory, [B, S, D]."""
@@ -260,9 +264,17 @@ class RecurrentTranslator(nn.Module):
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
         """As `TranslationTransformer.forward`."""
+        return self.logits(self.features(source_ids, source_mask, target_ids, target_mask))
+
+    def features(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
+        """As `TranslationTransformer.features`."""
         state = self.begin(source_ids, source_mask)
         hidden_BTD, _ = self._write(target_ids, state)
-        return self._predict(hidden_BTD, state)[target_mask.bool()]
+        return self._look_back(hidden_BTD, state)[target_mask.bool()]
+
+    def logits(self, x_ND: Tensor) -> Tensor:
+        """As `TranslationTransformer.logits`."""
+        return nn.functional.linear(x_ND, self.embedding.weight, self.never_V)
 
     def begin(self, source_ids: Tensor, source_mask: Tensor) -> State:
         """The states of the source, and the writer's first."""
@@ -280,7 +292,7 @@ class RecurrentTranslator(nn.Module):
     def step(self, ids_R: Tensor, state: State) -> tuple[Tensor, State]:
         """As `TranslationTransformer.step`."""
         hidden_R1D, after = self._write(ids_R[:, None], state)
-        return self._predict(hidden_R1D, state)[:, 0], after
+        return self.logits(self._look_back(hidden_R1D, state)[:, 0]), after
 
     def _write(self, ids_RT: Tensor, state: State) -> tuple[Tensor, State]:
         x_RTD = self.dropout(self.embedding(ids_RT) * math.sqrt(self.config.d_model))
@@ -288,10 +300,10 @@ class RecurrentTranslator(nn.Module):
         hidden_RTD, (last_1RD, cell_1RD) = self.writer(x_RTD, before)
         return hidden_RTD, state | {"hidden": last_1RD[0], "cell": cell_1RD[0]}
 
-    def _predict(self, hidden_RTD: Tensor, state: State) -> Tensor:
+    def _look_back(self, hidden_RTD: Tensor, state: State) -> Tensor:
         memory_RSD = state["memory"]
         scores_RTS = self.score(self.dropout(hidden_RTD)) @ memory_RSD.transpose(1, 2)
         scores_RTS = scores_RTS + padding_bias(state["source_mask"], scores_RTS.dtype)[:, 0]
         context_RTD = torch.softmax(scores_RTS, dim=-1) @ memory_RSD
         mixed_RTD = torch.tanh(self.combine(torch.cat((context_RTD, hidden_RTD), dim=-1)))
-        return nn.functional.linear(self.dropout(mixed_RTD), self.embedding.weight, self.never_V)
+        return self.dropout(mixed_RTD)
