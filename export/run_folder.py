@@ -5,8 +5,11 @@ finished run, `checkpoint.pt` the state of an unfinished one.
 """
 
 import dataclasses
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,29 @@ def begin_run(run_dir: Path, config: Any, networks: Networks) -> bool:
     shape = {"network": networks[type(config)][0], **dataclasses.asdict(config)}
     (run_dir / SHAPE).write_text(json.dumps(shape, indent=2) + "\n")
     return True
+
+
+class RunIsBusyError(ValueError):
+    """Another process trains in this folder."""
+
+
+@contextmanager
+def sole_trainer(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder at the same time.
+
+    Raises:
+        RunIsBusyError: one does so already.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        # The system gives the lock back when the process ends, however it ends.
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RunIsBusyError(f"another process is training in {run_dir}") from error
+    finally:
+        os.close(folder)
 
 
 def is_finished(run_dir: Path) -> bool:

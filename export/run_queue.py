@@ -11,7 +11,7 @@ from rich.console import Console
 
 from export import train_image_classifier, train_text_classifier, train_translation
 from export.data import load_cifar10, load_sst2
-from export.run_folder import is_finished
+from export.run_folder import RunIsBusyError, is_finished, sole_trainer
 from export.train_text_classifier import TextTrainConfig
 from export.train_translation import TranslationTrainConfig
 
@@ -67,6 +67,7 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
 
     Raises:
         ValueError: unknown recipe or change, or the folder holds a run with other settings.
+        RunIsBusyError: another process trains it.
         FileNotFoundError: the data or the pre-trained weights are not here.
     """
     config = with_changes(recipe_of(run), run.changes)
@@ -74,23 +75,43 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
         return True
     how: Any = (config, run_dir, console, time_budget_s, run.command)
-    if isinstance(config, TextTrainConfig):
-        return train_text_classifier.train_text_classifier(load_sst2(), *how)
-    if isinstance(config, TranslationTrainConfig):
-        return train_translation.train_translation(train_translation.LOADERS[config.data](), *how)
-    return train_image_classifier.train_image_classifier(load_cifar10(), *how)
+    with sole_trainer(run_dir):
+        if isinstance(config, TextTrainConfig):
+            return train_text_classifier.train_text_classifier(load_sst2(), *how)
+        if isinstance(config, TranslationTrainConfig):
+            return train_translation.train_translation(train_translation.LOADERS[config.data](), *how)
+        return train_image_classifier.train_image_classifier(load_cifar10(), *how)
 
 
 def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
-    """Train the runs in order until all are finished or the time is up."""
+    """Train the runs in order until all are finished or the time is up; what another process trains is left to it."""
     ends_s = time.monotonic() + time_budget_s
+    left_to_others = []
     for number, run in enumerate(runs):
         left_s = ends_s - time.monotonic()
         console.rule(f"{run.name} ({number + 1} of {len(runs)})")
-        if left_s <= 0 or not train_run(run, folder / run.name, console, left_s):
-            console.print(f"the time is up; {len(runs) - number} runs are unfinished")
+        try:
+            with_teacher_at_rest(run, folder)
+            finished = left_s > 0 and train_run(run, folder / run.name, console, left_s)
+        except RunIsBusyError as busy:
+            console.print(f"passed over: {busy}")
+            left_to_others.append(run.name)
+            continue
+        if not finished:
+            console.print(f"the time is up; {len(runs) - number + len(left_to_others)} runs are unfinished")
             return
-    console.print(f"all {len(runs)} runs are finished")
+    if left_to_others:
+        console.print(f"all but {', '.join(left_to_others)} are finished")
+    else:
+        console.print(f"all {len(runs)} runs are finished")
+
+
+def with_teacher_at_rest(run: Run, folder: Path) -> None:
+    """Raises RunIsBusyError: the run learns from another that a process is still training."""
+    teacher = getattr(with_changes(recipe_of(run), run.changes), "teacher", "")
+    if teacher and (folder / teacher).is_dir() and not is_finished(folder / teacher):
+        with sole_trainer(folder / teacher):
+            pass
 
 
 def with_changes(config: Any, changes: list[str]) -> Any:

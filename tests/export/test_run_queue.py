@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from export.run_queue import RECIPES, Run, read_queue, with_changes, work_off
+from export.run_folder import RunIsBusyError, sole_trainer
+from export.run_queue import RECIPES, Run, read_queue, train_run, with_changes, work_off
 from export.train_text_classifier import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[2] / "export" / "queue.toml"
@@ -66,3 +67,20 @@ def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
     work_off(runs, tmp_path, Console(width=200), time_budget_s=60.0)
     assert "all 2 runs are finished" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_what_another_process_trains_is_left_to_it(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So is what learns from it; what comes behind them in the list is trained."""
+    console = Console(width=200)
+    taught = Run("taught", "sentiment-distilled", ["teacher=busy"])
+    runs = [Run("busy", "sentiment", []), taught, Run("done", "sentiment", [])]
+    (tmp_path / "done").symlink_to(toy_run)
+    with sole_trainer(tmp_path / "busy"):
+        work_off(runs, tmp_path, console, time_budget_s=60.0)
+        with pytest.raises(RunIsBusyError, match="another process is training in .*busy"):
+            train_run(runs[0], tmp_path / "busy", console, time_budget_s=60.0)
+    said = capsys.readouterr().out
+    assert "holds a finished run" in said
+    assert "all but busy, taught are finished" in said
