@@ -36,7 +36,7 @@ def report(runs: Path, docs: Path, console: Console) -> None:
         shutil.copyfile(result, kept / f"{result.parent.name}.json")
         console.print(f"taken over: {result}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
-    page = HEAD
+    page = HEAD + budget(records)
     for task, subject, section in (
         ("text-classification", "sentiment", text_classification_section),
         ("translation", "translation", translation_section),
@@ -54,6 +54,20 @@ def report(runs: Path, docs: Path, console: Console) -> None:
             page += "".join(f"{line}\n" for line in studies(chosen, docs))
     (docs / "models.md").write_text(page)
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
+
+
+def budget(records: dict[str, dict[str, Any]]) -> str:
+    """What all runs together have taken, by device."""
+    hours: dict[str, float] = {}
+    for record in records.values():
+        threads, _, processor = record["hardware"].rpartition(" threads of ")
+        device = f"thread hours on {processor}" if threads else f"hours on {processor}"
+        hours[device] = hours.get(device, 0.0) + int(threads or 1) * record["training_s"] / 3600
+    taken = " and ".join(f"{value:.1f} {device}" for device, value in sorted(hours.items()))
+    return (
+        "\nThe budget of all runs together is ten hours of two cores, 20 thread hours; the"
+        f" {len(records)} on this page took {taken or 'nothing'}, validation not counted.\n"
+    )
 
 
 def studies(records: dict[str, dict[str, Any]], docs: Path) -> list[str]:

@@ -53,6 +53,9 @@ def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, 
         record["hardware"],
     ):
         assert figure in page
+    threads, processor = record["hardware"].split(" threads of ")
+    hours = int(threads) * record["training_s"] / 3600
+    assert f"the 1 on this page took {hours:.1f} thread hours on {processor}, validation" in page
     assert "unfinished" not in page
     assert sorted(path.suffix for path in docs.glob("*.png")) == [".png", ".png"]
     report(tmp_path / "nothing", docs, quiet)
