@@ -99,116 +99,34 @@ class LabelScore(msgspec.Struct):
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
 
+ANSWER = "The answer."
+HEADERS = [
+    {
+        "name": TIMEOUT_HEADER,
+        "in": "header",
+        "description": "Milliseconds the answer is wanted in.",
+        "schema": {"type": "integer", "minimum": 1, "maximum": 2**31},
+    },
+    {
+        "name": REQUEST_ID_HEADER,
+        "in": "header",
+        "description": "Comes back in the answer, and stands in the server's log.",
+        "schema": {"type": "string"},
+    },
+]
+
+
 def openapi_document(
     version: str, models: list[str], text_request: type, image_request: type, translation_request: type
 ) -> dict[str, Any]:
     """The document, with the models that are ready as examples of the path parameter."""
-    kinds = [
-        *(
-            rest.InferRequest,
-            rest.InferResponse,
-            ErrorBody,
-            ServerMetadata,
-            ModelMetadata,
-        ),
-        *(Live, Ready, ModelReady, ServerReady, text_request, image_request, translation_request),
-        *(LabelScore, TranslatedText),
-    ]
+    task_requests = [text_request, image_request, translation_request]
+    kinds: list[type] = [rest.InferRequest, rest.InferResponse, ErrorBody, ServerMetadata, ModelMetadata]
+    kinds += [Live, Ready, ModelReady, ServerReady, *task_requests, LabelScore, TranslatedText]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
-    model_parameter = {
-        "name": "model",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string", **({"examples": models} if models else {})},
-    }
-    version_parameter = {
-        "name": "version",
-        "in": "path",
-        "required": True,
-        "schema": {"type": "string"},
-    }
-    headers = [
-        {
-            "name": TIMEOUT_HEADER,
-            "in": "header",
-            "description": "Milliseconds the answer is wanted in.",
-            "schema": {"type": "integer", "minimum": 1, "maximum": 2**31},
-        },
-        {
-            "name": REQUEST_ID_HEADER,
-            "in": "header",
-            "description": "Comes back in the answer, and stands in the server's log.",
-            "schema": {"type": "string"},
-        },
-    ]
-
-    def answers(kind: Any, *errors: int, also: dict[int, Any] | None = None) -> dict[str, Any]:
-        found = {"200": _json("The answer.", kind)}
-        found |= {str(code): _json(text, body) for code, (text, body) in (also or {}).items()}
-        return found | {str(code): _json(ERRORS[code], schema[ErrorBody]) for code in errors}
-
-    def get(summary: str, kind: Any, *errors: int, also: dict[int, Any] | None = None) -> dict[str, Any]:
-        return {"get": {"summary": summary, "responses": answers(kind, *errors, also=also)}}
-
-    def post(summary: str, body: Any, kind: Any, files: Sequence[str] = ()) -> dict[str, Any]:
-        content = {"application/json": {"schema": body}}
-        content |= {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in files}
-        operation = {
-            "summary": summary,
-            "parameters": headers,
-            "requestBody": {"required": True, "content": content},
-            "responses": answers(kind, *ERRORS),
-        }
-        return {"post": operation}
-
-    not_ready = "Not now."
-    scores = {"type": "array", "items": schema[LabelScore]}
-    translations = {"type": "array", "items": schema[TranslatedText]}
-    paths: dict[str, Any] = {
-        "/healthz": get("The process lives", schema[Live]),
-        "/readyz": get(
-            "The server would answer correctly now",
-            schema[ServerReady],
-            also={503: (not_ready, schema[ServerReady])},
-        ),
-        "/metrics": {
-            "get": {
-                "summary": "Prometheus metrics",
-                "responses": {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}},
-            }
-        },
-        "/v2": get("Server metadata", schema[ServerMetadata]),
-        "/v2/health/live": get("The process lives", schema[Live]),
-        "/v2/health/ready": get(
-            "The server would answer correctly now",
-            schema[Ready],
-            also={503: (not_ready, schema[Ready])},
-        ),
-        "/models/{model}": {
-            "parameters": [model_parameter],
-            **post(
-                "Hugging Face task API: text classification, image classification, translation",
-                {"anyOf": [schema[text_request], schema[image_request], schema[translation_request]]},
-                {"anyOf": [{"type": "array", "items": scores}, scores, translations]},
-                IMAGE_FILES,
-            ),
-        },
-    }
-    # A translation request with "stream": true is answered so.
-    answered = paths["/models/{model}"]["post"]["responses"]["200"]["content"]
-    answered["text/event-stream"] = {"schema": {"type": "string"}}
-    for prefix, parameters in (
-        ("/v2/models/{model}", [model_parameter]),
-        ("/v2/models/{model}/versions/{version}", [model_parameter, version_parameter]),
-    ):
-        metadata = get("Model metadata", schema[ModelMetadata], 404, 503)
-        ready = get("One model would answer correctly now", schema[ModelReady], 404)
-        ready["get"]["responses"]["503"] = _json(not_ready, schema[ModelReady])
-        infer = post("Inference", schema[rest.InferRequest], schema[rest.InferResponse])
-        paths[prefix] = {"parameters": parameters, **metadata}
-        paths[prefix + "/ready"] = {"parameters": parameters, **ready}
-        paths[prefix + "/infer"] = {"parameters": parameters, **infer}
+    examples = {"examples": models} if models else {}
+    model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", **examples}}
     return {
         "openapi": "3.1.0",
         "info": {
@@ -217,9 +135,80 @@ def openapi_document(
             "description": "Open Inference Protocol v2 over REST (with binary tensor data), and the Hugging Face task"
             " API. The same models answer over gRPC.",
         },
-        "paths": paths,
+        "paths": _server_paths(schema) | _task_paths(schema, model, task_requests) | _protocol_paths(schema, model),
         "components": {"schemas": components},
     }
+
+
+def _server_paths(schema: dict[type, Any]) -> dict[str, Any]:
+    """Health, readiness, metrics and metadata."""
+    live, ready = "The process lives", "The server would answer correctly now"
+    metrics = {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}}
+    return {
+        "/healthz": _get(live, _answers(schema, Live)),
+        "/readyz": _get(ready, _answers(schema, ServerReady) | _not_ready(schema, ServerReady)),
+        "/metrics": _get("Prometheus metrics", metrics),
+        "/v2": _get("Server metadata", _answers(schema, ServerMetadata)),
+        "/v2/health/live": _get(live, _answers(schema, Live)),
+        "/v2/health/ready": _get(ready, _answers(schema, Ready) | _not_ready(schema, Ready)),
+    }
+
+
+def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequence[type]) -> dict[str, Any]:
+    """The Hugging Face task API."""
+    scores = {"type": "array", "items": schema[LabelScore]}
+    translations = {"type": "array", "items": schema[TranslatedText]}
+    answer = _json(ANSWER, {"anyOf": [{"type": "array", "items": scores}, scores, translations]})
+    # A translation request with "stream": true is answered so.
+    answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    operation = _post(
+        "Hugging Face task API: text classification, image classification, translation",
+        {"anyOf": [schema[request] for request in requests]},
+        {"200": answer} | _errors(schema, *ERRORS),
+        IMAGE_FILES,
+    )
+    return {"/models/{model}": {"parameters": [model], **operation}}
+
+
+def _protocol_paths(schema: dict[type, Any], model: dict[str, Any]) -> dict[str, Any]:
+    """The Open Inference Protocol's of one model, with and without its version."""
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    metadata = _get("Model metadata", _answers(schema, ModelMetadata) | _errors(schema, 404, 503))
+    ready_answers = _answers(schema, ModelReady) | _errors(schema, 404) | _not_ready(schema, ModelReady)
+    ready = _get("One model would answer correctly now", ready_answers)
+    infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)
+    infer = _post("Inference", schema[rest.InferRequest], infer_answers)
+    paths: dict[str, Any] = {}
+    for prefix, parameters in (
+        ("/v2/models/{model}", [model]),
+        ("/v2/models/{model}/versions/{version}", [model, version]),
+    ):
+        for path, operation in (("", metadata), ("/ready", ready), ("/infer", infer)):
+            paths[prefix + path] = {"parameters": parameters, **operation}
+    return paths
+
+
+def _get(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
+    return {"get": {"summary": summary, "responses": responses}}
+
+
+def _post(summary: str, body: Any, responses: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
+    content = {"application/json": {"schema": body}}
+    content |= {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in files}
+    request = {"required": True, "content": content}
+    return {"post": {"summary": summary, "parameters": HEADERS, "requestBody": request, "responses": responses}}
+
+
+def _answers(schema: dict[type, Any], kind: type) -> dict[str, Any]:
+    return {"200": _json(ANSWER, schema[kind])}
+
+
+def _not_ready(schema: dict[type, Any], kind: type) -> dict[str, Any]:
+    return {"503": _json("Not now.", schema[kind])}
+
+
+def _errors(schema: dict[type, Any], *codes: int) -> dict[str, Any]:
+    return {str(code): _json(ERRORS[code], schema[ErrorBody]) for code in codes}
 
 
 def _json(text: str, body: Any) -> dict[str, Any]:
