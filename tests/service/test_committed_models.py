@@ -26,7 +26,7 @@ def test_every_committed_model_is_ready(fresh: Server) -> None:
     assert (answer.status_code, answer.json()["not_served"]) == (200, {})
 
 
-@pytest.mark.parametrize(("model", "floor"), [("sentiment", 0.87), ("sentiment-small", 0.78)])
+@pytest.mark.parametrize(("model", "floor"), [("sentiment", 0.87), ("sentiment-small", 0.82)])
 def test_everyday_sentences_are_mostly_understood(fresh: Server, model: str, floor: float) -> None:
     """Trained on lower-cased treebank text, asked in everyday spelling: their cards say how often they are right."""
     texts = [text for _, text in EVERYDAY]
