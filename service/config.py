@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
@@ -134,9 +135,21 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
                     yield int(quota) / int(period)
 
 
+def address_of(host: str, port: int) -> str:
+    """As URLs and gRPC write it: an IPv6 address stands in brackets (RFC 3986, 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def variable_of(option_name: str) -> str:
     """The environment variable of an option: http_port is HEED_HTTP_PORT."""
     return f"HEED_{option_name.upper()}"
+
+
+def _is_of_kubernetes(name: str, value: str) -> bool:
+    """Whether Kubernetes has set a variable: it does so in all containers of a namespace with a service named heed."""
+    if name == "HEED_PORT":
+        return "://" in value  # not a port alone, which somebody may have meant for us
+    return re.fullmatch(r"HEED_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)", name) is not None
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServiceConfig:
@@ -166,7 +179,11 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
             metavar=None if choices else entry.name.rsplit("_", 1)[-1].upper(),
             help=f"{entry.metadata['help']} ({variable}; default {default})",
         )
-    unknown = sorted(name for name in environment if name.startswith("HEED_") and name not in known)
+    unknown = sorted(
+        name
+        for name, value in environment.items()
+        if name.startswith("HEED_") and name not in known and not _is_of_kubernetes(name, value)
+    )
     if unknown:
         raise ValueError(f"unknown environment variable {', '.join(unknown)}; known are {', '.join(sorted(known))}")
     return ServiceConfig(**vars(parser.parse_args(arguments)))

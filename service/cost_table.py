@@ -71,9 +71,16 @@ class CostTable:
             return 0.0
         row, row_share, column, column_share = self._cell(rows, length)
         upper, lower = self._seconds[row], self._seconds[row + 1]
-        at_upper = upper[column] + (upper[column + 1] - upper[column]) * column_share
-        at_lower = lower[column] + (lower[column + 1] - lower[column]) * column_share
-        return self._scale * (at_upper + (at_lower - at_upper) * row_share)
+        if column_share <= 1.0:
+            at_upper = upper[column] + (upper[column + 1] - upper[column]) * column_share
+            at_lower = lower[column] + (lower[column + 1] - lower[column]) * column_share
+        else:
+            # In proportion: a line through the last two cells, which calls of other sizes correct, could fall below 0.
+            beyond = (1.0 + column_share) / 2.0  # times the last of the grid, which doubles from cell to cell
+            at_upper, at_lower = beyond * upper[column + 1], beyond * lower[column + 1]
+        if row_share <= 1.0:
+            return self._scale * (at_upper + (at_lower - at_upper) * row_share)
+        return self._scale * at_lower * (1.0 + row_share) / 2.0
 
     def record(self, rows: int, length: int, seconds: float) -> None:
         """Let a call that was made correct the table."""

@@ -13,6 +13,14 @@
 Clients read text only from these. Anything else becomes "internal error" with a request id.
 """
 
+# Of a message: gRPC sends it as metadata, in up to 12 bytes a character, and clients take 8 KiB of that.
+MAX_MESSAGE_CHARACTERS = 600
+
+
+def clipped(text: str) -> str:
+    """A text that may hold what a client has sent, within the bounds of a message."""
+    return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]} ..."
+
 
 class HeedError(Exception):
     """Base of all errors whose message is meant for the client.
@@ -22,6 +30,9 @@ class HeedError(Exception):
     """
 
     counted = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(clipped(message))
 
 
 class InvalidRequest(HeedError):

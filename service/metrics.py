@@ -104,6 +104,11 @@ class Metrics(Collector):
         PlatformCollector(registry=self.registry)
         model = ["model", "version"]
         self.queue_rows = Gauge("heed_queue_rows", "Rows that wait for an engine", model, registry=self.registry)
+        self.preparing_rows = Gauge(
+            "heed_preparing_rows",
+            "Texts and images that wait for a thread that prepares them, or are with one",
+            registry=self.registry,
+        )
         self.in_flight_rows = Gauge("heed_in_flight_rows", "Rows inside an engine call", model, registry=self.registry)
         self.ready = Gauge(
             "heed_model_ready", "1 while the model would answer correctly", model, registry=self.registry

@@ -25,6 +25,7 @@ from service.errors import (
     Overloaded,
     Unavailable,
     Unsupported,
+    clipped,
 )
 from service.inflight_batcher import InFlightBatcher
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
@@ -46,6 +47,9 @@ log = structlog.get_logger(__name__)
 LONG_TEXT_CHARACTERS, PIECE_CHARACTERS = 2_000, 8_000
 # What a character counts in a text with others than ASCII: normalization makes up to 18 of one (50 microseconds).
 CHARACTER_WEIGHT = 8
+# A call that ends within this time of its deadline has ended by it: the client's clock and ours run side by side, and
+# the news that it has given up may come before our own timer.
+DEADLINE_SLACK_S = 0.01
 # Images are always decoded in threads: Pillow releases the interpreter's lock, and a large image takes hundreds of
 # megabytes while it is decoded. Measured on one core: 0.03 to 0.05 ms for 32 x 32, 2 to 5 ms for 640 x 480, 14 ms for a
 # JPEG of 12 megapixels and 250 ms for a WebP of that size. The length of a file does not tell, and the hand-over of
@@ -134,7 +138,10 @@ class Predictor:
         self._num_preparers = repository.num_cores
         self._preparers = ThreadPoolExecutor(self._num_preparers, "preparer")
         self._unprepared = 0  # rows of all requests that wait for such a thread or are with one
+        self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
+        self._all_answered = asyncio.Event()
         self._prepare_s = 0.0  # of a recent row, a running mean
+        metrics.preparing_rows.set_function(lambda: self._unprepared)
 
     async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
@@ -394,6 +401,28 @@ class Predictor:
             self._prepare_s += PREPARING_LEARNING_RATE * (entry[1] * len(work) / rows - self._prepare_s)
         return results
 
+    async def drain(self) -> None:
+        """Refuse new requests, and return when all admitted ones have been answered."""
+        self._repository.draining = True
+        if self._num_answering:
+            await self._all_answered.wait()
+        await self._repository.drain()
+
+    def check_target(self, name: str, version: str, byte_elements: int) -> None:
+        """Refuse what can be refused before a request's tensors are read, which takes time where they are large.
+
+        Args:
+            name: of the model.
+            version: of the model, or empty.
+            byte_elements: elements of its BYTES tensors, which are texts or images.
+
+        Raises:
+            NotFound, Unavailable: as for a request.
+            InvalidRequest: more texts or images than a request may have.
+        """
+        if not isinstance(self._repository.get(name, version).task, TensorRows):
+            self._check_rows_limit(byte_elements)
+
     def _timeout_s(self, call: Call) -> float:
         return self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
 
@@ -401,6 +430,9 @@ class Predictor:
         """Refuse a request of too many rows, and one of none, before any work is done for it."""
         if inputs == 0:
             raise InvalidRequest("the request has no inputs")
+        self._check_rows_limit(inputs, what, rows_each)
+
+    def _check_rows_limit(self, inputs: int, what: str = "inputs", rows_each: int = 1) -> None:
         if inputs * rows_each > self._config.max_request_rows:
             beams = f" x {rows_each} num_beams = {inputs * rows_each} rows" if rows_each > 1 else ""
             limit = f"the limit is {self._config.max_request_rows} (max_request_rows)"
@@ -420,7 +452,11 @@ class Predictor:
         started_s = time.monotonic()
         timeout_s = self._timeout_s(call)
         name, version = call.model, call.version
+        admitted = not self._repository.draining
+        self._num_answering += admitted
         try:
+            if not admitted:
+                raise Unavailable("the server is shutting down")
             model = self._repository.get(name, version)
             name, version = model.name, model.version
             items = await prepare(model)
@@ -434,7 +470,8 @@ class Predictor:
             ended_s = time.monotonic()
         except asyncio.CancelledError:
             # gRPC cancels a call whose deadline has passed, just as one that the client has cancelled.
-            outcome: Outcome = "expired" if time.monotonic() - started_s >= timeout_s else "cancelled"
+            past_deadline = time.monotonic() - started_s >= timeout_s - DEADLINE_SLACK_S
+            outcome: Outcome = "expired" if past_deadline else "cancelled"
             self.count_failure(name, version, call.protocol, call.request_id, outcome, "the call has been cancelled")
             raise
         except HeedError as error:
@@ -444,6 +481,10 @@ class Predictor:
         except Exception:
             self.count_failure(name, version, call.protocol, call.request_id, "failed", "unexpected error")
             raise
+        finally:
+            self._num_answering -= admitted
+            if self._repository.draining and not self._num_answering:
+                self._all_answered.set()
         self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
         stages = self._metrics.stages(name, version, call.protocol)
@@ -468,7 +509,7 @@ class Predictor:
 
         Transports call it for what fails before a request reaches any other method, which count themselves.
         """
-        log.info("request refused", request_id=request_id, model=model, outcome=outcome, why=why)
+        log.info("request refused", request_id=request_id, model=clipped(model), outcome=outcome, why=why)
         try:
             state = self._repository.state(model, version)
         except NotFound:

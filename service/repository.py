@@ -210,7 +210,7 @@ class ModelRepository:
         return None
 
     async def drain(self) -> None:
-        """Refuse new requests, and return when all admitted ones have been answered."""
+        """Return when all that the batchers have admitted is answered; from now on they refuse."""
         self.draining = True
         served = [state.served for state in self.states.values() if state.served is not None]
         await asyncio.gather(*(model.batcher.drain() for model in served))

@@ -10,7 +10,7 @@ import signal
 import structlog
 
 from model_store.folder import FolderError
-from service.config import ServiceConfig, available_cores
+from service.config import ServiceConfig, address_of, available_cores
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
@@ -39,8 +39,8 @@ async def serve(config: ServiceConfig) -> int:
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
     log.info(
         "listening",
-        http=f"http://{config.host}:{http_port}",
-        grpc=f"{config.host}:{grpc_port}",
+        http=f"http://{address_of(config.host, http_port)}",
+        grpc=address_of(config.host, grpc_port),
         instances=repository.instances,
         threads_per_instance=repository.threads,
     )
@@ -58,11 +58,12 @@ async def serve(config: ServiceConfig) -> int:
         else:
             problem = repository.not_ready_because()
             log.info("loaded", ready=problem is None, why=problem)
-            print(welcome(f"http://{config.host}:{http_port}", f"{config.host}:{grpc_port}", predictor), flush=True)
+            http_url = f"http://{address_of(config.host, http_port)}"
+            print(welcome(http_url, address_of(config.host, grpc_port), predictor), flush=True)
     await stopping
 
     log.info("draining")
-    drained = asyncio.create_task(repository.drain())
+    drained = asyncio.create_task(predictor.drain())
     http.should_exit = True
     closing = asyncio.create_task(grpc_server.stop(config.drain_timeout_s))
     await asyncio.wait([closing, http_task, drained], timeout=config.drain_timeout_s)

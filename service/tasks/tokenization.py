@@ -34,6 +34,7 @@ class TextEncoder:
         self._cutting.no_padding()
         self._cutting.enable_truncation(max_tokens)
         self.max_tokens, self.max_characters = max_tokens, CHARACTERS_PER_TOKEN * max_tokens
+        self._num_special_tokens = self.tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def encode(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Encoded]:
         """The ids of each text; safe to be called in any thread.
@@ -45,7 +46,7 @@ class TextEncoder:
             first: the number of the first one.
 
         Raises:
-            InvalidRequest: a text is empty, or too long.
+            InvalidRequest: a text is empty, has nothing that the model can read, or is too long.
         """
         limit = self.max_characters
         for number, text in enumerate(texts, first):
@@ -54,18 +55,22 @@ class TextEncoder:
                     f"{field.format(number)} has {len(text)} characters, the model takes at most {limit}"
                     f" ({self.max_tokens} tokens); {TRUNCATE_HINT}"
                 )
-            if not text[:limit].strip():
+            if not text.strip():
                 raise InvalidRequest(f"{field.format(number)} is empty")
         # The calls for several texts, unlike the one for a single text, let other threads run meanwhile; the fast one
         # does not note where in the text each token came from.
         if truncate:
             cut = self._cutting.encode_batch_fast([text[:limit] for text in texts])
-            return [
+            encoded = [
                 Encoded(encoding.ids, len(text) > limit or bool(encoding.overflowing))
                 for text, encoding in zip(texts, cut, strict=True)
             ]
-        encoded = [Encoded(encoding.ids, False) for encoding in self.tokenizer.encode_batch_fast(texts)]
-        for number, (ids, _) in enumerate(encoded, first):
+        else:
+            encoded = [Encoded(encoding.ids, False) for encoding in self.tokenizer.encode_batch_fast(texts)]
+        for number, (ids, truncated) in enumerate(encoded, first):
+            if len(ids) <= self._num_special_tokens:
+                where = f" in its first {limit} characters, all that is left of it," if truncated else ""
+                raise InvalidRequest(f"{field.format(number)} has no character{where} that the model can read")
             if len(ids) > self.max_tokens:
                 raise InvalidRequest(
                     f"{field.format(number)} has {len(ids)} tokens, the model takes at most {self.max_tokens};"

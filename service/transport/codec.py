@@ -81,6 +81,8 @@ def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]
                 f"tensor {name!r}: element {len(elements)} says {position - start} bytes, {end - start} are left"
             )
         elements.append(bytes(raw[start:position]))
+        if len(elements) > count:
+            raise InvalidRequest(f"tensor {name!r}: more BYTES elements than the {count} that its shape takes")
     if len(elements) != count:
         raise InvalidRequest(f"tensor {name!r}: {len(elements)} BYTES elements, but its shape takes {count}")
     return elements

@@ -1,9 +1,10 @@
 """What both transports read of a request besides its tensors: its id, its deadline, its parameters."""
 
+import asyncio
 import itertools
 import secrets
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 from service.errors import InvalidRequest
 
@@ -12,6 +13,13 @@ TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_REQUEST_ID_CHARACTERS = 128
 MAX_DIGITS = 18  # of a number in a header
 MAX_TIMEOUT_US = 2**63 - 1  # what a parameter over gRPC can be
+
+# Requests with more to read than so many elements or bytes are read in a thread, so that they do not hold up all
+# others: an element of its own takes about 0.25 microseconds, a byte of JSON at most as much, the hand-over 0.1 ms.
+MOST_READ_AT_ONCE = 16_384
+
+T = TypeVar("T")
+M = TypeVar("M")
 
 _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count(1)
@@ -27,6 +35,11 @@ def request_id_of(given: str | None) -> str:
 def number_of(text: str) -> int | None:
     """A header's whole number; None if it is none, or has more than `MAX_DIGITS`."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
+
+
+async def in_turn(read: Callable[[M], T], message: M, size: int) -> T:
+    """What `read` makes of a message: at once where it is small, else in a thread."""
+    return read(message) if size <= MOST_READ_AT_ONCE else await asyncio.to_thread(read, message)
 
 
 class Parameters(NamedTuple):

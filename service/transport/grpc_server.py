@@ -2,26 +2,30 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar
 
 import grpc
 import numpy as np
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from numpy.typing import NDArray
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
-from service.config import ServiceConfig
+from service.config import ServiceConfig, address_of
 from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
 from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
-from service.transport.codec import check_header, decode_raw, encode_raw
+from service.transport.codec import MAX_DIMENSIONS, check_header, decode_raw, encode_raw
 from service.transport.frame import (
     REQUEST_ID_HEADER,
     earliest,
+    in_turn,
     parameters_of,
     request_id_of,
 )
@@ -60,13 +64,18 @@ async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.
             ("grpc.max_send_message_length", -1),
             # Two servers on one port would share out the requests between them, without a word.
             ("grpc.so_reuseport", 0),
+            # Identity alone: gRPC compares a message with the limit after it has unpacked it, and gzip makes a
+            # thousand bytes of one.
+            ("grpc.compression_enabled_algorithms_bitset", 1),
         ]
     )
-    inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(InferenceService(predictor), server)  # type: ignore[no-untyped-call]  # generated
-    heed_pb2_grpc.add_HeedServicer_to_server(HeedService(predictor), server)  # type: ignore[no-untyped-call]  # generated
+    inference = InferenceService(predictor)
+    inference.register(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, server)
+    heed = HeedService(predictor)
+    heed.register(heed_pb2_grpc.add_HeedServicer_to_server, server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(predictor), server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+    port = server.add_insecure_port(address_of(config.host, config.grpc_port))
     await server.start()
     return server, port
 
@@ -119,11 +128,52 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
             await asyncio.sleep(WATCH_INTERVAL_S)
 
 
+class _Malformed(NamedTuple):
+    """A message that protobuf could not read."""
+
+    why: str
+
+
 class _Guarded:
     """What every call shares: its request id, and its errors as status codes."""
 
     def __init__(self, predictor: Predictor) -> None:
         self._predictor = predictor
+
+    def register(self, add_to_server: Callable[[Any, Any], None], server: grpc.aio.Server) -> None:
+        """Put the calls of this service on a server, by the generated code; a malformed message is refused in words."""
+
+        def add(service: str, handlers: dict[str, Any]) -> None:
+            guarded = {name: self._with_readable_messages(handler) for name, handler in handlers.items()}
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
+
+        # The generated code registers every call twice, for the two kinds of server.
+        add_to_server(
+            self,
+            SimpleNamespace(add_registered_method_handlers=add, add_generic_rpc_handlers=lambda handlers: None),
+        )
+
+    def _with_readable_messages(self, handler: Any) -> Any:
+        def read(message: bytes) -> Any:
+            try:
+                return handler.request_deserializer(message)
+            except DecodeError as error:
+                return _Malformed(str(error))
+
+        behaviour = handler.unary_unary or handler.unary_stream
+
+        async def answer(request: Any, context: Context) -> Any:
+            if not isinstance(request, _Malformed):
+                return await behaviour(request, context)
+            why = request.why
+
+            async def refuse(request_id: str) -> None:
+                raise InvalidRequest(f"the message is not what this call takes: {why}")
+
+            return await self._respond(context, refuse, asked=("", ""))
+
+        kind = "unary_unary" if handler.unary_unary else "unary_stream"
+        return handler._replace(request_deserializer=read, **{kind: answer})
 
     async def _respond(
         self,
@@ -221,9 +271,10 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                 max_new_tokens=parameters.max_new_tokens,
                 length_penalty=parameters.length_penalty,
             )
-            outputs, receipt = await self._predictor.infer(
-                call, read_inputs(request), [output.name for output in request.outputs]
-            )
+            elements = elements_of(request)
+            self._predictor.check_target(call.model, call.version, elements.in_bytes)
+            inputs = await in_turn(read_inputs, request, elements.read_singly)
+            outputs, receipt = await self._predictor.infer(call, inputs, [output.name for output in request.outputs])
             response = inference_pb2.ModelInferResponse(
                 model_name=request.model_name,
                 model_version=receipt.model_version,
@@ -353,6 +404,25 @@ def _translation(translated: Translated, receipt: Receipt) -> heed_pb2.Translate
         num_tokens=translated.num_tokens,
         receipt=heed_pb2.Receipt(**receipt._asdict()),
     )
+
+
+class Elements(NamedTuple):
+    """How many elements a message's tensors have by their shapes."""
+
+    in_bytes: int  # those of BYTES tensors
+    read_singly: int  # those that `read_inputs` looks at one by one; raw numbers it does not
+
+
+def elements_of(request: inference_pb2.ModelInferRequest) -> Elements:
+    """Counted before anything is checked."""
+    in_bytes, in_numbers = 0, 0
+    for tensor in request.inputs:
+        count = abs(math.prod(tensor.shape[:MAX_DIMENSIONS]))
+        if tensor.datatype == "BYTES":
+            in_bytes += count
+        else:
+            in_numbers += count
+    return Elements(in_bytes, in_bytes if request.raw_input_contents else in_bytes + in_numbers)
 
 
 def read_inputs(request: inference_pb2.ModelInferRequest) -> Arrays:

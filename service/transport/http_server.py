@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
+from http import HTTPStatus
 from importlib.resources import files
 from typing import Any
 
@@ -16,9 +18,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.config import ServiceConfig
-from service.errors import HeedError, InvalidRequest, Overloaded, TooLarge
+from service.errors import HeedError, InvalidRequest, Overloaded, TooLarge, clipped
 from service.metrics import Metrics, Outcome
 from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import TensorSpec
@@ -28,6 +31,7 @@ from service.transport.frame import (
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     earliest,
+    in_turn,
     number_of,
     parameters_of,
     request_id_of,
@@ -38,8 +42,44 @@ from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 log = structlog.get_logger(__name__)
 
 EXTENSIONS = ["binary_tensor_data"]
+MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included
 HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
+
+
+class HttpConnection(HttpToolsProtocol):
+    """One connection; uvicorn's own sets no bound to what comes before a body."""
+
+    _header_bytes: int | None = None  # of the request that is being read; None within its body, and between requests
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._header_bytes = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Its body begins."""
+        self._header_bytes = None
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        """Refuse headers that do not end, before they fill the memory."""
+        super().data_received(data)
+        if self._header_bytes is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+
+    def send_400_response(self, msg: str) -> None:
+        """What uvicorn says to what is no HTTP, in the form of all errors here."""
+        self._refuse(400, msg)
+
+    def _refuse(self, status: int, text: str) -> None:
+        body = msgspec.json.encode({"error": text})
+        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(head.encode() + body)
+        self.transport.close()
 
 
 class HttpServer(uvicorn.Server):
@@ -57,9 +97,11 @@ def build_http(predictor: Predictor, metrics: Metrics, config: ServiceConfig) ->
     Raises:
         OSError: the port is taken.
     """
-    listener = socket.create_server((config.host, config.http_port), backlog=2048)
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.create_server((config.host, config.http_port), family=family, backlog=2048)
     settings = uvicorn.Config(
         HttpApplication(predictor, metrics, config).asgi,
+        http=HttpConnection,
         access_log=False,
         log_config=None,
         lifespan="off",
@@ -136,11 +178,12 @@ class HttpApplication:
     async def _no_such_route(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         text = {
-            404: f"no such path: {request.url.path}",
+            404: clipped(f"no such path: {request.url.path}"),
             405: f"{request.method} is not allowed on {request.url.path}",
         }
         response = error_response(error.status_code, text.get(error.status_code, error.detail))
         response.headers.update(error.headers or {})
+        response.headers[REQUEST_ID_HEADER] = request_id_of(request.headers.get(REQUEST_ID_HEADER))
         return response
 
     def _count_failure(self, request: Request, request_id: str, outcome: Outcome, why: str) -> None:
@@ -149,6 +192,8 @@ class HttpApplication:
 
     async def _body(self, request: Request, request_id: str) -> bytes:
         limit = self._config.max_body_bytes
+        if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
+            raise InvalidRequest(f"header content-encoding is {encoding[:40]!r}; bodies are taken uncompressed")
         too_large = TooLarge(f"the body is larger than the limit of {limit} bytes")
         if (declared := request.headers.get("content-length", "0")).isdecimal() and int(declared) > limit:
             raise too_large
@@ -221,15 +266,14 @@ class HttpApplication:
 
     async def _infer(self, request: Request, request_id: str) -> Response:
         body = await self._body(request, request_id)
+        name, version = request.path_params["model"], request.path_params.get("version", "")
+        self._predictor.check_target(name, version, byte_elements=0)
         specs = None
         header_bytes = rest.header_length(request.headers.get(rest.BINARY_HEADER), len(body))
         if header_bytes == 0:
-            name, version = (
-                request.path_params["model"],
-                request.path_params.get("version", ""),
-            )
             specs = self._predictor.describe(name, version).inputs
-        message = rest.read_infer(body, header_bytes, specs)
+        read = partial(rest.read_infer, header_bytes=header_bytes, specs=specs)
+        message = await in_turn(read, body, len(body))
         parameters = parameters_of(message.parameters)
         call = self._call(request, request_id, parameters.timeout_s, parameters.truncate)._replace(
             num_beams=parameters.num_beams,
@@ -297,7 +341,7 @@ class HttpApplication:
             return await self._classify_image(request, request_id, body, is_file)
         if task == "translation":
             return await self._translate(request, request_id, body)
-        message = rest.read_json(body, TextClassificationRequest)
+        message = await in_turn(partial(rest.read_json, kind=TextClassificationRequest), body, len(body))
         one = isinstance(message.inputs, str)
         texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
         call = self._call(request, request_id, None, message.parameters.truncation)
@@ -313,7 +357,7 @@ class HttpApplication:
         return json_response(document, headers=receipt_headers(receipt))
 
     async def _translate(self, request: Request, request_id: str, body: bytes) -> Response:
-        message = rest.read_json(body, TranslationRequest)
+        message = await in_turn(partial(rest.read_json, kind=TranslationRequest), body, len(body))
         parameters = message.parameters
         search: SearchParameters = parameters
         if parameters.generate_parameters is not None:
@@ -374,7 +418,7 @@ class HttpApplication:
     async def _classify_image(self, request: Request, request_id: str, body: bytes, is_file: bool) -> Response:
         image, field, parameters = body, "the body", ImageClassificationParameters()
         if not is_file:
-            message = rest.read_json(body, ImageClassificationRequest)
+            message = await in_turn(partial(rest.read_json, kind=ImageClassificationRequest), body, len(body))
             image, field, parameters = message.inputs.encode(), "inputs", message.parameters
         answer = self._predictor.classify_images(
             self._call(request, request_id, None, truncate=False),
@@ -422,6 +466,9 @@ class HttpApplication:
         return HTMLResponse(files("service.transport").joinpath("docs.html").read_text())
 
 
+HubOptions = dict[str, Any]  # how the hub's own service queues and caches; nothing of it means anything here
+
+
 class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
     """`parameters` of the Hugging Face text-classification task; clients send null for what they leave open."""
 
@@ -430,11 +477,12 @@ class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
     truncation: bool = False
 
 
-class TextClassificationRequest(msgspec.Struct):
+class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the Hugging Face text-classification task."""
 
     inputs: str | list[str]
     parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
+    options: HubOptions = {}
 
 
 class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -444,11 +492,12 @@ class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
     function_to_apply: rest.ScoreFunction | None = None
 
 
-class ImageClassificationRequest(msgspec.Struct):
+class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the Hugging Face image-classification task as JSON: `inputs` is the file's base64."""
 
     inputs: str
     parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
+    options: HubOptions = {}
 
 
 def labelled_scores(labels: list[str], scores: list[float]) -> list[dict[str, object]]:
@@ -474,12 +523,13 @@ class TranslationParameters(SearchParameters):
     clean_up_tokenization_spaces: bool | None = None
 
 
-class TranslationRequest(msgspec.Struct):
+class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the Hugging Face translation task; with `stream`, the answer comes as server-sent events."""
 
     inputs: str | list[str]
     parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
     stream: bool = False
+    options: HubOptions = {}
 
 
 CUTTING = ("longest_first", "only_first")  # of the hub's words for truncation

@@ -151,6 +151,9 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
         position += size
     if position != len(binary):
         raise InvalidRequest(f"the body has {len(binary) - position} bytes of binary data that belong to no input")
+    for output in request.outputs:
+        if not isinstance(binary_data := output.parameters.get("binary_data", False), bool):
+            raise InvalidRequest(f"output {output.name!r}: binary_data must be true or false, not {binary_data!r}")
     return InferMessage(request.id, request.parameters, arrays, request.outputs)
 
 

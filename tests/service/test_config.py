@@ -19,6 +19,16 @@ def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
     assert read_config([], {"HEED_DATASETS": "elsewhere", "OTHER": "1"}) == ServiceConfig()
 
 
+def test_what_kubernetes_sets_is_no_mistake() -> None:
+    """For a service named heed; a port alone may well be one."""
+    found = {"HEED_SERVICE_HOST": "10.0.0.1", "HEED_SERVICE_PORT": "8080", "HEED_SERVICE_PORT_GRPC": "8081"}
+    found |= {"HEED_PORT": "tcp://10.0.0.1:8080", "HEED_PORT_8080_TCP": "tcp://10.0.0.1:8080"}
+    found |= {"HEED_PORT_8080_TCP_PROTO": "tcp", "HEED_PORT_8080_TCP_PORT": "8080", "HEED_PORT_8080_TCP_ADDR": "x"}
+    assert read_config([], found) == ServiceConfig()
+    with pytest.raises(ValueError, match="unknown environment variable HEED_PORT;"):
+        read_config([], {"HEED_PORT": "8080"})
+
+
 def test_choices_hold_for_variables_too() -> None:
     """As for flags."""
     with pytest.raises(ValueError, match="HEED_LOG_LEVEL.* must be one of debug, info, warning, error, not 'verbose'"):

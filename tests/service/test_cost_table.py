@@ -1,5 +1,6 @@
 """The cost table: what was measured, what lies between, and how it learns."""
 
+import numpy as np
 import pytest
 
 from service.cost_table import CostTable
@@ -60,3 +61,14 @@ def test_a_call_of_no_time_does_no_harm() -> None:
     for _ in range(3):
         table.record(1, 1, 0.0)
     assert table.estimate(1, 1) > 0.0
+
+
+def test_noise_beyond_the_grid_does_no_harm() -> None:
+    """Rows longer than any that was foreseen: their estimates stay near the truth, and above all above zero."""
+    rng = np.random.default_rng(1)
+    table = CostTable(64, 1024)
+    for _ in range(500):
+        rows, length = int(rng.integers(1, 9)), int(rng.integers(600, 12_288))
+        table.record(rows, length, 1e-6 * rows * length * rng.normal(1.0, 0.15))
+    for rows, length in ((2, 1024), (1, 2000), (4, 4096), (8, 12_288)):
+        assert table.estimate(rows, length) == pytest.approx(1e-6 * rows * length, rel=0.3)

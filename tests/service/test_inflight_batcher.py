@@ -428,13 +428,11 @@ async def test_threads_share_out_the_sentences() -> None:
     """Each goes to the thread with the fewest rows."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, instances=2) as batcher:
-        tasks = [submit(batcher, Sentence(name, rows=rows)) for name, rows in (("a", 3), ("b", 1), ("c", 1))]
-        begun = [await decoder.next_step(), await decoder.next_step()]
-        assert sorted(begun) == [["a"], ["b", "c"]] or sorted(begun) == [["a"], ["b"]]
+        tasks = [submit(batcher, Sentence(name, steps=3, rows=rows)) for name, rows in (("a", 3), ("b", 1), ("c", 1))]
         decoder.release(10)
         await asyncio.gather(*tasks)
-    joined = {name for names in decoder.joins for name in names}
-    assert joined == {"a", "b", "c"}
+    assert ["b", "c"] in decoder.steps
+    assert all(names == ["a"] for names in decoder.steps if "a" in names)
 
 
 async def test_every_step_is_reported() -> None:
@@ -451,11 +449,12 @@ async def test_every_step_is_reported() -> None:
 
 
 async def test_an_idle_batcher_uses_no_cpu() -> None:
-    """Its threads sleep until something comes."""
+    """With two threads waiting, a second passes at less than 1 % of a core."""
     decoder = HeldDecoder(held=False)
     async with batcher_of(decoder, instances=2) as batcher:
         await submit(batcher, Sentence("a", steps=3))
         await turns()
-        before_s = time.process_time()
-        await asyncio.sleep(0.3)
-        assert time.process_time() - before_s < 0.05
+        spent_s = time.process_time()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.Event().wait(), timeout=1.0)
+        assert time.process_time() - spent_s < 0.01

@@ -41,12 +41,16 @@ def ask_grpc(address: str, texts: int) -> int:
         return len(response.outputs[0].contents.bytes_contents)
 
 
-def in_flight(base: str) -> bool:
-    """Whether both requests have been admitted: rows wait beyond those of the first."""
+def gauge(base: str, series: str) -> float:
+    """The value of the first series that begins so."""
     with urllib.request.urlopen(f"{base}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
-    waiting = next(line for line in lines if line.startswith('heed_queue_rows{model="sentiment"'))
-    return float(waiting.rsplit(" ", 1)[1]) > 100
+    return float(next(line for line in lines if line.startswith(series)).rsplit(" ", 1)[1])
+
+
+def in_flight(base: str) -> bool:
+    """Whether both requests have been admitted: rows wait beyond those of the first."""
+    return gauge(base, 'heed_queue_rows{model="sentiment"') > 100
 
 
 def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
@@ -55,6 +59,7 @@ def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
         asked = [pool.submit(ask_rest, server.http, 100), pool.submit(ask_grpc, server.grpc, 100)]
         while not in_flight(server.http) and not any(request.done() for request in asked):
             pass
+        assert not any(request.done() for request in asked)
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for("draining")
         with pytest.raises((urllib.error.URLError, ConnectionError)):
@@ -62,6 +67,34 @@ def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
         assert [request.result() for request in asked] == [100, 100]
         assert server.popen.wait(timeout=60) == 0
         server.wait_for("stopped")
+
+
+def test_sigterm_answers_what_is_still_being_tokenized(store: Path) -> None:
+    """A request is admitted before its texts are prepared, not only when they wait for the engine."""
+    inputs = [{"name": "text", "shape": [16], "datatype": "BYTES", "data": ["\u6620" * 8000] * 16}]
+    body = json.dumps({"inputs": inputs, "parameters": {"truncate": True}}).encode()
+
+    def ask(base: str) -> int:
+        request = urllib.request.Request(f"{base}/v2/models/sentiment/infer", body)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return len(json.load(response)["outputs"][0]["data"])
+
+    with running_server(store) as server, ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask, server.http)
+        while not gauge(server.http, "heed_preparing_rows") and not asked.done():
+            pass
+        assert not asked.done()
+        server.popen.send_signal(signal.SIGTERM)
+        assert asked.result() == 16
+        assert server.popen.wait(timeout=60) == 0
+
+
+def test_an_ipv6_address_is_one_like_any_other(store: Path, tmp_path: Path) -> None:
+    """For both protocols, and in what the log says."""
+    shutil.copytree(store / "sentiment", tmp_path / "sentiment")
+    with running_server(tmp_path, "--host", "::1") as server:
+        assert server.http.startswith("http://[::1]:")
+        assert (ask_rest(server.http, 1), ask_grpc(server.grpc, 1)) == (1, 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from service.errors import InvalidRequest
 from service.tasks.tokenization import CHARACTERS_PER_TOKEN, TextEncoder
+from tests.conftest import ROOT
 
 
 def encoder_of(max_tokens: int) -> TextEncoder:
@@ -35,6 +36,17 @@ def test_what_breaks_a_limit_is_refused_by_its_number(texts: list[str], expected
     """Empty, too many tokens, too many characters."""
     with pytest.raises(InvalidRequest, match=expected):
         encoder_of(3).encode(texts, truncate=False, field="text[{}]")
+
+
+def test_a_text_that_leaves_nothing_to_read_is_refused() -> None:
+    """Special tokens alone would get an answer like any other text's."""
+    encoder = TextEncoder((ROOT / "model_store/sentiment-small/1/tokenizer.json").read_text(), 8)
+    for text in ("\u200b", "\x00", "\u0301"):
+        with pytest.raises(InvalidRequest, match=r"text\[1\] has no character that the model can read"):
+            encoder.encode(["good", text], truncate=False, field="text[{}]")
+    late = " " * 8 * CHARACTERS_PER_TOKEN + "good"
+    with pytest.raises(InvalidRequest, match="inputs has no character in its first 256 characters, all that is left"):
+        encoder.encode([late], truncate=True, field="inputs")
 
 
 def test_texts_are_cut_to_both_limits_only_if_asked() -> None:

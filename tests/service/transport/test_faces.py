@@ -27,6 +27,7 @@ TEXTS = [
     "Schöne Bilder, leere Geschichte. 🎬",
 ]
 LONG = "word " * 400
+TENSOR = {"shape": [1], "datatype": "BYTES", "data": ["x"]}
 SLOW = [" ".join(TEXTS * 6)] * 64  # some tenths of a second of work
 
 
@@ -187,6 +188,17 @@ def test_the_event_loop_is_not_held_up_by_tokenizing(http: httpx.Client, server:
             longest_s = max(longest_s, time.monotonic() - started_s)
     assert "the model takes at most 256" in slow.result().json()["error"]
     assert longest_s < 0.5 * slow.result().elapsed.total_seconds()
+
+
+def test_too_many_texts_are_refused_before_they_are_read(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub,
+) -> None:
+    """By their shape: that what it says of the contents is wrong is not even seen."""
+    request = text_request(["x"])
+    request.inputs[0].shape[0] = 200_000
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(request)
+    assert raised.value.details() == "the request has 200000 inputs, the limit is 64 (max_request_rows)"
 
 
 def test_a_deadline_ends_the_wait_for_tokenizing(http: httpx.Client) -> None:
@@ -490,6 +502,67 @@ def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
     assert http.post("/v2/models/double/infer", content=b"12345", headers=headers).status_code == 400
 
 
+def test_what_a_client_names_is_not_repeated_without_end(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """gRPC would send "metadata too large" in place of the error; letters beyond ASCII take the most room there."""
+    name = "\U0001f3ac" * 5000
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(text_request(["x"], model=name))
+    assert raised.value.code() == grpc.StatusCode.NOT_FOUND
+    assert raised.value.details().startswith("Request for unknown model: '\U0001f3ac\U0001f3ac")
+    response = http.post("/v2/models/sentiment/infer", json={"inputs": [{"name": "x" * 5000} | TENSOR]})
+    assert (response.status_code, response.json()["error"][:16]) == (400, "unknown input xx")
+    assert len(response.json()["error"]) < 700
+
+
+@pytest.mark.parametrize("message", [b"\xff\xff\xff", b"\x0a\x02\xc3\x28"])
+def test_a_message_that_is_none_is_refused_in_words(message: bytes, server: Server, channel: grpc.Channel) -> None:
+    """Not protobuf, and a name that is not UTF-8; counted and logged as any other refusal."""
+    for service in ("inference.GRPCInferenceService/ModelInfer", "heed.v1.Heed/TranslateStream"):
+        kind = channel.unary_stream if service.endswith("Stream") else channel.unary_unary
+        with pytest.raises(grpc.RpcError) as raised:
+            list(kind(f"/{service}")(message, metadata=(("x-request-id", f"malformed-{message[0]}"),)))
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert raised.value.details().startswith("the message is not what this call takes: ")
+    assert server.wait_for("request refused", request_id=f"malformed-{message[0]}")["outcome"] == "invalid"
+
+
+def test_compressed_messages_are_refused(oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client) -> None:
+    """They are compared with the limit only after they have been unpacked."""
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(text_request(["x" * 900_000]), compression=grpc.Compression.Gzip)
+    assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    response = http.post("/models/sentiment", content=b"x", headers={"content-encoding": "gzip"})
+    assert (response.status_code, response.json()["error"]) == (
+        400,
+        "header content-encoding is 'gzip'; bodies are taken uncompressed",
+    )
+
+
+def exchange(server: Server, sent: bytes) -> bytes:
+    """What comes back on a connection of its own, until the server ends it."""
+    host, port = server.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as connection:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(sent)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):
+            while part := connection.recv(65536):
+                received += part
+        return received
+
+
+def test_headers_without_end_are_refused(server: Server) -> None:
+    """Many, or one long one; and what is no HTTP gets an error in the form of all others."""
+    answer = exchange(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: " + b"x" * 1_000_000)
+    assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": "the request's headers have more than 65536 bytes"}
+    answer = exchange(server, b"what?\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": "Invalid HTTP request received."}
+
+
 def test_a_body_over_the_limit_is_refused_over_both_protocols(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
@@ -748,8 +821,9 @@ def test_the_task_api_names_a_missing_model_before_it_reads_the_body(body: bytes
 
 def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
     """The same form of error as everywhere."""
-    assert http.get("/nope").status_code == 404
-    assert "no such path: /nope" in http.get("/nope").json()["error"]
+    missing = http.get("/nope", headers={"x-request-id": "mine-3"})
+    assert (missing.status_code, missing.headers["x-request-id"]) == (404, "mine-3")
+    assert "no such path: /nope" in missing.json()["error"]
     assert http.get("/models/sentiment").status_code == 405
     assert http.get("/").status_code == 307
 
