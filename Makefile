@@ -26,8 +26,8 @@ bench: .venv/dev.stamp  ## throughput, latency and cost beside the limits
 generate: .venv/dev.stamp  ## protobuf code of proto/*.proto
 	$(BIN)/python -m proto.generate
 
-clean:  ## everything that was made here
-	rm -rf .venv build runs
+clean:  ## what can be made again in minutes; trained runs stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""`python -m export train | queue | report | convert | load | untrained`: from data to a model folder."""
+"""`python -m export train | queue | measure | report | convert | load | untrained`: from data to a model folder."""
 
 import argparse
 import math
@@ -26,6 +26,7 @@ def main() -> int:
     run = {
         "train": train,
         "queue": queue,
+        "measure": measure,
         "report": report,
         "convert": convert,
         "load": load,
@@ -79,9 +80,14 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
     add_time_budget(one)
 
+    one = commands.add_parser("measure", help="measure the weights of a finished run anew, for its record")
+    one.add_argument("model", help="the name it was trained under")
+    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
+
     one = commands.add_parser("report", help="write docs/models.md anew from the records of the runs")
     one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
     one.add_argument("--docs", type=Path, default=Path("docs"))
+    one.add_argument("--model-store", type=Path, default=Path("model_store"))
 
     one = commands.add_parser("convert", help="turn a finished run into the next version in the model store")
     one.add_argument("model", help="the name it was trained under")
@@ -161,11 +167,18 @@ def queue(arguments: argparse.Namespace, console: Console) -> None:
     work_off(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
 
 
+def measure(arguments: argparse.Namespace, console: Console) -> None:
+    """Measure a finished run anew."""
+    from export.run_queue import measure_run
+
+    measure_run(run_dir_of(arguments), console)
+
+
 def report(arguments: argparse.Namespace, console: Console) -> None:
     """Write the page of the models."""
     from export.report import report as write_report
 
-    write_report(arguments.runs, arguments.docs, console)
+    write_report(arguments.runs, arguments.docs, arguments.model_store, console)
 
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:
@@ -241,7 +254,8 @@ def images_to_measure_on() -> dict[str, Any]:
 def licence_of(source: Any) -> str:
     """What the data and the weights come under."""
     data = f"{source.provenance['data']}: none stated by its authors, research use"
-    return f"{data}; MiniLM: Apache-2.0" if source.provenance.get("start_from") == "minilm" else data
+    of_minilm = source.provenance.get("start_from") in ("minilm", "minilm-words")
+    return f"{data}; MiniLM: Apache-2.0" if of_minilm else data
 
 
 def load(arguments: argparse.Namespace, console: Console) -> None:
@@ -255,6 +269,10 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
 
     if arguments.task != "text-classification" and arguments.validate_on:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
+    if arguments.precision == "int8" and not arguments.validate_on:
+        raise ValueError(
+            "--precision int8 needs labelled inputs to measure the loss: --validate-on, for text classifiers"
+        )
     if arguments.task == "translation":
         load_translation(arguments, console)
         return

@@ -1,13 +1,16 @@
 """What predictions are worth: accuracy, F1, confusion matrix and calibration of a classifier; BLEU of a translation."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import sacrebleu
 from numpy.typing import NDArray
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
+
+NUM_BOOTSTRAP = 1_000  # resampled test splits (Koehn 2004, "Statistical Significance Tests for Machine Translation")
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,13 @@ class TranslationQuality:
 
     num_examples: int
     bleu: float
+    bleu_confidence: float  # half the width of the interval that holds 95 % of resampled test splits; so are the others
     bleu_signature: str
     chrf: float
+    chrf_confidence: float
     chrf_signature: str
     bleu_lower_tokenised: float
+    bleu_lower_tokenised_confidence: float
     bleu_lower_tokenised_signature: str
 
     def as_dict(self) -> dict[str, object]:
@@ -93,18 +99,27 @@ def translation_quality(
     """Judge translations into `language` against one reference each."""
     bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
     tokenised = sacrebleu.BLEU(tokenize="none", lowercase=True, force=True)
-    cased = bleu.corpus_score(translations, [references])
-    characters = chrf.corpus_score(translations, [references])
-    lower = tokenised.corpus_score(lower_tokenised(translations, language), [lower_tokenised(references, language)])
+    cased = bleu.corpus_score(translations, [references], NUM_BOOTSTRAP)
+    characters = chrf.corpus_score(translations, [references], NUM_BOOTSTRAP)
+    words, wanted = (lower_tokenised(texts, language) for texts in (translations, references))
+    lower = tokenised.corpus_score(words, [wanted], NUM_BOOTSTRAP)
     return TranslationQuality(
         num_examples=len(references),
         bleu=cased.score,
+        bleu_confidence=cased._ci,
         bleu_signature=str(bleu.get_signature()),
         chrf=characters.score,
+        chrf_confidence=characters._ci,
         chrf_signature=str(chrf.get_signature()),
         bleu_lower_tokenised=lower.score,
+        bleu_lower_tokenised_confidence=lower._ci,
         bleu_lower_tokenised_signature=f"Moses tokenizer ({language}), {tokenised.get_signature()}",
     )
+
+
+def with_confidence(measured: Mapping[str, Any], name: str) -> str:
+    """A figure of `TranslationQuality.as_dict` for people."""
+    return f"{measured[name]:.2f} ± {measured[f'{name}_confidence']:.2f}"
 
 
 def lower_tokenised(texts: Sequence[str], language: str) -> list[str]:

@@ -59,7 +59,7 @@ def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
     """Let ONNX Runtime's own tool fuse what it knows of BERT's kind, in place; `shape`: `num_heads` and the like."""
     options = FusionOptions("bert")
     # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
-    # docs/benchmarks.md).
+    # docs/decisions.md).
     options.enable_skip_layer_norm = False
     with _quiet("onnxruntime"):
         optimized = optimizer.optimize_model(str(path), **shape, opt_level=0, optimization_options=options)

@@ -75,12 +75,7 @@ def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
         num_heads=config.num_attention_heads,
         hidden_size=config.hidden_size,
         model_type=config.model_type,
-        provenance={
-            "loaded_from": Path(name_or_path).name,
-            "model_type": config.model_type,
-            "num_parameters": model.num_parameters(),
-            "transformers": transformers.__version__,
-        },
+        provenance=provenance_of_loaded(name_or_path, model),
     )
 
 
@@ -113,13 +108,18 @@ def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
         image_size=config.image_size,
         model_type=config.model_type,
         loaded_preprocessor=preprocessor,
-        provenance={
-            "loaded_from": Path(name_or_path).name,
-            "model_type": config.model_type,
-            "num_parameters": model.num_parameters(),
-            "transformers": transformers.__version__,
-        },
+        provenance=provenance_of_loaded(name_or_path, model),
     )
+
+
+def provenance_of_loaded(name_or_path: str, model: Any) -> dict[str, Any]:
+    """Where a model of `transformers` came from."""
+    return {
+        "loaded_from": Path(name_or_path).name,
+        "model_type": model.config.model_type,
+        "num_parameters": model.num_parameters(),
+        "transformers": transformers.__version__,
+    }
 
 
 class _ImageLogits(nn.Module):

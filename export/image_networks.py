@@ -41,9 +41,11 @@ class VisionTransformer(nn.Module):
     """Tokens with positions, encoder layers, pooling, linear head."""
 
     def __init__(self, config: VitConfig) -> None:
-        """Raises ValueError: the image is not a whole number of patches."""
+        """Raises ValueError: the image is not a whole number of patches, or the positions are rotary."""
         super().__init__()
         self.config = config
+        if config.positions == "rotary":
+            raise ValueError("positions must be sinusoidal or learned for images, not 'rotary'")
         if config.tokens == "patches" and config.image_size % config.patch_size:
             raise ValueError(f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}")
         self.tokens = _patches(config) if config.tokens == "patches" else _convolutions(config)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoTokenizer, MarianMTModel
@@ -18,7 +17,7 @@ from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_mode
 from export.convert import MAX_LOGIT_DIFFERENCE
 from export.convert_translation import TranslationSource
 from export.golden_texts import GOLDEN_TEXTS
-from export.hugging_face import LoadRefused
+from export.hugging_face import LoadRefused, provenance_of_loaded
 from export.transformer import NEGATIVE
 from export.translation_networks import TranslationConfig, TranslationTransformer
 
@@ -61,12 +60,7 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
         bos_id=config.decoder_start_token_id,
         eos_id=eos_id,
         pad_id=pad_id,
-        provenance={
-            "loaded_from": Path(name_or_path).name,
-            "model_type": config.model_type,
-            "num_parameters": model.num_parameters(),
-            "transformers": transformers.__version__,
-        },
+        provenance=provenance_of_loaded(name_or_path, model),
     )
     _require_same(source, model, tokenizer)
     return source

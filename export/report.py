@@ -12,21 +12,24 @@ from typing import Any
 
 from rich.console import Console
 
+from export.evaluate import with_confidence
 from export.page import pyplot_without_a_screen, table
 from export.studies import is_of_a_study, sweep_section, transfer_section
 
 HEAD = """# Models
 
 Made by `python -m export report` from the records in `docs/runs/`: each has the command, commit, seed, hardware and
-duration of its run, and every figure below.
+duration of its run, and every figure below. A command belongs to its commit: recipes have changed since some of them
+ran. None of these runs had a GPU.
 """
 
 
-def report(runs: Path, docs: Path, console: Console) -> None:
+def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     """Take over the records of finished runs and write the page anew.
 
     Args:
         runs: the folder of run folders; may be missing.
+        store: the model store, whose manifests say what is served; may be missing.
         docs: where `models.md` and `runs/` lie, and `serving.json` when `python -m load_tests.serving` has run.
         console: for what was done.
     """
@@ -52,7 +55,7 @@ def report(runs: Path, docs: Path, console: Console) -> None:
                 plot_confusion(alone, docs / f"models-{subject}-confusion.png")
         if task == "text-classification" and chosen:
             page += "".join(f"{line}\n" for line in studies(chosen, docs))
-    (docs / "models.md").write_text(page)
+    (docs / "models.md").write_text(page + served_section(store))
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
 
 
@@ -60,9 +63,10 @@ def budget(records: dict[str, dict[str, Any]]) -> str:
     """What all runs together have taken, by device."""
     hours: dict[str, float] = {}
     for record in records.values():
-        threads, _, processor = record["hardware"].rpartition(" threads of ")
-        device = f"thread hours on {processor}" if threads else f"hours on {processor}"
-        hours[device] = hours.get(device, 0.0) + int(threads or 1) * record["training_s"] / 3600
+        for hardware, seconds in record.get("hardware_s", {record["hardware"]: record["training_s"]}).items():
+            threads, _, processor = hardware.rpartition(" threads of ")
+            device = f"thread hours on {processor}" if threads else f"hours on {processor}"
+            hours[device] = hours.get(device, 0.0) + int(threads or 1) * seconds / 3600
     taken = " and ".join(f"{value:.1f} {device}" for device, value in sorted(hours.items()))
     return (
         "\nThe budget of all runs together is ten hours of two cores, 20 thread hours; the"
@@ -95,14 +99,48 @@ def how(record: dict[str, Any]) -> list[str]:
     ]
 
 
+def served_section(store: Path) -> str:
+    """The model folders and what was measured with their graphs; nothing without any."""
+    rows = []
+    for path in sorted(store.glob("*/*/manifest.json")):
+        manifest = json.loads(path.read_text())
+        size = sum(file.stat().st_size for file in path.parent.glob("*.onnx")) / 1e6
+        about = [f"{manifest['name']}, version {path.parent.name}", manifest["precision"], f"{size:.1f} MB"]
+        for examples, measured in manifest["quality"].items():
+            if examples == "compared_with_pytorch" or not isinstance(measured, dict):
+                continue
+            if "accuracy" in measured:
+                what = f"{examples} (n = {measured['num_examples']:,})"
+                rows.append([*about, what, f"accuracy {accuracy_of(measured)} %"])
+                continue
+            for search, judged in measured.items():
+                what = f"{examples}, {search} (n = {judged['num_examples']:,})"
+                rows.append([*about, what, f"BLEU {judged['bleu']:.2f}, chrF {judged['chrf']:.2f}"])
+    if not rows:
+        return ""
+    lines = [
+        "",
+        "## Served",
+        "",
+        "The folders of the model store, measured with their own graphs, tokenizers and preprocessing; their cards"
+        " have the rest. Standard errors in brackets.",
+        *table(("model", "precision", "graphs", "measured on", "what"), rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def best_first(records: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """Runs of classification by their accuracy."""
     return sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"])
 
 
 def accuracy(record: dict[str, Any]) -> str:
-    """Accuracy with its standard error, in percent."""
-    quality = record["quality"]
+    """Accuracy of a run with its standard error, in percent."""
+    return accuracy_of(record["quality"])
+
+
+def accuracy_of(quality: dict[str, Any]) -> str:
+    """The same of what was measured."""
     return f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})"
 
 
@@ -158,8 +196,8 @@ def translation_section(records: dict[str, dict[str, Any]]) -> str:
     for name, record in records.items():
         for split, searches in record["quality"].items():
             for search, measured in searches.items():
-                cells = [name, f"{split} (n = {measured['num_examples']:,})", search, f"{measured['bleu']:.2f}"]
-                measurements.append([*cells, f"{measured['chrf']:.2f}", f"{measured['bleu_lower_tokenised']:.2f}"])
+                figures = [with_confidence(measured, kind) for kind in ("bleu", "chrf", "bleu_lower_tokenised")]
+                measurements.append([name, f"{split} (n = {measured['num_examples']:,})", search, *figures])
                 signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
     lines = [
         "",
@@ -168,7 +206,8 @@ def translation_section(records: dict[str, dict[str, Any]]) -> str:
         "The epoch was chosen by the share of validation tokens that are predicted when all before them are given."
         " BLEU and chrF are of the served text, cased and detokenised; the last BLEU is of text in lower case,"
         " tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not"
-        " be compared. Weights rounded to half precision, as they are served.",
+        " be compared. Behind each the half width of its 95 % interval (bootstrap). Weights rounded to half precision,"
+        " as they are served.",
         *table(("run", "network", "trained on", "pairs", "parameters", *HOW), runs),
         *table(("run", "test split", "search", "BLEU", "chrF", "BLEU, lower case, tokenised"), measurements),
         "",
@@ -205,12 +244,15 @@ def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
             right, predicted = matrix[number][number], sum(row[number] for row in matrix)
             precision, recall = right / max(1, predicted), right / max(1, sum(matrix[number]))
             classes.append([name, label, f"{100 * precision:.1f}", f"{100 * recall:.1f}"])
+    of_any = next(iter(records.values()))
     lines = [
         "",
         "## Images (CIFAR-10)",
         "",
         "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images"
-        " after JPEG compression and moved by a few pixels. Weights rounded to half precision, as they are served.",
+        f" after JPEG compression (quality {of_any['quality_jpeg']['jpeg_quality']}) and moved by"
+        f" {of_any['quality_moved']['shift_pixels']} pixels both ways. Weights rounded to half precision, as they are"
+        " served.",
         *table(columns, rows),
         *table(("run", "class", "precision %", "recall %"), classes),
         "",

@@ -11,9 +11,10 @@ from rich.console import Console
 
 from export import train_image_classifier, train_text_classifier, train_translation
 from export.data import load_cifar10, load_sst2
-from export.run_folder import RunIsBusyError, is_finished, sole_trainer
+from export.run_folder import RunIsBusyError, is_finished, read_result, sole_trainer, write_measured
 from export.train_text_classifier import TextTrainConfig
 from export.train_translation import TranslationTrainConfig
+from export.trainer import this_device
 
 RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES | train_translation.RECIPES
 
@@ -81,6 +82,23 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         if isinstance(config, TranslationTrainConfig):
             return train_translation.train_translation(train_translation.LOADERS[config.data](), *how)
         return train_image_classifier.train_image_classifier(load_cifar10(), *how)
+
+
+def measure_run(run_dir: Path, console: Console) -> None:
+    """Measure the weights of a finished run anew, as they would be measured if it ended now.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or the data is not here.
+    """
+    result, device = read_result(run_dir), this_device()
+    if result["task"] == "text-classification":
+        measured = train_text_classifier.measure(run_dir, load_sst2(), device)
+    elif result["task"] == "translation":
+        data = train_translation.LOADERS[result["config"]["data"]]()
+        measured = train_translation.measure(run_dir, data, device, console)
+    else:
+        measured = train_image_classifier.measure(run_dir, load_cifar10(), device)
+    write_measured(run_dir, result, measured, console)
 
 
 def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.transformer import NEGATIVE
+
 ROW_BLOCK_ELEMENTS = 1 << 19  # of float32: what a core's share of the cache holds
 
 
@@ -24,14 +26,16 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
         logits_NV = x_ND @ weight.T
         losses_N, correct_N = x_ND.new_empty(N, dtype=torch.float32), labels_N.new_empty(N, dtype=torch.bool)
         rows = max(1, ROW_BLOCK_ELEMENTS // V)
+        possible_V = (bias_V > NEGATIVE / 2).float()
+        smoothing_V = possible_V * (label_smoothing / possible_V.sum())
         for first in range(0, N, rows):
             block = slice(first, first + rows)
             label = labels_N[block, None]
             log_p = (logits_NV[block].float() + bias_V).log_softmax(1)
             picked = log_p.gather(1, label)
             correct_N[block] = (log_p.argmax(1, keepdim=True) == label)[:, 0]
-            losses_N[block] = (label_smoothing - 1) * picked[:, 0] - label_smoothing * log_p.mean(1)
-            gradient = log_p.exp_().sub_(label_smoothing / V)
+            losses_N[block] = (label_smoothing - 1) * picked[:, 0] - log_p @ smoothing_V
+            gradient = log_p.exp_().sub_(smoothing_V)
             gradient.scatter_add_(1, label, torch.full_like(picked, label_smoothing - 1))
             logits_NV[block] = gradient
         ctx.save_for_backward(logits_NV, x_ND, weight)
@@ -57,9 +61,10 @@ def smoothed_cross_entropy(
     Args:
         x_ND: what the last layer is given.
         weight_VD: of the last layer.
-        bias_V: float32, without a gradient.
+        bias_V: float32, without a gradient; `NEGATIVE` for a token that is never predicted.
         labels_N: int64, the right token.
-        label_smoothing: the share of each label that is spread evenly over the vocabulary.
+        label_smoothing: the share of each label that is spread evenly over the tokens that may be predicted. Over the
+            others too, their weights would grow for ever, towards what they can never be.
         dtype: in which the matrix products are computed; the rest is in float32.
 
     Returns:

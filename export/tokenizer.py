@@ -37,11 +37,11 @@ def with_everyday_spelling(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_tokens: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909): any text has tokens, none is unknown.
 
     The text is put in NFKC and lower case; each text begins with [CLS]. Truncation is not part of the tokenizer:
-    whoever encodes decides what to do with a text beyond `max_tokens`, which is kept as the padding-free limit.
+    whoever encodes decides what to do with a text that is too long.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(

@@ -162,7 +162,7 @@ class ImageProblem:
         order = torch.randperm(len(self.data.train), generator=generator)
         for step in range(self.steps_per_epoch):
             members = order[step * self.config.batch_size : (step + 1) * self.config.batch_size].to(self.device)
-            # A generator of the batch's own, so that a run that was stopped need not draw for the batches before.
+            # A generator of the batch's own: what one batch draws does not hang on those before.
             drawn = torch.Generator().manual_seed((self.config.seed * 10_000 + epoch) * 100_000 + step)
             yield self._augmented(self.train_pixels[members], self.train_labels[members], drawn)
 
@@ -204,13 +204,15 @@ class ImageProblem:
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Accuracy, which is the score, on the images kept back from training."""
-        quality = self.quality(model, self.data.validation, self.autocast_bf16)
+        quality = quality_of(model, self.data.validation, self.device, self.autocast_bf16)
         return {"score": quality["accuracy"], "calibration_error": quality["expected_calibration_error"]}
 
-    def quality(self, model: nn.Module, images: LabelledImages, autocast_bf16: bool = False) -> dict[str, Any]:
-        """What the model's answers for these images are worth; in float32, as it is served, unless told otherwise."""
-        logits_NK = predict(model, images.pixels_NCHW, self.device, autocast_bf16)
-        return classification_quality(logits_NK, images.labels_N).as_dict()
+
+def quality_of(
+    model: nn.Module, images: LabelledImages, device: torch.device, autocast_bf16: bool = False
+) -> dict[str, Any]:
+    """What the model's answers for these images are worth."""
+    return classification_quality(predict(model, images.pixels_NCHW, device, autocast_bf16), images.labels_N).as_dict()
 
 
 def normalised(pixels: Tensor) -> Tensor:
@@ -294,21 +296,27 @@ def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Conso
     """Measure the weights that are kept on the test split, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
-    model = load_run_model(run_dir).to(trainer.device)
-    measured = {
+    about = {
         "task": "image-classification",
-        "network": NETWORKS[type(model.config)][0],
+        "network": NETWORKS[type(trainer.model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,
         "image_size": data.train.pixels_NCHW.shape[2],
         "multiply_accumulates": multiply_accumulates(load_run_model(run_dir), data.train.pixels_NCHW.shape[2]),
-        "quality": problem.quality(model, data.test),
-        "quality_jpeg": problem.quality(model, jpeg_compressed(data.test)) | {"jpeg_quality": JPEG_QUALITY},
-        "quality_moved": problem.quality(model, moved(data.test)) | {"shift_pixels": SHIFT_PIXELS},
         "bf16": problem.autocast_bf16,
     }
-    end_run(trainer, command=command, measured=measured, console=console)
+    end_run(trainer, command=command, about=about, measured=measure(run_dir, data, trainer.device), console=console)
+
+
+def measure(run_dir: Path, data: ImageClassificationData, device: torch.device) -> dict[str, Any]:
+    """What the weights of a run are worth on the test split, plain, compressed and moved; in float32, as served."""
+    model = load_run_model(run_dir).to(device)
+    return {
+        "quality": quality_of(model, data.test, device),
+        "quality_jpeg": quality_of(model, jpeg_compressed(data.test), device) | {"jpeg_quality": JPEG_QUALITY},
+        "quality_moved": quality_of(model, moved(data.test), device) | {"shift_pixels": SHIFT_PIXELS},
+    }
 
 
 def build_network(config: VitConfig | ResNetConfig) -> nn.Module:

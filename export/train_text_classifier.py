@@ -256,7 +256,7 @@ def starting_point(data: TextClassificationData, config: TextTrainConfig) -> Sta
         model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
         weights = pretrained.bert_weights(folder) if config.start_from == "minilm" else {}
         return StartingPoint(with_everyday_spelling(pretrained.bert_tokenizer(folder)), model_config, weights)
-    tokenizer = train_tokenizer(data.train.texts, config.vocab_size, config.model.max_tokens)
+    tokenizer = train_tokenizer(data.train.texts, config.vocab_size)
     # A small data set gives fewer pieces than were asked for.
     vocab_size = tokenizer.get_vocab_size()
     return StartingPoint(tokenizer, dataclasses.replace(config.model, vocab_size=vocab_size, num_labels=num_labels), {})
@@ -427,19 +427,25 @@ def finish(trainer: Trainer, problem: TextProblem, command: str, console: Consol
     """Measure the weights that are kept, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
-    model = load_run_model(run_dir).to(trainer.device)
-    logits_BC = predict(model, problem.validation_ids, trainer.device)
-    measured = {
+    about = {
         "task": "text-classification",
-        "network": NETWORKS[type(model.config)][0],
+        "network": NETWORKS[type(trainer.model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,
-        "quality": classification_quality(logits_BC, np.array(data.validation.labels)).as_dict(),
         "bf16": problem.autocast_bf16,
     }
     plot_curves(trainer.history, run_dir / "curves.png")
-    end_run(trainer, command=command, measured=measured, console=console)
+    measured = measure(run_dir, data, trainer.device)
+    end_run(trainer, command=command, about=about, measured=measured, console=console)
+
+
+def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -> dict[str, Any]:
+    """What the weights of a run are worth on the validation split."""
+    model = load_run_model(run_dir).to(device)
+    tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
+    logits_BC = predict(model, encode(tokenizer, data.validation, model.config.max_tokens), device)
+    return {"quality": classification_quality(logits_BC, np.array(data.validation.labels)).as_dict()}
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:

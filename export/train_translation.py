@@ -346,7 +346,6 @@ def translate_texts(
     console: Console,
     *,
     num_beams: int = BEAMS_OF_PAPERS,
-    length_penalty: float = 1.0,
 ) -> list[str]:
     """Texts to texts, with progress; a text beyond the limit is cut."""
     sources = [encoding.ids[: model.config.max_tokens] for encoding in tokenizer.encode_batch(texts)]
@@ -357,7 +356,6 @@ def translate_texts(
             SearchOptions(
                 max_new_tokens=longest_translation(len(source), model.config.max_tokens),
                 num_beams=num_beams,
-                length_penalty=length_penalty,
             )
             for source in part
         ]
@@ -369,12 +367,28 @@ def finish(trainer: Trainer, problem: TranslationProblem, command: str, console:
     """Measure the weights that are kept on the test splits, and write down what was found and how."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
-    model = load_run_model(run_dir).to(trainer.device)
+    about = {
+        "task": "translation",
+        "network": NETWORKS[type(trainer.model.config)][0],
+        "data": data.name,
+        "source_language": data.source_language,
+        "target_language": data.target_language,
+        "num_training_examples": len(data.train),
+        "bf16": problem.autocast_bf16,
+    }
+    measured = measure(run_dir, data, trainer.device, console)
+    end_run(trainer, command=command, about=about, measured=measured, console=console)
+
+
+def measure(run_dir: Path, data: TranslationData, device: torch.device, console: Console) -> dict[str, Any]:
+    """What the weights of a run are worth on the test splits, whose translations are written beside them."""
+    model = load_run_model(run_dir).to(device)
+    tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
     quality, lines = {}, []
     for name, split in data.test.items():
         by_search = {
-            "greedy": translate_texts(model, problem.tokenizer, split.source, trainer.device, console, num_beams=1),
-            f"beam {BEAMS_OF_PAPERS}": translate_texts(model, problem.tokenizer, split.source, trainer.device, console),
+            "greedy": translate_texts(model, tokenizer, split.source, device, console, num_beams=1),
+            f"beam {BEAMS_OF_PAPERS}": translate_texts(model, tokenizer, split.source, device, console),
         }
         quality[name] = {
             search: translation_quality(texts, split.target, data.target_language).as_dict()
@@ -383,17 +397,7 @@ def finish(trainer: Trainer, problem: TranslationProblem, command: str, console:
         best = by_search[f"beam {BEAMS_OF_PAPERS}"]
         lines += ["\t".join(row) for row in zip(split.source, split.target, best, strict=True)]
     (run_dir / "translations.tsv").write_text("\n".join(lines) + "\n")
-    measured = {
-        "task": "translation",
-        "network": NETWORKS[type(model.config)][0],
-        "data": data.name,
-        "source_language": data.source_language,
-        "target_language": data.target_language,
-        "num_training_examples": len(data.train),
-        "quality": quality,
-        "bf16": problem.autocast_bf16,
-    }
-    end_run(trainer, command=command, measured=measured, console=console)
+    return {"quality": quality}
 
 
 def build_network(config: NetworkConfig) -> nn.Module:

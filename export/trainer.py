@@ -4,7 +4,8 @@
 
 A run can be stopped at any moment and sliced (`time_budget_s`): it goes on from its checkpoint to the same weights, bit
 for bit, as an unbroken run on the same machine. For that every random choice follows from (seed, epoch), and a
-checkpoint within an epoch keeps the state of torch's generators.
+checkpoint within an epoch keeps the state of torch's generators. (The number of threads belongs to the machine: sums in
+another order are rounded otherwise.)
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export.provenance import commit_of_this_tree
+from export.provenance import commit_of_this_tree, hardware
 
 CHECKPOINT_INTERVAL_S = 300.0  # within an epoch: no more than this is lost when a machine goes away
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
@@ -116,7 +117,7 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
         self.history: list[dict[str, float]] = []
-        self.training_s = 0.0
+        self.hardware_s: dict[str, float] = {}  # seconds of training by the hardware that did it
         self.commits: list[str] = []  # of the code that trained; more than one when it changed between slices
         self._epoch = _Epoch()
         self._generators: dict[str, Tensor] = {}
@@ -145,7 +146,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.history, self.training_s, self.commits = state["history"], state["training_s"], state["commits"]
+        self.history, self.hardware_s, self.commits = state["history"], state["hardware_s"], state["commits"]
         self._epoch, self._generators = _Epoch(**state["epoch"]), state["generators"]
         console.print(f"going on after epoch {len(self.history)} and {self._epoch.steps} steps of {path}")
 
@@ -158,7 +159,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
-            "training_s": self.training_s,
+            "hardware_s": self.hardware_s,
             "commits": self.commits,
             "epoch": dataclasses.asdict(self._epoch),
             "generators": self._generator_states() if self._epoch.steps else {},
@@ -241,6 +242,11 @@ class Trainer:
                 console.print(f"epoch {len(self.history)} of {self.config.epochs}: {figures}; {self._time()}")
         return True
 
+    @property
+    def training_s(self) -> float:
+        """Seconds of training, of all slices."""
+        return sum(self.hardware_s.values())
+
     def _time(self) -> str:
         """How long it has taken and, if all epochs are trained, how long it still will."""
         per_epoch = self.problem.steps_per_epoch
@@ -268,6 +274,7 @@ class Trainer:
         """
         self._seed_generators()
         self.model.train()
+        here = hardware(self.device)
         saved_s = counted_s = time.perf_counter()
         for batch in islice(self.problem.batches(len(self.history)), self._epoch.steps, None):
             outcome = self.problem.step(self.model, batch)
@@ -282,7 +289,8 @@ class Trainer:
             self._epoch.correct += outcome.correct
             self._epoch.count += outcome.count
             now_s = time.perf_counter()
-            self.training_s, counted_s = self.training_s + now_s - counted_s, now_s
+            self.hardware_s[here] = self.hardware_s.get(here, 0.0) + now_s - counted_s
+            counted_s = now_s
             unfinished = self._epoch.steps < self.problem.steps_per_epoch
             save = unfinished and (now_s >= ends_s or now_s - saved_s > CHECKPOINT_INTERVAL_S)
             show(save)

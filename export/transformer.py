@@ -109,21 +109,16 @@ def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
 
 def scaled_dot_product_attention(
     query_BHTK: Tensor, key_BHTK: Tensor, value_BHTK: Tensor, bias_B11T: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(K)) V, equation 1 of Vaswani et al. 2017.
+) -> Tensor:
+    """softmax(Q K^T / sqrt(K)) V, equation 1 of Vaswani et al. 2017; [B, H, T, K].
 
-    Written as two products and a softmax: on a CPU its backward pass in bfloat16 is faster than torch's fused kernel,
-    and the weights are at hand for explanations. `bias_B11T` is 0 for real tokens and a large negative number for
-    padding; None where nothing is padded.
-
-    Returns:
-        the values mixed, [B, H, T, K], and the weights, [B, H, T, T], whose rows sum to one.
+    Written as two products and a softmax: on a CPU its backward pass in bfloat16 is faster than torch's fused kernel.
+    `bias_B11T` is 0 for real tokens and a large negative number for padding; None where nothing is padded.
     """
     scores_BHTT = query_BHTK @ key_BHTK.transpose(-2, -1) / math.sqrt(query_BHTK.size(-1))
     if bias_B11T is not None:
         scores_BHTT = scores_BHTT + bias_B11T
-    weights_BHTT = torch.softmax(scores_BHTT, dim=-1)
-    return weights_BHTT @ value_BHTK, weights_BHTT
+    return torch.softmax(scores_BHTT, dim=-1) @ value_BHTK
 
 
 class MultiHeadAttention(nn.Module):
@@ -152,7 +147,7 @@ class MultiHeadAttention(nn.Module):
         if self.rotary:
             query = rotate(query, self.cos_TK[:T], self.sin_TK[:T])
             key = rotate(key, self.cos_TK[:T], self.sin_TK[:T])
-        mixed_BHTK, _ = scaled_dot_product_attention(query, key, value, bias_B11T)
+        mixed_BHTK = scaled_dot_product_attention(query, key, value, bias_B11T)
         return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
 
 

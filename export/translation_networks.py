@@ -166,7 +166,7 @@ class CrossAttention(nn.Module):
         """Mix the source into the target: [B, T, D] to [B, T, D]."""
         B, T, D = x_BTD.shape
         query_BHTK = self.query(x_BTD).view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
-        mixed_BHTK, _ = scaled_dot_product_attention(query_BHTK, key_BHSK, value_BHSK, bias_B11S)
+        mixed_BHTK = scaled_dot_product_attention(query_BHTK, key_BHSK, value_BHSK, bias_B11S)
         return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
 
 
@@ -206,7 +206,7 @@ class DecoderLayer(nn.Module):
         qkv = attention.qkv(normed_R1D).view(R, 1, 3, attention.num_heads, D // attention.num_heads)
         query_RH1K, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         keys, values = torch.cat((past_key_RHPK, key), dim=2), torch.cat((past_value_RHPK, value), dim=2)
-        mixed_RH1K, _ = scaled_dot_product_attention(query_RH1K, keys, values, None)
+        mixed_RH1K = scaled_dot_product_attention(query_RH1K, keys, values, None)
         mixed_R1D = attention.out(mixed_RH1K.transpose(1, 2).reshape(R, 1, D))
         return self._rest(x_R1D, mixed_R1D, key_RHSK, value_RHSK, bias_R11S), keys, values
 

@@ -1,6 +1,5 @@
 """Untrained text classifiers of a given size: for measuring speed, which does not depend on what the weights know."""
 
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from export.convert import (
     Precision,
     compare,
     export_onnx,
+    folder_in_the_making,
     onnx_logits,
     publish,
     quantize,
@@ -65,10 +65,7 @@ def write_untrained(
         model_type="heed-encoder",
         provenance={"num_parameters": sum(weight.numel() for weight in model.parameters())},
     )
-    store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store, prefix=".converting-") as temporary:
-        folder = Path(temporary) / "folder"
-        folder.mkdir()
+    with folder_in_the_making(store) as folder:
         export_onnx(source, folder / GRAPH)
         if precision == "int8":
             quantize(folder / GRAPH)

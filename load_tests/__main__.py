@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from load_tests.drivers import mean_batch_rows
+from load_tests.page import command_of, commit, machine, replace_marked
 from load_tests.processes import Process, free_port
 
 HERE = Path(__file__).parent
@@ -27,24 +28,25 @@ RESULTS = HERE / "results"
 def main() -> int:
     """Run, judge, plot."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
-    parser.add_argument("--model", default="sentiment", help="a model, and its table in slo.toml")
+    parser.add_argument("--model", action="append", help="one with a table in slo.toml; default: each that has one")
     parser.add_argument("--users", type=int, default=32, help="half over HTTP, half over gRPC")
     parser.add_argument("--seconds", type=int, default=20)
     parser.add_argument("--http", help="address of a running server, http://host:port")
     parser.add_argument("--grpc", help="its gRPC address, host:port")
     parser.add_argument("--slo", type=Path, default=HERE / "slo.toml")
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--document", type=Path, help="a page whose part marked `load` becomes the table")
     arguments = parser.parse_args()
     if bool(arguments.http) != bool(arguments.grpc):
         parser.error("--http and --grpc go together")
     limits_by_model = tomllib.loads(arguments.slo.read_text())
-    if arguments.model not in limits_by_model:
-        parser.error(f"{arguments.slo} has no table [{arguments.model}]")
-    limits = limits_by_model[arguments.model]
-    model_task = limits.pop("task")
+    models = arguments.model or list(limits_by_model)
+    if unknown := [model for model in models if model not in limits_by_model]:
+        parser.error(f"{arguments.slo} has no table [{unknown[0]}]")
     console = Console(width=None if sys.stdout.isatty() else 120)
     arguments.results.mkdir(parents=True, exist_ok=True)
-    base = arguments.results / f"load-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    started = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    reports, missed = {}, []
     with ExitStack() as stack:
         http, grpc = arguments.http, arguments.grpc
         if not http:
@@ -52,15 +54,50 @@ def main() -> int:
             http, grpc = f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
             options = ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
             stack.enter_context(Process("service", *options, core=None)).wait_until_ready(f"{http}/readyz")
-        report = run_locust(arguments.model, model_task, http, grpc, arguments.users, arguments.seconds, base)
-    table, missed = judge(report, limits)
-    console.print(table)
-    with Path(f"{base}.txt").open("w") as file:
-        Console(file=file, width=100).print(table)
-    plot(base, report)
-    console.print(f"results: {base}.json, {base}.txt, {base}.png, {base}_stats.csv", soft_wrap=True)
+        for model in models:
+            limits = limits_by_model[model]
+            model_task = limits.pop("task")
+            base = arguments.results / f"load-{started}-{model}"
+            report = run_locust(model, model_task, http, grpc, arguments.users, arguments.seconds, base)
+            table, missed_here = judge(report, limits, model)
+            console.print(table)
+            with Path(f"{base}.txt").open("w") as file:
+                Console(file=file, width=100).print(table)
+            plot(base, report)
+            console.print(f"results: {base}.json, {base}.txt, {base}.png, {base}_stats.csv", soft_wrap=True)
+            reports[model] = report
+            missed += [f"{name} of {model}" for name in missed_here]
+    if arguments.document:
+        replace_marked(arguments.document, "load", page_of(reports, missed, arguments))
     console.print(f"missed: {', '.join(missed)}" if missed else "every limit of slo.toml was kept")
     return 1 if missed else 0
+
+
+def page_of(reports: dict[str, dict[str, Any]], missed: list[str], arguments: argparse.Namespace) -> str:
+    """The reports as a table in Markdown."""
+    kept = f"Missed: {', '.join(missed)}." if missed else "Every limit of slo.toml was kept."
+    lines = [
+        f"`{command_of('load_tests')}` at commit {commit()}, {datetime.now(UTC):%Y-%m-%d}, {machine()}:"
+        f" {arguments.users} users for {arguments.seconds} s a model, half over HTTP and half over gRPC, on the cores"
+        f" that the server runs on. {kept}",
+        "",
+        "| model | answers | requests/s | p50 ms | p95 ms | p99 ms | rows a batch | failed | under load |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for model, report in reports.items():
+        quality = ", ".join(f"{name} {value:.3g}" for name, value in report["quality"].items())
+        lines.append(
+            f"| {model} | {report['answers_checked']:,} | {report['requests_per_s']:.0f} | {report['p50_ms']:.0f} |"
+            f" {report['p95_ms']:.0f} | {report['p99_ms']:.0f} | {rows_a_batch(report):.1f} | {report['failures']} |"
+            f" {quality} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def rows_a_batch(report: dict[str, Any]) -> float:
+    """Rows of the batch that an answer was computed in, on average."""
+    sizes = {int(size): count for size, count in report["batch_rows"].items()}
+    return mean_batch_rows(sizes) if sizes else 0.0
 
 
 def run_locust(
@@ -82,7 +119,7 @@ def run_locust(
     return report
 
 
-def judge(report: dict[str, Any], limits: dict[str, float]) -> tuple[Table, list[str]]:
+def judge(report: dict[str, Any], limits: dict[str, float], model: str) -> tuple[Table, list[str]]:
     """Each limit beside what was measured; the names of those that were missed."""
     measured = {
         "max_p95_ms": report["p95_ms"],
@@ -93,9 +130,7 @@ def judge(report: dict[str, Any], limits: dict[str, float]) -> tuple[Table, list
     }
     if unknown := limits.keys() - measured.keys():
         raise ValueError(f"slo.toml: unknown limit {', '.join(sorted(unknown))}; known are {', '.join(measured)}")
-    sizes = {int(size): count for size, count in report["batch_rows"].items()}
-    rows = mean_batch_rows(sizes) if sizes else 0.0
-    title = f"{report['requests']} requests, {report['sent']}, {rows:.1f} rows a batch on average"
+    title = f"{model}: {report['requests']} requests, {report['sent']}, {rows_a_batch(report):.1f} rows a batch"
     table = Table("limit", "value", "measured", "kept", title=title)
     missed = []
     for name, limit in limits.items():

@@ -8,9 +8,6 @@ model that does nothing, and a bare echo server. Ratios are taken within a round
 import argparse
 import asyncio
 import json
-import os
-import platform
-import shlex
 import shutil
 import statistics
 import subprocess
@@ -26,6 +23,7 @@ from rich.console import Console
 
 from load_tests.drivers import drive_grpc, drive_http
 from load_tests.material import load_sentences
+from load_tests.page import command_of, commit, machine, replace_marked
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
 from load_tests.translation_bench import measure_translation, report_translation
 
@@ -34,7 +32,6 @@ STORE = ROOT / "build" / "bench_store"
 MODELS = {"minilm": "float32", "minilm-int8": "int8"}
 PADDED = "minilm-padded"  # float32, the graph that computes padding: what other converters give; not served here
 CONCURRENCIES = (1, 16, 64)
-MARKS = ("<!-- bench: begin -->", "<!-- bench: end -->")
 
 
 def prepare_store(console: Console) -> None:
@@ -107,9 +104,7 @@ def main() -> int:
     console.print(page, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {target.relative_to(ROOT)}")
     if arguments.document:
-        before, rest = arguments.document.read_text().split(MARKS[0])
-        _, after = rest.split(MARKS[1])
-        arguments.document.write_text(f"{before}{MARKS[0]}\n\n{page}\n{MARKS[1]}{after}")
+        replace_marked(arguments.document, "bench", page)
     return 0
 
 
@@ -118,7 +113,7 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
     sentences = load_sentences()
     texts = [sentences.texts[number % len(sentences.texts)] for number in range(num_requests)]
     result: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "load_tests.bench", *sys.argv[1:]]),
+        "command": command_of("load_tests.bench"),
         "commit": commit(),
         "machine": machine(),
         "sentences": sentences.source,
@@ -239,19 +234,6 @@ async def measure_overhead(
 # --- report ----------------------------------------------------------------------------------------------------------
 
 
-def commit() -> str:
-    """The commit that is measured."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
-
-
-def machine() -> str:
-    """Processor, cores, kernel, Python."""
-    names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    cores = len(os.sched_getaffinity(0)) if not names else len(names)
-    return f"{names[0].strip() if names else platform.machine()}, {cores} cores, Python {platform.python_version()}"
-
-
 def spread(values: list[float], form: str = "{:.1f}") -> str:
     """Median and range."""
     middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
@@ -264,7 +246,8 @@ def report(result: dict[str, Any]) -> str:
     lines = [
         f"`{result['command']}` at commit {result['commit']}, {datetime.now(UTC):%Y-%m-%d}, {result['machine']};"
         " server and engine on one core, load on the other."
-        f" {len(rounds)} rounds of {result['requests']} requests a figure, sentences of {result['sentences']}"
+        f" {len(rounds)} rounds of {result['requests']} requests a figure (a quarter of them at 1 and 16 users),"
+        f" sentences of {result['sentences']}"
         f" ({result['tokens_per_text']:.1f} tokens on average), closed loop."
         " Median over the rounds, lowest and highest in brackets."
         f" Stolen by the host: {sum(r['steal_s'] for r in rounds):.1f} CPU s in"
@@ -334,7 +317,7 @@ def limit(measured: dict[str, Any], model: str) -> float:
 
 
 def added_latency_ms(result: dict[str, Any], protocol: str) -> float:
-    """At one user: the request's median latency, less the engine's time for a row alone."""
+    """At one user: the mean time of a request, less the engine's for a row alone; the median over the rounds."""
     added = []
     for measured in result["rounds"]:
         alone_ms = 1e3 / measured["limit"]["minilm: one by one"]["rows_per_s"]

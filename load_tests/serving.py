@@ -8,7 +8,6 @@ import argparse
 import asyncio
 import hashlib
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -18,9 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from load_tests.bench import commit, forget_unless_made_by, machine
+from load_tests.bench import forget_unless_made_by
 from load_tests.drivers import drive_grpc
 from load_tests.material import load_sentences
+from load_tests.page import command_of, commit, machine
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
 
 ROOT = Path(__file__).parent.parent
@@ -55,7 +55,8 @@ def convert(run_dir: Path, store: Path) -> None:
     Raises:
         CalledProcessError: the conversion was refused.
     """
-    weights = hashlib.sha256((run_dir / "model.safetensors").read_bytes()).hexdigest()
+    files = sorted(run_dir.glob("model.safetensors*"))
+    weights = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     forget_unless_made_by(store / run_dir.name, weights)
     if (store / run_dir.name / "1").exists():
         return
@@ -80,7 +81,7 @@ async def measure(
             left_s = passed_s / (number + 1) * (num_rounds - number - 1)
             console.print(f"round {number + 1} of {num_rounds}: {passed_s:.0f} s, about {left_s:.0f} s left")
     return {
-        "command": shlex.join(["python", "-m", "load_tests.serving", *sys.argv[1:]]),
+        "command": command_of("load_tests.serving"),
         "commit": commit(),
         "machine": machine(),
         "rounds": num_rounds,

@@ -30,7 +30,7 @@ def main() -> int:
 def prepare_process() -> None:
     """What the whole process is set to before threads begin and libraries are imported."""
     # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
-    # but waits for its turn. On busy cores that saved 3 to 12 % of the CPU time of a request (docs/decisions.md).
+    # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time (docs/decisions.md).
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     # One request's texts are tokenized in one thread: the library would else take all cores from the engines.

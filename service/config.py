@@ -95,7 +95,7 @@ class ServiceConfig:
         """Instances and threads of each, for a machine with `num_cores`.
 
         One thread an instance is the default: side by side, single-threaded calls finish more rows per CPU second than
-        one call that is split among threads (docs/benchmarks.md), and all instances share one copy of the weights.
+        one call that is split among threads, and all instances share one copy of the weights.
         """
         instances = self.instances or max(1, num_cores // (self.threads_per_instance or 1))
         return instances, self.threads_per_instance or max(1, num_cores // instances)

@@ -132,6 +132,8 @@ class RunningBatches:
         for number, sentence in enumerate(sentences):
             batch = self._by_beams.get(sentence.rows)
             if batch is None:
+                # One for each number of beams that is running: what is empty would keep its memory for ever.
+                self._by_beams = {beams: running for beams, running in self._by_beams.items() if running.sentences}
                 batch = RunningBatch(self._engine, sentence.rows, self._max_rows, self._max_places)
                 self._by_beams[sentence.rows] = batch
             batch.join(sentence, [part[number] for part in cross], int(mask_NS[number].sum()))

@@ -14,7 +14,7 @@ What it promises (each a test in tests/service/test_inflight_batcher.py):
 6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
 
 It answers as `service.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's thread, the
-running sentences to their engine thread; an entry's `cancelled` is the one thing that both look at.
+running sentences to their engine thread; both look at an entry's `cancelled` and at an instance's `busy_since_s` alone.
 """
 
 import contextlib
@@ -129,8 +129,8 @@ class _Instance:
     # Of the event loop: what was given to it and has not ended.
     entries: dict[_Entry, None] = field(default_factory=dict)
     rows: int = 0
-    busy_since_s: float | None = None  # start of the step that it computes now
     # Of the engine thread:
+    busy_since_s: float | None = None  # start of the step that it computes now; the event loop looks at it
     running: Any = None
     members: list[_Entry] = field(default_factory=list)
     waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once

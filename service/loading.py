@@ -110,7 +110,7 @@ class Loader:
         folder = read(found)
         if folder.manifest is not None and folder.manifest.task == "translation":
             return self._load_translation(folder)
-        engine = OnnxEngine(folder.path / "model.onnx", self._threads)
+        engine = OnnxEngine(folder.path / GRAPH, self._threads)
         if folder.manifest is None:
             return self._load_bare(folder, engine)
         if folder.manifest.task == "text-classification":

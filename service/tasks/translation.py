@@ -192,7 +192,7 @@ class Sentence:
 
 
 class Translated(NamedTuple):
-    """The answer for one text; `score` is the mean log probability of its tokens, after the length penalty."""
+    """The answer for one text; `score` is its log probability, divided by its length to the power of the penalty."""
 
     text: str
     score: float

@@ -49,7 +49,7 @@ FAMILIES = {
 
 def save_model(kind: str, folder: Path, **options: object) -> Path:
     """A random model with three classes and 64 tokens at most, with its tokenizer."""
-    tokenizer = train_tokenizer(made_up_sentences(300), 600, 64)
+    tokenizer = train_tokenizer(made_up_sentences(300), 600)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", model_max_length=64
     ).save_pretrained(folder)

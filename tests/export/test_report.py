@@ -8,6 +8,7 @@ from rich.console import Console
 
 from export.report import report
 from export.train_image_classifier import train_image_classifier
+from tests.conftest import ROOT
 from tests.export.test_train_image_classifier import toy_config as bars_config
 from tests.export.test_train_image_classifier import toy_data as bars
 
@@ -15,7 +16,7 @@ from tests.export.test_train_image_classifier import toy_data as bars
 def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> None:
     """With the accuracy on compressed and moved images, and precision and recall of each class."""
     assert train_image_classifier(bars(), bars_config(epochs=1), tmp_path / "runs" / "bars", quiet)
-    report(tmp_path / "runs", tmp_path / "docs", quiet)
+    report(tmp_path / "runs", tmp_path / "docs", tmp_path / "store", quiet)
     record = json.loads((tmp_path / "docs" / "runs" / "bars.json").read_text())
     page = (tmp_path / "docs" / "models.md").read_text()
     for split in ("quality", "quality_jpeg", "quality_moved"):
@@ -27,11 +28,12 @@ def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> No
 def test_translation_runs_have_both_kinds_of_bleu(toy_translation_run: Path, tmp_path: Path, quiet: Console) -> None:
     """By test split and search, with the signatures that say what was counted."""
     shutil.copytree(toy_translation_run, tmp_path / "runs" / "dogs")
-    report(tmp_path / "runs", tmp_path / "docs", quiet)
+    report(tmp_path / "runs", tmp_path / "docs", tmp_path / "store", quiet)
     page = (tmp_path / "docs" / "models.md").read_text()
     for search in ("greedy", "beam 5"):
         measured = json.loads((tmp_path / "docs" / "runs" / "dogs.json").read_text())["quality"]["dogs"][search]
-        figures = f"{measured['bleu']:.2f} | {measured['chrf']:.2f} | {measured['bleu_lower_tokenised']:.2f} |"
+        assert measured["bleu_confidence"] > 0
+        figures = f"{measured['bleu']:.2f} ± {measured['bleu_confidence']:.2f} | {measured['chrf']:.2f} ±"
         assert f"| dogs | dogs (n = 60) | {search} | {figures}" in page
     assert "tok:13a" in page
     assert "tok:none" in page
@@ -43,7 +45,7 @@ def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, 
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     shutil.copytree(toy_run, runs / "toy")
     (runs / "unfinished").mkdir()
-    report(runs, docs, quiet)
+    report(runs, docs, tmp_path / "store", quiet)
     record = json.loads((docs / "runs" / "toy.json").read_text())
     page = (docs / "models.md").read_text()
     for figure in (
@@ -58,5 +60,11 @@ def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, 
     assert f"the 1 on this page took {hours:.1f} thread hours on {processor}, validation" in page
     assert "unfinished" not in page
     assert sorted(path.suffix for path in docs.glob("*.png")) == [".png", ".png"]
-    report(tmp_path / "nothing", docs, quiet)
+    report(tmp_path / "nothing", docs, tmp_path / "store", quiet)
     assert (docs / "models.md").read_text() == page
+    report(runs, docs, ROOT / "model_store", quiet)
+    card = json.loads((ROOT / "model_store/sentiment-small/1/manifest.json").read_text())
+    accuracy = 100 * card["quality"]["everyday sentences (tests/data)"]["accuracy"]
+    assert (
+        f"| everyday sentences (tests/data) (n = 206) | accuracy {accuracy:.2f} (" in (docs / "models.md").read_text()
+    )

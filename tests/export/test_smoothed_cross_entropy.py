@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.smoothed_cross_entropy import smoothed_cross_entropy
+from export.transformer import NEGATIVE
 
 TOKENS, WIDTH, VOCABULARY, SMOOTHING = 400, 16, 3001, 0.1  # three blocks of rows, the last not full
 
@@ -14,7 +15,7 @@ def both(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     torch.manual_seed(4)
     labels_N = torch.randint(1, VOCABULARY, (TOKENS,))
     weight, bias_V = torch.randn(VOCABULARY, WIDTH), torch.zeros(VOCABULARY)
-    bias_V[0] = -1e4  # never predicted
+    bias_V[0] = NEGATIVE  # never predicted
     features = weight[labels_N] + 2 * torch.randn(TOKENS, WIDTH)  # so that some are right and some are not
     found = []
     for ours in (False, True):
@@ -22,9 +23,9 @@ def both(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         if ours:
             loss, correct_N = smoothed_cross_entropy(x_ND, weight_VD, bias_V, labels_N, SMOOTHING, dtype)
         else:
-            logits_NV = x_ND @ weight_VD.T + bias_V
-            loss = functional.cross_entropy(logits_NV, labels_N, label_smoothing=SMOOTHING)
-            correct_N = logits_NV.argmax(1) == labels_N
+            logits_NV = x_ND @ weight_VD[1:].T  # as if that token did not exist
+            loss = functional.cross_entropy(logits_NV, labels_N - 1, label_smoothing=SMOOTHING)
+            correct_N = logits_NV.argmax(1) == labels_N - 1
         (3 * loss).backward()  # the factor must come through
         assert x_ND.grad is not None and weight_VD.grad is not None
         found.append((loss.detach(), correct_N, x_ND.grad, weight_VD.grad))

@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from export.golden_texts import made_up_sentences
 from export.tokenizer import train_tokenizer, with_everyday_spelling
 
-TOKENIZER = train_tokenizer([*made_up_sentences(300), "do n't", "it 's"], 600, 64)
+TOKENIZER = train_tokenizer([*made_up_sentences(300), "do n't", "it 's"], 600)
 
 
 @pytest.mark.parametrize(

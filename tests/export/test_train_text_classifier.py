@@ -106,7 +106,7 @@ def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, 
             train_text_classifier(data, replace(wanted, model=model), tmp_path / complaint.replace(" ", "-"), quiet)
 
 
-def test_a_share_of_the_training_data(tmp_path: Path) -> None:
+def test_a_share_of_the_training_data() -> None:
     """A tenth, in the old order, others with another seed; impossible shares are refused."""
     examples = toy_data().train
     tenth = training.share_of(examples, 0.1, seed=1)

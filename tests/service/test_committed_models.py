@@ -1,13 +1,18 @@
 """The models in the repository, as a fresh clone serves them."""
 
+import base64
+import json
 import os
 from collections.abc import Iterator
 
+import grpc
 import httpx
 import pytest
 import sacrebleu
 
+from export.golden_images import golden_images
 from load_tests.material import OWN_PAIRS, load_images
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tests.conftest import ROOT, Server, running_server
 
 EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.tsv").read_text().splitlines()]
@@ -24,6 +29,61 @@ def test_every_committed_model_is_ready(fresh: Server) -> None:
     """Checksums, golden replay, tokenizer: none is left out."""
     answer = httpx.get(f"{fresh.http}/readyz")
     assert (answer.status_code, answer.json()["not_served"]) == (200, {})
+
+
+def over_v2(http: httpx.Client, model: str, tensor: dict[str, object]) -> str:
+    """The first element of the first output, over REST."""
+    body = {"inputs": [{"shape": [1], "datatype": "BYTES"} | tensor]}
+    outputs = http.post(f"/v2/models/{model}/infer", json=body).raise_for_status().json()["outputs"]
+    return str(outputs[0]["data"][0])
+
+
+def over_v2_grpc(channel: grpc.Channel, model: str, name: str, content: bytes) -> str:
+    """The same over gRPC."""
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[1])
+    tensor.contents.bytes_contents.append(content)
+    request = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
+    answer = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request)
+    return str(answer.outputs[0].contents.bytes_contents[0].decode())
+
+
+def test_every_face_gives_the_same_answer(fresh: Server) -> None:
+    """The committed models: Open Inference Protocol over REST and gRPC, typed call, stream, task API."""
+    text = "Two children are playing in the snow."
+    with httpx.Client(base_url=fresh.http, timeout=60) as http, grpc.insecure_channel(fresh.grpc) as channel:
+        typed = heed_pb2_grpc.HeedStub(channel)
+        for model in ("sentiment", "sentiment-small"):
+            answers = {
+                http.post(f"/models/{model}", json={"inputs": text}).json()[0][0]["label"],
+                over_v2(http, model, {"name": "text", "data": [text]}),
+                over_v2_grpc(channel, model, "text", text.encode()),
+                typed.ClassifyText(heed_pb2.ClassifyTextRequest(model=model, text=text)).label,
+            }
+            assert len(answers) == 1, (model, answers)
+        for model in ("translation-en-de", "translation-en-de-int8"):
+            request = heed_pb2.TranslateRequest(model=model, text=text)
+            streamed = "".join(chunk.text for chunk in typed.TranslateStream(request))
+            with http.stream("POST", f"/models/{model}", json={"inputs": text, "stream": True}) as events:
+                pieces = [json.loads(line[6:]) for line in events.iter_lines() if line]
+            answers = {
+                http.post(f"/models/{model}", json={"inputs": text}).json()[0]["translation_text"],
+                "".join(piece.get("text", "") for piece in pieces),
+                pieces[-1]["translation_text"],
+                over_v2(http, model, {"name": "text", "data": [text]}),
+                over_v2_grpc(channel, model, "text", text.encode()),
+                typed.Translate(request).translation,
+                streamed,
+            }
+            assert len(answers) == 1, (model, answers)
+            assert "Kinder" in answers.pop()
+        file = next(iter(golden_images().values()))
+        answers = {
+            http.post("/models/cifar10-vit", content=file).json()[0]["label"],
+            over_v2(http, "cifar10-vit", {"name": "image", "data": [base64.b64encode(file).decode()]}),
+            over_v2_grpc(channel, "cifar10-vit", "image", file),
+            typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="cifar10-vit", image=file)).label,
+        }
+        assert len(answers) == 1, answers
 
 
 @pytest.mark.parametrize(("model", "floor"), [("sentiment", 0.87), ("sentiment-small", 0.82)])
