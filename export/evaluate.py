@@ -106,13 +106,13 @@ def translation_quality(
     return TranslationQuality(
         num_examples=len(references),
         bleu=cased.score,
-        bleu_confidence=cased._ci,
+        bleu_confidence=float(cased._ci),
         bleu_signature=str(bleu.get_signature()),
         chrf=characters.score,
-        chrf_confidence=characters._ci,
+        chrf_confidence=float(characters._ci),
         chrf_signature=str(chrf.get_signature()),
         bleu_lower_tokenised=lower.score,
-        bleu_lower_tokenised_confidence=lower._ci,
+        bleu_lower_tokenised_confidence=float(lower._ci),
         bleu_lower_tokenised_signature=f"Moses tokenizer ({language}), {tokenised.get_signature()}",
     )
 

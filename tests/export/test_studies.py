@@ -35,7 +35,7 @@ def page_of(records: dict[str, dict[str, Any]], docs: Path, quiet: Console) -> s
     (docs / "runs").mkdir(parents=True)
     for name, record in records.items():
         (docs / "runs" / f"{name}.json").write_text(json.dumps(record))
-    report(docs / "nothing", docs, quiet)
+    report(docs / "nothing", docs, docs / "nothing", quiet)
     return (docs / "models.md").read_text()
 
 

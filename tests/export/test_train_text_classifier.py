@@ -1,6 +1,7 @@
 """Training: it learns, it can be stopped, it gives the same again."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,11 +12,12 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from torch.nn.functional import kl_div
 
+from export import run_folder
 from export import train_text_classifier as training
 from export.baselines import BiLstmConfig
 from export.data import LabelledTexts
 from export.teacher import distance_of_tokens, judge
-from export.train_text_classifier import train_text_classifier
+from export.train_text_classifier import measure, train_text_classifier
 from tests.export.conftest import toy_config, toy_data
 
 
@@ -26,6 +28,7 @@ def test_a_small_transformer_learns_a_small_task(toy_run: Path) -> None:
     assert result["quality"]["num_examples"] == 600
     for field in ("command", "commit", "hardware", "training_s", "torch", "history", "num_parameters"):
         assert result[field], field
+    assert measure(toy_run, toy_data(), torch.device("cpu")) == {"quality": result["quality"]}
     assert (toy_run / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert not (toy_run / "checkpoint.pt").exists()
 
@@ -104,6 +107,20 @@ def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, 
     ):
         with pytest.raises(ValueError, match=complaint):
             train_text_classifier(data, replace(wanted, model=model), tmp_path / complaint.replace(" ", "-"), quiet)
+
+
+def test_large_weights_are_kept_in_parts(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each small enough to copy; read together they are the same network."""
+    shutil.copytree(toy_run, tmp_path / "run")
+    expected = measure(toy_run, toy_data(), torch.device("cpu"))
+    monkeypatch.setattr(run_folder, "MOST_FILE_BYTES", 10_000)
+    run_folder.halve_weights(tmp_path / "run")
+    parts = sorted((tmp_path / "run").glob("model.safetensors*"))
+    assert len(parts) > 3
+    assert all(part.suffix != ".safetensors" and part.stat().st_size <= 10_000 for part in parts)
+    assert measure(tmp_path / "run", toy_data(), torch.device("cpu")) == expected
+    run_folder.halve_weights(tmp_path / "run")  # stopped before the record was written, it is done once more
+    assert sorted((tmp_path / "run").glob("model.safetensors*")) == parts
 
 
 def test_a_share_of_the_training_data() -> None:

@@ -14,6 +14,7 @@ from export.train_translation import (
     Pair,
     batches_of_tokens,
     load_run_model,
+    measure,
     train_translation,
     translate_texts,
 )
@@ -37,6 +38,7 @@ def test_it_learns_to_translate(toy_translation_run: Path, quiet: Console) -> No
     sources = ["three blue dogs", "one red"]
     texts = translate_texts(model, tokenizer, sources, torch.device("cpu"), quiet, num_beams=4)
     assert texts == ["Hunde drei blaue", "rote eins"]
+    assert measure(toy_translation_run, toy_data(), torch.device("cpu"), quiet) == {"quality": result["quality"]}
     assert len((toy_translation_run / "translations.tsv").read_text().splitlines()) == 60
 
 
