@@ -22,6 +22,7 @@ from export.convert import (
     card_of_provenance,
     folder_in_the_making,
     put_into_store,
+    twice,
 )
 from export.data import ParallelTexts
 from export.evaluate import TranslationQuality, translation_quality, with_confidence
@@ -315,7 +316,7 @@ def describe(
             f" {MAX_SCORE_DIFFERENCE:g})"
         )
     # In int8 rounding depends on the company in the batch and on the CPU's instructions: twice what was seen here.
-    allowed = MAX_SCORE_DIFFERENCE if precision == "float32" else round(2 * difference, 3)
+    allowed = MAX_SCORE_DIFFERENCE if precision == "float32" else twice(difference)
     return Manifest(
         format=FORMAT,
         name=name,

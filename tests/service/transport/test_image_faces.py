@@ -294,7 +294,10 @@ def test_the_event_loop_is_not_held_up_by_decoding(http: httpx.Client, image_ser
 
 
 def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
-    """Sixteen requests of four slow images where eight may wait: the first are answered, others told when to come."""
+    """Sixteen requests of four slow images where eight may wait: the first are answered, others told when to come.
+
+    Over HTTP, then over gRPC.
+    """
     body, headers = binary_body([slow_file()] * 4)
     with (
         running_server(image_store, "--max-queue", "8", "--max-request-rows", "8") as server,
@@ -304,7 +307,22 @@ def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
         def ask(number: int) -> httpx.Response:
             return httpx.post(f"{server.http}/v2/models/vit/infer", content=body, headers=headers, timeout=60)
 
+        def ask_grpc(number: int) -> dict[str, str]:
+            with grpc.insecure_channel(server.grpc) as channel:
+                tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[4])
+                tensor.contents.bytes_contents.extend([slow_file()] * 4)
+                request = inference_pb2.ModelInferRequest(model_name="vit", inputs=[tensor])
+                try:
+                    inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+                except grpc.RpcError as error:
+                    assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+                    return dict(error.trailing_metadata())
+                return {}
+
         responses = list(pool.map(ask, range(16)))
+        told = [metadata for metadata in pool.map(ask_grpc, range(16)) if metadata]
+    assert told
+    assert all(int(metadata["grpc-retry-pushback-ms"]) >= 1 for metadata in told)
     refused = [response for response in responses if response.status_code == 429]
     assert {response.status_code for response in responses} == {200, 429}
     assert all(
