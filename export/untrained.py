@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from tokenizers import Tokenizer
 
 from export.convert import (
     GRAPH,
@@ -38,7 +39,13 @@ def write_untrained(
     """Write a model folder with random weights; its manifest says so.
 
     `packed` False exports the network as it is trained, padding computed: what other converters give.
+
+    Raises:
+        ValueError: the tokenizer has more pieces than `vocab_size`.
     """
+    tokenizer_json = tokenizer.read_text()
+    if (num_pieces := Tokenizer.from_str(tokenizer_json).get_vocab_size()) > vocab_size:
+        raise ValueError(f"vocab_size is {vocab_size}, the tokenizer has {num_pieces} pieces")
     config = EncoderConfig(
         vocab_size=vocab_size,
         num_labels=2,
@@ -56,7 +63,7 @@ def write_untrained(
         for_export=lambda: PackedTextClassifier(model) if packed else model,
         skips_padding=packed,
         input_names=("input_ids", "attention_mask"),
-        tokenizer_json=tokenizer.read_text(),
+        tokenizer_json=tokenizer_json,
         labels=["NEGATIVE", "POSITIVE"],
         max_tokens=config.max_tokens,
         pad_id=0,

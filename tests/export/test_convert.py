@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -150,19 +151,12 @@ def test_too_few_texts_prove_nothing(source: TextClassifierSource, tmp_path: Pat
 
 def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> None:
     """For measuring speed, in both graphs; the server would take them."""
+    sizes: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "precision": "float32"}
+    sizes["tokenizer"] = ROOT / "model_store/sentiment-small/1/tokenizer.json"
+    with pytest.raises(ValueError, match="vocab_size is 1000, the tokenizer has 21"):
+        write_untrained(name="random", store=tmp_path, vocab_size=1000, packed=True, console=quiet, **sizes)
     for packed in (True, False):
-        folder = write_untrained(
-            name="random",
-            store=tmp_path,
-            layers=1,
-            width=32,
-            heads=2,
-            vocab_size=10900,
-            tokenizer=ROOT / "model_store/sentiment-small/1/tokenizer.json",
-            precision="float32",
-            packed=packed,
-            console=quiet,
-        )
+        folder = write_untrained(name="random", store=tmp_path, vocab_size=30522, packed=packed, console=quiet, **sizes)
         manifest = read(FoundFolder("random", folder.name, folder)).manifest
         assert manifest is not None
         assert "random weights" in manifest.provenance["untrained"]
