@@ -52,11 +52,12 @@ def sole_trainer(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)
     folder = os.open(run_dir, os.O_RDONLY)
     try:
-        # The system gives the lock back when the process ends, however it ends.
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            # The system gives the lock back when the process ends, however it ends.
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunIsBusyError(f"another process is training in {run_dir}") from error
         yield
-    except BlockingIOError as error:
-        raise RunIsBusyError(f"another process is training in {run_dir}") from error
     finally:
         os.close(folder)
 

@@ -109,7 +109,7 @@ def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: flo
         left_s = ends_s - time.monotonic()
         console.rule(f"{run.name} ({number + 1} of {len(runs)})")
         try:
-            with_teacher_at_rest(run, folder)
+            require_teacher_at_rest(run, folder)
             finished = left_s > 0 and train_run(run, folder / run.name, console, left_s)
         except RunIsBusyError as busy:
             console.print(f"passed over: {busy}")
@@ -124,7 +124,7 @@ def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: flo
         console.print(f"all {len(runs)} runs are finished")
 
 
-def with_teacher_at_rest(run: Run, folder: Path) -> None:
+def require_teacher_at_rest(run: Run, folder: Path) -> None:
     """Raises RunIsBusyError: the run learns from another that a process is still training."""
     teacher = getattr(with_changes(recipe_of(run), run.changes), "teacher", "")
     if teacher and (folder / teacher).is_dir() and not is_finished(folder / teacher):
