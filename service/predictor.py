@@ -6,7 +6,6 @@ Call + input ──> model ──> task.preprocess ──> batcher.submit ──
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -29,6 +28,7 @@ from service.errors import (
 )
 from service.inflight_batcher import InFlightBatcher
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
+from service.preparation import Preparation
 from service.repository import ModelRepository, ServedModel
 from service.tasks.classification import Classification, Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
@@ -54,7 +54,6 @@ DEADLINE_SLACK_S = 0.01
 # megabytes while it is decoded. Measured on one core: 0.03 to 0.05 ms for 32 x 32, 2 to 5 ms for 640 x 480, 14 ms for a
 # JPEG of 12 megapixels and 250 ms for a WebP of that size. The length of a file does not tell, and the hand-over of
 # 0.1 ms is little beside what an image model computes.
-PREPARING_LEARNING_RATE = 0.1  # of the mean time, which says when to come again
 
 OUTCOME_OF: dict[type[HeedError], Outcome] = {
     InvalidRequest: "invalid",
@@ -134,14 +133,10 @@ class Predictor:
         self._repository, self._metrics, self._config = repository, metrics, config
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
-        # As many threads as there are cores prepare what takes long; more would only take memory.
-        self._num_preparers = repository.num_cores
-        self._preparers = ThreadPoolExecutor(self._num_preparers, "preparer")
-        self._unprepared = 0  # rows of all requests that wait for such a thread or are with one
+        self._preparation = Preparation(repository.num_cores, config.max_queue)
         self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
         self._all_answered = asyncio.Event()
-        self._prepare_s = 0.0  # of a recent row, a running mean
-        metrics.preparing_rows.set_function(lambda: self._unprepared)
+        metrics.preparing_rows.set_function(lambda: self._preparation.rows)
 
     async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
@@ -347,7 +342,8 @@ class Predictor:
             if piece > PIECE_CHARACTERS or number == len(texts):
                 tokenizing.append(partial(task.preprocess_all, texts[first:number], first=first, **options))
                 first, piece = number, 0
-        return list(chain(*await self._in_threads(call, tokenizing, len(texts), ("texts", "tokenized"))))
+        timeout_s, words = self._timeout_s(call), ("texts", "tokenized")
+        return list(chain(*await self._preparation.run(tokenizing, rows=len(texts), timeout_s=timeout_s, words=words)))
 
     async def _pixels(
         self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str
@@ -359,47 +355,8 @@ class Predictor:
             partial(task.preprocess, image, field=field.format(number), max_image_pixels=limit)
             for number, image in enumerate(images)
         ]
-        return await self._in_threads(call, decoding, len(images), ("images", "decoded"))
-
-    async def _in_threads(
-        self, call: Call, work: Sequence[Callable[[], T]], rows: int, words: tuple[str, str]
-    ) -> list[T]:
-        """Prepare the `rows` of a request in threads; the first piece of work that fails is the request's error.
-
-        `words` are what the rows are and what is done to them, for messages.
-
-        Raises:
-            Overloaded: too many rows wait already.
-            DeadlineExceeded: the deadline passed first.
-        """
-        what, done = words
-        if self._unprepared + rows > self._config.max_queue:
-            raise Overloaded(
-                f"{self._unprepared} texts and images wait to be prepared, the limit is {self._config.max_queue}",
-                retry_after_s=self._unprepared * self._prepare_s / self._num_preparers,
-            )
-
-        def timed(piece: Callable[[], T]) -> tuple[T, float]:
-            started_s = time.monotonic()
-            return piece(), time.monotonic() - started_s
-
-        loop = asyncio.get_running_loop()
-        self._unprepared += rows
-        try:
-            async with asyncio.timeout(self._timeout_s(call)):
-                running = [loop.run_in_executor(self._preparers, timed, piece) for piece in work]
-                prepared = await asyncio.gather(*running, return_exceptions=True)
-        except TimeoutError:
-            raise DeadlineExceeded(f"the deadline passed before the {what} were {done}") from None
-        finally:
-            self._unprepared -= rows
-        results = []
-        for entry in prepared:
-            if isinstance(entry, BaseException):
-                raise entry
-            results.append(entry[0])
-            self._prepare_s += PREPARING_LEARNING_RATE * (entry[1] * len(work) / rows - self._prepare_s)
-        return results
+        timeout_s, words = self._timeout_s(call), ("images", "decoded")
+        return await self._preparation.run(decoding, rows=len(images), timeout_s=timeout_s, words=words)
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
