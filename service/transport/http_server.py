@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from functools import partial
 from http import HTTPStatus
@@ -21,7 +22,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.config import ServiceConfig
-from service.errors import HeedError, InvalidRequest, Overloaded, TooLarge, clipped
+from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
 from service.metrics import Metrics, Outcome
 from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
 from service.tensors import TensorSpec
@@ -44,6 +45,8 @@ log = structlog.get_logger(__name__)
 EXTENSIONS = ["binary_tensor_data"]
 MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included
 HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
+ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
+LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
 
 
@@ -156,6 +159,7 @@ class HttpApplication:
         """
 
         async def endpoint(request: Request) -> Response:
+            request.scope[ARRIVED_S] = time.monotonic()
             request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
             try:
                 response = await answer(request, request_id)
@@ -171,6 +175,8 @@ class HttpApplication:
                 log.exception("unexpected error", request_id=request_id, path=request.url.path)
                 response = error_response(INTERNAL.http, internal_error_text(request_id))
             response.headers[REQUEST_ID_HEADER] = request_id
+            if LEFT_UNREAD in request.scope:
+                response.headers["connection"] = "close"
             return response
 
         return endpoint
@@ -197,13 +203,18 @@ class HttpApplication:
         too_large = TooLarge(f"the body is larger than the limit of {limit} bytes")
         if (declared := request.headers.get("content-length", "0")).isdecimal() and int(declared) > limit:
             raise too_large
+        timeout_s = _header_timeout_s(request)
         parts, size = [], 0
         try:
-            async for part in request.stream():
-                size += len(part)
-                if size > limit:
-                    raise too_large
-                parts.append(part)
+            async with asyncio.timeout(self._config.default_timeout_s if timeout_s is None else timeout_s):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    parts.append(part)
+        except TimeoutError:
+            request.scope[LEFT_UNREAD] = True
+            raise DeadlineExceeded(f"the deadline passed when {size} bytes of the body were there") from None
         except ClientDisconnect:
             self._count_failure(request, request_id, "cancelled", "the client hung up before its request was whole")
             raise
@@ -245,20 +256,15 @@ class HttpApplication:
         parameter_timeout_s: float | None,
         truncate: bool,
     ) -> Call:
-        timeout_s = None
-        if (text := request.headers.get(TIMEOUT_HEADER)) is not None:
-            if not (milliseconds := number_of(text)):
-                raise InvalidRequest(
-                    f"header {TIMEOUT_HEADER} must be a whole number of milliseconds above 0, of at most {MAX_DIGITS}"
-                    f" digits, not {text[:40]!r}"
-                )
-            timeout_s = milliseconds * 1e-3
+        timeout_s = earliest(_header_timeout_s(request), parameter_timeout_s)
+        if timeout_s is not None:
+            timeout_s -= time.monotonic() - request.scope[ARRIVED_S]
         return Call(
             model=request.path_params["model"],
             version=request.path_params.get("version", ""),
             protocol="http",
             request_id=request_id,
-            timeout_s=earliest(timeout_s, parameter_timeout_s),
+            timeout_s=timeout_s,
             truncate=truncate,
         )
 
@@ -498,6 +504,22 @@ class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
     inputs: str
     parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
     options: HubOptions = {}
+
+
+def _header_timeout_s(request: Request) -> float | None:
+    """What the client gives the call; None if it does not say.
+
+    Raises:
+        InvalidRequest: it says something else.
+    """
+    if (text := request.headers.get(TIMEOUT_HEADER)) is None:
+        return None
+    if not (milliseconds := number_of(text)):
+        raise InvalidRequest(
+            f"header {TIMEOUT_HEADER} must be a whole number of milliseconds above 0, of at most {MAX_DIGITS}"
+            f" digits, not {text[:40]!r}"
+        )
+    return milliseconds * 1e-3
 
 
 def labelled_scores(labels: list[str], scores: list[float]) -> list[dict[str, object]]:

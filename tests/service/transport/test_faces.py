@@ -563,6 +563,19 @@ def test_headers_without_end_are_refused(server: Server) -> None:
     assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": "Invalid HTTP request received."}
 
 
+def test_a_body_that_does_not_come_ends_with_the_deadline(server: Server, http: httpx.Client) -> None:
+    """The rest is not waited for: the connection ends."""
+    name = 'heed_requests_total{model="sentiment",outcome="expired",protocol="http",version="1"}'
+    before = metric(http, name)
+    head = b"POST /models/sentiment HTTP/1.1\r\nhost: x\r\nx-request-timeout-ms: 50\r\ncontent-length: 90\r\n\r\n"
+    answer = exchange(server, head + b'{"inputs": ')
+    assert answer.startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
+    assert b"\r\nconnection: close\r\n" in answer
+    error = "the deadline passed when 11 bytes of the body were there"
+    assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": error}
+    assert metric(http, name) == before + 1
+
+
 def test_a_body_over_the_limit_is_refused_over_both_protocols(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
