@@ -116,7 +116,8 @@ def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: flo
             left_to_others.append(run.name)
             continue
         if not finished:
-            console.print(f"the time is up; {len(runs) - number + len(left_to_others)} runs are unfinished")
+            unfinished = sum([not is_finished(folder / run.name) for run in runs])
+            console.print(f"the time is up; {unfinished} of {len(runs)} runs are unfinished")
             return
     if left_to_others:
         console.print(f"all but {', '.join(left_to_others)} are finished")

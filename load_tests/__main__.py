@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from load_tests.drivers import mean_batch_rows
-from load_tests.page import command_of, commit, machine, replace_marked
+from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import Process, free_port
 
 HERE = Path(__file__).parent
@@ -39,6 +39,10 @@ def main() -> int:
     arguments = parser.parse_args()
     if bool(arguments.http) != bool(arguments.grpc):
         parser.error("--http and --grpc go together")
+    try:
+        part = MarkedPart.of(arguments.document, "load") if arguments.document else None
+    except ValueError as error:
+        parser.error(str(error))
     limits_by_model = tomllib.loads(arguments.slo.read_text())
     models = arguments.model or list(limits_by_model)
     if unknown := [model for model in models if model not in limits_by_model]:
@@ -67,8 +71,8 @@ def main() -> int:
             console.print(f"results: {base}.json, {base}.txt, {base}.png, {base}_stats.csv", soft_wrap=True)
             reports[model] = report
             missed += [f"{name} of {model}" for name in missed_here]
-    if arguments.document:
-        replace_marked(arguments.document, "load", page_of(reports, missed, arguments))
+    if part:
+        part.replace(page_of(reports, missed, arguments))
     console.print(f"missed: {', '.join(missed)}" if missed else "every limit of slo.toml was kept")
     return 1 if missed else 0
 

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from load_tests.drivers import drive_grpc, drive_http
 from load_tests.material import load_sentences
-from load_tests.page import command_of, commit, machine, replace_marked
+from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
 from load_tests.translation_bench import measure_translation, report_translation
 
@@ -91,6 +91,10 @@ def main() -> int:
     parser.add_argument("--sentences", type=int, default=512, help="sentences of one measurement of translation")
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
     arguments = parser.parse_args()
+    try:
+        part = MarkedPart.of(arguments.document, "bench") if arguments.document else None
+    except ValueError as error:
+        parser.error(str(error))
     console = Console(width=None if sys.stdout.isatty() else 140)
     prepare_store(console)
     pin(LOAD_CORE)
@@ -103,8 +107,8 @@ def main() -> int:
     page = report(result)
     console.print(page, markup=False, highlight=False, soft_wrap=True)
     console.print(f"written: {target.relative_to(ROOT)}")
-    if arguments.document:
-        replace_marked(arguments.document, "bench", page)
+    if part:
+        part.replace(page)
     return 0
 
 

@@ -5,6 +5,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -28,15 +29,40 @@ def machine() -> str:
     return f"{names[0].strip() if names else platform.machine()}, {cores} cores, Python {platform.python_version()}"
 
 
-def replace_marked(document: Path, name: str, page: str) -> None:
-    """Put `page` between `<!-- NAME: begin -->` and `<!-- NAME: end -->`.
+@dataclass(frozen=True)
+class MarkedPart:
+    """What stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page."""
 
-    Raises:
-        ValueError: the document has no such marks.
-    """
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = document.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise ValueError(f"{document} has no {begin} and {end}")
-    document.write_text(f"{before}{begin}\n\n{page}\n{end}{after}")
+    document: Path
+    name: str
+
+    @classmethod
+    def of(cls, document: Path, name: str) -> "MarkedPart":
+        """A part that is there: whoever measures for minutes wants to hear at once that it is not.
+
+        Raises:
+            ValueError: the document has no such marks, or cannot be read.
+        """
+        part = cls(document, name)
+        try:
+            part._around()
+        except OSError as error:
+            raise ValueError(str(error)) from error
+        return part
+
+    def replace(self, page: str) -> None:
+        """Put `page` there.
+
+        Raises:
+            ValueError: the marks are gone.
+        """
+        before, after = self._around()
+        self.document.write_text(f"{before}\n\n{page}\n{after}")
+
+    def _around(self) -> tuple[str, str]:
+        begin, end = f"<!-- {self.name}: begin -->", f"<!-- {self.name}: end -->"
+        before, found, rest = self.document.read_text().partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise ValueError(f"{self.document} has no {begin} and {end}")
+        return before + begin, end + after

@@ -62,7 +62,7 @@ def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
     runs = [Run("first", "sentiment", []), Run("second", "sentiment", [])]
     (tmp_path / "first").symlink_to(toy_run)
     work_off(runs, tmp_path, Console(width=200), time_budget_s=0.0)
-    assert "2 runs are unfinished" in capsys.readouterr().out
+    assert "1 of 2 runs are unfinished" in capsys.readouterr().out
     (tmp_path / "second").symlink_to(toy_run)
     work_off(runs, tmp_path, Console(width=200), time_budget_s=60.0)
     assert "all 2 runs are finished" in capsys.readouterr().out

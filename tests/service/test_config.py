@@ -48,6 +48,7 @@ def test_there_are_at_most_twenty_options() -> None:
         ({"instances": -1}, "instances must be 0"),
         ({"default_timeout_s": 0.0}, "default_timeout_s must be above 0"),
         ({"default_timeout_s": float("nan")}, "default_timeout_s must be above 0"),
+        ({"drain_timeout_s": float("inf")}, "drain_timeout_s must be above 0 and finite, not inf"),
         ({"http_port": 70000}, "http_port must lie between 0 and 65535"),
         ({"max_body_bytes": 2**31}, "max_body_bytes must be at most 2147483647, not 2147483648"),
         ({"max_image_pixels": 10**9}, "max_image_pixels must be at most 178956970"),
