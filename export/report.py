@@ -266,14 +266,17 @@ def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
 def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure: str) -> None:
     """The measure on validation over training time, one line a run."""
     pyplot = pyplot_without_a_screen()
-    figure, axes = pyplot.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
+    # No two lines alike: ten colours, and another dash for every ten runs.
+    colors, dashes = pyplot.cycler(color=[f"C{number}" for number in range(10)]), pyplot.cycler(linestyle=["-", "--"])
+    axes.set_prop_cycle(dashes * colors)
     for name, record in records.items():
         scores = [entry["score"] for entry in record["history"]]
         minutes = [record["training_s"] / 60 * (epoch + 1) / len(scores) for epoch in range(len(scores))]
         axes.plot(minutes, scores, marker="o", markersize=3, label=name)
     axes.set(xlabel="minutes of training", ylabel=f"validation: {measure}", xscale="log")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 

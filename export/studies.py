@@ -135,8 +135,8 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
     if serving:
         lines += [
             "",
-            f"Served: gRPC, one sentence a request, `{serving['command']}` at commit {serving['commit']},"
-            f" {serving['machine']}; medians of {serving['rounds']} rounds, {serving['steal_s']:.1f} CPU s stolen by"
+            f"Served: gRPC, one sentence a request, by the command in [serving.json](serving.json) at commit"
+            f" {serving['commit']}, {serving['machine']}; medians of {serving['rounds']} rounds, {serving['steal_s']:.1f} CPU s stolen by"
             f" the host in {serving['wall_s']:.0f} s.",
         ]
     users = f"{serving['users']} users" if serving else "many users"
