@@ -268,8 +268,8 @@ def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure
     pyplot = pyplot_without_a_screen()
     figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
     # No two lines alike: ten colours, and another dash for every ten runs.
-    colors, dashes = pyplot.cycler(color=[f"C{number}" for number in range(10)]), pyplot.cycler(linestyle=["-", "--"])
-    axes.set_prop_cycle(dashes * colors)
+    colors = pyplot.cycler(color=pyplot.colormaps["tab10"].colors)
+    axes.set_prop_cycle(pyplot.cycler(linestyle=["-", "--"]) * colors)
     for name, record in records.items():
         scores = [entry["score"] for entry in record["history"]]
         minutes = [record["training_s"] / 60 * (epoch + 1) / len(scores) for epoch in range(len(scores))]

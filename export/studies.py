@@ -136,8 +136,8 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
         lines += [
             "",
             f"Served: gRPC, one sentence a request, by the command in [serving.json](serving.json) at commit"
-            f" {serving['commit']}, {serving['machine']}; medians of {serving['rounds']} rounds, {serving['steal_s']:.1f} CPU s stolen by"
-            f" the host in {serving['wall_s']:.0f} s.",
+            f" {serving['commit']}, {serving['machine']}; medians of {serving['rounds']} rounds,"
+            f" {serving['steal_s']:.1f} CPU s stolen by the host in {serving['wall_s']:.0f} s.",
         ]
     users = f"{serving['users']} users" if serving else "many users"
     columns = ("layers x width, heads", "parameters", "accuracy %", "while training %", "minutes of training")
@@ -158,7 +158,8 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
     lines += table(columns, rows)
     lines += ["", *_effects(settings)]
     _plot_sweep(settings, front, picture)
-    return [*lines, "", f"![accuracy by latency and by parameters]({picture.name})"]
+    lines += ["", f"![accuracy by latency and by parameters]({picture.name})"]
+    return [*lines, "", "What to make of it: [what-mattered.md](what-mattered.md)."]
 
 
 def swept_settings(records: Records, served: dict[str, dict[str, float]]) -> dict[Setting, Swept]:
@@ -222,15 +223,32 @@ def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
             gain = f"{_signed(statistics.mean(gains))} ({_signed(min(gains))} to {_signed(max(gains))})"
             rows.append([field, str(low), str(high), str(len(pairs)), gain, times])
     yield from table(("dimension", "from", "to", "pairs", "accuracy", "times the latency"), rows)
-    between = [
-        max(swept.accuracies) - min(swept.accuracies) for swept in settings.values() if len(swept.accuracies) > 1
-    ]
-    if between:
+    repeated = {setting: swept for setting, swept in settings.items() if len(swept.accuracies) > 1}
+    if repeated:
+        between = [max(swept.accuracies) - min(swept.accuracies) for swept in repeated.values()]
         yield ""
         yield (
             f"Two seeds of the same setting differ by {statistics.mean(between):.2f} points on average, by"
             f" {max(between):.2f} at most: smaller differences than that say nothing."
         )
+    narrowest = min((setting.d_model for setting in repeated), default=0)
+    for which, chosen in (
+        ("all settings", repeated),
+        (f"those wider than {narrowest}", {one: swept for one, swept in repeated.items() if one.d_model > narrowest}),
+    ):
+        if len(chosen) > 1:
+            yield ""
+            yield _spread_of_means(which, list(chosen.values()))
+
+
+def _spread_of_means(which: str, settings: list[Swept]) -> str:
+    """How far settings lie apart, beside how far the seeds alone would have set them apart."""
+    means = [statistics.mean(swept.accuracies) for swept in settings]
+    by_seeds = statistics.mean(statistics.variance(swept.accuracies) / len(swept.accuracies) for swept in settings)
+    return (
+        f"Standard deviation of the means of {which} (n = {len(means)}): {statistics.stdev(means):.2f} points; the"
+        f" seeds alone would make it {by_seeds**0.5:.2f}."
+    )
 
 
 def _signed(points: float) -> str:

@@ -85,6 +85,9 @@ def test_the_sweep_says_what_each_dimension_is_worth(record: dict[str, Any], tmp
     assert "| num_layers | 1 | 2 | 2 | +5.00 (+5.00 to +5.00) | 2.00 |" in page
     assert "| d_model | 64 | 128 | 2 | +0.00 (+0.00 to +0.00) | 1.00 |" in page
     assert "differ by 1.00 points on average" in page
+    # Means 76.5 and 81.5, twice each; two seeds that lie 1 apart have variance 0.5, their mean half of it.
+    assert "means of all settings (n = 4): 2.89 points; the seeds alone would make it 0.50." in page
+    assert "means of those wider than 64 (n = 2): 3.54 points; the seeds alone would make it 0.50." in page
     assert (tmp_path / "models-sentiment-sweep.png").exists()
 
 
