@@ -1,4 +1,4 @@
-"""`python -m export train | queue | measure | report | convert | load | untrained`: from data to a model folder."""
+"""`python -m export train | queue | measure | report | convert | load | untrained | archive`: from data to models."""
 
 import argparse
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from model_store.folder import NAME
+from model_store.folder import NAME, FolderError
 
 NUM_COMPARED_IMAGES = 2_000  # of the 10,000 that quality is measured on
 
@@ -19,10 +19,6 @@ def main() -> int:
     arguments = parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     errors = Console(stderr=True)
-    # torch takes seconds to import, and `--help` should not.
-    from export.convert import ConversionRefused
-    from export.hugging_face import LoadRefused
-
     run = {
         "train": train,
         "queue": queue,
@@ -31,16 +27,11 @@ def main() -> int:
         "convert": convert,
         "load": load,
         "untrained": untrained,
+        "archive": archive,
     }[arguments.command]
     try:
         run(arguments, console)
-    except (
-        ConversionRefused,
-        LoadRefused,
-        FileNotFoundError,
-        ConnectionError,
-        ValueError,
-    ) as error:
+    except (ValueError, FolderError, FileNotFoundError, ConnectionError) as error:  # each says what is wrong
         errors.print(
             f"{arguments.command}: {error}",
             style="bold red",
@@ -119,14 +110,31 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--tokenizer", type=Path, default=Path("model_store/sentiment/1/tokenizer.json"))
     add_target_options(one)
+    add_archive(commands)
     return root
+
+
+def add_archive(commands: Any) -> None:
+    """The command that packs model folders for TorchServe."""
+    one = commands.add_parser("archive", help="pack models of the store for TorchServe, into <name>.mar")
+    one.add_argument("models", nargs="*", metavar="model", help="names in the store; default: all that have a task")
+    one.add_argument("--model-store", type=Path, default=Path("model_store"))
+    one.add_argument("--into", type=Path, default=Path("build/archives"), help="the folder of the archives")
+    one.add_argument("--runtime", choices=["torchscript", "onnx"], help="default: TorchScript where the folder has it")
+    for name, default, what in (
+        ("batch-size", 32, "requests that a worker gets at once, at most"),
+        ("max-batch-delay-ms", 5, "how long the front end waits for them"),
+        ("workers", 1, "processes of a model, each with a copy of the weights"),
+        ("threads", 0, "of a worker's engine calls; 0: the cores"),
+    ):
+        one.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default {default})")
 
 
 def add_target_options(command: argparse.ArgumentParser) -> None:
     """Options of the commands that write to the model store."""
     command.add_argument("--name", help="of the model in the store; default: that of the model or folder")
     command.add_argument("--model-store", type=Path, default=Path("model_store"))
-    command.add_argument("--precision", choices=["float32", "int8"], default="float32")
+    command.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32")
 
 
 def add_time_budget(command: argparse.ArgumentParser) -> None:
@@ -222,6 +230,25 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
     )
 
 
+def archive(arguments: argparse.Namespace, console: Console) -> None:
+    """Pack models for TorchServe."""
+    from export.torchserve.archive import Batching, newest_models
+    from export.torchserve.archive import archive as pack
+
+    found = newest_models(arguments.model_store)
+    if unknown := [name for name in arguments.models if name not in found]:
+        raise ValueError(f"no model with a task: {', '.join(unknown)}; {arguments.model_store} has {', '.join(found)}")
+    batching = Batching(
+        batch_size=arguments.batch_size,
+        max_batch_delay_ms=arguments.max_batch_delay_ms,
+        workers=arguments.workers,
+        threads=arguments.threads,
+    )
+    for name in arguments.models or found:
+        path = pack(found[name], arguments.into, batching, arguments.runtime)
+        console.print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
+
+
 def texts_to_measure_on() -> dict[str, Any]:
     """What text classifiers are compared with PyTorch and measured on."""
     from export.data import load_everyday, load_sst2
@@ -269,9 +296,10 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
 
     if arguments.task != "text-classification" and arguments.validate_on:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
-    if arguments.precision == "int8" and not arguments.validate_on:
+    if arguments.precision != "float32" and not arguments.validate_on:
         raise ValueError(
-            "--precision int8 needs labelled inputs to measure the loss: --validate-on, for text classifiers"
+            f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for text"
+            " classifiers"
         )
     if arguments.task == "translation":
         load_translation(arguments, console)

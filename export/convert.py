@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from export.evaluate import classification_quality
-from export.graphs import export_graph, halve_exact_weights, optimize_transformer, quantize
+from export.graphs import export_graph, halve, halve_exact_weights, optimize_transformer, quantize
 from export.provenance import this_command
 from export.source import Labelled, Source
 from model_store.folder import (
@@ -32,6 +32,7 @@ from model_store.folder import (
     FORMAT,
     GRAPH,
     MANIFEST,
+    TORCHSCRIPT,
     GoldenExample,
     Manifest,
     Tensor,
@@ -41,15 +42,14 @@ from model_store.folder import (
     write_manifest,
 )
 
-Precision = Literal["float32", "int8"]
+Precision = Literal["float32", "float16", "int8"]
 
-TORCHSCRIPT = "model.torchscript.pt"
 MIN_COMPARED = 500
 MAX_LOGIT_DIFFERENCE = 1e-4  # float32: ONNX and TorchScript against PyTorch
 MAX_ACCURACY_LOSS = 0.005  # int8: half a percentage point
 
 
-class ConversionRefused(Exception):
+class ConversionRefused(ValueError):
     """The converted model is not the model that was trained; nothing was written."""
 
 
@@ -82,7 +82,7 @@ def convert(
         name: of the model folder.
         store: the model store.
         compare_on: at least 500 texts, or image files, for the comparison with PyTorch.
-        labelled: labelled ones to measure quality on; needed for int8.
+        labelled: labelled ones to measure quality on; needed for all but float32.
         precision: of the graph's products.
         about: goes into the manifest's provenance and the model card: data, licence, ...
         console: for progress.
@@ -93,13 +93,13 @@ def convert(
         the new folder.
 
     Raises:
-        ConversionRefused: the outputs differ from PyTorch's, or int8 costs too much accuracy.
-        ValueError: too few inputs to compare on, none with labels for int8, or int8 does not suit the network.
+        ConversionRefused: the outputs differ from PyTorch's, or the precision costs too much accuracy.
+        ValueError: too few inputs to compare on, none with labels to measure a loss, or int8 does not suit the network.
     """
     if len(compare_on) < MIN_COMPARED:
         raise ValueError(f"{len(compare_on)} {source.kind} to compare on, at least {MIN_COMPARED} are needed")
-    if precision == "int8" and labelled is None:
-        raise ValueError(f"int8 needs labelled {source.kind}, to measure what it costs in accuracy")
+    if precision != "float32" and labelled is None:
+        raise ValueError(f"{precision} needs labelled {source.kind}, to measure what it costs in accuracy")
     if precision == "int8" and source.not_quantized_because:
         raise ValueError(f"int8 is not offered: {source.not_quantized_because}")
     with folder_in_the_making(store) as folder:
@@ -108,6 +108,9 @@ def convert(
         if precision == "int8":
             console.print("quantizing to int8")
             quantize(folder / GRAPH, source.quantized_operators)
+        elif precision == "float16":
+            console.print("halving to float16")
+            halve(folder / GRAPH)
         else:
             halve_exact_weights(folder / GRAPH)
         console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
@@ -211,24 +214,24 @@ def measure_quality(
     precision: Precision,
     split: str,
 ) -> dict[str, Any]:
-    """Quality of the graph on labelled inputs; for int8 beside PyTorch's, and refused where it falls too far.
+    """Quality of the graph on labelled inputs; of lossy precisions beside PyTorch, and refused where it falls too far.
 
     Raises:
-        ConversionRefused: int8 loses more than half a point of accuracy.
+        ConversionRefused: the precision loses more than half a point of accuracy.
     """
     labels_B = np.array(labelled.labels)
     measured = classification_quality(onnx_logits(source, path, labelled.inputs), labels_B)
     quality: dict[str, Any] = {split: measured.as_dict()}
-    if precision == "int8":
+    if precision != "float32":
         before = classification_quality(source.logits(source.module, labelled.inputs), labels_B)
         loss = before.accuracy - measured.accuracy
         quality |= {
-            "accuracy_before_quantization": before.accuracy,
+            "accuracy_before_quantization" if precision == "int8" else "accuracy_in_float32": before.accuracy,
             "accuracy_loss": loss,
         }
         if loss > MAX_ACCURACY_LOSS:
             raise ConversionRefused(
-                f"int8 loses {100 * loss:.2f} points of accuracy ({100 * before.accuracy:.2f} % to"
+                f"{precision} loses {100 * loss:.2f} points of accuracy ({100 * before.accuracy:.2f} % to"
                 f" {100 * measured.accuracy:.2f} %), allowed are {100 * MAX_ACCURACY_LOSS:.1f}"
             )
     return quality
@@ -306,9 +309,9 @@ def describe(
         require_equal(golden_comparison, "ONNX, asked the golden examples,")
         tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
     else:
-        # Rounding depends on the company in the batch and on the CPU's int8 instructions; twice what was seen here. A
+        # Rounding depends on the company in the batch and on the processor's instructions; twice what was seen here. A
         # golden example whose logits lie within that of each other may change its label, and another one cannot; what
-        # int8 may cost is bounded by the accuracy on labelled inputs.
+        # the precision may cost is bounded by the accuracy on labelled inputs.
         seen = max(
             comparison.max_abs_logit_difference,
             golden_comparison.max_abs_logit_difference,
@@ -370,7 +373,8 @@ def model_card(manifest: Manifest, version: int) -> str:
             ]
     lines += ["Against the model before its conversion:", ""]
     if "accuracy_loss" in manifest.quality:
-        lines.append(f"- accuracy lost by quantization: {100 * manifest.quality['accuracy_loss']:.2f} points")
+        by = "quantization" if manifest.precision == "int8" else manifest.precision
+        lines.append(f"- accuracy lost by {by}: {100 * manifest.quality['accuracy_loss']:.2f} points")
     for runtime, comparison in manifest.quality["compared_with_pytorch"].items():
         lines.append(
             f"- {runtime} against PyTorch on {comparison['num_examples']} inputs: logits differ by at most"

@@ -154,6 +154,8 @@ def convert_translation(
         raise ValueError(f"{num_sentences} sentences to compare on, at least {MIN_COMPARED} are needed")
     if precision == "int8" and not any(split.target for split in compare_on.values()):
         raise ValueError("int8 needs sentences with references, to measure what it costs in BLEU")
+    if precision == "float16":
+        raise ValueError("float16 is offered for classifiers alone")
     with folder_in_the_making(store) as folder:
         console.print("exporting to ONNX")
         export_encoder(source.module, folder / ENCODER)

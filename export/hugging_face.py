@@ -35,7 +35,7 @@ IMAGE_MODEL_TYPES = ("vit", "deit")
 FUSED = "heed_fused"
 
 
-class LoadRefused(Exception):
+class LoadRefused(ValueError):
     """A model that cannot be converted; the message says why."""
 
 

@@ -3,6 +3,7 @@
     manifest.json     task, tensors, labels, limits, sha256 of every other file, provenance, measured quality
     model.onnx        the graph; of a translation model the decoder step
     encoder.onnx      of a translation model: the encoder
+    model.torchscript.pt     of many: the same graph for PyTorch's runtimes; the service does not read it
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
     target_tokenizer.json    of a translation model that writes in other pieces than it reads
     preprocessor_config.json    how images become pixels (Hugging Face form)
@@ -22,11 +23,12 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, ENCODER, TOKENIZER, TARGET_TOKENIZER, PREPROCESSOR, CARD = (
+MANIFEST, GOLDEN, GRAPH, ENCODER, TORCHSCRIPT, TOKENIZER, TARGET_TOKENIZER, PREPROCESSOR, CARD = (
     "manifest.json",
     "golden.json",
     "model.onnx",
     "encoder.onnx",
+    "model.torchscript.pt",
     "tokenizer.json",
     "target_tokenizer.json",
     "preprocessor_config.json",

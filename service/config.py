@@ -14,8 +14,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
-# Variables of other parts of the project, which may stand in the same environment.
-FOREIGN_VARIABLES = {"HEED_DATASETS"}
+# Variables of other parts of the project, which may stand in the same environment: training's, docker-compose.yml's.
+FOREIGN_VARIABLES = {"HEED_DATASETS", "HEED_BIND_ADDRESS", "HEED_CPUS", "HEED_MEMORY"}
 MOST_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
 MOST_BODY_BYTES = 2**31 - 1  # gRPC counts in 32 bits
 
@@ -33,7 +33,10 @@ class ServiceConfig:
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     http_port: int = option(8080, "port of HTTP; 0 takes a free one")
     grpc_port: int = option(8081, "port of gRPC; 0 takes a free one")
-    instances: int = option(0, "engine calls of one model that run side by side; 0: one for each core")
+    device: Literal["cpu", "cuda", "auto"] = option(
+        "cpu", "where models are computed; auto: cuda where it works, else cpu"
+    )
+    instances: int = option(0, "engine calls of one model that run side by side; 0: one for each core, 2 on a GPU")
     threads_per_instance: int = option(0, "threads of one engine call; 0: the cores shared out among the instances")
     max_queue: int = option(
         1024,
@@ -47,6 +50,8 @@ class ServiceConfig:
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
     engine_timeout_s: float = option(120.0, "an engine call that takes longer makes the server unready")
     drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
+    canary_interval_s: float = option(30.0, "between two golden examples replayed of each model; 0 for none")
+    tracing: Literal["off", "on"] = option("off", "on: traces by OTLP, as the OTEL_* variables say; extra 'tracing'")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "debug also logs each request")
     log_format: Literal["json", "console"] = option("json", "one JSON object a line, or columns for people")
 
@@ -83,6 +88,8 @@ class ServiceConfig:
         for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
+        if not 0 <= self.canary_interval_s < math.inf:
+            raise ValueError(f"canary_interval_s must be 0 (off) or more, and finite, not {self.canary_interval_s}")
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"http_port and grpc_port are both {self.http_port}; each needs its own")
         if self.max_request_rows > self.max_queue:
@@ -91,12 +98,14 @@ class ServiceConfig:
                 " the largest requests could never be admitted"
             )
 
-    def engine_layout(self, num_cores: int) -> tuple[int, int]:
+    def engine_layout(self, num_cores: int, *, on_gpu: bool) -> tuple[int, int]:
         """Instances and threads of each, for a machine with `num_cores`.
 
         One thread an instance is the default: side by side, single-threaded calls finish more rows per CPU second than
         one call that is split among threads, and all instances share one copy of the weights.
         """
+        if on_gpu:  # the second prepares its batch while the first computes
+            return self.instances or 2, self.threads_per_instance or 1
         instances = self.instances or max(1, num_cores // (self.threads_per_instance or 1))
         return instances, self.threads_per_instance or max(1, num_cores // instances)
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
-from service.engine import EngineError, first_line, session_options
+from service.device import Device
+from service.engine import EngineError, first_line, open_session
 
 # The source's keys and values are padded to a multiple of this, so that they seldom have to be laid out anew.
 SOURCE_STEP_TOKENS = 8
@@ -56,20 +56,13 @@ class Sentence(Protocol):
 class TranslationEngine:
     """Encoder and decoder step, loaded once; any number of running batches share the weights."""
 
-    def __init__(self, encoder: Path, decoder: Path, threads: int) -> None:
-        """Load both graphs; each call then computes on `threads` threads.
+    def __init__(self, encoder: Path, decoder: Path, threads: int, device: Device = "cpu") -> None:
+        """Load both graphs; each call then computes on `threads` threads, or on the device.
 
         Raises:
             EngineError: ONNX Runtime refuses a graph, or its tensors are not those of a translation model.
         """
-        options = session_options(threads)
-        try:
-            self._encoder, self._decoder = (
-                onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-                for graph in (encoder, decoder)
-            )
-        except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
-            raise EngineError(f"{encoder.name} or {decoder.name}: {first_line(error)}") from error
+        self._encoder, self._decoder = (open_session(graph, threads, device) for graph in (encoder, decoder))
         shapes = {node.name: node.shape for node in self._decoder.get_inputs()}
         self.cache_names = [name for name in shapes if name.startswith(("key_", "value_"))]
         self.cross_names = [f"cross_{name}" for name in self.cache_names]

@@ -1,4 +1,4 @@
-"""The engine: arrays in, arrays out, computed by ONNX Runtime on the CPU.
+"""The engine: arrays in, arrays out, computed by ONNX Runtime on the CPU or a GPU.
 
 Safe to call from several threads at once: ONNX Runtime runs one session side by side, so that any number of instances
 share one copy of the weights.
@@ -6,10 +6,11 @@ share one copy of the weights.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import onnxruntime
 
+from service.device import CUDA, PROVIDERS, Device
 from service.tensors import Arrays, TensorSpec
 
 # ONNX Runtime's names of element types, to those of the Open Inference Protocol.
@@ -34,24 +35,16 @@ class EngineError(Exception):
     """The graph cannot be loaded, or a call failed."""
 
 
-class OnnxEngine:
-    """One graph, loaded once."""
+class Engine(Protocol):
+    """A graph that computes; any number of threads may call it at once."""
 
-    def __init__(self, graph: Path, threads: int) -> None:
-        """Load `graph`; each call then computes on `threads` threads.
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Its inputs."""
 
-        Raises:
-            EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry.
-        """
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(graph), session_options(threads), providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
-            raise EngineError(f"{graph.name}: {first_line(error)}") from error
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
-        self._output_names = [spec.name for spec in self.outputs]
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Its outputs."""
 
     def run(self, feeds: Arrays) -> Arrays:
         """One call: an array for each input, by name; an array for each output.
@@ -59,11 +52,44 @@ class OnnxEngine:
         Raises:
             EngineError: the graph cannot compute these inputs.
         """
+
+
+class OnnxEngine:
+    """A graph computed by ONNX Runtime, loaded once."""
+
+    def __init__(self, graph: Path, threads: int, device: Device = "cpu") -> None:
+        """Load `graph`; each call then computes on `threads` threads, or on the device.
+
+        Raises:
+            EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry.
+        """
+        self._session = open_session(graph, threads, device)
+        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """As `Engine.run`."""
         try:
             outputs = self._session.run(self._output_names, feeds)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
+
+
+def open_session(graph: Path, threads: int, device: Device) -> Any:
+    """A session of ONNX Runtime.
+
+    Raises:
+        EngineError: it refuses the graph, or would compute it elsewhere.
+    """
+    try:
+        session = onnxruntime.InferenceSession(str(graph), session_options(threads), providers=PROVIDERS[device])
+    except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
+        raise EngineError(f"{graph.name}: {first_line(error)}") from error
+    if device == "cuda" and CUDA not in session.get_providers():
+        raise EngineError(f"{graph.name}: ONNX Runtime would compute it on the CPU, and CUDA was asked for")
+    return session
 
 
 def session_options(threads: int) -> Any:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
-import numpy as np
 import structlog
 
 from model_store.folder import (
@@ -29,13 +28,14 @@ from model_store.folder import (
 )
 from service.cost_table import CostTable
 from service.decoder import TranslationEngine
-from service.engine import OnnxEngine
-from service.errors import InvalidRequest
+from service.device import Device
+from service.engine import Engine, OnnxEngine
+from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.inflight_batcher import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import TensorRows, batching_problem
 from service.tasks.text_classification import TextClassification, Tokens
-from service.tasks.translation import GOLDEN_SEARCHES, SearchRequest, Sentence, Translation
+from service.tasks.translation import GOLDEN_SEARCHES, Sentence, Translation
 
 log = structlog.get_logger(__name__)
 
@@ -74,6 +74,7 @@ class LoadedTranslation:
     open_batches: Callable[[], RunningBatches]
     probe: Callable[[], None]
     costs: CostTable
+    golden: Golden
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,40 @@ class Loaded:
     probe: Callable[[], None]
     costs: CostTable
     skips_padding: bool
+    golden: Golden | None = None  # of a bare model
+
+
+def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
+    """The graph of a model with one, in ONNX Runtime.
+
+    Raises:
+        EngineError: ONNX Runtime refuses it.
+    """
+    return OnnxEngine(folder.path / GRAPH, threads, device)
 
 
 class Loader:
     """Loads folders for engines of one layout."""
 
-    def __init__(self, max_rows: int, threads: int, engine_clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        max_rows: int,
+        threads: int,
+        engine_clock: Callable[[], float],
+        device: Device = "cpu",
+        open_engine: Callable[[ModelFolder, int, Device], Engine] = open_onnx,
+    ) -> None:
         """Set up.
 
         Args:
             max_rows: of an engine call, and of a running batch.
             threads: of an engine call.
             engine_clock: measures what a call costs.
+            device: where engines compute.
+            open_engine: what computes the graph of a model with one; gets folder, threads and device.
         """
         self._max_rows, self._threads, self._engine_clock = max_rows, threads, engine_clock
+        self._device, self._open_engine = device, open_engine
 
     def load(self, found: FoundFolder) -> Loaded | LoadedTranslation:
         """Read, check and prove one folder; all of it that takes time.
@@ -110,7 +131,7 @@ class Loader:
         folder = read(found)
         if folder.manifest is not None and folder.manifest.task == "translation":
             return self._load_translation(folder)
-        engine = OnnxEngine(folder.path / GRAPH, self._threads)
+        engine = self._open_engine(folder, self._threads, self._device)
         if folder.manifest is None:
             return self._load_bare(folder, engine)
         if folder.manifest.task == "text-classification":
@@ -119,7 +140,7 @@ class Loader:
             return self._load_image_classifier(folder, engine)
         raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
 
-    def _load_bare(self, folder: ModelFolder, engine: OnnxEngine) -> Loaded:
+    def _load_bare(self, folder: ModelFolder, engine: Engine) -> Loaded:
         problem = batching_problem(engine.inputs, engine.outputs, engine.run)
         if problem:
             log.info("model is served without batching", model=folder.name, version=str(folder.version), why=problem)
@@ -133,7 +154,7 @@ class Loader:
             skips_padding=True,  # there is none
         )
 
-    def _load_text_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> Loaded:
+    def _load_text_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
         hub_config = _read_json(folder.path / "config.json", _HubConfig)
         max_tokens = folder.manifest.limits.max_tokens
@@ -156,16 +177,17 @@ class Loader:
                 raise FolderError("the tokenizer gives other ids than in training")
             return tokens
 
-        items = replay_golden(folder, item_of, run)
+        golden = GoldenLogits(folder, item_of)
+        items = replay_golden(golden, run)
         ids = [number for item in items for number in item.ids]
 
         def item_of_length(length: int) -> Tokens:
             return Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)
 
         costs = self._measure_costs(run, item_of_length, COST_PROBES, max_tokens)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, folder.manifest.skips_padding)
+        return Loaded(task, run, lambda: _probe(run, items[0]), costs, folder.manifest.skips_padding, golden)
 
-    def _load_image_classifier(self, folder: ModelFolder, engine: OnnxEngine) -> Loaded:
+    def _load_image_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
         if len(engine.inputs) != 1:
             raise FolderError(f"model.onnx has {len(engine.inputs)} inputs, an image classifier has one")
@@ -184,9 +206,10 @@ class Loader:
                 raise FolderError("the image becomes other pixels than in training")
             return pixels
 
-        items = replay_golden(folder, item_of, run)
+        golden = GoldenLogits(folder, item_of)
+        items = replay_golden(golden, run)
         costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, skips_padding=False)
+        return Loaded(task, run, lambda: _probe(run, items[0]), costs, skips_padding=False, golden=golden)
 
     def _load_translation(self, folder: ModelFolder) -> LoadedTranslation:
         assert folder.manifest is not None
@@ -206,12 +229,13 @@ class Loader:
                 (folder.path / TARGET_TOKENIZER).read_text() if TARGET_TOKENIZER in folder.manifest.files else None
             ),
         )
-        engine = TranslationEngine(folder.path / ENCODER, folder.path / GRAPH, self._threads)
+        engine = TranslationEngine(folder.path / ENCODER, folder.path / GRAPH, self._threads, self._device)
 
         def open_batches() -> RunningBatches:
             return engine.open(self._max_rows, max_tokens)
 
-        replay_golden_translations(folder, task, open_batches, self._max_rows)
+        golden = GoldenTranslations(folder, task)
+        replay_golden_translations(golden, open_batches, self._max_rows)
         text = folder.golden[0].inputs["text"]
 
         def probe() -> None:
@@ -227,7 +251,7 @@ class Loader:
             started_s = time.perf_counter()
             running.step()
             measured.append((rows, 1, time.perf_counter() - started_s))
-        return LoadedTranslation(task, open_batches, probe, CostTable(self._max_rows, 2, measured))
+        return LoadedTranslation(task, open_batches, probe, CostTable(self._max_rows, 2, measured), golden)
 
     def _measure_costs(
         self,
@@ -282,16 +306,13 @@ def _probe(run: Callable[[list[Any]], list[Any]], item: Any) -> None:
     run([item])
 
 
-def replay_golden(
-    folder: ModelFolder, item_of: Callable[[GoldenExample], Any], run: Callable[[list[Any]], list[Any]]
-) -> list[Any]:
+def replay_golden(golden: GoldenLogits, run: Callable[[list[Any]], list[Any]]) -> list[Any]:
     """Answer the golden examples, one by one and in one batch, and compare.
 
     Warm-up, preprocessing parity and numeric parity in one.
 
     Args:
-        folder: with its examples.
-        item_of: preprocesses one, and raises FolderError where that gives another tensor than in training.
+        golden: the examples.
         run: the engine call, items to logits.
 
     Returns:
@@ -300,38 +321,13 @@ def replay_golden(
     Raises:
         FolderError: the tensors differ, or the logits lie further off than the manifest allows.
     """
-    assert folder.manifest is not None
-    tolerance = folder.manifest.tolerance
-    for number, example in enumerate(folder.golden):
-        num_logits, num_labels = len(example.outputs.get("logits", [])), len(folder.manifest.labels)
-        if num_logits != num_labels:
-            raise FolderError(f"golden example {number}: {num_logits} logits, but {num_labels} labels in manifest.json")
-    items = []
-    for number, example in enumerate(folder.golden):
-        try:
-            items.append(item_of(example))
-        except KeyError as missing:
-            raise FolderError(f"golden example {number}: {missing} is missing") from missing
-        except (FolderError, InvalidRequest) as error:
-            raise FolderError(f"golden example {number}: {error}") from error
-    expected_BC = np.array([example.outputs["logits"] for example in folder.golden])
+    items = [golden.item(number) for number in range(golden.num_examples)]
     for how, logits in (
         ("alone", [run([item])[0] for item in items]),
         ("in a batch", run(items)),
     ):
-        actual_BC = np.array(logits)
-        if actual_BC.shape != expected_BC.shape:
-            raise FolderError(f"golden examples {how}: logits of shape {actual_BC.shape}, not {expected_BC.shape}")
-        off_by_B = np.abs(actual_BC - expected_BC).max(axis=1)
-        number = int(off_by_B.argmax())
-        if not off_by_B[number] <= tolerance.max_abs_logit_difference:
-            raise FolderError(
-                f"golden example {number} {how}: logits differ by {off_by_B[number]:.3g}, the manifest allows"
-                f" {tolerance.max_abs_logit_difference:g}"
-            )
-        changed_B = actual_BC.argmax(axis=1) != expected_BC.argmax(axis=1)
-        if tolerance.labels_must_agree and changed_B.any():
-            raise FolderError(f"golden example {int(changed_B.argmax())} {how}: another label")
+        for number, logits_C in enumerate(logits):
+            golden.difference(number, logits_C, how)
     return items
 
 
@@ -347,50 +343,27 @@ def decode(running: RunningBatches, sentences: Sequence[Sentence]) -> None:
 
 
 def replay_golden_translations(
-    folder: ModelFolder, task: Translation, open_batches: Callable[[], RunningBatches], max_rows: int
+    golden: GoldenTranslations, open_batches: Callable[[], RunningBatches], max_rows: int
 ) -> None:
     """Translate the golden examples by each search, greedily one by one and each way together, and compare.
 
     Args:
-        folder: with its examples.
-        task: of the folder.
+        golden: the examples.
         open_batches: empty running batches.
         max_rows: of a running batch.
 
     Raises:
         FolderError: the ids differ, or a translation is not as likely as the golden one.
     """
-    assert folder.manifest is not None
-    allowed = folder.manifest.tolerance.max_abs_logit_difference
     for search, request in GOLDEN_SEARCHES.items():
         num_beams = request.num_beams or 1
         ways = {"alone": 1, "in a batch": max(1, max_rows // num_beams)}
         if num_beams > 1:
             del ways["alone"]  # beams are company already, and a start takes its time
         for how, together in ways.items():
-            sentences = [_golden_sentence(task, folder, number, request) for number in range(len(folder.golden))]
+            sentences = [golden.item(number, search) for number in range(golden.num_examples)]
             running = open_batches()
             for first in range(0, len(sentences), together):
                 decode(running, sentences[first : first + together])
-            for number, (sentence, example) in enumerate(zip(sentences, folder.golden, strict=True)):
-                # By the score and not by the text: rounding may let two that are as likely change places.
-                off_by = abs(sentence.search.best().score - example.outputs.get(search, [np.nan])[0])
-                if not off_by <= allowed:
-                    raise FolderError(
-                        f"golden example {number} {how}, {search}: the score differs by {off_by:.3g}, the manifest"
-                        f" allows {allowed:g}"
-                    )
-
-
-def _golden_sentence(task: Translation, folder: ModelFolder, number: int, request: SearchRequest) -> Sentence:
-    example = folder.golden[number]
-    try:
-        sentence = task.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
-        expected = example.tensors["input_ids"]
-    except KeyError as missing:
-        raise FolderError(f"golden example {number}: {missing} is missing") from missing
-    except InvalidRequest as error:
-        raise FolderError(f"golden example {number}: {error}") from error
-    if sentence.ids != expected:
-        raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
-    return sentence
+            for number, sentence in enumerate(sentences):
+                golden.difference(number, sentence, how, search)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from export.source import TextClassifierSource, source_of_run
 from export.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.untrained import write_untrained
 from model_store.folder import FoundFolder, read
+from service.loading import Loaded, Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
 from tests.export.test_transformer import VARIANTS
@@ -108,6 +110,20 @@ def test_int8_states_its_loss_and_becomes_the_next_version(
     assert manifest["tolerance"]["labels_must_agree"] is False  # rounding that is allowed may turn a close answer
     assert any(node.op_type == "MatMulInteger" for node in onnx.load(second / "model.onnx").graph.node)
     assert "accuracy lost by quantization" in (second / "README.md").read_text()
+
+
+def test_float16_states_its_loss_too(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
+    """Products in half precision, for GPUs; inputs and outputs as before, so that the server serves it as it is."""
+    folder = converted(source, tmp_path, quiet, "float16")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["precision"] == "float16"
+    assert 0 < manifest["tolerance"]["max_abs_logit_difference"] < 0.1
+    assert abs(manifest["quality"]["accuracy_loss"]) <= 0.005
+    graph = onnx.load(folder / "model.onnx").graph
+    kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+    assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert isinstance(Loader(8, 1, time.thread_time).load(FoundFolder("toy", "1", folder)), Loaded)
 
 
 def test_a_graph_that_is_not_the_model_is_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:

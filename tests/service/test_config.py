@@ -74,7 +74,7 @@ def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, An
 )
 def test_the_cores_are_shared_out(instances: int, threads: int, cores: int, layout: tuple[int, int]) -> None:
     """What is not said follows from the machine."""
-    assert ServiceConfig(instances=instances, threads_per_instance=threads).engine_layout(cores) == layout
+    assert ServiceConfig(instances=instances, threads_per_instance=threads).engine_layout(cores, on_gpu=False) == layout
 
 
 V1, V2 = "sys/fs/cgroup/cpu", "sys/fs/cgroup"

@@ -1,0 +1,268 @@
+"""`python -m load_tests.gpu_check`: what a GPU gives, in one command of at most eight minutes, without network.
+
+    parity       the server loads every model of the store on the device, and at load replays its golden examples
+    engine       rows per second of each graph alone, by batch size and length
+    served       requests per second over gRPC, asked by several client processes; utilisation and memory of the GPU
+
+`--device cpu` measures the same on the CPU: so the tests run it. One JSON, one table in Markdown.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from rich.console import Console
+
+from load_tests.drivers import drive_grpc
+from load_tests.material import load_sentences, load_translations
+from load_tests.page import MarkedPart, command_of, commit, machine
+from load_tests.processes import Process, free_port
+
+ROOT = Path(__file__).parent.parent
+BATCH_SIZES, LENGTHS = (1, 8, 32, 128, 512), (16, 64, 128)
+PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def main() -> int:
+    """Measure; non-zero where a model of the store is not served on the device."""
+    parser = argparse.ArgumentParser(prog="python -m load_tests.gpu_check", description=__doc__)
+    parser.add_argument("--device", choices=list(PROVIDER), default="cuda")
+    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
+    parser.add_argument("--results", type=Path, default=ROOT / "build/gpu_check.json")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each engine measurement")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256], help="requests at once")
+    parser.add_argument("--requests", type=int, default=8000, help="of each served measurement")
+    parser.add_argument("--clients", type=int, default=max(1, (os.cpu_count() or 1) // 4), help="client processes")
+    parser.add_argument("--budget-s", type=float, default=420.0, help="what is not measured by then is left out")
+    parser.add_argument("--document", type=Path, help="a page whose part marked `gpu` becomes the table")
+    arguments = parser.parse_args()
+    try:
+        part = MarkedPart.of(arguments.document, "gpu") if arguments.document else None
+    except ValueError as error:
+        parser.error(str(error))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    result = measure(arguments, console)
+    arguments.results.parent.mkdir(parents=True, exist_ok=True)
+    arguments.results.write_text(json.dumps(result, indent=1) + "\n")
+    page = report(result)
+    if part:
+        part.replace(page)
+    console.print(page, soft_wrap=True, highlight=False)
+    return 1 if any(result["parity"].values()) else 0
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """All of it, as far as the budget goes."""
+    ends_s = time.monotonic() + arguments.budget_s
+    http, grpc = free_port(), free_port()
+    options = ["--model-store", str(arguments.model_store), "--http-port", str(http), "--grpc-port", str(grpc)]
+    result: dict[str, Any] = {
+        "command": command_of("load_tests.gpu_check"),
+        "commit": commit(),
+        "machine": machine(),
+        "device": arguments.device,
+        "gpu": gpu_name(),
+        "left_out": [],
+    }
+    console.print(f"starting the server on {arguments.device}")
+    with Process("service", *options, "--device", arguments.device, core=None) as server:
+        result["start_s"] = server.wait_until_ready(f"http://127.0.0.1:{http}/readyz", timeout_s=180)
+        result["parity"] = parity(arguments.model_store, http)
+        console.print(f"served: {', '.join(model for model, why in result['parity'].items() if why is None)}")
+        result["served"] = []
+        for model, texts in inputs_of(arguments.model_store).items():
+            for concurrency in arguments.concurrency:
+                if time.monotonic() > ends_s or result["parity"].get(model):
+                    result["left_out"].append(f"{model} served at {concurrency}")
+                    continue
+                found = ask(grpc, model, texts, concurrency, arguments)
+                result["served"].append({"model": model, "concurrency": concurrency} | found)
+                console.print(f"{model}, {concurrency} at once: {found['requests_per_s']:.0f} requests/s")
+    result["engine"] = []
+    for model in inputs_of(arguments.model_store):
+        graph = graph_of(arguments.model_store, model)
+        if graph is not None:
+            result["engine"] += engine_throughput(model, graph, arguments, ends_s, result["left_out"], console)
+    return result
+
+
+def gpu_name() -> str:
+    """Name, memory and driver, as nvidia-smi tells."""
+    if shutil.which("nvidia-smi") is None:
+        return "none"
+    command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "none"
+
+
+def parity(store: Path, http: int) -> dict[str, str | None]:
+    """Each model and version of the store: None where it is served, else why not."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{http}/readyz", timeout=30) as response:
+        problems = json.loads(response.read())["not_served"]
+    found = {path.name: problems.get(f"{path.name}/{version_of(path)}") for path in models_of(store)}
+    return dict(sorted(found.items()))
+
+
+def models_of(store: Path) -> list[Path]:
+    """The folders of models."""
+    return sorted(path.parent.parent for path in store.glob("*/*/manifest.json"))
+
+
+def version_of(model: Path) -> int:
+    """The highest."""
+    return max(int(path.name) for path in model.iterdir() if path.name.isdigit())
+
+
+def manifest_of(store: Path, model: str) -> dict[str, Any]:
+    """Of the highest version."""
+    folder = store / model / str(version_of(store / model))
+    manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return manifest
+
+
+def inputs_of(store: Path) -> dict[str, list[str]]:
+    """Texts for each model that takes texts."""
+    by_task = {"text-classification": load_sentences().texts, "translation": load_translations().texts}
+    tasks = {path.name: manifest_of(store, path.name)["task"] for path in models_of(store)}
+    return {model: by_task[task] for model, task in tasks.items() if task in by_task}
+
+
+def graph_of(store: Path, model: str) -> Path | None:
+    """The graph of a text classifier; of a translation model there are two, with a search between their calls."""
+    if manifest_of(store, model)["task"] != "text-classification":
+        return None
+    return store / model / str(version_of(store / model)) / "model.onnx"
+
+
+def ask(port: int, model: str, texts: list[str], concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Several processes ask at once; what they got together, and what the GPU did meanwhile."""
+    clients = min(arguments.clients, concurrency)
+    share = (port, model, texts, concurrency // clients, arguments.requests // clients)
+    with GpuSampler() as sampler, ProcessPoolExecutor(clients, multiprocessing.get_context("spawn")) as pool:
+        summaries = list(pool.map(drive, [share] * clients))
+    return {
+        "clients": clients,
+        "requests_per_s": sum(each["requests_per_s"] for each in summaries),
+        **{name: max(each[name] for each in summaries) for name in ("p50_ms", "p99_ms")},
+        "mean_batch_rows": sum(each["mean_batch_rows"] for each in summaries) / clients,
+        "gpu_utilisation_percent": sampler.mean(0),
+        "gpu_memory_mib": sampler.highest(1),
+    }
+
+
+def drive(share: tuple[int, str, list[str], int, int]) -> dict[str, float]:
+    """One client process."""
+    return asyncio.run(drive_grpc(*share)).summary()
+
+
+class GpuSampler:
+    """Utilisation in percent and used memory in MiB of the first GPU, five times a second; nothing without one."""
+
+    def __enter__(self) -> Self:
+        self._samples: list[list[float]] = []
+        self._popen = None
+        if shutil.which("nvidia-smi"):
+            command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu,memory.used", "-lms", "200"]
+            command += ["--format=csv,noheader,nounits"]
+            self._popen = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._popen is None:
+            return
+        self._popen.terminate()
+        lines = self._popen.communicate()[0].splitlines()
+        self._samples = [[float(value) for value in line.split(",")] for line in lines if line.count(",") == 1]
+
+    def mean(self, column: int) -> float | None:
+        """Of all samples."""
+        values = [sample[column] for sample in self._samples]
+        return sum(values) / len(values) if values else None
+
+    def highest(self, column: int) -> float | None:
+        """Of all samples."""
+        return max((sample[column] for sample in self._samples), default=None)
+
+
+def engine_throughput(
+    model: str, graph: Path, arguments: argparse.Namespace, ends_s: float, left_out: list[str], console: Console
+) -> list[dict[str, Any]]:
+    """Rows per second of a graph alone, by batch size and length.
+
+    Raises:
+        RuntimeError: ONNX Runtime does not compute on the device.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(graph, options, providers=[PROVIDER[arguments.device]])
+    if PROVIDER[arguments.device] not in session.get_providers():
+        raise RuntimeError(f"ONNX Runtime does not compute {graph} on {arguments.device}")
+    rng, measured = np.random.default_rng(0), []
+    for rows in BATCH_SIZES:
+        for length in LENGTHS:
+            if time.monotonic() > ends_s:
+                left_out.append(f"{model} alone, {rows} x {length}")
+                continue
+            ids_BT = rng.integers(5, 1000, (rows, length), dtype=np.int64)
+            feeds = {"input_ids": ids_BT, "attention_mask": np.ones_like(ids_BT)}
+            session.run(None, feeds)
+            calls, began_s = 0, time.perf_counter()
+            while (took_s := time.perf_counter() - began_s) < arguments.seconds:
+                session.run(None, feeds)
+                calls += 1
+            found = {"model": model, "rows": rows, "length": length, "rows_per_s": calls * rows / took_s}
+            measured.append(found)
+            console.print(f"{model} alone, {rows} x {length}: {found['rows_per_s']:.0f} rows/s")
+    return measured
+
+
+def report(result: dict[str, Any]) -> str:
+    """As Markdown."""
+    lines = [
+        f"`{result['command']}` at commit {result['commit']}, {datetime.now(UTC):%Y-%m-%d}, {result['machine']};"
+        f" device {result['device']}, GPU {result['gpu']}; start to ready {result['start_s']:.1f} s.",
+        "",
+        "| model | served on the device |",
+        "| --- | --- |",
+        *(f"| {model} | {why or 'yes, golden examples within tolerance'} |" for model, why in result["parity"].items()),
+        "",
+        "| served, at once | requests/s | p50 ms | p99 ms | rows a batch | GPU busy | GPU memory MiB |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["served"]:
+        busy, memory = row["gpu_utilisation_percent"], row["gpu_memory_mib"]
+        lines.append(
+            f"| {row['model']}, {row['concurrency']} | {row['requests_per_s']:.0f} | {row['p50_ms']:.1f} |"
+            f" {row['p99_ms']:.1f} | {row['mean_batch_rows']:.1f} | {'?' if busy is None else f'{busy:.0f} %'} |"
+            f" {'?' if memory is None else f'{memory:.0f}'} |"
+        )
+    lines += [
+        "",
+        f"| rows/s of the graph alone | {' | '.join(f'{length} tokens' for length in LENGTHS)} |",
+        f"| --- |{' --- |' * len(LENGTHS)}",
+    ]
+    found = {(row["model"], row["rows"], row["length"]): row["rows_per_s"] for row in result["engine"]}
+    for model, rows in dict.fromkeys((row["model"], row["rows"]) for row in result["engine"]):
+        cells = [found.get((model, rows, length)) for length in LENGTHS]
+        lines.append(
+            f"| {model}, {rows} rows | {' | '.join('' if each is None else f'{each:.0f}' for each in cells)} |"
+        )
+    if result["left_out"]:
+        lines += ["", f"Left out for want of time, or not served: {', '.join(result['left_out'])}."]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

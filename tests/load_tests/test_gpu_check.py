@@ -1,0 +1,43 @@
+"""The GPU's check, run for real on the CPU: everything of it that needs no GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+
+def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None:
+    """Every model of the store, one JSON, one table; a model that is not served is named, and the status says so."""
+    store, results, page = tmp_path / "store", tmp_path / "results.json", tmp_path / "page.md"
+    store.mkdir()
+    for name in ("sentiment-small", "translation-en-de", "cifar10-vit"):
+        (store / name).symlink_to(ROOT / "model_store" / name)
+    page.write_text("<!-- gpu: begin --><!-- gpu: end -->\n")
+    command = [sys.executable, "-m", "load_tests.gpu_check", "--device", "cpu", "--model-store", str(store)]
+    command += ["--results", str(results), "--document", str(page), "--seconds", "0.01", "--requests", "64"]
+    done = subprocess.run(
+        [*command, "--clients", "2", "--concurrency", "8", "16"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(results.read_text())
+    assert found["parity"] == {"cifar10-vit": None, "sentiment-small": None, "translation-en-de": None}
+    assert {row["model"] for row in found["served"]} == {"sentiment-small", "translation-en-de"}
+    assert all(row["requests_per_s"] > 0 and row["clients"] == 2 for row in found["served"])
+    assert all(row["rows_per_s"] > 0 for row in found["engine"])
+    assert found["left_out"] == []
+    assert "| cifar10-vit | yes, golden examples within tolerance |" in page.read_text()
+
+    damaged = tmp_path / "damaged/sentiment-small/1"
+    damaged.mkdir(parents=True)
+    (tmp_path / "damaged/translation-en-de").symlink_to(ROOT / "model_store/translation-en-de")
+    for file in (ROOT / "model_store/sentiment-small/1").iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes() + (b" " if file.name == "tokenizer.json" else b""))
+    command[command.index("--model-store") + 1] = str(tmp_path / "damaged")
+    done = subprocess.run([*command, "--budget-s", "0"], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = json.loads(results.read_text())
+    assert "tokenizer.json" in found["parity"]["sentiment-small"]
+    assert found["served"] == found["engine"] == []
+    assert len(found["left_out"]) > 6
