@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 
 import structlog
@@ -22,13 +23,22 @@ def main() -> int:
     # After that, for libraries look at the environment when they are imported.
     import uvloop
 
+    from service.device import DeviceMissing, choose_device
     from service.server import serve
 
-    return uvloop.run(serve(config))
+    try:
+        device = choose_device(config.device)
+    except DeviceMissing as error:
+        print(f"python -m service: {error}", file=sys.stderr)
+        return 2
+    return uvloop.run(serve(config, device))
 
 
 def prepare_process() -> None:
     """What the whole process is set to before threads begin and libraries are imported."""
+    # Until `service.server` takes SIGTERM over. The first process of a container would otherwise not hear it: the
+    # kernel keeps signals without a handler from it.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
     # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time (docs/decisions.md).
     with contextlib.suppress(AttributeError, OSError):
@@ -56,7 +66,8 @@ def configure_logging(config: ServiceConfig) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Each line in one piece: threads of libraries write to the same place.
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
     # Libraries (uvicorn, grpc) log through the standard library: warnings and worse, in the same place.

@@ -5,17 +5,19 @@ when somebody scrapes. Only the event loop's thread counts, and the library's ow
 server spends on a request without a model (docs/decisions.md).
 """
 
+import time
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 Protocol = Literal["grpc", "http"]
 # How a request can end; the label is bounded by this list.
@@ -30,6 +32,9 @@ Outcome = Literal[
     "failed",
 ]
 
+# How a replay of the canary can end.
+CanaryOutcome = Literal["ok", "drifted", "failed", "skipped"]
+
 LATENCY_BUCKETS_S = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
@@ -42,22 +47,31 @@ UNKNOWN_MODEL = "(unknown)"
 class Tally:
     """One series of a histogram."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+    __slots__ = ("_bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
+        self.exemplars: dict[int, Exemplar] = {}  # of each bucket the last one, by its number
 
     def observe(self, value: float) -> None:
         """Count a value; a bucket holds what is at most its bound."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
+    def exemplify(self, value: float, trace_id: str) -> None:
+        """Let a trace stand for the bucket of a value that was counted; OpenMetrics alone shows it."""
+        self.exemplars[bisect_left(self._bounds, value)] = Exemplar({"trace_id": trace_id}, value, time.time())
+
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
         """Show this series."""
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        family.add_metric(labels, list(zip(bounds, accumulate(self.counts), strict=True)), self.sum)
+        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
+            (bound, count, self.exemplars[number]) if number in self.exemplars else (bound, count)
+            for number, (bound, count) in enumerate(zip(bounds, accumulate(self.counts), strict=True))
+        ]
+        family.add_metric(labels, buckets, self.sum)
 
 
 # Name and help text of each histogram of `StageTimes`, by attribute.
@@ -79,6 +93,12 @@ class StageTimes:
         self.queue = Tally(LATENCY_BUCKETS_S)
         self.compute = Tally(LATENCY_BUCKETS_S)
         self.postprocess = Tally(LATENCY_BUCKETS_S)
+
+    def exemplify(self, trace_id: str, **seconds: float) -> None:
+        """Let a trace stand for the times of its stages, by the names of the attributes here."""
+        for stage, value in seconds.items():
+            tally: Tally = getattr(self, stage)
+            tally.exemplify(value, trace_id)
 
 
 class BatchTally:
@@ -112,6 +132,26 @@ class Metrics(Collector):
         self.in_flight_rows = Gauge("heed_in_flight_rows", "Rows inside an engine call", model, registry=self.registry)
         self.ready = Gauge(
             "heed_model_ready", "1 while the model would answer correctly", model, registry=self.registry
+        )
+        self.queue_limit_rows = Gauge(
+            "heed_queue_limit_rows",
+            "Rows that may wait for one model before requests are refused",
+            registry=self.registry,
+        )
+        self.canary_runs = Counter(
+            "heed_canary_runs", "Golden examples replayed while serving", [*model, "outcome"], registry=self.registry
+        )
+        self.canary_difference = Gauge(
+            "heed_canary_difference",
+            "How far the last golden example that was right lay off: greatest logit, or score of a translation",
+            model,
+            registry=self.registry,
+        )
+        self.canary_last_success = Gauge(
+            "heed_canary_last_success_timestamp_seconds",
+            "When a golden example was last answered rightly",
+            model,
+            registry=self.registry,
         )
         self._requests: defaultdict[tuple[str, str, Protocol, Outcome], int] = defaultdict(int)
         self._stages: defaultdict[tuple[str, str, Protocol], StageTimes] = defaultdict(StageTimes)

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import structlog
 
@@ -38,6 +38,9 @@ from service.tasks.tokenization import texts_of
 from service.tasks.translation import SearchRequest, Translation
 from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
+
+if TYPE_CHECKING:  # it needs an extra, and is imported where that is asked for
+    from service.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
@@ -129,8 +132,15 @@ class ModelDescription:
 class Predictor:
     """Answers requests with the models of a repository."""
 
-    def __init__(self, repository: ModelRepository, metrics: Metrics, config: ServiceConfig) -> None:
+    def __init__(
+        self,
+        repository: ModelRepository,
+        metrics: Metrics,
+        config: ServiceConfig,
+        tracing: "Tracing | None" = None,
+    ) -> None:
         self._repository, self._metrics, self._config = repository, metrics, config
+        self._tracing = tracing
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
         self._preparation = Preparation(repository.num_cores, config.max_queue)
@@ -287,6 +297,8 @@ class Predictor:
             while (ids := await told.get()) is not None:
                 so_far = tasks[0].text_so_far(ids)
                 if len(so_far) > len(sent):
+                    if not sent and self._tracing is not None and (trace := self._tracing.current()) is not None:
+                        trace.first_piece()
                     yield so_far[len(sent) :]
                     sent = so_far
             translated, receipt = await working
@@ -305,12 +317,7 @@ class Predictor:
         served = self._repository.state(name).served
         if served is None or not isinstance(served.task, Translation):
             return
-        for field, asked, known in (
-            ("src_lang", source, served.task.source_language),
-            ("tgt_lang", target, served.task.target_language),
-        ):
-            if asked is not None and asked != known:
-                raise InvalidRequest(f"{field} is {asked!r}, model {name!r} knows {known!r} alone")
+        served.task.check_languages(source, target)
 
     async def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
@@ -406,7 +413,7 @@ class Predictor:
 
         `on_tokens` is told of each token of a translation model as it comes.
         """
-        started_s = time.monotonic()
+        started_s = prepared_s = time.monotonic()
         timeout_s = self._timeout_s(call)
         name, version = call.model, call.version
         admitted = not self._repository.draining
@@ -429,14 +436,14 @@ class Predictor:
             # gRPC cancels a call whose deadline has passed, just as one that the client has cancelled.
             past_deadline = time.monotonic() - started_s >= timeout_s - DEADLINE_SLACK_S
             outcome: Outcome = "expired" if past_deadline else "cancelled"
-            self.count_failure(name, version, call.protocol, call.request_id, outcome, "the call has been cancelled")
+            self._answer_failed(call, name, version, outcome, "the call has been cancelled", started_s, prepared_s)
             raise
         except HeedError as error:
-            self.count_failure(name, version, call.protocol, call.request_id, outcome_of(error), str(error))
+            self._answer_failed(call, name, version, outcome_of(error), str(error), started_s, prepared_s)
             error.counted = True
             raise
         except Exception:
-            self.count_failure(name, version, call.protocol, call.request_id, "failed", "unexpected error")
+            self._answer_failed(call, name, version, "failed", "unexpected error", started_s, prepared_s)
             raise
         finally:
             self._num_answering -= admitted
@@ -450,6 +457,8 @@ class Predictor:
         stages.compute.observe(receipt.compute_us * 1e-6)
         stages.postprocess.observe(ended_s - computed_s)
         stages.total.observe(ended_s - started_s)
+        if self._tracing is not None:
+            self._trace_answer(call, model, done, (started_s, prepared_s, computed_s, ended_s), receipt)
         if self._log_answers:
             log.debug(
                 "request answered",
@@ -458,6 +467,43 @@ class Predictor:
                 **receipt._asdict(),
             )
         return answer, receipt
+
+    def _trace_answer(
+        self,
+        call: Call,
+        model: ServedModel,
+        done: list[Done],
+        times_s: tuple[float, float, float, float],
+        receipt: Receipt,
+    ) -> None:
+        """The spans of an answer's stages, and the trace beside what was just counted of them."""
+        if self._tracing is None or (trace := self._tracing.current()) is None:
+            return
+        in_flight = isinstance(model.batcher, InFlightBatcher)
+        trace.answered(model.name, model.version, call.request_id, done, times_s, in_flight=in_flight)
+        if (trace_id := trace.sampled_trace_id) is None:
+            return
+        started_s, prepared_s, computed_s, ended_s = times_s
+        self._metrics.stages(model.name, model.version, call.protocol).exemplify(
+            trace_id,
+            preprocess=prepared_s - started_s,
+            queue=receipt.queue_us * 1e-6,
+            compute=receipt.compute_us * 1e-6,
+            postprocess=ended_s - computed_s,
+            total=ended_s - started_s,
+        )
+
+    def _answer_failed(
+        self, call: Call, name: str, version: str, outcome: Outcome, why: str, started_s: float, prepared_s: float
+    ) -> None:
+        self.count_failure(name, version, call.protocol, call.request_id, outcome, why)
+        if self._tracing is None or (trace := self._tracing.current()) is None:
+            return
+        if prepared_s != started_s:
+            # Where a batcher has raised, nobody knows how long the request waited and how long it was computed.
+            trace.stage_failed("submit", prepared_s, why)
+        elif outcome not in ("not_found", "unavailable"):  # these had no model to prepare for
+            trace.stage_failed("preprocess", started_s, why)
 
     def count_failure(
         self, model: str, version: str, protocol: Protocol, request_id: str, outcome: Outcome, why: str
@@ -470,9 +516,12 @@ class Predictor:
         try:
             state = self._repository.state(model, version)
         except NotFound:
-            self._metrics.count(UNKNOWN_MODEL, "", protocol, outcome)
+            model, version = UNKNOWN_MODEL, ""
         else:
-            self._metrics.count(state.name, state.version, protocol, outcome)
+            model, version = state.name, state.version
+        self._metrics.count(model, version, protocol, outcome)
+        if self._tracing is not None and (trace := self._tracing.current()) is not None:
+            trace.refused(model, version, request_id, outcome, why)
 
     def describe(self, name: str, version: str = "") -> ModelDescription:
         """The metadata of a model.
@@ -503,6 +552,11 @@ class Predictor:
     def draining(self) -> bool:
         """Whether the server shuts down."""
         return self._repository.draining
+
+    @property
+    def extensions(self) -> list[str]:
+        """What the server's metadata tells beside its name: an extension of the protocol, and where it computes."""
+        return ["binary_tensor_data", f"device:{self._repository.device}"]
 
     def not_ready_because(self) -> str | None:
         """Why the server should get no requests now, or None."""

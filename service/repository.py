@@ -14,8 +14,10 @@ import structlog
 from model_store.folder import FolderError, FoundFolder, scan
 from service.batcher import Batcher, BatcherLimits
 from service.config import ServiceConfig
+from service.device import Device
 from service.engine import EngineError
 from service.errors import NotFound, Unavailable
+from service.golden import Golden
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
 from service.metrics import Metrics
@@ -31,6 +33,7 @@ class ServedModel:
     version: str
     task: Task
     batcher: Batcher | InFlightBatcher
+    golden: Golden | None  # of a bare model
 
 
 @dataclass
@@ -54,15 +57,19 @@ class ModelRepository:
     config: ServiceConfig
     metrics: Metrics
     num_cores: int
+    device: Device = "cpu"
     draining: bool = False
     states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
     _newest_first: dict[str, list[ModelState]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Share out the cores."""
-        self.instances, self.threads = self.config.engine_layout(self.num_cores)
-        self._engine_clock = time.thread_time if self.threads == 1 else time.monotonic
-        self._loader = Loader(self.config.max_batch_rows, self.threads, self._engine_clock)
+        self.instances, self.threads = self.config.engine_layout(self.num_cores, on_gpu=self.device == "cuda")
+        # The CPU time of the calling thread says what a call costs where that thread does all of it.
+        alone = self.threads == 1 and self.device == "cpu"
+        self._engine_clock = time.thread_time if alone else time.monotonic
+        self.metrics.queue_limit_rows.set(self.config.max_queue)
+        self._loader = Loader(self.config.max_batch_rows, self.threads, self._engine_clock, self.device)
 
     async def load_all(self) -> None:
         """Load every folder of the store, a few at a time; once draining, no further one.
@@ -149,7 +156,7 @@ class ModelRepository:
             )
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
-        return ServedModel(folder.name, folder.version, loaded.task, batcher)
+        return ServedModel(folder.name, folder.version, loaded.task, batcher, loaded.golden)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model to answer a request; without a version, the highest one that is ready.

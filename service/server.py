@@ -6,32 +6,55 @@ config ──> metrics ──> repository (models, batchers, engines) ──> pr
 import asyncio
 import os
 import signal
+import time
+from typing import TYPE_CHECKING
 
+import grpc
 import structlog
 
 from model_store.folder import FolderError
+from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
+from service.device import Device
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
+from service.transport import server_version
 from service.transport.grpc_server import start_grpc
 from service.transport.http_server import build_http
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 log = structlog.get_logger("service")
 
+REFUSING_S = 0.1  # after SIGTERM, for gRPC calls that are on their way
+# After the drain, for the last traces: far more than a collector takes, and not long to wait for one that is away.
+FLUSH_TRACES_S = 2.0
 
-async def serve(config: ServiceConfig) -> int:
+
+async def serve(config: ServiceConfig, device: Device) -> int:
     """Listen, load the models, answer; after SIGTERM or SIGINT finish what was admitted."""
+    try:
+        tracing = open_tracing() if config.tracing == "on" else None
+    except (ImportError, RuntimeError, ValueError) as error:
+        log.error("cannot trace", why=str(error))
+        return 1
+    return await serve_with(config, device, tracing)
+
+
+async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | None") -> int:
+    """The same, with the traces that are asked for."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     metrics = Metrics()
-    repository = ModelRepository(config, metrics, num_cores=available_cores())
-    predictor = Predictor(repository, metrics, config)
+    repository = ModelRepository(config, metrics, num_cores=available_cores(), device=device)
+    predictor = Predictor(repository, metrics, config, tracing)
     try:
-        http, listener = build_http(predictor, metrics, config)
-        grpc_server, grpc_port = await start_grpc(predictor, config)
+        http, listener = build_http(predictor, metrics, config, tracing)
+        grpc_server, grpc_port = await start_grpc(predictor, config, tracing)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
         return 1
@@ -41,6 +64,7 @@ async def serve(config: ServiceConfig) -> int:
         "listening",
         http=f"http://{address_of(config.host, http_port)}",
         grpc=address_of(config.host, grpc_port),
+        device=device,
         instances=repository.instances,
         threads_per_instance=repository.threads,
     )
@@ -60,22 +84,59 @@ async def serve(config: ServiceConfig) -> int:
             log.info("loaded", ready=problem is None, why=problem)
             http_url = f"http://{address_of(config.host, http_port)}"
             print(welcome(http_url, address_of(config.host, grpc_port), predictor), flush=True)
+    canary = Canary(repository, metrics, config.canary_interval_s)
+    replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
     await stopping
 
+    if replaying is not None:
+        replaying.cancel()
     log.info("draining")
+    drain_until_s = time.monotonic() + config.drain_timeout_s
     drained = asyncio.create_task(predictor.drain())
     http.should_exit = True
-    closing = asyncio.create_task(grpc_server.stop(config.drain_timeout_s))
+    closing = asyncio.create_task(close_grpc(grpc_server, config.drain_timeout_s))
     await asyncio.wait([closing, http_task, drained], timeout=config.drain_timeout_s)
     if not drained.done():
         log.error("stopping with requests unanswered", drain_timeout_s=config.drain_timeout_s)
         exit_status = 1
     repository.close()
+    await flush_traces(tracing, drain_until_s)
     log.info("stopped")
     if not loading.done():
         # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end.
         os._exit(exit_status)
     return exit_status
+
+
+async def flush_traces(tracing: "Tracing | None", until_s: float) -> None:
+    """Export the last traces, within what the drain has left of its time."""
+    if tracing is not None:
+        left_s = max(0.0, until_s - time.monotonic())
+        await asyncio.to_thread(tracing.close, min(FLUSH_TRACES_S, left_s))
+
+
+def open_tracing() -> "Tracing":
+    """What `--tracing on` asks for.
+
+    Raises:
+        ImportError: its extra is not installed.
+        ValueError, RuntimeError: an OTEL_* variable is wrong.
+    """
+    try:
+        from service.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ImportError(f"--tracing on needs the extra: pip install 'heed[tracing]' ({error})") from None
+    return Tracing(server_version())
+
+
+async def close_grpc(grpc_server: grpc.aio.Server, drain_timeout_s: float) -> None:
+    """Take no new connections or calls, and return when the last call has ended.
+
+    gRPC cancels the calls that it has received but not handed on, which no client takes for a refusal that it may
+    retry. So for a moment they are still handed on, and refused in words.
+    """
+    await asyncio.sleep(REFUSING_S)
+    await grpc_server.stop(drain_timeout_s)
 
 
 def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:

@@ -5,7 +5,7 @@ import contextlib
 import math
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import grpc
 import numpy as np
@@ -29,7 +29,11 @@ from service.transport.frame import (
     parameters_of,
     request_id_of,
 )
+from service.transport.spans import TRACED_CALLS, traced_call
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+
+if TYPE_CHECKING:  # it needs an extra
+    from service.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -52,7 +56,9 @@ CONTENTS_OF = {
 }
 
 
-async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.aio.Server, int]:
+async def start_grpc(
+    predictor: Predictor, config: ServiceConfig, tracing: "Tracing | None" = None
+) -> tuple[grpc.aio.Server, int]:
     """Start listening; the server and its port.
 
     Raises:
@@ -69,9 +75,9 @@ async def start_grpc(predictor: Predictor, config: ServiceConfig) -> tuple[grpc.
             ("grpc.compression_enabled_algorithms_bitset", 1),
         ]
     )
-    inference = InferenceService(predictor)
+    inference = InferenceService(predictor, tracing)
     inference.register(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, server)
-    heed = HeedService(predictor)
+    heed = HeedService(predictor, tracing)
     heed.register(heed_pb2_grpc.add_HeedServicer_to_server, server)
     health_pb2_grpc.add_HealthServicer_to_server(Health(predictor), server)
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
@@ -137,14 +143,17 @@ class _Malformed(NamedTuple):
 class _Guarded:
     """What every call shares: its request id, and its errors as status codes."""
 
-    def __init__(self, predictor: Predictor) -> None:
-        self._predictor = predictor
+    def __init__(self, predictor: Predictor, tracing: "Tracing | None" = None) -> None:
+        self._predictor, self._tracing = predictor, tracing
 
     def register(self, add_to_server: Callable[[Any, Any], None], server: grpc.aio.Server) -> None:
         """Put the calls of this service on a server, by the generated code; a malformed message is refused in words."""
 
         def add(service: str, handlers: dict[str, Any]) -> None:
             guarded = {name: self._with_readable_messages(handler) for name, handler in handlers.items()}
+            if self._tracing is not None:
+                for name in guarded.keys() & TRACED_CALLS:
+                    guarded[name] = traced_call(guarded[name], f"{service}/{name}", self._tracing)
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
 
         # The generated code registers every call twice, for the two kinds of server.
@@ -235,7 +244,9 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
 
     async def ServerMetadata(self, request: Any, context: Context) -> inference_pb2.ServerMetadataResponse:  # noqa: N802
         """Name and version of the server."""
-        return inference_pb2.ServerMetadataResponse(name=SERVER_NAME, version=server_version(), extensions=[])
+        return inference_pb2.ServerMetadataResponse(
+            name=SERVER_NAME, version=server_version(), extensions=self._predictor.extensions
+        )
 
     async def ModelMetadata(self, request: Any, context: Context) -> inference_pb2.ModelMetadataResponse:  # noqa: N802
         """Tensors of a model."""

@@ -231,6 +231,16 @@ def test_serving_does_not_need_torch() -> None:
     assert run.stdout.strip() == "[]"
 
 
+def test_sigterm_is_heard_before_the_server_runs() -> None:
+    """From the first moment on, and not by its default action, which the first process of a container does not have."""
+    code = (
+        "import os, signal; from service.__main__ import prepare_process; prepare_process();"
+        "os.kill(os.getpid(), signal.SIGTERM); print('not heard')"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (run.returncode, run.stdout) == (0, "")
+
+
 def test_the_process_is_prepared_before_libraries_look_at_it() -> None:
     """gRPC and tokenizers read their variables when they are imported; a user's own values stay."""
     code = (

@@ -1,8 +1,12 @@
 """The plain numbers behind a scrape."""
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from service.metrics import LATENCY_BUCKETS_S, Metrics
 
@@ -40,3 +44,24 @@ def test_counters_count() -> None:
     assert 'heed_batch_rows_bucket{le="4.0",model="a",version="1"} 3.0' in text
     assert 'heed_batch_tokens_total{model="a",version="1"} 120.0' in text
     assert 'heed_padded_tokens_total{model="a",version="1"} 15.0' in text
+
+
+def test_an_exemplar_stands_in_the_bucket_of_its_value() -> None:
+    """The last one of each bucket, in OpenMetrics; the plain text is the same with and without."""
+    metrics = Metrics()
+    stages = metrics.stages("a", "1", "grpc")
+    for value_s in (0.0002, 0.0003, 0.7, 70.0):
+        stages.total.observe(value_s)
+    plain = generate_latest(metrics.registry)
+    for value_s, trace_id in ((0.0002, "first"), (0.0002, "second"), (0.7, "third"), (70.0, "fourth")):
+        stages.exemplify(trace_id, total=value_s)
+    families = text_string_to_metric_families(openmetrics.generate_latest(metrics.registry).decode())
+    samples = next(family for family in families if family.name == "heed_request_seconds").samples
+    found = {sample.labels["le"]: sample.exemplar for sample in samples if sample.exemplar}
+    assert {bound: (each.labels["trace_id"], each.value) for bound, each in found.items()} == {
+        "0.00025": ("second", 0.0002),
+        "1.0": ("third", 0.7),
+        "+Inf": ("fourth", 70.0),
+    }
+    changing = re.compile(rb"^(process|python)_.*$", re.MULTILINE)
+    assert changing.sub(b"", generate_latest(metrics.registry)) == changing.sub(b"", plain)

@@ -1,0 +1,83 @@
+"""The canary: golden examples, replayed at a low rate while the server answers, the way a request goes.
+
+What loaded rightly can go wrong later: memory that fails, a library or a driver that was exchanged underneath, a batch
+that mixes rows. An answer that lies further off than the manifest allows is logged and counted, and stays a matter for
+an alert: readiness does not change, for quantized models depend a little on their neighbours in a batch, and one such
+answer must not take a server out of service.
+"""
+
+import asyncio
+import time
+from typing import get_args
+
+import structlog
+
+from model_store.folder import FolderError
+from service.errors import EngineFailed, HeedError
+from service.golden import Golden
+from service.metrics import CanaryOutcome, Metrics
+from service.repository import ModelRepository, ServedModel
+
+log = structlog.get_logger(__name__)
+
+TIMEOUT_S = 30.0  # a server that is so busy answers nobody's canary
+
+
+class Canary:
+    """Replays one example of each model version in turn."""
+
+    def __init__(self, repository: ModelRepository, metrics: Metrics, interval_s: float) -> None:
+        """Set up.
+
+        Args:
+            repository: whose models are asked, those that have golden examples.
+            metrics: get the outcomes.
+            interval_s: between two examples of a model.
+        """
+        self._repository, self._metrics, self._interval_s = repository, metrics, interval_s
+        self._replayed: dict[tuple[str, str], int] = {}
+
+    async def run(self) -> None:
+        """Replay until cancelled."""
+        while True:
+            await asyncio.sleep(self._interval_s)
+            await self.replay_next()
+
+    async def replay_next(self) -> None:
+        """Replay the next example of every model version, one after another."""
+        for state in list(self._repository.states.values()):
+            if state.served is not None and state.served.golden is not None:
+                await self._replay(state.served, state.served.golden)
+
+    async def _replay(self, model: ServedModel, golden: Golden) -> None:
+        key = (model.name, model.version)
+        if key not in self._replayed:
+            self._replayed[key] = 0
+            for each in get_args(CanaryOutcome):  # a series that begins with its first failure shows no increase
+                self._metrics.canary_runs.labels(*key, each)
+        number = self._replayed[key] % golden.num_examples
+        self._replayed[key] += 1
+        outcome: CanaryOutcome = "ok"
+        why = ""
+        try:
+            # In a thread: a golden image may take milliseconds to be decoded.
+            item = await asyncio.to_thread(golden.item, number)
+            (done,) = await model.batcher.submit([item], time.monotonic() + TIMEOUT_S)
+            difference = golden.difference(number, done.result, "while serving")
+        except FolderError as error:
+            outcome, why = "drifted", str(error)
+        except EngineFailed as error:
+            outcome, why = "failed", str(error)
+        except HeedError as error:  # the queue is full, the time is over, the server shuts down
+            outcome, why = "skipped", str(error)
+        except Exception as error:  # the next example is due whatever it was
+            log.exception("canary", model=model.name, version=model.version)
+            outcome, why = "failed", type(error).__name__
+        else:
+            self._metrics.canary_difference.labels(*key).set(difference)
+            self._metrics.canary_last_success.labels(*key).set_to_current_time()
+        self._metrics.canary_runs.labels(*key, outcome).inc()
+        if outcome in {"drifted", "failed"}:
+            log.error("canary", model=model.name, version=model.version, outcome=outcome, why=why)
+        elif why:
+            log.info("canary", model=model.name, version=model.version, outcome=outcome, why=why)

@@ -1,0 +1,213 @@
+"""Traces through OpenTelemetry: a server span for each request, a child for each of its stages, exported by OTLP.
+
+    transport: request() ──> predictor: answered() or refused() ──> transport: the end of request()
+
+The only room that knows OpenTelemetry; it is imported where `--tracing on` asks for it, and needs the extra `tracing`.
+Stages are not wrapped while they run: their spans are made afterwards, from the times that the receipt is made of.
+Everything else is configured by the standard OTEL_* variables.
+"""
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_trace_id, set_span_in_context
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from service.admission import Done
+from service.metrics import Outcome
+
+Attributes = Mapping[str, str | int | bool]
+
+# How a request ends that the server is to answer for. The other ends are the caller's own, and leave the status of a
+# server span unset, as the semantic conventions ask for 4xx.
+OF_THE_SERVER: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
+# Of a request whose rows went through more engine calls, the last ones to end are shown.
+MOST_CALLS_SHOWN = 8
+GIVE_UP_S = 1.0  # until a flush that was ended is over
+# Of the standard variables, those that choose what is not offered: variable, what is offered, and what it means.
+OFFERED = (
+    ("OTEL_TRACES_EXPORTER", ("otlp",), "exporter"),
+    ("OTEL_EXPORTER_OTLP_PROTOCOL", ("grpc",), "protocol"),
+    ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ("grpc",), "protocol"),
+)
+
+
+class RequestTrace:
+    """The spans of one request. Times are those of `time.monotonic()`."""
+
+    def __init__(self, tracer: Tracer, name: str, parent: Context, attributes: Attributes) -> None:
+        self._began_ns, self._began_s = time.time_ns(), time.monotonic()
+        self._tracer = tracer
+        self._span = tracer.start_span(name, parent, SpanKind.SERVER, dict(attributes), start_time=self._began_ns)
+        self._context = set_span_in_context(self._span)
+        self._outcome: Outcome | None = None
+
+    @property
+    def span(self) -> Span:
+        """The server span, for what the transport knows."""
+        return self._span
+
+    @property
+    def sampled_trace_id(self) -> str | None:
+        """In hexadecimal digits; None where this request is not sampled."""
+        context = self._span.get_span_context()
+        return format_trace_id(context.trace_id) if context.trace_flags.sampled else None
+
+    def first_piece(self) -> None:
+        """A stream has something to send."""
+        self._span.add_event("first piece")
+
+    def answered(
+        self,
+        model: str,
+        version: str,
+        request_id: str,
+        done: Sequence[Done],
+        times_s: tuple[float, float, float, float],
+        *,
+        in_flight: bool,
+    ) -> None:
+        """The stages of a request that has its answer.
+
+        Args:
+            model: its name.
+            version: its version.
+            request_id: of the request.
+            done: its rows or sentences.
+            times_s: when preprocessing began, the batcher got it, the batcher gave it back, and the answer was made.
+            in_flight: whether it was decoded in a running batch, step by step.
+        """
+        if not self._span.is_recording():
+            return
+        self._describe(model, version, request_id, "ok")
+        started_s, prepared_s, computed_s, ended_s = times_s
+        self._stage("preprocess", started_s, prepared_s)
+        calls = {id(row.batch): row for row in done}  # rows of one engine call share its report
+        last = sorted(calls.values(), key=lambda row: row.queue_s + row.batch.compute_s)[-MOST_CALLS_SHOWN:]
+        for row in last:
+            taken_s = min(prepared_s + row.queue_s, computed_s)
+            self._stage("queue", prepared_s, taken_s)
+            batch = {"heed.batch.rows": row.batch.rows, "heed.batch.tokens": row.batch.tokens}
+            given_back_s = min(taken_s + row.batch.compute_s, computed_s)
+            self._stage("decode" if in_flight else "compute", taken_s, given_back_s, batch)
+        self._stage("postprocess", computed_s, ended_s)
+        self._span.set_attribute("heed.engine_calls", len(calls))
+        self._span.set_attribute("heed.batch.rows", last[-1].batch.rows)
+        self._span.set_attribute("heed.batch.tokens", last[-1].batch.tokens)
+
+    def refused(self, model: str, version: str, request_id: str, outcome: Outcome, why: str) -> None:
+        """The request has ended without an answer."""
+        self._describe(model, version, request_id, outcome)
+        self._span.set_attribute("error.type", outcome)
+        if outcome in OF_THE_SERVER:
+            self._span.set_status(StatusCode.ERROR, why)
+
+    def stage_failed(self, name: str, since_s: float, why: str) -> None:
+        """A stage has ended with an error now."""
+        self._stage(name, since_s, time.monotonic(), why=why)
+
+    def end(self, *, failed: bool = False) -> None:
+        """The request is over; `failed`: the server is to blame, as far as the transport knows."""
+        ended_s = time.monotonic()
+        if self._outcome is None:
+            # Whoever left a stream is no longer there when the predictor hears of it, in the next turn of the loop.
+            asyncio.get_running_loop().call_soon(self._end, ended_s, failed)
+        else:
+            self._end(ended_s, failed)
+
+    def _end(self, ended_s: float, failed: bool) -> None:
+        if failed and self._outcome not in OF_THE_SERVER:
+            self._span.set_attribute("error.type", "failed")
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end(self._ns(ended_s))
+
+    def _describe(self, model: str, version: str, request_id: str, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._span.set_attributes(
+            {
+                "heed.model.name": model,
+                "heed.model.version": version,
+                "heed.request_id": request_id,
+                "heed.outcome": outcome,
+            }
+        )
+
+    def _stage(
+        self, name: str, started_s: float, ended_s: float, attributes: Attributes | None = None, why: str | None = None
+    ) -> None:
+        given = dict(attributes) if attributes else None
+        span = self._tracer.start_span(name, self._context, attributes=given, start_time=self._ns(started_s))
+        if why is not None:
+            span.set_status(StatusCode.ERROR, why)
+        span.end(self._ns(ended_s))
+
+    def _ns(self, monotonic_s: float) -> int:
+        """On the clock of spans, which is set at the beginning of the request: its stages add up."""
+        return self._began_ns + round(1e9 * (monotonic_s - self._began_s))
+
+
+class Tracing:
+    """The spans of one server, and where they go."""
+
+    def __init__(self, server_version: str) -> None:
+        """Begin to export; nothing waits for the collector, and what it does not take in time is dropped.
+
+        Raises:
+            ValueError: a standard variable asks for what is not offered.
+        """
+        for variable, offered, what in OFFERED:
+            if (given := os.environ.get(variable) or offered[0]) not in offered:
+                raise ValueError(f"{variable} is {given!r}; the {what} offered is {' or '.join(offered)}")
+        resource = Resource.create({SERVICE_VERSION: server_version})
+        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
+            resource = resource.merge(Resource({SERVICE_NAME: "heed"}))
+        # The sampler is that of OTEL_TRACES_SAMPLER; by default the caller decides, and all others are sampled.
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        self._exporter = OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
+        self._tracer = self._provider.get_tracer("heed", server_version)
+        self._propagator = TraceContextTextMapPropagator()
+        self._current: ContextVar[RequestTrace | None] = ContextVar("heed.trace", default=None)
+
+    def current(self) -> RequestTrace | None:
+        """The trace of the request that is being answered here, or None outside of one."""
+        return self._current.get()
+
+    @contextmanager
+    def request(self, name: str, headers: Iterable[tuple[str, str]], attributes: Attributes) -> Iterator[RequestTrace]:
+        """A request from its arrival on; whoever opens it calls `end` of what it gets.
+
+        Args:
+            name: of the span.
+            headers: of the request, in small letters; `traceparent` and `tracestate` continue the caller's trace.
+            attributes: what is known of it.
+        """
+        carrier: dict[str, list[str]] = {}
+        for key, value in headers:
+            if key in ("traceparent", "tracestate"):
+                carrier.setdefault(key, []).append(value)
+        trace = RequestTrace(self._tracer, name, self._propagator.extract(carrier, Context()), attributes)
+        token = self._current.set(trace)
+        try:
+            yield trace
+        finally:
+            self._current.reset(token)
+
+    def close(self, timeout_s: float) -> None:
+        """Export what is left, for at most so long; then give it up."""
+        flushing = threading.Thread(target=self._provider.shutdown, name="flush-traces", daemon=True)
+        flushing.start()
+        flushing.join(timeout_s)
+        if flushing.is_alive():
+            self._exporter.shutdown()  # ends a call that waits, and with it the flush
+            flushing.join(GIVE_UP_S)

@@ -1,0 +1,92 @@
+"""Server spans of both protocols, with OpenTelemetry's names for what they know (semantic conventions, HTTP and RPC).
+
+Only requests to a model are traced, and only a server that traces has any of this in the way of its requests.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
+# The calls that ask a model.
+TRACED_CALLS = ("ModelInfer", "ClassifyText", "ClassifyImage", "Translate", "TranslateStream")
+# What the conventions count as an error of the server.
+SERVER_ERRORS = {
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS,
+}
+
+
+class TracedRoute:
+    """A route of HTTP (an ASGI middleware): its span ends with the last byte of the answer."""
+
+    def __init__(self, app: ASGIApp, tracing: "Tracing", route: str) -> None:
+        self._app, self._tracing, self._route = app, tracing, route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
+        attributes = {
+            "http.request.method": scope["method"],
+            "http.route": self._route,
+            "url.path": scope["path"],
+            "url.scheme": scope["scheme"],
+            "network.protocol.version": scope["http_version"],
+        }
+        status = 0
+
+        async def noting_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        with self._tracing.request(f"{scope['method']} {self._route}", headers, attributes) as trace:
+            try:
+                await self._app(scope, receive, noting_status)
+            finally:
+                if status:
+                    trace.span.set_attribute("http.response.status_code", status)
+                trace.end(failed=status >= 500)
+
+
+def traced_call(handler: Any, method: str, tracing: "Tracing") -> Any:
+    """A gRPC handler whose calls are traced; `method` is `<service>/<call>`."""
+    kind = "unary_unary" if handler.unary_unary else "unary_stream"
+    behaviour = getattr(handler, kind)
+
+    async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        attributes = {"rpc.system.name": "grpc", "rpc.method": method}
+        with tracing.request(method, _texts(context), attributes) as trace:
+            code = grpc.StatusCode.UNKNOWN
+            try:
+                reply = await behaviour(request, context)
+                code = grpc.StatusCode.OK
+            except asyncio.CancelledError:
+                code = grpc.StatusCode.CANCELLED
+                raise
+            except Exception:
+                code = context.code() or code  # that of `abort`
+                raise
+            finally:
+                trace.span.set_attribute("rpc.response.status_code", code.name)
+                trace.end(failed=code in SERVER_ERRORS)
+            return reply
+
+    return handler._replace(**{kind: answer})
+
+
+def _texts(context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[tuple[str, str]]:
+    """The metadata that is text."""
+    for key, value in context.invocation_metadata() or ():
+        if isinstance(value, str):
+            yield key, value
