@@ -273,6 +273,19 @@ class Translation:
             limit = MAX_LENGTH_PENALTY
             raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
 
+    def check_languages(self, source: str | None, target: str | None) -> None:
+        """Refuse a request that names other languages than those of the model.
+
+        Raises:
+            InvalidRequest: it does.
+        """
+        for field, asked, known in (
+            ("src_lang", source, self.source_language),
+            ("tgt_lang", target, self.target_language),
+        ):
+            if asked is not None and asked != known:
+                raise InvalidRequest(f"{field} is {asked!r}, the model knows {known!r} alone")
+
     def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
         beams, new_tokens, penalty = request
         return SearchOptions(

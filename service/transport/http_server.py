@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -25,6 +26,18 @@ from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
 from service.metrics import Metrics, Outcome
 from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
+from service.task_api import (
+    HUB_TOP_K,
+    ImageClassificationParameters,
+    ImageClassificationRequest,
+    TextClassificationRequest,
+    TranslationRequest,
+    is_json,
+    labelled_scores,
+    read_json,
+    texts_and_field,
+    translation_text,
+)
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.frame import (
@@ -38,13 +51,15 @@ from service.transport.frame import (
     request_id_of,
 )
 from service.transport.openapi import openapi_document
+from service.transport.spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+
+if TYPE_CHECKING:  # it needs an extra
+    from service.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
-EXTENSIONS = ["binary_tensor_data"]
 MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included
-HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
@@ -94,7 +109,9 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def build_http(predictor: Predictor, metrics: Metrics, config: ServiceConfig) -> tuple[HttpServer, socket.socket]:
+def build_http(
+    predictor: Predictor, metrics: Metrics, config: ServiceConfig, tracing: "Tracing | None" = None
+) -> tuple[HttpServer, socket.socket]:
     """The server and the socket it will listen on, bound already so that its port is known.
 
     Raises:
@@ -103,7 +120,7 @@ def build_http(predictor: Predictor, metrics: Metrics, config: ServiceConfig) ->
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.http_port), family=family, backlog=2048)
     settings = uvicorn.Config(
-        HttpApplication(predictor, metrics, config).asgi,
+        HttpApplication(predictor, metrics, config, tracing).asgi,
         http=HttpConnection,
         access_log=False,
         log_config=None,
@@ -118,8 +135,15 @@ def build_http(predictor: Predictor, metrics: Metrics, config: ServiceConfig) ->
 class HttpApplication:
     """The endpoints."""
 
-    def __init__(self, predictor: Predictor, metrics: Metrics, config: ServiceConfig) -> None:
+    def __init__(
+        self, predictor: Predictor, metrics: Metrics, config: ServiceConfig, tracing: "Tracing | None" = None
+    ) -> None:
         self._predictor, self._metrics, self._config = predictor, metrics, config
+
+        def asks_a_model(path: str, answer: Callable[[Request, str], Awaitable[Response]]) -> Route:
+            traced = None if tracing is None else [Middleware(TracedRoute, tracing, path)]
+            return Route(path, guarded(answer, infers=True), methods=["POST"], middleware=traced)
+
         guarded = self._guarded
         model = "/v2/models/{model}"
         self.asgi = Starlette(
@@ -140,10 +164,10 @@ class HttpApplication:
                     for route in (
                         Route(prefix, guarded(self._model_metadata)),
                         Route(prefix + "/ready", guarded(self._model_ready)),
-                        Route(prefix + "/infer", guarded(self._infer, infers=True), methods=["POST"]),
+                        asks_a_model(prefix + "/infer", self._infer),
                     )
                 ),
-                Route("/models/{model}", guarded(self._task, infers=True), methods=["POST"]),
+                asks_a_model("/models/{model}", self._task),
             ],
             exception_handlers={HTTPException: self._no_such_route},
         )
@@ -304,7 +328,9 @@ class HttpApplication:
         )
 
     async def _server_metadata(self, request: Request, request_id: str) -> Response:
-        return json_response({"name": SERVER_NAME, "version": server_version(), "extensions": EXTENSIONS})
+        return json_response(
+            {"name": SERVER_NAME, "version": server_version(), "extensions": self._predictor.extensions}
+        )
 
     async def _live(self, request: Request, request_id: str) -> Response:
         return json_response({"live": True})
@@ -341,20 +367,16 @@ class HttpApplication:
         body = await self._body(request, request_id)
         task = self._predictor.task_of(request.path_params["model"])
         if task == "image-classification":
-            # No image file begins like a JSON object, so the content type, which clients guess or leave out, is not
-            # needed.
-            is_file = body.lstrip()[:1] != b"{"
-            return await self._classify_image(request, request_id, body, is_file)
+            return await self._classify_image(request, request_id, body)
         if task == "translation":
             return await self._translate(request, request_id, body)
-        message = await in_turn(partial(rest.read_json, kind=TextClassificationRequest), body, len(body))
-        one = isinstance(message.inputs, str)
-        texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
+        message = await in_turn(partial(read_json, kind=TextClassificationRequest), body, len(body))
+        texts, field = texts_and_field(message.inputs)
         call = self._call(request, request_id, None, message.parameters.truncation)
         answer = self._predictor.classify_texts(
             call,
             texts,
-            field="inputs" if one else "inputs[{}]",
+            field=field,
             function=message.parameters.function_to_apply or "softmax",
             top_k=message.parameters.top_k,
         )
@@ -363,30 +385,21 @@ class HttpApplication:
         return json_response(document, headers=receipt_headers(receipt))
 
     async def _translate(self, request: Request, request_id: str, body: bytes) -> Response:
-        message = await in_turn(partial(rest.read_json, kind=TranslationRequest), body, len(body))
+        message = await in_turn(partial(read_json, kind=TranslationRequest), body, len(body))
         parameters = message.parameters
-        search: SearchParameters = parameters
-        if parameters.generate_parameters is not None:
-            if any(getattr(parameters, name) is not None for name in SearchParameters.__struct_fields__):
-                raise InvalidRequest(
-                    "the search is given both in parameters and in generate_parameters; use one of them"
-                )
-            search = parameters.generate_parameters
-        if parameters.clean_up_tokenization_spaces:
-            raise InvalidRequest("clean_up_tokenization_spaces is not offered: translations are written as they are")
+        search = parameters.search()
         self._predictor.check_languages(request.path_params["model"], parameters.src_lang, parameters.tgt_lang)
-        call = self._call(request, request_id, None, parameters.truncation in (True, *CUTTING))._replace(
+        call = self._call(request, request_id, None, parameters.truncate)._replace(
             num_beams=search.num_beams, max_new_tokens=search.max_new_tokens, length_penalty=search.length_penalty
         )
-        one = isinstance(message.inputs, str)
-        texts = [message.inputs] if isinstance(message.inputs, str) else message.inputs
+        texts, field = texts_and_field(message.inputs)
         if message.stream:
-            if not one:
+            if not isinstance(message.inputs, str):
                 raise InvalidRequest("inputs must be one text where stream is true")
             return await self._stream(request, request_id, self._predictor.stream_translation(call, texts[0], "inputs"))
-        answer = self._predictor.translate_texts(call, texts, "inputs" if one else "inputs[{}]")
+        answer = self._predictor.translate_texts(call, texts, field)
         translations, receipt = await self._while_connected(request, answer)
-        document = [{"translation_text": translated.text} for translated in translations]
+        document = [translation_text(translated.text) for translated in translations]
         return json_response(document, headers=receipt_headers(receipt))
 
     async def _stream(
@@ -407,7 +420,7 @@ class HttpApplication:
                         yield _event({"text": piece})
                     else:
                         translated, receipt = piece
-                        whole = {"translation_text": translated.text, "score": translated.score}
+                        whole = translation_text(translated.text) | {"score": translated.score}
                         yield _event(whole | {"num_tokens": translated.num_tokens, "receipt": receipt._asdict()})
                         return
                     piece = await anext(pieces)
@@ -421,10 +434,10 @@ class HttpApplication:
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
-    async def _classify_image(self, request: Request, request_id: str, body: bytes, is_file: bool) -> Response:
+    async def _classify_image(self, request: Request, request_id: str, body: bytes) -> Response:
         image, field, parameters = body, "the body", ImageClassificationParameters()
-        if not is_file:
-            message = await in_turn(partial(rest.read_json, kind=ImageClassificationRequest), body, len(body))
+        if is_json(body):
+            message = await in_turn(partial(read_json, kind=ImageClassificationRequest), body, len(body))
             image, field, parameters = message.inputs.encode(), "inputs", message.parameters
         answer = self._predictor.classify_images(
             self._call(request, request_id, None, truncate=False),
@@ -472,40 +485,6 @@ class HttpApplication:
         return HTMLResponse(files("service.transport").joinpath("docs.html").read_text())
 
 
-HubOptions = dict[str, Any]  # how the hub's own service queues and caches; nothing of it means anything here
-
-
-class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """`parameters` of the Hugging Face text-classification task; clients send null for what they leave open."""
-
-    top_k: rest.PositiveInt | None = None
-    function_to_apply: rest.ScoreFunction | None = None
-    truncation: bool = False
-
-
-class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face text-classification task."""
-
-    inputs: str | list[str]
-    parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
-    options: HubOptions = {}
-
-
-class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """`parameters` of the Hugging Face image-classification task."""
-
-    top_k: rest.PositiveInt | None = None
-    function_to_apply: rest.ScoreFunction | None = None
-
-
-class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face image-classification task as JSON: `inputs` is the file's base64."""
-
-    inputs: str
-    parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
-    options: HubOptions = {}
-
-
 def _header_timeout_s(request: Request) -> float | None:
     """What the client gives the call; None if it does not say.
 
@@ -520,41 +499,6 @@ def _header_timeout_s(request: Request) -> float | None:
             f" digits, not {text[:40]!r}"
         )
     return milliseconds * 1e-3
-
-
-def labelled_scores(labels: list[str], scores: list[float]) -> list[dict[str, object]]:
-    """One answer as the hub writes it."""
-    return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
-
-
-class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """How to search for a translation; the names are those of Hugging Face's generation."""
-
-    num_beams: int | None = None
-    max_new_tokens: int | None = None
-    length_penalty: float | None = None
-
-
-class TranslationParameters(SearchParameters):
-    """`parameters` of the Hugging Face translation task; the search also within `generate_parameters`."""
-
-    src_lang: str | None = None
-    tgt_lang: str | None = None
-    truncation: bool | rest.Truncation | None = None
-    generate_parameters: SearchParameters | None = None
-    clean_up_tokenization_spaces: bool | None = None
-
-
-class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face translation task; with `stream`, the answer comes as server-sent events."""
-
-    inputs: str | list[str]
-    parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
-    stream: bool = False
-    options: HubOptions = {}
-
-
-CUTTING = ("longest_first", "only_first")  # of the hub's words for truncation
 
 
 def _event(document: object) -> bytes:

@@ -8,22 +8,18 @@ Without that HTTP header the whole body is JSON; with the value 0 the whole body
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
 import msgspec
 
 from service.errors import InvalidRequest
 from service.predictor import Receipt
+from service.task_api import read_json
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
 from service.transport.frame import number_of
 
 BINARY_HEADER = "inference-header-content-length"
-
-PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
-ScoreFunction = Literal["softmax", "sigmoid", "none"]
-Truncation = Literal["do_not_truncate", "longest_first", "only_first"]
-T = TypeVar("T")
 
 
 class InferInput(msgspec.Struct):
@@ -80,22 +76,6 @@ class InferMessage:
     parameters: Mapping[str, object]
     arrays: Arrays
     outputs: list[InferRequestedOutput]
-
-
-def read_json(body: bytes | memoryview, kind: type[T]) -> T:
-    """A JSON document of the given form.
-
-    Raises:
-        InvalidRequest: says what is wrong, and where.
-    """
-    try:
-        return msgspec.json.decode(body, type=kind)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
-    except RecursionError:
-        raise InvalidRequest("the body is not JSON that can be read: it is nested too deeply") from None
 
 
 def header_length(given: str | None, body_bytes: int) -> int | None:

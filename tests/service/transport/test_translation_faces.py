@@ -202,7 +202,7 @@ def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grp
         ),
         ({"inputs": [""], "parameters": {"num_beams": 17}}, "num_beams must lie between 1 and 16, not 17"),
         ({"inputs": []}, "the request has no inputs"),
-        ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', model 'dogs' knows 'de' alone"),
+        ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', the model knows 'de' alone"),
         ({"inputs": ["red"], "stream": True}, "inputs must be one text where stream is true"),
         ({"inputs": "red", "parameters": {"num_beams": "four"}}, "Expected `int | null`, got `str`"),
         ({"inputs": "red", "parameters": {"generate_parameters": {"do_sample": True}}}, "unknown field `do_sample`"),

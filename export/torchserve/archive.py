@@ -1,0 +1,135 @@
+"""Packs a model folder into an archive for TorchServe.
+
+    <name>.mar
+      handler.py             what TorchServe runs
+      model-config.yaml      its batching, and what the handler is to do
+      model/                 the model folder as it is: its checksums and golden examples hold there too
+      service/ model_store/ export/    the modules that the handler uses
+
+An archive so answers alike wherever it is taken; it needs the serving install, PyTorch and TorchServe beside it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from export.torchserve import handler
+from model_store.folder import TORCHSCRIPT, FoundFolder, ModelFolder, read, scan
+
+Runtime = Literal["torchscript", "onnx"]
+
+
+class ArchiveRefused(ValueError):
+    """The folder cannot be packed; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """What TorchServe is told of a model's batches and workers.
+
+    Attributes:
+        batch_size: requests that the front end gives to a worker at once, at most.
+        max_batch_delay_ms: how long it waits for them.
+        workers: processes, each with a copy of the weights; one for each device is enough.
+        threads: of a worker's engine calls; 0: the cores.
+    """
+
+    batch_size: int = 32
+    max_batch_delay_ms: int = 5
+    workers: int = 1
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot work.
+
+        Raises:
+            ArchiveRefused: names the option and its limit.
+        """
+        for name, least in (("batch_size", 1), ("max_batch_delay_ms", 0), ("workers", 1), ("threads", 0)):
+            if getattr(self, name) < least:
+                raise ArchiveRefused(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+
+def newest_models(store: Path) -> dict[str, FoundFolder]:
+    """The folders of the highest versions in the store that have a manifest, by name: a bare graph has no task."""
+    found = {each.name: each for each in scan(store) if each.problem is None}
+    return {name: each for name, each in found.items() if (each.path / "manifest.json").exists()}
+
+
+def archive(found: FoundFolder, into: Path, batching: Batching, runtime: Runtime | None = None) -> Path:
+    """Pack a folder.
+
+    Args:
+        found: the folder.
+        into: the folder that gets `<name>.mar`.
+        batching: what TorchServe is told.
+        runtime: what computes; None takes TorchScript where the folder has it, else ONNX Runtime.
+
+    Returns:
+        the archive.
+
+    Raises:
+        FolderError: the folder is damaged.
+        ArchiveRefused: it has no manifest, or not the graph that is asked for.
+    """
+    folder = read(found)
+    if folder.manifest is None:
+        raise ArchiveRefused(f"{found.name} is a bare ONNX graph; an archive needs the task that its manifest names")
+    has_torchscript = TORCHSCRIPT in folder.manifest.files
+    if runtime == "torchscript" and not has_torchscript:
+        raise ArchiveRefused(f"{found.name} has no {TORCHSCRIPT} (quantized models and translation have ONNX alone)")
+    runtime = runtime or ("torchscript" if has_torchscript else "onnx")
+    into.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        contents = Path(temporary) / "contents"
+        _lay_out(folder, contents)
+        config = Path(temporary) / "model-config.yaml"
+        config.write_text(json.dumps(_config_of(batching, runtime), indent=2) + "\n")  # JSON is YAML
+        _pack(folder, contents, config, into)
+    return into / f"{found.name}.mar"
+
+
+def _config_of(batching: Batching, runtime: Runtime) -> dict[str, object]:
+    return {
+        "minWorkers": batching.workers,
+        "maxWorkers": batching.workers,
+        "batchSize": batching.batch_size,
+        "maxBatchDelay": batching.max_batch_delay_ms,
+        "responseTimeout": 120,
+        "startupTimeout": 120,
+        "deviceType": "gpu" if runtime == "torchscript" else "cpu",
+        "heed": {"runtime": runtime, "threads": batching.threads, "max_rows": batching.batch_size},
+    }
+
+
+def _lay_out(folder: ModelFolder, contents: Path) -> None:
+    """The files of the archive but those that the archiver itself writes."""
+    shutil.copytree(folder.path, contents / handler.MODEL_FOLDER)
+    for package in ("service", "model_store", "export"):
+        target = contents / package
+        target.mkdir()
+        for module in Path(str(files(package))).glob("*.py"):
+            if package != "export" or module.name == "__init__.py":
+                shutil.copy(module, target)
+    shutil.copytree(str(files("service.tasks")), contents / "service/tasks", ignore=shutil.ignore_patterns("*.pyc"))
+    (contents / "export/torchserve").mkdir()
+    for name in ("__init__.py", "torchscript_engine.py"):
+        shutil.copy(str(files("export.torchserve") / name), contents / "export/torchserve")
+
+
+def _pack(folder: ModelFolder, contents: Path, config: Path, into: Path) -> None:
+    command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
+    command += ["--model-name", folder.name, "--version", str(folder.version), "--handler", str(handler.__file__)]
+    command += ["--config-file", str(config), "--extra-files", str(contents), "--export-path", str(into)]
+    # The archiver clears <temporary folder>/<model name> first, whatever lies there.
+    environment = os.environ | {"TMPDIR": str(config.parent)}
+    packed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if packed.returncode:
+        raise ArchiveRefused(f"torch-model-archiver: {(packed.stderr.strip() or 'failed').splitlines()[-1]}")

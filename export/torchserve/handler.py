@@ -1,0 +1,212 @@
+"""What TorchServe runs for a model: requests of the Hugging Face task API to answers, a batch at a time.
+
+    TorchServe's front end ── batch of requests ──> Handler.handle ── service.task_api, service.tasks ──> answers
+
+Lies in an archive together with the model folder and the modules of the service that it uses (`archive.py`), so that
+reading, proving, preprocessing and postprocessing are the very code of `python -m service`. TorchServe finds the class
+by its being the only one of this file.
+
+The wire, over HTTP (`POST /predictions/<model>`) and gRPC (`input["data"]`) alike: the body of Heed's `POST
+/models/<name>`, JSON or an image file, and its answer. A wrong request gets `{"error": ...}` with status 400 and leaves
+the others of its batch alone.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import torch
+
+from export.torchserve.torchscript_engine import TorchScriptEngine
+from model_store.folder import TORCHSCRIPT, FolderError, FoundFolder, ModelFolder
+from service.device import Device
+from service.engine import Engine, EngineError
+from service.errors import InvalidRequest
+from service.loading import Loaded, Loader, decode, open_onnx
+from service.task_api import (
+    HUB_TOP_K,
+    ImageClassificationParameters,
+    ImageClassificationRequest,
+    TextClassificationRequest,
+    TranslationRequest,
+    is_json,
+    labelled_scores,
+    read_json,
+    texts_and_field,
+    translation_text,
+)
+from service.tasks.image_classification import ImageClassification
+from service.tasks.text_classification import TextClassification
+from service.tasks.translation import SearchRequest, Translation
+
+MODEL_FOLDER = "model"  # within the archive
+MAX_IMAGE_PIXELS, MAX_REQUEST_ROWS = 50_000_000, 512  # as the service's defaults
+
+# An item of a batch: what the model gets, and what becomes of its results.
+Prepared = tuple[list[Any], Callable[[list[Any]], Any]]
+
+
+class Handler:
+    """One model in one worker of TorchServe."""
+
+    def initialize(self, context: Any) -> None:
+        """Read, check and prove the model folder of the archive; what fails here is not served.
+
+        Raises:
+            FolderError: a checksum or a golden example fails.
+            EngineError: the graph cannot be loaded.
+        """
+        properties, settings = context.system_properties, (context.model_yaml_config or {}).get("heed", {})
+        gpu = properties.get("gpu_id")
+        self._device = "cpu" if gpu is None or not torch.cuda.is_available() else f"cuda:{gpu}"
+        self._runtime = settings.get("runtime", "torchscript")
+        self._max_rows = int(settings.get("max_rows", 32))
+        threads = int(settings.get("threads", 0)) or len(os.sched_getaffinity(0))
+        archive = Path(properties["model_dir"])
+        found = FoundFolder(context.model_name, "1", archive / MODEL_FOLDER)
+        self._loaded = Loader(self._max_rows, threads, perf_counter, open_engine=self._open_engine).load(found)
+
+    def _open_engine(self, folder: ModelFolder, threads: int, device: Device) -> Engine:
+        if folder.manifest is None:
+            raise FolderError("a bare ONNX graph has no task; its tensors are served by python -m service")
+        if self._runtime == "torchscript":
+            return TorchScriptEngine(folder.path / TORCHSCRIPT, folder.manifest, self._device, threads)
+        return open_onnx(folder, threads, device)
+
+    def handle(self, requests: Sequence[dict[str, Any]], context: Any) -> list[Any]:
+        """Answer a batch: a document for each request, in order."""
+        answers: list[Any] = [None] * len(requests)
+        accepted: dict[int, Prepared] = {}
+        for number, request in enumerate(requests):
+            try:
+                accepted[number] = self._prepare(body_of(request))
+            except InvalidRequest as error:
+                answers[number] = refuse(context, number, 400, str(error))
+        together: list[Any] | None = None
+        # Where the batch fails, some request is the reason: each alone shows which.
+        with contextlib.suppress(EngineError):
+            together = self._compute([item for items, _ in accepted.values() for item in items])
+        for number, (items, finish) in accepted.items():
+            try:
+                if together is None:
+                    results = self._compute(items)
+                else:
+                    results, together = together[: len(items)], together[len(items) :]
+            except EngineError as error:
+                answers[number] = refuse(context, number, 500, f"the model failed on this input: {error}")
+                continue
+            answers[number] = msgspec.json.encode(finish(results))
+            context.set_response_content_type(number, "application/json")
+        return answers
+
+    def _compute(self, items: list[Any]) -> list[Any]:
+        """Results in order; items of similar length share an engine call."""
+        results: list[Any] = [None] * len(items)
+        order = sorted(range(len(items)), key=lambda number: (items[number].rows, items[number].length))
+        while order:
+            together = max(1, self._max_rows // items[order[-1]].rows)
+            numbers, order = order[:together], order[together:]
+            some = [items[number] for number in numbers]
+            if isinstance(self._loaded, Loaded):
+                computed = self._loaded.run(some)
+            else:
+                for sentence in some:
+                    sentence.restart()  # a batch that has failed may have begun with it
+                decode(self._loaded.open_batches(), some)
+                computed = some
+            for number, result in zip(numbers, computed, strict=True):
+                results[number] = result
+        return results
+
+    def _prepare(self, body: bytes) -> Prepared:
+        task = self._loaded.task
+        if isinstance(task, TextClassification):
+            return _prepare_texts(task, body)
+        if isinstance(task, ImageClassification):
+            return _prepare_image(task, body)
+        assert isinstance(task, Translation)
+        return _prepare_translation(task, body, self._max_rows)
+
+
+def _prepare_texts(task: TextClassification, body: bytes) -> Prepared:
+    message = read_json(body, TextClassificationRequest)
+    texts, field = _texts(message.inputs)
+    items = task.preprocess_all(texts, truncate=message.parameters.truncation, field=field)
+    function = message.parameters.function_to_apply or "softmax"
+
+    def finish(results: list[Any]) -> Any:
+        answered = [task.postprocess(logits_C, function, message.parameters.top_k) for logits_C in results]
+        return [labelled_scores(each.labels, each.scores) for each in answered]
+
+    return items, finish
+
+
+def _texts(inputs: str | list[str]) -> tuple[list[str], str]:
+    texts, field = texts_and_field(inputs)
+    if len(texts) > MAX_REQUEST_ROWS:
+        raise InvalidRequest(f"{len(texts)} inputs, the limit is {MAX_REQUEST_ROWS}")
+    return texts, field
+
+
+def _prepare_image(task: ImageClassification, body: bytes) -> Prepared:
+    image, field, parameters = body, "the body", ImageClassificationParameters()
+    if is_json(body):
+        message = read_json(body, ImageClassificationRequest)
+        image, field, parameters = message.inputs.encode(), "inputs", message.parameters
+    pixels = task.preprocess(image, field=field, max_image_pixels=MAX_IMAGE_PIXELS)
+    function = parameters.function_to_apply or "softmax"
+
+    def finish(results: list[Any]) -> Any:
+        answered = task.postprocess(results[0], function, parameters.top_k or HUB_TOP_K)
+        return labelled_scores(answered.labels, answered.scores)
+
+    return [pixels], finish
+
+
+def _prepare_translation(task: Translation, body: bytes, max_rows: int) -> Prepared:
+    message = read_json(body, TranslationRequest)
+    if message.stream:
+        raise InvalidRequest("stream is not offered here: translations come whole")
+    parameters, search = message.parameters, message.parameters.search()
+    if search.num_beams is not None and search.num_beams > max_rows:
+        raise InvalidRequest(f"num_beams is {search.num_beams}, the limit is {max_rows} (max_rows of the archive)")
+    task.check_languages(parameters.src_lang, parameters.tgt_lang)
+    texts, field = _texts(message.inputs)
+    request = SearchRequest(search.num_beams, search.max_new_tokens, search.length_penalty)
+    sentences = task.preprocess_all(texts, truncate=parameters.truncate, field=field, request=request)
+
+    def finish(results: list[Any]) -> Any:
+        return [translation_text(task.postprocess(sentence).text) for sentence in results]
+
+    return list(sentences), finish
+
+
+def body_of(request: dict[str, Any]) -> bytes:
+    """The body of a request: over HTTP it lies under `body`, over gRPC and in forms under `data`.
+
+    TorchServe decodes JSON and text unless TS_DECODE_INPUT_REQUEST=false (as `server.py` sets it): encoded again, it
+    is read, and refused, by the same code as everything else.
+
+    Raises:
+        InvalidRequest: it is under another name.
+    """
+    given = request.get("body", request.get("data"))
+    if given is None:
+        raise InvalidRequest(
+            "the request has no body; over HTTP, send it with content-type: application/json"
+            " (TorchServe takes forms apart), over gRPC under 'data'"
+        )
+    if isinstance(given, bytes | bytearray):
+        return bytes(given)
+    return given.encode() if isinstance(given, str) else msgspec.json.encode(given)
+
+
+def refuse(context: Any, number: int, status: int, why: str) -> bytes:
+    """The answer to a request that gets none."""
+    context.set_response_status(status, "Bad Request" if status == 400 else "Internal Server Error", number)
+    context.set_response_content_type(number, "application/json")
+    return msgspec.json.encode({"error": why})

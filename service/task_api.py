@@ -1,0 +1,136 @@
+"""The Hugging Face task API's messages: what a request may say, and how an answer is written.
+
+Free of the wire and of the models: the HTTP face and the handler that TorchServe runs (`export/torchserve/handler.py`)
+read and write with the same code.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from service.errors import InvalidRequest
+
+HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+Truncation = Literal["do_not_truncate", "longest_first", "only_first"]
+HubOptions = dict[str, Any]  # how the hub's own service queues and caches; nothing of it means anything here
+T = TypeVar("T")
+
+
+class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """`parameters` of the Hugging Face text-classification task; clients send null for what they leave open."""
+
+    top_k: PositiveInt | None = None
+    function_to_apply: ScoreFunction | None = None
+    truncation: bool = False
+
+
+class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request of the Hugging Face text-classification task."""
+
+    inputs: str | list[str]
+    parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
+    options: HubOptions = {}
+
+
+class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """`parameters` of the Hugging Face image-classification task."""
+
+    top_k: PositiveInt | None = None
+    function_to_apply: ScoreFunction | None = None
+
+
+class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request of the Hugging Face image-classification task as JSON: `inputs` is the file's base64."""
+
+    inputs: str
+    parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
+    options: HubOptions = {}
+
+
+class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """How to search for a translation; the names are those of Hugging Face's generation."""
+
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    length_penalty: float | None = None
+
+
+class TranslationParameters(SearchParameters):
+    """`parameters` of the Hugging Face translation task; the search also within `generate_parameters`."""
+
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+    truncation: bool | Truncation | None = None
+    generate_parameters: SearchParameters | None = None
+    clean_up_tokenization_spaces: bool | None = None
+
+    @property
+    def truncate(self) -> bool:
+        """Whether a text that is too long may be cut."""
+        return self.truncation in (True, "longest_first", "only_first")
+
+    def search(self) -> SearchParameters:
+        """The search that is asked for, wherever it is given.
+
+        Raises:
+            InvalidRequest: it is given twice, or something is asked for that is not offered.
+        """
+        if self.clean_up_tokenization_spaces:
+            raise InvalidRequest("clean_up_tokenization_spaces is not offered: translations are written as they are")
+        if self.generate_parameters is None:
+            return self
+        if any(getattr(self, name) is not None for name in SearchParameters.__struct_fields__):
+            raise InvalidRequest("the search is given both in parameters and in generate_parameters; use one of them")
+        return self.generate_parameters
+
+
+class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request of the Hugging Face translation task; with `stream`, the answer comes as server-sent events."""
+
+    inputs: str | list[str]
+    parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
+    stream: bool = False
+    options: HubOptions = {}
+
+
+def read_json(body: bytes | memoryview, kind: type[T]) -> T:
+    """A JSON document of the given form.
+
+    Raises:
+        InvalidRequest: says what is wrong, and where.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is not JSON that can be read: it is nested too deeply") from None
+
+
+def is_json(body: bytes) -> bool:
+    """Whether a body is JSON and not an image file: none of these begins like a JSON object.
+
+    The content type, which clients guess or leave out, is not needed.
+    """
+    return body.lstrip()[:1] == b"{"
+
+
+def texts_and_field(inputs: str | list[str]) -> tuple[list[str], str]:
+    """One text or several as a list, and what messages call them."""
+    return ([inputs], "inputs") if isinstance(inputs, str) else (inputs, "inputs[{}]")
+
+
+def labelled_scores(labels: Sequence[str], scores: Sequence[float]) -> list[dict[str, object]]:
+    """The classes of one input."""
+    return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
+
+
+def translation_text(text: str) -> dict[str, object]:
+    """The translation of one text."""
+    return {"translation_text": text}
