@@ -1,25 +1,25 @@
 """`python -m load_tests`: Locust against a server, judged by slo.toml; exit status 1 when something was missed.
 
 Starts a server of its own on the models in `model_store/`, unless `--http` and `--grpc` name a running one.
+One model after the other; `python -m load_tests.ci` has them all at once.
 """
 
 import argparse
 import csv
-import json
-import subprocess
 import sys
-import tomllib
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from load_tests.drivers import mean_batch_rows
+from load_tests.judging import judge, missed, table_of
+from load_tests.locust_run import Load, run_locust
 from load_tests.page import MarkedPart, command_of, commit, machine
-from load_tests.processes import Process, free_port
+from load_tests.processes import own_server
+from load_tests.slo import Limits, chosen, read_slo
+from load_tests.targets import TARGETS
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -27,54 +27,71 @@ RESULTS = HERE / "results"
 
 def main() -> int:
     """Run, judge, plot."""
+    parser = command_line()
+    arguments = parser.parse_args()
+    if bool(arguments.http) != bool(arguments.grpc):
+        parser.error("--http and --grpc go together")
+    if arguments.target != "heed" and not arguments.http:
+        parser.error(f"--target {arguments.target} needs --http and --grpc: it is not started here")
+    try:
+        part = MarkedPart.of(arguments.document, "load") if arguments.document else None
+        models = chosen(read_slo(arguments.slo).models, arguments.model, arguments.slo)
+    except ValueError as error:
+        parser.error(str(error))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    reports, all_missed = {}, []
+    with ExitStack() as stack:
+        if not arguments.http:
+            _, arguments.http, arguments.grpc = stack.enter_context(own_server())
+        for model, limits in models.items():
+            reports[model], missed_here = measure(model, limits, arguments, console)
+            all_missed += missed_here
+    if part:
+        part.replace(page_of(reports, all_missed, arguments))
+    console.print(f"missed: {', '.join(all_missed)}" if all_missed else "every limit of slo.toml was kept")
+    return 1 if all_missed else 0
+
+
+def measure(
+    model: str, limits: Limits, arguments: argparse.Namespace, console: Console
+) -> tuple[dict[str, Any], list[str]]:
+    """One model: its report, and the limits that it missed."""
+    base = arguments.results / f"load-{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
+    load = Load(
+        model=model,
+        model_task=limits.task,
+        target=arguments.target,
+        http=arguments.http,
+        grpc=arguments.grpc,
+        users=arguments.users,
+        seconds=arguments.seconds,
+    )
+    report = run_locust(load, base)
+    verdicts = judge(report, limits, model)
+    title = f"{model}: {report['requests']} requests, {report['sent']}, {batch_size_of(report)} rows a batch"
+    table = table_of(verdicts, title)
+    console.print(table)
+    with Path(f"{base}.txt").open("w") as file:
+        Console(file=file, width=100).print(table)
+    plot(base, report)
+    console.print(f"results: {base}.json, {base}.txt, {base}.png, {base}_stats.csv", soft_wrap=True)
+    return report, missed(verdicts)
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
     parser.add_argument("--model", action="append", help="one with a table in slo.toml; default: each that has one")
     parser.add_argument("--users", type=int, default=32, help="half over HTTP, half over gRPC")
     parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="the runtime at --http and --grpc")
     parser.add_argument("--http", help="address of a running server, http://host:port")
     parser.add_argument("--grpc", help="its gRPC address, host:port")
     parser.add_argument("--slo", type=Path, default=HERE / "slo.toml")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--document", type=Path, help="a page whose part marked `load` becomes the table")
-    arguments = parser.parse_args()
-    if bool(arguments.http) != bool(arguments.grpc):
-        parser.error("--http and --grpc go together")
-    try:
-        part = MarkedPart.of(arguments.document, "load") if arguments.document else None
-    except ValueError as error:
-        parser.error(str(error))
-    limits_by_model = tomllib.loads(arguments.slo.read_text())
-    models = arguments.model or list(limits_by_model)
-    if unknown := [model for model in models if model not in limits_by_model]:
-        parser.error(f"{arguments.slo} has no table [{unknown[0]}]")
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    started = f"{datetime.now(UTC):%Y%m%d-%H%M%S}"
-    reports, missed = {}, []
-    with ExitStack() as stack:
-        http, grpc = arguments.http, arguments.grpc
-        if not http:
-            ports = free_port(), free_port()
-            http, grpc = f"http://127.0.0.1:{ports[0]}", f"127.0.0.1:{ports[1]}"
-            options = ["--http-port", str(ports[0]), "--grpc-port", str(ports[1])]
-            stack.enter_context(Process("service", *options, core=None)).wait_until_ready(f"{http}/readyz")
-        for model in models:
-            limits = limits_by_model[model]
-            model_task = limits.pop("task")
-            base = arguments.results / f"load-{started}-{model}"
-            report = run_locust(model, model_task, http, grpc, arguments.users, arguments.seconds, base)
-            table, missed_here = judge(report, limits, model)
-            console.print(table)
-            with Path(f"{base}.txt").open("w") as file:
-                Console(file=file, width=100).print(table)
-            plot(base, report)
-            console.print(f"results: {base}.json, {base}.txt, {base}.png, {base}_stats.csv", soft_wrap=True)
-            reports[model] = report
-            missed += [f"{name} of {model}" for name in missed_here]
-    if part:
-        part.replace(page_of(reports, missed, arguments))
-    console.print(f"missed: {', '.join(missed)}" if missed else "every limit of slo.toml was kept")
-    return 1 if missed else 0
+    return parser
 
 
 def page_of(reports: dict[str, dict[str, Any]], missed: list[str], arguments: argparse.Namespace) -> str:
@@ -89,60 +106,19 @@ def page_of(reports: dict[str, dict[str, Any]], missed: list[str], arguments: ar
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for model, report in reports.items():
-        quality = ", ".join(f"{name} {value:.3g}" for name, value in report["quality"].items())
+        quality = ", ".join(f"{name} {value:.3g}" for name, value in report["quality"].items()) or "not judged"
         lines.append(
             f"| {model} | {report['answers_checked']:,} | {report['requests_per_s']:.0f} | {report['p50_ms']:.0f} |"
-            f" {report['p95_ms']:.0f} | {report['p99_ms']:.0f} | {rows_a_batch(report):.1f} | {report['failures']} |"
+            f" {report['p95_ms']:.0f} | {report['p99_ms']:.0f} | {batch_size_of(report)} | {report['failures']} |"
             f" {quality} |"
         )
     return "\n".join(lines) + "\n"
 
 
-def rows_a_batch(report: dict[str, Any]) -> float:
-    """Rows of the batch that an answer was computed in, on average."""
-    sizes = {int(size): count for size, count in report["batch_rows"].items()}
-    return mean_batch_rows(sizes) if sizes else 0.0
-
-
-def run_locust(
-    model: str, model_task: str, http: str, grpc: str, users: int, seconds: int, base: Path
-) -> dict[str, Any]:
-    """Locust as a process of its own; what it reports.
-
-    Raises:
-        RuntimeError: it did not report.
-    """
-    command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
-    command += ["--model", model, "--model-task", model_task, "--host", http, "--grpc-host", grpc]
-    command += ["-u", str(users), "-r", str(users), "-t", f"{seconds}s"]
-    command += ["--csv", str(base), "--csv-full-history", "--report", f"{base}.json", "--exit-code-on-error", "0"]
-    subprocess.run(command, check=False, cwd=HERE.parent)
-    if not Path(f"{base}.json").exists():
-        raise RuntimeError("Locust ended without a report")
-    report: dict[str, Any] = json.loads(Path(f"{base}.json").read_text())
-    return report
-
-
-def judge(report: dict[str, Any], limits: dict[str, float], model: str) -> tuple[Table, list[str]]:
-    """Each limit beside what was measured; the names of those that were missed."""
-    measured = {
-        "max_p95_ms": report["p95_ms"],
-        "max_p99_ms": report["p99_ms"],
-        "max_refused_share": report["failures"] / max(1, report["requests"]),
-        "min_requests_per_s": report["requests_per_s"],
-        **{f"min_{name}": value for name, value in report["quality"].items()},
-    }
-    if unknown := limits.keys() - measured.keys():
-        raise ValueError(f"slo.toml: unknown limit {', '.join(sorted(unknown))}; known are {', '.join(measured)}")
-    title = f"{model}: {report['requests']} requests, {report['sent']}, {rows_a_batch(report):.1f} rows a batch"
-    table = Table("limit", "value", "measured", "kept", title=title)
-    missed = []
-    for name, limit in limits.items():
-        kept = measured[name] <= limit if name.startswith("max_") else measured[name] >= limit
-        table.add_row(name, f"{limit:g}", f"{measured[name]:.4g}", "yes" if kept else "NO")
-        if not kept:
-            missed.append(name)
-    return table, missed
+def batch_size_of(report: dict[str, Any]) -> str:
+    """For people."""
+    rows = report["mean_batch_rows"]
+    return "unknown" if rows is None else f"{rows:.1f}"
 
 
 def plot(base: Path, report: dict[str, Any]) -> None:
@@ -162,7 +138,7 @@ def plot(base: Path, report: dict[str, Any]) -> None:
         middle.plot(times_s, [float(row[share]) for row in history], label=f"p{share[:-1]}")
     middle.set(xlabel="s", ylabel="latency, ms", ylim=(0, None))
     middle.legend()
-    sizes = {int(size): count for size, count in report["batch_rows"].items()}
+    sizes = {int(size): count for size, count in (report["batch_rows"] or {}).items()}
     right.bar(list(sizes), list(sizes.values()))
     right.set(xlabel="rows of the batch", ylabel="answers")
     quality = ", ".join(f"{name} {value:.3g}" for name, value in report["quality"].items())

@@ -1,8 +1,15 @@
-"""What is sent: sentences and images of the data sets where they are at hand, else a few sentences of our own."""
+"""What is sent: sentences and images of the data sets where they are at hand, else a few sentences of our own.
+
+Pictures of our own are clouds of colours: they make the work of any picture, but there is no right answer to them.
+"""
 
 import os
+import random
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+
+from PIL import Image
 
 OWN = Path(__file__).parent / "sentences.tsv"
 OWN_PAIRS = Path(__file__).parent / "pairs.tsv"
@@ -20,11 +27,11 @@ class Translations:
 
 @dataclass(frozen=True)
 class Images:
-    """Image files with the names of what they show, and where they come from."""
+    """Image files with the names of what they show, if anything, and where they come from."""
 
     source: str
     files: list[bytes]
-    labels: list[str]
+    labels: list[str]  # empty: nobody knows
 
 
 @dataclass(frozen=True)
@@ -71,19 +78,23 @@ def load_translations() -> Translations:
 
 
 def load_images(count: int = 2000) -> Images:
-    """The first files of `$HEED_DATASETS/cifar10`'s test split.
-
-    Raises:
-        FileNotFoundError: it is not at hand; there are no images of our own.
-    """
+    """The first files of `$HEED_DATASETS/cifar10`'s test split, or clouds drawn here."""
     parquet = _parquet("cifar10", "test")
     if not parquet:
-        raise FileNotFoundError("images need CIFAR-10: set HEED_DATASETS to the folder with cifar10/")
+        return Images("clouds of colours, drawn", [_clouds(seed) for seed in range(min(count, 200))], [])
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(parquet).slice(0, count)
     files = [image["bytes"] for image in table["img"].to_pylist()]
     return Images("CIFAR-10 test", files, [CIFAR10_LABELS[label] for label in table["label"].to_pylist()])
+
+
+def _clouds(seed: int) -> bytes:
+    """A PNG of the size of CIFAR-10's images; the same for the same seed."""
+    colours = Image.frombytes("RGB", (5, 5), random.Random(seed).randbytes(5 * 5 * 3))
+    file = BytesIO()
+    colours.resize((32, 32), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
 
 
 def _parquet(data_set: str, split: str) -> list[Path]:

@@ -7,9 +7,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import psutil
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
@@ -19,14 +24,17 @@ CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands w
 class Process:
     """A Python module in a process of its own, on one core unless None is given; ended with the `with` block."""
 
-    def __init__(self, module: str, *arguments: str, pipes: bool = False, core: int | None = SERVER_CORE) -> None:
+    def __init__(
+        self, module: str, *arguments: str, pipes: bool = False, core: int | None = SERVER_CORE, log: Path | None = None
+    ) -> None:
         self.started_s = time.perf_counter()
-        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the block)
+
+        self._log = log.open("w+") if log else tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.popen = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE if pipes else None,
             stdout=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stderr=None if pipes else self._log,
+            stderr=None if pipes and not log else self._log,
             text=True,
             preexec_fn=None if core is None else lambda: pin(core),
         )
@@ -49,10 +57,26 @@ class Process:
 
     def cpu_s(self) -> float:
         """CPU seconds of all threads so far, with the scheduler's nanoseconds."""
-        total_ns = 0
-        for task in Path(f"/proc/{self.popen.pid}/task").iterdir():
-            total_ns += int((task / "schedstat").read_text().split()[0])
-        return total_ns * 1e-9
+        return _cpu_s(self.popen.pid)
+
+    def family_cpu_s(self) -> float:
+        """The same of the process and all that it has started and that run still."""
+        return sum(_cpu_s(process) for process in self._family())
+
+    def family_memory_mib(self) -> float:
+        """Proportional set size of the process and all that it has started: pages that they share count once."""
+        total_kib = 0
+        for process in self._family():
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total_kib += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        return total_kib / 1024
+
+    def _family(self) -> list[int]:
+        found = [self.popen.pid]
+        for process in found:  # which grows meanwhile
+            for task in Path(f"/proc/{process}/task").iterdir():
+                found += [int(child) for child in (task / "children").read_text().split()]
+        return found
 
     def memory_mib(self) -> dict[str, float]:
         """Resident memory now and at its peak."""
@@ -75,6 +99,69 @@ class Process:
         self._log.seek(0)
         last_words = self._log.read()[-1000:]
         raise TimeoutError(f"{url} was not ready after {timeout_s} s, or its process ended; it said: {last_words}")
+
+
+@contextmanager
+def own_server() -> Iterator[tuple[Process, str, str]]:
+    """`python -m service` on free ports of this machine, ready: its process, where HTTP and where gRPC listens."""
+    http, grpc = free_port(), free_port()
+    with Process("service", "--http-port", str(http), "--grpc-port", str(grpc), core=None) as server:
+        server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
+        yield server, f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}"
+
+
+@dataclass(frozen=True)
+class CpuReading:
+    """CPU seconds so far of whoever shares the machine: the load (this process), the server, all others."""
+
+    at_s: float
+    load_s: float
+    server_s: float | None  # with its child processes; None: unknown
+    busy_s: float  # of all processes together
+    idle_s: float
+    steal_s: float  # what the host has given to others
+
+    @classmethod
+    def now(cls, server_pid: int | None) -> "CpuReading":
+        """Read all of them."""
+        machine = psutil.cpu_times()
+        server_s = None
+        if server_pid is not None:
+            parent = psutil.Process(server_pid)
+            family = [parent.cpu_times(), *(child.cpu_times() for child in parent.children(recursive=True))]
+            server_s = sum(times.user + times.system for times in family)
+        return cls(
+            at_s=time.perf_counter(),
+            load_s=time.process_time(),
+            server_s=server_s,
+            # Not every system counts all of them.
+            busy_s=sum(getattr(machine, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq")),
+            idle_s=machine.idle + getattr(machine, "iowait", 0.0),
+            steal_s=getattr(machine, "steal", 0.0),
+        )
+
+    def since(self, earlier: "CpuReading", answered: int) -> dict[str, Any]:
+        """Seconds since an earlier reading, and milliseconds for each answer of that time; None: unknown."""
+        load_s, steal_s = self.load_s - earlier.load_s, self.steal_s - earlier.steal_s
+        server_s = None
+        if self.server_s is not None and earlier.server_s is not None:
+            server_s = self.server_s - earlier.server_s
+        # The counters tick at their own times, so that what is left over may come out below nothing.
+        others_s = max(0.0, self.busy_s - earlier.busy_s - load_s - (server_s or 0.0))
+        return {
+            "load_s": load_s,
+            "server_s": server_s,
+            "others_s": None if server_s is None else others_s,
+            "steal_s": steal_s,
+            "idle_s": self.idle_s - earlier.idle_s,
+            "load_ms_per_answer": 1e3 * load_s / answered if answered else None,
+            "server_ms_per_answer": None if server_s is None or not answered else 1e3 * server_s / answered,
+        }
+
+
+def _cpu_s(process: int) -> float:
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
 
 
 def pin(core: int) -> None:

@@ -1,0 +1,118 @@
+"""What slo.toml asks for: the limits of each model, and the course of a gate run.
+
+A name that is not known is refused: a typing error must never pass as kept.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Of one model, under load. None: no limit."""
+
+    task: Literal["text-classification", "image-classification", "translation"]
+    max_p95_ms: float | None = None
+    max_p99_ms: float | None = None
+    max_refused_share: float | None = None  # of all requests: refused, failed, not answered in time or not started
+    min_requests_per_s: float | None = None
+    min_accuracy: float | None = None
+    min_bleu: float | None = None
+    min_chrf: float | None = None
+
+
+class Arrivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Requests that start on schedule, whether or not earlier ones were answered."""
+
+    rate_per_s: Positive
+    seconds: Positive
+    max_in_flight: Count  # a request that is due while so many are unanswered is not started, and counts as refused
+
+
+class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Users who ask as fast as they are answered, ever more of them."""
+
+    users: Annotated[list[Annotated[int, msgspec.Meta(ge=2)]], msgspec.Meta(min_length=1)]
+    settle_s: Annotated[float, msgspec.Meta(ge=0)]  # at the begin of each step, measured by nobody
+    seconds: Positive  # of each step, measured
+    judged_users: Count  # limits of latency hold for steps of at most so many users
+
+
+class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a figure may be worse by than in the run before, without being marked."""
+
+    latency_share: Positive
+    latency_ms: Positive  # a change of latency is marked when it is beyond both
+    throughput_share: Positive
+    quality_share: Positive
+
+
+class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The course of `make load-ci`, and what it must keep."""
+
+    warm_up_s: Positive
+    min_knee_requests_per_s: float | None = None
+    arrivals: Arrivals
+    steps: Steps
+    tolerance: Tolerance
+    models: Annotated[dict[str, Limits], msgspec.Meta(min_length=1)]
+
+
+class Slo(msgspec.Struct, frozen=True):
+    """The whole file."""
+
+    models: dict[str, Limits]  # of `make load`
+    ci: Gate | None
+
+
+def read_slo(path: Path) -> Slo:
+    """Read and check it.
+
+    Raises:
+        ValueError: the file is missing, no TOML, or a field is unknown or wrong; names the file and the field.
+    """
+    try:
+        document: dict[str, Any] = tomllib.loads(path.read_text())
+        gate = document.pop("ci", None)
+        models = {name: convert(table, Limits, f"[{name}]") for name, table in document.items()}
+        slo = Slo(models, None if gate is None else convert(gate, Gate, "[ci]"))
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if slo.ci:
+        users = slo.ci.steps.users
+        if users != sorted(set(users)):
+            raise ValueError(f"{path}: [ci.steps] users must grow from step to step, not {users}")
+        if slo.ci.steps.judged_users < users[0]:
+            raise ValueError(f"{path}: [ci.steps] judged_users must be at least users[0] = {users[0]}")
+    return slo
+
+
+def convert(table: Any, kind: Any, where: str) -> Any:
+    """A table as a struct.
+
+    Raises:
+        ValueError: names the table and the field.
+    """
+    try:
+        return msgspec.convert(table, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where} {error}") from error
+
+
+def chosen(models: dict[str, Limits], names: list[str] | None, path: Path) -> dict[str, Limits]:
+    """Those with these names, or all.
+
+    Raises:
+        ValueError: one has no table.
+    """
+    if unknown := [name for name in names or [] if name not in models]:
+        raise ValueError(f"{path} has no table of limits for {unknown[0]}; it has: {', '.join(models)}")
+    return {name: models[name] for name in names} if names else models
