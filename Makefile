@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HEED_LOG_FORMAT ?= console
 
-.PHONY: serve test check format load bench generate clean
+.PHONY: serve torchserve test check format load load-ci bench gpu-check compose-test generate clean
 
 serve: .venv/serve.stamp  ## start the server on the models in model_store/
 	$(BIN)/python -m service
 
 test: .venv/dev.stamp  ## run every test
 	$(BIN)/python -m tests
+
+torchserve: .venv/torchserve.stamp  ## pack the models for TorchServe and start it on them; needs Java 17
+	$(BIN)/python -m export archive && $(BIN)/python -m export.torchserve
 
 check: .venv/dev.stamp  ## lint, types, import boundaries, generated code
 	$(BIN)/python -m tests.check
@@ -20,11 +23,20 @@ format: .venv/dev.stamp  ## put the code in order
 load: .venv/dev.stamp  ## Locust against a server that it starts; non-zero when load_tests/slo.toml is missed
 	$(BIN)/python -m load_tests
 
+load-ci: .venv/dev.stamp  ## all tasks at once for a minute, at a constant rate and up to saturation: the gate of slo.toml
+	$(BIN)/python -m load_tests.ci
+
 bench: .venv/dev.stamp  ## throughput, latency and cost beside the limits
 	$(BIN)/python -m load_tests.bench --document docs/benchmarks.md
 
-generate: .venv/dev.stamp  ## protobuf code of proto/*.proto
-	$(BIN)/python -m proto.generate
+gpu-check: .venv/gpu.stamp  ## parity, throughput and utilisation on a GPU; at most 8 minutes
+	$(BIN)/python -m load_tests.gpu_check --document docs/benchmarks.md
+
+compose-test: .venv/dev.stamp  ## docker-compose.yml built, used, stopped under load; WITHOUT=grafana leaves a service out
+	$(BIN)/python -m tests.compose $(addprefix --without ,$(WITHOUT))
+
+generate: .venv/dev.stamp  ## protobuf code of proto/*.proto, and the dashboard
+	$(BIN)/python -m proto.generate && $(BIN)/python -m service.monitoring.dashboard
 
 clean:  ## what can be made again in minutes; trained runs stay
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -37,5 +49,15 @@ clean:  ## what can be made again in minutes; trained runs stay
 	touch $@
 
 .venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,load,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,load,bench,dev,torchserve,tracing]'
+	touch $@ .venv/serve.stamp .venv/torchserve.stamp
+
+# The two builds of ONNX Runtime are one package: the one with CUDA takes the place of the other.
+.venv/gpu.stamp: .venv/dev.stamp
+	$(BIN)/python -m pip uninstall --quiet --yes onnxruntime
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt 'onnxruntime-gpu[cuda,cudnn]'
+	touch $@
+
+.venv/torchserve.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[torchserve]'
 	touch $@ .venv/serve.stamp

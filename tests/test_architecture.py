@@ -3,6 +3,8 @@
 import json
 import re
 
+import yaml
+
 from tests.conftest import ROOT
 
 TOP_LEVEL = {
@@ -17,7 +19,7 @@ TOP_LEVEL = {
     "Makefile",
     "docs",
 }
-TOP_LEVEL |= {"constraints.txt", "docker-compose.yml"}
+TOP_LEVEL |= {"constraints.txt", "docker-compose.yml", "docker-compose.gpu.yml"}
 MADE_HERE = {"build", "runs"}
 
 
@@ -52,7 +54,7 @@ def test_links_between_pages_lead_somewhere() -> None:
 
 
 def test_make_targets_are_one_readable_line_each() -> None:
-    """No logic in shell: a target is one recipe line (or two, for an environment and its stamp)."""
+    """No logic in shell: a target is one recipe line; what installs an environment has one more for its stamp."""
     targets: dict[str, int] = {}
     name = ""
     for line in (ROOT / "Makefile").read_text().splitlines():
@@ -62,14 +64,16 @@ def test_make_targets_are_one_readable_line_each() -> None:
             name = match[1]
             targets[name] = 0
     assert targets.keys() >= {"serve", "test", "check", "load", "bench"}
-    assert {name for name, lines in targets.items() if lines > 1} <= {".venv/serve.stamp", ".venv/dev.stamp"}
+    assert {name for name, lines in targets.items() if lines > 1} == {
+        f".venv/{extra}.stamp" for extra in ("serve", "dev", "gpu", "torchserve")
+    }
 
 
 def test_versions_are_pinned_without_addresses() -> None:
-    """constraints.txt holds exact versions alone."""
+    """constraints.txt holds exact versions alone (with an epoch before "!" where a package counts in one, PEP 440)."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert "torch==2.13.0" in lines
-    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line)] == []
+    assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==([0-9]+!)?[0-9][A-Za-z0-9.]*", line)] == []
 
 
 def test_committed_models_have_their_whole_folder() -> None:
@@ -89,3 +93,14 @@ def test_committed_models_have_their_whole_folder() -> None:
         if manifest["precision"] == "float32" and manifest["task"] != "translation":
             also = also | {"model.torchscript.pt"}
         assert needed | also <= {path.name for path in version.iterdir()}
+
+
+def test_the_workflow_runs_what_a_developer_runs() -> None:
+    """The gates by their Make targets, and an image of every Dockerfile."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    targets = {match[1] for step in steps if (match := re.fullmatch(r"make ([\w-]+)", step.get("run", "")))}
+    assert targets == {"check", "test", "load-ci", "compose-test"}
+    assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    built = {image["dockerfile"] for image in workflow["jobs"]["images"]["strategy"]["matrix"]["include"]}
+    assert built == {str(path.relative_to(ROOT)) for path in ROOT.glob("*/**/Dockerfile") if ".venv" not in path.parts}
