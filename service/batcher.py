@@ -34,9 +34,6 @@ from service.errors import EngineFailed, Unavailable
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
-# What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it. From
-# the loops in list order and sorted, 8 rows: about 0.08 in float32 and 0.24 in int8 (docs/benchmarks.md).
-SKIPPED_PADDING_COST = 0.2
 # Every so many batches one is twice or half as large as the costs justify: the table learns only of sizes that are
 # tried, and could never be found wrong otherwise.
 BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
@@ -112,7 +109,7 @@ class Batcher:
         probe: Callable[[], None],
         costs: CostTable,
         instances: int = 1,
-        skips_padding: bool = False,
+        skipped_padding_cost: float | None = None,
         limits: BatcherLimits | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         engine_clock: Callable[[], float] = time.monotonic,
@@ -127,7 +124,8 @@ class Batcher:
                 the engine is dead.
             costs: seconds of a call by rows and length.
             instances: how many calls run side by side.
-            skips_padding: the engine computes only what the items hold, not the padding around them.
+            skipped_padding_cost: of an engine that computes only what the items hold: what a token of padding costs all
+                the same, as a share of a real one. None: padding is computed like any token.
             limits: bounds of the queue and of a batch.
             on_batch: told of every engine call.
             engine_clock: measures what a call costs. For an engine that computes in the calling thread alone,
@@ -140,7 +138,7 @@ class Batcher:
             costs,
             on_batch,
         )
-        self._limits, self._skips_padding = limits or BatcherLimits(), skips_padding
+        self._limits, self._padding_cost = limits or BatcherLimits(), skipped_padding_cost
         self._name, self._engine_clock = name, engine_clock
         self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
         self._loop = self._admission.loop
@@ -256,7 +254,7 @@ class Batcher:
         return batch
 
     def _cost_s(self, extent: "_Extent") -> float:
-        return self._costs.estimate(extent.rows, extent.effective_length(self._skips_padding))
+        return self._costs.estimate(extent.rows, extent.effective_length(self._padding_cost))
 
     def _finished(
         self,
@@ -343,9 +341,9 @@ class Batcher:
         except BaseException as error:  # whatever it is, the requests must hear of it
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
-        tokens = extent.tokens if self._skips_padding else extent.rows * extent.longest
+        tokens = extent.tokens if self._padding_cost is not None else extent.rows * extent.longest
         compute_s, cost_s = time.monotonic() - started_s, clock() - clock_s
-        length = extent.effective_length(self._skips_padding)
+        length = extent.effective_length(self._padding_cost)
         report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
         return results, report, dead
 
@@ -385,9 +383,9 @@ class _Extent(NamedTuple):
         longest = max(self.longest, length)
         return _Extent(self.rows + rows, longest, self.tokens + rows * length)
 
-    def effective_length(self, skips_padding: bool) -> int:
+    def effective_length(self, padding_cost: float | None) -> int:
         """Length of the rows of a call without padding that costs as much."""
-        if not skips_padding:
+        if padding_cost is None:
             return self.longest
         mean = self.tokens / self.rows
-        return math.ceil(mean + SKIPPED_PADDING_COST * (self.longest - mean))
+        return math.ceil(mean + padding_cost * (self.longest - mean))

@@ -5,6 +5,7 @@
 Warm-up, preprocessing parity and numeric parity in one: what passes answers as the original PyTorch model did.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ COST_PROBES = (
 # The same of models whose rows all have one length.
 ROW_COST_PROBES = ((1, 1), (2, 1), (4, 1), (8, 1), (16, 1), (32, 1))
 COST_BUDGET_S = 0.25
+# Lengths of the rows of a call with padding, whose cost is compared with that of as many rows of their mean length.
+PADDED_PROBE = (6, 10, 13, 15, 17, 19, 22, 26)
+PADDED_PROBE_CALLS = 3
 # Of the cost table of a bare model: a MiB. The costs of longer rows follow from the last two lengths.
 LONGEST_ROW = 1024
 
@@ -85,7 +89,7 @@ class Loaded:
     run: Callable[[list[Any]], list[Any]]
     probe: Callable[[], None]
     costs: CostTable
-    skips_padding: bool
+    skipped_padding_cost: float | None  # as `Batcher` takes it
     golden: Golden | None = None  # of a bare model
 
 
@@ -151,7 +155,7 @@ class Loader:
             # Without golden examples nothing is known that a sound engine must be able to compute.
             probe=lambda: None,
             costs=CostTable(self._max_rows, LONGEST_ROW),
-            skips_padding=True,  # there is none
+            skipped_padding_cost=0.0,  # there is none
         )
 
     def _load_text_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
@@ -185,7 +189,10 @@ class Loader:
             return Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)
 
         costs = self._measure_costs(run, item_of_length, COST_PROBES, max_tokens)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, folder.manifest.skips_padding, golden)
+        padding_cost = None
+        if folder.manifest.skips_padding:
+            padding_cost = measure_padding_cost(run, item_of_length, max_tokens, self._engine_clock)
+        return Loaded(task, run, lambda: _probe(run, items[0]), costs, padding_cost, golden)
 
     def _load_image_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
@@ -209,7 +216,7 @@ class Loader:
         golden = GoldenLogits(folder, item_of)
         items = replay_golden(golden, run)
         costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, skips_padding=False, golden=golden)
+        return Loaded(task, run, lambda: _probe(run, items[0]), costs, skipped_padding_cost=None, golden=golden)
 
     def _load_translation(self, folder: ModelFolder) -> LoadedTranslation:
         assert folder.manifest is not None
@@ -300,6 +307,34 @@ def _read_json(path: Path, kind: type[C]) -> C:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError) as error:
         raise FolderError(f"{path.name}: {error}") from error
+
+
+def measure_padding_cost(
+    run: Callable[[list[Any]], list[Any]],
+    item_of_length: Callable[[int], Any],
+    max_length: int,
+    clock: Callable[[], float],
+) -> float:
+    """What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it.
+
+    Depends on precision and machine: 0.25 in float32 and 0.55 in int8 on one, a third of that on another
+    (docs/benchmarks.md). Between 0 and 1; the best of a few calls each, for what disturbs a call makes it longer.
+    """
+    if max(PADDED_PROBE) > max_length:
+        return 0.0  # so short that it hardly matters
+    rows, tokens = len(PADDED_PROBE), sum(PADDED_PROBE)
+    padding = rows * max(PADDED_PROBE) - tokens
+    even, padded = [item_of_length(tokens // rows)] * rows, [item_of_length(length) for length in PADDED_PROBE]
+    best_s = [math.inf, math.inf]
+    for _ in range(PADDED_PROBE_CALLS):
+        for number, items in enumerate((even, padded)):
+            started_s = clock()
+            run(items)
+            best_s[number] = min(best_s[number], clock() - started_s)
+    even_s, padded_s = best_s
+    if even_s <= 0.0:
+        return 0.0  # too short for this clock
+    return min(1.0, max(0.0, (padded_s / even_s - 1) * tokens / padding))
 
 
 def _probe(run: Callable[[list[Any]], list[Any]], item: Any) -> None:

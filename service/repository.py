@@ -143,7 +143,7 @@ class ModelRepository:
                 probe=loaded.probe,
                 costs=loaded.costs,
                 instances=self.instances,
-                skips_padding=loaded.skips_padding,
+                skipped_padding_cost=loaded.skipped_padding_cost,
                 limits=BatcherLimits(
                     max_queue_rows=self.config.max_queue,
                     max_batch_rows=self.config.max_batch_rows,

@@ -348,7 +348,7 @@ async def test_long_and_short_texts_go_apart_where_padding_is_computed() -> None
 async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> None:
     """A graph that computes real tokens only takes them all, the similar ones first."""
     engine = HeldEngine()
-    async with batcher_of(engine, costs=linear_costs(1e-2, 1e-4), skips_padding=True) as batcher:
+    async with batcher_of(engine, costs=linear_costs(1e-2, 1e-4), skipped_padding_cost=0.2) as batcher:
         await busy(engine, batcher)
         for number in range(2):
             submit(batcher, Text(f"short {number}"))
@@ -356,6 +356,20 @@ async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> No
         await turns()
         engine.release(100)
         assert await engine.next_call() == ["short 0", "short 1", "long 0", "long 1"]
+
+
+async def test_texts_of_other_length_stay_out_where_even_skipped_padding_is_dear() -> None:
+    """The same texts, where the engine is nearly as slow on padding as on tokens."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(1e-3, 1e-4), skipped_padding_cost=0.9) as batcher:
+        await busy(engine, batcher)
+        for number in range(2):
+            submit(batcher, Text(f"short {number}"))
+            submit(batcher, Text(f"long {number}", length=64))
+        await turns()
+        engine.release(100)
+        assert await engine.next_call() == ["short 0", "short 1"]
+        assert await engine.next_call() == ["long 0", "long 1"]
 
 
 async def test_the_oldest_entry_is_in_every_batch() -> None:

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 
 from model_store.folder import FolderError, FoundFolder
 from service.batcher import Batcher
-from service.loading import Loaded, Loader
+from service.loading import Loaded, Loader, measure_padding_cost
 from tests.conftest import running_server, write_onnx
 
 
@@ -153,7 +153,7 @@ async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) ->
         threads.append(threading.get_ident())
         return loaded.run(items)
 
-    batcher = Batcher(run, probe=loaded.probe, costs=loaded.costs, skips_padding=loaded.skips_padding)
+    batcher = Batcher(run, probe=loaded.probe, costs=loaded.costs, skipped_padding_cost=0.0)
     for side, calls, here in ((2, 20, True), (500, 1, False), (2, 1, True)):
         for _ in range(calls):
             await batcher.submit(loaded.task.items({"x": np.ones((1, side, side), np.float32)}))
@@ -168,7 +168,7 @@ async def test_a_first_dimension_that_is_no_batch_is_left_alone(tmp_path: Path) 
     nodes = [axis, helper.make_node("CumSum", ["x", "axis"], ["y"])]
     write_onnx(tmp_path / "store/sums/1", nodes, series, {"y": series["x"]})
     loaded = load_bare(tmp_path / "store/sums/1")
-    batcher = Batcher(loaded.run, probe=loaded.probe, costs=loaded.costs, skips_padding=loaded.skips_padding)
+    batcher = Batcher(loaded.run, probe=loaded.probe, costs=loaded.costs, skipped_padding_cost=0.0)
     items = loaded.task.items({"x": np.ones((3, 1), np.float32)})
     answers = await asyncio.gather(*(batcher.submit(items) for _ in range(4)))
     batcher.close()
@@ -176,3 +176,23 @@ async def test_a_first_dimension_that_is_no_batch_is_left_alone(tmp_path: Path) 
     with running_server(tmp_path / "store") as server:
         entry = server.wait_for("model is served without batching", model="sums", version="1")
     assert entry["why"] == "output 'y' of a row depends on the other rows"
+
+
+@pytest.mark.parametrize(("truth", "expected"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (7.0, 1.0), (-0.2, 0.0)])
+def test_what_skipped_padding_costs_is_measured(truth: float, expected: float) -> None:
+    """As a share of a real token, from calls with and without padding; disturbed calls do not count."""
+    now_s, disturbances = 0.0, iter([0.5, 0.0, 0.0, 2.0, 0.0, 0.0])
+
+    def run(lengths: list[int]) -> list[int]:
+        nonlocal now_s
+        padding = len(lengths) * max(lengths) - sum(lengths)
+        now_s += 1e-4 * (sum(lengths) + truth * padding) + next(disturbances)
+        return lengths
+
+    found = measure_padding_cost(run, lambda length: length, 512, lambda: now_s)
+    assert found == pytest.approx(expected)
+
+
+def test_a_model_too_short_for_the_padded_probe_is_not_asked() -> None:
+    """It could not take the probe's longest row."""
+    assert measure_padding_cost(lambda items: pytest.fail("asked"), lambda length: length, 25, lambda: 0.0) == 0.0
