@@ -141,8 +141,8 @@ const chosen = async () => {
   }
   if (EXAMPLES[kind] && (!by("text").value || Object.values(EXAMPLES).flat().includes(by("text").value)))
     by("text").value = EXAMPLES[kind][0];
-  by("answer").replaceChildren();
-  by("explanation").replaceChildren();
+  clear(by("answer"), by("stop"));
+  clear(by("explanation"), by("explain-stop"));
   by("target-field").hidden = !known.labels.length;
   fillSelect(by("target"), [["", "the answer's"], ...known.labels.map(label => [label, label])], "");
   by("explain").hidden = !kind || kind === "tensors";
@@ -229,12 +229,18 @@ const showError = (place, error) => {
 
 /** One piece of work at a time for each place: what comes later ends what came before. */
 const running = new Map();
-const work = async (place, stop, action) => {
+const clear = (place, stop) => {
   running.get(place)?.abort();
+  running.delete(place);
+  place.replaceChildren();
+  place.removeAttribute("aria-busy");
+  stop.hidden = true;
+};
+const work = async (place, stop, action) => {
+  clear(place, stop);
   const controller = new AbortController();
   running.set(place, controller);
   const current = () => running.get(place) === controller;
-  place.replaceChildren();
   place.setAttribute("aria-busy", "true");
   stop.hidden = false;
   try {
@@ -253,7 +259,7 @@ const work = async (place, stop, action) => {
 
 const send = () => work(by("answer"), by("stop"), async signal => {
   const place = by("answer"), asked = request(), started = performance.now(), labels = model().labels;
-  by("explanation").replaceChildren();
+  clear(by("explanation"), by("explain-stop"));  // it was that of another answer
   let body = asked.body;
   if (asked.kind === "text-classification" || asked.kind === "translation") needText();
   if (asked.picture === "file") body = needPicture().blob;
@@ -366,7 +372,7 @@ const explain = () => {
     const response = await ask(`${modelPath()}/explain`, {
       method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ inputs: [input], parameters }), signal,
     }).catch(error => {
-      if (method && error instanceof Refused && /\((400|501)\)/.test(error.message) && error.message.includes("method")) {
+      if (method && error instanceof Refused && /\(501\)|\(400\).*\bmethod\b/i.test(error.message)) {
         refusedMethods.set(name, (refusedMethods.get(name) ?? new Set()).add(method));
         showMethods();
       }
@@ -772,7 +778,6 @@ const takePicture = (blob, name) => {
   by("preview").src = state.picture.url;
   by("preview").alt = `Your picture, ${name}`;
   by("preview").hidden = false;
-  by("explanation").replaceChildren();
   showSnippet();
   send();
 };
