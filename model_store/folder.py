@@ -99,6 +99,7 @@ class ModelFolder:
     path: Path
     manifest: Manifest | None
     golden: list[GoldenExample]
+    card: str | None = None  # the text of `README.md`
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def read(found: FoundFolder) -> ModelFolder:
     if not (path / GRAPH).is_file():
         raise FolderError(f"{GRAPH} is missing")
     if not (path / MANIFEST).is_file():
-        return ModelFolder(found.name, int(found.version), path, None, [])
+        return ModelFolder(found.name, int(found.version), path, None, [], _card(path))
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:
@@ -182,7 +183,12 @@ def read(found: FoundFolder) -> ModelFolder:
         raise FolderError(f"{GOLDEN}: {error}") from error
     if not golden:
         raise FolderError(f"{GOLDEN}: has no example")
-    return ModelFolder(found.name, int(found.version), path, manifest, golden)
+    return ModelFolder(found.name, int(found.version), path, manifest, golden, _card(path))
+
+
+def _card(path: Path) -> str | None:
+    # A card is for people: one that is not quite UTF-8 is still worth reading.
+    return (path / CARD).read_text(encoding="utf-8", errors="replace") if (path / CARD).is_file() else None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -8,7 +8,7 @@ Warm-up, preprocessing parity and numeric parity in one: what passes answers as 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -79,6 +79,7 @@ class LoadedTranslation:
     probe: Callable[[], None]
     costs: CostTable
     golden: Golden
+    card: str | None = None  # the model card
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Loaded:
     costs: CostTable
     skipped_padding_cost: float | None  # as `Batcher` takes it
     golden: Golden | None = None  # of a bare model
+    card: str | None = None  # the model card
 
 
 def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
@@ -133,6 +135,9 @@ class Loader:
             EngineError: ONNX Runtime refuses a graph.
         """
         folder = read(found)
+        return replace(self._load(folder), card=folder.card)
+
+    def _load(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
         if folder.manifest is not None and folder.manifest.task == "translation":
             return self._load_translation(folder)
         engine = self._open_engine(folder, self._threads, self._device)

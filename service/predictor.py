@@ -129,6 +129,19 @@ class ModelDescription:
     outputs: tuple[TensorSpec, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class IndexedModel:
+    """What somebody who chooses a model wants to know of it."""
+
+    name: str
+    version: str  # that answers a request without one; empty where the folder has none
+    versions: list[str]  # those that are ready
+    task: TaskName | None  # None while no version can answer
+    labels: list[str]  # of a classifier
+    ready: bool
+    reason: str | None  # why it is not
+
+
 class Predictor:
     """Answers requests with the models of a repository."""
 
@@ -537,6 +550,38 @@ class Predictor:
             model.task.inputs,
             model.task.outputs,
         )
+
+    def index(self) -> list[IndexedModel]:
+        """Every model of the store by name, also those that are not ready."""
+        indexed = []
+        for name in sorted({state.name for state in self._repository.states.values()}):
+            state = self._repository.state(name)
+            task = None if state.served is None else state.served.task
+            why = self.problem_of(name)
+            indexed.append(
+                IndexedModel(
+                    name=name,
+                    version=state.version,
+                    versions=self._repository.versions(name),
+                    task=None if task is None else TASK_NAMES[type(task)],
+                    labels=task.labels if isinstance(task, Classifier) else [],
+                    ready=why is None,
+                    reason=why,
+                )
+            )
+        return indexed
+
+    def card(self, name: str, version: str = "") -> str:
+        """The model card, in Markdown.
+
+        Raises:
+            NotFound: the model's folder has none; or as for a request.
+            Unavailable: as for a request.
+        """
+        model = self._repository.get(name, version)
+        if model.card is None:
+            raise NotFound(f"model {model.name!r} version {model.version!r} has no model card (README.md)")
+        return model.card
 
     def problem_of(self, name: str, version: str = "") -> str | None:
         """Why a model would not answer now, or None when it would.

@@ -34,6 +34,7 @@ class ServedModel:
     task: Task
     batcher: Batcher | InFlightBatcher
     golden: Golden | None  # of a bare model
+    card: str | None = None  # the model card
 
 
 @dataclass
@@ -156,7 +157,7 @@ class ModelRepository:
             )
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
-        return ServedModel(folder.name, folder.version, loaded.task, batcher, loaded.golden)
+        return ServedModel(folder.name, folder.version, loaded.task, batcher, loaded.golden, loaded.card)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model to answer a request; without a version, the highest one that is ready.

@@ -141,7 +141,7 @@ async def close_grpc(grpc_server: grpc.aio.Server, drain_timeout_s: float) -> No
 
 def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:
     """What a person who has started the server wants to know."""
-    lines = [f"HTTP  {http}  (API: {http}/docs)", f"gRPC  {grpc_address}"]
+    lines = [f"HTTP  {http}  (in a browser; API: {http}/docs)", f"gRPC  {grpc_address}"]
     if predictor.text_classifiers():
         body = '{"inputs": "A wonderful film."}'
         lines += [

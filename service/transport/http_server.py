@@ -5,6 +5,7 @@ import contextlib
 import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from http import HTTPStatus
 from importlib.resources import files
@@ -18,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -62,6 +63,20 @@ log = structlog.get_logger(__name__)
 MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
+# The page for people who try the models: no inline script, and nothing from elsewhere or to elsewhere. Pictures that it
+# shows are the person's own and the answer's.
+PLAYGROUND = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+PLAYGROUND_HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' blob: data:; object-src 'none'; base-uri 'none';"
+    " form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cache-control": "no-cache",  # a newer server may have a newer page
+}
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
 
 
@@ -148,7 +163,7 @@ class HttpApplication:
         model = "/v2/models/{model}"
         self.asgi = Starlette(
             routes=[
-                Route("/", self._root),
+                *(Route(path, self._playground) for path in PLAYGROUND),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/metrics", self._exposition),
@@ -156,6 +171,7 @@ class HttpApplication:
                 Route("/openapi.json", self._openapi),
                 Route("/v2", guarded(self._server_metadata)),
                 Route("/v2/", guarded(self._server_metadata)),
+                Route("/v2/models", guarded(self._model_index)),
                 Route("/v2/health/live", guarded(self._live)),
                 Route("/v2/health/ready", guarded(self._ready)),
                 *(
@@ -163,6 +179,7 @@ class HttpApplication:
                     for prefix in (model, model + "/versions/{version}")
                     for route in (
                         Route(prefix, guarded(self._model_metadata)),
+                        Route(prefix + "/card", guarded(self._model_card)),
                         Route(prefix + "/ready", guarded(self._model_ready)),
                         asks_a_model(prefix + "/infer", self._infer),
                     )
@@ -350,6 +367,14 @@ class HttpApplication:
         }
         return json_response(document)
 
+    async def _model_index(self, request: Request, request_id: str) -> Response:
+        models = [asdict(model) for model in self._predictor.index()]
+        return json_response({"models": models, "grpc_port": self._config.grpc_port or None})
+
+    async def _model_card(self, request: Request, request_id: str) -> Response:
+        card = self._predictor.card(request.path_params["model"], request.path_params.get("version", ""))
+        return Response(card, media_type="text/markdown")
+
     async def _model_ready(self, request: Request, request_id: str) -> Response:
         name, version = (
             request.path_params["model"],
@@ -451,8 +476,10 @@ class HttpApplication:
 
     # --- for operators -----------------------------------------------------------------------------------------------
 
-    async def _root(self, request: Request) -> Response:
-        return RedirectResponse("/docs")
+    async def _playground(self, request: Request) -> Response:
+        file, media_type = PLAYGROUND[request.url.path]
+        text = files("service.transport").joinpath(file).read_text()
+        return Response(text, media_type=media_type, headers=PLAYGROUND_HEADERS)
 
     async def _healthz(self, request: Request) -> Response:
         return json_response({"live": True})

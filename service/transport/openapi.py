@@ -53,6 +53,25 @@ class ModelMetadata(msgspec.Struct):
     outputs: list[TensorMetadata]
 
 
+class IndexEntry(msgspec.Struct):
+    """A model of the store: the version that answers a request without one, those that are ready, what it does."""
+
+    name: str
+    version: str
+    versions: list[str]
+    task: str | None
+    labels: list[str]
+    ready: bool
+    reason: str | None
+
+
+class ModelIndex(msgspec.Struct):
+    """Every model of the store; `grpc_port` is null where the server took a free one."""
+
+    models: list[IndexEntry]
+    grpc_port: int | None
+
+
 class Live(msgspec.Struct):
     """The process lives."""
 
@@ -122,7 +141,7 @@ def openapi_document(
     """The document, with the models that are ready as examples of the path parameter."""
     task_requests = [text_request, image_request, translation_request]
     kinds: list[type] = [rest.InferRequest, rest.InferResponse, ErrorBody, ServerMetadata, ModelMetadata]
-    kinds += [Live, Ready, ModelReady, ServerReady, *task_requests, LabelScore, TranslatedText]
+    kinds += [ModelIndex, Live, Ready, ModelReady, ServerReady, *task_requests, LabelScore, TranslatedText]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
     examples = {"examples": models} if models else {}
@@ -149,6 +168,7 @@ def _server_paths(schema: dict[type, Any]) -> dict[str, Any]:
         "/readyz": _get(ready, _answers(schema, ServerReady) | _not_ready(schema, ServerReady)),
         "/metrics": _get("Prometheus metrics", metrics),
         "/v2": _get("Server metadata", _answers(schema, ServerMetadata)),
+        "/v2/models": _get("The models of the store", _answers(schema, ModelIndex)),
         "/v2/health/live": _get(live, _answers(schema, Live)),
         "/v2/health/ready": _get(ready, _answers(schema, Ready) | _not_ready(schema, Ready)),
     }
@@ -176,6 +196,8 @@ def _protocol_paths(schema: dict[type, Any], model: dict[str, Any]) -> dict[str,
     metadata = _get("Model metadata", _answers(schema, ModelMetadata) | _errors(schema, 404, 503))
     ready_answers = _answers(schema, ModelReady) | _errors(schema, 404) | _not_ready(schema, ModelReady)
     ready = _get("One model would answer correctly now", ready_answers)
+    text = {"description": ANSWER, "content": {"text/markdown": {"schema": {"type": "string"}}}}
+    card = _get("Model card", {"200": text} | _errors(schema, 404, 503))
     infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)
     infer = _post("Inference", schema[rest.InferRequest], infer_answers)
     paths: dict[str, Any] = {}
@@ -183,7 +205,7 @@ def _protocol_paths(schema: dict[type, Any], model: dict[str, Any]) -> dict[str,
         ("/v2/models/{model}", [model]),
         ("/v2/models/{model}/versions/{version}", [model, version]),
     ):
-        for path, operation in (("", metadata), ("/ready", ready), ("/infer", infer)):
+        for path, operation in (("", metadata), ("/card", card), ("/ready", ready), ("/infer", infer)):
             paths[prefix + path] = {"parameters": parameters, **operation}
     return paths
 

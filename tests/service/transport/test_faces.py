@@ -8,6 +8,7 @@ import struct
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -838,7 +839,50 @@ def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
     assert (missing.status_code, missing.headers["x-request-id"]) == (404, "mine-3")
     assert "no such path: /nope" in missing.json()["error"]
     assert http.get("/models/sentiment").status_code == 405
-    assert http.get("/").status_code == 307
+
+
+def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
+    """What it does, its versions and classes; of one that is not served the reason."""
+    index = http.get("/v2/models").json()
+    models = {model["name"]: model for model in index["models"]}
+    assert index["grpc_port"] is None  # this server took a free one
+    assert models.keys() >= {"sentiment", "double", "damaged", "broken", "no-version"}
+    assert models["sentiment"] == {
+        "name": "sentiment",
+        "version": "1",
+        "versions": ["1"],
+        "task": "text-classification",
+        "labels": ["NEGATIVE", "POSITIVE"],
+        "ready": True,
+        "reason": None,
+    }
+    assert (models["double"]["task"], models["double"]["labels"]) == ("tensors", [])
+    assert (models["damaged"]["task"], models["damaged"]["ready"], models["damaged"]["versions"]) == (None, False, [])
+    assert "model.onnx is damaged" in models["damaged"]["reason"]
+    assert "no version folder" in models["no-version"]["reason"]
+
+
+@pytest.mark.parametrize("path", ["/v2/models/sentiment/card", "/v2/models/sentiment/versions/1/card"])
+def test_a_model_card_is_the_folders_readme(path: str, http: httpx.Client, store: Path) -> None:
+    """As Markdown, with and without a version."""
+    answer = http.get(path)
+    assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
+    assert answer.text == (store / "sentiment/1/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("model", "status", "text"),
+    [
+        ("double", 404, "model 'double' version '1' has no model card"),
+        ("damaged", 503, "model.onnx is damaged"),
+        ("nope", 404, "unknown model: 'nope'"),
+        ("sentiment/versions/7", 404, "'sentiment' version '7'"),
+    ],
+)
+def test_a_card_that_is_not_there_is_an_error_in_words(model: str, status: int, text: str, http: httpx.Client) -> None:
+    """As for any other request to the model."""
+    answer = http.get(f"/v2/models/{model}/card")
+    assert (answer.status_code, text in answer.json()["error"]) == (status, True), answer.text
 
 
 def test_metrics_have_each_stage_and_outcome(http: httpx.Client) -> None:

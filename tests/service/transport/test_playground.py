@@ -1,0 +1,798 @@
+"""The page at `/` in a real browser, against a real server: from input to answer, by hand and by keyboard."""
+
+import base64
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from google.protobuf import json_format
+from onnx import TensorProto, helper
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from tests.conftest import ROOT, Server, running_server, write_onnx
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+
+OPTIONS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+WAIT_MS = 20_000.0  # only a failing test waits this long
+NARROW = {"width": 360, "height": 740}
+AA = 4.5  # WCAG 2.2, 1.4.3: contrast of texts
+TEXT = "It's thin, but the actors are a delight."
+MINUS = "\N{MINUS SIGN}"
+SENTENCE = "A little girl is playing in the garden."
+CARD = '# A card\n\n<img src="/x" onerror="document.title = 1"> and `code`\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n'
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One of each task from the repository's own store, a bare model with a card, and one that is not served."""
+    store = tmp_path_factory.mktemp("playground") / "models"
+    models = {"sentiment/1": "sentiment-small", "sentiment/2": "sentiment-small"}
+    models |= {"cifar10-vit/1": "cifar10-vit", "translation-en-de/1": "translation-en-de"}
+    for version, original in models.items():
+        (store / version).parent.mkdir(parents=True, exist_ok=True)
+        (store / version).symlink_to(ROOT / "model_store" / original / "1")
+    floats = (TensorProto.FLOAT, ["rows", 3])
+    write_onnx(store / "double/1", [helper.make_node("Add", ["x", "x"], ["y"])], {"x": floats}, {"y": floats})
+    (store / "double/1/README.md").write_text(CARD)
+    (store / "damaged/1").mkdir(parents=True)
+    with running_server(store) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """One for all tests."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, server: Server) -> Iterator[Page]:
+    """The page, open; whatever a test does with it, it asks nobody else and throws nothing."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(WAIT_MS)
+    expect.set_options(timeout=WAIT_MS)
+    page = context.new_page()
+    asked: list[str] = []
+    thrown: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: thrown.append(str(error)))
+    page.goto(f"{server.http}/")
+    expect(page.locator("#model option")).to_have_count(5)
+    yield page
+    context.close()
+    assert f"{server.http}/page.js" in asked
+    assert [url for url in asked if not url.startswith((f"{server.http}/", "data:", f"blob:{server.http}/"))] == []
+    assert thrown == []
+
+
+@pytest.fixture(scope="module")
+def explaining(server: Server) -> None:
+    """Skips where the server's metadata does not list the extension."""
+    extensions = httpx.get(f"{server.http}/v2").json()["extensions"]
+    if not any(name.split(":")[0] == "explain" for name in extensions):
+        pytest.skip("the server does not list the extension explain")
+
+
+def choose(page: Page, model: str) -> None:
+    """A model, until the page shows it."""
+    page.get_by_label("Model", exact=True).select_option(model)
+    expect(page.locator("#snippet")).to_contain_text(model if model != "damaged" else "not served")
+
+
+def press(page: Page, name: str) -> None:
+    """A button."""
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def png(colour: tuple[int, int, int] = (90, 130, 200), side: int = 32) -> bytes:
+    """A picture of one colour."""
+    file = BytesIO()
+    Image.new("RGB", (side, side), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def give_picture(page: Page, image: bytes, name: str = "it's a picture.png") -> None:
+    """As a person does who chooses a file."""
+    page.get_by_label("Picture: JPEG, PNG or WebP").set_input_files(
+        {"name": name, "mimeType": "image/png", "buffer": image}
+    )
+
+
+def bars(page: Page) -> dict[str, str]:
+    """Labels and percentages of the answer that is shown."""
+    expect(page.locator("#answer .bars")).to_be_visible()
+    rows = page.locator("#answer .bars li")
+    return {
+        rows.nth(number).locator(".name").inner_text(): rows.nth(number).locator(".share").inner_text()
+        for number in range(rows.count())
+    }
+
+
+def percentages(scores: list[dict[str, Any]]) -> dict[str, str]:
+    """The task API's answer as the page writes it."""
+    return {entry["label"]: f"{100 * entry['score']:.1f} %" for entry in scores}
+
+
+def facts(place: Locator) -> dict[str, str]:
+    """Names and values of a receipt."""
+    expect(place.locator(".facts").first).to_be_visible()
+    names = place.locator(".facts dt").all_inner_texts()
+    return dict(zip(names, place.locator(".facts dt + dd").all_inner_texts(), strict=True))
+
+
+def error(page: Page, place: str = "#answer") -> str:
+    """The sentence that says what is wrong."""
+    expect(page.locator(f"{place} [role=alert]")).to_be_visible()
+    return page.locator(f"{place} [role=alert]").inner_text()
+
+
+def test_what_is_served_as_the_page_forbids_everything_from_elsewhere(server: Server) -> None:
+    """The policy comes with each of its files, and none of them has script or style in line."""
+    for path, media_type in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+        answer = httpx.get(f"{server.http}{path}")
+        assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
+        policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
+        assert policy["default-src"] == "'self'"
+        assert policy["frame-ancestors"] == "'none'"
+        assert "unsafe" not in str(policy)
+    assert not re.search(r"<style|style=| on\w+=|<script(?! type=\"module\" src)", httpx.get(f"{server.http}/").text)
+
+
+def test_the_browser_keeps_the_page_from_asking_others(page: Page, server: Server) -> None:
+    """The policy is enforced: not even another port of the same machine is asked."""
+    blocked = page.evaluate(
+        """url => new Promise(resolve => {
+            addEventListener("securitypolicyviolation", event => resolve(event.blockedURI));
+            fetch(url).catch(() => {});
+        })""",
+        f"http://{server.grpc}/",
+    )
+    assert blocked.startswith(f"http://{server.grpc}")
+
+
+def test_a_sentence_becomes_label_bars_and_a_receipt(page: Page, server: Server) -> None:
+    """The task API's own numbers; the version that answered is the highest, or the one that is chosen."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    press(page, "Classify")
+    (scores,) = httpx.post(f"{server.http}/models/sentiment", json={"inputs": TEXT}).json()
+    assert bars(page) == percentages(scores)
+    expect(page.locator("#answer .result")).to_contain_text(scores[0]["label"])
+    receipt = facts(page.locator("#answer"))
+    assert (receipt["version"], receipt["rows in its batch"]) == ("2", "1")
+    assert re.fullmatch(r"[\d.]+ ms", receipt["computed"])
+    assert receipt["queue wait"].endswith(" ms")
+    page.get_by_label("Version").select_option("1")
+    press(page, "Classify")
+    expect(page.locator("#answer .facts dd").first).to_have_text("1")
+    assert bars(page) == percentages(scores)
+
+
+def test_a_translation_appears_piece_by_piece(page: Page, server: Server) -> None:
+    """Several pieces are written, in order, and together are the translation; then the receipt."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill(SENTENCE)
+    page.evaluate(
+        """() => {
+            window.pieces = [];
+            new MutationObserver(records => {
+                for (const { target, addedNodes } of records)
+                    if (target.className === "result" && document.querySelector("#answer").ariaBusy === "true")
+                        window.pieces.push(...[...addedNodes].map(node => node.textContent));
+            }).observe(document.querySelector("#answer"), { childList: true, subtree: true });
+        }"""
+    )
+    press(page, "Translate")
+    receipt = facts(page.locator("#answer"))
+    (expected,) = httpx.post(f"{server.http}/models/translation-en-de", json={"inputs": SENTENCE}).json()
+    assert page.locator("#answer .result").inner_text() == expected["translation_text"]
+    *pieces, whole = page.evaluate("window.pieces")
+    assert len(pieces) >= 3
+    assert "".join(pieces) == whole == expected["translation_text"]
+    assert receipt["version"] == "1"
+
+
+def test_a_translation_by_beams_comes_whole(page: Page, server: Server) -> None:
+    """The same as the task API finds with as many; of a version that is chosen too."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill(SENTENCE)
+    page.get_by_label("Beams").select_option("4")
+    body = {"inputs": SENTENCE, "parameters": {"num_beams": 4}}
+    (expected,) = httpx.post(f"{server.http}/models/translation-en-de", json=body).json()
+    for version in ("", "1"):
+        page.get_by_label("Version").select_option(version)
+        press(page, "Translate")
+        assert float(facts(page.locator("#answer"))["rows in its batch"]) >= 2
+        assert page.locator("#answer .result").inner_text() == expected["translation_text"]
+
+
+def test_a_picture_is_classified_when_it_is_chosen_or_dropped(page: Page, server: Server) -> None:
+    """At once, with the task API's numbers; of a version that is chosen all classes are shown."""
+    choose(page, "cifar10-vit")
+    image = png()
+    give_picture(page, image)
+    scores = httpx.post(f"{server.http}/models/cifar10-vit", content=image).json()
+    assert bars(page) == percentages(scores)
+    expect(page.get_by_alt_text("Your picture, it's a picture.png")).to_be_visible()
+    assert facts(page.locator("#answer"))["version"] == "1"
+    other = png((200, 60, 40))
+    page.evaluate(
+        """encoded => {
+            const bytes = Uint8Array.from(atob(encoded), character => character.charCodeAt(0));
+            const dataTransfer = new DataTransfer();
+            dataTransfer.items.add(new File([bytes], "dropped.png", { type: "image/png" }));
+            for (const type of ["dragover", "drop"])
+                document.querySelector("#drop").dispatchEvent(
+                    new DragEvent(type, { dataTransfer, bubbles: true, cancelable: true }));
+        }""",
+        base64.b64encode(other).decode(),
+    )
+    expect(page.get_by_alt_text("Your picture, dropped.png")).to_be_visible()
+    scores = httpx.post(f"{server.http}/models/cifar10-vit", content=other).json()
+    expect(page.locator("#answer .result")).to_have_text(f"{scores[0]['label']}, {100 * scores[0]['score']:.1f} %")
+    page.get_by_label("Version").select_option("1")
+    press(page, "Classify")
+    expect(page.locator("#answer .bars li")).to_have_count(10)
+    assert percentages(scores).items() <= bars(page).items()
+
+
+def test_a_drawn_picture_stands_in_for_one_of_ones_own(page: Page) -> None:
+    """The drawn ship goes to the model like any other."""
+    choose(page, "cifar10-vit")
+    press(page, "No picture at hand? Take a drawn ship")
+    expect(page.locator("#answer .result")).to_contain_text("ship")
+
+
+def test_a_bare_model_takes_tensors(page: Page) -> None:
+    """The request is sketched from its metadata, its answer shown as it comes, and its card as text."""
+    choose(page, "double")
+    field = page.get_by_label("Request of the Open Inference Protocol, as JSON")
+    expect(field).to_have_value(re.compile('"name":"x"'))
+    assert json.loads(field.input_value())["inputs"][0]["shape"] == [1, 3]
+    field.fill(field.input_value().replace("[1,1,1]", "[1,2,3]"))
+    press(page, "Infer")
+    facts(page.locator("#answer"))
+    (output,) = json.loads(page.locator("#answer pre").inner_text())
+    assert (output["name"], output["data"]) == ("y", [2, 4, 6])
+    expect(page.locator("#explain")).to_be_hidden()
+    field.fill('{"inputs": 1')
+    press(page, "Infer")
+    assert error(page).startswith("The server refuses the request (400). ")
+
+
+def test_the_card_is_shown_as_text(page: Page) -> None:
+    """Headings, code and tables; what looks like markup is no markup. Where there is no card, a sentence."""
+    choose(page, "double")
+    card = page.locator("#card")
+    expect(card.get_by_role("heading", name="A card")).to_be_attached()
+    assert card.get_by_role("heading").count() == 1
+    expect(card.locator("p")).to_contain_text('<img src="/x" onerror="document.title = 1">')
+    assert card.locator("img").count() == 0
+    assert card.locator("td").all_inner_texts() == ["1", "2"]
+    choose(page, "translation-en-de")
+    expect(card.get_by_role("heading", name="Measured")).to_be_attached()
+    assert card.locator("table").count() == 1
+    choose(page, "damaged")
+    expect(card).to_contain_text("The model cannot answer now (503).")
+
+
+def test_errors_are_sentences(page: Page) -> None:
+    """Nothing given, more than the model takes, no picture, a model that is not served, no server."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(" ")
+    press(page, "Classify")
+    assert error(page) == "Write a text first."
+    page.get_by_label("Text", exact=True).fill("very " * 1000)
+    press(page, "Classify")
+    expect(page.locator("#answer [role=alert]")).to_contain_text("The server refuses the request (400). Inputs has")
+    choose(page, "cifar10-vit")
+    press(page, "Classify")
+    assert error(page) == "Choose a picture first."
+    give_picture(page, b"no picture")
+    expect(page.locator("#answer [role=alert]")).to_contain_text("The server refuses the request (400). The body is")
+    choose(page, "damaged")
+    expect(page.locator("#about")).to_have_text("It is not served: Model.onnx is missing.")
+    expect(page.get_by_role("button", name="Classify")).to_be_hidden()
+    choose(page, "sentiment")
+    page.context.set_offline(True)
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    press(page, "Classify")
+    assert error(page) == "The server does not answer. Does it still run?"
+
+
+def test_a_stopped_answer_says_so(page: Page) -> None:
+    """Stop ends the request, and gives the focus back."""
+    choose(page, "sentiment")
+    page.route("**/models/sentiment", lambda route: None)  # an answer that does not come
+    press(page, "Classify")
+    press(page, "Stop")
+    expect(page.locator("#answer")).to_have_text("Stopped.")
+    expect(page.get_by_role("button", name="Classify")).to_be_focused()
+    expect(page.locator("#stop")).to_be_hidden()
+
+
+def test_an_answer_on_its_way_is_not_shown_under_another_model(page: Page) -> None:
+    """Who chooses another model ends what the one before was asked, its explanation too."""
+    choose(page, "sentiment")
+    for path in ("**/models/sentiment", "**/explain"):
+        page.route(path, lambda route: None)  # an answer that does not come
+    with page.expect_request("**/models/sentiment"):
+        press(page, "Classify")
+    with page.expect_request("**/explain"):
+        press(page, "Explain")
+    with page.expect_event("requestfailed"):
+        choose(page, "double")
+    expect(page.locator("#stop")).to_be_hidden()
+    expect(page.locator("#explain-stop")).to_be_hidden()
+    for place in ("#answer", "#explanation"):
+        expect(page.locator(place)).to_be_empty()
+        assert page.locator(place).get_attribute("aria-busy") is None
+
+
+def test_the_charts_follow_the_servers_metrics(page: Page, server: Server) -> None:
+    """What others ask of the model is seen too."""
+    choose(page, "sentiment")
+    charts = {name: page.locator(f"#chart-{name}") for name in ("throughput", "latency", "batch")}
+    expect(charts["throughput"].locator(".value")).to_have_text("0.0 /s")
+    for _ in range(3):
+        httpx.post(f"{server.http}/models/sentiment", json={"inputs": TEXT}).raise_for_status()
+    expect(charts["batch"].locator(".value")).to_have_text("1.0 rows")
+    expect(charts["latency"].locator(".value")).to_have_text(re.compile(r"^[\d.]+ ms$"))
+    expect(charts["throughput"].locator(".most")).to_have_text(re.compile(r"^most: ([1-9]|0\.[1-9])"))
+    expect(charts["batch"].get_by_role("img")).to_have_attribute("aria-label", re.compile("^Mean batch: last 1.0 rows"))
+    assert "M" in charts["throughput"].locator("path").get_attribute("d")
+
+
+def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, server: Server) -> None:
+    """The metrics once a second while it is visible, not at all while it is not."""
+    page = browser.new_page()
+    page.clock.install()
+    scrapes: list[str] = []
+    with page.expect_response("**/metrics"):
+        page.goto(f"{server.http}/")
+    page.on("request", lambda request: scrapes.append(request.url) if request.url.endswith("/metrics") else None)
+    show = """state => {
+        Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }"""
+    page.evaluate(show, "hidden")
+    page.clock.run_for(30_000)
+    assert scrapes == []
+    with page.expect_request("**/metrics"):
+        page.evaluate(show, "visible")
+    page.context.close()
+
+
+@pytest.mark.parametrize("beams", ["1", "4"])
+def test_the_curl_and_grpcurl_of_a_translation_work(beams: str, page: Page, server: Server) -> None:
+    """In a shell, as they are copied; the gRPC message as grpcurl reads it."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("It's the girl's dog.")
+    page.get_by_label("Beams").select_option(beams)
+    parameters = {"num_beams": int(beams)}
+    body = {"inputs": "It's the girl's dog.", "parameters": parameters}
+    (expected,) = httpx.post(f"{server.http}/models/translation-en-de", json=body).json()
+    printed = shell(page.locator("#snippet").inner_text())
+    assert json.dumps(expected["translation_text"], ensure_ascii=False) in printed
+    press(page, "grpcurl")
+    arguments = shlex.split(page.locator("#snippet").inner_text(), comments=True)
+    message = json_format.Parse(arguments[arguments.index("-d") + 1], heed_pb2.TranslateRequest())
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = heed_pb2_grpc.HeedStub(channel)
+        if arguments[-1] == "heed.v1.Heed/TranslateStream":
+            answer = "".join(chunk.text for chunk in stub.TranslateStream(message))
+        else:
+            assert arguments[-1] == "heed.v1.Heed/Translate"
+            answer = stub.Translate(message).translation
+    assert answer == expected["translation_text"]
+
+
+def test_the_code_for_texts_and_tensors_works(page: Page, server: Server) -> None:
+    """Python as a program of its own; tensors as messages of the protocol."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    (scores,) = httpx.post(f"{server.http}/models/sentiment", json={"inputs": TEXT}).json()
+    assert json.loads(shell(page.locator("#snippet").inner_text())) == [scores]
+    press(page, "Python")
+    printed = python(page.locator("#snippet").inner_text())
+    assert f"label='{scores[0]['label']}'" in printed
+    choose(page, "double")
+    expect(page.locator("#snippet")).to_contain_text("double/infer")
+    assert '"y"' in python(page.locator("#snippet").inner_text()).replace("'", '"')
+    press(page, "grpcurl")
+    arguments = shlex.split(page.locator("#snippet").inner_text(), comments=True)
+    message = json_format.Parse(arguments[arguments.index("-d") + 1], inference_pb2.ModelInferRequest())
+    with grpc.insecure_channel(server.grpc) as channel:
+        answer = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(message)
+    assert list(answer.outputs[0].contents.fp32_contents) == [2.0, 2.0, 2.0]
+
+
+def test_the_code_for_pictures_works(page: Page, server: Server, tmp_path: Path) -> None:
+    """With the person's file beside it, whatever it is called; of a version that is chosen too."""
+    choose(page, "cifar10-vit")
+    (tmp_path / "it's a picture.png").write_bytes(png())
+    give_picture(page, png())
+    shown = bars(page)
+    assert percentages(json.loads(shell(page.locator("#snippet").inner_text(), tmp_path))) == shown
+    page.get_by_label("Version").select_option("1")
+    answer = json.loads(shell(page.locator("#snippet").inner_text(), tmp_path))
+    assert answer["outputs"][0]["data"] == [next(iter(shown))]
+    press(page, "grpcurl")
+    body = shell("grpcurl() { cat; }\n" + page.locator("#snippet").inner_text(), tmp_path)
+    message = json_format.Parse(body, heed_pb2.ClassifyImageRequest())
+    with grpc.insecure_channel(server.grpc) as channel:
+        assert heed_pb2_grpc.HeedStub(channel).ClassifyImage(message).label == next(iter(shown))
+
+
+def shell(command: str, folder: Path = ROOT) -> str:
+    """What a command prints."""
+    command = re.sub(r"^curl ", "curl -s ", command)
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
+    return done.stdout
+
+
+def python(program: str) -> str:
+    """What a program prints."""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- explanations: first what a server without them says, then its answers as the contract has them -------------------
+
+
+def test_an_explanation_that_is_not_offered_is_refused_in_a_sentence(page: Page, server: Server) -> None:
+    """Whatever the server's reason is."""
+    if any(name.startswith("explain") for name in httpx.get(f"{server.http}/v2").json()["extensions"]):
+        pytest.skip("this server offers explanations")
+    choose(page, "sentiment")
+    expect(page.locator("#explain-about")).to_contain_text("does not list explanations")
+    press(page, "Explain")
+    assert error(page, "#explanation").startswith("The server does not have that (404). No such path: /v2/models/")
+
+
+FIDELITY = {
+    "deletion_area": 0.3125,
+    "insertion_area": 0.9,
+    "completeness_gap": 0.0,
+    "evaluations": 12,
+    "seed": 7,
+    "seconds": 0.05,
+}
+
+
+def answering(document: dict[str, Any], asked: list[Any]) -> Callable[[Route], None]:
+    """An answer by the contract in the place of the server's; `asked` gets the requests."""
+    frame = {"model_name": "m", "model_version": "1", "id": "1", "method": "occlusion", "fidelity": FIDELITY}
+
+    def answer(route: Route) -> None:
+        asked.append(route.request.post_data_json)
+        route.fulfill(json=frame | document)
+
+    return answer
+
+
+def word_features(text: str, weights: list[float]) -> list[dict[str, Any]]:
+    """The words of a text with their places."""
+    places = [(match.start(), match.end()) for match in re.finditer(r"\w+", text)]
+    return [
+        {"text": text[start:end], "start": start, "end": end, "weight": weight}
+        for (start, end), weight in zip(places, weights, strict=True)
+    ]
+
+
+def test_words_show_their_weight_by_more_than_colour(page: Page) -> None:
+    """The text is whole, whatever characters it has; the number is there on focus, the sign in the line below."""
+    text = "😀 good, not bad!"
+    asked: list[Any] = []
+    document = {"target": "POSITIVE", "score": 0.75, "features": word_features(text, [0.5, -0.25, 0.0])}
+    page.route("**/explain", answering(document, asked))
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(text)
+    page.get_by_label("Class to explain").select_option("POSITIVE")
+    page.get_by_label("Samples").fill("50")
+    page.get_by_label("Seed").fill("7")
+    press(page, "Explain")
+    words = page.get_by_role("listbox", name="Words and their weights")
+    expect(words).to_have_text(text)
+    assert asked == [
+        {
+            "inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}],
+            "parameters": {"target": "POSITIVE", "n_samples": 50, "seed": 7},
+        }
+    ]
+    good, bad, _ = words.get_by_role("option").all()
+    good.focus()
+    expect(page.locator("#explanation .readout")).to_have_text("“good”: +0.500, for POSITIVE")
+    page.keyboard.press("ArrowRight")
+    expect(bad).to_be_focused()
+    expect(page.locator("#explanation .readout")).to_have_text(f"“not”: {MINUS}0.250, against POSITIVE")
+    style = "element => getComputedStyle(element).borderBottomStyle"
+    assert (good.evaluate(style), bad.evaluate(style)) == ("solid", "dashed")
+    shown = facts(page.locator("#explanation"))
+    assert (shown["deletion area"], shown["evaluations"], shown["seed"]) == ("0.313", "12", "7")
+    assert words.locator("[tabindex='0']").count() == 1  # one stop of the Tab key, not as many as words
+
+
+def test_the_influence_of_words_on_a_translation_is_a_picture(page: Page) -> None:
+    """Source words down, target tokens across; arrows move in two directions."""
+    influence = [[0.9, 0.0], [-0.5, 0.75]]
+    document = {"target": "Ein Hund", "features": word_features("a dog", [1.0, 1.0]), "influence": influence}
+    page.route("**/explain", answering(document | {"target_tokens": ["Ein", "Hund"]}, []))
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("a dog")
+    press(page, "Explain")
+    grid = page.get_by_role("grid")
+    expect(grid.locator("tbody th")).to_have_text(["a", "dog"])
+    expect(grid.locator("thead th")).to_have_text(["Ein", "Hund"])
+    expect(grid.locator("tbody td")).to_have_text(["+", "", MINUS, "+"])
+    grid.locator("tbody td").first.focus()
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#explanation .readout")).to_have_text(f"“dog” on “Ein”: {MINUS}0.500")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#explanation .readout")).to_have_text("“dog” on “Hund”: +0.750")
+
+
+def test_the_overlay_lies_on_the_picture(page: Page) -> None:
+    """Over the person's own, as much of it as is wanted; the patches also as numbers."""
+    overlay = base64.b64encode(png((255, 0, 0))).decode()
+    document = {"target": "ship", "score": 0.5, "overlay": overlay}
+    document |= {"patches": {"rows": 1, "columns": 2, "weights": [[0.25, -0.5]]}}
+    asked: list[Any] = []
+    page.route("**/explain", answering(document, asked))
+    choose(page, "cifar10-vit")
+    press(page, "Explain")
+    assert error(page, "#explanation") == "Choose a picture first."
+    give_picture(page, png(side=64))
+    bars(page)
+    press(page, "Explain")
+    above = page.get_by_alt_text("Which parts of it speak for ship")
+    expect(above).to_be_visible()
+    assert asked[0]["inputs"][0]["data"] == [base64.b64encode(png(side=64)).decode()]
+    assert above.evaluate("image => image.decode().then(() => image.naturalWidth)") == 32
+    assert above.bounding_box() == page.get_by_alt_text("Your picture", exact=True).bounding_box()
+    page.get_by_label("How much of the explanation lies on the picture").fill("0.5")
+    assert above.evaluate("image => getComputedStyle(image).opacity") == "0.5"
+    page.get_by_role("grid").locator("td").last.focus()
+    expect(page.locator("#explanation .readout")).to_have_text(f"Patch in row 1, column 2: {MINUS}0.500, against ship")
+
+
+def test_methods_are_those_the_server_names(browser: Browser, server: Server) -> None:
+    """None is promised: extensions name them, else the API page; one that is refused for a model is marked."""
+    context = browser.new_context()
+    page = context.new_page()
+    extensions = {"name": "heed", "version": "0", "extensions": ["explain", "explain:occlusion", "explain:gradients"]}
+    page.route("**/v2", lambda route: route.fulfill(json=extensions))
+    refusal = {"error": "method 'gradients' is not offered for this model"}
+    page.route("**/explain", lambda route: route.fulfill(status=501, json=refusal))
+    page.goto(f"{server.http}/#sentiment")
+    methods = page.get_by_label("Method").locator("option")
+    expect(methods).to_have_text(["server's choice", "occlusion", "gradients"])
+    page.get_by_label("Method").select_option("gradients")
+    press(page, "Explain")
+    expected = "The server does not offer that (501). Method 'gradients' is not offered for this model."
+    assert error(page, "#explanation") == expected
+    expect(methods.last).to_have_text("gradients (refused for this model)")
+    page.unroute("**/v2")
+    schemas = {
+        "Ask": {"properties": {"parameters": {"anyOf": [{"type": "null"}, {"$ref": "#/components/schemas/How"}]}}},
+        "How": {"properties": {"method": {"enum": ["lime", "shap"]}}},
+    }
+    content = {"application/json": {"schema": {"$ref": "#/components/schemas/Ask"}}}
+    paths = {"/v2/models/{model}/explain": {"post": {"requestBody": {"content": content}}}}
+    page.route("**/v2", lambda route: route.fulfill(json=extensions | {"extensions": ["explain"]}))
+    page.route(
+        "**/openapi.json", lambda route: route.fulfill(json={"paths": paths, "components": {"schemas": schemas}})
+    )
+    page.reload()
+    expect(methods).to_have_text(["server's choice", "lime", "shap"])
+    context.close()
+
+
+@pytest.mark.usefixtures("explaining")
+def test_a_texts_words_are_explained(page: Page) -> None:
+    """By the server itself: every word has a weight, and the receipts are there."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    press(page, "Explain")
+    words = page.get_by_role("listbox", name="Words and their weights")
+    expect(words).to_have_text(TEXT)
+    assert words.get_by_role("option").count() >= 7
+    assert int(facts(page.locator("#explanation"))["evaluations"]) >= 7
+
+
+@pytest.mark.usefixtures("explaining")
+def test_a_translation_is_explained(page: Page) -> None:
+    """By the server itself: a row for each word of the text."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("The dog is asleep.")
+    press(page, "Explain")
+    grid = page.get_by_role("grid")
+    expect(grid).to_be_visible()
+    assert grid.locator("tbody th").count() >= 4
+    assert grid.locator("td[aria-label]").count() == grid.locator("tbody th").count() * grid.locator("thead th").count()
+
+
+@pytest.mark.usefixtures("explaining")
+def test_a_picture_is_explained(page: Page) -> None:
+    """By the server itself: an overlay on the picture, and the patches."""
+    choose(page, "cifar10-vit")
+    press(page, "No picture at hand? Take a drawn ship")
+    bars(page)
+    press(page, "Explain")
+    expect(page.locator("#overlay")).to_be_visible()
+    assert page.locator("#overlay").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
+    assert page.get_by_role("grid").locator("td").count() >= 4
+
+
+# --- for everyone ----------------------------------------------------------------------------------------------------
+
+FOCUSED = """() => {
+    const element = document.activeElement, style = getComputedStyle(element);
+    const label = element.labels?.[0]?.textContent || element.ariaLabel || element.textContent;
+    return [label.trim(), style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2];
+}"""
+
+
+def test_the_keyboard_alone_is_enough(page: Page) -> None:
+    """In the order of the page, the focus always visible, from the skip link to the answer and its explanation."""
+    choose(page, "sentiment")
+    page.evaluate("document.activeElement.blur()")
+    stops = []
+    for _ in range(30):
+        page.keyboard.press("Tab")
+        label, visible = page.evaluate(FOCUSED)
+        assert visible, label
+        stops.append(label)
+        if label == "Text of the model card":
+            break
+    examples = stops[stops.index("Text") + 1 : stops.index("Classify")]
+    assert len(examples) == 3
+    assert [stop for stop in stops if stop not in examples] == [
+        *("Skip to the model", "HTTP API", "metrics", "readiness", "Colours: automatic"),
+        *("Model", "Version", "Text", "Classify"),
+        *("Method", "Class to explain", "Samples", "Seed", "Explain"),
+        *("curl", "Python", "grpcurl", "Copy", "The request as code", "Text of the model card"),
+    ]
+    page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    page.get_by_role("link", name="Skip to the model").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_label("Model", exact=True)).to_be_focused()
+    page.get_by_label("Text", exact=True).focus()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("What a dreadful film.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#answer .result")).to_contain_text("NEGATIVE")
+    expect(page.get_by_label("Text", exact=True)).to_be_focused()
+    assert page.locator("#answer").get_attribute("aria-live") == "polite"
+
+
+def fill_every_part(page: Page, model: str) -> None:
+    """An answer and an explanation of the model, as wide as they get."""
+    long = "A sentence of many words that goes on and on for longer than any telephone is wide"
+    tokens = long.split()
+    influence = [[(-1) ** (row + column) / (1 + row) for column in range(len(tokens))] for row in range(len(tokens))]
+    features = word_features(long, [(-1) ** number / (1 + number) for number in range(len(tokens))])
+    documents: dict[str, dict[str, Any]] = {
+        "sentiment": {"target": "POSITIVE", "features": features},
+        "translation-en-de": {"target": long, "features": features, "influence": influence, "target_tokens": tokens},
+        "cifar10-vit": {
+            "target": "ship",
+            "overlay": base64.b64encode(png()).decode(),
+            "patches": {"rows": 8, "columns": 8, "weights": [line[:8] for line in influence[:8]]},
+        },
+    }
+    page.unroute_all()
+    page.route("**/explain", answering(documents[model], []))
+    choose(page, model)
+    if model == "cifar10-vit":
+        give_picture(page, png(), "a-picture-with-a-name-that-goes-on-and-on-for-longer-than-a-telephone-is-wide.png")
+    else:
+        page.get_by_label("Text", exact=True).fill(long)
+        press(page, "Translate" if model == "translation-en-de" else "Classify")
+    facts(page.locator("#answer"))
+    press(page, "Explain")
+    facts(page.locator("#explanation"))
+
+
+def test_a_telephone_is_wide_enough(page: Page) -> None:
+    """Nothing needs to be scrolled sideways, with an answer and an explanation of each task."""
+    page.set_viewport_size(NARROW)
+    for model in ("sentiment", "translation-en-de", "cifar10-vit", "double"):
+        if model == "double":
+            choose(page, model)
+        else:
+            fill_every_part(page, model)
+        for language in ("curl", "Python", "grpcurl"):
+            press(page, language)
+            assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"], (model, language)
+
+
+# Of every text that is shown, the least contrast with what lies behind it (WCAG 2.2, relative luminance), and how many
+# texts there are. A canvas makes numbers of any way to write a colour.
+CONTRASTS = """() => {
+    const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
+        .getContext("2d", { willReadFrequently: true });
+    const over = (colours) => {
+        pen.clearRect(0, 0, 1, 1);
+        for (const colour of colours) { pen.fillStyle = colour; pen.fillRect(0, 0, 1, 1); }
+        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    };
+    const luminance = rgb => rgb.map(value => value / 255)
+        .map(value => value <= .04045 ? value / 12.92 : ((value + .055) / 1.055) ** 2.4)
+        .reduce((sum, value, number) => sum + value * [.2126, .7152, .0722][number], 0);
+    const found = [];
+    for (const element of document.body.querySelectorAll("*")) {
+        const own = [...element.childNodes].some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+        if (!own || !element.checkVisibility() || element.closest("select")) continue;
+        const layers = [];
+        for (let each = element; each; each = each.parentElement)
+            layers.unshift(getComputedStyle(each).backgroundColor);
+        const behind = over(layers), front = over([...layers, getComputedStyle(element).color]);
+        const [dark, light] = [luminance(behind), luminance(front)].sort((a, b) => a - b);
+        found.push([(light + .05) / (dark + .05), element.textContent.slice(0, 40), luminance(behind)]);
+    }
+    return found;
+}"""
+
+
+@pytest.mark.parametrize(("scheme", "page_is_light"), [("light", True), ("dark", False)])
+@pytest.mark.parametrize("chosen_on_the_page", [False, True])
+def test_every_text_can_be_read_in_both_schemes(
+    scheme: Any, page_is_light: bool, chosen_on_the_page: bool, page: Page
+) -> None:
+    """At least 4.5 to 1, whether the system asks for the scheme or the person; errors and weighed words included."""
+    other: Any = {"light": "dark", "dark": "light"}
+    page.emulate_media(color_scheme=other[scheme] if chosen_on_the_page else scheme)
+    for _ in range(("automatic", "light", "dark").index(scheme) if chosen_on_the_page else 0):
+        page.locator("#theme").click()
+    expect(page.locator("#theme")).to_have_text(f"Colours: {scheme if chosen_on_the_page else 'automatic'}")
+    for model in ("sentiment", "cifar10-vit"):
+        fill_every_part(page, model)
+        check_contrasts(page, page_is_light)
+    give_picture(page, b"no picture")
+    error(page)
+    check_contrasts(page, page_is_light)
+
+
+def check_contrasts(page: Page, page_is_light: bool) -> None:
+    """All texts that are shown now."""
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 50
+    assert [entry for entry in contrasts if entry[0] < AA] == []
+    assert {text: light > 0.5 for _, text, light in contrasts}["Heed"] is page_is_light
+
+
+def test_the_chosen_scheme_and_model_are_kept(page: Page) -> None:
+    """Over a reload; the address names the model."""
+    choose(page, "translation-en-de")
+    page.locator("#theme").click()
+    page.reload()
+    expect(page.get_by_role("button", name="Translate")).to_be_visible()
+    expect(page.locator("#theme")).to_have_text("Colours: light")
+    assert page.url.endswith("/#translation-en-de")
