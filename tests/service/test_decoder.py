@@ -33,9 +33,10 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def engine_of(graphs: Path) -> TranslationEngine:
-    """On one thread."""
-    return TranslationEngine(graphs / "encoder.onnx", graphs / "model.onnx", threads=1)
+def engine_of(graphs: Path, *, keeps_on_device: bool = False) -> TranslationEngine:
+    """On one thread; keys and values in numpy's memory, or as on a GPU in that of ONNX Runtime's device, here the CPU."""
+    encoder, decoder = graphs / "encoder.onnx", graphs / "model.onnx"
+    return TranslationEngine(encoder, decoder, threads=1, keeps_on_device=keeps_on_device)
 
 
 def random_sentences(count: int, seed: int) -> list[Sentence]:
@@ -53,11 +54,12 @@ def random_sentences(count: int, seed: int) -> list[Sentence]:
     ]
 
 
+@pytest.mark.parametrize("keeps_on_device", [False, True])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_company_changes_nothing(graphs: Path, seed: int) -> None:
+def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool) -> None:
     """Sentences that join and leave at random get the translations that they get alone, beam by beam."""
     rng = np.random.default_rng(seed)
-    batches = engine_of(graphs).open(max_rows=24, max_places=MAX_TOKENS)
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=24, max_places=MAX_TOKENS)
     waiting, running, done = random_sentences(40, seed), [], []
     while waiting or running:
         joining = []
@@ -81,9 +83,10 @@ def test_company_changes_nothing(graphs: Path, seed: int) -> None:
         assert found.score == pytest.approx(expected.score, abs=1e-4)
 
 
-def test_a_step_without_sentences_does_nothing(graphs: Path) -> None:
+@pytest.mark.parametrize("keeps_on_device", [False, True])
+def test_a_step_without_sentences_does_nothing(graphs: Path, keeps_on_device: bool) -> None:
     """Also after the last one has left."""
-    batches = engine_of(graphs).open(max_rows=4, max_places=MAX_TOKENS)
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=4, max_places=MAX_TOKENS)
     batches.step()
     (sentence,) = random_sentences(1, 5)
     batches.join([sentence])
