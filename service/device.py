@@ -4,7 +4,7 @@ ONNX Runtime falls back to the CPU without a word where a library or a driver is
 CUDA or an error: a small graph is loaded at start, and every session is asked what it computes with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Condition
 from typing import Any, Literal
@@ -144,9 +144,9 @@ def gather_graph(count: int, element_type: int, rank: int) -> bytes:
 
 
 def _model(
-    nodes: list[tuple[str, list[str], list[str]]],
-    inputs: dict[str, tuple[int, tuple[int | None, ...]]],
-    outputs: dict[str, tuple[int, tuple[int | None, ...]]],
+    nodes: Sequence[tuple[str, list[str], list[str]]],
+    inputs: Mapping[str, tuple[int, tuple[int | None, ...]]],
+    outputs: Mapping[str, tuple[int, tuple[int | None, ...]]],
 ) -> bytes:
     """An ONNX model as protobuf encodes onnx.proto: operators with their inputs and outputs, tensors by name.
 

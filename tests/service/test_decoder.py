@@ -34,7 +34,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def engine_of(graphs: Path, *, keeps_on_device: bool = False) -> TranslationEngine:
-    """On one thread; keys and values in numpy's memory, or as on a GPU in that of ONNX Runtime's device, here the CPU."""
+    """On one thread; keys and values in numpy's memory, or as on a GPU in that of the device, which is the CPU here."""
     encoder, decoder = graphs / "encoder.onnx", graphs / "model.onnx"
     return TranslationEngine(encoder, decoder, threads=1, keeps_on_device=keeps_on_device)
 
@@ -93,6 +93,30 @@ def test_a_step_without_sentences_does_nothing(graphs: Path, keeps_on_device: bo
     batches.leave(sentence)
     batches.step()
     assert not sentence.so_far
+
+
+@pytest.mark.parametrize("keeps_on_device", [False, True])
+def test_a_sentence_that_leaves_at_once_leaves_nothing(graphs: Path, keeps_on_device: bool) -> None:
+    """Between joining and the first step: the last one, and one whose place the last one takes."""
+    sentences = random_sentences(30, 7)
+    one_by_one = [sentence for sentence in sentences if sentence.rows == 1][:5]
+    with_beams = [sentence for sentence in sentences if sentence.rows == 5][:3]
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=24, max_places=MAX_TOKENS)
+    staying = []
+    for kind in (one_by_one, with_beams):
+        batches.join(kind[:2])
+        batches.leave(kind[1])
+        batches.join(kind[2:])
+        batches.leave(kind[0])
+        staying += kind[2:]
+    while staying_now := [sentence for sentence in staying if not sentence.done]:
+        batches.step()
+        for sentence in [each for each in staying_now if each.done]:
+            batches.leave(sentence)
+    alone = OnnxTranslator(graphs)
+    for sentence in staying:
+        (expected,) = translate(alone, [sentence.ids], [sentence.options])
+        assert sentence.search.best().ids == expected.ids
 
 
 def test_other_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
