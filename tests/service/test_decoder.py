@@ -1,5 +1,6 @@
 """Running batches against decoding each sentence alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from export.train_translation import translate
-from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder
+from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from service.decoder import TranslationEngine
 from service.engine import EngineError
@@ -81,6 +82,42 @@ def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool)
         found = sentence.search.best()
         assert found.ids == expected.ids
         assert found.score == pytest.approx(expected.score, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def halved(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in half precision, as a GPU gets them."""
+    folder = tmp_path_factory.mktemp("halved")
+    for name in ("encoder.onnx", "model.onnx"):
+        shutil.copy(graphs / name, folder)
+    halve_translation(folder / "encoder.onnx", folder / "model.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["graphs", "halved"])
+def test_host_and_device_keep_the_same(request: pytest.FixtureRequest, precision: str) -> None:
+    """Bit for bit, whoever joins and leaves: every sentence has the same tokens and the same score."""
+
+    def decoded(*, keeps_on_device: bool) -> list[tuple[list[int], float]]:
+        rng, engine = np.random.default_rng(4), engine_of(folder, keeps_on_device=keeps_on_device)
+        assert engine.dtype == (np.float16 if precision == "halved" else np.float32)
+        batches, found = engine.open(max_rows=24, max_places=MAX_TOKENS), []
+        waiting, running = random_sentences(40, 4), []
+        while waiting or running:
+            while waiting and rng.random() < 0.7 and sum(s.rows for s in (*running, waiting[-1])) <= 24:
+                running.append(waiting.pop())
+                batches.join(running[-1:])
+            batches.step()
+            for sentence in [each for each in running if each.done or rng.random() < 0.02]:
+                batches.leave(sentence)
+                running.remove(sentence)
+                found.append((sentence.so_far, sentence.search.best().score if sentence.done else 0.0))
+        return found
+
+    folder = request.getfixturevalue(precision)
+    on_host, on_device = decoded(keeps_on_device=False), decoded(keeps_on_device=True)
+    assert len(on_host) == 40
+    assert on_host == on_device
 
 
 @pytest.mark.parametrize("keeps_on_device", [False, True])
