@@ -32,7 +32,7 @@ from export.provenance import this_command
 from export.run_folder import read_result
 from export.source import provenance_of
 from export.train_translation import NETWORKS, TorchTranslator, Translator, load_run_model, translate
-from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder
+from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.translation_networks import BOS_ID, EOS_ID, PAD_ID, TranslationConfig, TranslationTransformer
 from model_store.folder import (
     ENCODER,
@@ -51,7 +51,8 @@ from model_store.folder import (
 from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchRequest, Sentence, Translation
 
 MAX_SCORE_DIFFERENCE = 1e-4  # float32: of the same translation; and between two that rounding has made change places
-MAX_BLEU_LOSS = 0.5  # int8
+MAX_BLEU_LOSS = 0.5  # int8, float16
+LEAST_FLOAT16_TOLERANCE = 0.01  # of a golden score: a hundredth in the likelihood of a token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,25 +147,26 @@ def convert_translation(
         the new folder.
 
     Raises:
-        ConversionRefused: the translations differ from PyTorch's, or int8 costs too much quality.
-        ValueError: too few sentences to compare on, or none with references for int8.
+        ConversionRefused: the translations differ from PyTorch's, or the precision costs too much quality.
+        ValueError: too few sentences to compare on, or none with references for int8 or float16.
     """
     num_sentences = sum(len(split) for split in compare_on.values())
     if num_sentences < MIN_COMPARED:
         raise ValueError(f"{num_sentences} sentences to compare on, at least {MIN_COMPARED} are needed")
-    if precision == "int8" and not any(split.target for split in compare_on.values()):
-        raise ValueError("int8 needs sentences with references, to measure what it costs in BLEU")
-    if precision == "float16":
-        raise ValueError("float16 is offered for classifiers alone")
+    if precision != "float32" and not any(split.target for split in compare_on.values()):
+        raise ValueError(f"{precision} needs sentences with references, to measure what it costs in BLEU")
     with folder_in_the_making(store) as folder:
         console.print("exporting to ONNX")
         export_encoder(source.module, folder / ENCODER)
         export_decoder_step(source.module, folder / GRAPH)
-        for graph in (folder / ENCODER, folder / GRAPH):
-            if precision == "int8":
-                quantize(graph)
-            else:
-                halve_exact_weights(graph)
+        if precision == "float16":
+            halve_translation(folder / ENCODER, folder / GRAPH)
+        else:
+            for graph in (folder / ENCODER, folder / GRAPH):
+                if precision == "int8":
+                    quantize(graph)
+                else:
+                    halve_exact_weights(graph)
         reference, graphs = TorchTranslator(source.module, torch.device("cpu")), OnnxTranslator(folder)
         quality: dict[str, Any] = {"compared_with_pytorch": {}}
         for split, texts in compare_on.items():
@@ -183,9 +185,10 @@ def convert_translation(
                     continue
                 measured, before = (judge(source, each, texts) for each in (found, expected))
                 quality[split][search] = measured.as_dict()
-                if precision == "int8":
-                    quality[split][search] |= {"bleu_before_quantization": before.bleu}
-                    require_little_loss(before.bleu - measured.bleu, what)
+                if precision != "float32":
+                    was = "bleu_before_quantization" if precision == "int8" else "bleu_in_float32"
+                    quality[split][search] |= {was: before.bleu}
+                    require_little_loss(before.bleu - measured.bleu, what, precision)
         manifest = describe(source, folder, name, precision, quality, about)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
@@ -263,14 +266,14 @@ def require_same(comparison: TranslationComparison, what: str) -> None:
         )
 
 
-def require_little_loss(loss: float, what: str) -> None:
-    """The bar for int8.
+def require_little_loss(loss: float, what: str, precision: Precision) -> None:
+    """The bar for int8 and float16.
 
     Raises:
         ConversionRefused: it is missed.
     """
     if loss > MAX_BLEU_LOSS:
-        raise ConversionRefused(f"int8 loses {loss:.2f} BLEU ({what}), allowed are {MAX_BLEU_LOSS}")
+        raise ConversionRefused(f"{precision} loses {loss:.2f} BLEU ({what}), allowed are {MAX_BLEU_LOSS}")
 
 
 def describe(
@@ -317,8 +320,11 @@ def describe(
             f"ONNX is not PyTorch's model: scores of golden examples differ by up to {difference:.3g} (allowed:"
             f" {MAX_SCORE_DIFFERENCE:g})"
         )
-    # In int8 rounding depends on the company in the batch and on the CPU's instructions: twice what was seen here.
+    # In int8 rounding depends on the company in the batch and on the CPU's instructions: twice what was seen here. In
+    # float16 the CPU, which was seen here, computes most of it in float32.
     allowed = MAX_SCORE_DIFFERENCE if precision == "float32" else twice(difference)
+    if precision == "float16":
+        allowed = max(allowed, LEAST_FLOAT16_TOLERANCE)
     return Manifest(
         format=FORMAT,
         name=name,

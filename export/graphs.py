@@ -12,7 +12,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers import optimizer
-from onnxruntime.transformers.float16 import convert_float_to_float16
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.fusion_options import FusionOptions
 from torch import nn
 
@@ -76,13 +76,22 @@ def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
         quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
 
 
-def halve(path: Path) -> None:
-    """Weights and products in half precision, inputs and outputs in single precision as before, in place.
+def halve(path: Path, *, kept: Sequence[str] | None = None, in_full: Sequence[str] = ()) -> None:
+    """Weights and products in half precision, in place.
 
     For GPUs. ONNX Runtime computes such a graph on a CPU too, slowly, which is how it is compared with PyTorch.
+
+    Args:
+        path: of the graph.
+        kept: inputs and outputs that stay in single precision; None for all of them.
+        in_full: operators that compute in single precision all the same.
     """
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *in_full]
     with _quiet("onnxruntime"):
-        onnx.save(convert_float_to_float16(onnx.load(path), keep_io_types=True), path)
+        halved = convert_float_to_float16(
+            onnx.load(path), keep_io_types=True if kept is None else list(kept), op_block_list=blocked
+        )
+        onnx.save(halved, path)
 
 
 def halve_exact_weights(path: Path) -> None:

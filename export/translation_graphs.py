@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export.graphs import export_graph
+from export.graphs import export_graph, halve
 from export.transformer import Packing, packed_layer
 from export.translation_networks import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
 from model_store.folder import ENCODER, GRAPH
@@ -185,6 +185,16 @@ def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
     _choose_likeliest(path)
 
 
+def halve_translation(encoder: Path, decoder: Path) -> None:
+    """Both graphs in half precision, in place, keys and values among their inputs and outputs too.
+
+    So the decoder step writes its cache in place on a GPU, where its operator has no kernel for float32. Log
+    probabilities are computed in float32: they are added up, and compared with each other, by the hundred.
+    """
+    halve(encoder, kept=[])
+    halve(decoder, kept=["log_probabilities"], in_full=["LogSoftmax"])
+
+
 def _choose_likeliest(path: Path) -> None:
     """Let the graph give the likeliest tokens and their log probabilities, not all logits; in place.
 
@@ -222,6 +232,8 @@ class OnnxTranslator:
         self._decoder = onnxruntime.InferenceSession(str(folder / GRAPH), providers=providers)
         self._shape_of = {node.name: node.shape for node in self._decoder.get_inputs()}
         self._caches = [name for name in self._shape_of if name.startswith(("key_", "value_"))]
+        halved = {node.name for node in self._decoder.get_inputs() if node.type == "tensor(float16)"}
+        self._dtype = torch.float16 if halved.issuperset(self._caches) else torch.float32
 
     def begin(self, sources: list[list[int]]) -> State:
         """As `Translator.begin`."""
@@ -234,7 +246,7 @@ class OnnxTranslator:
         state["source_mask"] = torch.from_numpy(mask_RS.astype(np.int32))
         for name in self._caches:
             _, H, _, K = self._shape_of[name]
-            state[name] = torch.zeros(len(sources), H, 0, K)
+            state[name] = torch.zeros(len(sources), H, 0, K, dtype=self._dtype)
         return state
 
     def next_tokens(

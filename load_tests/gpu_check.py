@@ -1,10 +1,12 @@
 """`python -m load_tests.gpu_check`: what a GPU gives, in one command of at most eight minutes, without network.
 
     parity       the server loads every model of the store on the device, and at load replays its golden examples
-    engine       rows per second of each graph alone, by batch size and length
+    engine       rows per second of each graph alone, by batch size and length; of images with CUDA graphs and without
     served       requests per second over gRPC, asked by several client processes; utilisation and memory of the GPU
 
-`--device cpu` measures the same on the CPU: so the tests run it. One JSON, one table in Markdown.
+`--device cpu` measures the same on the CPU, but for CUDA graphs: so the tests run it. One JSON, one table in Markdown.
+
+Graphs alone are called as the server calls them: inputs and outputs in the device's memory, allocated once a shape.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +27,7 @@ from typing import Any, Self
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 from rich.console import Console
 
 from load_tests.drivers import drive_grpc
@@ -34,6 +38,7 @@ from load_tests.processes import Process, free_port
 ROOT = Path(__file__).parent.parent
 BATCH_SIZES, LENGTHS = (1, 8, 32, 128, 512), (16, 64, 128)
 PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CAPTURED = {False: "as it is", True: "CUDA graph"}
 
 
 def main() -> int:
@@ -91,11 +96,17 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
                 found = ask(grpc, model, texts, concurrency, arguments)
                 result["served"].append({"model": model, "concurrency": concurrency} | found)
                 console.print(f"{model}, {concurrency} at once: {found['requests_per_s']:.0f} requests/s")
-    result["engine"] = []
-    for model in inputs_of(arguments.model_store):
-        graph = graph_of(arguments.model_store, model)
-        if graph is not None:
+    result["engine"], result["images"] = [], []
+    for path in models_of(arguments.model_store):
+        task, model = manifest_of(arguments.model_store, path.name)["task"], path.name
+        graph = path / str(version_of(path)) / "model.onnx"
+        if task == "text-classification":
             result["engine"] += engine_throughput(model, graph, arguments, ends_s, result["left_out"], console)
+        elif task == "image-classification":
+            # Of an int8 graph a part is computed on the CPU, and ONNX Runtime captures none such.
+            captures = arguments.device == "cuda" and manifest_of(arguments.model_store, model)["precision"] != "int8"
+            ways = (False, True) if captures else (False,)
+            result["images"] += image_throughput(model, graph, ways, arguments, ends_s, result["left_out"], console)
     return result
 
 
@@ -137,13 +148,6 @@ def inputs_of(store: Path) -> dict[str, list[str]]:
     by_task = {"text-classification": load_sentences().texts, "translation": load_translations().texts}
     tasks = {path.name: manifest_of(store, path.name)["task"] for path in models_of(store)}
     return {model: by_task[task] for model, task in tasks.items() if task in by_task}
-
-
-def graph_of(store: Path, model: str) -> Path | None:
-    """The graph of a text classifier; of a translation model there are two, with a search between their calls."""
-    if manifest_of(store, model)["task"] != "text-classification":
-        return None
-    return store / model / str(version_of(store / model)) / "model.onnx"
 
 
 def ask(port: int, model: str, texts: list[str], concurrency: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -199,33 +203,105 @@ class GpuSampler:
 def engine_throughput(
     model: str, graph: Path, arguments: argparse.Namespace, ends_s: float, left_out: list[str], console: Console
 ) -> list[dict[str, Any]]:
-    """Rows per second of a graph alone, by batch size and length.
+    """Rows per second of a text classifier's graph alone, by batch size and length.
 
     Raises:
         RuntimeError: ONNX Runtime does not compute on the device.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(graph, options, providers=[PROVIDER[arguments.device]])
-    if PROVIDER[arguments.device] not in session.get_providers():
-        raise RuntimeError(f"ONNX Runtime does not compute {graph} on {arguments.device}")
-    rng, measured = np.random.default_rng(0), []
+    session, measured = open_graph(graph, arguments.device), []
+    rng = np.random.default_rng(0)
     for rows in BATCH_SIZES:
         for length in LENGTHS:
             if time.monotonic() > ends_s:
                 left_out.append(f"{model} alone, {rows} x {length}")
                 continue
             ids_BT = rng.integers(5, 1000, (rows, length), dtype=np.int64)
-            feeds = {"input_ids": ids_BT, "attention_mask": np.ones_like(ids_BT)}
-            session.run(None, feeds)
-            calls, began_s = 0, time.perf_counter()
-            while (took_s := time.perf_counter() - began_s) < arguments.seconds:
-                session.run(None, feeds)
-                calls += 1
-            found = {"model": model, "rows": rows, "length": length, "rows_per_s": calls * rows / took_s}
-            measured.append(found)
-            console.print(f"{model} alone, {rows} x {length}: {found['rows_per_s']:.0f} rows/s")
+            call = bound_call(session, arguments.device, {"input_ids": ids_BT, "attention_mask": np.ones_like(ids_BT)})
+            found = {"model": model, "rows": rows, "length": length}
+            measured.append(found | {"rows_per_s": rows * calls_per_s(call, arguments.seconds)})
+            console.print(f"{model} alone, {rows} x {length}: {measured[-1]['rows_per_s']:.0f} rows/s")
     return measured
+
+
+def image_throughput(
+    model: str,
+    graph: Path,
+    ways: tuple[bool, ...],
+    arguments: argparse.Namespace,
+    ends_s: float,
+    left_out: list[str],
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Rows per second of an image classifier's graph alone, by batch size, captured as CUDA graphs or not.
+
+    Raises:
+        RuntimeError: ONNX Runtime does not compute on the device.
+    """
+    rng, measured = np.random.default_rng(0), []
+    for captured in ways:
+        session = open_graph(graph, arguments.device, captured=captured)
+        (given,) = session.get_inputs()
+        for graph_id, rows in enumerate(BATCH_SIZES, start=1):
+            if time.monotonic() > ends_s:
+                left_out.append(f"{model} alone, {rows}, {CAPTURED[captured]}")
+                continue
+            pixels_BCHW = rng.standard_normal((rows, *given.shape[1:]), dtype=np.float32)
+            call = bound_call(session, arguments.device, {given.name: pixels_BCHW}, graph_id if captured else None)
+            found = {"model": model, "rows": rows, "captured": captured}
+            measured.append(found | {"rows_per_s": rows * calls_per_s(call, arguments.seconds)})
+            console.print(f"{model} alone, {rows}, {CAPTURED[captured]}: {measured[-1]['rows_per_s']:.0f} rows/s")
+    return measured
+
+
+def open_graph(graph: Path, device: str, *, captured: bool = False) -> Any:
+    """A session on the device, and nowhere else.
+
+    Raises:
+        RuntimeError: ONNX Runtime does not compute on the device.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    provider = (PROVIDER[device], {"enable_cuda_graph": "1"} if captured else {})
+    session = onnxruntime.InferenceSession(graph, options, providers=[provider])
+    if PROVIDER[device] not in session.get_providers():
+        raise RuntimeError(f"ONNX Runtime does not compute {graph} on {device}")
+    return session
+
+
+def bound_call(
+    session: Any, device: str, feeds: dict[str, NDArray[Any]], graph_id: int | None = None
+) -> Callable[[], object]:
+    """A call with these inputs: they go to the device and the logits come back each time, into memory that stays."""
+    binding, run_options = session.io_binding(), onnxruntime.RunOptions()
+    if graph_id is not None:
+        run_options.add_run_config_entry("gpu_graph_id", str(graph_id))
+    rows = len(next(iter(feeds.values())))
+    (output,) = session.get_outputs()
+    on_device = {
+        name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype.type, device)
+        for name, array in feeds.items()
+    }
+    logits = onnxruntime.OrtValue.ortvalue_from_shape_and_type((rows, *output.shape[1:]), np.float32, device)
+    binding.bind_ortvalue_output(output.name, logits)
+
+    def call() -> object:
+        for name, value in on_device.items():
+            value.update_inplace(feeds[name])
+            binding.bind_ortvalue_input(name, value)
+        session.run_with_iobinding(binding, run_options)
+        return logits.numpy()
+
+    return call
+
+
+def calls_per_s(call: Callable[[], object], seconds: float) -> float:
+    """How often a call is made, after the first."""
+    call()
+    calls, began_s = 0, time.perf_counter()
+    while (took_s := time.perf_counter() - began_s) < seconds:
+        call()
+        calls += 1
+    return calls / took_s
 
 
 def report(result: dict[str, Any]) -> str:
@@ -259,6 +335,15 @@ def report(result: dict[str, Any]) -> str:
         lines.append(
             f"| {model}, {rows} rows | {' | '.join('' if each is None else f'{each:.0f}' for each in cells)} |"
         )
+    if result["images"]:
+        ways = [CAPTURED[captured] for captured in sorted({row["captured"] for row in result["images"]})]
+        lines += ["", f"| rows/s of the graph alone | {' | '.join(ways)} |", f"| --- |{' --- |' * len(ways)}"]
+        images = {(row["model"], row["rows"], CAPTURED[row["captured"]]): row["rows_per_s"] for row in result["images"]}
+        for model, rows in dict.fromkeys((row["model"], row["rows"]) for row in result["images"]):
+            cells = [images.get((model, rows, way)) for way in ways]
+            lines.append(
+                f"| {model}, {rows} images | {' | '.join('' if each is None else f'{each:.0f}' for each in cells)} |"
+            )
     if result["left_out"]:
         lines += ["", f"Left out for want of time, or not served: {', '.join(result['left_out'])}."]
     return "\n".join(lines) + "\n"

@@ -2,16 +2,36 @@
 
 Safe to call from several threads at once: ONNX Runtime runs one session side by side, so that any number of instances
 share one copy of the weights.
+
+On a GPU, calls of our own tasks are rounded up to buckets: a call of 5 rows of 19 tokens takes the memory, and the
+captured kernels, of every call of up to 8 rows of 32.
+
+    feeds ── padded to their bucket ──> the bucket's memory on the device ── graph ──> outputs ── cut back ──>
+
+Shapes: B rows of a call, T tokens.
 """
 
+import itertools
 import re
+from collections import defaultdict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
+import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
 
-from service.device import CUDA, PROVIDERS, Device
-from service.tensors import Arrays, TensorSpec
+from service.device import CUDA, GPU_TURNS, Device, providers, turn
+from service.tensors import NUMPY_OF, Arrays, TensorSpec
+
+# Rows are rounded up to powers of two: few buckets, so that each is soon known, at most twice the rows. Tokens are
+# rounded up to multiples of 16, the side of the tiles that a GPU multiplies: powers of two would double the attention,
+# which grows with their square. A model of 64 rows and 128 tokens has 7 x 8 buckets, each of them a few hundred kB.
+TOKEN_STEP = 16
 
 # ONNX Runtime's names of element types, to those of the Open Inference Protocol.
 DATATYPE_OF = {
@@ -54,37 +74,218 @@ class Engine(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Buckets:
+    """Which shapes the calls of a graph are rounded up to, and what fills them up.
+
+    Only of graphs that compute each row by itself, and that hide what a mask says is padding. A padding row is the
+    first row once more or, where rows have tokens, the first row's first token alone: padding is never a row without a
+    single real token, whose mean is no number, nor one whose numbers exceed those of all texts.
+    """
+
+    max_tokens: int | None = None  # the longest row that the graph takes; None: its rows all have one size
+    fill: Mapping[str, int] = field(default_factory=dict)  # what follows the tokens of a row, by input; 0 in the others
+
+    def of(self, rows: int, tokens: int | None) -> "Bucket":
+        """The bucket of a call."""
+        rounded = 1 << (rows - 1).bit_length()
+        if tokens is None or self.max_tokens is None:
+            return rounded, None
+        return rounded, max(tokens, min(-(-tokens // TOKEN_STEP) * TOKEN_STEP, self.max_tokens))
+
+
+Bucket = tuple[int, int | None]  # rows, tokens; None where rows all have one size
+
+
 class OnnxEngine:
     """A graph computed by ONNX Runtime, loaded once."""
 
-    def __init__(self, graph: Path, threads: int, device: Device = "cpu") -> None:
+    def __init__(
+        self,
+        graph: Path,
+        threads: int,
+        device: Device = "cpu",
+        buckets: Buckets | None = None,
+        *,
+        captures: bool = False,
+    ) -> None:
         """Load `graph`; each call then computes on `threads` threads, or on the device.
 
+        Args:
+            graph: the file.
+            threads: of a call on the CPU.
+            device: where it is computed.
+            buckets: what calls are rounded up to; None leaves each as it is, and its memory to ONNX Runtime.
+            captures: the calls of each bucket are captured as a CUDA graph, and replayed.
+
         Raises:
-            EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry.
+            EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry, or none that
+                buckets are known for.
         """
-        self._session = open_session(graph, threads, device)
+        self._session = open_session(graph, threads, device, captures=captures)
         self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
+        self._device, self._bound = device, None
+        if buckets is not None:
+            self._bound = _BoundCalls(self._session, self.inputs, self.outputs, device, buckets, captures=captures)
+
+    @property
+    def buffers(self) -> dict[Bucket, int]:
+        """How many times the memory of each bucket has been allocated: once for each call that ran beside others."""
+        return dict(self._bound.allocated) if self._bound else {}
 
     def run(self, feeds: Arrays) -> Arrays:
         """As `Engine.run`."""
         try:
-            outputs = self._session.run(self._output_names, feeds)
+            if self._bound:
+                return self._bound.run(feeds)
+            with turn(self._device):
+                outputs = self._session.run(self._output_names, feeds)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
 
 
-def open_session(graph: Path, threads: int, device: Device) -> Any:
-    """A session of ONNX Runtime.
+class _BoundCalls:
+    """Calls of one session on memory that is allocated once for each bucket; from any number of threads.
+
+    A bucket's memory is in use by one call at a time: a second one beside it allocates its own, which is kept as well.
+
+    CUDA graphs are another matter: "`Run()` may not be invoked on the same session from multiple threads" (ONNX
+    Runtime's documentation of its CUDA provider), and what was captured reads and writes the very memory that it was
+    captured with. So one thread of our own makes all calls then, and each bucket has memory once.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        device: Device,
+        buckets: Buckets,
+        *,
+        captures: bool,
+    ) -> None:
+        dimensions = 1 if buckets.max_tokens is None else 2
+        for spec in inputs:
+            if spec.shape[:dimensions] != (-1,) * dimensions or -1 in spec.shape[dimensions:]:
+                raise EngineError(f"input {spec.name!r} has shape {list(spec.shape)}: no buckets are known for it")
+        if captures and (unknown := [spec.name for spec in outputs if not _has_known_size(spec)]):
+            raise EngineError(f"output {unknown[0]!r} has a size that only a call tells: no CUDA graph can write it")
+        self._session, self._inputs, self._outputs = session, inputs, outputs
+        self._device, self._buckets = device, buckets
+        self._allocating = Lock()
+        self._free: defaultdict[Bucket, list[_Buffers]] = defaultdict(list)
+        self.allocated: dict[Bucket, int] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cuda-graphs") if captures else None
+        self._graph_ids = itertools.count(1)  # 0 is ONNX Runtime's own
+
+    def run(self, feeds: Arrays) -> Arrays:
+        """As `Engine.run`."""
+        if self._thread is not None:
+            return self._thread.submit(self._run, feeds).result()
+        return self._run(feeds)
+
+    def _run(self, feeds: Arrays) -> Arrays:
+        if feeds.keys() != {spec.name for spec in self._inputs}:
+            raise ValueError(f"the graph's inputs are {', '.join(spec.name for spec in self._inputs)}")
+        first = feeds[self._inputs[0].name]
+        rows, tokens = first.shape[0], None if self._buckets.max_tokens is None else first.shape[1]
+        bucket = self._buckets.of(rows, tokens)
+        first_call = bucket not in self.allocated
+        with GPU_TURNS.alone() if self._thread and first_call else turn(self._device):
+            return self._run_in(bucket, rows, feeds)
+
+    def _run_in(self, bucket: Bucket, rows: int, feeds: Arrays) -> Arrays:
+        # Taking from a list and adding to it are one step each to other threads.
+        try:
+            buffers = self._free[bucket].pop()
+        except IndexError:
+            buffers = self._allocate(bucket)
+        try:
+            for spec in self._inputs:
+                buffers.put(spec.name, feeds[spec.name])
+            self._session.run_with_iobinding(buffers.binding, buffers.run_options)
+            return {
+                # Of the CPU's own memory `numpy` gives the memory itself, which the next call writes to.
+                spec.name: np.array(value.numpy()[: rows if spec.shape[:1] == (-1,) else None])
+                for spec, value in zip(self._outputs, buffers.binding.get_outputs(), strict=True)
+            }
+        finally:
+            self._free[bucket].append(buffers)
+
+    def _allocate(self, bucket: Bucket) -> "_Buffers":
+        with self._allocating:
+            self.allocated[bucket] = self.allocated.get(bucket, 0) + 1
+        (rows, tokens), binding = bucket, self._session.io_binding()
+        for spec in self._outputs:
+            if _has_known_size(spec):
+                shape = [rows if size == -1 else size for size in spec.shape]
+                binding.bind_ortvalue_output(spec.name, _on_device(shape, NUMPY_OF[spec.datatype], self._device))
+            else:
+                binding.bind_output(spec.name, self._device)  # ONNX Runtime allocates it there, at each call
+        inputs = {}
+        for spec in self._inputs:
+            shape = [rows, *spec.shape[1:]] if tokens is None else [rows, tokens, *spec.shape[2:]]
+            dtype = NUMPY_OF[spec.datatype]
+            inputs[spec.name] = (np.zeros(shape, dtype), _on_device(shape, dtype, self._device))
+        run_options = None
+        if self._thread is not None:
+            run_options = onnxruntime.RunOptions()
+            run_options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
+        return _Buffers(binding, inputs, self._buckets.fill, run_options, has_tokens=tokens is not None)
+
+
+@dataclass(frozen=True)
+class _Buffers:
+    """The memory of one bucket, on the device and, for what is padded, here."""
+
+    binding: Any
+    inputs: dict[str, tuple[NDArray[Any], Any]]
+    fill: Mapping[str, int]
+    run_options: Any
+    has_tokens: bool
+
+    def put(self, name: str, array: NDArray[Any]) -> None:
+        """Put an input, [B, T, ...] or [B, ...], on the device, padded to the bucket."""
+        padded, on_device = self.inputs[name]
+        if array.shape == padded.shape and array.dtype == padded.dtype:
+            padded = array
+        else:
+            rows = len(array)
+            if self.has_tokens:
+                padded[:rows, : array.shape[1]] = array
+                padded[:rows, array.shape[1] :] = self.fill.get(name, 0)
+                padded[rows:] = self.fill.get(name, 0)
+                padded[rows:, 0] = array[0, 0]
+            else:
+                padded[:rows] = array
+                padded[rows:] = array[0]
+        on_device.update_inplace(padded)
+        # Anew each time: an input that the graph wants elsewhere is copied there at this call, not when it runs.
+        self.binding.bind_ortvalue_input(name, on_device)
+
+
+def _has_known_size(spec: TensorSpec) -> bool:
+    """Of an output: when the rows are known."""
+    return -1 not in spec.shape[1:] and spec.datatype in NUMPY_OF
+
+
+def _on_device(shape: list[int], dtype: np.dtype[Any], device: Device) -> Any:
+    return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device)
+
+
+def open_session(graph: Path, threads: int, device: Device, *, captures: bool = False) -> Any:
+    """A session of ONNX Runtime; with `captures`, one that captures CUDA graphs.
 
     Raises:
         EngineError: it refuses the graph, or would compute it elsewhere.
     """
+    chosen = providers(device, captures=captures)
     try:
-        session = onnxruntime.InferenceSession(str(graph), session_options(threads), providers=PROVIDERS[device])
+        with turn(device):
+            session = onnxruntime.InferenceSession(str(graph), session_options(threads), providers=chosen)
     except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
         raise EngineError(f"{graph.name}: {first_line(error)}") from error
     if device == "cuda" and CUDA not in session.get_providers():

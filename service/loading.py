@@ -30,7 +30,7 @@ from model_store.folder import (
 from service.cost_table import CostTable
 from service.decoder import TranslationEngine
 from service.device import Device
-from service.engine import Engine, OnnxEngine
+from service.engine import Buckets, Engine, EngineError, OnnxEngine
 from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.inflight_batcher import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
@@ -62,6 +62,9 @@ PADDED_PROBE = (6, 10, 13, 15, 17, 19, 22, 26)
 PADDED_PROBE_CALLS = 3
 # Of the cost table of a bare model: a MiB. The costs of longer rows follow from the last two lengths.
 LONGEST_ROW = 1024
+
+# Of an int8 graph, CUDA has no kernel that scales activations as they come (DynamicQuantizeLinear).
+CAPTURED_PRECISIONS = ("float32", "float16")
 
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)
@@ -96,12 +99,59 @@ class Loaded:
 
 
 def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
-    """The graph of a model with one, in ONNX Runtime.
+    """The graph of a model with one, in ONNX Runtime; on a GPU in buckets where it is of a task of ours.
 
     Raises:
         EngineError: ONNX Runtime refuses it.
+        FolderError: a file that says how its inputs are padded is damaged.
     """
-    return OnnxEngine(folder.path / GRAPH, threads, device)
+    graph = folder.path / GRAPH
+    buckets = None if device == "cpu" else buckets_of(folder)
+    if buckets is None:
+        return OnnxEngine(graph, threads, device)
+    problem, model = capture_problem(folder), {"model": folder.name, "version": str(folder.version)}
+    if problem is None:
+        try:
+            engine = OnnxEngine(graph, threads, device, buckets, captures=True)
+        except EngineError as error:
+            problem = f"refused: {error}"
+        else:
+            log.info("model is computed in buckets, with CUDA graphs", **model)
+            return engine
+    log.info("model is computed in buckets, without CUDA graphs", **model, why=problem)
+    return OnnxEngine(graph, threads, device, buckets)
+
+
+def buckets_of(folder: ModelFolder) -> Buckets | None:
+    """What calls of a model are rounded up to on a GPU, or None.
+
+    Rows of a bare graph are never padded: it is not known what a row without meaning does to the others.
+
+    Raises:
+        FolderError: `config.json` is damaged.
+    """
+    if folder.manifest is None:
+        return None
+    if folder.manifest.task == "image-classification":
+        return Buckets()
+    if folder.manifest.task == "text-classification" and folder.manifest.limits.max_tokens is not None:
+        pad_id = _read_json(folder.path / "config.json", _HubConfig).pad_token_id
+        return Buckets(folder.manifest.limits.max_tokens, {"input_ids": pad_id})
+    return None
+
+
+def capture_problem(folder: ModelFolder) -> str | None:
+    """Why a model's calls cannot be captured as CUDA graphs, or None when they can.
+
+    All that is computed must have a shape that follows from the bucket, and must be computed on the GPU.
+    """
+    if folder.manifest is None:
+        return "it is bare: its shapes are not known"
+    if folder.manifest.task != "image-classification":
+        return "what is computed depends on how many tokens are real"
+    if folder.manifest.precision not in CAPTURED_PRECISIONS:
+        return f"in {folder.manifest.precision} a part is computed on the CPU"
+    return None
 
 
 class Loader:
@@ -220,6 +270,10 @@ class Loader:
 
         golden = GoldenLogits(folder, item_of)
         items = replay_golden(golden, run)
+        if self._device == "cuda":
+            # The first call of a bucket allocates, chooses kernels and captures: here, not while a client waits.
+            for exponent in range((self._max_rows - 1).bit_length() + 1):
+                run([items[0]] * min(2**exponent, self._max_rows))
         costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
         return Loaded(task, run, lambda: _probe(run, items[0]), costs, skipped_padding_cost=None, golden=golden)
 
@@ -279,6 +333,8 @@ class Loader:
             if length > max_length or rows > self._max_rows:
                 continue
             items = [item_of_length(length)] * rows
+            if self._device == "cuda":
+                run(items)  # the first call of a bucket costs what no later one does
             started_s = self._engine_clock()
             run(items)
             measured.append((rows, length, self._engine_clock() - started_s))

@@ -2,19 +2,22 @@
 
 import json
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 import torch
 from rich.console import Console
 
-from export.convert import ConversionRefused
+from export.convert import ConversionRefused, Precision
 from export.convert_translation import (
     TranslationComparison,
     convert_translation,
     require_same,
     translation_source_of_run,
 )
+from export.data import ParallelTexts
 from model_store.folder import FoundFolder, read
+from service.loading import LoadedTranslation, Loader
 from tests.toy_translation import toy_pairs
 
 
@@ -36,19 +39,43 @@ def test_the_folder_says_what_was_measured(translation_store: Path) -> None:
     assert {"greedy", "beam 4"} == folder.golden[0].outputs.keys()
 
 
-def test_int8_says_what_it_lost(toy_translation_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """Beside the figure before quantization."""
+@pytest.mark.parametrize(("precision", "was"), [("int8", "bleu_before_quantization"), ("float16", "bleu_in_float32")])
+def test_lossy_precisions_say_what_they_lost(
+    toy_translation_run: Path, tmp_path: Path, quiet: Console, precision: Precision, was: str
+) -> None:
+    """Beside the figure before; and the folder is served."""
     target = convert_translation(
         translation_source_of_run(toy_translation_run),
         name="dogs",
         store=tmp_path,
         compare_on={"dogs": toy_pairs(500, 4)},
-        precision="int8",
+        precision=precision,
         about={},
         console=quiet,
     )
-    quality = json.loads((target / "manifest.json").read_text())["quality"]["dogs"]["greedy"]
-    assert quality["bleu_before_quantization"] - quality["bleu"] <= 0.5
+    manifest = json.loads((target / "manifest.json").read_text())
+    assert manifest["precision"] == precision
+    quality = manifest["quality"]["dogs"]["greedy"]
+    assert quality[was] - quality["bleu"] <= 0.5
+    loaded = Loader(16, 1, perf_counter).load(FoundFolder("dogs", target.name, target))
+    assert isinstance(loaded, LoadedTranslation)
+
+
+@pytest.mark.parametrize("precision", ["int8", "float16"])
+def test_lossy_precisions_need_references(
+    toy_translation_run: Path, tmp_path: Path, quiet: Console, precision: Precision
+) -> None:
+    """Without any, nobody can say what is lost."""
+    with pytest.raises(ValueError, match=f"{precision} needs sentences with references"):
+        convert_translation(
+            translation_source_of_run(toy_translation_run),
+            name="dogs",
+            store=tmp_path / "store",
+            compare_on={"dogs": ParallelTexts(toy_pairs(500, 4).source, [])},
+            precision=precision,
+            about={},
+            console=quiet,
+        )
 
 
 def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path, quiet: Console) -> None:

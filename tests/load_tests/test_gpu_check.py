@@ -26,8 +26,11 @@ def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None
     assert {row["model"] for row in found["served"]} == {"sentiment-small", "translation-en-de"}
     assert all(row["requests_per_s"] > 0 and row["clients"] == 2 for row in found["served"])
     assert all(row["rows_per_s"] > 0 for row in found["engine"])
+    assert {row["model"] for row in found["images"]} == {"cifar10-vit"}
+    assert all(row["rows_per_s"] > 0 and not row["captured"] for row in found["images"])
     assert found["left_out"] == []
     assert "| cifar10-vit | yes, golden examples within tolerance |" in page.read_text()
+    assert "| cifar10-vit, 32 images |" in page.read_text()
 
     damaged = tmp_path / "damaged/sentiment-small/1"
     damaged.mkdir(parents=True)

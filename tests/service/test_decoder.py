@@ -1,5 +1,6 @@
 """Running batches against decoding each sentence alone."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from export.train_translation import translate
-from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder
+from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from service.decoder import TranslationEngine
 from service.engine import EngineError
@@ -33,9 +34,10 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def engine_of(graphs: Path) -> TranslationEngine:
-    """On one thread."""
-    return TranslationEngine(graphs / "encoder.onnx", graphs / "model.onnx", threads=1)
+def engine_of(graphs: Path, *, keeps_on_device: bool = False) -> TranslationEngine:
+    """On one thread; keys and values in numpy's memory, or as on a GPU in that of the device, which is the CPU here."""
+    encoder, decoder = graphs / "encoder.onnx", graphs / "model.onnx"
+    return TranslationEngine(encoder, decoder, threads=1, keeps_on_device=keeps_on_device)
 
 
 def random_sentences(count: int, seed: int) -> list[Sentence]:
@@ -53,11 +55,12 @@ def random_sentences(count: int, seed: int) -> list[Sentence]:
     ]
 
 
+@pytest.mark.parametrize("keeps_on_device", [False, True])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_company_changes_nothing(graphs: Path, seed: int) -> None:
+def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool) -> None:
     """Sentences that join and leave at random get the translations that they get alone, beam by beam."""
     rng = np.random.default_rng(seed)
-    batches = engine_of(graphs).open(max_rows=24, max_places=MAX_TOKENS)
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=24, max_places=MAX_TOKENS)
     waiting, running, done = random_sentences(40, seed), [], []
     while waiting or running:
         joining = []
@@ -81,15 +84,76 @@ def test_company_changes_nothing(graphs: Path, seed: int) -> None:
         assert found.score == pytest.approx(expected.score, abs=1e-4)
 
 
-def test_a_step_without_sentences_does_nothing(graphs: Path) -> None:
+@pytest.fixture(scope="module")
+def halved(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in half precision, as a GPU gets them."""
+    folder = tmp_path_factory.mktemp("halved")
+    for name in ("encoder.onnx", "model.onnx"):
+        shutil.copy(graphs / name, folder)
+    halve_translation(folder / "encoder.onnx", folder / "model.onnx")
+    return folder
+
+
+@pytest.mark.parametrize("precision", ["graphs", "halved"])
+def test_host_and_device_keep_the_same(request: pytest.FixtureRequest, precision: str) -> None:
+    """Bit for bit, whoever joins and leaves: every sentence has the same tokens and the same score."""
+
+    def decoded(*, keeps_on_device: bool) -> list[tuple[list[int], float]]:
+        rng, engine = np.random.default_rng(4), engine_of(folder, keeps_on_device=keeps_on_device)
+        assert engine.dtype == (np.float16 if precision == "halved" else np.float32)
+        batches, found = engine.open(max_rows=24, max_places=MAX_TOKENS), []
+        waiting, running = random_sentences(40, 4), []
+        while waiting or running:
+            while waiting and rng.random() < 0.7 and sum(s.rows for s in (*running, waiting[-1])) <= 24:
+                running.append(waiting.pop())
+                batches.join(running[-1:])
+            batches.step()
+            for sentence in [each for each in running if each.done or rng.random() < 0.02]:
+                batches.leave(sentence)
+                running.remove(sentence)
+                found.append((sentence.so_far, sentence.search.best().score if sentence.done else 0.0))
+        return found
+
+    folder = request.getfixturevalue(precision)
+    on_host, on_device = decoded(keeps_on_device=False), decoded(keeps_on_device=True)
+    assert len(on_host) == 40
+    assert on_host == on_device
+
+
+@pytest.mark.parametrize("keeps_on_device", [False, True])
+def test_a_step_without_sentences_does_nothing(graphs: Path, keeps_on_device: bool) -> None:
     """Also after the last one has left."""
-    batches = engine_of(graphs).open(max_rows=4, max_places=MAX_TOKENS)
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=4, max_places=MAX_TOKENS)
     batches.step()
     (sentence,) = random_sentences(1, 5)
     batches.join([sentence])
     batches.leave(sentence)
     batches.step()
     assert not sentence.so_far
+
+
+@pytest.mark.parametrize("keeps_on_device", [False, True])
+def test_a_sentence_that_leaves_at_once_leaves_nothing(graphs: Path, keeps_on_device: bool) -> None:
+    """Between joining and the first step: the last one, and one whose place the last one takes."""
+    sentences = random_sentences(30, 7)
+    one_by_one = [sentence for sentence in sentences if sentence.rows == 1][:5]
+    with_beams = [sentence for sentence in sentences if sentence.rows == 5][:3]
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=24, max_places=MAX_TOKENS)
+    staying = []
+    for kind in (one_by_one, with_beams):
+        batches.join(kind[:2])
+        batches.leave(kind[1])
+        batches.join(kind[2:])
+        batches.leave(kind[0])
+        staying += kind[2:]
+    while staying_now := [sentence for sentence in staying if not sentence.done]:
+        batches.step()
+        for sentence in [each for each in staying_now if each.done]:
+            batches.leave(sentence)
+    alone = OnnxTranslator(graphs)
+    for sentence in staying:
+        (expected,) = translate(alone, [sentence.ids], [sentence.options])
+        assert sentence.search.best().ids == expected.ids
 
 
 def test_other_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
