@@ -20,6 +20,7 @@ from export.convert import (
     ConversionRefused,
     Precision,
     card_of_provenance,
+    explain,
     folder_in_the_making,
     put_into_store,
     twice,
@@ -147,6 +148,7 @@ def convert_translation(
 
     Raises:
         ConversionRefused: the translations differ from PyTorch's, or int8 costs too much quality.
+        ExplainRefused: the graph that explains differs from PyTorch, or explains another model.
         ValueError: too few sentences to compare on, or none with references for int8.
     """
     num_sentences = sum(len(split) for split in compare_on.values())
@@ -187,6 +189,7 @@ def convert_translation(
                     quality[split][search] |= {"bleu_before_quantization": before.bleu}
                     require_little_loss(before.bleu - measured.bleu, what)
         manifest = describe(source, folder, name, precision, quality, about)
+        explain(folder, manifest, source.module, console)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target

@@ -8,16 +8,17 @@ class there. To feed it:
 - a row is one step of one explanation: the input, the class (or the translation) to explain, and `alpha`. Rows of any
   kind share a batch, padded like those of the served graph, with 0 in ids and masks;
 - alpha 1 alone gives the attention weights of the answer itself, and "gradient times input" as attribution;
-- integrated gradients are the weighted mean of the attributions at several alphas: `midpoints(n)`, all weighed alike, or
-  `gauss_legendre(n)`, which leaves a smaller gap for as many steps (`completeness_gap` in `golden.explain.json`). What
+- integrated gradients are the weighted mean of attributions at several alphas: `midpoints(n)`, all weighed alike, or
+  `gauss_legendre(n)`, which leaves a smaller gap for as many steps (`completeness_gap_of_..._steps` in
+  `golden.explain.json`). What
   all tokens get together should be the answer at alpha 1 less that at alpha 0: ask for these two rows as well, and say
   how far off it is;
 - the attention weights of a batch are B x L x H x T x T numbers; keep batches small accordingly;
 - it needs the graphs of its folder beside it, unchanged: its weights are read out of their files.
 
-**Weights are not stored twice.** ONNX lets a graph keep a tensor in another file, at an offset; that file may be any, and
-here it is `model.onnx` or `encoder.onnx`, whose bytes hold the tensor as they hold it for the served graph: in half
-precision, behind a cast, or in int8, behind the product with its scale. A weight is found by its value, whatever the
+**Weights are not stored twice.** ONNX lets a graph keep a tensor in another file, at an offset. That may be any file,
+and here it is `model.onnx` or `encoder.onnx`, whose bytes hold the tensor as the served graph needs it: in half
+precision, before a cast, or in int8, before the product with its scale. A weight is found by its value, whatever the
 exporter called it, as it is or transposed. The checksums of the manifest bind the files together.
 
 **The gradient is traced**: `make_fx` records what `torch.autograd.grad` computes as a graph of core operators, which is
@@ -53,7 +54,7 @@ from export.explained_networks import (
 )
 from export.graphs import export_graph
 from export.image_networks import VisionTransformer
-from export.stored_networks import IMAGE, TEXT, TRANSLATION, NotUnderstood, StoredGraph, StoredNetwork, stored_network
+from export.stored_networks import NotUnderstood, StoredGraph, StoredNetwork, stored_network
 from export.transformer import TextClassifier
 from export.translation_graphs import OnnxTranslator
 from model_store.folder import (
@@ -86,14 +87,14 @@ MIN_SHARED_BYTES = 256  # of a weight in float32; what is smaller stands in the 
 TOLERANCE = {
     "logits": 1e-4,
     "log_probabilities": 1e-4,
-    "attention": 1e-5,
-    "cross_attention": 1e-5,
-    "encoder_attention": 1e-5,
+    "attention": 1e-4,
+    "cross_attention": 1e-4,
+    "encoder_attention": 1e-4,
     "attribution": 1e-3,
 }
 MAX_ROW_SUM_ERROR = 1e-5  # of attention weights over the real tokens
-NUM_STEPS = 32  # by which the gap of integrated gradients is measured
-MAX_GAP = 0.05  # of the difference that is shared out, and at least of 1
+NUM_STEPS = (32, 128)  # by which the gap of integrated gradients is measured
+MAX_ROWS = 32  # of a call
 NUM_GOLDEN = 3  # rows; all golden examples are compared when the graph is made
 GOLDEN_ALPHAS = (1.0, 0.4)
 RELATIVE = ("attribution", "log_probabilities")
@@ -106,7 +107,7 @@ class ExplainRefused(ValueError):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a batch, without padding, by the names of the graph's inputs; `example` is its number in golden.json."""
+    """One row of a batch without padding, by the names of the graph's inputs; `example`: its number in golden.json."""
 
     example: int
     feeds: Arrays
@@ -164,7 +165,7 @@ def with_gradient(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
 
 def _example(network: Explained) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
     """Tensors to trace a network with, all sizes unlike each other, and which of them are dynamic."""
-    B = 3
+    B = 5  # unlike every other size: tracing takes equal ones for one, and channels are always three
     batch = torch.export.Dim("batch", min=1)
     ids = torch.ones(B, 16, dtype=torch.int64)
     target, alpha = torch.zeros(B, dtype=torch.int64), torch.full((B,), 0.5)
@@ -198,12 +199,11 @@ class StoredWeight:
 def share_weights(path: Path, graphs: Sequence[Path]) -> None:
     """Let a graph read its weights out of the files of others, in place; those that they have not, it keeps."""
     model = onnx.load(path)
-    graph, known, files = model.graph, _stored_weights(graphs), {file: file.read_bytes() for file in graphs}
-    nodes, kept, external = list(graph.node), [], dict[str, TensorProto]()
-    made: list[Any] = []
+    graph, known, read_in = model.graph, _stored_weights(graphs), _ReadIn(graphs)
+    nodes, kept, first = list(graph.node), list[TensorProto](), list[Any]()
     for tensor in graph.initializer:
-        array = numpy_helper.to_array(tensor)
-        stored, turned = None, False
+        array, turned = numpy_helper.to_array(tensor), False
+        stored = None
         if array.dtype == np.float32 and array.nbytes >= MIN_SHARED_BYTES:
             stored = known.get(_key(array))
             if stored is None and array.ndim == 2:
@@ -211,26 +211,23 @@ def share_weights(path: Path, graphs: Sequence[Path]) -> None:
         if stored is None:
             kept.append(tensor)
             continue
-        name = f"{stored.file.name}:{stored.name}"
-        if name not in external:
-            external[name] = _external(name, stored.tensor, stored.file.name, files[stored.file])
         takers = [node for node in nodes if tensor.name in node.input]
         if not turned and all(node.op_type == "Gather" and node.input[0] == tensor.name for node in takers):
             # Of a table few rows are wanted: what makes them float32 comes behind the choice.
             for node in takers:
                 output = node.output[0]
-                node.input[0], node.output[0] = name, f"{output}.stored"
+                node.input[0], node.output[0] = read_in.weight(stored), f"{output}.stored"
                 place = nodes.index(node) + 1
-                nodes[place:place] = _made_float(stored, f"{output}.stored", output, kept)
-        else:
-            if turned:
-                made.append(helper.make_node("Transpose", [f"{tensor.name}.straight"], [tensor.name], perm=[1, 0]))
-            whole = f"{tensor.name}.straight" if turned else tensor.name
-            made += reversed(_made_float(stored, name, whole, kept))
+                nodes[place:place] = _made_float(stored, f"{output}.stored", output, read_in)
+            continue
+        straight = f"{tensor.name}.straight" if turned else tensor.name
+        first += _made_float(stored, read_in.weight(stored), straight, read_in)
+        if turned:
+            first.append(helper.make_node("Transpose", [straight], [tensor.name], perm=[1, 0]))
     del graph.initializer[:], graph.node[:], graph.value_info[:]
-    graph.initializer.extend([*kept, *external.values()])
-    graph.node.extend([*reversed(made), *nodes])
-    # What the exporter notes of every node, its line in the source among it, is most of the file.
+    graph.initializer.extend([*kept, *read_in.tensors.values()])
+    graph.node.extend([*first, *nodes])
+    # What the exporter notes of every node, its line in the source among it, would be most of the file.
     for each in (*graph.node, *graph.input, *graph.output, graph, model):
         del each.metadata_props[:]
         each.doc_string = ""
@@ -244,12 +241,10 @@ def _stored_weights(graphs: Sequence[Path]) -> dict[bytes, StoredWeight]:
         graph = StoredGraph(path)
         for name, tensor in graph.stored.items():
             scale = zero_point = None
-            whole = name
+            whole = name.removesuffix(".half")
             if name.endswith("_quantized"):
                 whole = name.removesuffix("_quantized")
                 scale, zero_point = graph.arrays[f"{whole}_scale"], graph.arrays[f"{whole}_zero_point"]
-            elif name.endswith(".half"):
-                whole = name.removesuffix(".half")
             array = graph.arrays[whole]
             if array.dtype == np.float32 and tensor.raw_data:
                 known.setdefault(_key(array), StoredWeight(name, path, tensor, scale, zero_point))
@@ -260,19 +255,41 @@ def _key(array: NDArray[Any]) -> bytes:
     return repr(array.shape).encode() + np.ascontiguousarray(array).tobytes()
 
 
-def _external(name: str, stored: TensorProto, location: str, content: bytes) -> TensorProto:
-    """A tensor that is read out of a file: wherever its bytes stand there."""
-    where = content.index(stored.raw_data)
-    tensor = TensorProto(
-        name=name, data_type=stored.data_type, dims=stored.dims, data_location=TensorProto.EXTERNAL
-    )
-    for key, value in (("location", location), ("offset", where), ("length", len(stored.raw_data))):
-        tensor.external_data.add(key=key, value=str(value))
-    return tensor
+class _ReadIn:
+    """Tensors that a graph reads out of the files of served graphs, each once."""
+
+    def __init__(self, graphs: Sequence[Path]) -> None:
+        self.tensors: dict[str, TensorProto] = {}
+        self._contents = {file: file.read_bytes() for file in graphs}
+
+    def weight(self, stored: StoredWeight) -> str:
+        """The name of a weight as it is stored."""
+        tensor = stored.tensor
+        return self._tensor(stored.name, stored.file, tensor.data_type, list(tensor.dims), tensor.raw_data)
+
+    def number(self, stored: StoredWeight, kind: str, array: NDArray[np.float32]) -> str:
+        """The name of what an int8 weight is made float32 by; small ones stand in the graph itself."""
+        name, content = f"{stored.name}.{kind}", array.tobytes()
+        if array.nbytes < MIN_SHARED_BYTES or content not in self._contents[stored.file]:
+            name = f"{stored.file.name}:{name}"
+            self.tensors[name] = numpy_helper.from_array(array, name)
+            return name
+        return self._tensor(name, stored.file, TensorProto.FLOAT, list(array.shape), content)
+
+    def _tensor(self, name: str, file: Path, data_type: int, dims: list[int], content: bytes) -> str:
+        """Wherever its bytes stand in the file, they are the same."""
+        name = f"{file.name}:{name}"
+        if name not in self.tensors:
+            tensor = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
+            place = self._contents[file].index(content)
+            for key, value in (("location", file.name), ("offset", place), ("length", len(content))):
+                tensor.external_data.add(key=key, value=str(value))
+            self.tensors[name] = tensor
+        return name
 
 
-def _made_float(stored: StoredWeight, given: str, made: str, initializers: list[TensorProto]) -> list[Any]:
-    """Nodes that make float32 of what is stored; the constants that they need are added to `initializers`.
+def _made_float(stored: StoredWeight, given: str, made: str, read_in: _ReadIn) -> list[Any]:
+    """Nodes that make float32 of what is stored.
 
     As products, not as DequantizeLinear, which ONNX Runtime would compute anew in every call.
     """
@@ -280,15 +297,14 @@ def _made_float(stored: StoredWeight, given: str, made: str, initializers: list[
         return [helper.make_node("Identity", [given], [made])]
     if stored.scale is None:
         return [helper.make_node("Cast", [given], [made], to=TensorProto.FLOAT)]
-    nodes = [helper.make_node("Cast", [given], [f"{made}.integer"], to=TensorProto.FLOAT)]
     difference = f"{made}.integer"
+    nodes = [helper.make_node("Cast", [given], [difference], to=TensorProto.FLOAT)]
     if stored.zero_point is not None and stored.zero_point.any():
-        zero_point = f"{made}.zero_point"
-        initializers.append(numpy_helper.from_array(stored.zero_point.astype(np.float32), zero_point))
+        zero_point = read_in.number(stored, "zero_point", stored.zero_point.astype(np.float32))
         nodes.append(helper.make_node("Sub", [difference, zero_point], [f"{made}.difference"]))
         difference = f"{made}.difference"
-    initializers.append(numpy_helper.from_array(stored.scale, f"{made}.scale"))
-    return [*nodes, helper.make_node("Mul", [difference, f"{made}.scale"], [made])]
+    scale = read_in.number(stored, "scale", stored.scale)
+    return [*nodes, helper.make_node("Mul", [difference, scale], [made])]
 
 
 # --- comparisons -----------------------------------------------------------------------------------------------------
@@ -336,7 +352,9 @@ def difference(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
     return off_by / max(1.0, float(np.abs(expected).max())) if name in RELATIVE else off_by
 
 
-def require_explained(folder: Path, network: Explained, rows: Sequence[Row], served_tolerance: float) -> dict[str, float]:
+def require_explained(
+    folder: Path, network: Explained, rows: Sequence[Row], served_tolerance: float
+) -> dict[str, float]:
     """Compare the graph with PyTorch, and what it answers with the graph that is served.
 
     Args:
@@ -346,7 +364,8 @@ def require_explained(folder: Path, network: Explained, rows: Sequence[Row], ser
         served_tolerance: how far the served answers may lie off: int8 rounds activations as well.
 
     Returns:
-        what was measured, by what it is called in `golden.explain.json`.
+        what was measured, by what it is called in `golden.explain.json`. The gap of integrated gradients is stated and
+        no reason to refuse: it is the network's, and the gradients' own test is PyTorch.
 
     Raises:
         ExplainRefused: something lies further off than it may.
@@ -363,8 +382,9 @@ def require_explained(folder: Path, network: Explained, rows: Sequence[Row], ser
             key = f"{name}_row_sum_error"
             measured[key] = float(np.abs(found[name].sum(axis=-1) - 1).max())
             require(f"the sums of the rows of {name}", measured[key], MAX_ROW_SUM_ERROR)
-    measured["completeness_gap"] = max(completeness_gap(graph, row) for row in rows)
-    require("what integrated gradients leave over", measured["completeness_gap"], MAX_GAP)
+    for num_steps in NUM_STEPS:
+        key = f"completeness_gap_of_{num_steps}_steps"
+        measured[key] = max(completeness_gap(graph, row, num_steps) for row in rows)
     return measured
 
 
@@ -385,17 +405,18 @@ def answer_of(outputs: Arrays, row: Row) -> NDArray[np.float32]:
     return outputs["log_probabilities"].sum(axis=1)
 
 
-def completeness_gap(graph: Callable[[Sequence[Row]], Arrays], row: Row) -> float:
+def completeness_gap(graph: Callable[[Sequence[Row]], Arrays], row: Row, num_steps: int) -> float:
     """How much of the difference to the baseline the attributions of all tokens leave over, as a share of it.
 
     Of 1, where the difference is less.
     """
-    alphas, weights = gauss_legendre(NUM_STEPS)
-    outputs = graph(at_alphas(row, [*alphas, 0.0, 1.0]))
-    answers = answer_of(outputs, row)
-    shared_out = float(outputs["attribution"][:-2].sum(axis=1) @ weights)
-    wanted = float(answers[-1] - answers[-2])
-    return abs(shared_out - wanted) / max(1.0, abs(wanted))
+    alphas, weights = gauss_legendre(num_steps)
+    shared_out = 0.0
+    for first in range(0, num_steps, MAX_ROWS):
+        part = slice(first, first + MAX_ROWS)
+        shared_out += float(graph(at_alphas(row, alphas[part]))["attribution"].sum(axis=1) @ weights[part])
+    baseline, answer = answer_of(graph(at_alphas(row, [0.0, 1.0])), row)
+    return float(abs(shared_out - (answer - baseline)) / max(1.0, abs(answer - baseline)))
 
 
 def served_difference(folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
@@ -412,9 +433,7 @@ def served_difference(folder: Path, network: Explained, graph: ExplainGraph, row
     return float(np.abs(graph(rows)["logits"] - served).max())
 
 
-def served_log_probabilities(
-    translator: OnnxTranslator, row: Row, bos_id: int, vocab_size: int
-) -> NDArray[np.float32]:
+def served_log_probabilities(translator: OnnxTranslator, row: Row, bos_id: int, vocab_size: int) -> NDArray[np.float32]:
     """Of each token of a translation, by the graphs that are served, token by token; [T]."""
     state, found, last = translator.begin([row.feeds["source_ids"].tolist()]), [], bos_id
     for written in row.feeds["target_ids"].tolist():
@@ -498,25 +517,20 @@ def replay_golden_rows(folder: Path) -> dict[str, float]:
     return worst
 
 
-def can_be_explained(folder: Path) -> bool:
-    """Whether a folder holds a network that can be read back: one that was trained here, or Marian."""
-    return json.loads((folder / "config.json").read_text()).get("model_type") in (TEXT, IMAGE, TRANSLATION)
-
-
-def add_explain_graph(folder: Path, manifest: Manifest) -> ExplainGolden:
+def add_explain_graph(folder: Path, manifest: Manifest, stored: StoredNetwork) -> ExplainGolden:
     """Write `explain.onnx` and `golden.explain.json` into a folder that is complete but for card and manifest.
 
     Args:
         folder: with its served graphs, golden examples and configuration.
         manifest: as it will be written.
+        stored: its network.
 
     Raises:
-        NotUnderstood: the network cannot be read back.
         ExplainRefused: the graph lies further off PyTorch, or PyTorch off the served graph, than it may.
     """
     golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
     bos_id = generation_of(folder)["decoder_start_token_id"] if manifest.task == "translation" else None
-    network = explained(stored_network(folder), bos_id)
+    network = explained(stored, bos_id)
     export_explain_graph(network, folder)
     rows = golden_rows(folder, manifest, golden)
     measured = require_explained(folder, network, rows, manifest.tolerance.max_abs_logit_difference)
@@ -542,7 +556,7 @@ def add_to_store(folder: Path, console: Console) -> ExplainGolden:
         raise NotUnderstood(f"{folder} is a bare ONNX graph: nothing says what its network is")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".explaining-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
-        golden = add_explain_graph(copy, manifest)
+        golden = add_explain_graph(copy, manifest, stored_network(copy))
         card = (copy / CARD).read_text().split(CARD_HEADING, maxsplit=1)[0]
         (copy / CARD).write_text(card + card_of_explanations(copy, manifest))
         write_manifest(copy, manifest)
@@ -560,7 +574,7 @@ def card_of_explanations(folder: Path, manifest: Manifest) -> str:
     measured = read_explain_golden(folder).measured
     lines = [
         f"`{EXPLAIN}` gives attention weights and integrated gradients (Sundararajan et al. 2017). It has no weights of"
-        f" its own: it reads them out of the graphs of this folder.",
+        " its own: it reads them out of the graphs of this folder.",
         "",
     ]
     if manifest.precision != "float32":
@@ -570,10 +584,8 @@ def card_of_explanations(folder: Path, manifest: Manifest) -> str:
             f" {measured['served_answer_difference']:.2g} of each other.",
             "",
         ]
-    lines += [
-        f"- {name.replace('_', ' ')}: {value:.2g}" for name, value in measured.items()
-    ]
-    return CARD_HEADING + "\n".join(lines) + "\n"
+    lines += [f"- {name.replace('_', ' ')}: {value:.2g}" for name, value in measured.items()]
+    return CARD_HEADING + "\n".join(lines) + f"\n\n`{EXPLAIN_GOLDEN}` has the same, and rows to check it by.\n"
 
 
 def open_folder(path: Path) -> ModelFolder:

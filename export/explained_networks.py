@@ -3,13 +3,14 @@
 Comes in: what the network is given, the answer to explain, and `alpha`, how far each token is on its way from the
 baseline to itself. Goes out: the answer at that point, the attention weights, and one step of integrated gradients
 (Sundararajan, Taly and Yan 2017, arXiv 1703.01365): for each token the gradient of the answer there, times the token's
-distance from the baseline, summed over its numbers. The mean of the steps over alpha from 0 to 1 is the token's share of
-the difference between the answer and the baseline's; all shares together are that difference, but for the gap that the
-steps leave. The steps are rows of a batch, so that they are computed together.
+distance from the baseline, summed over its numbers. The mean of the steps over alpha from 0 to 1 is the token's share
+of the difference between the answer and the baseline's; all shares together are that difference, but for the gap that
+the steps leave. The steps are rows of a batch, so that they are computed together.
 
 The baseline is zeros in place of the tokens' vectors: no word at all, where the vector of [PAD] is one that no training
 has ever touched. Of an image it is the tokens of a grey one, which a network of convolutions without biases turns into
-zeros too. Positions are not scaled: the baseline knows how long the input is.
+zeros too. Positions are not scaled: the baseline knows how long the input is. Rotary positions are not part of the
+vectors: the first normalisation undoes every alpha but 0, and the answer jumps there, a jump that no step sees.
 
 Every row stands by itself, so the gradient of the rows' sum is each row's own. Padding is computed here, and hidden:
 explaining is not the fast path.
@@ -85,7 +86,8 @@ class ExplainedVisionTransformer(nn.Module):
     def forward(self, pixels_BCHW: Tensor, target_B: Tensor, alpha_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Normalised pixels, float32; the rest, and what is returned, as of `ExplainedTextClassifier.forward`."""
         model = self.model
-        baseline_1TD = model.tokens(torch.zeros_like(pixels_BCHW[:1])).flatten(2).transpose(1, 2)
+        grey_1CHW = pixels_BCHW[:1] * 0.0  # not a constant, out of which the exporter would compute another one
+        baseline_1TD = model.tokens(grey_1CHW).flatten(2).transpose(1, 2)
         embedded_BTD = model.tokens(pixels_BCHW).flatten(2).transpose(1, 2)
 
         def answer(x_BTD: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
