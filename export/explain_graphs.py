@@ -584,6 +584,10 @@ def card_of_explanations(folder: Path, manifest: Manifest) -> str:
             f" {measured['served_answer_difference']:.2g} of each other.",
             "",
         ]
+    lines += [
+        "Measured on the golden examples, against PyTorch but for the first, which is against the served graph:",
+        "",
+    ]
     lines += [f"- {name.replace('_', ' ')}: {value:.2g}" for name, value in measured.items()]
     return CARD_HEADING + "\n".join(lines) + f"\n\n`{EXPLAIN_GOLDEN}` has the same, and rows to check it by.\n"
 
