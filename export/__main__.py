@@ -1,4 +1,7 @@
-"""`python -m export train | queue | measure | report | convert | load | untrained | archive`: from data to models."""
+"""From data to models.
+
+`python -m export train | queue | measure | report | convert | explain-graph | load | untrained | archive`.
+"""
 
 import argparse
 import math
@@ -25,6 +28,7 @@ def main() -> int:
         "measure": measure,
         "report": report,
         "convert": convert,
+        "explain-graph": explain_graph,
         "load": load,
         "untrained": untrained,
         "archive": archive,
@@ -84,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("model", help="the name it was trained under")
     one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
     add_target_options(one)
+
+    one = commands.add_parser("explain-graph", help="give a version that is in the model store its graph that explains")
+    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
 
     one = commands.add_parser(
         "load",
@@ -228,6 +235,14 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
         about={"licence": data.licence},
         console=console,
     )
+
+
+def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
+    """Add the graph that explains to versions that are there."""
+    from export.explain_graphs import add_to_store
+
+    for folder in arguments.folder:
+        add_to_store(folder, console)
 
 
 def archive(arguments: argparse.Namespace, console: Console) -> None:

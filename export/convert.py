@@ -1,7 +1,8 @@
 """Turns a trained classifier into a model folder, and refuses where the result is not the same model.
 
     PyTorch ──> torch.export ──> ONNX ──> (ONNX Runtime's transformer optimizer, int8) ──> compared ──> folder
-           └──> TorchScript ────────────────────────────────────────────────────────> compared ──┘
+           └──> TorchScript ────────────────────────────────────────────────────────> compared ──┤
+                                 ONNX ──> the graph that explains (export/explain_graphs.py) ────┘
 
 The folder appears in the store only when every comparison has passed. What is peculiar to texts or to images is in
 `export/source.py`.
@@ -22,11 +23,17 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from torch import nn
 
 from export.evaluate import classification_quality
+from export.explain_graphs import add_explain_graph, card_of_explanations
 from export.graphs import export_graph, halve, halve_exact_weights, optimize_transformer, quantize
+from export.image_networks import VisionTransformer
 from export.provenance import this_command
 from export.source import Labelled, Source
+from export.stored_networks import NotUnderstood, StoredNetwork, stored_network
+from export.transformer import TextClassifier
+from export.translation_networks import TranslationTransformer
 from model_store.folder import (
     CARD,
     FORMAT,
@@ -94,6 +101,7 @@ def convert(
 
     Raises:
         ConversionRefused: the outputs differ from PyTorch's, or the precision costs too much accuracy.
+        ExplainRefused: the graph that explains differs from PyTorch, or explains another model.
         ValueError: too few inputs to compare on, none with labels to measure a loss, or int8 does not suit the network.
     """
     if len(compare_on) < MIN_COMPARED:
@@ -128,7 +136,9 @@ def convert(
         for name_of_more, more in also_measured_on.items():
             logits_BC = onnx_logits(source, folder / GRAPH, more.inputs)
             quality[name_of_more] = classification_quality(logits_BC, np.array(more.labels)).as_dict()
-        target = publish(source, folder, name, store, precision, onnx_comparison, quality, about)
+        manifest = describe(source, folder, name, precision, onnx_comparison, quality, about)
+        explain(folder, manifest, source.module, console)
+        target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target
 
@@ -250,7 +260,7 @@ def publish(
     quality: dict[str, Any],
     about: dict[str, Any],
 ) -> Path:
-    """Complete a folder that has its graph, and put it into the store as the model's next version."""
+    """Complete a folder that has its graph, but for one that explains, and put it into the store."""
     manifest = describe(source, folder, name, precision, comparison, quality, about)
     return put_into_store(folder, manifest, store, model_card)
 
@@ -258,12 +268,30 @@ def publish(
 def put_into_store(folder: Path, manifest: Manifest, store: Path, card: Callable[[Manifest, int], str]) -> Path:
     """Write card and manifest into a folder that is complete but for them, and move it to its place as a whole."""
     version = next_version(store, manifest.name)
-    (folder / CARD).write_text(card(manifest, version))
+    (folder / CARD).write_text(card(manifest, version) + card_of_explanations(folder, manifest))
     write_manifest(folder, manifest)
     target = store / manifest.name / str(version)
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
     return target
+
+
+def explain(folder: Path, manifest: Manifest, module: nn.Module, console: Console) -> None:
+    """Add the graph that explains, where it is offered: to this repository's own Transformers.
+
+    Raises:
+        ExplainRefused: it does not explain the model that is served.
+    """
+    if not isinstance(module, TextClassifier | VisionTransformer | TranslationTransformer):
+        return
+    console.print("exporting the graph that explains, and comparing it with PyTorch")
+    try:
+        # What other precisions make of the weights only their graphs say.
+        stored = StoredNetwork(module) if manifest.precision == "float32" else stored_network(folder)
+    except NotUnderstood as error:
+        console.print(f"without one that explains: {error}")
+        return
+    console.print(f"explanations: {add_explain_graph(folder, manifest, stored).measured}")
 
 
 @contextlib.contextmanager

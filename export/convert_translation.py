@@ -20,6 +20,7 @@ from export.convert import (
     ConversionRefused,
     Precision,
     card_of_provenance,
+    explain,
     folder_in_the_making,
     put_into_store,
     twice,
@@ -148,6 +149,7 @@ def convert_translation(
 
     Raises:
         ConversionRefused: the translations differ from PyTorch's, or the precision costs too much quality.
+        ExplainRefused: the graph that explains differs from PyTorch, or explains another model.
         ValueError: too few sentences to compare on, or none with references for int8 or float16.
     """
     num_sentences = sum(len(split) for split in compare_on.values())
@@ -190,6 +192,7 @@ def convert_translation(
                     quality[split][search] |= {was: before.bleu}
                     require_little_loss(before.bleu - measured.bleu, what, precision)
         manifest = describe(source, folder, name, precision, quality, about)
+        explain(folder, manifest, source.module, console)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target

@@ -67,7 +67,10 @@ class VisionTransformer(nn.Module):
             share = self.config.drop_path * number / max(1, len(self.layers) - 1)
             after_BTD = layer(x_BTD)
             x_BTD = drop_path(x_BTD, after_BTD, share) if self.training else after_BTD
-        x_BTD = self.final_norm(x_BTD)
+        return self.classify(self.final_norm(x_BTD))
+
+    def classify(self, x_BTD: Tensor) -> Tensor:
+        """Logits of the last token vectors; [B, T, D] to [B, K]."""
         if self.pool is None:
             return self.head(x_BTD.mean(dim=1))
         weights_BT1 = torch.softmax(self.pool(x_BTD), dim=1)

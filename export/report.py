@@ -15,6 +15,7 @@ from rich.console import Console
 from export.evaluate import with_confidence
 from export.page import pyplot_without_a_screen, table
 from export.studies import is_of_a_study, sweep_section, transfer_section
+from model_store.folder import EXPLAIN
 
 HEAD = """# Models
 
@@ -104,7 +105,7 @@ def served_section(store: Path) -> str:
     rows = []
     for path in sorted(store.glob("*/*/manifest.json")):
         manifest = json.loads(path.read_text())
-        size = sum(file.stat().st_size for file in path.parent.glob("*.onnx")) / 1e6
+        size = sum(file.stat().st_size for file in path.parent.glob("*.onnx") if file.name != EXPLAIN) / 1e6
         about = [f"{manifest['name']}, version {path.parent.name}", manifest["precision"], f"{size:.1f} MB"]
         for examples, measured in manifest["quality"].items():
             if examples == "compared_with_pytorch" or not isinstance(measured, dict):

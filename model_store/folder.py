@@ -8,6 +8,8 @@
     target_tokenizer.json    of a translation model that writes in other pieces than it reads
     preprocessor_config.json    how images become pixels (Hugging Face form)
     golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
+    explain.onnx      of many: attention weights and gradients; its weights are bytes of the graphs above
+    golden.explain.json    rows for it, and what PyTorch makes of them
     README.md         the model card
 
 A folder with `model.onnx` alone is a model too: tensors in, tensors out.
@@ -23,17 +25,18 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-MANIFEST, GOLDEN, GRAPH, ENCODER, TORCHSCRIPT, TOKENIZER, TARGET_TOKENIZER, PREPROCESSOR, CARD = (
+MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZER, TARGET_TOKENIZER = (
     "manifest.json",
     "golden.json",
     "model.onnx",
     "encoder.onnx",
+    "explain.onnx",
+    "golden.explain.json",
     "model.torchscript.pt",
     "tokenizer.json",
     "target_tokenizer.json",
-    "preprocessor_config.json",
-    "README.md",
 )
+PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
 
 
 class FolderError(Exception):
@@ -88,6 +91,31 @@ class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, str]
     tensors: dict[str, list[int] | str]
     outputs: dict[str, list[float]]
+
+
+class GoldenRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One row that `explain.onnx` is given, and what PyTorch makes of it.
+
+    The input is that of a golden example, by its number in `golden.json`. A classifier explains a class, a translation
+    model the example's `greedy` translation and the end of the sentence. Outputs are flattened, without padding; of
+    attention weights [L, H, T, T] each head's first query alone, [L, H, T].
+    """
+
+    example: int
+    target: int | None
+    alpha: float
+    outputs: dict[str, list[float]]
+
+
+class ExplainGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`golden.explain.json`: rows, how far each output may lie off, and what was measured when the graph was made.
+
+    An output may differ by its tolerance, times the largest golden number of the row where that is more than 1.
+    """
+
+    tolerance: dict[str, float]
+    measured: dict[str, float]
+    rows: list[GoldenRow]
 
 
 @dataclass(frozen=True)
@@ -202,6 +230,25 @@ def write_golden(path: Path, golden: list[GoldenExample]) -> None:
     """Write `golden.json`, an example a line."""
     lines = b",\n".join(msgspec.json.encode(example) for example in golden)
     (path / GOLDEN).write_bytes(b"[\n" + lines + b"\n]\n")
+
+
+def read_explain_golden(path: Path) -> ExplainGolden:
+    """Read the `golden.explain.json` of a version's folder.
+
+    Raises:
+        FolderError: it is missing or not understood.
+    """
+    try:
+        return msgspec.json.decode((path / EXPLAIN_GOLDEN).read_bytes(), type=ExplainGolden)
+    except (OSError, msgspec.DecodeError) as error:
+        raise FolderError(f"{EXPLAIN_GOLDEN}: {error}") from error
+
+
+def write_explain_golden(path: Path, golden: ExplainGolden) -> None:
+    """Write `golden.explain.json`, a row a line."""
+    head = msgspec.json.encode({"tolerance": golden.tolerance, "measured": golden.measured})[1:-1]
+    rows = b",\n".join(msgspec.json.encode(row) for row in golden.rows)
+    (path / EXPLAIN_GOLDEN).write_bytes(b"{" + head + b',"rows":[\n' + rows + b"\n]}\n")
 
 
 def next_version(store: Path, name: str) -> int:

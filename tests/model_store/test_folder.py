@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from model_store.folder import FolderError, FoundFolder, next_version, read, scan
+from model_store.folder import (
+    ExplainGolden,
+    FolderError,
+    FoundFolder,
+    GoldenRow,
+    next_version,
+    read,
+    read_explain_golden,
+    scan,
+    write_explain_golden,
+)
 from tests.conftest import ROOT
 
 
@@ -37,7 +47,9 @@ def test_the_committed_model_is_whole(folder: Path) -> None:
     assert model.manifest.quality["compared_with_pytorch"]["onnx"]["max_abs_logit_difference"] <= 1e-4
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json", "golden.json", "config.json", "README.md"])
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "tokenizer.json", "golden.json", "config.json", "README.md", "explain.onnx"]
+)
 def test_a_changed_byte_in_any_file_is_noticed(folder: Path, name: str) -> None:
     """Also in those that no answer depends on."""
     with (folder / name).open("ab") as file:
@@ -78,6 +90,21 @@ def test_a_manifest_that_is_not_understood_is_refused(folder: Path, changes: dic
     change_manifest(folder, **changes)
     with pytest.raises(FolderError, match=expected):
         read(found(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "No such file"), ("[]", "Expected `object`"), ('{"rows":[]}', "required field")]
+)
+def test_golden_rows_that_are_not_understood_are_refused(tmp_path: Path, content: str | None, expected: str) -> None:
+    """Rather than half read; what is written is read again."""
+    if content is not None:
+        (tmp_path / "golden.explain.json").write_text(content)
+    with pytest.raises(FolderError, match=f"golden.explain.json: .*{expected}"):
+        read_explain_golden(tmp_path)
+    row = GoldenRow(0, None, 0.5, {"attribution": [1.0, -2.5]})
+    golden = ExplainGolden({"attribution": 1e-3}, {"gap": 0.0}, [row, row])
+    write_explain_golden(tmp_path, golden)
+    assert read_explain_golden(tmp_path) == golden
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import grpc
 import httpx
@@ -13,11 +14,13 @@ import sacrebleu
 
 from export.convert_translation import MAX_SCORE_DIFFERENCE
 from export.data import load_multi30k
+from export.explain_graphs import replay_golden_rows
 from export.golden_images import golden_images
 from export.train_translation import translate
 from export.translation_graphs import OnnxTranslator
 from export.translation_networks import BOS_ID, EOS_ID
 from load_tests.material import OWN_PAIRS, load_images
+from model_store.folder import read_explain_golden
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.tasks.translation import GOLDEN_SEARCHES, Translation
 from tests.conftest import ROOT, Server, running_server
@@ -36,6 +39,17 @@ def test_every_committed_model_is_ready(fresh: Server) -> None:
     """Checksums, golden replay, tokenizer: none is left out."""
     answer = httpx.get(f"{fresh.http}/readyz")
     assert (answer.status_code, answer.json()["not_served"]) == (200, {})
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "model_store").glob("*/[0-9]*")), ids=lambda path: path.parent.name)
+def test_every_committed_model_explains_itself(folder: Path) -> None:
+    """Its graph loads out of the served graphs' weights, and its golden rows are PyTorch's; steps leave little over."""
+    worst = replay_golden_rows(folder)
+    assert {"attribution"} < worst.keys()
+    golden = read_explain_golden(folder)
+    assert len({row.alpha for row in golden.rows}) > 1
+    assert golden.measured["completeness_gap_of_128_steps"] <= 0.05
+    assert (folder / "explain.onnx").stat().st_size < 100_000
 
 
 def over_v2(http: httpx.Client, model: str, tensor: dict[str, object]) -> str:
