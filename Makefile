@@ -3,13 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HEED_LOG_FORMAT ?= console
 
-.PHONY: serve torchserve test check format load load-ci bench gpu-check compose-test generate clean
+.PHONY: serve torchserve test test-slow check format load load-ci bench gpu-check compose-test generate clean
 
 serve: .venv/serve.stamp  ## start the server on the models in model_store/
 	$(BIN)/python -m service
 
 test: .venv/dev.stamp  ## run every test
 	$(BIN)/python -m tests
+
+test-slow: .venv/dev.stamp  ## the tests that `make test` leaves out for the time they take
+	$(BIN)/python -m tests --slow
 
 torchserve: .venv/torchserve.stamp  ## pack the models for TorchServe and start it on them; needs Java 17
 	$(BIN)/python -m export archive && $(BIN)/python -m export.torchserve

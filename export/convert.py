@@ -81,6 +81,7 @@ def convert(
     console: Console,
     also_measured_on: Mapping[str, Labelled] = MappingProxyType({}),
     split: str = "validation",
+    explained: bool = True,
 ) -> Path:
     """Write the next version of model `name` into the store.
 
@@ -95,6 +96,7 @@ def convert(
         console: for progress.
         also_measured_on: further labelled ones, by a name for the model card.
         split: which one of its data set `labelled` is.
+        explained: with a graph that explains, where it is offered; `python -m export explain-graph` adds it later.
 
     Returns:
         the new folder.
@@ -137,7 +139,8 @@ def convert(
             logits_BC = onnx_logits(source, folder / GRAPH, more.inputs)
             quality[name_of_more] = classification_quality(logits_BC, np.array(more.labels)).as_dict()
         manifest = describe(source, folder, name, precision, onnx_comparison, quality, about)
-        explain(folder, manifest, source.module, console)
+        if explained:
+            explain(folder, manifest, source.module, console)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target

@@ -131,6 +131,7 @@ def convert_translation(
     precision: Precision,
     about: dict[str, Any],
     console: Console,
+    explained: bool = True,
 ) -> Path:
     """Write the next version of model `name` into the store.
 
@@ -143,6 +144,7 @@ def convert_translation(
         precision: of the graphs' products.
         about: goes into the manifest's provenance and the model card: data, licence, ...
         console: for progress.
+        explained: as `export.convert.convert` takes it.
 
     Returns:
         the new folder.
@@ -192,7 +194,8 @@ def convert_translation(
                     quality[split][search] |= {was: before.bleu}
                     require_little_loss(before.bleu - measured.bleu, what, precision)
         manifest = describe(source, folder, name, precision, quality, about)
-        explain(folder, manifest, source.module, console)
+        if explained:
+            explain(folder, manifest, source.module, console)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target

@@ -1,4 +1,4 @@
-"""`python -m tests`: every test, and one line at the end that says what passed.
+"""`python -m tests [--slow]`: every test but the slow ones, or these alone; one line at the end says what passed.
 
 Clients that others wrote bring protobuf classes of the same names as ours, which cannot live in one process with them:
 their tests run in a process of their own.
@@ -8,16 +8,18 @@ import re
 import subprocess
 import sys
 
-SUITES = (["tests", "--ignore=tests/clients"], ["tests/clients"])
+SUITES = (["tests", "--ignore=tests/clients", "-m", "not slow"], ["tests/clients"])
+SLOW = (["tests", "--ignore=tests/clients", "-m", "slow"],)
 
 
 def main() -> int:
-    """Run both suites; non-zero when anything failed."""
+    """Run the suites; non-zero when anything failed."""
+    slow, options = "--slow" in sys.argv[1:], [each for each in sys.argv[1:] if each != "--slow"]
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     status = 0
-    for suite in SUITES:
+    for suite in SLOW if slow else SUITES:
         run = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *suite, *sys.argv[1:]],
+            [sys.executable, "-m", "pytest", *suite, *options],
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,

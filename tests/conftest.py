@@ -259,6 +259,7 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             precision="float32",
             about={"licence": "none"},
             console=Console(quiet=True),
+            explained=False,
         )
     shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     return store
@@ -303,6 +304,7 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
             precision="float32",
             about={"licence": "none"},
             console=Console(quiet=True),
+            explained=False,
         )
     shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     return store

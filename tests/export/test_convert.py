@@ -38,6 +38,7 @@ def converted(source: TextClassifierSource, store: Path, console: Console, preci
         precision=precision,
         about={"licence": "none"},
         console=console,
+        explained=False,
     )
 
 

@@ -35,6 +35,7 @@ from tests.service.tasks.test_image_classification import file_of
 def converted(source: ImageClassifierSource, store: Path, console: Console, **options: Any) -> Path:
     """The next version of a model of noise."""
     settings = {"labelled": None, "precision": "float32", "about": {"licence": "none"}, "compare_on": noise_files(500)}
+    settings |= {"explained": False}
     return convert(source, name="toy", store=store, console=console, **settings | options)
 
 

@@ -52,6 +52,7 @@ def test_lossy_precisions_say_what_they_lost(
         precision=precision,
         about={},
         console=quiet,
+        explained=False,
     )
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["precision"] == precision
@@ -75,6 +76,7 @@ def test_lossy_precisions_need_references(
             precision=precision,
             about={},
             console=quiet,
+            explained=False,
         )
 
 
@@ -89,6 +91,7 @@ def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path
             precision="float32",
             about={},
             console=quiet,
+            explained=False,
         )
     assert not (tmp_path / "store").exists()
 
@@ -116,6 +119,7 @@ def test_another_model_is_refused(
             precision="float32",
             about={},
             console=quiet,
+            explained=False,
         )
     assert not list(tmp_path.glob("dogs/*"))
 

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from export import explain_graphs
 from export.__main__ import main
-from export.convert import Comparison, describe, export_onnx, put_into_store
+from export.convert import Comparison, convert, describe, export_onnx, put_into_store
+from export.convert_translation import convert_translation, translation_source_of_run
 from export.explain_graphs import (
     ExplainGraph,
     ExplainRefused,
@@ -52,7 +53,8 @@ from model_store.folder import (
     sha256,
     write_manifest,
 )
-from tests.conftest import ROOT
+from tests.conftest import ROOT, noise_files, untrained_image_sources
+from tests.toy_translation import toy_pairs
 
 LAYERS = {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_ff": 64}
 VOCABULARY = 21000  # of the tokenizer that is borrowed
@@ -73,7 +75,11 @@ IMAGES = {
     "patches": {"tokens": "patches", "norm_position": "post"},
     "convolutions": {"tokens": "convolutions", "pooling": "attention", "positions": "learned"},
 }
-NETWORKS = [*TEXTS, *IMAGES, "translation"]
+# One of them in every run of the tests, the others by `make test-slow`: each takes 10 to 30 s.
+NETWORKS = [
+    "before each part, mean",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in [*[*TEXTS, *IMAGES][1:], "translation"]),
+]
 
 
 def network_of(name: str) -> nn.Module:
@@ -256,7 +262,7 @@ def test_attention_rows_sum_to_one_over_the_real_tokens(exported: tuple[nn.Modul
 
 
 # Not the rotary one: normalisation undoes every alpha but 0, where its answer jumps.
-@pytest.mark.parametrize("exported", [name for name in NETWORKS if "rotary" not in name], indirect=True)
+@pytest.mark.parametrize("exported", [each for each in NETWORKS if "rotary" not in str(each)], indirect=True)
 def test_attributions_share_out_the_difference_to_the_baseline(exported: tuple[nn.Module, Path]) -> None:
     """Sundararajan et al. 2017, proposition 1; the more steps, the better."""
     network, folder = exported
@@ -309,6 +315,7 @@ def ask_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
     return main()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8", "float16"])
 def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the command, again and again: served files stay, card and manifest know it, golden rows hold and can fail."""
@@ -339,6 +346,7 @@ def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, m
         replay_golden_rows(folder)
 
 
+@pytest.mark.slow
 def test_another_network_is_refused(tmp_path: Path) -> None:
     """One whose answers are not the served graph's, or whose gradients are not those of the graph that explains."""
     manifest = classifier_folder("before each part, mean", tmp_path)
@@ -357,6 +365,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
         require_explained(tmp_path, network, rows, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was written of the new graph is gone."""
     folder = in_a_store("before each part, mean", tmp_path)
@@ -416,9 +425,21 @@ def test_steps_weigh_one_together(steps: Any) -> None:
     assert float(alphas @ weights) == pytest.approx(0.5, abs=1e-6)
 
 
-def test_a_converted_translation_model_explains_itself(translation_store: Path) -> None:
+@pytest.mark.slow
+def test_a_converted_translation_model_explains_itself(
+    toy_translation_run: Path, tmp_path: Path, quiet: Console
+) -> None:
     """`convert` writes the graph and its golden rows, out of the weights of both served graphs."""
-    assert replay_golden_rows(translation_store / "dogs" / "1").keys() == {
+    folder = convert_translation(
+        translation_source_of_run(toy_translation_run),
+        name="dogs",
+        store=tmp_path,
+        compare_on={"dogs": toy_pairs(500, 4)},
+        precision="float32",
+        about={},
+        console=quiet,
+    )
+    assert replay_golden_rows(folder).keys() == {
         "log_probabilities",
         "cross_attention",
         "encoder_attention",
@@ -426,7 +447,20 @@ def test_a_converted_translation_model_explains_itself(translation_store: Path) 
     }
 
 
-def test_converted_images_explain_themselves(image_store: Path) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "offered"), [("vit", True), ("resnet9", False)])
+def test_converted_images_explain_themselves(name: str, offered: bool, tmp_path: Path, quiet: Console) -> None:
     """The vision transformer; a network without attention gets no such graph."""
-    assert replay_golden_rows(image_store / "vit" / "1").keys() == {"logits", "attention", "attribution"}
-    assert not (image_store / "resnet9" / "1" / EXPLAIN).exists()
+    folder = convert(
+        untrained_image_sources()[name],
+        name=name,
+        store=tmp_path,
+        compare_on=noise_files(500),
+        labelled=None,
+        precision="float32",
+        about={},
+        console=quiet,
+    )
+    assert (folder / EXPLAIN).exists() is offered
+    if offered:
+        assert replay_golden_rows(folder).keys() == {"logits", "attention", "attribution"}
