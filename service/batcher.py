@@ -12,14 +12,19 @@ What it promises (each a test in tests/service/test_batcher.py):
 4. Cancelled and expired entries are dropped before they cost compute; their neighbours do not notice.
 5. A failing batch fails only its members; it is split until the poisoned item stands alone, and the rest is answered.
 6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
+7. Work of low priority (`submit_low`) gets an engine only when nothing else waits, and never the last idle one of
+   several; its calls are short, so that an ordinary request that comes meanwhile waits little. The rest holds for it
+   too.
 
 All state belongs to the event loop's thread. The engine threads see a list of items and give back a list of results;
 nothing else crosses, so there are no locks.
 """
 
+import asyncio
 import math
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -42,6 +47,9 @@ HAND_OVER_S = 1e-4
 # A call on the spot corrects the costs only when it is off by more than this share: the correction takes as long as
 # some of these calls do.
 TOLERATED_ERROR = 0.3
+# What a call of low priority may cost, unless one item alone costs more: so long an ordinary request waits for it at
+# most, where there is one instance.
+LOW_PRIORITY_CALL_S = 5e-3
 
 
 class Item(Protocol):
@@ -143,6 +151,8 @@ class Batcher:
         self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
         self._loop = self._admission.loop
         self._queue = self._admission.queue
+        # With bounds of its own, so that it never fills the queue of ordinary requests.
+        self._low: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
         self._saving = 1.0  # engine time of recent batches, as a share of their items' time alone
         self._batches_formed = 0
         self._wakeup_scheduled = False
@@ -181,10 +191,33 @@ class Batcher:
         self._wake_up()
         return await self._admission.outcome(request, entries, deadline_s, now_s)
 
+    async def submit_low(self, items: Sequence[Item], deadline_s: float | None = None) -> list[Done]:
+        """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
+        now_s = time.monotonic()
+        alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
+        lanes = max(1, len(self._instances) - 1)
+        self._low.check(
+            sum(item.rows for item in items),
+            wait_s=self._expected_wait_s(now_s) + self._low.queued_s * self._saving / lanes,
+            own_s=sum(alone_s) * self._saving / min(len(items), lanes),
+            deadline_s=deadline_s,
+            now_s=now_s,
+        )
+        request = Request.of(len(items), self._loop)
+        entries = [_Entry(request, n, item, item.rows, item.length, alone_s[n], now_s) for n, item in enumerate(items)]
+        self._low.enter(entries)
+        self._wake_up()
+        return await self._low.outcome(request, entries, deadline_s, now_s)
+
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for an engine."""
+        """Rows of ordinary requests that wait for an engine."""
         return self._admission.queued_rows
+
+    @property
+    def queued_low_rows(self) -> int:
+        """Rows of low priority that wait for an engine."""
+        return self._low.queued_rows
 
     def _expected_wait_s(self, now_s: float) -> float:
         """When an engine would come to a new entry: the call that ends first, then a share of what is queued."""
@@ -204,29 +237,53 @@ class Batcher:
     def _dispatch(self) -> None:
         self._wakeup_scheduled = False
         while self._idle and (batch := self._take()):
-            extent = _Extent.of(*(entry.item for entry in batch))
-            instance = self._idle.pop()
-            instance.started_s = time.monotonic()
-            instance.expected_s = self._cost_s(extent)
-            self.in_flight_rows += extent.rows
-            instance.inbox.put(batch)
+            self._start(batch)
+        if self._low.queue:
+            while self._idle and (batch := self._take_low()):
+                self._start(batch)
+
+    def _start(self, batch: list[_Entry]) -> None:
+        """Give a batch to an idle instance."""
+        extent = _Extent.of(*(entry.item for entry in batch))
+        instance = self._idle.pop()
+        instance.started_s = time.monotonic()
+        instance.expected_s = self._cost_s(extent)
+        self.in_flight_rows += extent.rows
+        instance.inbox.put(batch)
 
     def _take(self) -> list[_Entry]:
-        """The next batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
+        """The next batch of ordinary requests."""
         oldest = self._admission.oldest()
         if oldest is None:
             return []
+        # With idle instances the waiting rows are shared out among them, rather than given to one.
+        max_rows = min(self._limits.max_batch_rows, -(-self._admission.queued_rows // len(self._idle)))
+        return self._form(self._admission, oldest, max_rows, self._limits.max_batch_tokens)
+
+    def _take_low(self) -> list[_Entry]:
+        """The next batch of low priority; called when no ordinary request waits."""
+        spare = len(self._idle) - (len(self._instances) > 1)
+        if spare < 1 or (oldest := self._low.oldest()) is None:
+            return []
+        max_rows = 1  # until something is known of the costs
+        if oldest.expected_s:
+            sizes = range(1, self._limits.max_batch_rows + 1)
+            cost_s = self._costs.estimate
+            max_rows = bisect_right(sizes, LOW_PRIORITY_CALL_S, key=lambda rows: cost_s(rows, oldest.length))
+        max_rows = max(oldest.rows, min(max_rows, -(-self._low.queued_rows // spare)))
+        return self._form(self._low, oldest, max_rows, min(max_rows * oldest.length, self._limits.max_batch_tokens))
+
+    def _form(self, admission: Admission[_Entry], oldest: _Entry, max_rows: int, max_tokens: int) -> list[_Entry]:
+        """A batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
         # By distance from the oldest one's length, then by age.
         length, group = oldest.length, oldest.item.group
         candidates = sorted(
             [
                 (abs(entry.length - length), place, entry)
-                for place, entry in enumerate(islice(self._queue, CANDIDATES))
+                for place, entry in enumerate(islice(admission.queue, CANDIDATES))
                 if entry is not oldest and entry.item.group == group
             ]
         )
-        # With idle instances the waiting rows are shared out among them, rather than given to one.
-        max_rows = min(self._limits.max_batch_rows, -(-self._admission.queued_rows // len(self._idle)))
         batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.expected_s
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, 1.0
@@ -235,7 +292,7 @@ class Batcher:
         stretch = 1.0 if rest else (2.0, 0.5)[trials % 2]
         for _, _, entry in candidates:
             wider = extent.wider(entry.rows, entry.length)
-            if wider.rows > max_rows or wider.rows * wider.longest > self._limits.max_batch_tokens:
+            if wider.rows > max_rows or wider.rows * wider.longest > max_tokens:
                 continue
             if entry.request.future.done():
                 continue
@@ -250,7 +307,7 @@ class Batcher:
                 best_size, best_share = len(batch), share
         del batch[max(1, int(stretch * best_size)) :]
         for entry in batch:
-            self._admission.leave(entry)
+            admission.leave(entry)
         return batch
 
     def _cost_s(self, extent: "_Extent") -> float:
@@ -269,7 +326,7 @@ class Batcher:
         self._idle.append(instance)
         self.in_flight_rows -= report.rows
         if dead is not None:
-            self._admission.die(dead)
+            self._die(dead)
         for entry, result in zip(batch, results, strict=True):
             if not isinstance(result, Exception):
                 result = Done(result, (started_s or 0.0) - entry.enqueued_s, report)  # noqa: PLW2901
@@ -285,7 +342,7 @@ class Batcher:
         (result,), report, dead = self._execute([item], time.monotonic)
         self._on_batch(report)
         if dead is not None:
-            self._admission.die(dead)
+            self._die(dead)
         if isinstance(result, Exception):
             raise result
         if abs(report.cost_s - alone_s) > TOLERATED_ERROR * alone_s:
@@ -301,6 +358,10 @@ class Batcher:
         if alone_s:
             self._saving += 0.1 * (min(report.cost_s / alone_s, 2.0) - self._saving)
 
+    def _die(self, reason: str) -> None:
+        for admission in (self._admission, self._low):
+            admission.die(reason)
+
     def trouble(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
         if self._admission.dead_reason is not None:
@@ -313,7 +374,7 @@ class Batcher:
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
-        await self._admission.drain()
+        await asyncio.gather(self._admission.drain(), self._low.drain())
 
     def close(self) -> None:
         """End the engine threads, after what they compute now."""

@@ -12,11 +12,14 @@ What it promises (each a test in tests/service/test_inflight_batcher.py):
 4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice.
 5. A failing step fails only the sentence that causes it: all are decoded again, one by one.
 6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
+7. Sentences of low priority (`submit_low`) have running batches of their own, which make a step only while a thread has
+   nothing else to do, and a short one; of several threads one is kept free of them. The rest holds for them too.
 
 It answers as `service.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's thread, the
 running sentences to their engine thread; both look at an entry's `cancelled` and at an instance's `busy_since_s` alone.
 """
 
+import asyncio
 import contextlib
 import time
 from collections import deque
@@ -36,6 +39,9 @@ JOINING_TOKENS = 256
 # A thread holds so many rows more than run, as a share of these: sentences that join at once when others are done. From
 # the queue they would come a step later, for the event loop has to hear of the free rows first.
 RESERVE_SHARE = 0.25
+# What a step of low priority may take, unless one row alone takes longer: so long an ordinary sentence waits for it.
+LOW_PRIORITY_STEP_S = 5e-3
+LEARNING_RATE = 0.2  # of what a row of such a step takes; their steps differ from the others', whose costs are measured
 
 
 class Sentence(Protocol):
@@ -98,6 +104,7 @@ class _Entry:
     expected_s: float
     enqueued_s: float
     on_tokens: Callable[[int, list[int]], None] | None
+    low: bool = False
     cancelled: bool = False  # set in the event loop, seen by the engine thread before its next step
     # Of the engine thread:
     joined_s: float = 0.0
@@ -117,8 +124,23 @@ class _Progress(NamedTuple):
 
     ended: list[_Ended]
     streamed: list[tuple[_Entry, list[int]]]
-    steps: list[tuple[int, float]]  # rows and seconds of each step since the last report
+    steps: list[tuple[int, float, bool]]  # rows, seconds and low priority of each step since the last report
     dead: str | None
+
+
+@dataclass(eq=False)
+class _Lane:
+    """What an engine thread decodes at one priority."""
+
+    low: bool
+    running: Any = None
+    members: list[_Entry] = field(default_factory=list)
+    waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once
+
+    @property
+    def idle(self) -> bool:
+        """Whether it has nothing to do."""
+        return not self.members and not self.waiting
 
 
 @dataclass(eq=False)
@@ -129,12 +151,12 @@ class _Instance:
     # Of the event loop: what was given to it and has not ended.
     entries: dict[_Entry, None] = field(default_factory=dict)
     rows: int = 0
+    low_rows: int = 0
     # Of the engine thread:
     busy_since_s: float | None = None  # start of the step that it computes now; the event loop looks at it
-    running: Any = None
-    members: list[_Entry] = field(default_factory=list)
-    waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once
-    untold_steps: list[tuple[int, float]] = field(default_factory=list)
+    ordinary: _Lane = field(default_factory=lambda: _Lane(low=False))
+    low: _Lane = field(default_factory=lambda: _Lane(low=True))
+    untold_steps: list[tuple[int, float, bool]] = field(default_factory=list)
 
 
 class InFlightBatcher:
@@ -167,21 +189,31 @@ class InFlightBatcher:
         self._limits, self._name = limits or InFlightLimits(), name
         self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
         self._loop = self._admission.loop
+        # With bounds of its own, so that it never fills the queue of ordinary requests.
+        self._low: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._low_row_s = 0.0  # of a step of low priority; 0 until the first
         self._running_s = 0.0  # expected engine time of what runs
         self._steps_per_token = 1.2  # of recent sentences: steps to write one, by tokens to read
         self._instances = [_Instance() for _ in range(instances)]
         for number, instance in enumerate(self._instances):
             Thread(target=self._decode, args=(instance,), name=f"{name}-{number}", daemon=True).start()
+        # Ordinary sentences go to the first thread where all are idle.
+        self._for_low = self._instances[1:] or self._instances
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for a running batch."""
+        """Rows of ordinary requests that wait for a running batch."""
         return self._admission.queued_rows
+
+    @property
+    def queued_low_rows(self) -> int:
+        """Rows of low priority that wait for a running batch."""
+        return self._low.queued_rows
 
     @property
     def in_flight_rows(self) -> int:
         """Rows in running batches."""
-        return sum(instance.rows for instance in self._instances)
+        return sum(instance.rows + instance.low_rows for instance in self._instances)
 
     # --- in the event loop -------------------------------------------------------------------------------------------
 
@@ -206,9 +238,7 @@ class InFlightBatcher:
             EngineFailed: the engine raised on one of these sentences.
         """
         now_s = time.monotonic()
-        rows = sum(item.rows for item in items)
-        if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
-            raise InvalidRequest(f"a sentence has {widest} rows, a running batch {self._limits.max_running_rows}")
+        rows = self._rows_of(items)
         self._admission.check(
             rows,
             wait_s=self._expected_wait_s(rows),
@@ -228,6 +258,36 @@ class InFlightBatcher:
         finally:
             for entry in entries:
                 entry.cancelled = True
+
+    async def submit_low(self, items: Sequence[Sentence], deadline_s: float | None = None) -> list[Done]:
+        """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
+        now_s = time.monotonic()
+        rows = self._rows_of(items)
+        own_s = [item.max_steps * item.rows * self._low_row_s for item in items]
+        self._low.check(
+            rows,
+            wait_s=self._expected_wait_s(rows) + self._low.queued_s / len(self._for_low),
+            own_s=sum(own_s) / min(len(items), len(self._for_low)),
+            deadline_s=deadline_s,
+            now_s=now_s,
+        )
+        request = Request.of(len(items), self._loop)
+        entries = [
+            _Entry(request, number, item, item.rows, own_s[number], now_s, None, low=True)
+            for number, item in enumerate(items)
+        ]
+        self._low.enter(entries)
+        self._dispatch()
+        try:
+            return await self._low.outcome(request, entries, deadline_s, now_s)
+        finally:
+            for entry in entries:
+                entry.cancelled = True
+
+    def _rows_of(self, items: Sequence[Sentence]) -> int:
+        if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
+            raise InvalidRequest(f"a sentence has {widest} rows, a running batch {self._limits.max_running_rows}")
+        return sum(item.rows for item in items)
 
     def _expected_steps(self, item: Sentence) -> float:
         return min(self._steps_per_token * item.length, item.max_steps)
@@ -258,6 +318,25 @@ class InFlightBatcher:
             instance.rows += entry.rows
             self._running_s += entry.expected_s
             instance.inbox.put(entry)
+        if self._low.queue:
+            self._dispatch_low()
+
+    def _dispatch_low(self) -> None:
+        """The same for low priority, when no ordinary sentence waits; threads that decode others come last."""
+        while self._low.dead_reason is None and (entry := self._low.oldest()) is not None:
+            instance = min(self._for_low, key=lambda each: (each.rows > 0, each.low_rows))
+            if instance.low_rows and instance.low_rows + entry.rows > self._most_low_rows():
+                return
+            self._low.leave(entry)
+            instance.entries[entry] = None
+            instance.low_rows += entry.rows
+            instance.inbox.put(entry)
+
+    def _most_low_rows(self) -> int:
+        """Rows of a running batch of low priority."""
+        if not self._low_row_s:
+            return 1
+        return min(int(LOW_PRIORITY_STEP_S / self._low_row_s), self._limits.max_running_rows)
 
     def _take_in(self, instance: _Instance, progress: _Progress) -> None:
         """Hand out what an engine thread has done."""
@@ -266,25 +345,32 @@ class InFlightBatcher:
                 entry.on_tokens(entry.index, ids)
         for entry, outcome in progress.ended:
             del instance.entries[entry]
-            instance.rows -= entry.rows
-            self._running_s = self._running_s - entry.expected_s if self.in_flight_rows else 0.0
+            if entry.low:
+                instance.low_rows -= entry.rows
+            else:
+                instance.rows -= entry.rows
+                self._running_s = self._running_s - entry.expected_s if self.in_flight_rows else 0.0
             if outcome is None:
                 continue
-            if isinstance(outcome, Done):
+            if isinstance(outcome, Done) and not entry.low:
                 self._steps_per_token += 0.05 * (entry.steps / entry.sentence.length - self._steps_per_token)
             entry.request.settle(entry.index, outcome)
         if progress.dead is not None:
             self._die(instance, progress.dead)
         self._dispatch()
         # Last, because nobody waits for it.
-        for rows, seconds in progress.steps:
-            self._costs.record(rows, 1, seconds)
+        for rows, seconds, low in progress.steps:
+            if low:
+                self._low_row_s += (LEARNING_RATE if self._low_row_s else 1.0) * (seconds / rows - self._low_row_s)
+            else:
+                self._costs.record(rows, 1, seconds)
             self._on_batch(BatchReport(rows, rows, 0, seconds, 1, seconds))
 
     def _die(self, instance: _Instance, reason: str) -> None:
-        self._admission.die(reason, given=instance.entries)
+        self._admission.die(reason, given=[entry for entry in instance.entries if not entry.low])
+        self._low.die(reason, given=[entry for entry in instance.entries if entry.low])
         instance.entries.clear()
-        instance.rows = 0
+        instance.rows = instance.low_rows = 0
 
     def trouble(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
@@ -299,7 +385,7 @@ class InFlightBatcher:
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
-        await self._admission.drain()
+        await asyncio.gather(self._admission.drain(), self._low.drain())
 
     def close(self) -> None:
         """End the engine threads, after the step they compute now."""
@@ -315,16 +401,18 @@ class InFlightBatcher:
             instance.busy_since_s = time.monotonic()
             ended: list[_Ended] = []
             try:
-                if dropped := self._drop_cancelled(instance):
+                if dropped := self._drop_cancelled(instance.ordinary) + self._drop_cancelled(instance.low):
                     self._tell(instance, _Progress(dropped, [], [], None))
-                instance.running = instance.running or self._open()
-                ended += self._join(instance)
-                ended += self._step(instance)
+                # Those of low priority stand still meanwhile, and go on from where they are.
+                lane = instance.low if instance.ordinary.idle else instance.ordinary
+                lane.running = lane.running or self._open()
+                ended += self._join(lane)
+                ended += self._step(instance, lane)
             except BaseException as error:  # whatever it is, the requests must hear of it
                 dead = f"{type(error).__name__}: {error}"
-                instance.members, instance.waiting = [], deque()
+                instance.ordinary, instance.low = _Lane(low=False), _Lane(low=True)
             instance.busy_since_s = None
-            streamed = [(entry, list(entry.sentence.so_far)) for entry in instance.members if entry.on_tokens]
+            streamed = [(entry, list(entry.sentence.so_far)) for entry in instance.ordinary.members if entry.on_tokens]
             # The event loop is not woken for steps that nobody waits for.
             if ended or streamed or dead is not None:
                 steps, instance.untold_steps = instance.untold_steps, []
@@ -339,81 +427,84 @@ class InFlightBatcher:
         """What has come in since the last step; waits for something when there is nothing to do. False: closed."""
         try:
             while True:
-                idle = not instance.members and not instance.waiting
+                idle = instance.ordinary.idle and instance.low.idle
                 entry = instance.inbox.get() if idle else instance.inbox.get_nowait()
                 if entry is None:
                     return False
-                instance.waiting.append(entry)
+                (instance.low if entry.low else instance.ordinary).waiting.append(entry)
         except Empty:
             return True
 
-    def _drop_cancelled(self, instance: _Instance) -> list[_Ended]:
-        gone = [entry for entry in instance.members if entry.cancelled]
+    def _drop_cancelled(self, lane: _Lane) -> list[_Ended]:
+        gone = [entry for entry in lane.members if entry.cancelled]
         for entry in gone:
-            instance.members.remove(entry)
-            instance.running.leave(entry.sentence)
-        never_joined = [entry for entry in instance.waiting if entry.cancelled]
+            lane.members.remove(entry)
+            lane.running.leave(entry.sentence)
+        never_joined = [entry for entry in lane.waiting if entry.cancelled]
         for entry in never_joined:
-            instance.waiting.remove(entry)
+            lane.waiting.remove(entry)
         return [_Ended(entry, None) for entry in (*gone, *never_joined)]
 
-    def _join(self, instance: _Instance) -> list[_Ended]:
+    def _join(self, lane: _Lane) -> list[_Ended]:
         """Let those who wait join, as far as they may; what failed on the way."""
         joining: list[_Entry] = []
-        tokens, rows = 0, sum(entry.rows for entry in instance.members)
-        while instance.waiting:
-            tokens += instance.waiting[0].sentence.length
-            rows += instance.waiting[0].rows
-            if rows > self._limits.max_running_rows or (joining and instance.members and tokens > JOINING_TOKENS):
+        tokens, rows = 0, sum(entry.rows for entry in lane.members)
+        while lane.waiting:
+            tokens += lane.waiting[0].sentence.length
+            rows += lane.waiting[0].rows
+            if rows > self._limits.max_running_rows:
                 break
-            joining.append(instance.waiting.popleft())
+            # Nobody is held up by what joins an idle thread, but for those who come while one of low priority reads.
+            if joining and (lane.members or lane.low) and tokens > JOINING_TOKENS:
+                break
+            joining.append(lane.waiting.popleft())
         now_s = time.monotonic()
         for entry in joining:
             entry.joined_s = now_s
         if not joining:
             return []
         try:
-            instance.running.join([entry.sentence for entry in joining])
+            lane.running.join([entry.sentence for entry in joining])
         except Exception:
-            return [ended for entry in joining for ended in self._join_alone(instance, entry)]
-        instance.members += joining
+            return [ended for entry in joining for ended in self._join_alone(lane, entry)]
+        lane.members += joining
         return []
 
-    def _join_alone(self, instance: _Instance, entry: _Entry) -> list[_Ended]:
+    def _join_alone(self, lane: _Lane, entry: _Entry) -> list[_Ended]:
         try:
-            instance.running.join([entry.sentence])
+            lane.running.join([entry.sentence])
         except Exception as error:
             self._probe()
             return [_Ended(entry, _failure(error))]
-        instance.members.append(entry)
+        lane.members.append(entry)
         return []
 
-    def _step(self, instance: _Instance) -> list[_Ended]:
+    def _step(self, instance: _Instance, lane: _Lane) -> list[_Ended]:
         """One step for all; those that are done with it, or that it fails on."""
-        if not instance.members:
+        if not lane.members:
             return []
-        rows, started_s = sum(entry.rows for entry in instance.members), time.monotonic()
+        rows, started_s = sum(entry.rows for entry in lane.members), time.monotonic()
         try:
-            instance.running.step()
+            lane.running.step()
         except Exception:
-            return self._decode_one_by_one(instance)
+            return self._decode_one_by_one(lane)
         ended_s = time.monotonic()
-        instance.untold_steps.append((rows, ended_s - started_s))
+        instance.untold_steps.append((rows, ended_s - started_s, lane.low))
         done = []
-        for entry in instance.members:
+        for entry in lane.members:
             entry.steps += 1
             entry.step_rows += rows
             if entry.sentence.done:
                 done.append(entry)
         for entry in done:
-            instance.members.remove(entry)
-            instance.running.leave(entry.sentence)
+            lane.members.remove(entry)
+            lane.running.leave(entry.sentence)
         return [_Ended(entry, _result(entry, ended_s)) for entry in done]
 
-    def _decode_one_by_one(self, instance: _Instance) -> list[_Ended]:
+    def _decode_one_by_one(self, lane: _Lane) -> list[_Ended]:
         """After a failed step nothing is known of the batch: decode each sentence anew, alone, and see which fails."""
         self._probe()
-        members, instance.members = instance.members, []
+        members, lane.members = lane.members, []
         ended = []
         for entry in members:
             running = self._open()
@@ -429,7 +520,7 @@ class InFlightBatcher:
                 ended.append(_Ended(entry, _failure(error)))
             else:
                 ended.append(_Ended(entry, _result(entry, time.monotonic()) if entry.sentence.done else None))
-        instance.running = self._open()
+        lane.running = self._open()
         return ended
 
 

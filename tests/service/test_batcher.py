@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.admission import BatchReport
-from service.batcher import Batcher, BatcherLimits
+from service.batcher import LOW_PRIORITY_CALL_S, Batcher, BatcherLimits
 from service.cost_table import CostTable
 from service.errors import (
     DeadlineExceeded,
@@ -95,6 +95,15 @@ def submit(batcher: Batcher, *items: Text, deadline_s: float | None = None) -> a
 
     async def results() -> list[Any]:
         return [done.result for done in await batcher.submit(items, deadline_s)]
+
+    return asyncio.create_task(results())
+
+
+def submit_low(batcher: Batcher, *items: Text, deadline_s: float | None = None) -> asyncio.Task[list[Any]]:
+    """The same at low priority."""
+
+    async def results() -> list[Any]:
+        return [done.result for done in await batcher.submit_low(items, deadline_s)]
 
     return asyncio.create_task(results())
 
@@ -553,3 +562,170 @@ async def test_queue_and_batch_are_reported() -> None:
         12,
         2,
     )
+
+
+async def test_low_priority_gives_way_to_whatever_waits() -> None:
+    """An ordinary request that comes last is computed first; then the rest, in their order."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        first = await busy(engine, batcher)
+        low = submit_low(batcher, Text("low 1"), Text("low 2"))
+        await turns()
+        late = submit(batcher, Text("late"))
+        await turns()
+        assert (batcher.queued_rows, batcher.queued_low_rows) == (1, 2)
+        engine.release(100)
+        assert await engine.next_call() == ["late"]
+        assert await asyncio.gather(first, late, low) == [["FIRST"], ["LATE"], ["LOW 1", "LOW 2"]]
+        assert batcher.queued_low_rows == 0
+
+
+async def test_an_ordinary_request_waits_for_one_short_call_of_low_priority() -> None:
+    """Of a hundred rows no more are computed at once than the bound allows, and the next call is the request's."""
+    engine = HeldEngine()
+    per_row_s = LOW_PRIORITY_CALL_S / 10
+    async with batcher_of(engine, costs=linear_costs(per_row_s, per_row_s / 8)) as batcher:
+        submit_low(batcher, *(Text(f"low {number}") for number in range(100)))
+        assert 2 <= len(await engine.next_call()) <= 9  # the call itself has a cost too
+        ordinary = submit(batcher, Text("ordinary"))
+        await turns()
+        engine.release()
+        assert await engine.next_call() == ["ordinary"]
+        engine.release()
+        assert await ordinary == ["ORDINARY"]
+        assert (await engine.next_call())[0].startswith("low")
+
+
+async def test_a_row_of_low_priority_that_costs_more_goes_alone() -> None:
+    """As where nothing is known of the costs; and its company is never longer than the bound allows."""
+    for costs in (linear_costs(1.0, 1.0), CostTable(64, 512)):
+        engine = HeldEngine(held=False)
+        async with batcher_of(engine, costs=costs) as batcher:
+            assert await submit_low(batcher, Text("a"), Text("b"), Text("c")) == ["A", "B", "C"]
+        assert engine.calls[:2] == [["a"], ["b"]]
+    for first, others in ((80, 8), (8, 80)):
+        engine = HeldEngine(held=False)
+        per_token_s = LOW_PRIORITY_CALL_S / 100
+        async with batcher_of(engine, costs=linear_costs(per_token_s, per_token_s), skips_padding=True) as batcher:
+            texts = [Text(str(number), length=others if number % 2 else first) for number in range(20)]
+            await submit_low(batcher, *texts)
+        lengths = [texts[int(name)].length for name in engine.calls[0]]
+        assert lengths == [80] or (len(lengths) > 1 and set(lengths) == {8} and sum(lengths) <= 100)
+
+
+async def test_low_priority_never_takes_the_last_idle_instance() -> None:
+    """Of three instances it gets two, so that a request that comes is computed at once; of one it gets that one."""
+    engine = HeldEngine()
+    async with batcher_of(engine, instances=3) as batcher:
+        low = [submit_low(batcher, Text(f"low {number}")) for number in range(4)]
+        assert sorted([await engine.next_call(), await engine.next_call()]) == [["low 0"], ["low 1"]]
+        await turns()
+        assert batcher.in_flight_rows == 2
+        ordinary = submit(batcher, Text("ordinary"))
+        assert await engine.next_call() == ["ordinary"]
+        engine.release(100)
+        assert await ordinary == ["ORDINARY"]
+        assert await asyncio.gather(*low) == [[f"LOW {number}"] for number in range(4)]
+
+
+async def test_low_priority_has_a_bounded_queue_of_its_own() -> None:
+    """Full of it, the batcher still takes ordinary requests, and the other way round."""
+    engine = HeldEngine()
+    async with batcher_of(engine, max_queue_rows=2) as batcher:
+        first = await busy(engine, batcher)
+        low = submit_low(batcher, Text("low 1"), Text("low 2"))
+        await turns()
+        with pytest.raises(Overloaded, match="2 rows wait, the limit is 2"):
+            await submit_low(batcher, Text("low 3"))
+        ordinary = submit(batcher, Text("a"), Text("b"))
+        await turns()
+        with pytest.raises(Overloaded):
+            await submit(batcher, Text("c"))
+        engine.release(100)
+        assert await asyncio.gather(first, ordinary, low) == [["FIRST"], ["A", "B"], ["LOW 1", "LOW 2"]]
+
+
+async def test_low_priority_is_cancelled_and_expires_like_any_other() -> None:
+    """Before it costs compute, and without harm to its neighbours."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        first = await busy(engine, batcher)
+        cancelled = submit_low(batcher, Text("cancelled"))
+        late = submit_low(batcher, Text("late"), deadline_s=time.monotonic() + 0.01)
+        kept = submit_low(batcher, Text("kept"))
+        await turns()
+        cancelled.cancel()
+        with pytest.raises(DeadlineExceeded, match="passed before the answer"):
+            await late
+        assert batcher.queued_low_rows == 1
+        engine.release(100)
+        assert await asyncio.gather(first, kept) == [["FIRST"], ["KEPT"]]
+        assert engine.calls == [["first"], ["kept"]]
+
+
+async def test_a_deadline_of_low_priority_that_cannot_be_met_is_refused_at_once() -> None:
+    """The ordinary work before it counts, and what waits at low priority itself."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(0.1, 0.1 / 8)) as batcher:
+        await busy(engine, batcher)
+        for name in "abc":
+            submit(batcher, Text(name))
+            submit_low(batcher, Text(name))
+        await turns()
+        with pytest.raises(DeadlineExceeded, match="cannot be met"):
+            await submit_low(batcher, Text("hasty"), deadline_s=time.monotonic() + 0.9)
+        submit(batcher, Text("ordinary"), deadline_s=time.monotonic() + 1.4)
+        await turns()
+        assert batcher.queued_rows == 4
+
+
+async def test_poison_of_low_priority_is_isolated() -> None:
+    """It fails alone, its company is answered."""
+
+    def answer(items: list[Text]) -> list[str]:
+        if any(item.name == "poison" for item in items):
+            raise ValueError("poison")
+        return [item.name.upper() for item in items]
+
+    engine = HeldEngine(answer)
+    async with batcher_of(engine, costs=linear_costs(1e-4, 1e-6)) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit_low(batcher, Text(name)) for name in ("a", "poison", "b")]
+        await turns()
+        engine.release(100)
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(answers.pop(1), EngineFailed)
+        assert answers == [["A"], ["B"]]
+        assert ["a", "poison", "b"] in engine.calls
+
+
+async def test_drain_and_death_reach_low_priority() -> None:
+    """What was admitted is answered, what comes after is refused; a dead engine fails what waits."""
+    engine = HeldEngine()
+    async with batcher_of(engine) as batcher:
+        await busy(engine, batcher)
+        low = submit_low(batcher, Text("low"))
+        await turns()
+        drained = asyncio.create_task(batcher.drain())
+        await turns()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await submit_low(batcher, Text("late"))
+        assert not drained.done()
+        engine.release(100)
+        assert await low == ["LOW"]
+        await asyncio.wait_for(drained, PATIENCE_S)
+
+    def dying(items: list[Text]) -> list[str]:
+        raise RuntimeError("illegal memory access")
+
+    engine = HeldEngine(dying)
+    engine.sound = False
+    async with batcher_of(engine) as batcher:
+        first = await busy(engine, batcher)
+        low = submit_low(batcher, Text("low"))
+        await turns()
+        engine.release()
+        for task in (first, low, submit_low(batcher, Text("later"))):
+            with pytest.raises(Unavailable, match="device lost"):
+                await task
+        assert batcher.queued_low_rows == 0

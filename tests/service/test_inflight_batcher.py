@@ -12,7 +12,7 @@ import pytest
 from service.admission import BatchReport
 from service.cost_table import CostTable
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
-from service.inflight_batcher import JOINING_TOKENS, InFlightBatcher, InFlightLimits
+from service.inflight_batcher import JOINING_TOKENS, LOW_PRIORITY_STEP_S, InFlightBatcher, InFlightLimits
 from tests.service.idle import assert_idle
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
@@ -124,6 +124,17 @@ def submit(
         done = await batcher.submit(sentences, deadline_s, on_tokens)
         assert all(entry.result.done for entry in done)
         return [entry.result.name for entry in done]
+
+    return asyncio.create_task(results())
+
+
+def submit_low(
+    batcher: InFlightBatcher, *sentences: Sentence, deadline_s: float | None = None
+) -> asyncio.Task[list[str]]:
+    """The same at low priority."""
+
+    async def results() -> list[str]:
+        return [entry.result.name for entry in await batcher.submit_low(sentences, deadline_s)]
 
     return asyncio.create_task(results())
 
@@ -459,3 +470,153 @@ async def test_an_idle_batcher_uses_no_cpu() -> None:
         own = [thread for thread in threading.enumerate() if thread not in others]
         assert len(own) == 2
         await assert_idle(own)
+
+
+async def test_low_priority_stands_still_while_others_are_decoded() -> None:
+    """An ordinary sentence that comes later has all its steps first; then the other goes on where it was."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder) as batcher:
+        low = submit_low(batcher, Sentence("low", steps=3))
+        assert await decoder.next_step() == ["low"]
+        ordinary = submit(batcher, Sentence("ordinary", steps=2))
+        await turns()
+        assert batcher.in_flight_rows == 2
+        decoder.release(10)
+        assert await ordinary == ["ordinary"]
+        assert await low == ["low"]
+        assert decoder.steps == [["low"], ["ordinary"], ["ordinary"], ["low"], ["low"]]
+        assert batcher.in_flight_rows == 0
+
+
+async def test_what_waits_at_low_priority_waits_for_all_others() -> None:
+    """Nothing of it is given to a thread while an ordinary sentence waits for room."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, max_running_rows=1) as batcher:
+        first = submit(batcher, Sentence("first"))
+        assert await decoder.next_step() == ["first"]
+        second = submit(batcher, Sentence("second"))
+        low = submit_low(batcher, Sentence("low"))
+        await turns()
+        assert (batcher.queued_rows, batcher.queued_low_rows) == (1, 1)
+        decoder.release(10)
+        assert await asyncio.gather(first, second, low) == [["first"], ["second"], ["low"]]
+        assert decoder.steps == [["first"], ["second"], ["low"]]
+
+
+async def test_steps_of_low_priority_are_as_short_as_the_bound() -> None:
+    """One row until the first is timed, one row where that takes longer than the bound, more where it is quick."""
+    for takes_s, together in ((0.0, 8), (2 * LOW_PRIORITY_STEP_S, 1)):
+        decoder = HeldDecoder()
+        async with batcher_of(decoder) as batcher:
+            first = submit_low(batcher, Sentence("first"), Sentence("second"))
+            assert await decoder.next_step() == ["first"]
+            started_s = time.monotonic()
+            while time.monotonic() < started_s + takes_s:
+                await turns()
+            decoder.release()
+            assert await decoder.next_step() == ["second"]
+            rest = submit_low(batcher, *(Sentence(str(number), steps=3) for number in range(8)))
+            await turns()
+            decoder.release()
+            await first
+            await decoder.next_step()
+            await turns()
+            decoder.release()
+            assert len(await decoder.next_step()) == together
+            decoder.release(100)
+            await rest
+
+
+async def test_of_several_threads_one_is_kept_free_of_low_priority() -> None:
+    """So that an ordinary sentence is decoded at once, whatever the others do."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, instances=2) as batcher:
+        low = [submit_low(batcher, Sentence(f"low {number}")) for number in range(3)]
+        assert await decoder.next_step() == ["low 0"]
+        await turns()
+        assert (batcher.in_flight_rows, batcher.queued_low_rows) == (1, 2)
+        ordinary = submit(batcher, Sentence("ordinary"))
+        assert await decoder.next_step() == ["ordinary"]
+        decoder.release(10)
+        assert await asyncio.gather(ordinary, *low) == [["ordinary"], ["low 0"], ["low 1"], ["low 2"]]
+
+
+async def test_low_priority_has_a_bounded_queue_of_its_own() -> None:
+    """Full of it, the batcher still takes ordinary sentences."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder, max_queue_rows=2, max_running_rows=2) as batcher:
+        running = submit_low(batcher, Sentence("running"))
+        assert await decoder.next_step() == ["running"]
+        waiting = submit_low(batcher, Sentence("a"), Sentence("b"))
+        await turns()
+        with pytest.raises(Overloaded, match="2 rows wait, the limit is 2"):
+            await submit_low(batcher, Sentence("c"))
+        with pytest.raises(InvalidRequest, match="a sentence has 3 rows, a running batch 2"):
+            await submit_low(batcher, Sentence("wide", rows=3))
+        ordinary = submit(batcher, Sentence("ordinary"), Sentence("other"))
+        await turns()
+        decoder.release(10)
+        assert await asyncio.gather(running, waiting, ordinary) == [["running"], ["a", "b"], ["ordinary", "other"]]
+
+
+async def test_low_priority_is_cancelled_and_expires_also_while_it_stands_still() -> None:
+    """Its rows are free after the step that runs, though the steps are all of others."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder) as batcher:
+        cancelled = submit_low(batcher, Sentence("cancelled", steps=3))
+        assert await decoder.next_step() == ["cancelled"]
+        late = submit_low(batcher, Sentence("late"), deadline_s=time.monotonic() + 0.01)
+        ordinary = submit(batcher, Sentence("ordinary", steps=3))
+        with pytest.raises(DeadlineExceeded, match="passed before the answer"):
+            await late
+        cancelled.cancel()
+        await turns()
+        decoder.release()
+        assert await decoder.next_step() == ["ordinary"]
+        await turns()
+        assert (batcher.in_flight_rows, batcher.queued_low_rows) == (1, 0)
+        decoder.release(10)
+        assert await ordinary == ["ordinary"]
+        assert decoder.steps == [["cancelled"], *[["ordinary"]] * 3]
+
+
+async def test_poison_of_low_priority_is_isolated() -> None:
+    """In a step, and when it is read; its company is decoded, and later sentences of both priorities."""
+    decoder = HeldDecoder(held=False, poison=lambda names: "poison" in names)
+    decoder.refused = "unreadable"
+    async with batcher_of(decoder) as batcher:
+        assert await submit_low(batcher, Sentence("timed")) == ["timed"]
+        names = ("a", "poison", "b", "unreadable")
+        tasks = [submit_low(batcher, Sentence(name, steps=2)) for name in names]
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(answer, EngineFailed) for answer in answers] == [False, True, False, True]
+        assert await submit(batcher, Sentence("later")) == ["later"]
+        assert await submit_low(batcher, Sentence("later")) == ["later"]
+
+
+async def test_drain_and_death_reach_low_priority() -> None:
+    """What was admitted is answered, what comes after is refused; a dead engine fails what waits and what stands."""
+    decoder = HeldDecoder()
+    async with batcher_of(decoder) as batcher:
+        low = submit_low(batcher, Sentence("low"))
+        await decoder.next_step()
+        draining = asyncio.create_task(batcher.drain())
+        await turns()
+        with pytest.raises(Unavailable, match="shutting down"):
+            await submit_low(batcher, Sentence("late"))
+        assert not draining.done()
+        decoder.release(10)
+        assert await low == ["low"]
+        await asyncio.wait_for(draining, PATIENCE_S)
+    decoder = HeldDecoder(poison=lambda names: "ordinary" in names)
+    decoder.sound = False
+    async with batcher_of(decoder) as batcher:
+        low = submit_low(batcher, Sentence("standing", steps=2), Sentence("waiting"))
+        await decoder.next_step()
+        ordinary = submit(batcher, Sentence("ordinary"))
+        await turns()
+        decoder.release(10)
+        for task in (ordinary, low, submit_low(batcher, Sentence("later"))):
+            with pytest.raises(Unavailable, match="device lost"):
+                await task
+        assert (batcher.in_flight_rows, batcher.queued_low_rows) == (0, 0)

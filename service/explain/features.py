@@ -1,0 +1,159 @@
+"""What an explanation gives weights to, and what is left of an input without some of it.
+
+    text  ──> Words: the tokens of a word that is taken away leave the ids; the others stay as they were
+    image ──> Patches of a grid: one that is taken away becomes the image's mean colour
+
+Shapes: M features, T tokens, C channels, H height, W width.
+"""
+
+import unicodedata
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+# A grid that shows where, at a price of 64 features: with 16 patches a side it would be 256.
+PATCHES_A_SIDE = 8
+# Within a word: don't, well-known; within a number: 3.5, 1,000.
+INNER_MARKS, INNER_MARKS_OF_NUMBERS = "'\u2019-", ".,"
+# Written without spaces, each character about a word: kana, and Han in its blocks and beyond the first plane.
+WORD_EACH = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+
+
+class Word(NamedTuple):
+    """A part of a text; `start` and `end` count characters."""
+
+    text: str
+    start: int
+    end: int
+
+
+class Words:
+    """The words of a text, and the tokens of each.
+
+    A word is what stands between spaces, without the marks around it, which are words of their own. Where a token
+    belongs to two, they are one; words of which no token is there (cut off by the model's limit) are none.
+    """
+
+    def __init__(self, text: str, ids_T: Sequence[int], spans_T: Sequence[tuple[int, int] | None]) -> None:
+        """Find the words of a text.
+
+        Args:
+            text: as the tokenizer got it.
+            ids_T: its tokens.
+            spans_T: for each token its first character and the one behind its last, None for a special token.
+        """
+        self._ids_T = list(ids_T)
+        found = list(words_of(text))
+        touched_T = [_touched(text, found, span) for span in spans_T]
+        joined = {number for touched in touched_T for number in touched[1:]}  # to the word before
+        present = {number for touched in touched_T for number in touched}
+        self.words: list[Word] = []
+        feature_of: dict[int, int] = {}
+        for number, word in enumerate(found):
+            if number not in present:
+                continue
+            if number in joined:
+                start = self.words[-1].start
+                self.words[-1] = Word(text[start : word.end], start, word.end)
+            else:
+                self.words.append(word)
+            feature_of[number] = len(self.words) - 1
+        # A token of no word stays, whatever is taken away; but one of spaces alone goes with the word that it leads in.
+        self._feature_T = [-1] * len(self._ids_T)
+        for place in range(len(self._ids_T) - 1, -1, -1):
+            span = spans_T[place]
+            if touched_T[place]:
+                self._feature_T[place] = feature_of[touched_T[place][0]]
+            elif span is not None and place + 1 < len(self._ids_T):
+                self._feature_T[place] = self._feature_T[place + 1]
+
+    @property
+    def num_features(self) -> int:
+        """Words."""
+        return len(self.words)
+
+    def ids_of(self, kept_M: NDArray[np.bool_]) -> list[int]:
+        """The ids of the text without the words that are not kept."""
+        keeps = [*kept_M.tolist(), True]  # the last for -1
+        return [id_ for id_, feature in zip(self._ids_T, self._feature_T, strict=True) if keeps[feature]]
+
+
+def words_of(text: str) -> Iterator[Word]:
+    """Words and marks of a text, in its order."""
+    start, kind = 0, "space"
+    for place in range(len(text)):
+        its_kind = _kind(text, place)
+        if its_kind != kind or its_kind == "each":
+            if kind != "space":
+                yield Word(text[start:place], start, place)
+            start, kind = place, its_kind
+    if kind != "space":
+        yield Word(text[start:], start, len(text))
+
+
+def _kind(text: str, place: int) -> str:
+    """What a character makes together with those of its kind beside it."""
+    character = text[place]
+    if character.isspace():
+        return "space"
+    if any(first <= ord(character) <= last for first, last in WORD_EACH):
+        return "each"
+    if unicodedata.category(character)[0] not in "PS":
+        return "word"
+    if 0 < place < len(text) - 1:
+        before, after = text[place - 1], text[place + 1]
+        if character in INNER_MARKS and before.isalnum() and after.isalnum():
+            return "word"
+        if character in INNER_MARKS_OF_NUMBERS and before.isdecimal() and after.isdecimal():
+            return "word"
+    return "mark"
+
+
+def _touched(text: str, found: Sequence[Word], span: tuple[int, int] | None) -> list[int]:
+    """The numbers of the words that a token has characters of."""
+    if span is None:
+        return []
+    start, end = span
+    while start < end and text[start].isspace():
+        start += 1
+    low, high = 0, len(found)  # the first word that ends behind the token's start
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if found[middle].end <= start else (low, middle)
+    touched = []
+    while low < len(found) and found[low].start < end:
+        touched.append(low)
+        low += 1
+    return touched
+
+
+class Patches:
+    """An image as a grid of patches.
+
+    A patch is taken away by giving it the image's mean colour. Black or the middle of the range would be a shape of its
+    own on most images, with edges that the model sees and an overall colour that it has not been shown; the mean leaves
+    brightness and colour of the whole as they are, and an image without any patch is one flat colour that tells least.
+    """
+
+    def __init__(self, pixels_CHW: NDArray[np.float32]) -> None:
+        """Lay the grid over what the graph takes; normalising is linear, so the mean is that of the levels too."""
+        self._pixels_CHW = pixels_CHW
+        self._mean_C11 = pixels_CHW.mean(axis=(1, 2), keepdims=True)
+        _, H, W = pixels_CHW.shape
+        self.rows: int = min(PATCHES_A_SIDE, H)
+        self.columns: int = min(PATCHES_A_SIDE, W)
+        self._row_of_H = np.arange(H) * self.rows // H
+        self._column_of_W = np.arange(W) * self.columns // W
+
+    @property
+    def num_features(self) -> int:
+        """Patches, row by row."""
+        return self.rows * self.columns
+
+    def pixels_of(self, kept_M: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The image without the patches that are not kept, float32 [C, H, W]."""
+        kept_HW = kept_M.reshape(self.rows, self.columns)[self._row_of_H][:, self._column_of_W]
+        pixels_CHW: NDArray[np.float32] = np.where(kept_HW, self._pixels_CHW, self._mean_C11)
+        return pixels_CHW
