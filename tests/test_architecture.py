@@ -100,7 +100,7 @@ def test_the_workflow_runs_what_a_developer_runs() -> None:
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     targets = {match[1] for step in steps if (match := re.fullmatch(r"make ([\w-]+)", step.get("run", "")))}
-    assert targets == {"check", "test", "load-ci", "compose-test"}
+    assert targets == {"check", "test", "test-slow", "load-ci", "compose-test"}
     assert targets <= set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     built = {image["dockerfile"] for image in workflow["jobs"]["images"]["strategy"]["matrix"]["include"]}
     assert built == {str(path.relative_to(ROOT)) for path in ROOT.glob("*/**/Dockerfile") if ".venv" not in path.parts}

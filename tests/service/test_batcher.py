@@ -606,7 +606,9 @@ async def test_a_row_of_low_priority_that_costs_more_goes_alone() -> None:
     for first, others in ((80, 8), (8, 80)):
         engine = HeldEngine(held=False)
         per_token_s = LOW_PRIORITY_CALL_S / 100
-        async with batcher_of(engine, costs=linear_costs(per_token_s, per_token_s), skips_padding=True) as batcher:
+        async with batcher_of(
+            engine, costs=linear_costs(per_token_s, per_token_s), skipped_padding_cost=0.2
+        ) as batcher:
             texts = [Text(str(number), length=others if number % 2 else first) for number in range(20)]
             await submit_low(batcher, *texts)
         lengths = [texts[int(name)].length for name in engine.calls[0]]
