@@ -423,9 +423,8 @@ def test_the_code_for_texts_and_tensors_works(page: Page, server: Server) -> Non
     assert f"label='{scores[0]['label']}'" in printed
     choose(page, "double")
     expect(page.locator("#snippet")).to_contain_text("double/infer")
-    expect(page.locator("#snippet")).to_contain_text(
-        "datatype"
-    )  # the tensors are sketched once the server has told them
+    # The tensors are sketched once the server has told of them.
+    expect(page.locator("#snippet")).to_contain_text("datatype")
     assert '"y"' in python(page.locator("#snippet").inner_text()).replace("'", '"')
     press(page, "grpcurl")
     arguments = shlex.split(page.locator("#snippet").inner_text(), comments=True)
