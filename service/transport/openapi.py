@@ -95,13 +95,6 @@ class LabelScore(msgspec.Struct):
     score: float
 
 
-class ExplainedAnswer(msgspec.Struct):
-    """The usual answer of the task API, and what it rests on, where `explain` is among the parameters."""
-
-    answer: list[list[LabelScore]] | list[LabelScore] | list[TranslatedText]
-    explanation: rest.ExplainResponse
-
-
 # Media types of the files that image models take, as a body of their own.
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
@@ -133,7 +126,6 @@ def openapi_document(
         rest.InferRequest,
         rest.InferResponse,
         rest.ExplainResponse,
-        ExplainedAnswer,
         ErrorBody,
         ServerMetadata,
         ModelMetadata,
@@ -174,9 +166,14 @@ def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequen
     """The Hugging Face task API."""
     scores = {"type": "array", "items": schema[LabelScore]}
     translations = {"type": "array", "items": schema[TranslatedText]}
-    answer = _json(
-        ANSWER, {"anyOf": [{"type": "array", "items": scores}, scores, translations, schema[ExplainedAnswer]]}
-    )
+    usual = [{"type": "array", "items": scores}, scores, translations]
+    # Where `explain` is among the parameters.
+    explained = {
+        "type": "object",
+        "properties": {"answer": {"anyOf": usual}, "explanation": schema[rest.ExplainResponse]},
+        "required": ["answer", "explanation"],
+    }
+    answer = _json(ANSWER, {"anyOf": [*usual, explained]})
     # A translation request with "stream": true is answered so.
     answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation = _post(
