@@ -10,9 +10,8 @@ class there. To feed it:
 - alpha 1 alone gives the attention weights of the answer itself, and "gradient times input" as attribution;
 - integrated gradients are the weighted mean of attributions at several alphas: `midpoints(n)`, all weighed alike, or
   `gauss_legendre(n)`, which leaves a smaller gap for as many steps (`completeness_gap_of_..._steps` in
-  `golden.explain.json`). What
-  all tokens get together should be the answer at alpha 1 less that at alpha 0: ask for these two rows as well, and say
-  how far off it is;
+  `golden.explain.json`). What all tokens get together should be the answer at alpha 1 less that at alpha 0: ask for
+  these two rows as well, and say how far off it is;
 - the attention weights of a batch are B x L x H x T x T numbers; keep batches small accordingly;
 - it needs the graphs of its folder beside it, unchanged: its weights are read out of their files.
 
