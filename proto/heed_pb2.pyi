@@ -92,6 +92,96 @@ class TranslateChunk(_message.Message):
     whole: TranslateResponse
     def __init__(self, text: _Optional[str] = ..., whole: _Optional[_Union[TranslateResponse, _Mapping]] = ...) -> None: ...
 
+class ExplainRequest(_message.Message):
+    __slots__ = ("model", "version", "text", "image", "truncate", "method", "target", "n_samples", "seed", "num_beams", "max_new_tokens", "length_penalty")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    N_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    version: str
+    text: str
+    image: bytes
+    truncate: bool
+    method: str
+    target: str
+    n_samples: int
+    seed: int
+    num_beams: int
+    max_new_tokens: int
+    length_penalty: float
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., text: _Optional[str] = ..., image: _Optional[bytes] = ..., truncate: _Optional[bool] = ..., method: _Optional[str] = ..., target: _Optional[str] = ..., n_samples: _Optional[int] = ..., seed: _Optional[int] = ..., num_beams: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., length_penalty: _Optional[float] = ...) -> None: ...
+
+class ExplainResponse(_message.Message):
+    __slots__ = ("method", "target", "score", "features", "target_tokens", "patches", "overlay", "fidelity", "receipt")
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    FEATURES_FIELD_NUMBER: _ClassVar[int]
+    TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
+    OVERLAY_FIELD_NUMBER: _ClassVar[int]
+    FIDELITY_FIELD_NUMBER: _ClassVar[int]
+    RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    method: str
+    target: str
+    score: float
+    features: _containers.RepeatedCompositeFieldContainer[Feature]
+    target_tokens: _containers.RepeatedScalarFieldContainer[str]
+    patches: Patches
+    overlay: bytes
+    fidelity: Fidelity
+    receipt: Receipt
+    def __init__(self, method: _Optional[str] = ..., target: _Optional[str] = ..., score: _Optional[float] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., patches: _Optional[_Union[Patches, _Mapping]] = ..., overlay: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+
+class Feature(_message.Message):
+    __slots__ = ("text", "start", "end", "weight", "influence")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    INFLUENCE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    start: int
+    end: int
+    weight: float
+    influence: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., weight: _Optional[float] = ..., influence: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Patches(_message.Message):
+    __slots__ = ("rows", "columns", "weights")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    rows: int
+    columns: int
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, rows: _Optional[int] = ..., columns: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Fidelity(_message.Message):
+    __slots__ = ("deletion_area", "insertion_area", "completeness_gap", "evaluations", "seed", "seconds")
+    DELETION_AREA_FIELD_NUMBER: _ClassVar[int]
+    INSERTION_AREA_FIELD_NUMBER: _ClassVar[int]
+    COMPLETENESS_GAP_FIELD_NUMBER: _ClassVar[int]
+    EVALUATIONS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    deletion_area: float
+    insertion_area: float
+    completeness_gap: float
+    evaluations: int
+    seed: int
+    seconds: float
+    def __init__(self, deletion_area: _Optional[float] = ..., insertion_area: _Optional[float] = ..., completeness_gap: _Optional[float] = ..., evaluations: _Optional[int] = ..., seed: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+
 class ClassScore(_message.Message):
     __slots__ = ("label", "score")
     LABEL_FIELD_NUMBER: _ClassVar[int]

@@ -54,6 +54,11 @@ class HeedStub:
                 request_serializer=proto_dot_heed__pb2.TranslateRequest.SerializeToString,
                 response_deserializer=proto_dot_heed__pb2.TranslateChunk.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/heed.v1.Heed/Explain',
+                request_serializer=proto_dot_heed__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=proto_dot_heed__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class HeedServicer:
@@ -84,6 +89,13 @@ class HeedServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why a model answers so: how much each word of a text, or patch of an image, adds to the score of its answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_HeedServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -106,6 +118,11 @@ def add_HeedServicer_to_server(servicer, server):
                     servicer.TranslateStream,
                     request_deserializer=proto_dot_heed__pb2.TranslateRequest.FromString,
                     response_serializer=proto_dot_heed__pb2.TranslateChunk.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=proto_dot_heed__pb2.ExplainRequest.FromString,
+                    response_serializer=proto_dot_heed__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -216,6 +233,33 @@ class Heed:
             '/heed.v1.Heed/TranslateStream',
             proto_dot_heed__pb2.TranslateRequest.SerializeToString,
             proto_dot_heed__pb2.TranslateChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/heed.v1.Heed/Explain',
+            proto_dot_heed__pb2.ExplainRequest.SerializeToString,
+            proto_dot_heed__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

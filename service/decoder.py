@@ -31,6 +31,9 @@ log = structlog.get_logger(__name__)
 
 # The source's keys and values are padded to a multiple of this, so that they seldom have to be laid out anew.
 SOURCE_STEP_TOKENS = 8
+# More candidates than a search ever needs are handed on as arrays: lists of a whole vocabulary take longer to make than
+# a step.
+MOST_LISTED = 64
 FILL_ID = 0  # in padding, which the mask hides
 
 
@@ -154,11 +157,14 @@ class TranslationEngine:
 
 
 class RunningBatches:
-    """The sentences of one thread: a running batch for each number of beams, for the rows of a step are N x W."""
+    """The sentences of one thread: a running batch for each number of beams, for the rows of a step are N x W.
+
+    And one for each number of candidates, for a step gives the same number for all its rows.
+    """
 
     def __init__(self, engine: TranslationEngine, max_rows: int, max_places: int) -> None:
         self._engine, self._max_rows, self._max_places = engine, max_rows, max_places
-        self._by_beams: dict[int, RunningBatch] = {}
+        self._by_shape: dict[tuple[int, int], RunningBatch] = {}
 
     def join(self, sentences: Sequence[Sentence]) -> None:
         """Encode sentences and let them take part from the next step on; all of them, or none if this raises.
@@ -172,12 +178,13 @@ class RunningBatches:
     def _join(self, sentences: Sequence[Sentence]) -> None:
         cross, mask_NS = self._engine.encode([sentence.ids for sentence in sentences])
         for number, sentence in enumerate(sentences):
-            batch = self._by_beams.get(sentence.rows)
+            shape = (sentence.rows, sentence.num_candidates)
+            batch = self._by_shape.get(shape)
             if batch is None:
-                # One for each number of beams that is running: what is empty would keep its memory for ever.
-                self._by_beams = {beams: running for beams, running in self._by_beams.items() if running.sentences}
+                # One for each shape that is running: what is empty would keep its memory for ever.
+                self._by_shape = {known: running for known, running in self._by_shape.items() if running.sentences}
                 batch = RunningBatch(self._engine, sentence.rows, self._max_rows, self._max_places)
-                self._by_beams[sentence.rows] = batch
+                self._by_shape[shape] = batch
             batch.join(sentence, [part[number] for part in cross], int(mask_NS[number].sum()))
 
     def step(self) -> None:
@@ -187,14 +194,14 @@ class RunningBatches:
             EngineError: a graph cannot compute the step; no search has then gone on in the batch concerned.
         """
         with turn(self._engine.device):
-            for batch in self._by_beams.values():
+            for batch in self._by_shape.values():
                 if batch.sentences:
                     batch.step()
 
     def leave(self, sentence: Sentence) -> None:
         """Free the rows of a sentence."""
         with turn(self._engine.device):
-            self._by_beams[sentence.rows].leave(sentence)
+            self._by_shape[sentence.rows, sentence.num_candidates].leave(sentence)
 
 
 class HostTensors:
@@ -422,7 +429,10 @@ class RunningBatch:
                 binding.bind_cpu_input(name, array)
         self._engine.step(binding)
         self._past_R[:R] += 1
-        top, top_ids = self._top_RC[:R].tolist(), self._top_ids_RC[:R].tolist()
+        top: Any = self._top_RC[:R]
+        top_ids: Any = self._top_ids_RC[:R]
+        if top.shape[1] <= MOST_LISTED:
+            top, top_ids = top.tolist(), top_ids.tolist()
         moved, sources = [], []
         for place, sentence in enumerate(self.sentences):
             first = place * W

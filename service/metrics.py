@@ -115,6 +115,19 @@ class BatchTally:
         self.padded_tokens += padded_tokens
 
 
+class ExplainTally:
+    """The explanations of one model version by one method."""
+
+    def __init__(self) -> None:
+        self.seconds = Tally(LATENCY_BUCKETS_S)
+        self.evaluations = 0
+
+    def count(self, seconds: float, evaluations: int) -> None:
+        """Count one that was given."""
+        self.seconds.observe(seconds)
+        self.evaluations += evaluations
+
+
 class Metrics(Collector):
     """All series of one server, on a registry of its own: two servers in one process do not mix."""
 
@@ -124,6 +137,12 @@ class Metrics(Collector):
         PlatformCollector(registry=self.registry)
         model = ["model", "version"]
         self.queue_rows = Gauge("heed_queue_rows", "Rows that wait for an engine", model, registry=self.registry)
+        self.low_priority_queue_rows = Gauge(
+            "heed_low_priority_queue_rows",
+            "Rows of explanations that wait for an engine",
+            model,
+            registry=self.registry,
+        )
         self.preparing_rows = Gauge(
             "heed_preparing_rows",
             "Texts and images that wait for a thread that prepares them, or are with one",
@@ -156,6 +175,7 @@ class Metrics(Collector):
         self._requests: defaultdict[tuple[str, str, Protocol, Outcome], int] = defaultdict(int)
         self._stages: defaultdict[tuple[str, str, Protocol], StageTimes] = defaultdict(StageTimes)
         self._batches: defaultdict[tuple[str, str], BatchTally] = defaultdict(BatchTally)
+        self._explained: defaultdict[tuple[str, str, str], ExplainTally] = defaultdict(ExplainTally)
         self.registry.register(self)
 
     def count(self, model: str, version: str, protocol: Protocol, outcome: Outcome) -> None:
@@ -165,6 +185,10 @@ class Metrics(Collector):
     def stages(self, model: str, version: str, protocol: Protocol) -> StageTimes:
         """The stage times of a model version."""
         return self._stages[model, version, protocol]
+
+    def explained(self, model: str, version: str, method: str) -> ExplainTally:
+        """The explanations of a model version by one method."""
+        return self._explained[model, version, method]
 
     def batches(self, model: str, version: str) -> BatchTally:
         """The engine calls of a model version."""
@@ -192,3 +216,14 @@ class Metrics(Collector):
             tokens.add_metric(name_version, batches.tokens)
             padded.add_metric(name_version, batches.padded_tokens)
         yield from (rows, tokens, padded)
+        by_method = (*model, "method")
+        explain = HistogramMetricFamily(
+            "heed_explain_seconds", "From the decoded request to its explanation", labels=by_method
+        )
+        evaluations = CounterMetricFamily(
+            "heed_explain_evaluations", "Inputs that a model was asked for explanations", labels=by_method
+        )
+        for name_version_method, explained in self._explained.items():
+            explained.seconds.add_to(explain, name_version_method)
+            evaluations.add_metric(name_version_method, explained.evaluations)
+        yield from (explain, evaluations)

@@ -4,8 +4,9 @@ Call + input ──> model ──> task.preprocess ──> batcher.submit ──
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -26,8 +27,11 @@ from service.errors import (
     Unsupported,
     clipped,
 )
+from service.explainer import Explainer, Question, check, take_apart
+from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, transports name it, and may not import it
+from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.inflight_batcher import InFlightBatcher
-from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
+from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol, StageTimes
 from service.preparation import Preparation
 from service.repository import ModelRepository, ServedModel
 from service.tasks.classification import Classification, Classifier, ScoreFunction
@@ -118,6 +122,13 @@ class Receipt(NamedTuple):
 RECEIPT_PARAMETERS = Receipt._fields[1:]
 
 
+class Explained(NamedTuple):
+    """An answer, and why the model gives it."""
+
+    answer: Classification | Translated
+    explanation: Explanation
+
+
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
     """The metadata of a model version."""
@@ -157,6 +168,7 @@ class Predictor:
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
         self._preparation = Preparation(repository.num_cores, config.max_queue)
+        self._explainer = Explainer(config.max_queue)
         self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
         self._all_answered = asyncio.Event()
         metrics.preparing_rows.set_function(lambda: self._preparation.rows)
@@ -321,6 +333,85 @@ class Predictor:
         finally:
             working.cancel()
 
+    async def explain(
+        self,
+        call: Call,
+        inputs: Arrays,
+        request: ExplainRequest,
+        field: str = "",
+        function: ScoreFunction = "softmax",
+        top_k: int | None = None,
+    ) -> tuple[Explained, Receipt]:
+        """A text or an image in; the model's answer out, and how much each part of the input adds to it.
+
+        The answer is computed like any other, the rest at low priority. The receipt is that of all of it.
+
+        Args:
+            call: the request's frame.
+            inputs: the input tensor by name, of one element.
+            request: what is asked of the explanation.
+            field: what the client calls the input, for messages; as in `infer` if empty.
+            function: how a classifier's logits become the answer's scores.
+            top_k: that many best classes in the answer; all if None.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+        questions: list[Question] = []
+        explanations: list[Explanation] = []
+        admitted = contextlib.ExitStack()
+
+        async def prepare(model: ServedModel) -> Sequence[Any]:
+            check(model, request)
+            _check_inputs(model, inputs)
+            task = model.task
+            assert not isinstance(task, TensorRows)
+            if (count := sum(array.size for array in inputs.values())) != 1:
+                raise InvalidRequest(f"an explanation is of one input, the request has {count}")
+            admitted.enter_context(self._explainer.admitted())
+            given: str | bytes
+            if isinstance(task, ImageClassification):
+                given, named = inputs["image"].item(0), field or "image[0]"
+                items = await self._pixels(task, call, inputs["image"].tolist(), named)
+            else:
+                texts, named = texts_of(inputs), field or "text[0]"
+                given = texts[0]
+                if isinstance(task, Translation):
+                    items = await self._sentences(task, call, texts, named)
+                else:
+                    items = await self._tokens(task, call, texts, named)
+            limit, truncate = self._config.max_image_pixels, call.truncate
+            taking_apart = partial(
+                take_apart, task, request, items[0], given, truncate=truncate, field=named, max_image_pixels=limit
+            )
+            timeout_s, words = self._timeout_s(call), ("parts of the input", "found")
+            questions.extend(await self._preparation.run([taking_apart], rows=1, timeout_s=timeout_s, words=words))
+            return items
+
+        async def submit(model: ServedModel, items: Sequence[Any], deadline_s: float) -> list[Done]:
+            (done,) = await model.batcher.submit(items, deadline_s)
+            explanation, others = await self._explainer.explain(model, questions[0], items[0], done.result, deadline_s)
+            explanations.append(explanation)
+            return [done, *others]
+
+        def finish(model: ServedModel, results: list[Any]) -> Explained:
+            task, result = model.task, results[0]
+            assert not isinstance(task, TensorRows)
+            answer: Classification | Translated
+            if isinstance(task, Translation):
+                answer = task.postprocess(result)
+            else:
+                answer = task.postprocess(result, function, top_k)
+            return Explained(answer, explanations[0])
+
+        started_s = time.monotonic()
+        with admitted:
+            explained, receipt = await self._answer(call, prepare, finish, submit=submit)
+        method, evaluations = explained.explanation.method, explained.explanation.fidelity.evaluations
+        tally = self._metrics.explained(call.model, receipt.model_version, method)
+        tally.count(time.monotonic() - started_s, evaluations)
+        return explained, receipt
+
     def check_languages(self, name: str, source: str | None, target: str | None) -> None:
         """Refuse a request that names other languages than those of the model.
 
@@ -421,10 +512,12 @@ class Predictor:
         prepare: Callable[[ServedModel], Any],
         finish: Callable[[ServedModel, list[Any]], T],
         on_tokens: Callable[[int, list[int]], None] | None = None,
+        submit: Callable[[ServedModel, Sequence[Any], float], Awaitable[list[Done]]] | None = None,
     ) -> tuple[T, Receipt]:
         """The way of every request, with its stages timed and its end counted.
 
-        `on_tokens` is told of each token of a translation model as it comes.
+        `on_tokens` is told of each token of a translation model as it comes. `submit` takes the place of the batcher's
+        where a model is asked more than once; the times of such a request are not among those of predictions.
         """
         started_s = prepared_s = time.monotonic()
         timeout_s = self._timeout_s(call)
@@ -438,7 +531,9 @@ class Predictor:
             name, version = model.name, model.version
             items = await prepare(model)
             prepared_s = time.monotonic()
-            if isinstance(model.batcher, InFlightBatcher):
+            if submit is not None:
+                done = await submit(model, items, started_s + timeout_s)
+            elif isinstance(model.batcher, InFlightBatcher):
                 done = await model.batcher.submit(items, started_s + timeout_s, on_tokens)
             else:
                 done = await model.batcher.submit(items, started_s + timeout_s)
@@ -464,14 +559,12 @@ class Predictor:
                 self._all_answered.set()
         self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
-        stages = self._metrics.stages(name, version, call.protocol)
-        stages.preprocess.observe(prepared_s - started_s)
-        stages.queue.observe(receipt.queue_us * 1e-6)
-        stages.compute.observe(receipt.compute_us * 1e-6)
-        stages.postprocess.observe(ended_s - computed_s)
-        stages.total.observe(ended_s - started_s)
+        if submit is None:
+            stages = self._metrics.stages(name, version, call.protocol)
+            _observe(stages, receipt, started_s, prepared_s, computed_s, ended_s)
         if self._tracing is not None:
-            self._trace_answer(call, model, done, (started_s, prepared_s, computed_s, ended_s), receipt)
+            times_s = (started_s, prepared_s, computed_s, ended_s)
+            self._trace_answer(call, model, done, times_s, receipt, observed=submit is None)
         if self._log_answers:
             log.debug(
                 "request answered",
@@ -488,13 +581,15 @@ class Predictor:
         done: list[Done],
         times_s: tuple[float, float, float, float],
         receipt: Receipt,
+        *,
+        observed: bool,
     ) -> None:
-        """The spans of an answer's stages, and the trace beside what was just counted of them."""
+        """The spans of an answer's stages, and the trace beside what was just counted of them, if it was."""
         if self._tracing is None or (trace := self._tracing.current()) is None:
             return
         in_flight = isinstance(model.batcher, InFlightBatcher)
         trace.answered(model.name, model.version, call.request_id, done, times_s, in_flight=in_flight)
-        if (trace_id := trace.sampled_trace_id) is None:
+        if not observed or (trace_id := trace.sampled_trace_id) is None:
             return
         started_s, prepared_s, computed_s, ended_s = times_s
         self._metrics.stages(model.name, model.version, call.protocol).exemplify(
@@ -601,7 +696,7 @@ class Predictor:
     @property
     def extensions(self) -> list[str]:
         """What the server's metadata tells beside its name: an extension of the protocol, and where it computes."""
-        return ["binary_tensor_data", f"device:{self._repository.device}"]
+        return ["binary_tensor_data", "explain", f"device:{self._repository.device}"]
 
     def not_ready_because(self) -> str | None:
         """Why the server should get no requests now, or None."""
@@ -693,6 +788,16 @@ def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
 
 def _names(specs: Sequence[TensorSpec]) -> str:
     return f"the model has {', '.join(spec.name for spec in specs)}"
+
+
+def _observe(
+    stages: StageTimes, receipt: Receipt, started_s: float, prepared_s: float, computed_s: float, ended_s: float
+) -> None:
+    stages.preprocess.observe(prepared_s - started_s)
+    stages.queue.observe(receipt.queue_us * 1e-6)
+    stages.compute.observe(receipt.compute_us * 1e-6)
+    stages.postprocess.observe(ended_s - computed_s)
+    stages.total.observe(ended_s - started_s)
 
 
 def _receipt(

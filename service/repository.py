@@ -156,6 +156,7 @@ class ModelRepository:
                 name=f"{folder.name}/{folder.version}",
             )
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
+        self.metrics.low_priority_queue_rows.labels(*labels).set_function(lambda: batcher.queued_low_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
         return ServedModel(folder.name, folder.version, loaded.task, batcher, loaded.golden, loaded.card)
 

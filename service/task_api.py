@@ -20,12 +20,22 @@ HubOptions = dict[str, Any]  # how the hub's own service queues and caches; noth
 T = TypeVar("T")
 
 
+class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """`explain` among the parameters: with the answer comes how much each part of the input adds to its score."""
+
+    method: str | None = None
+    target: str | None = None
+    n_samples: int | None = None
+    seed: int | None = None
+
+
 class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
     """`parameters` of the Hugging Face text-classification task; clients send null for what they leave open."""
 
     top_k: PositiveInt | None = None
     function_to_apply: ScoreFunction | None = None
     truncation: bool = False
+    explain: ExplainParameters | None = None
 
 
 class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -41,6 +51,7 @@ class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
 
     top_k: PositiveInt | None = None
     function_to_apply: ScoreFunction | None = None
+    explain: ExplainParameters | None = None
 
 
 class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,6 +78,7 @@ class TranslationParameters(SearchParameters):
     truncation: bool | Truncation | None = None
     generate_parameters: SearchParameters | None = None
     clean_up_tokenization_spaces: bool | None = None
+    explain: ExplainParameters | None = None
 
     @property
     def truncate(self) -> bool:

@@ -31,7 +31,9 @@ from service.task_api import (
     HUB_TOP_K,
     ImageClassificationParameters,
     ImageClassificationRequest,
+    TextClassificationParameters,
     TextClassificationRequest,
+    TranslationParameters,
     TranslationRequest,
     is_json,
     labelled_scores,
@@ -134,6 +136,7 @@ class Handler:
 
 def _prepare_texts(task: TextClassification, body: bytes) -> Prepared:
     message = read_json(body, TextClassificationRequest)
+    _refuse_explaining(message.parameters)
     texts, field = _texts(message.inputs)
     items = task.preprocess_all(texts, truncate=message.parameters.truncation, field=field)
     function = message.parameters.function_to_apply or "softmax"
@@ -143,6 +146,13 @@ def _prepare_texts(task: TextClassification, body: bytes) -> Prepared:
         return [labelled_scores(each.labels, each.scores) for each in answered]
 
     return items, finish
+
+
+def _refuse_explaining(
+    parameters: TextClassificationParameters | ImageClassificationParameters | TranslationParameters,
+) -> None:
+    if parameters.explain is not None:
+        raise InvalidRequest("explain is not offered here: python -m service explains")
 
 
 def _texts(inputs: str | list[str]) -> tuple[list[str], str]:
@@ -157,6 +167,7 @@ def _prepare_image(task: ImageClassification, body: bytes) -> Prepared:
     if is_json(body):
         message = read_json(body, ImageClassificationRequest)
         image, field, parameters = message.inputs.encode(), "inputs", message.parameters
+    _refuse_explaining(parameters)
     pixels = task.preprocess(image, field=field, max_image_pixels=MAX_IMAGE_PIXELS)
     function = parameters.function_to_apply or "softmax"
 
@@ -171,6 +182,7 @@ def _prepare_translation(task: Translation, body: bytes, max_rows: int) -> Prepa
     message = read_json(body, TranslationRequest)
     if message.stream:
         raise InvalidRequest("stream is not offered here: translations come whole")
+    _refuse_explaining(message.parameters)
     parameters, search = message.parameters, message.parameters.search()
     if search.num_beams is not None and search.num_beams > max_rows:
         raise InvalidRequest(f"num_beams is {search.num_beams}, the limit is {max_rows} (max_rows of the archive)")

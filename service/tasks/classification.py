@@ -56,6 +56,10 @@ class Classifier:
             [scores[number] for number in order],
         )
 
+    def probability(self, logits_C: NDArray[np.float32], number: int) -> float:
+        """That of one class."""
+        return scores_of(logits_C.tolist(), "softmax")[number]
+
     def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
         """Output tensors for n results, as the metadata describes them."""
         probabilities_BC = np.array([scores_of(row.tolist(), "softmax") for row in logits], dtype=np.float32)

@@ -7,9 +7,10 @@ engine call, C channels, H height, W width.
 """
 
 import binascii
+import contextlib
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -155,29 +156,47 @@ class ImageClassification(Classifier):
         Raises:
             InvalidRequest: as `preprocess`.
         """
-        if file.startswith(BASE64_BEGINNINGS):
-            try:
-                file = binascii.a2b_base64(b"".join(file.split()), strict_mode=True)
-            except binascii.Error as error:
-                raise InvalidRequest(f"{field} is not base64: {error}") from None
-        opened = _opened(file, field, max_image_pixels)
-        try:
-            orientation = opened.getexif().get(ORIENTATION_TAG)
-            if opened.format in JPEGS:
-                side = JPEG_SIZE_KEPT * max(self._size)
-                opened.draft(None, (side, side))
-            image = _in_colours(opened)
-            if orientation in UPRIGHT_BY:
-                image = image.transpose(UPRIGHT_BY[orientation])
+        with _decoding(field):
+            image = self._upright(file, field, max_image_pixels)
             if image.size != self._size:
                 image = image.resize(self._size, self._resample)
             if self._cropped != (0, 0, *self._size):
                 image = image.crop(self._cropped)
             return np.asarray(_on_white(image))
-        except MemoryError:
-            raise
-        except Exception as error:  # what a decoder raises for a damaged file is any of a dozen types
-            raise InvalidRequest(f"{field} cannot be decoded, the file is damaged: {error}") from None
+
+    def picture(self, file: bytes, *, field: str, side: int, max_image_pixels: int | None = None) -> Image.Image:
+        """What the model is shown of an encoded image, for people: RGB, in its own proportions.
+
+        Args:
+            file: as `preprocess`.
+            field: as `preprocess`.
+            side: the longest side of the whole image; a smaller one is enlarged by a whole factor, each pixel a square.
+            max_image_pixels: as `preprocess`.
+
+        Raises:
+            InvalidRequest: as `preprocess`.
+        """
+        with _decoding(field):
+            image = self._upright(file, field, max_image_pixels, side)
+            scale = side / max(image.size)
+            scale = scale if scale < 1 else int(scale)
+            width, height = (max(1, round(scale * pixels)) for pixels in image.size)
+            image = image.resize((width, height), self._resample if scale < 1 else Image.Resampling.NEAREST)
+            across, down = width / self._size[0], height / self._size[1]
+            left, top, right, bottom = self._cropped
+            return _on_white(
+                image.crop((int(left * across), int(top * down), round(right * across), round(bottom * down)))
+            )
+
+    def _upright(self, file: bytes, field: str, max_image_pixels: int | None, side: int = 0) -> Image.Image:
+        """An image as it is meant to be seen, at least `side` pixels long where it has them."""
+        opened = _opened(_file_of(file, field), field, max_image_pixels)
+        orientation = opened.getexif().get(ORIENTATION_TAG)
+        if opened.format in JPEGS:
+            side = max(side, JPEG_SIZE_KEPT * max(self._size))
+            opened.draft(None, (side, side))
+        image = _in_colours(opened)
+        return image.transpose(UPRIGHT_BY[orientation]) if orientation in UPRIGHT_BY else image
 
     def normalised(self, levels_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Levels from 0 to 255 to what the graph takes, float32 [3, H, W]."""
@@ -188,6 +207,31 @@ class ImageClassification(Classifier):
     def collate(self, items: Sequence[Pixels]) -> Arrays:
         """Feeds of one engine call, float32 [B, 3, H, W]."""
         return {self._graph_input: np.stack([item.pixels_CHW for item in items])}
+
+
+@contextlib.contextmanager
+def _decoding(field: str) -> Iterator[None]:
+    """What a decoder raises for a damaged file is any of a dozen types: all become one."""
+    try:
+        yield
+    except (MemoryError, InvalidRequest):
+        raise
+    except Exception as error:
+        raise InvalidRequest(f"{field} cannot be decoded, the file is damaged: {error}") from None
+
+
+def _file_of(file: bytes, field: str) -> bytes:
+    """The file itself, where it may be its base64.
+
+    Raises:
+        InvalidRequest: it looks like base64 and is none.
+    """
+    if not file.startswith(BASE64_BEGINNINGS):
+        return file
+    try:
+        return binascii.a2b_base64(b"".join(file.split()), strict_mode=True)
+    except binascii.Error as error:
+        raise InvalidRequest(f"{field} is not base64: {error}") from None
 
 
 def _opened(file: bytes, field: str, max_image_pixels: int | None) -> Image.Image:

@@ -68,6 +68,14 @@ class TextClassification(Classifier):
             Tokens(*encoded) for encoded in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
         ]
 
+    def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
+        """As `TextEncoder.spans`, of a text that was preprocessed."""
+        return self._encoder.spans(text, truncate=truncate)
+
+    def part(self, ids: list[int]) -> Tokens:
+        """Some of the tokens of a text; a graph takes at least one."""
+        return Tokens(ids or [self._pad_id], truncated=False)
+
     def collate(self, items: Sequence[Tokens]) -> Arrays:
         """Feeds of one engine call, int64 [B, T]: ids padded to the longest, and the mask of the real tokens."""
         longest = max(len(item.ids) for item in items)

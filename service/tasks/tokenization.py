@@ -78,6 +78,16 @@ class TextEncoder:
                 )
         return encoded
 
+    def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
+        """Where each token of a text stands that `encode` has taken.
+
+        Its first character and the one behind its last; None for a special token.
+        """
+        tokenizer = self._cutting if truncate else self.tokenizer
+        (encoding,) = tokenizer.encode_batch([text[: self.max_characters] if truncate else text])
+        special = encoding.special_tokens_mask
+        return [None if mask else span for span, mask in zip(encoding.offsets, special, strict=True)]
+
 
 def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
     """The elements of the tensor `text`, BYTES [n], as text.

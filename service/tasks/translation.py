@@ -191,6 +191,49 @@ class Sentence:
         return self.search.so_far
 
 
+class Forced:
+    """A given translation of a text, to learn how likely each of its tokens is. An item of the in-flight batcher.
+
+    No search: each step takes the next token of the translation, whatever the model would have chosen. For its log
+    probability the decoder step is asked for as many of the likeliest tokens as there are, so that it is always among
+    them; sorting them all makes such a step several times as dear as one of a search.
+    """
+
+    rows = 1
+
+    def __init__(self, ids: list[int], target_ids: Sequence[int], *, bos_id: int, num_candidates: int) -> None:
+        self.ids, self.target_ids, self.num_candidates = ids, list(target_ids), num_candidates
+        self.length, self.max_steps = len(ids), len(self.target_ids)
+        self._bos_id = bos_id
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was learnt."""
+        self.log_probabilities: list[float] = []
+
+    @property
+    def next_ids(self) -> list[int]:
+        """The newest token."""
+        step = len(self.log_probabilities)
+        return [self.target_ids[step - 1] if step else self._bos_id]
+
+    @property
+    def done(self) -> bool:
+        """Whether the log probability of every token is known."""
+        return len(self.log_probabilities) == len(self.target_ids)
+
+    @property
+    def so_far(self) -> list[int]:
+        """The tokens whose log probability is known."""
+        return self.target_ids[: len(self.log_probabilities)]
+
+    def advance(self, log_probabilities: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> list[int]:
+        """As `Search.advance`, of a single row."""
+        (place,) = np.flatnonzero(np.asarray(ids[0]) == self.target_ids[len(self.log_probabilities)])
+        self.log_probabilities.append(float(log_probabilities[0][int(place)]))
+        return [0]
+
+
 class Translated(NamedTuple):
     """The answer for one text; `score` is its log probability, divided by its length to the power of the penalty."""
 
@@ -257,6 +300,32 @@ class Translation:
             )
             for ids, truncated in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
         ]
+
+    def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
+        """As `TextEncoder.spans`, of a text that was preprocessed."""
+        return self._encoder.spans(text, truncate=truncate)
+
+    def tokens_of(self, sentence: Sentence) -> list[int]:
+        """The translation of a sentence whose search is done, with the end of the sentence where the model wrote it."""
+        ids = sentence.search.best().ids
+        # What was cut off has exactly so many tokens; any other ended by itself, one token later.
+        return ids if len(ids) == sentence.options.max_new_tokens else [*ids, self._eos_id]
+
+    def forced(self, ids: list[int], target_ids: Sequence[int]) -> Forced:
+        """A source, and the translation of it whose log probability is asked for."""
+        return Forced(ids, target_ids, bos_id=self._bos_id, num_candidates=self._decoding.get_vocab_size())
+
+    def pieces_of(self, target_ids: Sequence[int]) -> list[str]:
+        """What each token adds to the text of a translation; the end of the sentence by its name."""
+        pieces, before = [], ""
+        for number, token in enumerate(target_ids, 1):
+            if token == self._eos_id:
+                pieces.append(str(self._decoding.id_to_token(token)))
+                continue
+            text = self.text_so_far(list(target_ids[:number]))
+            pieces.append(text[len(before) :])
+            before = text
+        return pieces
 
     def check(self, request: SearchRequest) -> None:
         """Refuse a search that is not offered.

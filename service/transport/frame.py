@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from service.errors import InvalidRequest
+from service.predictor import ExplainRequest
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -74,20 +75,37 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         if not isinstance(value, bool):
             raise InvalidRequest(f"parameter {name!r} must be true or false, not {value!r}")
         flags[name] = value
-    counts: dict[str, int | None] = {}
-    for name in ("num_beams", "max_new_tokens"):
-        count = given.get(name)
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
-            raise InvalidRequest(f"parameter {name!r} must be an integer, not {count!r}")
-        counts[name] = count
     # Zero is what clients send that have no timeout (Triton's documentation says the same).
     return Parameters(
         timeout_s=timeout_us * 1e-6 if timeout_us else None,
         length_penalty=_number("length_penalty", given.get("length_penalty")),
-        num_beams=counts["num_beams"],
-        max_new_tokens=counts["max_new_tokens"],
+        num_beams=_count("num_beams", given.get("num_beams")),
+        max_new_tokens=_count("max_new_tokens", given.get("max_new_tokens")),
         **flags,
     )
+
+
+def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
+    """Read `method`, `target`, `n_samples` and `seed`, the request parameters of an explanation.
+
+    Raises:
+        InvalidRequest: one of them has the wrong type.
+    """
+    texts: dict[str, str | None] = {}
+    for name in ("method", "target"):
+        text = given.get(name)
+        if text is not None and not isinstance(text, str):
+            raise InvalidRequest(f"parameter {name!r} must be a text, not {text!r}")
+        texts[name] = text
+    return ExplainRequest(
+        **texts, n_samples=_count("n_samples", given.get("n_samples")), seed=_count("seed", given.get("seed"))
+    )
+
+
+def _count(name: str, value: object) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise InvalidRequest(f"parameter {name!r} must be an integer, not {value!r}")
+    return value
 
 
 def _number(name: str, value: object) -> float | None:

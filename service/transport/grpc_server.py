@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
+from itertools import chain
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
 from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
-from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
+from service.predictor import Call, ExplainRequest, Explanation, Predictor, Receipt, Translated, outcome_of
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import MAX_DIMENSIONS, check_header, decode_raw, encode_raw
@@ -390,11 +392,35 @@ class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
 
         await self._respond(context, answer)
 
+    async def Explain(  # noqa: N802
+        self, request: heed_pb2.ExplainRequest, context: Context
+    ) -> heed_pb2.ExplainResponse:
+        """Text or image in, the weights of its parts out."""
 
-def _translation_call(request: heed_pb2.TranslateRequest, context: Context, request_id: str) -> Call:
-    def given(name: str) -> Any:
-        return getattr(request, name) if request.HasField(name) else None
+        async def answer(request_id: str) -> heed_pb2.ExplainResponse:
+            given = request.WhichOneof("input")
+            if given is None:
+                raise InvalidRequest("the request has no input: text or image")
+            element = request.text.encode() if given == "text" else request.image
+            asked = ExplainRequest(
+                request.method or None, *(_given(request, name) for name in ("target", "n_samples", "seed"))
+            )
+            call = _translation_call(request, context, request_id)
+            inputs = {given: bytes_array([element])}
+            explained, receipt = await self._predictor.explain(call, inputs, asked, field=given)
+            return _explanation(explained.explanation, receipt)
 
+        return await self._respond(context, answer, asked=(request.model, request.version))
+
+
+def _given(request: Any, name: str) -> Any:
+    """A field that may be left open."""
+    return getattr(request, name) if request.HasField(name) else None
+
+
+def _translation_call(
+    request: heed_pb2.TranslateRequest | heed_pb2.ExplainRequest, context: Context, request_id: str
+) -> Call:
     return Call(
         model=request.model,
         version=request.version,
@@ -402,9 +428,9 @@ def _translation_call(request: heed_pb2.TranslateRequest, context: Context, requ
         request_id=request_id,
         timeout_s=context.time_remaining(),
         truncate=request.truncate,
-        num_beams=given("num_beams"),
-        max_new_tokens=given("max_new_tokens"),
-        length_penalty=given("length_penalty"),
+        num_beams=_given(request, "num_beams"),
+        max_new_tokens=_given(request, "max_new_tokens"),
+        length_penalty=_given(request, "length_penalty"),
     )
 
 
@@ -415,6 +441,27 @@ def _translation(translated: Translated, receipt: Receipt) -> heed_pb2.Translate
         num_tokens=translated.num_tokens,
         receipt=heed_pb2.Receipt(**receipt._asdict()),
     )
+
+
+def _explanation(explanation: Explanation, receipt: Receipt) -> heed_pb2.ExplainResponse:
+    influence_MK = explanation.influence or [[]] * len(explanation.words)
+    response = heed_pb2.ExplainResponse(
+        method=explanation.method,
+        target=explanation.target,
+        score=explanation.score,
+        features=[
+            heed_pb2.Feature(text=word.text, start=word.start, end=word.end, weight=weight, influence=influence_K)
+            for word, weight, influence_K in zip(explanation.words, explanation.weights, influence_MK, strict=True)
+        ],
+        target_tokens=explanation.target_tokens,
+        overlay=explanation.overlay,
+        fidelity=heed_pb2.Fidelity(**asdict(explanation.fidelity)),
+        receipt=heed_pb2.Receipt(**receipt._asdict()),
+    )
+    if (weights_RC := explanation.patches) is not None:
+        response.patches.rows, response.patches.columns = len(weights_RC), len(weights_RC[0])
+        response.patches.weights.extend(chain.from_iterable(weights_RC))
+    return response
 
 
 class Elements(NamedTuple):

@@ -26,9 +26,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
 from service.metrics import Metrics, Outcome
-from service.predictor import Call, Predictor, Receipt, Translated, outcome_of
+from service.predictor import Call, Explained, ExplainRequest, Predictor, Receipt, Translated, outcome_of
 from service.task_api import (
     HUB_TOP_K,
+    ExplainParameters,
     ImageClassificationParameters,
     ImageClassificationRequest,
     TextClassificationRequest,
@@ -39,13 +40,15 @@ from service.task_api import (
     texts_and_field,
     translation_text,
 )
-from service.tensors import TensorSpec
+from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.frame import (
     MAX_DIGITS,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
+    Parameters,
     earliest,
+    explain_request_of,
     in_turn,
     number_of,
     parameters_of,
@@ -182,6 +185,7 @@ class HttpApplication:
                         Route(prefix + "/card", guarded(self._model_card)),
                         Route(prefix + "/ready", guarded(self._model_ready)),
                         asks_a_model(prefix + "/infer", self._infer),
+                        asks_a_model(prefix + "/explain", self._explain),
                     )
                 ),
                 asks_a_model("/models/{model}", self._task),
@@ -311,7 +315,8 @@ class HttpApplication:
 
     # --- Open Inference Protocol -------------------------------------------------------------------------------------
 
-    async def _infer(self, request: Request, request_id: str) -> Response:
+    async def _read(self, request: Request, request_id: str) -> tuple[rest.InferMessage, Parameters, Call, int | None]:
+        """A request with tensors, its parameters, and the length of its JSON part; None where all of it is JSON."""
         body = await self._body(request, request_id)
         name, version = request.path_params["model"], request.path_params.get("version", "")
         self._predictor.check_target(name, version, byte_elements=0)
@@ -327,6 +332,10 @@ class HttpApplication:
             max_new_tokens=parameters.max_new_tokens,
             length_penalty=parameters.length_penalty,
         )
+        return message, parameters, call, header_bytes
+
+    async def _infer(self, request: Request, request_id: str) -> Response:
+        message, parameters, call, header_bytes = await self._read(request, request_id)
         answer = self._predictor.infer(call, message.arrays, [output.name for output in message.outputs])
         outputs, receipt = await self._while_connected(request, answer)
         reply, json_bytes = rest.write_infer(
@@ -343,6 +352,13 @@ class HttpApplication:
             media_type="application/octet-stream",
             headers={rest.BINARY_HEADER: str(json_bytes)},
         )
+
+    async def _explain(self, request: Request, request_id: str) -> Response:
+        message, _, call, _ = await self._read(request, request_id)
+        answer = self._predictor.explain(call, message.arrays, explain_request_of(message.parameters))
+        explained, receipt = await self._while_connected(request, answer)
+        message_id = message.id or request_id
+        return json_response(rest.explain_response(call.model, message_id, explained.explanation, receipt))
 
     async def _server_metadata(self, request: Request, request_id: str) -> Response:
         return json_response(
@@ -398,13 +414,12 @@ class HttpApplication:
         message = await in_turn(partial(read_json, kind=TextClassificationRequest), body, len(body))
         texts, field = texts_and_field(message.inputs)
         call = self._call(request, request_id, None, message.parameters.truncation)
-        answer = self._predictor.classify_texts(
-            call,
-            texts,
-            field=field,
-            function=message.parameters.function_to_apply or "softmax",
-            top_k=message.parameters.top_k,
-        )
+        function, top_k = message.parameters.function_to_apply or "softmax", message.parameters.top_k
+        if (explain := message.parameters.explain) is not None:
+            inputs = {"text": bytes_array([text.encode() for text in texts])}
+            asking = self._predictor.explain(call, inputs, explain_request(explain), field, function, top_k)
+            return await self._explained(request, call, asking)
+        answer = self._predictor.classify_texts(call, texts, field=field, function=function, top_k=top_k)
         classifications, receipt = await self._while_connected(request, answer)
         document = [labelled_scores(answered.labels, answered.scores) for answered in classifications]
         return json_response(document, headers=receipt_headers(receipt))
@@ -421,7 +436,13 @@ class HttpApplication:
         if message.stream:
             if not isinstance(message.inputs, str):
                 raise InvalidRequest("inputs must be one text where stream is true")
+            if parameters.explain is not None:
+                raise InvalidRequest("explain is not offered where stream is true: what is explained is the whole")
             return await self._stream(request, request_id, self._predictor.stream_translation(call, texts[0], "inputs"))
+        if parameters.explain is not None:
+            inputs = {"text": bytes_array([text.encode() for text in texts])}
+            asking = self._predictor.explain(call, inputs, explain_request(parameters.explain), field)
+            return await self._explained(request, call, asking)
         answer = self._predictor.translate_texts(call, texts, field)
         translations, receipt = await self._while_connected(request, answer)
         document = [translation_text(translated.text) for translated in translations]
@@ -464,15 +485,27 @@ class HttpApplication:
         if is_json(body):
             message = await in_turn(partial(read_json, kind=ImageClassificationRequest), body, len(body))
             image, field, parameters = message.inputs.encode(), "inputs", message.parameters
-        answer = self._predictor.classify_images(
-            self._call(request, request_id, None, truncate=False),
-            [image],
-            field=field,
-            function=parameters.function_to_apply or "softmax",
-            top_k=parameters.top_k or HUB_TOP_K,
-        )
+        call = self._call(request, request_id, None, truncate=False)
+        function, top_k = parameters.function_to_apply or "softmax", parameters.top_k or HUB_TOP_K
+        if parameters.explain is not None:
+            inputs, asked = {"image": bytes_array([image])}, explain_request(parameters.explain)
+            asking = self._predictor.explain(call, inputs, asked, field, function, top_k)
+            return await self._explained(request, call, asking)
+        answer = self._predictor.classify_images(call, [image], field=field, function=function, top_k=top_k)
         (answered,), receipt = await self._while_connected(request, answer)
         return json_response(labelled_scores(answered.labels, answered.scores), headers=receipt_headers(receipt))
+
+    async def _explained(self, request: Request, call: Call, asking: Awaitable[tuple[Explained, Receipt]]) -> Response:
+        """The usual answer, and beside it its explanation."""
+        (answer, explanation), receipt = await self._while_connected(request, asking)
+        document: object
+        if isinstance(answer, Translated):
+            document = [translation_text(answer.text)]
+        else:
+            scores = labelled_scores(answer.labels, answer.scores)
+            document = scores if explanation.patches else [scores]
+        explained = rest.explain_response(call.model, call.request_id, explanation, receipt)
+        return json_response({"answer": document, "explanation": explained}, headers=receipt_headers(receipt))
 
     # --- for operators -----------------------------------------------------------------------------------------------
 
@@ -530,6 +563,11 @@ def _header_timeout_s(request: Request) -> float | None:
 
 def _event(document: object) -> bytes:
     return b"data: " + msgspec.json.encode(document) + b"\n\n"
+
+
+def explain_request(parameters: ExplainParameters) -> ExplainRequest:
+    """What the task API asks of an explanation."""
+    return ExplainRequest(parameters.method, parameters.target, parameters.n_samples, parameters.seed)
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:

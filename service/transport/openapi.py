@@ -114,11 +114,19 @@ class LabelScore(msgspec.Struct):
     score: float
 
 
+class ExplainedAnswer(msgspec.Struct):
+    """The usual answer of the task API, and what it rests on, where `explain` is among the parameters."""
+
+    answer: list[list[LabelScore]] | list[LabelScore] | list[TranslatedText]
+    explanation: rest.ExplainResponse
+
+
 # Media types of the files that image models take, as a body of their own.
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
 
 ANSWER = "The answer."
+EXPLAIN = "How much each part of one input adds to the answer; parameters: method, target, n_samples, seed"
 HEADERS = [
     {
         "name": TIMEOUT_HEADER,
@@ -140,8 +148,9 @@ def openapi_document(
 ) -> dict[str, Any]:
     """The document, with the models that are ready as examples of the path parameter."""
     task_requests = [text_request, image_request, translation_request]
-    kinds: list[type] = [rest.InferRequest, rest.InferResponse, ErrorBody, ServerMetadata, ModelMetadata]
-    kinds += [ModelIndex, Live, Ready, ModelReady, ServerReady, *task_requests, LabelScore, TranslatedText]
+    kinds: list[type] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ExplainedAnswer, ErrorBody]
+    kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
+    kinds += [*task_requests, LabelScore, TranslatedText]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
     examples = {"examples": models} if models else {}
@@ -178,7 +187,9 @@ def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequen
     """The Hugging Face task API."""
     scores = {"type": "array", "items": schema[LabelScore]}
     translations = {"type": "array", "items": schema[TranslatedText]}
-    answer = _json(ANSWER, {"anyOf": [{"type": "array", "items": scores}, scores, translations]})
+    answer = _json(
+        ANSWER, {"anyOf": [{"type": "array", "items": scores}, scores, translations, schema[ExplainedAnswer]]}
+    )
     # A translation request with "stream": true is answered so.
     answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation = _post(
@@ -200,12 +211,15 @@ def _protocol_paths(schema: dict[type, Any], model: dict[str, Any]) -> dict[str,
     card = _get("Model card", {"200": text} | _errors(schema, 404, 503))
     infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)
     infer = _post("Inference", schema[rest.InferRequest], infer_answers)
+    explain_answers = _answers(schema, rest.ExplainResponse) | _errors(schema, *ERRORS)
+    explain = _post(EXPLAIN, schema[rest.InferRequest], explain_answers)
     paths: dict[str, Any] = {}
     for prefix, parameters in (
         ("/v2/models/{model}", [model]),
         ("/v2/models/{model}/versions/{version}", [model, version]),
     ):
-        for path, operation in (("", metadata), ("/card", card), ("/ready", ready), ("/infer", infer)):
+        operations = {"": metadata, "/card": card, "/ready": ready, "/infer": infer, "/explain": explain}
+        for path, operation in operations.items():
             paths[prefix + path] = {"parameters": parameters, **operation}
     return paths
 

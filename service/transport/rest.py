@@ -7,13 +7,13 @@ Without that HTTP header the whole body is JSON; with the value 0 the whole body
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
 
 from service.errors import InvalidRequest
-from service.predictor import Receipt
+from service.predictor import Explanation, Receipt
 from service.task_api import read_json
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
@@ -66,6 +66,55 @@ class InferResponse(msgspec.Struct, omit_defaults=True):
     outputs: list[InferOutput]
     parameters: dict[str, Any] = {}
     id: str = ""
+
+
+class ExplainedFeature(msgspec.Struct):
+    """A word of a text: `start` and `end` count its characters; `weight` is how much it adds to the score."""
+
+    text: str
+    start: int
+    end: int
+    weight: float
+
+
+class ExplainedPatches(msgspec.Struct):
+    """The patches of an image, row by row from the top left."""
+
+    rows: int
+    columns: int
+    weights: list[list[float]]
+
+
+class ExplainFidelity(msgspec.Struct):
+    """What an explanation is worth, and what it took; `completeness_gap` is null but for the method `shap`."""
+
+    deletion_area: float
+    insertion_area: float
+    completeness_gap: float | None
+    evaluations: int
+    seed: int
+    seconds: float
+
+
+class ExplainResponse(msgspec.Struct, omit_defaults=True):
+    """An explanation: of a text `features`, of a translation also its tokens, of an image `patches` and `overlay`.
+
+    `influence` has a row for each feature and a column for each token of the translation; `overlay` is a PNG in base64.
+    """
+
+    model_name: str
+    model_version: str
+    id: str
+    method: str
+    target: str
+    score: float
+    fidelity: ExplainFidelity
+    receipt: dict[str, Any]
+    features: list[ExplainedFeature] | None = None
+    target_tokens: list[str] | None = None
+    influence: list[list[float]] | None = None
+    patches: ExplainedPatches | None = None
+    overlay: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +229,27 @@ def write_infer(
     response = InferResponse(model, receipt.model_version, tensors, dict(receipt.as_parameters()), message.id)
     header = msgspec.json.encode(response)
     return (b"".join((header, *blobs)), len(header)) if blobs else (header, None)
+
+
+def explain_response(model: str, request_id: str, explanation: Explanation, receipt: Receipt) -> ExplainResponse:
+    """An explanation as a document."""
+    response = ExplainResponse(
+        model,
+        receipt.model_version,
+        request_id,
+        explanation.method,
+        explanation.target,
+        explanation.score,
+        ExplainFidelity(**asdict(explanation.fidelity)),
+        receipt._asdict(),
+        target_tokens=None if explanation.target_tokens is None else list(explanation.target_tokens),
+        influence=explanation.influence,
+        overlay=explanation.overlay,
+    )
+    if explanation.patches is None:
+        weighed = zip(explanation.words, explanation.weights, strict=True)
+        response.features = [ExplainedFeature(*word, weight) for word, weight in weighed]
+    else:
+        weights_RC = explanation.patches
+        response.patches = ExplainedPatches(len(weights_RC), len(weights_RC[0]), weights_RC)
+    return response

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from service.tracing import Tracing
 
 # The calls that ask a model.
-TRACED_CALLS = ("ModelInfer", "ClassifyText", "ClassifyImage", "Translate", "TranslateStream")
+TRACED_CALLS = ("ModelInfer", "ClassifyText", "ClassifyImage", "Translate", "TranslateStream", "Explain")
 # What the conventions count as an error of the server.
 SERVER_ERRORS = {
     grpc.StatusCode.UNKNOWN,

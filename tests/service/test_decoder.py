@@ -12,7 +12,7 @@ from export.translation_graphs import OnnxTranslator, export_decoder_step, expor
 from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from service.decoder import TranslationEngine
 from service.engine import EngineError
-from service.tasks.translation import SearchOptions, Sentence
+from service.tasks.translation import Forced, SearchOptions, Sentence
 
 MAX_TOKENS = 40
 
@@ -82,6 +82,32 @@ def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool)
         found = sentence.search.best()
         assert found.ids == expected.ids
         assert found.score == pytest.approx(expected.score, abs=1e-4)
+
+
+def test_given_translations_get_the_log_probabilities_of_their_tokens(graphs: Path) -> None:
+    """Of any tokens, in company of others and of searches, what the graphs say where each is decoded by itself."""
+    rng = np.random.default_rng(7)
+    batches, alone = engine_of(graphs).open(max_rows=24, max_places=MAX_TOKENS), OnnxTranslator(graphs)
+    searches = random_sentences(6, 7)
+    forced = [
+        Forced(search.ids, rng.integers(2, 60, rng.integers(1, 20)).tolist(), bos_id=BOS_ID, num_candidates=60)
+        for search in searches
+    ]
+    running: list[Sentence | Forced] = [*searches, *forced]
+    batches.join(running)
+    while running:
+        batches.step()
+        for sentence in [each for each in running if each.done]:
+            batches.leave(sentence)
+            running.remove(sentence)
+    for sentence in forced:
+        state, expected, last = alone.begin([sentence.ids]), [], BOS_ID
+        for token in sentence.target_ids:
+            top, ids, state = alone.next_tokens([last], state, 60)
+            expected.append(float(top[0][ids[0].tolist().index(token)]))
+            last = token
+        np.testing.assert_allclose(sentence.log_probabilities, expected, atol=1e-4)
+        assert sentence.so_far == sentence.target_ids
 
 
 @pytest.fixture(scope="module")

@@ -278,3 +278,29 @@ def test_a_jpeg_with_further_pictures_in_it_is_its_first() -> None:
     several = file_of(pictures[0], "MPO", save_all=True, append_images=pictures[1:], quality=90)
     assert Image.open(BytesIO(several)).n_frames == 2  # type: ignore[attr-defined]
     assert (levels(several) == first).all()
+
+
+@pytest.mark.parametrize("middle", [False, True])
+@pytest.mark.parametrize("size", [(8, 6), (96, 48), (1000, 700)])
+def test_a_picture_for_people_shows_what_the_model_is_shown(size: tuple[int, int], middle: bool) -> None:
+    """In its own proportions, small ones enlarged, the same part of it, upright and on white."""
+    cropped = {"do_center_crop": True, "crop_size": ImageSize(SIZE - 8, SIZE - 8)} if middle else {}
+    task = ImageClassification(
+        PreprocessorConfig(size=ImageSize(SIZE, SIZE), **SETTINGS | cropped), labels=["a"], graph_input="x"
+    )
+    image = gradient(*size).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    file = file_of(image, exif=exif)
+    shown = task.picture(file, field="image", side=200)
+    assert shown.mode == "RGB"
+    whole = max(shown.size) / (0.75 if middle else 1)
+    assert 100 <= whole <= 202
+    assert shown.width / shown.height == pytest.approx(size[0] / size[1], rel=0.05)
+    seen = task.levels(file, field="image")
+    again = np.asarray(shown.resize(seen.shape[1::-1], Image.Resampling.BICUBIC))
+    assert (
+        np.abs(again.astype(int) - seen).mean() < 12
+    )  # pixels as squares are not the bicubic's; unturned it would be 60
+    with pytest.raises(InvalidRequest, match="damaged"):
+        task.picture(file[: len(file) // 2], field="image", side=200)

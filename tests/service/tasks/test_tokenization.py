@@ -68,3 +68,17 @@ def test_other_threads_run_while_texts_are_tokenized() -> None:
     while tokenizing.is_alive():
         longest_s, turn_s = max(longest_s, time.perf_counter() - turn_s), time.perf_counter()
     assert longest_s < 0.5 * (time.perf_counter() - started_s)
+
+
+def test_spans_are_where_the_tokens_stand() -> None:
+    """One for each id, of a whole text as of one that is cut; special tokens stand nowhere."""
+    encoder = encoder_of(3)
+    assert encoder.spans("good  film", truncate=False) == [(0, 4), (6, 10)]
+    assert encoder.spans("film film film good", truncate=True) == [(0, 4), (5, 9), (10, 14)]
+    committed = TextEncoder((ROOT / "model_store/sentiment-small/1/tokenizer.json").read_text(), 512)
+    text = "I don't like it."
+    (encoded,) = committed.encode([text], truncate=False, field="text")
+    spans = committed.spans(text, truncate=False)
+    assert len(spans) == len(encoded.ids)
+    assert spans[0] is spans[-1] is None
+    assert [text[span[0] : span[1]] for span in spans if span] == ["I", "don", "'", "t", "like", "it", "."]

@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from service.tasks.translation import Hypothesis, Search, SearchOptions, likeliest
+from service.tasks.translation import Hypothesis, Search, SearchOptions, SearchRequest, Translation, likeliest
+from tests.conftest import ROOT
 
 EOS, WORDS = 0, (1, 2, 3)
 BOS = 9
@@ -132,3 +133,21 @@ def test_likeliest_are_log_probabilities_in_order() -> None:
         assert ids_RN[row].tolist() == order.tolist()
         normaliser = math.log(sum(math.exp(value) for value in logits_V))
         assert found_RN[row] == pytest.approx([logits_V[token] - normaliser for token in order], abs=1e-5)
+
+
+def test_the_tokens_of_a_translation_have_its_end_where_the_model_wrote_it() -> None:
+    """Not where the limit cut it off; their pieces make the text."""
+    tokenizer_json = (ROOT / "model_store/translation-en-de/1/tokenizer.json").read_text()
+    task = Translation(tokenizer_json, max_tokens=64, bos_id=1, eos_id=2, source_language="en", target_language="de")
+    ids = task.preprocess("Zwei s\u00fc\u00dfe Hunde \u2744 spielen.", truncate=False, field="text").ids[:-1]
+    for limit, expected in ((len(ids), ids), (len(ids) + 1, [*ids, 2])):
+        request = SearchRequest(max_new_tokens=limit)
+        sentence = task.preprocess("Two dogs.", truncate=False, field="text", request=request)
+        for token in [*ids, 2][:limit]:
+            sentence.advance([[-0.5]], [[token]])
+        assert sentence.done
+        assert task.tokens_of(sentence) == expected
+        pieces = task.pieces_of(expected)
+        assert len(pieces) == len(expected)
+        assert "".join(pieces[: len(ids)]) == task.postprocess(sentence).text
+        assert pieces[len(ids) :] == ["[EOS]"] * (limit - len(ids))
