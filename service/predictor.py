@@ -564,7 +564,7 @@ class Predictor:
             _observe(stages, receipt, started_s, prepared_s, computed_s, ended_s)
         if self._tracing is not None:
             times_s = (started_s, prepared_s, computed_s, ended_s)
-            self._trace_answer(call, model, done, times_s, receipt, observed=submit is None)
+            self._trace_answer(call, model, done, times_s, receipt, explained=submit is not None)
         if self._log_answers:
             log.debug(
                 "request answered",
@@ -582,14 +582,16 @@ class Predictor:
         times_s: tuple[float, float, float, float],
         receipt: Receipt,
         *,
-        observed: bool,
+        explained: bool,
     ) -> None:
-        """The spans of an answer's stages, and the trace beside what was just counted of them, if it was."""
+        """The spans of an answer's stages, and the trace beside what was just counted of them."""
         if self._tracing is None or (trace := self._tracing.current()) is None:
             return
         in_flight = isinstance(model.batcher, InFlightBatcher)
-        trace.answered(model.name, model.version, call.request_id, done, times_s, in_flight=in_flight)
-        if not observed or (trace_id := trace.sampled_trace_id) is None:
+        trace.answered(
+            model.name, model.version, call.request_id, done, times_s, in_flight=in_flight, explained=explained
+        )
+        if explained or (trace_id := trace.sampled_trace_id) is None:
             return
         started_s, prepared_s, computed_s, ended_s = times_s
         self._metrics.stages(model.name, model.version, call.protocol).exemplify(

@@ -76,6 +76,7 @@ class RequestTrace:
         times_s: tuple[float, float, float, float],
         *,
         in_flight: bool,
+        explained: bool = False,
     ) -> None:
         """The stages of a request that has its answer.
 
@@ -86,6 +87,7 @@ class RequestTrace:
             done: its rows or sentences.
             times_s: when preprocessing began, the batcher got it, the batcher gave it back, and the answer was made.
             in_flight: whether it was decoded in a running batch, step by step.
+            explained: only the first row is the answer; the others were computed after it, to explain it.
         """
         if not self._span.is_recording():
             return
@@ -93,13 +95,16 @@ class RequestTrace:
         started_s, prepared_s, computed_s, ended_s = times_s
         self._stage("preprocess", started_s, prepared_s)
         calls = {id(row.batch): row for row in done}  # rows of one engine call share its report
-        last = sorted(calls.values(), key=lambda row: row.queue_s + row.batch.compute_s)[-MOST_CALLS_SHOWN:]
+        shown = done[:1] if explained else calls.values()
+        last = sorted(shown, key=lambda row: row.queue_s + row.batch.compute_s)[-MOST_CALLS_SHOWN:]
         for row in last:
             taken_s = min(prepared_s + row.queue_s, computed_s)
             self._stage("queue", prepared_s, taken_s)
             batch = {"heed.batch.rows": row.batch.rows, "heed.batch.tokens": row.batch.tokens}
             given_back_s = min(taken_s + row.batch.compute_s, computed_s)
             self._stage("decode" if in_flight else "compute", taken_s, given_back_s, batch)
+        if explained:
+            self._stage("explain", given_back_s, computed_s)
         self._stage("postprocess", computed_s, ended_s)
         self._span.set_attribute("heed.engine_calls", len(calls))
         self._span.set_attribute("heed.batch.rows", last[-1].batch.rows)

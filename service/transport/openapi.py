@@ -114,13 +114,6 @@ class LabelScore(msgspec.Struct):
     score: float
 
 
-class ExplainedAnswer(msgspec.Struct):
-    """The usual answer of the task API, and what it rests on, where `explain` is among the parameters."""
-
-    answer: list[list[LabelScore]] | list[LabelScore] | list[TranslatedText]
-    explanation: rest.ExplainResponse
-
-
 # Media types of the files that image models take, as a body of their own.
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
@@ -148,7 +141,7 @@ def openapi_document(
 ) -> dict[str, Any]:
     """The document, with the models that are ready as examples of the path parameter."""
     task_requests = [text_request, image_request, translation_request]
-    kinds: list[type] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ExplainedAnswer, ErrorBody]
+    kinds: list[type] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
     kinds += [*task_requests, LabelScore, TranslatedText]
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
@@ -187,9 +180,14 @@ def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequen
     """The Hugging Face task API."""
     scores = {"type": "array", "items": schema[LabelScore]}
     translations = {"type": "array", "items": schema[TranslatedText]}
-    answer = _json(
-        ANSWER, {"anyOf": [{"type": "array", "items": scores}, scores, translations, schema[ExplainedAnswer]]}
-    )
+    usual = [{"type": "array", "items": scores}, scores, translations]
+    # Where `explain` is among the parameters.
+    explained = {
+        "type": "object",
+        "properties": {"answer": {"anyOf": usual}, "explanation": schema[rest.ExplainResponse]},
+        "required": ["answer", "explanation"],
+    }
+    answer = _json(ANSWER, {"anyOf": [*usual, explained]})
     # A translation request with "stream": true is answered so.
     answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation = _post(

@@ -1,5 +1,6 @@
 """Traces of a real server, gathered by a collector that speaks OTLP."""
 
+import itertools
 import json
 import os
 import secrets
@@ -155,6 +156,30 @@ def test_a_request_is_one_trace_of_its_callers(
     assert ends[-1] <= server_span.end_time_unix_nano
     assert abs(server_span.start_time_unix_nano - time.time_ns()) < WAIT_S * 1e9
     assert {stage.status.code for stage in (server_span, *stages)} == {UNSET}
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+@pytest.mark.parametrize(("model", "compute"), [("sentiment", "compute"), ("dogs", "decode")])
+def test_an_explanation_is_a_stage_behind_its_answer(
+    protocol: str, model: str, compute: str, traced: Server, collector: tuple[Collector, str]
+) -> None:
+    """One stage for all that is computed for it, between the answer's own and the end."""
+    caller = Caller()
+    if protocol == "http":
+        body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]}
+        path = f"/v2/models/{model}/explain"
+        answer = httpx.post(f"{traced.http}{path}", json=body, headers=caller.headers, timeout=WAIT_S)
+        assert answer.status_code == 200
+    else:
+        with grpc.insecure_channel(traced.grpc) as channel:
+            request = heed_pb2.ExplainRequest(model=model, text=TEXT)
+            heed_pb2_grpc.HeedStub(channel).Explain(request, metadata=caller.metadata, timeout=WAIT_S)
+    server_span, stages = collector[0].trace(caller.trace_id)
+    assert server_span.name == ("POST /v2/models/{model}/explain" if protocol == "http" else "heed.v1.Heed/Explain")
+    assert [stage.name for stage in stages] == ["preprocess", "queue", compute, "explain", "postprocess"]
+    for before, after in itertools.pairwise(stages):
+        assert before.end_time_unix_nano == after.start_time_unix_nano
+    assert values(server_span.attributes)["heed.engine_calls"] > 1
 
 
 def test_spans_say_what_they_are_about(traced: Server, collector: tuple[Collector, str]) -> None:

@@ -1,5 +1,6 @@
 """The OpenAPI page and the server say the same: schemathesis makes requests of every kind from the page."""
 
+import base64
 from typing import Any
 
 import schemathesis
@@ -10,7 +11,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from tests.conftest import Server
+from tests.conftest import Server, noise_files
 
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -18,7 +19,7 @@ CHECKS = [status_code_conformance, content_type_conformance, response_schema_con
 def test_every_answer_is_as_the_page_says(server: Server) -> None:
     """Status, content type and body of every operation, for valid and invalid requests; no server error."""
     operations = operations_of(server)
-    assert len(operations) >= 12
+    assert len(operations) >= 14
     ask_all(operations, "sentiment")
 
 
@@ -32,6 +33,29 @@ def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server
 def test_every_answer_of_a_translation_model_is_as_the_page_says(translation_server: Server) -> None:
     """Inference and the task API, which may stream."""
     ask_all([operation for operation in operations_of(translation_server) if operation.body], "dogs")
+
+
+def test_explanations_are_as_the_page_says(server: Server, image_server: Server, translation_server: Server) -> None:
+    """Of each task, over the Open Inference Protocol and beside the usual answer: chance finds no input of an image."""
+    image = base64.b64encode(noise_files(1)[0]).decode()
+    for running, model, name, element in (
+        (server, "sentiment", "text", "a fine film"),
+        (image_server, "vit", "image", image),
+        (translation_server, "dogs", "text", "three blue dogs"),
+    ):
+        operations = {operation.path: operation for operation in operations_of(running)}
+        for path, body in (
+            (
+                "/v2/models/{model}/explain",
+                {
+                    "inputs": [{"name": name, "shape": [1], "datatype": "BYTES", "data": [element]}],
+                    "parameters": {"method": "shap", "n_samples": 128},
+                },
+            ),
+            ("/models/{model}", {"inputs": element, "parameters": {"explain": {"method": "lime"}}}),
+        ):
+            case = operations[path].Case(path_parameters={"model": model}, body=body, media_type="application/json")
+            assert case.call_and_validate(checks=CHECKS).status_code == 200
 
 
 def operations_of(server: Server) -> list[Any]:
