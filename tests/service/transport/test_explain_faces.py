@@ -7,7 +7,9 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -462,3 +464,17 @@ def test_more_explanations_than_may_wait_are_refused(tmp_path_factory: pytest.Te
         bare = http.post("/v2/models/double/explain", json=floats)
         assert bare.status_code == 400
         assert bare.json() == {"error": "model 'double' takes tensors; texts and images can be explained"}
+
+
+def test_an_explanation_that_was_admitted_is_given_after_sigterm(tmp_path: Path) -> None:
+    """All its evaluations are still computed, and the server then ends in peace."""
+    (tmp_path / "cifar10-vit").symlink_to(ROOT / "model_store/cifar10-vit")
+    body = input_json(FILE, method="shap", n_samples=600)
+    with running_server(tmp_path) as ending, httpx.Client(base_url=ending.http, timeout=PATIENCE_S) as http:
+        with ThreadPoolExecutor(1) as pool:
+            explaining = pool.submit(httpx.post, f"{ending.http}/v2/models/cifar10-vit/explain", json=body, timeout=60)
+            wait_until_explaining(http, "cifar10-vit")
+            assert ending.stop() == 0
+            answer = explaining.result(PATIENCE_S)
+        assert answer.status_code == 200
+        assert answer.json()["fidelity"]["evaluations"] > 500
