@@ -1,6 +1,7 @@
 """From data to models.
 
-`python -m export train | queue | measure | report | convert | explain-graph | load | untrained | archive`.
+`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | load | untrained |
+archive`.
 """
 
 import argparse
@@ -29,6 +30,7 @@ def main() -> int:
         "report": report,
         "convert": convert,
         "explain-graph": explain_graph,
+        "half-graphs": half_graphs,
         "load": load,
         "untrained": untrained,
         "archive": archive,
@@ -90,6 +92,9 @@ def parser() -> argparse.ArgumentParser:
     add_target_options(one)
 
     one = commands.add_parser("explain-graph", help="give a version that is in the model store its graph that explains")
+    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+
+    one = commands.add_parser("half-graphs", help="give a version that is in the model store its graphs for GPUs")
     one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
 
     one = commands.add_parser(
@@ -243,6 +248,35 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
 
     for folder in arguments.folder:
         add_to_store(folder, console)
+
+
+def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
+    """Add the graphs in half precision to versions that are there."""
+    from export.half_graphs import add_to_store
+
+    for folder in arguments.folder:
+        add_to_store(folder, material_of, console)
+
+
+def material_of(manifest: Any) -> Any:
+    """Labelled inputs, or sentences with references, to judge a model of the store by: splits by name.
+
+    Raises:
+        ValueError: none are known for its classes, or for the data that it was trained on.
+    """
+    from export.data import encoded, load_cifar10, load_sst2
+    from export.train_translation import LOADERS
+
+    if manifest.task == "translation":
+        for load_data in LOADERS.values():
+            if (data := load_data()).name == manifest.provenance.get("data"):
+                return data.test
+    elif manifest.task == "image-classification":
+        if (images := load_cifar10()).label_names == manifest.labels:
+            return {"test": encoded(images.test, "PNG")}
+    elif (texts := load_sst2()).label_names == [label.upper() for label in manifest.labels]:
+        return {"validation": texts.validation}
+    raise ValueError(f"{manifest.name}: nothing is known to judge it by: no data set has its classes, or its name")
 
 
 def archive(arguments: argparse.Namespace, console: Console) -> None:

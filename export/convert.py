@@ -2,14 +2,14 @@
 
     PyTorch ──> torch.export ──> ONNX ──> (ONNX Runtime's transformer optimizer, int8) ──> compared ──> folder
            └──> TorchScript ────────────────────────────────────────────────────────> compared ──┤
-                                 ONNX ──> the graph that explains (export/explain_graphs.py) ────┘
+                                 ONNX ──> the graph that explains (export/explain_graphs.py) ────┤
+                                 ONNX ──> in half precision, for GPUs (export/half_graphs.py) ───┘
 
 The folder appears in the store only when every comparison has passed. What is peculiar to texts or to images is in
 `export/source.py`.
 """
 
 import contextlib
-import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +25,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
-from export.evaluate import classification_quality
+from export.evaluate import MAX_ACCURACY_LOSS, classification_quality, twice
 from export.explain_graphs import add_explain_graph, card_of_explanations
 from export.graphs import export_graph, halve, halve_exact_weights, optimize_transformer, quantize
+from export.half_graphs import HalfPrecisionRefused, Material, add_half_graphs, card_of_half_precision
 from export.image_networks import VisionTransformer
 from export.provenance import this_command
 from export.source import Labelled, Source
@@ -53,7 +54,6 @@ Precision = Literal["float32", "float16", "int8"]
 
 MIN_COMPARED = 500
 MAX_LOGIT_DIFFERENCE = 1e-4  # float32: ONNX and TorchScript against PyTorch
-MAX_ACCURACY_LOSS = 0.005  # int8: half a percentage point
 
 
 class ConversionRefused(ValueError):
@@ -82,6 +82,7 @@ def convert(
     also_measured_on: Mapping[str, Labelled] = MappingProxyType({}),
     split: str = "validation",
     explained: bool = True,
+    halved: bool = True,
 ) -> Path:
     """Write the next version of model `name` into the store.
 
@@ -97,6 +98,8 @@ def convert(
         also_measured_on: further labelled ones, by a name for the model card.
         split: which one of its data set `labelled` is.
         explained: with a graph that explains, where it is offered; `python -m export explain-graph` adds it later.
+        halved: of float32 and int8 with a graph in half precision as well, for GPUs, where there are labelled inputs to
+            judge it by; `python -m export half-graphs` adds it later.
 
     Returns:
         the new folder.
@@ -141,6 +144,8 @@ def convert(
         manifest = describe(source, folder, name, precision, onnx_comparison, quality, about)
         if explained:
             explain(folder, manifest, source.module, console)
+        if halved and labelled is not None:
+            manifest = with_half_precision(folder, manifest, {split: labelled}, console)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target
@@ -271,7 +276,9 @@ def publish(
 def put_into_store(folder: Path, manifest: Manifest, store: Path, card: Callable[[Manifest, int], str]) -> Path:
     """Write card and manifest into a folder that is complete but for them, and move it to its place as a whole."""
     version = next_version(store, manifest.name)
-    (folder / CARD).write_text(card(manifest, version) + card_of_explanations(folder, manifest))
+    (folder / CARD).write_text(
+        card(manifest, version) + card_of_half_precision(manifest) + card_of_explanations(folder, manifest)
+    )
     write_manifest(folder, manifest)
     target = store / manifest.name / str(version)
     target.parent.mkdir(exist_ok=True)
@@ -297,6 +304,18 @@ def explain(folder: Path, manifest: Manifest, module: nn.Module, console: Consol
     console.print(f"explanations: {add_explain_graph(folder, manifest, stored).measured}")
 
 
+def with_half_precision(folder: Path, manifest: Manifest, measured_on: Material, console: Console) -> Manifest:
+    """Add the graphs in half precision where they are worth as much; the manifest that says so."""
+    if manifest.precision == "float16":
+        return manifest
+    console.print("halving for GPUs, and comparing with the graphs that CPUs get")
+    try:
+        return add_half_graphs(folder, manifest, measured_on, console)
+    except HalfPrecisionRefused as error:
+        console.print(f"without graphs in half precision: {error}")
+        return manifest
+
+
 @contextlib.contextmanager
 def folder_in_the_making(store: Path) -> Iterator[Path]:
     """An empty folder beside the store's models, gone afterwards."""
@@ -305,11 +324,6 @@ def folder_in_the_making(store: Path) -> Iterator[Path]:
         folder = Path(temporary) / "folder"
         folder.mkdir()
         yield folder
-
-
-def twice(difference: float) -> float:
-    """Twice a difference that was seen, rounded up: what int8 may differ by on other machines and in other company."""
-    return math.ceil(2e3 * difference) / 1e3
 
 
 def describe(

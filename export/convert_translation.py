@@ -23,10 +23,17 @@ from export.convert import (
     explain,
     folder_in_the_making,
     put_into_store,
-    twice,
+    with_half_precision,
 )
 from export.data import ParallelTexts
-from export.evaluate import TranslationQuality, translation_quality, with_confidence
+from export.evaluate import (
+    LEAST_FLOAT16_TOLERANCE,
+    MAX_BLEU_LOSS,
+    TranslationQuality,
+    translation_quality,
+    twice,
+    with_confidence,
+)
 from export.golden_texts import GOLDEN_TEXTS
 from export.graphs import halve_exact_weights, quantize
 from export.provenance import this_command
@@ -52,8 +59,6 @@ from model_store.folder import (
 from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchRequest, Sentence, Translation
 
 MAX_SCORE_DIFFERENCE = 1e-4  # float32: of the same translation; and between two that rounding has made change places
-MAX_BLEU_LOSS = 0.5  # int8, float16
-LEAST_FLOAT16_TOLERANCE = 0.01  # of a golden score: a hundredth in the likelihood of a token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +137,7 @@ def convert_translation(
     about: dict[str, Any],
     console: Console,
     explained: bool = True,
+    halved: bool = True,
 ) -> Path:
     """Write the next version of model `name` into the store.
 
@@ -145,6 +151,7 @@ def convert_translation(
         about: goes into the manifest's provenance and the model card: data, licence, ...
         console: for progress.
         explained: as `export.convert.convert` takes it.
+        halved: the same, judged on the splits that have references.
 
     Returns:
         the new folder.
@@ -196,6 +203,8 @@ def convert_translation(
         manifest = describe(source, folder, name, precision, quality, about)
         if explained:
             explain(folder, manifest, source.module, console)
+        if halved and (judged := {name: texts for name, texts in compare_on.items() if texts.target}):
+            manifest = with_half_precision(folder, manifest, judged, console)
         target = put_into_store(folder, manifest, store, model_card)
     console.print(f"written: {target}")
     return target

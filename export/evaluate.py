@@ -1,5 +1,9 @@
-"""What predictions are worth: accuracy, F1, confusion matrix and calibration of a classifier; BLEU of a translation."""
+"""What predictions are worth: accuracy, F1, confusion matrix and calibration of a classifier; BLEU of a translation.
 
+And what a precision may cost of it.
+"""
+
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,6 +14,12 @@ from numpy.typing import NDArray
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
+# Of int8 and float16: half a point.
+MAX_ACCURACY_LOSS = 0.005
+MAX_BLEU_LOSS = 0.5
+# Of golden scores and logits in float16, for the CPU, which is asked at conversion, computes most of it in float32: a
+# hundredth in the likelihood of a token, less than that in the probability of a class.
+LEAST_FLOAT16_TOLERANCE = 0.01
 NUM_BOOTSTRAP = 1_000  # resampled test splits (Koehn 2004, "Statistical Significance Tests for Machine Translation")
 
 
@@ -126,3 +136,8 @@ def lower_tokenised(texts: Sequence[str], language: str) -> list[str]:
     """As Multi30k's own script makes its tokenised files: lower case, punctuation normalised, Moses tokenizer."""
     normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
     return [tokenizer.tokenize(normalizer.normalize(text.lower()), return_str=True) for text in texts]
+
+
+def twice(difference: float) -> float:
+    """Twice a difference that was seen, rounded up: what int8 may differ by on other machines and in other company."""
+    return math.ceil(2e3 * difference) / 1e3

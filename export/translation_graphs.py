@@ -226,10 +226,10 @@ def _choose_likeliest(path: Path) -> None:
 class OnnxTranslator:
     """The exported graphs, as `export.train_translation.translate` asks them: to compare them with PyTorch."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, encoder: str = ENCODER, decoder: str = GRAPH) -> None:
         providers = ["CPUExecutionProvider"]
-        self._encoder = onnxruntime.InferenceSession(str(folder / ENCODER), providers=providers)
-        self._decoder = onnxruntime.InferenceSession(str(folder / GRAPH), providers=providers)
+        self._encoder = onnxruntime.InferenceSession(str(folder / encoder), providers=providers)
+        self._decoder = onnxruntime.InferenceSession(str(folder / decoder), providers=providers)
         self._shape_of = {node.name: node.shape for node in self._decoder.get_inputs()}
         self._caches = [name for name in self._shape_of if name.startswith(("key_", "value_"))]
         halved = {node.name for node in self._decoder.get_inputs() if node.type == "tensor(float16)"}

@@ -3,6 +3,8 @@
     manifest.json     task, tensors, labels, limits, sha256 of every other file, provenance, measured quality
     model.onnx        the graph; of a translation model the decoder step
     encoder.onnx      of a translation model: the encoder
+    model.float16.onnx, encoder.float16.onnx    of many: the same in half precision, for GPUs; their weights are bytes
+                      of the graphs above
     model.torchscript.pt     of many: the same graph for PyTorch's runtimes; the service does not read it
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
     target_tokenizer.json    of a translation model that writes in other pieces than it reads
@@ -17,7 +19,7 @@ A folder with `model.onnx` alone is a model too: tensors in, tensors out.
 
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ import msgspec
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+GRAPH_FLOAT16, ENCODER_FLOAT16 = "model.float16.onnx", "encoder.float16.onnx"
 MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZER, TARGET_TOKENIZER = (
     "manifest.json",
     "golden.json",
@@ -64,7 +67,14 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     labels_must_agree: bool = True
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HalfPrecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the graphs in half precision of a folder are worth."""
+
+    tolerance: Tolerance
+    quality: dict[str, Any]  # measured on these graphs, beside the others
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """`manifest.json`."""
 
     format: int
@@ -80,6 +90,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, str]  # file name to sha256, for every file of the folder but the manifest
     provenance: dict[str, Any]  # data, licence, command, commit, hardware
     quality: dict[str, Any]  # measured on the exported graph, with n and spread
+    float16: HalfPrecision | None = None  # of the graphs for GPUs; all else is said of the others
 
 
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,6 +139,26 @@ class ModelFolder:
     manifest: Manifest | None
     golden: list[GoldenExample]
     card: str | None = None  # the text of `README.md`
+    graph_name: str = GRAPH  # of the graphs that are served
+    encoder_name: str = ENCODER
+
+    @property
+    def graph(self) -> Path:
+        """The graph that is served; of a translation model the decoder step."""
+        return self.path / self.graph_name
+
+    @property
+    def encoder(self) -> Path:
+        """Of a translation model."""
+        return self.path / self.encoder_name
+
+    def in_half_precision(self) -> "ModelFolder | None":
+        """The same with the graphs that a GPU gets, and how far their answers may lie off; None where it has none."""
+        if self.manifest is None or self.manifest.float16 is None:
+            return None
+        tolerance = self.manifest.float16.tolerance
+        manifest = msgspec.structs.replace(self.manifest, precision="float16", tolerance=tolerance)
+        return replace(self, manifest=manifest, graph_name=GRAPH_FLOAT16, encoder_name=ENCODER_FLOAT16)
 
 
 @dataclass(frozen=True)
@@ -197,6 +228,9 @@ def read(found: FoundFolder) -> ModelFolder:
             raise FolderError(f"{name} is damaged: sha256 {actual[:12]}..., the manifest says {expected[:12]}...")
     if missing := {GRAPH, GOLDEN} - manifest.files.keys():
         raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}")
+    halves = {GRAPH_FLOAT16} | ({ENCODER_FLOAT16} if ENCODER in manifest.files else set())
+    if manifest.float16 is not None and (missing := halves - manifest.files.keys()):
+        raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}, which float16 is said of")
     # Any file may be read, for a graph names those that hold its weights: what has no checksum must not be there. But
     # hidden files, which file managers leave behind, no graph of ours names.
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
