@@ -367,10 +367,10 @@ def card_of_half_precision(manifest: Manifest) -> str:
     if manifest.float16 is None:
         return ""
     files = f"`{GRAPH_FLOAT16}`" + (f" and `{ENCODER_FLOAT16}`" if manifest.task == "translation" else "")
-    of_int8 = " with the weights that int8 made" if manifest.precision == "int8" else ""
+    of_int8 = ", with the weights that int8 made" if manifest.precision == "int8" else ""
     lines = [
-        f"A GPU gets {files}: the same network{of_int8} in half precision. It has no weights of its own: it reads them"
-        f" out of the graphs of this folder. Measured on a CPU, beside these graphs in {manifest.precision}:",
+        f"A GPU gets {files}: the same network in half precision{of_int8}. The bytes of its weights are those of the"
+        f" graphs beside it. Measured on a CPU, beside these graphs in {manifest.precision}:",
         "",
     ]
     for split, measured in manifest.float16.quality.items():

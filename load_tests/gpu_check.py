@@ -1,22 +1,27 @@
 """`python -m load_tests.gpu_check`: what a GPU gives, in one command of at most eight minutes, without network.
 
-    parity       the server loads every model of the store on the device, and at load replays its golden examples
+    parity       the server loads every model of the store on the device, and at load replays its golden examples;
+                 which graphs it took of each, in which precision, and whether translation's cache stays on the device
+    bare         a graph without its manifest, as a user would bring it: against the CPU, and requests per second
     engine       rows per second of each graph alone, by batch size and length; of images with CUDA graphs and without
     served       requests per second over gRPC, asked by several client processes; utilisation and memory of the GPU
 
 `--device cpu` measures the same on the CPU, but for CUDA graphs: so the tests run it. One JSON, one table in Markdown.
 
-Graphs alone are called as the server calls them: inputs and outputs in the device's memory, allocated once a shape.
+Graphs alone are those that the server took, called as it calls them: inputs and outputs in the device's memory,
+allocated once a shape.
 """
 
 import argparse
 import asyncio
+import functools
 import json
 import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable
@@ -39,10 +44,14 @@ ROOT = Path(__file__).parent.parent
 BATCH_SIZES, LENGTHS = (1, 8, 32, 128, 512), (16, 64, 128)
 PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CAPTURED = {False: "as it is", True: "CUDA graph"}
+GRAPH, GRAPH_FLOAT16 = "model.onnx", "model.float16.onnx"
+BARE = "bare"  # what the model without a manifest is called
+BARE_ROWS = (1, 3, 8)
+MAX_BARE_DIFFERENCE = 0.01  # of its answers on a GPU, which multiplies float32 numbers in 19 bits, to those on the CPU
 
 
 def main() -> int:
-    """Measure; non-zero where a model of the store is not served on the device."""
+    """Measure; non-zero where something is not computed on the device as it should be."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.gpu_check", description=__doc__)
     parser.add_argument("--device", choices=list(PROVIDER), default="cuda")
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
@@ -66,14 +75,39 @@ def main() -> int:
     if part:
         part.replace(page)
     console.print(page, soft_wrap=True, highlight=False)
-    return 1 if any(result["parity"].values()) else 0
+    for problem in result["problems"]:
+        console.print(problem, style="bold red", soft_wrap=True, highlight=False)
+    return 1 if result["problems"] else 0
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     """All of it, as far as the budget goes."""
+    with tempfile.TemporaryDirectory() as temporary:
+        store = Path(temporary)
+        for path in models_of(arguments.model_store):
+            (store / path.name).symlink_to(path.resolve())
+        bare = bare_graph(arguments.model_store)
+        if bare is not None:
+            (store / BARE / "1").mkdir(parents=True)
+            (store / BARE / "1" / GRAPH).symlink_to(bare.resolve())
+        return measure_store(store, bare, arguments, console)
+
+
+def bare_graph(store: Path) -> Path | None:
+    """The graph that is served without its manifest as well: a classifier's, of images where there is one."""
+    tasks = {path: manifest_of(store, path.name)["task"] for path in models_of(store)}
+    for wanted in ("image-classification", "text-classification"):
+        for path, task in tasks.items():
+            if task == wanted:
+                return path / str(version_of(path)) / GRAPH
+    return None
+
+
+def measure_store(store: Path, bare: Path | None, arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """The same, of the models together with one that has no manifest."""
     ends_s = time.monotonic() + arguments.budget_s
     http, grpc = free_port(), free_port()
-    options = ["--model-store", str(arguments.model_store), "--http-port", str(http), "--grpc-port", str(grpc)]
+    options = ["--model-store", str(store), "--http-port", str(http), "--grpc-port", str(grpc)]
     result: dict[str, Any] = {
         "command": command_of("load_tests.gpu_check"),
         "commit": commit(),
@@ -86,6 +120,9 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     with Process("service", *options, "--device", arguments.device, core=None) as server:
         result["start_s"] = server.wait_until_ready(f"http://127.0.0.1:{http}/readyz", timeout_s=180)
         result["parity"] = parity(arguments.model_store, http)
+        result["taken"] = taken(http)
+        result["bare"] = None if bare is None else ask_bare(http, bare, arguments.requests // 100)
+        result["problems"] = problems_of(arguments.model_store, result)
         console.print(f"served: {', '.join(model for model, why in result['parity'].items() if why is None)}")
         result["served"] = []
         for model, texts in inputs_of(arguments.model_store).items():
@@ -99,12 +136,14 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     result["engine"], result["images"] = [], []
     for path in models_of(arguments.model_store):
         task, model = manifest_of(arguments.model_store, path.name)["task"], path.name
-        graph = path / str(version_of(path)) / "model.onnx"
+        precision = (result["taken"].get(model) or {}).get("precision")
+        half = path / str(version_of(path)) / GRAPH_FLOAT16
+        graph = half if precision == "float16" and half.exists() else half.with_name(GRAPH)
         if task == "text-classification":
             result["engine"] += engine_throughput(model, graph, arguments, ends_s, result["left_out"], console)
         elif task == "image-classification":
             # Of an int8 graph a part is computed on the CPU, and ONNX Runtime captures none such.
-            captures = arguments.device == "cuda" and manifest_of(arguments.model_store, model)["precision"] != "int8"
+            captures = arguments.device == "cuda" and precision != "int8"
             ways = (False, True) if captures else (False,)
             result["images"] += image_throughput(model, graph, ways, arguments, ends_s, result["left_out"], console)
     return result
@@ -124,6 +163,69 @@ def parity(store: Path, http: int) -> dict[str, str | None]:
         problems = json.loads(response.read())["not_served"]
     found = {path.name: problems.get(f"{path.name}/{version_of(path)}") for path in models_of(store)}
     return dict(sorted(found.items()))
+
+
+def taken(http: int) -> dict[str, dict[str, str | None]]:
+    """Of each model that is served: in which precision its graphs compute, and where translation keeps its cache."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{http}/v2/models", timeout=30) as response:
+        models = json.loads(response.read())["models"]
+    return {model["name"]: {name: model[name] for name in ("precision", "cache")} for model in models if model["ready"]}
+
+
+def ask_bare(http: int, graph: Path, requests: int) -> dict[str, Any]:
+    """The bare model, with as many rows at once as may be: against the CPU, and how fast, one request after another."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    rng, worst = np.random.default_rng(0), 0.0
+    for rows in BARE_ROWS:
+        feeds = {}
+        for given in session.get_inputs():
+            shape = [rows, *(size if isinstance(size, int) else 16 for size in given.shape[1:])]
+            floats = rng.standard_normal(shape, dtype=np.float32)
+            feeds[given.name] = floats if given.type == "tensor(float)" else np.ones(shape, np.int64)
+        expected = dict(zip([each.name for each in session.get_outputs()], session.run(None, feeds), strict=True))
+        call = functools.partial(infer, http, feeds)
+        for name, array in call().items():
+            worst = max(worst, float(np.abs(array - expected[name].ravel()).max()))
+    began_s = time.perf_counter()
+    for _ in range(max(1, requests)):
+        call()
+    took_s = time.perf_counter() - began_s
+    return {
+        "graph": f"{graph.parent.parent.name}/{graph.name}",
+        "rows": rows,
+        "max_abs_difference": worst,
+        "requests_per_s": max(1, requests) / took_s,
+    }
+
+
+def infer(http: int, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """One request of the bare model, in JSON; its outputs without their shapes."""
+    datatypes = {np.dtype(np.float32): "FP32", np.dtype(np.int64): "INT64"}
+    inputs = [
+        {"name": name, "shape": array.shape, "datatype": datatypes[array.dtype], "data": array.ravel().tolist()}
+        for name, array in feeds.items()
+    ]
+    url = f"http://127.0.0.1:{http}/v2/models/{BARE}/infer"
+    with urllib.request.urlopen(url, json.dumps({"inputs": inputs}).encode(), timeout=60) as response:
+        outputs = json.loads(response.read())["outputs"]
+    return {output["name"]: np.array(output["data"]) for output in outputs}
+
+
+def problems_of(store: Path, result: dict[str, Any]) -> list[str]:
+    """What is not as it should be: models that are not served, or on a GPU not by the graphs that it should take."""
+    problems = [f"{model} is not served: {why}" for model, why in result["parity"].items() if why]
+    if result["bare"] is not None and not result["bare"]["max_abs_difference"] <= MAX_BARE_DIFFERENCE:
+        problems.append(f"the bare graph answers {result['bare']['max_abs_difference']:.3g} off the CPU's answers")
+    if result["device"] == "cpu":
+        return problems
+    for model, how in result["taken"].items():
+        if model == BARE:
+            continue
+        if manifest_of(store, model).get("float16") and how["precision"] != "float16":
+            problems.append(f"{model} is served in {how['precision']}, though it has graphs in half precision")
+        if how["precision"] == "float16" and how["cache"] == "host":
+            problems.append(f"{model} keeps its cache in the host's memory")
+    return problems
 
 
 def models_of(store: Path) -> list[Path]:
@@ -310,9 +412,22 @@ def report(result: dict[str, Any]) -> str:
         f"`{result['command']}` at commit {result['commit']}, {datetime.now(UTC):%Y-%m-%d}, {result['machine']};"
         f" device {result['device']}, GPU {result['gpu']}; start to ready {result['start_s']:.1f} s.",
         "",
-        "| model | served on the device |",
-        "| --- | --- |",
-        *(f"| {model} | {why or 'yes, golden examples within tolerance'} |" for model, why in result["parity"].items()),
+        "| model | served on the device | precision | cache |",
+        "| --- | --- | --- | --- |",
+    ]
+    for model, why in result["parity"].items():
+        how = result["taken"].get(model) or {}
+        lines.append(
+            f"| {model} | {why or 'yes, golden examples within tolerance'} | {how.get('precision') or ''} |"
+            f" {how.get('cache') or ''} |"
+        )
+    if bare := result["bare"]:
+        lines += [
+            "",
+            f"`{bare['graph']}` without its manifest: within {bare['max_abs_difference']:.2g} of the CPU's answers,"
+            f" {bare['requests_per_s']:.0f} requests/s of {bare['rows']} rows in JSON, one after another.",
+        ]
+    lines += [
         "",
         "| served, at once | requests/s | p50 ms | p99 ms | rows a batch | GPU busy | GPU memory MiB |",
         "| --- | --- | --- | --- | --- | --- | --- |",

@@ -1,20 +1,21 @@
 """The decoder: sentences to tokens, several at a time, by the two graphs of `export/translation_graphs.py`.
 
-    join ── encoder ──> the source's keys and values ──┐
+    join ── encoder ──> the source's keys and values ──┐       (on a GPU they never leave the device)
                                                        ├─> step ──> likeliest tokens ──> each sentence's search
     the rows' earlier tokens, in a cache of our own ───┘     └──> keys and values, written into the cache in place
 
 A `RunningBatch` is what one thread decodes at present. Sentences join and leave it between steps; rows lie close
 together at the front of each tensor, so that a step reads them where they are, without a copy.
 
-Keys and values lie in the host's memory (`HostTensors`) or on the device (`DeviceTensors`), where a step leaves them
-and the next one finds them. What else a step takes and gives is a few kilobytes.
+Keys and values lie in the host's memory (`HostTensors`) or on the device (`DeviceTensors`), where the encoder or a step
+leaves them and the next step finds them. What else a call takes and gives is a few kilobytes.
 
 Shapes: N sentences, W beams, R = N x W rows, P places of the cache, S source tokens, H heads, K width of a head, C
 likeliest tokens, L places or source tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,8 +24,8 @@ import onnxruntime
 import structlog
 from numpy.typing import NDArray
 
-from service.device import FLOAT, FLOAT16, Device, gather_graph, providers, turn
-from service.engine import DATATYPE_OF, EngineError, first_line, open_session, session_options
+from service.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
+from service.engine import DATATYPE_OF, BoundCalls, Buckets, EngineError, first_line, open_session, session_options
 from service.tensors import NUMPY_OF
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,9 @@ SOURCE_STEP_TOKENS = 8
 # a step.
 MOST_LISTED = 64
 FILL_ID = 0  # in padding, which the mask hides
+# Calls of the encoder that keep their memory on the device: of up to four times the tokens that join running sentences
+# at once. All their buckets together have room for 25,000 tokens.
+KEPT_TOKENS = 1024
 
 
 class Sentence(Protocol):
@@ -68,7 +72,14 @@ class TranslationEngine:
     """Encoder and decoder step, loaded once; any number of running batches share the weights."""
 
     def __init__(
-        self, encoder: Path, decoder: Path, threads: int, device: Device = "cpu", *, keeps_on_device: bool | None = None
+        self,
+        encoder: Path,
+        decoder: Path,
+        threads: int,
+        device: Device = "cpu",
+        *,
+        max_tokens: int,
+        keeps_on_device: bool | None = None,
     ) -> None:
         """Load both graphs; each call then computes on `threads` threads, or on the device.
 
@@ -77,6 +88,7 @@ class TranslationEngine:
             decoder: the graph of a decoder step.
             threads: of a call on the CPU.
             device: where both are computed.
+            max_tokens: of the longest source.
             keeps_on_device: keys and values stay in ONNX Runtime's memory of the device; None: on a GPU those of the
                 source do, and those of the earlier tokens where the operator that writes them computes there.
 
@@ -102,27 +114,54 @@ class TranslationEngine:
         self._cross_on_device = on_gpu if keeps_on_device is None else keeps_on_device
         # Inputs that are computed with elsewhere are copied there when they are bound, and not when they have changed.
         self.reads_in_place = not on_gpu and not self._cross_on_device
-        self._gather = _open_gather(len(self.cache_names), self.dtype, device) if self._cross_on_device else None
+        self._encoder_calls: BoundCalls | None = None
+        self._gathers: _Gathers | None = None
+        if self._cross_on_device:
+            buckets = Buckets(max_tokens, {"input_ids": FILL_ID}, KEPT_TOKENS)
+            self._encoder_calls = BoundCalls(self._encoder, device, buckets)
+            self._gathers = _Gathers(len(self.cache_names), self.dtype, device)
         if on_gpu:
-            where = {True: "device", False: "host"}[self._cache_on_device]
-            log.info("translation keeps its cache", where=where, precision=str(self.dtype), graph=str(decoder))
+            log.info(
+                "translation keeps its cache", where=self.cache_place, precision=str(self.dtype), graph=str(decoder)
+            )
+
+    @property
+    def cache_place(self) -> Place:
+        """Where the keys and values of earlier tokens stay between two steps."""
+        return "device" if self._cache_on_device else "host"
+
+    @property
+    def encoder_buffers(self) -> dict[tuple[int, int | None], int]:
+        """As `OnnxEngine.buffers`, of the encoder."""
+        return dict(self._encoder_calls.allocated) if self._encoder_calls else {}
 
     def cache(self, rows: int, places: int) -> "HostTensors | DeviceTensors":
-        """Room for the keys and values of the rows' earlier tokens."""
-        return self._tensors(self.cache_names, rows, places, on_device=self._cache_on_device)
+        """Room for the keys and values of the rows' earlier tokens; zeros.
+
+        What was never written must be a number: a masked place has the weight 0, and 0 times what is no number is no
+        number.
+        """
+        return self._tensors(self.cache_names, (rows, places), on_device=self._cache_on_device, zeros=True)
 
     def cross(self, sentences: int, tokens: int) -> "HostTensors | DeviceTensors":
-        """Room for the keys and values of the sentences' sources."""
-        return self._tensors(self.cross_names, sentences, tokens, on_device=self._cross_on_device)
+        """Room for the keys and values of the sentences' sources, whose rows are always written as a whole."""
+        return self._tensors(self.cross_names, (sentences, tokens), on_device=self._cross_on_device, zeros=False)
 
-    def _tensors(self, names: list[str], rows: int, length: int, *, on_device: bool) -> "HostTensors | DeviceTensors":
-        shape = (rows, self.num_heads, length, self.head_width)
+    def _tensors(
+        self, names: list[str], size: tuple[int, int], *, on_device: bool, zeros: bool
+    ) -> "HostTensors | DeviceTensors":
+        shape = (size[0], self.num_heads, size[1], self.head_width)
         if on_device:
-            return DeviceTensors(names, shape, self.dtype, self.device, self._gather)
+            assert self._gathers is not None
+            return DeviceTensors(names, shape, self.dtype, self.device, self._gathers, zeros=zeros)
         return HostTensors(names, shape, self.dtype)
 
-    def encode(self, sources: Sequence[list[int]]) -> tuple[list[NDArray[Any]], NDArray[np.int32]]:
-        """Keys and values of the sources, each [N, H, S, K], in the order of `cross_names`; and the mask [N, S].
+    @contextmanager
+    def encoded(self, sources: Sequence[list[int]]) -> Iterator[Sequence[Any]]:
+        """Keys and values of the sources, each [N, H, S, K], in the order of `cross_names`.
+
+        Arrays in the host's memory; or values in that of the device, with rows and tokens to spare, which the next call
+        may write to after the end of the `with`.
 
         Raises:
             EngineError: the graph cannot compute these inputs.
@@ -133,11 +172,14 @@ class TranslationEngine:
         for row, source in enumerate(sources):
             ids_NS[row, : len(source)] = source
             mask_NS[row, : len(source)] = 1
-        try:
-            outputs = self._encoder.run(self.cross_names, {"input_ids": ids_NS, "attention_mask": mask_NS})
-        except Exception as error:
-            raise EngineError(first_line(error)) from error
-        return outputs, mask_NS.astype(np.int32)
+        feeds, calls = {"input_ids": ids_NS, "attention_mask": mask_NS}, self._encoder_calls
+        with ExitStack() as using:
+            with _refusing():
+                if calls is None:
+                    outputs = self._encoder.run(self.cross_names, feeds)
+                else:
+                    outputs = using.enter_context(calls.computed(feeds))
+            yield outputs
 
     def decoder_binding(self) -> Any:
         """A new binding of the decoder step's tensors to memory."""
@@ -176,16 +218,27 @@ class RunningBatches:
             self._join(sentences)
 
     def _join(self, sentences: Sequence[Sentence]) -> None:
-        cross, mask_NS = self._engine.encode([sentence.ids for sentence in sentences])
+        together: dict[tuple[int, int], list[int]] = {}
         for number, sentence in enumerate(sentences):
-            shape = (sentence.rows, sentence.num_candidates)
-            batch = self._by_shape.get(shape)
-            if batch is None:
-                # One for each shape that is running: what is empty would keep its memory for ever.
-                self._by_shape = {known: running for known, running in self._by_shape.items() if running.sentences}
-                batch = RunningBatch(self._engine, sentence.rows, self._max_rows, self._max_places)
-                self._by_shape[shape] = batch
-            batch.join(sentence, [part[number] for part in cross], int(mask_NS[number].sum()))
+            together.setdefault((sentence.rows, sentence.num_candidates), []).append(number)
+        joined: list[tuple[RunningBatch, Sentence]] = []
+        try:
+            with self._engine.encoded([sentence.ids for sentence in sentences]) as cross:
+                for shape, numbers in together.items():
+                    batch, some = self._batch(shape), [sentences[number] for number in numbers]
+                    batch.join(some, cross, numbers)
+                    joined += [(batch, sentence) for sentence in some]
+        except Exception:
+            for batch, sentence in joined:
+                batch.leave(sentence)
+            raise
+
+    def _batch(self, shape: tuple[int, int]) -> "RunningBatch":
+        if shape not in self._by_shape:
+            # One for each shape that is running: what is empty would keep its memory for ever.
+            self._by_shape = {known: running for known, running in self._by_shape.items() if running.sentences}
+            self._by_shape[shape] = RunningBatch(self._engine, shape[0], self._max_rows, self._max_places)
+        return self._by_shape[shape]
 
     def step(self) -> None:
         """One token more for every sentence.
@@ -215,10 +268,14 @@ class HostTensors:
         self._arrays = [np.zeros(shape, dtype) for _ in names]
         self.length = shape[2]
 
-    def put(self, row: int, parts_HLK: Sequence[NDArray[Any]], length: int) -> None:
-        """Write the first `length` places of a row, the one behind those in use."""
-        for array_RHLK, part_HLK in zip(self._arrays, parts_HLK, strict=True):
-            array_RHLK[row, :, :length] = part_HLK[:, :length]
+    def put(self, row: int, parts_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
+        """Write rows, from `row` on, which is the one behind those in use: some of an encoder's, by their numbers.
+
+        What lies behind a row's own tokens is hidden by the mask.
+        """
+        for array_RHLK, part_NHSK in zip(self._arrays, parts_NHSK, strict=True):
+            length = min(self.length, part_NHSK.shape[2])
+            array_RHLK[row : row + len(numbers), :, :length] = part_NHSK[numbers, :, :length]
 
     def move(self, targets: "Rows", sources: "Rows", length: int) -> None:
         """Make the first `length` places of the target rows what those of the source rows are."""
@@ -247,66 +304,106 @@ class HostTensors:
                 binding.bind_output(f"new_{name}", *bound)
 
 
+class _Gathers:
+    """The graphs that write rows of keys and values where others have left them, on the device."""
+
+    def __init__(self, count: int, dtype: np.dtype[Any], device: Device) -> None:
+        self._dtype, self._device = dtype, device
+        element_type = {"float32": FLOAT, "float16": FLOAT16}[dtype.name]
+
+        def opened(second_axis: int | None) -> Any:
+            graph = gather_graph(count, element_type, 4, second_axis)
+            return onnxruntime.InferenceSession(graph, session_options(1), providers=providers(device))
+
+        with turn(device):
+            self._rows, self._places = opened(None), opened(2)
+
+    def copy(
+        self,
+        sources: Sequence[Any],
+        rows: NDArray[np.int64],
+        targets: Sequence[Any],
+        shape: tuple[int, ...],
+        first: int = 0,
+    ) -> None:
+        """Write rows of the sources, [., H, S, K], from row `first` of the targets on, whose rows are [H, L, K].
+
+        A target with more places than its source repeats the last one there: padding, which only has to be a number.
+
+        Raises:
+            EngineError: the device cannot compute it.
+        """
+        (H, L, K), S = shape, sources[0].shape()[2]
+        session = self._rows if S == L else self._places
+        binding = session.io_binding()
+        binding.bind_cpu_input("rows", rows)
+        if S != L:
+            binding.bind_cpu_input("places", np.minimum(np.arange(L, dtype=np.int64), S - 1))
+        offset = first * H * L * K * self._dtype.itemsize
+        for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            binding.bind_ortvalue_input(f"x_{number}", source)
+            place = self._device, 0, self._dtype.type, (len(rows), *shape), target.data_ptr() + offset
+            binding.bind_output(f"y_{number}", *place)
+        _run(session, binding)
+
+
 class DeviceTensors:
-    """As `HostTensors`, in the device's memory, by the same methods.
+    """As `HostTensors`, in the device's memory, by the same methods; nothing of it goes through the host's.
 
     Rows that move are noted, and picked all at once before the next step, by a Gather on the device from one memory
-    into a second one, which the next step then reads. Of rows that are put, only their own content goes to the device.
+    into a second one, which the next step then reads. Rows that are put are picked in the same way, out of the memory
+    that the encoder has left them in.
     """
 
     def __init__(
-        self, names: Sequence[str], shape: tuple[int, int, int, int], dtype: np.dtype[Any], device: Device, gather: Any
+        self,
+        names: Sequence[str],
+        shape: tuple[int, int, int, int],
+        dtype: np.dtype[Any],
+        device: Device,
+        gathers: _Gathers,
+        *,
+        zeros: bool,
     ) -> None:
-        self._names, self._shape, self._dtype, self._device, self._gather = names, shape, dtype, device, gather
-        # Zeros, and the second only when rows move. What was never written must be a number all the same: a masked
-        # place has the weight 0, and 0 times what is no number is no number.
-        self._memories: list[list[Any]] = [self._allocate()]
+        self._names, self._shape, self._dtype, self._device = names, shape, dtype, device
+        self._gathers, self._zeros = gathers, zeros
+        self._memories: list[list[Any]] = [self._allocate()]  # the second only when rows move
         self.active = 0
         self._order_R = np.arange(shape[0], dtype=np.int64)  # for each row, the row of the memory that it is
-        self._put: list[Sequence[NDArray[Any]]] = []  # rows that are not on the device yet, from `_first_put` on
-        self._first_put = 0
 
     def _allocate(self) -> list[Any]:
-        zeros = (np.zeros(self._shape, self._dtype) for _ in self._names)
-        return [onnxruntime.OrtValue.ortvalue_from_numpy(each, self._device) for each in zeros]
+        if self._zeros:
+            zeros = (np.zeros(self._shape, self._dtype) for _ in self._names)
+            return [onnxruntime.OrtValue.ortvalue_from_numpy(each, self._device) for each in zeros]
+        make = onnxruntime.OrtValue.ortvalue_from_shape_and_type
+        return [make(list(self._shape), self._dtype.type, self._device) for _ in self._names]
 
     @property
     def length(self) -> int:
         """L."""
         return self._shape[2]
 
-    def put(self, row: int, parts_HLK: Sequence[NDArray[Any]], length: int) -> None:
-        """As `HostTensors.put`."""
-        if not self._put:
-            self._first_put = row
-        # A row that has been put, and has gone before any step, is put again.
-        del self._put[max(0, row - self._first_put) :]
-        self._first_put = min(self._first_put, row)
-        whole = [np.zeros(self._shape[1:], self._dtype) for _ in parts_HLK]
-        for whole_HLK, part_HLK in zip(whole, parts_HLK, strict=True):
-            whole_HLK[:, :length] = part_HLK[:, :length]
-        self._put.append(whole)
+    def put(self, row: int, parts_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
+        """As `HostTensors.put`, at once."""
+        self._pick(row)  # they go behind the others as they now are
+        picked = np.array(numbers, dtype=np.int64)
+        self._gathers.copy(parts_NHSK, picked, self._memories[self.active], self._shape[1:], row)
 
     def move(self, targets: "Rows", sources: "Rows", length: int) -> None:
         """As `HostTensors.move`; of whole rows."""
-        self._write_put()
         self._order_R[targets] = self._order_R[sources].copy()
 
     def lengthen(self, length: int, rows: int) -> None:
-        """As `HostTensors.lengthen`; by way of the host, for sources seldom outgrow all before them."""
-        self.settle(rows)
-        (R, H, present, K), before = self._shape, self._memories[self.active]
-        self._shape, kept = (R, H, length, K), min(length, present)
-        after = [np.zeros(self._shape, self._dtype) for _ in before]
-        if rows and kept:
-            for after_RHLK, value in zip(after, before, strict=True):
-                after_RHLK[:rows, :, :kept] = value.numpy()[:rows, :, :kept]
-        self._memories = [[onnxruntime.OrtValue.ortvalue_from_numpy(each, self._device) for each in after]]
-        self.active = 0
+        """As `HostTensors.lengthen`."""
+        (R, H, _, K), before, order_R = self._shape, self._memories[self.active], self._order_R[:rows].copy()
+        self._shape = (R, H, length, K)
+        self._memories, self.active = [self._allocate()], 0
+        self._order_R[:] = np.arange(R)
+        if rows:
+            self._gathers.copy(before, order_R, self._memories[0], self._shape[1:])
 
     def settle(self, rows: int) -> None:
         """Be as the calls before have said, so that the first `rows` rows can be bound."""
-        self._write_put()
         self._pick(rows)
 
     def bind(self, binding: Any, rows: int, *, new: bool) -> None:
@@ -317,20 +414,6 @@ class DeviceTensors:
             if new:
                 binding.bind_output(f"new_{name}", *bound)
 
-    def _write_put(self) -> None:
-        if not self._put:
-            return
-        written, self._put = self._put, []
-        self._pick(self._first_put)  # they go behind the others as they now are
-        binding, count = self._gather.io_binding(), len(written)
-        binding.bind_cpu_input("rows", np.arange(count, dtype=np.int64))
-        offset = self._first_put * int(np.prod(self._shape[1:])) * self._dtype.itemsize
-        for number, value in enumerate(self._memories[self.active]):
-            binding.bind_cpu_input(f"x_{number}", np.stack([row[number] for row in written]))
-            shape, address = (count, *self._shape[1:]), value.data_ptr() + offset
-            binding.bind_output(f"y_{number}", self._device, 0, self._dtype.type, shape, address)
-        _run(self._gather, binding)
-
     def _pick(self, rows: int) -> None:
         """Move what has been noted, of the rows in use."""
         order_R = self._order_R[:rows].copy()
@@ -340,31 +423,24 @@ class DeviceTensors:
         if len(self._memories) == 1:
             self._memories.append(self._allocate())
         before, self.active = self._memories[self.active], 1 - self.active
-        binding = self._gather.io_binding()
-        binding.bind_cpu_input("rows", order_R)
-        for number, (source, target) in enumerate(zip(before, self._memories[self.active], strict=True)):
-            element_type, (_, *rest) = self._dtype.type, self._shape
-            binding.bind_input(f"x_{number}", self._device, 0, element_type, self._shape, source.data_ptr())
-            binding.bind_output(f"y_{number}", self._device, 0, element_type, (rows, *rest), target.data_ptr())
-        _run(self._gather, binding)
+        self._gathers.copy(before, order_R, self._memories[self.active], self._shape[1:])
 
 
 Rows = slice | list[int]
 
 
 def _run(session: Any, binding: Any) -> None:
-    try:
+    with _refusing():
         session.run_with_iobinding(binding)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What ONNX Runtime refuses, in words."""
+    try:
+        yield
     except Exception as error:
         raise EngineError(first_line(error)) from error
-
-
-def _open_gather(count: int, dtype: np.dtype[Any], device: Device) -> Any:
-    element_type = {"float32": FLOAT, "float16": FLOAT16}[dtype.name]
-    with turn(device):
-        return onnxruntime.InferenceSession(
-            gather_graph(count, element_type, rank=4), session_options(1), providers=providers(device)
-        )
 
 
 class RunningBatch:
@@ -388,16 +464,17 @@ class RunningBatch:
         # Of the tensors as they lie now, by the number of sentences and the memories that are active.
         self._bindings: dict[tuple[int, int, int], Any] = {}
 
-    def join(self, sentence: Sentence, cross_HSK: Sequence[NDArray[Any]], length: int) -> None:
-        """Put a sentence behind the others."""
-        place, W = len(self.sentences), self._num_beams
-        self._lengths.append(length)
-        self._make_room(max(self._lengths))
-        self._cross.put(place, cross_HSK, length)
-        self._mask_NS[place] = 0
-        self._mask_NS[place, :length] = 1
-        self._past_R[place * W : (place + 1) * W] = 0
-        self.sentences.append(sentence)
+    def join(self, sentences: Sequence[Sentence], cross_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
+        """Put sentences behind the others; `numbers` are theirs among those that the encoder has read."""
+        place, W, lengths = len(self.sentences), self._num_beams, [len(sentence.ids) for sentence in sentences]
+        assert place + len(lengths) <= self._max_sentences
+        self._make_room(max(self._lengths + lengths))
+        self._cross.put(place, cross_NHSK, numbers)
+        tokens = np.arange(self._mask_NS.shape[1])
+        self._mask_NS[place : place + len(lengths)] = tokens < np.array(lengths)[:, None]
+        self._past_R[place * W : (place + len(lengths)) * W] = 0
+        self._lengths += lengths
+        self.sentences += sentences
 
     def _make_room(self, longest: int) -> None:
         """Lay out the source's keys and values anew where the longest source asks for it, or for much less."""

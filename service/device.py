@@ -12,6 +12,7 @@ from typing import Any, Literal
 import onnxruntime
 
 Device = Literal["cpu", "cuda"]
+Place = Literal["host", "device"]  # whose memory something lies in
 
 # By preference: what the first one has no kernel for, such as the shapes of a graph, is computed by the second.
 PROVIDERS: dict[Device, list[Any]] = {
@@ -124,33 +125,41 @@ def cuda_problem() -> str | None:
 
 def identity_graph() -> bytes:
     """The smallest ONNX model, y = x of one float: the serving install has no tools to build one."""
-    return _model([("Identity", ["x"], ["y"])], {"x": (FLOAT, (1,))}, {"y": (FLOAT, (1,))})
+    return _model([("Identity", ["x"], ["y"], {})], {"x": (FLOAT, (1,))}, {"y": (FLOAT, (1,))})
 
 
-def gather_graph(count: int, element_type: int, rank: int) -> bytes:
+def gather_graph(count: int, element_type: int, rank: int, second_axis: int | None = None) -> bytes:
     """An ONNX model that picks rows of several tensors: y_i = x_i[rows], for i from 0 to `count` - 1.
 
     Args:
         count: tensors.
         element_type: of all of them, by its number in onnx.proto.
         rank: dimensions of each, of any size.
+        second_axis: one to pick places of as well, by the input `places`: for 2, y_i = x_i[rows][:, :, places].
     """
     tensor, numbers = (element_type, (None,) * rank), range(count)
-    return _model(
-        [("Gather", [f"x_{number}", "rows"], [f"y_{number}"]) for number in numbers],
-        {f"x_{number}": tensor for number in numbers} | {"rows": (INT64, (None,))},
-        {f"y_{number}": tensor for number in numbers},
-    )
+    order, picked = (INT64, (None,)), "y" if second_axis is None else "picked"
+    nodes: list[_Node] = [("Gather", [f"x_{number}", "rows"], [f"{picked}_{number}"], {}) for number in numbers]
+    inputs = {f"x_{number}": tensor for number in numbers} | {"rows": order}
+    if second_axis is not None:
+        inputs["places"] = order
+        nodes += [
+            ("Gather", [f"picked_{number}", "places"], [f"y_{number}"], {"axis": second_axis}) for number in numbers
+        ]
+    return _model(nodes, inputs, {f"y_{number}": tensor for number in numbers})
+
+
+_Node = tuple[str, list[str], list[str], dict[str, int]]  # operator, inputs, outputs, attributes
 
 
 def _model(
-    nodes: Sequence[tuple[str, list[str], list[str]]],
+    nodes: Sequence[_Node],
     inputs: Mapping[str, tuple[int, tuple[int | None, ...]]],
     outputs: Mapping[str, tuple[int, tuple[int | None, ...]]],
 ) -> bytes:
     """An ONNX model as protobuf encodes onnx.proto: operators with their inputs and outputs, tensors by name.
 
-    A tensor is its element type and its sizes, None for any. Operators have no attributes.
+    A tensor is its element type and its sizes, None for any. Attributes are whole numbers.
     """
 
     def varint(number: int) -> bytes:
@@ -167,10 +176,13 @@ def _model(
         shape = b"".join(field(1, b"" if size is None else field(1, size)) for size in sizes)
         return field(1, name) + field(2, field(1, field(1, element_type) + field(2, shape)))
 
-    graph = b"".join(
-        field(1, b"".join([*(field(1, x) for x in taken), *(field(2, y) for y in given), field(4, operator)]))
-        for operator, taken, given in nodes
-    )
+    def node(operator: str, taken: list[str], given: list[str], attributes: dict[str, int]) -> bytes:
+        # An attribute's type 2 is INT.
+        named = (field(1, name) + field(3, number) + field(20, 2) for name, number in attributes.items())
+        parts = [*(field(1, x) for x in taken), *(field(2, y) for y in given), field(4, operator)]
+        return b"".join([*parts, *(field(5, each) for each in named)])
+
+    graph = b"".join(field(1, node(*each)) for each in nodes)
     graph += field(2, "graph")
     graph += b"".join(field(11, value(name, *tensor)) for name, tensor in inputs.items())
     graph += b"".join(field(12, value(name, *tensor)) for name, tensor in outputs.items())

@@ -14,8 +14,9 @@ Shapes: B rows of a call, T tokens.
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -85,6 +86,7 @@ class Buckets:
 
     max_tokens: int | None = None  # the longest row that the graph takes; None: its rows all have one size
     fill: Mapping[str, int] = field(default_factory=dict)  # what follows the tokens of a row, by input; 0 in the others
+    kept_tokens: int | None = None  # a larger bucket, padding included, does not keep its memory; None: all do
 
     def of(self, rows: int, tokens: int | None) -> "Bucket":
         """The bucket of a call."""
@@ -92,6 +94,11 @@ class Buckets:
         if tokens is None or self.max_tokens is None:
             return rounded, None
         return rounded, max(tokens, min(-(-tokens // TOKEN_STEP) * TOKEN_STEP, self.max_tokens))
+
+    def keeps(self, bucket: "Bucket") -> bool:
+        """Whether the memory of a bucket stays allocated."""
+        rows, tokens = bucket
+        return self.kept_tokens is None or rows * (tokens or 1) <= self.kept_tokens
 
 
 Bucket = tuple[int, int | None]  # rows, tokens; None where rows all have one size
@@ -108,6 +115,7 @@ class OnnxEngine:
         buckets: Buckets | None = None,
         *,
         captures: bool = False,
+        binds: bool | None = None,
     ) -> None:
         """Load `graph`; each call then computes on `threads` threads, or on the device.
 
@@ -115,20 +123,23 @@ class OnnxEngine:
             graph: the file.
             threads: of a call on the CPU.
             device: where it is computed.
-            buckets: what calls are rounded up to; None leaves each as it is, and its memory to ONNX Runtime.
+            buckets: what calls are rounded up to; None leaves each as it is.
             captures: the calls of each bucket are captured as a CUDA graph, and replayed.
+            binds: calls without buckets have their inputs and outputs in the device's memory; None: on a GPU.
 
         Raises:
             EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry, or none that
                 buckets are known for.
         """
         self._session = open_session(graph, threads, device, captures=captures)
-        self.inputs = tuple(_spec(node) for node in self._session.get_inputs())
-        self.outputs = tuple(_spec(node) for node in self._session.get_outputs())
+        self.inputs, self.outputs = _specs(self._session)
         self._output_names = [spec.name for spec in self.outputs]
         self._device, self._bound = device, None
         if buckets is not None:
-            self._bound = _BoundCalls(self._session, self.inputs, self.outputs, device, buckets, captures=captures)
+            self._bound = BoundCalls(self._session, device, buckets, captures=captures)
+        # Texts lie in the host's memory, whatever the device.
+        bindable = all(spec.datatype in NUMPY_OF for spec in (*self.inputs, *self.outputs))
+        self.binds = bindable and (device == "cuda" if binds is None else binds)
 
     @property
     def buffers(self) -> dict[Bucket, int]:
@@ -141,13 +152,27 @@ class OnnxEngine:
             if self._bound:
                 return self._bound.run(feeds)
             with turn(self._device):
-                outputs = self._session.run(self._output_names, feeds)
+                outputs = self._run_bound(feeds) if self.binds else self._session.run(self._output_names, feeds)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
 
+    def _run_bound(self, feeds: Arrays) -> list[NDArray[Any]]:
+        """A call of any shape: its inputs go to the device, and its outputs, whose sizes it tells, come back once."""
+        if unknown := feeds.keys() - {spec.name for spec in self.inputs}:
+            raise ValueError(f"the graph has no input {', '.join(sorted(unknown))}")
+        binding = self._session.io_binding()
+        for name, array in feeds.items():
+            on_device = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+            binding.bind_ortvalue_input(name, on_device)
+        for name in self._output_names:
+            binding.bind_output(name, self._device)
+        self._session.run_with_iobinding(binding)
+        # Of the CPU's own memory `numpy` gives the memory itself, which ends with the binding.
+        return [np.array(value.numpy()) for value in binding.get_outputs()]
 
-class _BoundCalls:
+
+class BoundCalls:
     """Calls of one session on memory that is allocated once for each bucket; from any number of threads.
 
     A bucket's memory is in use by one call at a time: a second one beside it allocates its own, which is kept as well.
@@ -160,13 +185,23 @@ class _BoundCalls:
     def __init__(
         self,
         session: Any,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
         device: Device,
         buckets: Buckets,
         *,
-        captures: bool,
+        captures: bool = False,
     ) -> None:
+        """Set up.
+
+        Args:
+            session: of ONNX Runtime.
+            device: where it computes.
+            buckets: what calls are rounded up to.
+            captures: they are captured as CUDA graphs.
+
+        Raises:
+            EngineError: the graph has tensors that no buckets are known for.
+        """
+        inputs, outputs = _specs(session)
         dimensions = 1 if buckets.max_tokens is None else 2
         for spec in inputs:
             if spec.shape[:dimensions] != (-1,) * dimensions or -1 in spec.shape[dimensions:]:
@@ -175,6 +210,12 @@ class _BoundCalls:
             raise EngineError(f"output {unknown[0]!r} has a size that only a call tells: no CUDA graph can write it")
         self._session, self._inputs, self._outputs = session, inputs, outputs
         self._device, self._buckets = device, buckets
+        # An output may have as many tokens as the inputs: a dimension of the same name.
+        tokens_name = session.get_inputs()[0].shape[1] if dimensions == 2 else None
+        self._has_tokens = {
+            node.name: [bool(tokens_name) and size == tokens_name for size in node.shape]
+            for node in session.get_outputs()
+        }
         self._allocating = Lock()
         self._free: defaultdict[Bucket, list[_Buffers]] = defaultdict(list)
         self.allocated: dict[Bucket, int] = {}
@@ -192,12 +233,25 @@ class _BoundCalls:
             raise ValueError(f"the graph's inputs are {', '.join(spec.name for spec in self._inputs)}")
         first = feeds[self._inputs[0].name]
         rows, tokens = first.shape[0], None if self._buckets.max_tokens is None else first.shape[1]
-        bucket = self._buckets.of(rows, tokens)
-        first_call = bucket not in self.allocated
-        with GPU_TURNS.alone() if self._thread and first_call else turn(self._device):
-            return self._run_in(bucket, rows, feeds)
+        first_call = self._buckets.of(rows, tokens) not in self.allocated
+        with (
+            GPU_TURNS.alone() if self._thread and first_call else turn(self._device),
+            self.computed(feeds) as outputs,
+        ):
+            return {
+                # Of the CPU's own memory `numpy` gives the memory itself, which the next call writes to.
+                spec.name: np.array(value.numpy()[: rows if spec.shape[:1] == (-1,) else None])
+                for spec, value in zip(self._outputs, outputs, strict=True)
+            }
 
-    def _run_in(self, bucket: Bucket, rows: int, feeds: Arrays) -> Arrays:
+    @contextmanager
+    def computed(self, feeds: Arrays) -> Iterator[list[Any]]:
+        """A call within a turn of the caller's; its outputs as they lie on the device, rounded up like the call.
+
+        They are the caller's until the end of the `with`: then the next call may write to them.
+        """
+        first = feeds[self._inputs[0].name]
+        bucket = self._buckets.of(first.shape[0], None if self._buckets.max_tokens is None else first.shape[1])
         # Taking from a list and adding to it are one step each to other threads.
         try:
             buffers = self._free[bucket].pop()
@@ -207,21 +261,21 @@ class _BoundCalls:
             for spec in self._inputs:
                 buffers.put(spec.name, feeds[spec.name])
             self._session.run_with_iobinding(buffers.binding, buffers.run_options)
-            return {
-                # Of the CPU's own memory `numpy` gives the memory itself, which the next call writes to.
-                spec.name: np.array(value.numpy()[: rows if spec.shape[:1] == (-1,) else None])
-                for spec, value in zip(self._outputs, buffers.binding.get_outputs(), strict=True)
-            }
+            yield buffers.binding.get_outputs()
         finally:
-            self._free[bucket].append(buffers)
+            if self._buckets.keeps(bucket):
+                self._free[bucket].append(buffers)
 
     def _allocate(self, bucket: Bucket) -> "_Buffers":
         with self._allocating:
             self.allocated[bucket] = self.allocated.get(bucket, 0) + 1
         (rows, tokens), binding = bucket, self._session.io_binding()
         for spec in self._outputs:
-            if _has_known_size(spec):
-                shape = [rows if size == -1 else size for size in spec.shape]
+            shape = [
+                (tokens if has_tokens else rows if axis == 0 else -1) if size == -1 else size
+                for axis, (size, has_tokens) in enumerate(zip(spec.shape, self._has_tokens[spec.name], strict=True))
+            ]
+            if -1 not in shape and spec.datatype in NUMPY_OF:
                 binding.bind_ortvalue_output(spec.name, _on_device(shape, NUMPY_OF[spec.datatype], self._device))
             else:
                 binding.bind_output(spec.name, self._device)  # ONNX Runtime allocates it there, at each call
@@ -302,6 +356,15 @@ def session_options(threads: int) -> Any:
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 3
     return options
+
+
+def _specs(session: Any) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of a session's graph.
+
+    Raises:
+        EngineError: one of them has a type that the protocol cannot carry.
+    """
+    return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -2,6 +2,7 @@
 
     folder ── read, checksums ──> engine ── golden examples replayed ──> costs measured
 
+A GPU gets the graphs in half precision of a folder that has some, and only where these fail the ones that a CPU gets.
 Warm-up, preprocessing parity and numeric parity in one: what passes answers as the original PyTorch model did.
 """
 
@@ -16,8 +17,6 @@ import msgspec
 import structlog
 
 from model_store.folder import (
-    ENCODER,
-    GRAPH,
     PREPROCESSOR,
     TARGET_TOKENIZER,
     TOKENIZER,
@@ -29,7 +28,7 @@ from model_store.folder import (
 )
 from service.cost_table import CostTable
 from service.decoder import TranslationEngine
-from service.device import Device
+from service.device import Device, Place
 from service.engine import Buckets, Engine, EngineError, OnnxEngine
 from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.inflight_batcher import RunningBatches
@@ -82,6 +81,8 @@ class LoadedTranslation:
     probe: Callable[[], None]
     costs: CostTable
     golden: Golden
+    precision: str
+    cache_place: Place
     card: str | None = None  # the model card
 
 
@@ -95,6 +96,7 @@ class Loaded:
     costs: CostTable
     skipped_padding_cost: float | None  # as `Batcher` takes it
     golden: Golden | None = None  # of a bare model
+    precision: str | None = None  # the same
     card: str | None = None  # the model card
 
 
@@ -105,7 +107,7 @@ def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engi
         EngineError: ONNX Runtime refuses it.
         FolderError: a file that says how its inputs are padded is damaged.
     """
-    graph = folder.path / GRAPH
+    graph = folder.graph
     buckets = None if device == "cpu" else buckets_of(folder)
     if buckets is None:
         return OnnxEngine(graph, threads, device)
@@ -120,6 +122,18 @@ def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engi
             return engine
     log.info("model is computed in buckets, without CUDA graphs", **model, why=problem)
     return OnnxEngine(graph, threads, device, buckets)
+
+
+def open_translation(folder: ModelFolder, threads: int, device: Device = "cpu") -> TranslationEngine:
+    """The two graphs of a translation model, in ONNX Runtime.
+
+    Raises:
+        EngineError: ONNX Runtime refuses one of them.
+    """
+    assert folder.manifest is not None
+    return TranslationEngine(
+        folder.encoder, folder.graph, threads, device, max_tokens=folder.manifest.limits.max_tokens
+    )
 
 
 def buckets_of(folder: ModelFolder) -> Buckets | None:
@@ -164,6 +178,7 @@ class Loader:
         engine_clock: Callable[[], float],
         device: Device = "cpu",
         open_engine: Callable[[ModelFolder, int, Device], Engine] = open_onnx,
+        open_translation_engine: Callable[[ModelFolder, int, Device], TranslationEngine] = open_translation,
     ) -> None:
         """Set up.
 
@@ -173,9 +188,11 @@ class Loader:
             engine_clock: measures what a call costs.
             device: where engines compute.
             open_engine: what computes the graph of a model with one; gets folder, threads and device.
+            open_translation_engine: the same of a translation model.
         """
         self._max_rows, self._threads, self._engine_clock = max_rows, threads, engine_clock
         self._device, self._open_engine = device, open_engine
+        self._open_translation_engine = open_translation_engine
 
     def load(self, found: FoundFolder) -> Loaded | LoadedTranslation:
         """Read, check and prove one folder; all of it that takes time.
@@ -185,6 +202,16 @@ class Loader:
             EngineError: ONNX Runtime refuses a graph.
         """
         folder = read(found)
+        if self._device == "cuda" and (halved := folder.in_half_precision()) is not None:
+            try:
+                return replace(self._load(halved), card=folder.card)
+            except (FolderError, EngineError) as error:
+                log.error(
+                    "model is not served in half precision",
+                    model=folder.name,
+                    version=str(folder.version),
+                    why=str(error),
+                )
         return replace(self._load(folder), card=folder.card)
 
     def _load(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
@@ -247,12 +274,12 @@ class Loader:
         padding_cost = None
         if folder.manifest.skips_padding:
             padding_cost = measure_padding_cost(run, item_of_length, max_tokens, self._engine_clock)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, padding_cost, golden)
+        return Loaded(task, run, lambda: _probe(run, items[0]), costs, padding_cost, golden, folder.manifest.precision)
 
     def _load_image_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
         if len(engine.inputs) != 1:
-            raise FolderError(f"model.onnx has {len(engine.inputs)} inputs, an image classifier has one")
+            raise FolderError(f"{folder.graph_name} has {len(engine.inputs)} inputs, an image classifier has one")
         task = ImageClassification(
             _read_json(folder.path / PREPROCESSOR, PreprocessorConfig),
             labels=folder.manifest.labels,
@@ -275,7 +302,7 @@ class Loader:
             for exponent in range((self._max_rows - 1).bit_length() + 1):
                 run([items[0]] * min(2**exponent, self._max_rows))
         costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, skipped_padding_cost=None, golden=golden)
+        return Loaded(task, run, lambda: _probe(run, items[0]), costs, None, golden, folder.manifest.precision)
 
     def _load_translation(self, folder: ModelFolder) -> LoadedTranslation:
         assert folder.manifest is not None
@@ -295,7 +322,7 @@ class Loader:
                 (folder.path / TARGET_TOKENIZER).read_text() if TARGET_TOKENIZER in folder.manifest.files else None
             ),
         )
-        engine = TranslationEngine(folder.path / ENCODER, folder.path / GRAPH, self._threads, self._device)
+        engine = self._open_translation_engine(folder, self._threads, self._device)
 
         def open_batches() -> RunningBatches:
             return engine.open(self._max_rows, max_tokens)
@@ -317,7 +344,10 @@ class Loader:
             started_s = time.perf_counter()
             running.step()
             measured.append((rows, 1, time.perf_counter() - started_s))
-        return LoadedTranslation(task, open_batches, probe, CostTable(self._max_rows, 2, measured), golden)
+        costs = CostTable(self._max_rows, 2, measured)
+        return LoadedTranslation(
+            task, open_batches, probe, costs, golden, folder.manifest.precision, engine.cache_place
+        )
 
     def _measure_costs(
         self,

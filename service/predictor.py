@@ -17,6 +17,7 @@ import structlog
 from service.admission import Done
 from service.batcher import Item
 from service.config import ServiceConfig
+from service.device import Place
 from service.errors import (
     DeadlineExceeded,
     HeedError,
@@ -151,6 +152,8 @@ class IndexedModel:
     labels: list[str]  # of a classifier
     ready: bool
     reason: str | None  # why it is not
+    precision: str | None  # of the graphs that answer; None of a bare model
+    cache: Place | None  # where a translation model keeps keys and values between two steps
 
 
 class Predictor:
@@ -653,7 +656,8 @@ class Predictor:
         indexed = []
         for name in sorted({state.name for state in self._repository.states.values()}):
             state = self._repository.state(name)
-            task = None if state.served is None else state.served.task
+            served = state.served
+            task = None if served is None else served.task
             why = self.problem_of(name)
             indexed.append(
                 IndexedModel(
@@ -664,6 +668,8 @@ class Predictor:
                     labels=task.labels if isinstance(task, Classifier) else [],
                     ready=why is None,
                     reason=why,
+                    precision=None if served is None else served.precision,
+                    cache=None if served is None else served.cache_place,
                 )
             )
         return indexed

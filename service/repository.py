@@ -14,7 +14,7 @@ import structlog
 from model_store.folder import FolderError, FoundFolder, scan
 from service.batcher import Batcher, BatcherLimits
 from service.config import ServiceConfig
-from service.device import Device
+from service.device import Device, Place
 from service.engine import EngineError
 from service.errors import NotFound, Unavailable
 from service.golden import Golden
@@ -34,6 +34,8 @@ class ServedModel:
     task: Task
     batcher: Batcher | InFlightBatcher
     golden: Golden | None  # of a bare model
+    precision: str | None = None  # of the graphs that were taken; None of a bare model
+    cache_place: Place | None = None  # of a translation model
     card: str | None = None  # the model card
 
 
@@ -118,7 +120,9 @@ class ModelRepository:
             )
         else:
             seconds = round(time.perf_counter() - started_s, 3)
-            log.info("model ready", model=folder.name, version=folder.version, load_s=seconds)
+            served = state.served
+            how = {} if served is None or served.precision is None else {"precision": served.precision}
+            log.info("model ready", model=folder.name, version=folder.version, load_s=seconds, **how)
 
     def _start(self, folder: FoundFolder, loaded: Loaded | LoadedTranslation) -> ServedModel:
         labels = (folder.name, folder.version)
@@ -158,7 +162,16 @@ class ModelRepository:
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
         self.metrics.low_priority_queue_rows.labels(*labels).set_function(lambda: batcher.queued_low_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
-        return ServedModel(folder.name, folder.version, loaded.task, batcher, loaded.golden, loaded.card)
+        return ServedModel(
+            folder.name,
+            folder.version,
+            loaded.task,
+            batcher,
+            loaded.golden,
+            loaded.precision,
+            loaded.cache_place if isinstance(loaded, LoadedTranslation) else None,
+            loaded.card,
+        )
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model to answer a request; without a version, the highest one that is ready.

@@ -260,6 +260,7 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             about={"licence": "none"},
             console=Console(quiet=True),
             explained=False,
+            halved=False,
         )
     shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     return store
@@ -305,6 +306,7 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
             about={"licence": "none"},
             console=Console(quiet=True),
             explained=False,
+            halved=False,
         )
     shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     return store

@@ -1,7 +1,7 @@
 """The OpenAPI description of the HTTP face, as /openapi.json and for the page /docs."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -63,6 +63,8 @@ class IndexEntry(msgspec.Struct):
     labels: list[str]
     ready: bool
     reason: str | None
+    precision: str | None
+    cache: Literal["host", "device"] | None
 
 
 class ModelIndex(msgspec.Struct):

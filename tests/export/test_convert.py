@@ -39,6 +39,7 @@ def converted(source: TextClassifierSource, store: Path, console: Console, preci
         about={"licence": "none"},
         console=console,
         explained=False,
+        halved=False,
     )
 
 

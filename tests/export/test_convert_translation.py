@@ -53,6 +53,7 @@ def test_lossy_precisions_say_what_they_lost(
         about={},
         console=quiet,
         explained=False,
+        halved=False,
     )
     manifest = json.loads((target / "manifest.json").read_text())
     assert manifest["precision"] == precision
@@ -77,6 +78,7 @@ def test_lossy_precisions_need_references(
             about={},
             console=quiet,
             explained=False,
+            halved=False,
         )
 
 
@@ -92,6 +94,7 @@ def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path
             about={},
             console=quiet,
             explained=False,
+            halved=False,
         )
     assert not (tmp_path / "store").exists()
 
@@ -120,6 +123,7 @@ def test_another_model_is_refused(
             about={},
             console=quiet,
             explained=False,
+            halved=False,
         )
     assert not list(tmp_path.glob("dogs/*"))
 

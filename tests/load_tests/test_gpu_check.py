@@ -5,6 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from load_tests.gpu_check import problems_of
 from tests.conftest import ROOT
 
 
@@ -23,13 +26,23 @@ def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(results.read_text())
     assert found["parity"] == {"cifar10-vit": None, "sentiment-small": None, "translation-en-de": None}
+    assert found["problems"] == []
+    assert found["taken"] == {
+        "bare": {"precision": None, "cache": None},
+        "cifar10-vit": {"precision": "float32", "cache": None},
+        "sentiment-small": {"precision": "float32", "cache": None},
+        "translation-en-de": {"precision": "float32", "cache": "host"},
+    }
+    assert found["bare"]["graph"] == "cifar10-vit/model.onnx"
+    assert found["bare"]["max_abs_difference"] < 1e-4
     assert {row["model"] for row in found["served"]} == {"sentiment-small", "translation-en-de"}
     assert all(row["requests_per_s"] > 0 and row["clients"] == 2 for row in found["served"])
     assert all(row["rows_per_s"] > 0 for row in found["engine"])
     assert {row["model"] for row in found["images"]} == {"cifar10-vit"}
     assert all(row["rows_per_s"] > 0 and not row["captured"] for row in found["images"])
     assert found["left_out"] == []
-    assert "| cifar10-vit | yes, golden examples within tolerance |" in page.read_text()
+    assert "| translation-en-de | yes, golden examples within tolerance | float32 | host |" in page.read_text()
+    assert "`cifar10-vit/model.onnx` without its manifest: within" in page.read_text()
     assert "| cifar10-vit, 32 images |" in page.read_text()
 
     damaged = tmp_path / "damaged/sentiment-small/1"
@@ -42,5 +55,32 @@ def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None
     assert done.returncode == 1, done.stdout + done.stderr
     found = json.loads(results.read_text())
     assert "tokenizer.json" in found["parity"]["sentiment-small"]
+    assert [problem.split(":")[0] for problem in found["problems"]] == ["sentiment-small is not served"]
     assert found["served"] == found["engine"] == []
     assert len(found["left_out"]) > 6
+
+
+@pytest.mark.parametrize(
+    ("precision", "cache", "difference", "expected"),
+    [
+        ("float16", "device", 0.001, []),
+        ("float32", "host", 0.001, ["translation-en-de is served in float32, though it has graphs in half precision"]),
+        ("float16", "host", 0.001, ["translation-en-de keeps its cache in the host's memory"]),
+        ("float16", "device", 0.5, ["the bare graph answers 0.5 off the CPU's answers"]),
+        ("float16", "device", float("nan"), ["the bare graph answers nan off the CPU's answers"]),
+    ],
+)
+def test_what_a_gpu_should_take_and_does_not_is_a_problem(
+    precision: str, cache: str, difference: float, expected: list[str]
+) -> None:
+    """Other graphs than those in half precision, a cache that does not stay, a bare graph that answers otherwise."""
+    found = {
+        "device": "cuda",
+        "parity": {"translation-en-de": None},
+        "taken": {
+            "bare": {"precision": None, "cache": None},
+            "translation-en-de": {"precision": precision, "cache": cache},
+        },
+        "bare": {"max_abs_difference": difference},
+    }
+    assert problems_of(ROOT / "model_store", found) == expected

@@ -48,7 +48,8 @@ def test_the_committed_model_is_whole(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.onnx", "tokenizer.json", "golden.json", "config.json", "README.md", "explain.onnx"]
+    "name",
+    ["model.onnx", "model.float16.onnx", "tokenizer.json", "golden.json", "config.json", "README.md", "explain.onnx"],
 )
 def test_a_changed_byte_in_any_file_is_noticed(folder: Path, name: str) -> None:
     """Also in those that no answer depends on."""
@@ -83,6 +84,7 @@ def test_a_manifest_cannot_lead_out_of_its_folder(folder: Path) -> None:
         ({"labels": "POSITIVE"}, r"Expected `array`, got `str` - at `\$.labels`"),
         ({"surprise": 1}, "unknown field `surprise`"),
         ({"files": {}}, "no checksum for golden.json, model.onnx"),
+        ({"float16": {"tolerance": {}, "quality": {}}}, "missing required field `max_abs_logit_difference`"),
     ],
 )
 def test_a_manifest_that_is_not_understood_is_refused(folder: Path, changes: dict[str, object], expected: str) -> None:
@@ -90,6 +92,28 @@ def test_a_manifest_that_is_not_understood_is_refused(folder: Path, changes: dic
     change_manifest(folder, **changes)
     with pytest.raises(FolderError, match=expected):
         read(found(folder))
+
+
+@pytest.mark.parametrize(("name", "graph"), [("sentiment-small", "model"), ("translation-en-de", "encoder")])
+def test_half_precision_that_is_described_must_be_there(name: str, graph: str, tmp_path: Path) -> None:
+    """With its checksum; a folder may also have none, and is then served on a GPU as on a CPU."""
+    folder = Path(shutil.copytree(ROOT / "model_store" / name / "1", tmp_path / name / "1"))
+    halved = read(found(folder)).in_half_precision()
+    assert halved is not None
+    assert halved.graph == folder / "model.float16.onnx"
+    assert halved.encoder == folder / "encoder.float16.onnx"
+    assert halved.manifest is not None
+    assert halved.manifest.precision == "float16"
+    files = json.loads((folder / "manifest.json").read_text())["files"]
+    for file in folder.glob("*.float16.onnx"):
+        if file.name == f"{graph}.float16.onnx":
+            file.unlink()
+            del files[file.name]
+    change_manifest(folder, files=files)
+    with pytest.raises(FolderError, match=f"no checksum for {graph}.float16.onnx, which float16 is said of"):
+        read(found(folder))
+    change_manifest(folder, float16=None)
+    assert read(found(folder)).in_half_precision() is None
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine_of(graphs: Path, *, keeps_on_device: bool = False) -> TranslationEngine:
     """On one thread; keys and values in numpy's memory, or as on a GPU in that of the device, which is the CPU here."""
     encoder, decoder = graphs / "encoder.onnx", graphs / "model.onnx"
-    return TranslationEngine(encoder, decoder, threads=1, keeps_on_device=keeps_on_device)
+    return TranslationEngine(encoder, decoder, threads=1, max_tokens=MAX_TOKENS, keeps_on_device=keeps_on_device)
 
 
 def random_sentences(count: int, seed: int) -> list[Sentence]:
@@ -182,10 +182,76 @@ def test_a_sentence_that_leaves_at_once_leaves_nothing(graphs: Path, keeps_on_de
         assert sentence.search.best().ids == expected.ids
 
 
+def sources(*lengths: int) -> list[Sentence]:
+    """Greedy sentences of so many tokens, all of them different."""
+    rng = np.random.default_rng(lengths)
+    options = SearchOptions(max_new_tokens=12)
+    ids = [[*rng.integers(EOS_ID + 1, 60, length - 1).tolist(), EOS_ID] for length in lengths]
+    return [Sentence(each, options, bos_id=BOS_ID, eos_id=EOS_ID, truncated=False) for each in ids]
+
+
+def test_the_encoder_computes_in_buckets_on_the_device(graphs: Path) -> None:
+    """Their memory is used again for whoever joins next, at any number and length, and gives nobody another's source.
+
+    A call of more tokens than are kept has memory of its own.
+    """
+    engine = engine_of(graphs, keeps_on_device=True)
+    batches, alone = engine.open(max_rows=64, max_places=MAX_TOKENS), OnnxTranslator(graphs)
+    running: list[Sentence] = []
+    for lengths in ((3, 9, 5), (16, 2, 8, 1), (20,), (4, 4, 4), (7,), (33,), tuple([MAX_TOKENS] * 33)):
+        joining = sources(*lengths)
+        batches.join(joining)
+        running += joining
+        batches.step()
+    assert engine.encoder_buffers == {(4, 16): 1, (1, 32): 1, (1, 16): 1, (1, 40): 1, (64, 40): 1}
+    for _ in range(2):
+        for sentence in running[-33:]:
+            batches.leave(sentence)
+        del running[-33:]
+        joining = sources(*[MAX_TOKENS] * 33)
+        batches.join(joining)
+        running += joining
+    assert engine.encoder_buffers[64, 40] == 3
+    while unfinished := [sentence for sentence in running if not sentence.done]:
+        batches.step()
+        for sentence in [each for each in unfinished if each.done]:
+            batches.leave(sentence)
+    for sentence in running:
+        (expected,) = translate(alone, [sentence.ids], [sentence.options])
+        assert sentence.search.best().ids == expected.ids
+    assert engine_of(graphs).encoder_buffers == {}
+
+
+@pytest.mark.parametrize("keeps_on_device", [False, True])
+def test_all_join_or_none(graphs: Path, keeps_on_device: bool) -> None:
+    """Where one has no room, or what the encoder cannot read: those who run go on, and the others may come again."""
+    batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=5, max_places=MAX_TOKENS)
+    first, second, third = sources(5, 7, 6)
+    batches.join([first])
+    options = SearchOptions(max_new_tokens=12, num_beams=5)
+    with_beams = [Sentence(second.ids, options, bos_id=BOS_ID, eos_id=EOS_ID, truncated=False) for _ in range(2)]
+    with pytest.raises(AssertionError):
+        batches.join([second, *with_beams])
+    unknown = Sentence([10_000, EOS_ID], second.options, bos_id=BOS_ID, eos_id=EOS_ID, truncated=False)
+    with pytest.raises(EngineError):
+        batches.join([third, unknown])
+    batches.step()
+    assert [len(sentence.so_far) for sentence in (first, second, third)] == [1, 0, 0]
+    batches.join([second, third])
+    running = [first, second, third]
+    while unfinished := [sentence for sentence in running if not sentence.done]:
+        batches.step()
+        for sentence in [each for each in unfinished if each.done]:
+            batches.leave(sentence)
+    for sentence in running:
+        (expected,) = translate(OnnxTranslator(graphs), [sentence.ids], [sentence.options])
+        assert sentence.search.best().ids == expected.ids
+
+
 def test_other_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
     """Files that are no graphs, and graphs that are not those of a translation model."""
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(EngineError, match=r"^model\.onnx: "):
-        TranslationEngine(graphs / "encoder.onnx", tmp_path / "model.onnx", threads=1)
+        TranslationEngine(graphs / "encoder.onnx", tmp_path / "model.onnx", threads=1, max_tokens=MAX_TOKENS)
     with pytest.raises(EngineError, match="not the two graphs"):
-        TranslationEngine(graphs / "encoder.onnx", graphs / "encoder.onnx", threads=1)
+        TranslationEngine(graphs / "encoder.onnx", graphs / "encoder.onnx", threads=1, max_tokens=MAX_TOKENS)

@@ -46,6 +46,18 @@ def test_the_graph_that_moves_rows_picks_them(count: int, element_type: int, dty
         np.testing.assert_array_equal(rows, tensor[[4, 0, 0, 2]])
 
 
+@pytest.mark.parametrize(("axis", "places"), [(1, [1, 1, 0]), (2, [0, 1, 2, 2, 2]), (2, [0])])
+def test_the_graph_that_moves_rows_picks_places_as_well(axis: int, places: list[int]) -> None:
+    """Of another axis: fewer than there are, or the last one again and again."""
+    model = gather_graph(2, FLOAT, rank=3, second_axis=axis)
+    onnx.checker.check_model(onnx.load_from_string(model))
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    tensors = {f"x_{number}": np.random.default_rng(number).random((5, 2, 3)).astype(np.float32) for number in (0, 1)}
+    orders = {"rows": np.array([4, 0, 2]), "places": np.array(places)}
+    for tensor, picked in zip(tensors.values(), session.run(["y_0", "y_1"], {**tensors, **orders}), strict=True):
+        np.testing.assert_array_equal(picked, np.take(tensor[[4, 0, 2]], places, axis=axis))
+
+
 def test_graphs_are_captured_by_a_gpu_alone() -> None:
     """An option of the CUDA provider more, and nothing where there is none."""
     plain, capturing = providers("cuda"), providers("cuda", captures=True)

@@ -15,8 +15,8 @@ from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.device import cuda_problem
 from service.engine import TOKEN_STEP, Buckets, EngineError, OnnxEngine
 from service.loading import Loaded, Loader, buckets_of, capture_problem, open_onnx
-from service.tensors import Arrays
-from tests.conftest import ROOT
+from service.tensors import NUMPY_OF, Arrays
+from tests.conftest import ROOT, write_onnx
 
 TEXTS, IMAGES = "sentiment-small", "cifar10-vit"
 MAX_TOKENS = 128
@@ -175,19 +175,21 @@ def test_rows_and_tokens_are_rounded_up() -> None:
 
 
 @pytest.mark.parametrize("name", [TEXTS, "sentiment", IMAGES])
-def test_models_of_the_store_answer_their_golden_examples_in_buckets(name: str) -> None:
-    """All that loading proves, proved of rounded calls, with the warm-up and the costs of a GPU."""
+def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str) -> None:
+    """All that loading proves, proved of rounded calls in half precision, with the warm-up and the costs of a GPU."""
     opened: list[OnnxEngine] = []
 
     def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
         assert device == "cuda"
         captures = capture_problem(folder) is None
-        opened.append(OnnxEngine(folder.path / GRAPH, threads, buckets=buckets_of(folder), captures=captures))
+        assert folder.graph_name == "model.float16.onnx"
+        opened.append(OnnxEngine(folder.graph, threads, buckets=buckets_of(folder), captures=captures))
         return opened[0]
 
     found = next(found for found in scan(ROOT / "model_store") if found.name == name)
     loaded = Loader(16, 1, Clock(), "cuda", open_engine).load(found)
     assert isinstance(loaded, Loaded)
+    assert (loaded.precision, len(opened)) == ("float16", 1)
     if name == IMAGES:  # no bucket is left to a client's first call
         assert opened[0].buffers == {(rows, None): 1 for rows in (1, 2, 4, 8, 16)}
 
@@ -212,6 +214,43 @@ def test_what_is_captured_has_shapes_that_follow_from_the_bucket() -> None:
     operators = {node.op_type for node in onnx.load(graph_of(TEXTS)).graph.node}
     assert capture_problem(folder_of(TEXTS)) == "what is computed depends on how many tokens are real"
     assert operators & depends_on_contents
+
+
+def test_calls_without_buckets_are_bound_at_any_shape(tmp_path: Path) -> None:
+    """As ONNX Runtime gives them without: of every type, none and no dimension; and answers stay what they were."""
+    types = [name for name in NUMPY_OF if name != "BOOL"]
+    nodes = [helper.make_node("Identity", [name], [f"{name}_copy"]) for name in types]
+    nodes += [helper.make_node("ReduceSum", ["FP32"], ["total"], keepdims=0), helper.make_node("Relu", ["FP32"], ["z"])]
+    elements = {name: helper.np_dtype_to_tensor_dtype(NUMPY_OF[name]) for name in types}
+    inputs = {name: (element, ["n", "any"]) for name, element in elements.items()}
+    outputs = {f"{name}_copy": tensor for name, tensor in inputs.items()}
+    floats = TensorProto.FLOAT
+    write_onnx(tmp_path / "1", nodes, inputs, outputs | {"total": (floats, []), "z": (floats, ["n", "any"])})
+    bound, plain = (OnnxEngine(tmp_path / "1" / GRAPH, 1, binds=binds) for binds in (True, False))
+    assert (bound.binds, plain.binds, OnnxEngine(tmp_path / "1" / GRAPH, 1).binds) == (True, False, False)
+    kept = []
+    for seed, shape in enumerate([(3, 2), (1, 5), (3, 2), (4, 0), (0, 3), (1, 1)]):
+        rng = np.random.default_rng(seed)
+        # Every other column: what lies apart in memory is as good.
+        feeds = {name: (50 * rng.random((shape[0], 2 * shape[1])))[:, ::2].astype(NUMPY_OF[name]) for name in types}
+        kept.append((bound.run(feeds), plain.run({name: array.copy() for name, array in feeds.items()})))
+    for found, expected in kept:
+        assert found.keys() == expected.keys()
+        for name, array in expected.items():
+            assert found[name].dtype == array.dtype
+            np.testing.assert_array_equal(found[name], array)
+    for wrong in ({}, {"other": np.zeros((1, 1), np.float32)}, feeds | {"FP32": np.zeros(3, np.float32)}):
+        with pytest.raises(EngineError):
+            bound.run(wrong)
+
+
+def test_texts_are_not_bound(tmp_path: Path) -> None:
+    """They lie in the host's memory, whatever computes."""
+    texts = (TensorProto.STRING, ["n"])
+    write_onnx(tmp_path / "1", [helper.make_node("Identity", ["text"], ["copy"])], {"text": texts}, {"copy": texts})
+    engine = OnnxEngine(tmp_path / "1" / GRAPH, 1, binds=True)
+    assert not engine.binds
+    assert engine.run({"text": np.array(["a", "b"], dtype=object)})["copy"].tolist() == ["a", "b"]
 
 
 def test_bare_graphs_have_no_buckets(tmp_path: Path) -> None:

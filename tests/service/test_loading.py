@@ -14,11 +14,14 @@ import httpx
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
+from structlog.testing import capture_logs
 
-from model_store.folder import FolderError, FoundFolder
+from model_store.folder import FolderError, FoundFolder, ModelFolder
 from service.batcher import Batcher
-from service.loading import Loaded, Loader, measure_padding_cost
-from tests.conftest import running_server, write_onnx
+from service.decoder import TranslationEngine
+from service.engine import OnnxEngine
+from service.loading import Loaded, LoadedTranslation, Loader, measure_padding_cost
+from tests.conftest import ROOT, running_server, write_onnx
 
 
 def changed_copy(original: Path, target: Path, file_name: str, change: Callable[[Any], None]) -> None:
@@ -128,6 +131,44 @@ def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_p
     for name, (_, _, expected) in cases.items():
         assert expected in problems[f"{name}/1"], name
     assert "'encoder.onnx' is in the manifest, but is not a file of the folder" in problems["headless/1"]
+
+
+@pytest.mark.parametrize("name", ["translation-en-de", "translation-en-de-int8"])
+def test_translation_models_of_the_store_keep_their_cache_on_a_gpu(name: str) -> None:
+    """Float32 or int8, a GPU gets their graphs in half precision; here it is the CPU, whose memory is the device."""
+    opened: list[TranslationEngine] = []
+
+    def open_engine(folder: ModelFolder, threads: int, device: str) -> TranslationEngine:
+        assert device == "cuda"
+        opened.append(TranslationEngine(folder.encoder, folder.graph, threads, max_tokens=256, keeps_on_device=True))
+        return opened[0]
+
+    found = FoundFolder(name, "1", ROOT / "model_store" / name / "1")
+    loaded = Loader(16, 1, time.perf_counter, "cuda", open_translation_engine=open_engine).load(found)
+    assert isinstance(loaded, LoadedTranslation)
+    assert (loaded.precision, loaded.cache_place, opened[0].dtype) == ("float16", "device", np.float16)
+    assert opened[0].encoder_buffers
+    on_a_cpu = Loader(16, 1, time.perf_counter).load(found)
+    assert isinstance(on_a_cpu, LoadedTranslation)
+    assert (on_a_cpu.precision, on_a_cpu.cache_place) == ("int8" if "int8" in name else "float32", "host")
+
+
+def test_graphs_in_half_precision_that_fail_leave_it_to_the_others(tmp_path: Path) -> None:
+    """Those whose golden examples hold are served, and the log says why not the ones for GPUs."""
+
+    def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
+        return OnnxEngine(folder.graph, threads)
+
+    folder = Path(shutil.copytree(ROOT / "model_store/sentiment-small/1", tmp_path / "sentiment/1"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["float16"]["tolerance"]["max_abs_logit_difference"] = 1e-9
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with capture_logs() as entries:
+        loaded = Loader(8, 1, time.thread_time, "cuda", open_engine).load(FoundFolder("sentiment", "1", folder))
+    assert isinstance(loaded, Loaded)
+    assert loaded.precision == "float32"
+    (entry,) = [entry for entry in entries if entry["event"] == "model is not served in half precision"]
+    assert "golden example 0 alone: logits differ by" in entry["why"]
 
 
 def load_bare(folder: Path) -> Loaded:

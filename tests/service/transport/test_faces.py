@@ -855,6 +855,8 @@ def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
         "labels": ["NEGATIVE", "POSITIVE"],
         "ready": True,
         "reason": None,
+        "precision": "float32",
+        "cache": None,
     }
     assert (models["double"]["task"], models["double"]["labels"]) == ("tensors", [])
     assert (models["damaged"]["task"], models["damaged"]["ready"], models["damaged"]["versions"]) == (None, False, [])
