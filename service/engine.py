@@ -266,15 +266,23 @@ class BoundCalls:
             if self._buckets.keeps(bucket):
                 self._free[bucket].append(buffers)
 
+    def _output_shape(self, spec: TensorSpec, bucket: Bucket) -> list[int]:
+        """Of the calls of a bucket; -1 where only a call tells."""
+        (rows, tokens), shape = bucket, list(spec.shape)
+        if shape[:1] == [-1]:
+            shape[0] = rows
+        if tokens is None:
+            return shape
+        return [
+            tokens if is_tokens else size for size, is_tokens in zip(shape, self._has_tokens[spec.name], strict=True)
+        ]
+
     def _allocate(self, bucket: Bucket) -> "_Buffers":
         with self._allocating:
             self.allocated[bucket] = self.allocated.get(bucket, 0) + 1
         (rows, tokens), binding = bucket, self._session.io_binding()
         for spec in self._outputs:
-            shape = [
-                (tokens if has_tokens else rows if axis == 0 else -1) if size == -1 else size
-                for axis, (size, has_tokens) in enumerate(zip(spec.shape, self._has_tokens[spec.name], strict=True))
-            ]
+            shape = self._output_shape(spec, bucket)
             if -1 not in shape and spec.datatype in NUMPY_OF:
                 binding.bind_ortvalue_output(spec.name, _on_device(shape, NUMPY_OF[spec.datatype], self._device))
             else:

@@ -131,9 +131,9 @@ def open_translation(folder: ModelFolder, threads: int, device: Device = "cpu") 
         EngineError: ONNX Runtime refuses one of them.
     """
     assert folder.manifest is not None
-    return TranslationEngine(
-        folder.encoder, folder.graph, threads, device, max_tokens=folder.manifest.limits.max_tokens
-    )
+    max_tokens = folder.manifest.limits.max_tokens
+    assert max_tokens is not None
+    return TranslationEngine(folder.encoder, folder.graph, threads, device, max_tokens=max_tokens)
 
 
 def buckets_of(folder: ModelFolder) -> Buckets | None:
