@@ -13,10 +13,12 @@ graphs of the folder, on labelled inputs or on sentences with references.
 Shapes: B inputs, C classes.
 """
 
+import contextlib
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,7 @@ from service.tasks.text_classification import TextClassification
 from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchRequest, Translation
 
 BATCH_SIZE = 32
+OF_INT8 = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]")  # operators
 CARD_HEADING = "\n## On a GPU\n\n"
 
 
@@ -78,7 +81,11 @@ class HalfPrecisionRefused(ValueError):
 
 
 def write_half_graphs(folder: Path) -> None:
-    """Write the graphs in half precision beside those that are served, and of whose weights they are made."""
+    """Write the graphs in half precision beside those that are served, and of whose weights they are made.
+
+    Raises:
+        HalfPrecisionRefused: a graph has operators of int8 that conversion does not write.
+    """
     graphs = [folder / name for name in (GRAPH, ENCODER) if (folder / name).is_file()]
     halves = [folder / name for name in (GRAPH_FLOAT16, ENCODER_FLOAT16)][: len(graphs)]
     for graph, half in zip(graphs, halves, strict=True):
@@ -96,6 +103,9 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """A served graph with its weights in single precision, as export wrote it before it made them smaller; in place.
 
     What `export.graphs.halve_exact_weights` and `quantize` have put around weights is taken out again.
+
+    Raises:
+        HalfPrecisionRefused: something of int8 is left.
     """
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
@@ -138,6 +148,8 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
             gone += [cast, scaled]
     kept = [node for node in graph.node if not any(node is each for each in gone)]
     kept = _used(kept, [output.name for output in graph.output])
+    if left := {node.op_type for node in kept if OF_INT8.search(node.op_type)}:
+        raise HalfPrecisionRefused(f"nothing is known to put in place of {', '.join(sorted(left))}")
     named = {name for node in kept for name in node.input}
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
@@ -176,8 +188,8 @@ def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, con
         HalfPrecisionRefused: half precision costs too much; the folder is then as it was.
     """
     golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
-    write_half_graphs(folder)
     try:
+        write_half_graphs(folder)
         measure = measure_translations if manifest.task == "translation" else measure_classifier
         found = measure(folder, manifest, golden, measured_on)
     except HalfPrecisionRefused:
@@ -201,7 +213,8 @@ def measure_classifier(
         # What int8 makes of activations half precision does not: of that it is no rounding.
         whole = Path(temporary) / GRAPH
         onnx.save(in_float32(onnx.load(folder / GRAPH)), whole)
-        sessions = [_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
+        with _refusing():
+            sessions = [_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
 
     def logits(session: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
         items = [item(given) for given in inputs]
@@ -271,7 +284,8 @@ def measure_translations(
         target_language=config["target_language"],
         target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
     )
-    half, served = OnnxTranslator(folder, ENCODER_FLOAT16, GRAPH_FLOAT16), OnnxTranslator(folder)
+    with _refusing():
+        half, served = OnnxTranslator(folder, ENCODER_FLOAT16, GRAPH_FLOAT16), OnnxTranslator(folder)
 
     def translated(translator: OnnxTranslator, texts: Sequence[str], request: SearchRequest) -> list[Hypothesis]:
         sentences = [task.preprocess(text, truncate=True, field="text", request=request) for text in texts]
@@ -319,6 +333,15 @@ def require_little_loss(loss: float, allowed: float, what: str) -> None:
     """
     if not loss <= allowed:
         raise HalfPrecisionRefused(f"half precision loses {loss:.2f} {what}, allowed are {allowed:g}")
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """A graph of others may have what ONNX Runtime computes in single precision alone."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
+        raise HalfPrecisionRefused(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}") from error
 
 
 def _session(path: Path) -> Any:

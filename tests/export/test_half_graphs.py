@@ -20,7 +20,7 @@ from export.convert import Precision, convert, export_onnx, onnx_logits
 from export.convert_translation import convert_translation, translation_source_of_run
 from export.golden_texts import made_up_sentences
 from export.graphs import halve_exact_weights, quantize
-from export.half_graphs import HalfPrecisionRefused, add_to_store, in_float32
+from export.half_graphs import HalfPrecisionRefused, add_half_graphs, add_to_store, in_float32
 from export.source import TextClassifierSource, source_of_run
 from export.stored_networks import StoredGraph
 from model_store.folder import CARD, ModelFolder, read, scan, sha256
@@ -99,6 +99,21 @@ def test_weights_that_were_made_smaller_are_made_whole_again(source: TextClassif
     onnx.save(whole, path)
     # Without the rounding of activations, closer to what it was quantized from.
     assert np.abs(logits() - exported).max() < np.abs(quantized - exported).max()
+
+
+def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
+    """Operators of int8 that conversion does not write, and what ONNX Runtime cannot load; the folder is as it was."""
+    folder = converted(source, tmp_path, quiet, "int8")
+    manifest, served = folder_in(tmp_path).manifest, (folder / "model.onnx").read_bytes()
+    assert manifest is not None
+    material = {"validation": toy_data().validation}
+    for operator, expected in (("QLinearMatMul", "in place of QLinearMatMul"), ("Unheard", "ONNX Runtime refuses it")):
+        model = onnx.load_from_string(served)
+        next(node for node in model.graph.node if node.op_type == "LayerNormalization").op_type = operator
+        onnx.save(model, folder / "model.onnx")
+        with pytest.raises(HalfPrecisionRefused, match=expected):
+            add_half_graphs(folder, manifest, material, quiet)
+        assert not list(folder.glob("*.float16.onnx"))
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
