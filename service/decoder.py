@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from service.device import FLOAT, FLOAT16, Device, gather_graph, providers, turn
 from service.engine import DATATYPE_OF, EngineError, first_line, open_session, session_options
+from service.priority import compute
 from service.tensors import NUMPY_OF
 
 log = structlog.get_logger(__name__)
@@ -134,7 +135,8 @@ class TranslationEngine:
             ids_NS[row, : len(source)] = source
             mask_NS[row, : len(source)] = 1
         try:
-            outputs = self._encoder.run(self.cross_names, {"input_ids": ids_NS, "attention_mask": mask_NS})
+            feeds = {"input_ids": ids_NS, "attention_mask": mask_NS}
+            outputs = compute(self._encoder.run, self.cross_names, feeds)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return outputs, mask_NS.astype(np.int32)
@@ -354,7 +356,7 @@ Rows = slice | list[int]
 
 def _run(session: Any, binding: Any) -> None:
     try:
-        session.run_with_iobinding(binding)
+        compute(session.run_with_iobinding, binding)
     except Exception as error:
         raise EngineError(first_line(error)) from error
 

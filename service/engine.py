@@ -26,6 +26,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
+from service.priority import compute
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 
 # Rows are rounded up to powers of two: few buckets, so that each is soon known, at most twice the rows. Tokens are
@@ -141,7 +142,7 @@ class OnnxEngine:
             if self._bound:
                 return self._bound.run(feeds)
             with turn(self._device):
-                outputs = self._session.run(self._output_names, feeds)
+                outputs = compute(self._session.run, self._output_names, feeds)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
