@@ -22,6 +22,7 @@ from onnx import TensorProto, helper
 from rich.console import Console
 
 from load_tests.drivers import drive_grpc, drive_http
+from load_tests.explanation_bench import explanation_bars, measure_explanations, report_explanations
 from load_tests.material import load_sentences
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
@@ -89,6 +90,7 @@ def main() -> int:
         help="requests of one measurement, of each model",
     )
     parser.add_argument("--sentences", type=int, default=512, help="sentences of one measurement of translation")
+    parser.add_argument("--predictions", type=int, default=400, help="of one measurement beside explanations")
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
     arguments = parser.parse_args()
     try:
@@ -101,6 +103,9 @@ def main() -> int:
     result = asyncio.run(measure(arguments.rounds, arguments.requests, console))
     result["translation"] = asyncio.run(
         measure_translation(ROOT / "model_store", arguments.rounds, arguments.sentences, console.print)
+    )
+    result["explanations"] = asyncio.run(
+        measure_explanations(ROOT / "model_store", arguments.rounds, arguments.predictions, console.print)
     )
     target = ROOT / "load_tests" / "results" / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
     target.write_text(json.dumps(result, indent=2) + "\n")
@@ -310,6 +315,7 @@ def report(result: dict[str, Any]) -> str:
         f"Memory of the server with all models of the run: {result['memory_mib']['now']:.0f} MiB"
         f" (peak {result['memory_mib']['peak']:.0f}).",
         *report_translation(result["translation"], spread),
+        *report_explanations(result["explanations"], spread),
     ]
     return "\n".join(lines) + "\n"
 
@@ -364,6 +370,7 @@ def bars(result: dict[str, Any]) -> list[tuple[str, str, list[float], str, bool]
         (f"CPU of gRPC without a model at {users}, times the echo's", "at most 1.6", values, "{:.2f}", 1.6, False)
         for users, values in overhead.items()
     ]
+    found += explanation_bars(result["explanations"])
     return [
         (name, bar, values, form, middle(values) >= edge if at_least else middle(values) <= edge)
         for name, bar, values, form, edge, at_least in found

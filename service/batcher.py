@@ -12,9 +12,9 @@ What it promises (each a test in tests/service/test_batcher.py):
 4. Cancelled and expired entries are dropped before they cost compute; their neighbours do not notice.
 5. A failing batch fails only its members; it is split until the poisoned item stands alone, and the rest is answered.
 6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
-7. Work of low priority (`submit_low`) gets an engine only when nothing else waits, and never the last idle one of
-   several; its calls are short, so that an ordinary request that comes meanwhile waits little. The rest holds for it
-   too.
+7. Work of low priority (`submit_low`) gets an engine call only when nothing else waits, and never the last idle
+   instance's of several; its calls are short, and made by threads of its own, which the operating system takes the core
+   from as soon as an ordinary call wants it. The rest holds for it too.
 
 All state belongs to the event loop's thread. The engine threads see a list of items and give back a list of results;
 nothing else crosses, so there are no locks.
@@ -34,6 +34,7 @@ from typing import Any, NamedTuple, Protocol
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
 from service.errors import EngineFailed, Unavailable
+from service.priority import give_way
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
 CANDIDATES = 256
@@ -47,8 +48,8 @@ HAND_OVER_S = 1e-4
 # A call on the spot corrects the costs only when it is off by more than this share: the correction takes as long as
 # some of these calls do.
 TOLERATED_ERROR = 0.3
-# What a call of low priority may cost, unless one item alone costs more: so long an ordinary request waits for it at
-# most, where there is one instance.
+# What a call of low priority may cost, unless one item alone costs more: so long it goes on after its caller has left,
+# and so long an ordinary request waits for it where threads cannot give way.
 LOW_PRIORITY_CALL_S = 5e-3
 
 
@@ -94,15 +95,21 @@ class _Entry:
 class _Instance:
     """One engine thread and what it computes at the moment."""
 
-    def __init__(self, name: str, work: Callable[["_Instance", list[_Entry]], None]) -> None:
+    def __init__(
+        self, name: str, work: Callable[["_Instance", list[_Entry]], None], idle: "list[_Instance]", *, low: bool
+    ) -> None:
         self.inbox: SimpleQueue[list[_Entry] | None] = SimpleQueue()
         self.started_s: float | None = None  # of the current call; None while idle
         self.expected_s = 0.0
+        self.idle, self.low = idle, low  # where it waits for its next call, and for calls of which priority
         self._work = work
         self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
         self.thread.start()
+        idle.append(self)
 
     def _loop(self) -> None:
+        if self.low:
+            give_way()
         while (batch := self.inbox.get()) is not None:
             self._work(self, batch)
 
@@ -157,8 +164,12 @@ class Batcher:
         self._batches_formed = 0
         self._wakeup_scheduled = False
         self.in_flight_rows = 0
-        self._instances = [_Instance(f"{name}-{number}", self._work) for number in range(instances)]
-        self._idle = list(self._instances)
+        self._idle: list[_Instance] = []
+        self._instances = [_Instance(f"{name}-{n}", self._work, self._idle, low=False) for n in range(instances)]
+        # Those of low priority start with the first request of theirs.
+        self._num_low = max(1, instances - 1)
+        self._idle_low: list[_Instance] = []
+        self._low_instances: list[_Instance] = []
 
     # --- in the event loop -------------------------------------------------------------------------------------------
 
@@ -195,16 +206,18 @@ class Batcher:
         """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
         now_s = time.monotonic()
         alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
-        lanes = max(1, len(self._instances) - 1)
         self._low.check(
             sum(item.rows for item in items),
-            wait_s=self._expected_wait_s(now_s) + self._low.queued_s * self._saving / lanes,
-            own_s=sum(alone_s) * self._saving / min(len(items), lanes),
+            wait_s=self._expected_wait_s(now_s) + self._low.queued_s * self._saving / self._num_low,
+            own_s=sum(alone_s) * self._saving / min(len(items), self._num_low),
             deadline_s=deadline_s,
             now_s=now_s,
         )
         request = Request.of(len(items), self._loop)
         entries = [_Entry(request, n, item, item.rows, item.length, alone_s[n], now_s) for n, item in enumerate(items)]
+        if not self._low_instances:
+            names = [f"{self._name}-low-{number}" for number in range(self._num_low)]
+            self._low_instances = [_Instance(name, self._work, self._idle_low, low=True) for name in names]
         self._low.enter(entries)
         self._wake_up()
         return await self._low.outcome(request, entries, deadline_s, now_s)
@@ -237,15 +250,14 @@ class Batcher:
     def _dispatch(self) -> None:
         self._wakeup_scheduled = False
         while self._idle and (batch := self._take()):
-            self._start(batch)
+            self._start(self._idle.pop(), batch)
         if self._low.queue:
-            while self._idle and (batch := self._take_low()):
-                self._start(batch)
+            while batch := self._take_low():
+                self._start(self._idle_low.pop(), batch)
 
-    def _start(self, batch: list[_Entry]) -> None:
+    def _start(self, instance: _Instance, batch: list[_Entry]) -> None:
         """Give a batch to an idle instance."""
         extent = _Extent.of(*(entry.item for entry in batch))
-        instance = self._idle.pop()
         instance.started_s = time.monotonic()
         instance.expected_s = self._cost_s(extent)
         self.in_flight_rows += extent.rows
@@ -262,7 +274,8 @@ class Batcher:
 
     def _take_low(self) -> list[_Entry]:
         """The next batch of low priority; called when no ordinary request waits."""
-        spare = len(self._idle) - (len(self._instances) > 1)
+        running = len(self._low_instances) - len(self._idle_low)
+        spare = len(self._idle) - running - (len(self._instances) > 1)
         if spare < 1 or (oldest := self._low.oldest()) is None:
             return []
         max_rows = 1  # until something is known of the costs
@@ -323,7 +336,7 @@ class Batcher:
     ) -> None:
         """Hand out the results of an engine call, and give the engine its next one."""
         started_s, instance.started_s = instance.started_s, None
-        self._idle.append(instance)
+        instance.idle.append(instance)
         self.in_flight_rows -= report.rows
         if dead is not None:
             self._die(dead)
@@ -334,7 +347,8 @@ class Batcher:
         self._dispatch()
         # Last, because nobody waits for it.
         self._on_batch(report)
-        self._learn(sum(entry.expected_s for entry in batch), results, report)
+        if not instance.low:  # a clock on the wall counts what such a call gives way to
+            self._learn(sum(entry.expected_s for entry in batch), results, report)
 
     def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
         """Make a call in the event loop's own thread."""
@@ -367,6 +381,7 @@ class Batcher:
         if self._admission.dead_reason is not None:
             return self._admission.dead_reason
         now_s = time.monotonic()
+        # Not those of low priority: they may rightly wait for a core for ever.
         for instance in self._instances:
             if instance.started_s is not None and now_s - instance.started_s > self._limits.engine_timeout_s:
                 return f"an engine call has not come back for {now_s - instance.started_s:.0f} s"
@@ -378,7 +393,7 @@ class Batcher:
 
     def close(self) -> None:
         """End the engine threads, after what they compute now."""
-        for instance in self._instances:
+        for instance in (*self._instances, *self._low_instances):
             instance.inbox.put(None)
 
     # --- in an engine thread (or here, where that is quicker) ---------------------------------------------------------

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from service.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
 from service.engine import DATATYPE_OF, BoundCalls, Buckets, EngineError, first_line, open_session, session_options
+from service.priority import compute
 from service.tensors import NUMPY_OF
 
 log = structlog.get_logger(__name__)
@@ -176,7 +177,7 @@ class TranslationEngine:
         with ExitStack() as using:
             with _refusing():
                 if calls is None:
-                    outputs = self._encoder.run(self.cross_names, feeds)
+                    outputs = compute(self._encoder.run, self.cross_names, feeds)
                 else:
                     outputs = using.enter_context(calls.computed(feeds))
             yield outputs
@@ -431,7 +432,7 @@ Rows = slice | list[int]
 
 def _run(session: Any, binding: Any) -> None:
     with _refusing():
-        session.run_with_iobinding(binding)
+        compute(session.run_with_iobinding, binding)
 
 
 @contextmanager

@@ -27,6 +27,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
+from service.priority import compute
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 
 # Rows are rounded up to powers of two: few buckets, so that each is soon known, at most twice the rows. Tokens are
@@ -152,7 +153,10 @@ class OnnxEngine:
             if self._bound:
                 return self._bound.run(feeds)
             with turn(self._device):
-                outputs = self._run_bound(feeds) if self.binds else self._session.run(self._output_names, feeds)
+                if self.binds:
+                    outputs = self._run_bound(feeds)
+                else:
+                    outputs = compute(self._session.run, self._output_names, feeds)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
@@ -167,7 +171,7 @@ class OnnxEngine:
             binding.bind_ortvalue_input(name, on_device)
         for name in self._output_names:
             binding.bind_output(name, self._device)
-        self._session.run_with_iobinding(binding)
+        compute(self._session.run_with_iobinding, binding)
         # Of the CPU's own memory `numpy` gives the memory itself, which ends with the binding.
         return [np.array(value.numpy()) for value in binding.get_outputs()]
 
@@ -260,7 +264,7 @@ class BoundCalls:
         try:
             for spec in self._inputs:
                 buffers.put(spec.name, feeds[spec.name])
-            self._session.run_with_iobinding(buffers.binding, buffers.run_options)
+            compute(self._session.run_with_iobinding, buffers.binding, buffers.run_options)
             yield buffers.binding.get_outputs()
         finally:
             if self._buckets.keeps(bucket):

@@ -12,8 +12,9 @@ What it promises (each a test in tests/service/test_inflight_batcher.py):
 4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice.
 5. A failing step fails only the sentence that causes it: all are decoded again, one by one.
 6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
-7. Sentences of low priority (`submit_low`) have running batches of their own, which make a step only while a thread has
-   nothing else to do, and a short one; of several threads one is kept free of them. The rest holds for them too.
+7. Sentences of low priority (`submit_low`) are decoded in short steps, in threads of their own, which the operating
+   system takes the core from as soon as an ordinary step wants it. While ordinary sentences are decoded, they stand
+   still; of several threads, as many as are busy with ordinary ones and one more. The rest holds for them too.
 
 It answers as `service.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's thread, the
 running sentences to their engine thread; both look at an entry's `cancelled` and at an instance's `busy_since_s` alone.
@@ -25,6 +26,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, NamedTuple, Protocol
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple, Protocol
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
 from service.errors import EngineFailed, InvalidRequest
+from service.priority import give_way
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).
@@ -39,7 +42,8 @@ JOINING_TOKENS = 256
 # A thread holds so many rows more than run, as a share of these: sentences that join at once when others are done. From
 # the queue they would come a step later, for the event loop has to hear of the free rows first.
 RESERVE_SHARE = 0.25
-# What a step of low priority may take, unless one row alone takes longer: so long an ordinary sentence waits for it.
+# What a step of low priority may take, unless one row alone takes longer: so long it goes on after its caller has left,
+# and so long an ordinary sentence waits for it where threads cannot give way.
 LOW_PRIORITY_STEP_S = 5e-3
 LEARNING_RATE = 0.2  # of what a row of such a step takes; their steps differ from the others', whose costs are measured
 
@@ -104,7 +108,6 @@ class _Entry:
     expected_s: float
     enqueued_s: float
     on_tokens: Callable[[int, list[int]], None] | None
-    low: bool = False
     cancelled: bool = False  # set in the event loop, seen by the engine thread before its next step
     # Of the engine thread:
     joined_s: float = 0.0
@@ -119,44 +122,38 @@ class _Ended(NamedTuple):
     outcome: Done | Exception | None
 
 
+class _Signal(Enum):
+    """What an engine thread is told besides its sentences."""
+
+    LOOK = 1  # something has changed
+    CLOSE = 2
+
+
 class _Progress(NamedTuple):
     """What an engine thread tells the event loop after a step."""
 
     ended: list[_Ended]
     streamed: list[tuple[_Entry, list[int]]]
-    steps: list[tuple[int, float, bool]]  # rows, seconds and low priority of each step since the last report
+    steps: list[tuple[int, float]]  # rows and seconds of each step since the last report
     dead: str | None
 
 
 @dataclass(eq=False)
-class _Lane:
-    """What an engine thread decodes at one priority."""
+class _Instance:
+    """One engine thread and what it decodes, all of it at one priority."""
 
     low: bool
-    running: Any = None
-    members: list[_Entry] = field(default_factory=list)
-    waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once
-
-    @property
-    def idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return not self.members and not self.waiting
-
-
-@dataclass(eq=False)
-class _Instance:
-    """One engine thread."""
-
-    inbox: SimpleQueue[_Entry | None] = field(default_factory=SimpleQueue)
+    inbox: "SimpleQueue[_Entry | _Signal]" = field(default_factory=SimpleQueue)
     # Of the event loop: what was given to it and has not ended.
     entries: dict[_Entry, None] = field(default_factory=dict)
     rows: int = 0
-    low_rows: int = 0
+    stands_still: bool = False  # seen by the engine thread before its next step
     # Of the engine thread:
     busy_since_s: float | None = None  # start of the step that it computes now; the event loop looks at it
-    ordinary: _Lane = field(default_factory=lambda: _Lane(low=False))
-    low: _Lane = field(default_factory=lambda: _Lane(low=True))
-    untold_steps: list[tuple[int, float, bool]] = field(default_factory=list)
+    running: Any = None
+    members: list[_Entry] = field(default_factory=list)
+    waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once
+    untold_steps: list[tuple[int, float]] = field(default_factory=list)
 
 
 class InFlightBatcher:
@@ -194,11 +191,16 @@ class InFlightBatcher:
         self._low_row_s = 0.0  # of a step of low priority; 0 until the first
         self._running_s = 0.0  # expected engine time of what runs
         self._steps_per_token = 1.2  # of recent sentences: steps to write one, by tokens to read
-        self._instances = [_Instance() for _ in range(instances)]
-        for number, instance in enumerate(self._instances):
-            Thread(target=self._decode, args=(instance,), name=f"{name}-{number}", daemon=True).start()
-        # Ordinary sentences go to the first thread where all are idle.
-        self._for_low = self._instances[1:] or self._instances
+        self._instances = [self._start(f"{name}-{number}", low=False) for number in range(instances)]
+        # One less for low priority, for one core kept free is what a sentence that comes is decoded on at once; they
+        # start with the first request of theirs.
+        self._num_low = max(1, instances - 1)
+        self._low_instances: list[_Instance] = []
+
+    def _start(self, name: str, *, low: bool) -> _Instance:
+        instance = _Instance(low)
+        Thread(target=self._decode, args=(instance,), name=name, daemon=True).start()
+        return instance
 
     @property
     def queued_rows(self) -> int:
@@ -213,7 +215,7 @@ class InFlightBatcher:
     @property
     def in_flight_rows(self) -> int:
         """Rows in running batches."""
-        return sum(instance.rows + instance.low_rows for instance in self._instances)
+        return sum(instance.rows for instance in (*self._instances, *self._low_instances))
 
     # --- in the event loop -------------------------------------------------------------------------------------------
 
@@ -266,16 +268,18 @@ class InFlightBatcher:
         own_s = [item.max_steps * item.rows * self._low_row_s for item in items]
         self._low.check(
             rows,
-            wait_s=self._expected_wait_s(rows) + self._low.queued_s / len(self._for_low),
-            own_s=sum(own_s) / min(len(items), len(self._for_low)),
+            wait_s=self._expected_wait_s(rows) + self._low.queued_s / self._num_low,
+            own_s=sum(own_s) / min(len(items), self._num_low),
             deadline_s=deadline_s,
             now_s=now_s,
         )
         request = Request.of(len(items), self._loop)
         entries = [
-            _Entry(request, number, item, item.rows, own_s[number], now_s, None, low=True)
-            for number, item in enumerate(items)
+            _Entry(request, number, item, item.rows, own_s[number], now_s, None) for number, item in enumerate(items)
         ]
+        if not self._low_instances:
+            names = [f"{self._name}-low-{number}" for number in range(self._num_low)]
+            self._low_instances = [self._start(name, low=True) for name in names]
         self._low.enter(entries)
         self._dispatch()
         try:
@@ -283,6 +287,8 @@ class InFlightBatcher:
         finally:
             for entry in entries:
                 entry.cancelled = True
+            for instance in self._low_instances:
+                instance.inbox.put(_Signal.LOOK)
 
     def _rows_of(self, items: Sequence[Sentence]) -> int:
         if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
@@ -314,23 +320,34 @@ class InFlightBatcher:
             if not self._has_room(instance, entry.rows - reserve):
                 return
             self._admission.leave(entry)
-            instance.entries[entry] = None
-            instance.rows += entry.rows
             self._running_s += entry.expected_s
-            instance.inbox.put(entry)
-        if self._low.queue:
+            self._give(instance, entry)
+        if self._low_instances:
+            self._pace_low()
             self._dispatch_low()
 
+    def _pace_low(self) -> None:
+        """Let as many threads of low priority go on as ordinary ones are idle, but for one of several."""
+        idle = sum(not instance.rows for instance in self._instances)
+        spare = idle - (len(self._instances) > 1)
+        for number, instance in enumerate(sorted(self._low_instances, key=lambda each: not each.rows)):
+            stood_still, instance.stands_still = instance.stands_still, number >= spare
+            if stood_still and not instance.stands_still:
+                instance.inbox.put(_Signal.LOOK)
+
     def _dispatch_low(self) -> None:
-        """The same for low priority, when no ordinary sentence waits; threads that decode others come last."""
+        """The same for low priority, when no ordinary sentence waits."""
         while self._low.dead_reason is None and (entry := self._low.oldest()) is not None:
-            instance = min(self._for_low, key=lambda each: (each.rows > 0, each.low_rows))
-            if instance.low_rows and instance.low_rows + entry.rows > self._most_low_rows():
+            instance = min(self._low_instances, key=lambda each: each.rows)
+            if instance.rows and instance.rows + entry.rows > self._most_low_rows():
                 return
             self._low.leave(entry)
-            instance.entries[entry] = None
-            instance.low_rows += entry.rows
-            instance.inbox.put(entry)
+            self._give(instance, entry)
+
+    def _give(self, instance: _Instance, entry: _Entry) -> None:
+        instance.entries[entry] = None
+        instance.rows += entry.rows
+        instance.inbox.put(entry)
 
     def _most_low_rows(self) -> int:
         """Rows of a running batch of low priority."""
@@ -345,38 +362,37 @@ class InFlightBatcher:
                 entry.on_tokens(entry.index, ids)
         for entry, outcome in progress.ended:
             del instance.entries[entry]
-            if entry.low:
-                instance.low_rows -= entry.rows
-            else:
-                instance.rows -= entry.rows
+            instance.rows -= entry.rows
+            if not instance.low:
                 self._running_s = self._running_s - entry.expected_s if self.in_flight_rows else 0.0
             if outcome is None:
                 continue
-            if isinstance(outcome, Done) and not entry.low:
+            if isinstance(outcome, Done) and not instance.low:
                 self._steps_per_token += 0.05 * (entry.steps / entry.sentence.length - self._steps_per_token)
             entry.request.settle(entry.index, outcome)
         if progress.dead is not None:
             self._die(instance, progress.dead)
         self._dispatch()
         # Last, because nobody waits for it.
-        for rows, seconds, low in progress.steps:
-            if low:
+        for rows, seconds in progress.steps:
+            if instance.low:
                 self._low_row_s += (LEARNING_RATE if self._low_row_s else 1.0) * (seconds / rows - self._low_row_s)
             else:
                 self._costs.record(rows, 1, seconds)
             self._on_batch(BatchReport(rows, rows, 0, seconds, 1, seconds))
 
     def _die(self, instance: _Instance, reason: str) -> None:
-        self._admission.die(reason, given=[entry for entry in instance.entries if not entry.low])
-        self._low.die(reason, given=[entry for entry in instance.entries if entry.low])
+        self._admission.die(reason, given=[] if instance.low else instance.entries)
+        self._low.die(reason, given=instance.entries if instance.low else [])
         instance.entries.clear()
-        instance.rows = instance.low_rows = 0
+        instance.rows = 0
 
     def trouble(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
         if self._admission.dead_reason is not None:
             return self._admission.dead_reason
         now_s = time.monotonic()
+        # Not those of low priority: they may rightly wait for a core for ever.
         for instance in self._instances:
             since_s = instance.busy_since_s
             if since_s is not None and now_s - since_s > self._limits.engine_timeout_s:
@@ -389,30 +405,31 @@ class InFlightBatcher:
 
     def close(self) -> None:
         """End the engine threads, after the step they compute now."""
-        for instance in self._instances:
-            instance.inbox.put(None)
+        for instance in (*self._instances, *self._low_instances):
+            instance.inbox.put(_Signal.CLOSE)
 
     # --- in an engine thread -----------------------------------------------------------------------------------------
 
     def _decode(self, instance: _Instance) -> None:
         """Step after step, until closed or dead."""
+        if instance.low:
+            give_way()
         dead: str | None = None
         while dead is None and self._gather(instance):
             instance.busy_since_s = time.monotonic()
             ended: list[_Ended] = []
             try:
-                if dropped := self._drop_cancelled(instance.ordinary) + self._drop_cancelled(instance.low):
+                if dropped := self._drop_cancelled(instance):
                     self._tell(instance, _Progress(dropped, [], [], None))
-                # Those of low priority stand still meanwhile, and go on from where they are.
-                lane = instance.low if instance.ordinary.idle else instance.ordinary
-                lane.running = lane.running or self._open()
-                ended += self._join(lane)
-                ended += self._step(instance, lane)
+                if not instance.stands_still:
+                    instance.running = instance.running or self._open()
+                    ended += self._join(instance)
+                    ended += self._step(instance)
             except BaseException as error:  # whatever it is, the requests must hear of it
                 dead = f"{type(error).__name__}: {error}"
-                instance.ordinary, instance.low = _Lane(low=False), _Lane(low=True)
+                instance.members, instance.waiting = [], deque()
             instance.busy_since_s = None
-            streamed = [(entry, list(entry.sentence.so_far)) for entry in instance.ordinary.members if entry.on_tokens]
+            streamed = [(entry, list(entry.sentence.so_far)) for entry in instance.members if entry.on_tokens]
             # The event loop is not woken for steps that nobody waits for.
             if ended or streamed or dead is not None:
                 steps, instance.untold_steps = instance.untold_steps, []
@@ -427,84 +444,86 @@ class InFlightBatcher:
         """What has come in since the last step; waits for something when there is nothing to do. False: closed."""
         try:
             while True:
-                idle = instance.ordinary.idle and instance.low.idle
-                entry = instance.inbox.get() if idle else instance.inbox.get_nowait()
-                if entry is None:
+                idle = instance.stands_still or not (instance.members or instance.waiting)
+                given = instance.inbox.get() if idle else instance.inbox.get_nowait()
+                if given is _Signal.CLOSE:
                     return False
-                (instance.low if entry.low else instance.ordinary).waiting.append(entry)
+                if given is _Signal.LOOK:
+                    return True
+                instance.waiting.append(given)
         except Empty:
             return True
 
-    def _drop_cancelled(self, lane: _Lane) -> list[_Ended]:
-        gone = [entry for entry in lane.members if entry.cancelled]
+    def _drop_cancelled(self, instance: _Instance) -> list[_Ended]:
+        gone = [entry for entry in instance.members if entry.cancelled]
         for entry in gone:
-            lane.members.remove(entry)
-            lane.running.leave(entry.sentence)
-        never_joined = [entry for entry in lane.waiting if entry.cancelled]
+            instance.members.remove(entry)
+            instance.running.leave(entry.sentence)
+        never_joined = [entry for entry in instance.waiting if entry.cancelled]
         for entry in never_joined:
-            lane.waiting.remove(entry)
+            instance.waiting.remove(entry)
         return [_Ended(entry, None) for entry in (*gone, *never_joined)]
 
-    def _join(self, lane: _Lane) -> list[_Ended]:
+    def _join(self, instance: _Instance) -> list[_Ended]:
         """Let those who wait join, as far as they may; what failed on the way."""
         joining: list[_Entry] = []
-        tokens, rows = 0, sum(entry.rows for entry in lane.members)
-        while lane.waiting:
-            tokens += lane.waiting[0].sentence.length
-            rows += lane.waiting[0].rows
+        tokens, rows = 0, sum(entry.rows for entry in instance.members)
+        while instance.waiting:
+            tokens += instance.waiting[0].sentence.length
+            rows += instance.waiting[0].rows
             if rows > self._limits.max_running_rows:
                 break
-            # Nobody is held up by what joins an idle thread, but for those who come while one of low priority reads.
-            if joining and (lane.members or lane.low) and tokens > JOINING_TOKENS:
+            # Nobody is held up by what joins an idle thread; those of low priority keep to short calls all the same.
+            if joining and (instance.members or instance.low) and tokens > JOINING_TOKENS:
                 break
-            joining.append(lane.waiting.popleft())
+            joining.append(instance.waiting.popleft())
         now_s = time.monotonic()
         for entry in joining:
             entry.joined_s = now_s
         if not joining:
             return []
         try:
-            lane.running.join([entry.sentence for entry in joining])
+            instance.running.join([entry.sentence for entry in joining])
         except Exception:
-            return [ended for entry in joining for ended in self._join_alone(lane, entry)]
-        lane.members += joining
+            return [ended for entry in joining for ended in self._join_alone(instance, entry)]
+        instance.members += joining
         return []
 
-    def _join_alone(self, lane: _Lane, entry: _Entry) -> list[_Ended]:
+    def _join_alone(self, instance: _Instance, entry: _Entry) -> list[_Ended]:
         try:
-            lane.running.join([entry.sentence])
+            instance.running.join([entry.sentence])
         except Exception as error:
             self._probe()
             return [_Ended(entry, _failure(error))]
-        lane.members.append(entry)
+        instance.members.append(entry)
         return []
 
-    def _step(self, instance: _Instance, lane: _Lane) -> list[_Ended]:
+    def _step(self, instance: _Instance) -> list[_Ended]:
         """One step for all; those that are done with it, or that it fails on."""
-        if not lane.members:
+        if not instance.members:
             return []
-        rows, started_s = sum(entry.rows for entry in lane.members), time.monotonic()
+        rows, started_s = sum(entry.rows for entry in instance.members), time.monotonic()
         try:
-            lane.running.step()
+            instance.running.step()
         except Exception:
-            return self._decode_one_by_one(lane)
+            return self._decode_one_by_one(instance)
         ended_s = time.monotonic()
-        instance.untold_steps.append((rows, ended_s - started_s, lane.low))
+        instance.untold_steps.append((rows, ended_s - started_s))
         done = []
-        for entry in lane.members:
+        for entry in instance.members:
             entry.steps += 1
             entry.step_rows += rows
             if entry.sentence.done:
                 done.append(entry)
         for entry in done:
-            lane.members.remove(entry)
-            lane.running.leave(entry.sentence)
+            instance.members.remove(entry)
+            instance.running.leave(entry.sentence)
         return [_Ended(entry, _result(entry, ended_s)) for entry in done]
 
-    def _decode_one_by_one(self, lane: _Lane) -> list[_Ended]:
+    def _decode_one_by_one(self, instance: _Instance) -> list[_Ended]:
         """After a failed step nothing is known of the batch: decode each sentence anew, alone, and see which fails."""
         self._probe()
-        members, lane.members = lane.members, []
+        members, instance.members = instance.members, []
         ended = []
         for entry in members:
             running = self._open()
@@ -520,7 +539,7 @@ class InFlightBatcher:
                 ended.append(_Ended(entry, _failure(error)))
             else:
                 ended.append(_Ended(entry, _result(entry, time.monotonic()) if entry.sentence.done else None))
-        lane.running = self._open()
+        instance.running = self._open()
         return ended
 
 

@@ -1,0 +1,178 @@
+"""What predictions feel of explanations: the latency of requests alone, and while an explanation is being made.
+
+The server has one core, the load the other. Slices with and without an explanation take turns. One user asks and then
+pauses for a random while, so that requests come at any moment of what the explanation computes; 16 users ask without a
+pause, which leaves an explanation next to nothing. Explanations follow one another as long as a slice lasts.
+"""
+
+import asyncio
+import base64
+import json
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import aiohttp
+
+from load_tests.drivers import closed_loop
+from load_tests.model_tasks import TASKS, ModelTask
+from load_tests.processes import Process, free_port
+
+MODELS = {
+    "sentiment": "text-classification",
+    "cifar10-vit": "image-classification",
+    "translation-en-de": "translation",
+}
+USERS = (1, 16)
+MOST_PAUSE_S = 0.01  # of the lone user
+MOST_TIMES = 1.3
+SLICES = 5
+METHOD = {"method": "shap", "n_samples": 4096}  # what computes for longest
+
+
+async def measure_explanations(
+    store: Path, num_rounds: int, count: int, tell: Callable[[str], None]
+) -> list[dict[str, dict[str, list[float]]]]:
+    """All rounds: of each model and number of users the milliseconds of all requests, `alone` and `during`.
+
+    Args:
+        store: with the models of the repository.
+        num_rounds: how often.
+        count: requests of a round, of each kind.
+        tell: is told of each round's end.
+    """
+    http = free_port()
+    url = f"http://127.0.0.1:{http}"
+    rounds = []
+    with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", "0") as server:
+        server.wait_until_ready(f"{url}/readyz")
+        async with aiohttp.ClientSession() as session:
+            for number in range(num_rounds):
+                found = {}
+                for model, name in MODELS.items():
+                    for users in USERS:
+                        found[f"{model}, {users}"] = await _measure(session, url, model, TASKS[name](), users, count)
+                rounds.append(found)
+                tell(f"explanations: round {number + 1} of {num_rounds}")
+    return rounds
+
+
+async def _measure(
+    session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, users: int, count: int
+) -> dict[str, list[float]]:
+    pauses = random.Random(0)
+
+    async def send(number: int) -> dict[str, int]:
+        body, headers = task.body(task.inputs[number % len(task.inputs)]), {"content-type": task.content_type}
+        started_s = time.perf_counter()
+        async with session.post(f"{url}/models/{model}", data=body, headers=headers) as response:
+            await response.read()
+            response.raise_for_status()
+        into.append(1e3 * (time.perf_counter() - started_s))
+        if users == 1:
+            await asyncio.sleep(pauses.uniform(0, MOST_PAUSE_S))
+        return {}
+
+    into: list[float] = []
+    await closed_loop(send, users, 20)
+    alone_ms: list[float] = []
+    during_ms: list[float] = []
+    for _ in range(SLICES):
+        into = alone_ms
+        await closed_loop(send, users, count // SLICES)
+        async with _explaining(session, url, model, task):
+            into = during_ms
+            await closed_loop(send, users, count // SLICES)
+    return {"alone": alone_ms, "during": during_ms}
+
+
+@asynccontextmanager
+async def _explaining(session: aiohttp.ClientSession, url: str, model: str, task: ModelTask) -> AsyncIterator[None]:
+    """Explanations one after another, from when the first waits for its evaluations on."""
+    given, name = max(task.inputs[:100], key=len), "text"  # a longer one is more work
+    if isinstance(given, bytes):
+        given, name = base64.b64encode(given).decode(), "image"
+    tensor = {"name": name, "shape": [1], "datatype": "BYTES", "data": [given]}
+    body = json.dumps({"inputs": [tensor], "parameters": METHOD})
+
+    async def explain() -> None:
+        while True:
+            async with session.post(f"{url}/v2/models/{model}/explain", data=body) as response:
+                await response.read()
+                response.raise_for_status()
+
+    async def waiting_rows() -> float:
+        async with session.get(f"{url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        start = f'heed_low_priority_queue_rows{{model="{model}"'
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
+
+    explaining = asyncio.create_task(explain())
+    try:
+        async with asyncio.timeout(10):
+            while not await waiting_rows():
+                pass
+        yield
+        if explaining.done():
+            explaining.result()
+    finally:
+        explaining.cancel()
+        with suppress(asyncio.CancelledError):
+            await explaining
+
+
+def percentile(values: list[float], share: float) -> float:
+    """Of all values, the one that this share of them does not exceed."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def times_alone(measured: dict[str, list[float]]) -> float:
+    """The 99th percentile during an explanation, as a multiple of that alone."""
+    return percentile(measured["during"], 0.99) / percentile(measured["alone"], 0.99)
+
+
+def explanation_bars(
+    rounds: list[dict[str, dict[str, list[float]]]],
+) -> list[tuple[str, str, list[float], str, float, bool]]:
+    """What, the bar in words, the values of the rounds, their form, the bar, and whether it is a lower one."""
+    return [
+        (
+            f"p99 during an explanation, times p99 alone: {key}",
+            f"at most {MOST_TIMES}",
+            [times_alone(measured[key]) for measured in rounds],
+            "{:.2f}",
+            MOST_TIMES,
+            False,
+        )
+        for key in rounds[0]
+    ]
+
+
+def report_explanations(
+    rounds: list[dict[str, dict[str, list[float]]]], spread: Callable[[list[float], str], str]
+) -> list[str]:
+    """The figures as lines of Markdown; `spread` writes a median and its range."""
+    count = len(next(iter(rounds[0].values()))["alone"])
+    lines = [
+        "",
+        "### Predictions during an explanation",
+        "",
+        f"KernelSHAP with up to {METHOD['n_samples']} evaluations in the background, task API over HTTP, {count}"
+        " requests a figure and round, in turns alone and during. The lone user pauses for up to"
+        f" {1e3 * MOST_PAUSE_S:.0f} ms after each answer.",
+        "",
+        "| model, users | p50 ms alone | during | p99 ms alone | during | p99 during / alone |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for key in rounds[0]:
+        cells = [
+            spread([percentile(measured[key][when], share) for measured in rounds], "{:.1f}")
+            for share in (0.5, 0.99)
+            for when in ("alone", "during")
+        ]
+        cells.append(spread([times_alone(measured[key]) for measured in rounds], "{:.2f}"))
+        lines.append(f"| {key} | {' | '.join(cells)} |")
+    return lines

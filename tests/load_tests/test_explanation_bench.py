@@ -1,0 +1,37 @@
+"""The benchmark of what predictions feel of explanations."""
+
+import pytest
+
+from load_tests.bench import spread
+from load_tests.explanation_bench import (
+    MODELS,
+    USERS,
+    explanation_bars,
+    measure_explanations,
+    percentile,
+    report_explanations,
+    times_alone,
+)
+from tests.conftest import ROOT
+
+
+@pytest.mark.slow
+async def test_every_model_is_asked_alone_and_during_explanations() -> None:
+    """A short run against the committed models has all figures, and a row for each."""
+    told: list[str] = []
+    rounds = await measure_explanations(ROOT / "model_store", 1, 20, told.append)
+    assert told == ["explanations: round 1 of 1"]
+    assert set(rounds[0]) == {f"{model}, {users}" for model in MODELS for users in USERS}
+    for measured in rounds[0].values():
+        assert len(measured["alone"]) == len(measured["during"]) == 20
+        assert min(measured["alone"] + measured["during"]) > 0
+    assert len(explanation_bars(rounds)) == len(rounds[0])
+    assert sum(line.startswith("| sentiment, ") for line in report_explanations(rounds, spread)) == len(USERS)
+
+
+def test_the_ratio_is_that_of_the_99th_percentiles() -> None:
+    """Of a hundred requests the slowest decides, of two hundred the one before it."""
+    alone = [2.0] * 100
+    assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert times_alone({"alone": alone, "during": [5.0, *[2.0] * 99]}) == 2.5
+    assert times_alone({"alone": alone, "during": [5.0, *[2.0] * 199]}) == 1.0
