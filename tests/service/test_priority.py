@@ -1,3 +1,5 @@
+"""Priorities of threads: engine calls give way, the Python around them does not."""
+
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
