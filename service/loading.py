@@ -17,6 +17,8 @@ import structlog
 
 from model_store.folder import (
     ENCODER,
+    EXPLAIN,
+    EXPLAIN_GOLDEN,
     GRAPH,
     PREPROCESSOR,
     TARGET_TOKENIZER,
@@ -31,6 +33,7 @@ from service.cost_table import CostTable
 from service.decoder import TranslationEngine
 from service.device import Device
 from service.engine import Buckets, Engine, EngineError, OnnxEngine
+from service.explain_graph import ExplainGraph
 from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.inflight_batcher import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
@@ -83,6 +86,7 @@ class LoadedTranslation:
     costs: CostTable
     golden: Golden
     card: str | None = None  # the model card
+    graph: ExplainGraph | None = None  # that explains, where the folder has one
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Loaded:
     skipped_padding_cost: float | None  # as `Batcher` takes it
     golden: Golden | None = None  # of a bare model
     card: str | None = None  # the model card
+    graph: ExplainGraph | None = None  # that explains, where the folder has one
 
 
 def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
@@ -185,7 +190,12 @@ class Loader:
             EngineError: ONNX Runtime refuses a graph.
         """
         folder = read(found)
-        return replace(self._load(folder), card=folder.card)
+        loaded, graph = self._load(folder), None
+        if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
+            assert not isinstance(loaded.task, TensorRows)
+            assert loaded.golden is not None
+            graph = ExplainGraph(found, folder, loaded.task, loaded.golden)
+        return replace(loaded, card=folder.card, graph=graph)
 
     def _load(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
         if folder.manifest is not None and folder.manifest.task == "translation":

@@ -17,6 +17,7 @@ from service.config import ServiceConfig
 from service.device import Device
 from service.engine import EngineError
 from service.errors import NotFound, Unavailable
+from service.explain_graph import ExplainGraph
 from service.golden import Golden
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
@@ -35,6 +36,7 @@ class ServedModel:
     batcher: Batcher | InFlightBatcher
     golden: Golden | None  # of a bare model
     card: str | None = None  # the model card
+    graph: ExplainGraph | None = None  # that explains, where the folder has one
 
 
 @dataclass
@@ -158,7 +160,8 @@ class ModelRepository:
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
         self.metrics.low_priority_queue_rows.labels(*labels).set_function(lambda: batcher.queued_low_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
-        return ServedModel(folder.name, folder.version, loaded.task, batcher, loaded.golden, loaded.card)
+        served = (folder.name, folder.version, loaded.task, batcher)
+        return ServedModel(*served, loaded.golden, loaded.card, loaded.graph)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """The model to answer a request; without a version, the highest one that is ready.

@@ -80,7 +80,23 @@ def over_grpc(typed: heed_pb2_grpc.HeedStub, model: str, element: str | bytes, *
         document["features"] = [{name: getattr(each, name) for name in names} for each in answer.features]
     if answer.target_tokens:
         document["target_tokens"] = list(answer.target_tokens)
-        document["influence"] = [list(each.influence) for each in answer.features]
+        if answer.features[0].influence:
+            document["influence"] = [list(each.influence) for each in answer.features]
+    if answer.tokens:
+        names = ("text", "start", "end", "weight")
+        document["tokens"] = [
+            {name: getattr(each, name) for name in names}
+            | {"feature": each.feature if each.HasField("feature") else None}
+            for each in answer.tokens
+        ]
+    if answer.HasField("attention"):
+        view = answer.attention
+        document["attention"] = {name: getattr(view, name) for name in ("part", "layers", "heads")}
+        document["attention"] |= {
+            name: getattr(view, name) if view.HasField(name) else None for name in ("layer", "head")
+        }
+        rows = np.array(view.weights).reshape(view.rows, -1).tolist() if view.rows else None
+        document["attention"]["weights"] = rows
     fidelity = answer.fidelity
     names = ("deletion_area", "insertion_area", "evaluations", "seed", "seconds")
     document["fidelity"] = {name: getattr(fidelity, name) for name in names}
@@ -122,17 +138,29 @@ def wait_until_explaining(http: httpx.Client, model: str) -> None:
         assert time.monotonic() < gives_up_s
 
 
-@pytest.mark.parametrize("method", ["occlusion", "lime", "shap"])
+SAMPLING, BY_GRAPH = ("occlusion", "lime", "shap"), ("attention", "gradients")
+MODELS: list[tuple[str, str | bytes, float]] = [
+    ("sentiment-small", TEXT, 1e-4),
+    # In int8 the rows of a call share their scales, so that company shows.
+    ("sentiment", TEXT, 0.1),
+    ("cifar10-vit", FILE, 1e-3),
+    ("translation-en-de", SENTENCE, 1e-2),
+    ("translation-en-de-int8", SENTENCE, 0.1),
+]
+ASKED: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(SAMPLING, {"n_samples": 192, "seed": 3}),
+    "attention": {"seed": 3},
+    "gradients": {"n_samples": 64, "seed": 3},
+}
+
+
 @pytest.mark.parametrize(
-    ("model", "element", "tolerance"),
+    ("method", "model", "element", "tolerance"),
     [
-        ("sentiment-small", TEXT, 1e-4),
-        # In int8 the rows of a call share their scales, so that company shows.
-        ("sentiment", TEXT, 0.1),
-        ("cifar10-vit", FILE, 1e-3),
-        ("translation-en-de", SENTENCE, 1e-2),
+        (method, *model)
+        for method in (*SAMPLING, *BY_GRAPH)
+        for model in (MODELS if method in BY_GRAPH else MODELS[:-1])
     ],
-    ids=["sentiment-small", "sentiment", "cifar10-vit", "translation-en-de"],
 )
 def test_every_face_gives_the_same_explanation(
     http: httpx.Client,
@@ -143,12 +171,12 @@ def test_every_face_gives_the_same_explanation(
     tolerance: float,
 ) -> None:
     """Parts, weights, score and what it is worth; with the usual answer beside it where the task API is asked."""
-    asked = {"method": method, "n_samples": 192, "seed": 3}
+    asked = ASKED[method] | {"method": method}
     rest, typed_answer = over_rest(http, model, element, **asked), over_grpc(typed, model, element, **asked)
     answer, explanation = over_task_api(http, model, element, **asked)
     inputs = element if isinstance(element, str) else base64.b64encode(element).decode()
     usual = http.post(f"/models/{model}", json={"inputs": inputs}).json()
-    if model == "translation-en-de":
+    if model.startswith("translation"):
         assert answer == usual
         assert rest["target"] == answer[0]["translation_text"]
     else:
@@ -167,10 +195,15 @@ def test_every_face_gives_the_same_explanation(
         assert other["score"] == pytest.approx(rest["score"], abs=tolerance)
         for name in ("deletion_area", "insertion_area"):
             assert other["fidelity"][name] == pytest.approx(rest["fidelity"][name], abs=max(tolerance, 0.02))
-        assert (other["fidelity"]["completeness_gap"] is None) is (method != "shap")
+        assert (other["fidelity"]["completeness_gap"] is None) is (method not in ("shap", "gradients"))
         if "features" in rest:
             places = [[(each["text"], each["start"], each["end"]) for each in doc["features"]] for doc in (rest, other)]
             assert places[0] == places[1]
+        if method in BY_GRAPH:
+            # One row at a time, in float32: what they weigh depends on no company.
+            assert weights_of(other) == pytest.approx(weights_of(rest), abs=1e-6)
+            for name in ("tokens", "attention", "influence"):
+                assert other.get(name) == rest.get(name)
     if method == "shap":
         assert rest["fidelity"]["completeness_gap"] < 1e-9
 
