@@ -88,7 +88,7 @@ async def open_graph(graph: ExplainGraph, spare_time: SpareTime, deadline_s: flo
         Unavailable: it is not what it should be.
         DeadlineExceeded: it passed first.
     """
-    if not graph.attentions:
+    if not graph.ready:
         await spare_time.run(graph.open, deadline_s)
 
 

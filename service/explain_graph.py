@@ -78,7 +78,7 @@ def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
 
 
 class ExplainGraph:
-    """The explaining graph of one model version; all methods of one thread, but for `attentions` once it is open."""
+    """The explaining graph of one model version; all methods of one thread. Once `ready`, the rest does not change."""
 
     def __init__(self, found: FoundFolder, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
         """Remember where it is; nothing is read.
@@ -93,6 +93,7 @@ class ExplainGraph:
         self._task, self._golden = task, golden
         self._session: Any = None
         self._problem: str | None = None
+        self.ready = False  # opened and checked; other threads may look
         # By the name that requests use, the default first.
         self.attentions: dict[str, Attention] = {}
         self.image_tokens: int | None = None  # of a graph of images
@@ -103,7 +104,7 @@ class ExplainGraph:
         Raises:
             Unavailable: it is not what it should be, now and for as long as the server runs.
         """
-        if self._session is None and self._problem is None:
+        if not self.ready and self._problem is None:
             model, started_s = {"model": self._found.name, "version": self._found.version}, time.perf_counter()
             try:
                 self._open()
@@ -113,6 +114,7 @@ class ExplainGraph:
                 log.exception("explaining graph failed to load", **model)
                 self._problem = f"{type(error).__name__}: {error}"
             if self._problem is None:
+                self.ready = True
                 log.info("explaining graph ready", **model, load_s=round(time.perf_counter() - started_s, 3))
             else:
                 self._session = None

@@ -707,9 +707,9 @@ def test_the_alignment_of_a_translation_is_a_picture(page: Page) -> None:
     expect(page.locator("#explanation .readout")).to_have_text(re.compile(r"^“Zwei” at “Two”: 0\.[5-9]\d\d$"))
     layers = page.get_by_label("Layer").locator("option")
     expect(layers).to_have_text(["all, their mean", "0", "1"])
-    page.get_by_label("Attention").select_option("encoder")
+    page.get_by_label("Attention", exact=True).select_option("encoder")
     expect(layers).to_have_text(["all, as rollout", "0", "1", "2", "3"])
-    expect(page.get_by_label("Attention")).to_be_focused()
+    expect(page.get_by_label("Attention", exact=True)).to_be_focused()
     expect(page.get_by_role("listbox", name="Words and their weights")).to_have_text(
         "Two children are playing in the snow."
     )
