@@ -93,7 +93,7 @@ class TranslateChunk(_message.Message):
     def __init__(self, text: _Optional[str] = ..., whole: _Optional[_Union[TranslateResponse, _Mapping]] = ...) -> None: ...
 
 class ExplainRequest(_message.Message):
-    __slots__ = ("model", "version", "text", "image", "truncate", "method", "target", "n_samples", "seed", "num_beams", "max_new_tokens", "length_penalty")
+    __slots__ = ("model", "version", "text", "image", "truncate", "method", "target", "n_samples", "seed", "num_beams", "max_new_tokens", "length_penalty", "part", "layer", "head")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,9 @@ class ExplainRequest(_message.Message):
     NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
     MAX_NEW_TOKENS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: str
     text: str
@@ -118,10 +121,13 @@ class ExplainRequest(_message.Message):
     num_beams: int
     max_new_tokens: int
     length_penalty: float
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., text: _Optional[str] = ..., image: _Optional[bytes] = ..., truncate: _Optional[bool] = ..., method: _Optional[str] = ..., target: _Optional[str] = ..., n_samples: _Optional[int] = ..., seed: _Optional[int] = ..., num_beams: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., length_penalty: _Optional[float] = ...) -> None: ...
+    part: str
+    layer: int
+    head: int
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., text: _Optional[str] = ..., image: _Optional[bytes] = ..., truncate: _Optional[bool] = ..., method: _Optional[str] = ..., target: _Optional[str] = ..., n_samples: _Optional[int] = ..., seed: _Optional[int] = ..., num_beams: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., length_penalty: _Optional[float] = ..., part: _Optional[str] = ..., layer: _Optional[int] = ..., head: _Optional[int] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("method", "target", "score", "features", "target_tokens", "patches", "overlay", "fidelity", "receipt")
+    __slots__ = ("method", "target", "score", "features", "target_tokens", "patches", "overlay", "fidelity", "receipt", "tokens", "attention")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
@@ -131,6 +137,8 @@ class ExplainResponse(_message.Message):
     OVERLAY_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    ATTENTION_FIELD_NUMBER: _ClassVar[int]
     method: str
     target: str
     score: float
@@ -140,7 +148,41 @@ class ExplainResponse(_message.Message):
     overlay: bytes
     fidelity: Fidelity
     receipt: Receipt
-    def __init__(self, method: _Optional[str] = ..., target: _Optional[str] = ..., score: _Optional[float] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., patches: _Optional[_Union[Patches, _Mapping]] = ..., overlay: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ...) -> None: ...
+    tokens: _containers.RepeatedCompositeFieldContainer[ExplainedToken]
+    attention: Attention
+    def __init__(self, method: _Optional[str] = ..., target: _Optional[str] = ..., score: _Optional[float] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., patches: _Optional[_Union[Patches, _Mapping]] = ..., overlay: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., tokens: _Optional[_Iterable[_Union[ExplainedToken, _Mapping]]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
+
+class ExplainedToken(_message.Message):
+    __slots__ = ("text", "start", "end", "weight", "feature")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    FEATURE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    start: int
+    end: int
+    weight: float
+    feature: int
+    def __init__(self, text: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., weight: _Optional[float] = ..., feature: _Optional[int] = ...) -> None: ...
+
+class Attention(_message.Message):
+    __slots__ = ("part", "layers", "heads", "layer", "head", "rows", "weights")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    part: str
+    layers: int
+    heads: int
+    layer: int
+    head: int
+    rows: int
+    weights: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, part: _Optional[str] = ..., layers: _Optional[int] = ..., heads: _Optional[int] = ..., layer: _Optional[int] = ..., head: _Optional[int] = ..., rows: _Optional[int] = ..., weights: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Feature(_message.Message):
     __slots__ = ("text", "start", "end", "weight", "influence")

@@ -1,16 +1,19 @@
-"""Explanations: which parts of an input an answer rests on, by asking the model again without some of them.
+"""Explanations: which parts of an input an answer rests on, and what that finding is worth.
 
     answer ──> parts, plan ──> variants, a few at a time at low priority ──> weights ──> what they are worth
+           └─> attention or gradients, from a graph of the model's folder ──┘
 
-The model is asked through its batcher like for any request, so an explanation needs no graph of its own; it gives way
-to whatever else the model has to do, and ends when its caller leaves or its deadline passes.
+Occlusion, LIME and SHAP ask the model again without some parts of the input, through its batcher like any request, so
+that they need no graph of their own; `service.explain_by_graph` asks the one that a folder may have. Either way an
+explanation gives way to whatever else there is to do, and ends when its caller leaves or its deadline passes; and the
+model itself is asked what is left of its answer while the weightiest parts go.
 
 What is explained is a number: of a classifier the probability of a class; of a translation the log probability of that
 very translation. The second is exact, not a comparison of texts: the decoder step is fed the translation's own tokens
 and asked for all candidates (`service.tasks.translation.Forced`), which gives a log probability for each token, and so
 a weight of each word of the source for each token of the translation.
 
-Shapes: S samples, M features, K values of one answer.
+Shapes: S samples, M features, K values of one answer, T tokens.
 """
 
 import asyncio
@@ -19,24 +22,34 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.admission import Done
 from service.errors import EngineFailed, InvalidRequest, Overloaded
-from service.explain.features import Patches, Word, Words
+from service.explain.features import PATCHES_A_SIDE, Patches, Word, Words
 from service.explain.fidelity import Fidelity, area, curves
+from service.explain.gradients import DEFAULT_STEPS, MAX_STEPS, MIN_STEPS
 from service.explain.overlay import overlay_png
-from service.explain.perturbation import METHODS, Method, Plan, estimate, plan
+from service.explain.perturbation import METHODS as SAMPLING_METHODS
+from service.explain.perturbation import Method as SamplingMethod
+from service.explain.perturbation import Plan, estimate, plan
+from service.explain_by_graph import Found, Looking, View, check_looking, look, open_graph, share_out
+from service.explain_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
 from service.repository import ServedModel
+from service.spare_time import SpareTime
 from service.tasks.image_classification import ImageClassification, Pixels
+from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
 from service.tasks.translation import Sentence, Translation
+from service.tensors import Arrays
 
-# Methods that would be further graphs of a model's folder, written at export. None has them yet.
-GRAPH_METHODS = ("attention", "gradients")
+Method = Literal["occlusion", "lime", "shap", "attention", "gradients"]
+# Those of models whose folder has `explain.onnx`.
+GRAPH_METHODS: tuple[Method, ...] = ("attention", "gradients")
+METHODS: tuple[Method, ...] = (*SAMPLING_METHODS, *GRAPH_METHODS)
 DEFAULT_METHOD: Method = "occlusion"
 MAX_SEED = 2**63 - 1  # what a parameter over gRPC can be
 # Variants that are made and submitted together: enough for the batcher to choose from, few enough that those of large
@@ -45,16 +58,25 @@ PIECE_ROWS = 16
 OVERLAY_SIDE_PIXELS = 448
 RETRY_AFTER_S = 1.0
 
-Explainable = TextClassification | ImageClassification | Translation
-
 
 class ExplainRequest(NamedTuple):
     """What a client may ask of an explanation; None leaves the choice to the server."""
 
     method: str | None = None
     target: str | None = None  # the class whose probability is explained; the predicted one if None
-    n_samples: int | None = None
+    n_samples: int | None = None  # of gradients the steps
     seed: int | None = None
+    looking: Looking = Looking()  # of attention alone
+
+
+class Token(NamedTuple):
+    """A token of a text and its weight; a special one has its name as text, and no place."""
+
+    text: str
+    start: int
+    end: int
+    weight: float
+    feature: int | None  # the number of the word that it belongs to
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +85,8 @@ class Explanation:
 
     Of a text there are `words` and their weights [M]; of a translation also the text and the weights of each of its
     tokens, `influence` [M, K], whose rows sum to the weights; of an image `patches` [rows, columns] and a picture.
+    The methods of a graph weigh `tokens`, and a word has what its tokens have together. What `attention` weighs adds up
+    to one (of a translation to its tokens), what `gradients` do to the logit of the class, less that of no word at all.
     """
 
     method: Method
@@ -75,6 +99,8 @@ class Explanation:
     influence: list[list[float]] | None = None
     patches: list[list[float]] | None = None
     overlay: bytes | None = None
+    tokens: Sequence[Token] | None = None
+    attention: View | None = None
 
 
 class Question(NamedTuple):
@@ -83,8 +109,11 @@ class Question(NamedTuple):
     method: Method
     seed: int
     features: Words | Patches
-    plan: Plan
+    plan: Plan | None  # of methods that sample
+    steps: int  # of gradients
+    looking: Looking
     target: int | None  # the class that is asked for
+    spans: Sequence[tuple[int, int] | None] = ()  # of a text, where its tokens stand
     picture: Any = None  # of an image, to draw on
 
 
@@ -95,16 +124,36 @@ class _Game(NamedTuple):
     values_of: Callable[[Any], Sequence[float]]  # the item's result, to K values that sum to the score
     share_of: Callable[[NDArray[np.float64]], float]  # the K values, to a number between 0 and 1 for the curves
     whole: Sequence[float] | None  # the values of the input itself, where the answer has told them
+    target: str  # what is explained, in words
+    row: Callable[[], Arrays]  # the input, as the explaining graph takes it
+    target_ids: Sequence[int] = ()  # of a translation
+
+
+class _Weighed(NamedTuple):
+    """What a method has found: weights of features, and what else there is to tell."""
+
+    weights_MK: NDArray[np.float64]
+    completeness_gap: float | None
+    evaluations: int = 0  # of the graph; the model's own are counted where it is asked
+    tokens: list[Token] | None = None
+    view: View | None = None
+    of_each_target: bool = True  # of a translation: K are its tokens
 
 
 class Explainer:
     """Explains answers; bounds how many at once."""
 
-    def __init__(self, max_queue_rows: int) -> None:
-        """`max_queue_rows` may wait at low priority for one model: so many that no explanation is refused half-way."""
+    def __init__(self, max_queue_rows: int, spare_time: SpareTime) -> None:
+        """Set up.
+
+        Args:
+            max_queue_rows: may wait at low priority for one model: so many that no explanation is refused half-way.
+            spare_time: what graphs are asked in.
+        """
         self._piece_rows = min(PIECE_ROWS, max_queue_rows)
         self._most = max_queue_rows // self._piece_rows
         self._running = 0
+        self._spare_time = spare_time
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
@@ -120,6 +169,24 @@ class Explainer:
             yield
         finally:
             self._running -= 1
+
+    async def get_ready(self, model: ServedModel, request: ExplainRequest, deadline_s: float) -> None:
+        """Open the graph that a method needs, and refuse what it has not.
+
+        Args:
+            model: that `check` has passed.
+            request: the same.
+            deadline_s: on `time.monotonic()`'s clock.
+
+        Raises:
+            Unavailable: the graph is not what it should be.
+            InvalidRequest: it has no such layer or head.
+            DeadlineExceeded: it passed first.
+        """
+        if request.method in GRAPH_METHODS:
+            assert model.graph is not None
+            await open_graph(model.graph, self._spare_time, deadline_s)
+            check_looking(model.graph, request.looking)
 
     async def explain(
         self, model: ServedModel, question: Question, item: Any, answer: Any, deadline_s: float
@@ -137,44 +204,89 @@ class Explainer:
             the explanation, and what was computed for it.
 
         Raises:
-            HeedError: as `submit_low` of the batchers.
+            HeedError: as `submit_low` of the batchers, or of `service.explain_by_graph`.
         """
         started_s = time.monotonic()
         assert isinstance(model.task, Explainable)
-        game, target, target_ids = _game_of(model.task, question, item, answer)
-        method, features, made = question.method, question.features, question.plan
+        game, features = _game_of(model.task, question, item, answer), question.features
         asked = _Asked(model, game, self._piece_rows, deadline_s)
         whole_M = np.ones(features.num_features, dtype=np.bool_)
         if game.whole is not None:
             asked.know(whole_M, game.whole)
-        values = await asked.values(np.concatenate([whole_M[None], ~whole_M[None], made.kept_SM]))
-        whole_K, empty_K, values_SK = values[0], values[1], values[2:]
-        weights_MK = await asyncio.to_thread(estimate, method, made, values_SK, whole_K, empty_K)
-        weights_M = weights_MK.sum(axis=1)
+        if question.plan is None:
+            weighed = await self._by_graph(model, question, game, deadline_s)
+        else:
+            weighed = await _by_samples(asked, question, question.plan)
+        weights_M = weighed.weights_MK.sum(axis=1)
         areas = []
         for kept_SM in curves(weights_M):
             scores = [game.share_of(values_K) for values_K in await asked.values(kept_SM)]
             areas.append(area(kept_SM, scores))
-        gap = abs(weights_M.sum() - (whole_K.sum() - empty_K.sum()))
-        details: dict[str, Any] = {}
+        (whole_K,) = await asked.values(whole_M[None])
+        details: dict[str, Any] = {"tokens": weighed.tokens, "attention": weighed.view}
         if isinstance(features, Patches):
             patches_RC = weights_M.reshape(features.rows, features.columns)
-            details["overlay"] = await asyncio.to_thread(overlay_png, question.picture, patches_RC)
+            # Nothing of an image is looked at not at all: what gets least is left clear.
+            drawn_RC = patches_RC - patches_RC.min() if question.method == "attention" else patches_RC
+            details["overlay"] = await asyncio.to_thread(overlay_png, question.picture, drawn_RC)
             details["patches"] = patches_RC.tolist()
         else:
             details |= {"words": features.words, "weights": weights_M.tolist()}
         if isinstance(model.task, Translation):
-            details["target_tokens"] = await asyncio.to_thread(model.task.pieces_of, target_ids)
-            details["influence"] = weights_MK.tolist()
+            details["target_tokens"] = await asyncio.to_thread(model.task.pieces_of, game.target_ids)
+            if weighed.of_each_target:
+                details["influence"] = weighed.weights_MK.tolist()
         fidelity = Fidelity(
             deletion_area=areas[0],
             insertion_area=areas[1],
-            completeness_gap=float(gap) if method == "shap" else None,
-            evaluations=len(asked.known),
+            completeness_gap=weighed.completeness_gap,
+            evaluations=len(asked.known) + weighed.evaluations,
             seed=question.seed,
             seconds=time.monotonic() - started_s,
         )
-        return Explanation(method, target, float(whole_K.sum()), fidelity, **details), asked.done
+        return Explanation(question.method, game.target, float(whole_K.sum()), fidelity, **details), asked.done
+
+    async def _by_graph(self, model: ServedModel, question: Question, game: _Game, deadline_s: float) -> _Weighed:
+        """Weigh tokens by the model's graph, and add up those of each word; the tokens of an image are its patches."""
+        assert model.graph is not None
+        row = game.row()
+        found: Found
+        if question.method == "attention":
+            found = await look(model.graph, row, question.looking, self._spare_time, deadline_s)
+        else:
+            found = await share_out(model.graph, row, question.steps, self._spare_time, deadline_s)
+        weights_MK, tokens = found.weights_TK, None
+        if isinstance(question.features, Words):
+            assert not isinstance(model.task, ImageClassification | TensorRows)
+            weights_MK = question.features.merged(found.weights_TK)
+            tokens = _tokens_of(model.task, question, question.features, found.weights_TK.sum(axis=1))
+        aligned = found.view is not None and found.view.part == "cross"
+        return _Weighed(weights_MK, found.completeness_gap, found.evaluations, tokens, found.view, aligned)
+
+
+async def _by_samples(asked: "_Asked", question: Question, made: Plan) -> _Weighed:
+    """Weigh features by what the model says without some of them."""
+    whole_M = np.ones(question.features.num_features, dtype=np.bool_)
+    values = await asked.values(np.concatenate([whole_M[None], ~whole_M[None], made.kept_SM]))
+    whole_K, empty_K, values_SK = values[0], values[1], values[2:]
+    method: SamplingMethod = next(known for known in SAMPLING_METHODS if known == question.method)
+    weights_MK = await asyncio.to_thread(estimate, method, made, values_SK, whole_K, empty_K)
+    gap = abs(weights_MK.sum() - (whole_K.sum() - empty_K.sum()))
+    return _Weighed(weights_MK, float(gap) if method == "shap" else None)
+
+
+def _tokens_of(
+    task: TextClassification | Translation, question: Question, features: Words, weights_T: NDArray[np.float64]
+) -> list[Token]:
+    """The tokens of a text as it was sent; `spans` of what the tokenizer itself puts in are None."""
+    names = task.names(features.ids)
+    text = features.text
+    return [
+        Token(name, 0, 0, weight, word) if span is None else Token(text[slice(*span)], *span, weight, word)
+        for name, span, weight, word in zip(
+            names, question.spans, weights_T.tolist(), features.word_of_token, strict=True
+        )
+    ]
 
 
 class _Asked:
@@ -205,6 +317,13 @@ class _Asked:
         return np.stack([self.known[kept_M.tobytes()] for kept_M in kept_SM])
 
 
+def methods_of(model: ServedModel) -> list[Method]:
+    """The methods that a model can be explained by, the default first."""
+    if not isinstance(model.task, Explainable):
+        return []
+    return [*SAMPLING_METHODS, *(GRAPH_METHODS if model.graph is not None else ())]
+
+
 def check(model: ServedModel, request: ExplainRequest) -> None:
     """Refuse what can be refused before the input is looked at.
 
@@ -215,10 +334,20 @@ def check(model: ServedModel, request: ExplainRequest) -> None:
     if not isinstance(task, Explainable):
         raise InvalidRequest(f"{name} takes tensors; texts and images can be explained")
     method = request.method
-    if method in GRAPH_METHODS:
-        raise InvalidRequest(f"{name} has no graph for method {method!r}; it has {', '.join(METHODS)}")
+    offered = ", ".join(methods_of(model))
+    if method in GRAPH_METHODS and model.graph is None:
+        raise InvalidRequest(f"{name} has no graph for method {method!r}; it has {offered}")
     if method is not None and method not in METHODS:
-        raise InvalidRequest(f"method {method!r} is not known; {name} has {', '.join(METHODS)}")
+        raise InvalidRequest(f"method {method!r} is not known; {name} has {offered}")
+    if method != "attention":
+        for field, value in request.looking._asdict().items():
+            if value is not None:
+                raise InvalidRequest(f"{field} is of method 'attention', not of {method or DEFAULT_METHOD!r}")
+    elif request.n_samples is not None:
+        raise InvalidRequest("n_samples is not of method 'attention', which asks once")
+    if method == "gradients" and request.n_samples is not None and not MIN_STEPS <= request.n_samples <= MAX_STEPS:
+        limits = f"between {MIN_STEPS} and {MAX_STEPS}"
+        raise InvalidRequest(f"n_samples of gradients are its steps, and must lie {limits}, not {request.n_samples}")
     if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
         raise InvalidRequest(f"seed must lie between 0 and {MAX_SEED}, not {request.seed}")
     if request.target is None:
@@ -231,6 +360,7 @@ def check(model: ServedModel, request: ExplainRequest) -> None:
 
 def take_apart(
     task: Explainable,
+    graph: ExplainGraph | None,
     request: ExplainRequest,
     item: Any,
     given: str | bytes,
@@ -243,6 +373,7 @@ def take_apart(
 
     Args:
         task: of the model.
+        graph: that explains it, open where the method needs it.
         request: one that `check` has passed.
         item: what the task has made of the input.
         given: the input itself.
@@ -254,43 +385,48 @@ def take_apart(
         InvalidRequest: it has no parts, or `n_samples` lies outside its limits.
     """
     method = next(known for known in METHODS if known == (request.method or DEFAULT_METHOD))
-    seed = request.seed or 0
-    picture = None
+    seed, sampling = request.seed or 0, next((known for known in SAMPLING_METHODS if known == method), None)
+    picture, spans = None, list[tuple[int, int] | None]()
     features: Words | Patches
     if isinstance(task, ImageClassification):
         assert isinstance(given, bytes)
-        features = Patches(item.pixels_CHW)
+        a_side = PATCHES_A_SIDE
+        if sampling is None:
+            assert graph is not None
+            assert graph.image_tokens is not None
+            a_side = math.isqrt(graph.image_tokens)
+        features = Patches(item.pixels_CHW, a_side)
         picture = task.picture(given, field=field, side=OVERLAY_SIDE_PIXELS, max_image_pixels=max_image_pixels)
     else:
         assert isinstance(given, str)
-        features = Words(given, item.ids, task.spans(given, truncate=truncate))
+        spans = task.spans(given, truncate=truncate)
+        features = Words(given, item.ids, spans)
         if not features.num_features:
             raise InvalidRequest(f"{field} has no words that could be taken away")
     target = None
     if not isinstance(task, Translation) and request.target is not None:
         target = task.labels.index(request.target)
-    return Question(
-        method, seed, features, plan(method, features.num_features, request.n_samples, seed), target, picture
-    )
+    made = None if sampling is None else plan(sampling, features.num_features, request.n_samples, seed)
+    num_steps = request.n_samples or DEFAULT_STEPS
+    return Question(method, seed, features, made, num_steps, request.looking, target, spans, picture)
 
 
-def _game_of(task: Explainable, question: Question, item: Any, answer: Any) -> tuple[_Game, str, list[int]]:
-    """The game of an input, what is explained, and of a translation its tokens."""
+def _game_of(task: Explainable, question: Question, item: Any, answer: Any) -> _Game:
+    """The game of an input, and what is explained."""
     features = question.features
     if isinstance(task, Translation):
         assert isinstance(features, Words)
         assert isinstance(answer, Sentence)
         target_ids = task.tokens_of(answer)
-        return (
-            _Game(
-                item_of=lambda kept_M: task.forced(features.ids_of(kept_M), target_ids),
-                values_of=lambda forced: forced.log_probabilities,
-                # The mean probability of a token: that of a whole translation is next to nothing.
-                share_of=lambda values_K: math.exp(values_K.mean()),
-                whole=None,
-            ),
-            task.postprocess(answer).text,
-            target_ids,
+        return _Game(
+            item_of=lambda kept_M: task.forced(features.ids_of(kept_M), target_ids),
+            values_of=lambda forced: forced.log_probabilities,
+            # The mean probability of a token: that of a whole translation is next to nothing.
+            share_of=lambda values_K: math.exp(values_K.mean()),
+            whole=None,
+            target=task.postprocess(answer).text,
+            row=lambda: translation_row(item.ids, target_ids),
+            target_ids=target_ids,
         )
     number = int(answer.argmax()) if question.target is None else question.target
 
@@ -303,4 +439,7 @@ def _game_of(task: Explainable, question: Question, item: Any, answer: Any) -> t
     def values_of(logits_C: NDArray[np.float32]) -> list[float]:
         return [task.probability(logits_C, number)]
 
-    return _Game(item_of, values_of, lambda values_K: float(values_K[0]), values_of(answer)), task.labels[number], []
+    def row() -> Arrays:
+        return image_row(item.pixels_CHW, number) if isinstance(features, Patches) else text_row(item.ids, number)
+
+    return _Game(item_of, values_of, lambda values_K: float(values_K[0]), values_of(answer), task.labels[number], row)

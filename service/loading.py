@@ -17,6 +17,8 @@ import msgspec
 import structlog
 
 from model_store.folder import (
+    EXPLAIN,
+    EXPLAIN_GOLDEN,
     PREPROCESSOR,
     TARGET_TOKENIZER,
     TOKENIZER,
@@ -30,6 +32,7 @@ from service.cost_table import CostTable
 from service.decoder import TranslationEngine
 from service.device import Device, Place
 from service.engine import Buckets, Engine, EngineError, OnnxEngine
+from service.explain_graph import ExplainGraph
 from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.inflight_batcher import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
@@ -84,6 +87,7 @@ class LoadedTranslation:
     precision: str
     cache_place: Place
     card: str | None = None  # the model card
+    graph: ExplainGraph | None = None  # that explains, where the folder has one
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,7 @@ class Loaded:
     golden: Golden | None = None  # of a bare model
     precision: str | None = None  # the same
     card: str | None = None  # the model card
+    graph: ExplainGraph | None = None  # that explains, where the folder has one
 
 
 def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
@@ -202,9 +207,17 @@ class Loader:
             EngineError: ONNX Runtime refuses a graph.
         """
         folder = read(found)
+        loaded, graph = self._load_for_device(folder), None
+        if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
+            assert not isinstance(loaded.task, TensorRows)
+            assert loaded.golden is not None
+            graph = ExplainGraph(found, folder, loaded.task, loaded.golden)
+        return replace(loaded, card=folder.card, graph=graph)
+
+    def _load_for_device(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
         if self._device == "cuda" and (halved := folder.in_half_precision()) is not None:
             try:
-                return replace(self._load(halved), card=folder.card)
+                return self._load(halved)
             except (FolderError, EngineError) as error:
                 log.error(
                     "model is not served in half precision",
@@ -212,7 +225,7 @@ class Loader:
                     version=str(folder.version),
                     why=str(error),
                 )
-        return replace(self._load(folder), card=folder.card)
+        return self._load(folder)
 
     def _load(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
         if folder.manifest is not None and folder.manifest.task == "translation":

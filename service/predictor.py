@@ -28,13 +28,15 @@ from service.errors import (
     Unsupported,
     clipped,
 )
-from service.explainer import Explainer, Question, check, take_apart
-from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, transports name it, and may not import it
+from service.explain_by_graph import Looking as Looking  # noqa: PLC0414, transports name it, and may not import it
+from service.explainer import METHODS, Explainer, Question, check, methods_of, take_apart
+from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.inflight_batcher import InFlightBatcher
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol, StageTimes
 from service.preparation import Preparation
 from service.repository import ModelRepository, ServedModel
+from service.spare_time import SpareTime
 from service.tasks.classification import Classification, Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
 from service.tasks.tensor_rows import TensorRows
@@ -139,6 +141,7 @@ class ModelDescription:
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    properties: dict[str, str]  # "explain": by which methods, with commas between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class IndexedModel:
     versions: list[str]  # those that are ready
     task: TaskName | None  # None while no version can answer
     labels: list[str]  # of a classifier
+    explain: list[str]  # the methods that it can be explained by
     ready: bool
     reason: str | None  # why it is not
     precision: str | None  # of the graphs that answer; None of a bare model
@@ -171,7 +175,8 @@ class Predictor:
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
         self._preparation = Preparation(repository.num_cores, config.max_queue)
-        self._explainer = Explainer(config.max_queue)
+        self._spare_time = SpareTime(repository.num_cores)
+        self._explainer = Explainer(config.max_queue, self._spare_time)
         self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
         self._all_answered = asyncio.Event()
         metrics.preparing_rows.set_function(lambda: self._preparation.rows)
@@ -360,6 +365,7 @@ class Predictor:
         Raises:
             HeedError: see `service.errors`.
         """
+        started_s = time.monotonic()
         questions: list[Question] = []
         explanations: list[Explanation] = []
         admitted = contextlib.ExitStack()
@@ -372,6 +378,7 @@ class Predictor:
             if (count := sum(array.size for array in inputs.values())) != 1:
                 raise InvalidRequest(f"an explanation is of one input, the request has {count}")
             admitted.enter_context(self._explainer.admitted())
+            await self._explainer.get_ready(model, request, started_s + self._timeout_s(call))
             given: str | bytes
             if isinstance(task, ImageClassification):
                 given, named = inputs["image"].item(0), field or "image[0]"
@@ -384,9 +391,8 @@ class Predictor:
                 else:
                     items = await self._tokens(task, call, texts, named)
             limit, truncate = self._config.max_image_pixels, call.truncate
-            taking_apart = partial(
-                take_apart, task, request, items[0], given, truncate=truncate, field=named, max_image_pixels=limit
-            )
+            about = (task, model.graph, request, items[0], given)
+            taking_apart = partial(take_apart, *about, truncate=truncate, field=named, max_image_pixels=limit)
             timeout_s, words = self._timeout_s(call), ("parts of the input", "found")
             questions.extend(await self._preparation.run([taking_apart], rows=1, timeout_s=timeout_s, words=words))
             return items
@@ -407,7 +413,6 @@ class Predictor:
                 answer = task.postprocess(result, function, top_k)
             return Explained(answer, explanations[0])
 
-        started_s = time.monotonic()
         with admitted:
             explained, receipt = await self._answer(call, prepare, finish, submit=submit)
         method, evaluations = explained.explanation.method, explained.explanation.fidelity.evaluations
@@ -525,8 +530,7 @@ class Predictor:
         started_s = prepared_s = time.monotonic()
         timeout_s = self._timeout_s(call)
         name, version = call.model, call.version
-        admitted = not self._repository.draining
-        self._num_answering += admitted
+        admitted = self._enter(urgent=submit is None)
         try:
             if not admitted:
                 raise Unavailable("the server is shutting down")
@@ -557,9 +561,7 @@ class Predictor:
             self._answer_failed(call, name, version, "failed", "unexpected error", started_s, prepared_s)
             raise
         finally:
-            self._num_answering -= admitted
-            if self._repository.draining and not self._num_answering:
-                self._all_answered.set()
+            self._leave(admitted, urgent=submit is None)
         self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
         if submit is None:
@@ -576,6 +578,22 @@ class Predictor:
                 **receipt._asdict(),
             )
         return answer, receipt
+
+    def _enter(self, *, urgent: bool) -> bool:
+        """A request has come; whether it is admitted."""
+        admitted = not self._repository.draining
+        self._num_answering += admitted
+        if urgent:
+            self._spare_time.answering()
+        return admitted
+
+    def _leave(self, admitted: bool, *, urgent: bool) -> None:
+        """It has ended."""
+        if urgent:
+            self._spare_time.answered()
+        self._num_answering -= admitted
+        if self._repository.draining and not self._num_answering:
+            self._all_answered.set()
 
     def _trace_answer(
         self,
@@ -649,6 +667,7 @@ class Predictor:
             "onnxruntime_onnx",
             model.task.inputs,
             model.task.outputs,
+            {"explain": ",".join(methods)} if (methods := methods_of(model)) else {},
         )
 
     def index(self) -> list[IndexedModel]:
@@ -666,6 +685,7 @@ class Predictor:
                     versions=self._repository.versions(name),
                     task=None if task is None else TASK_NAMES[type(task)],
                     labels=task.labels if isinstance(task, Classifier) else [],
+                    explain=[] if state.served is None else [*methods_of(state.served)],
                     ready=why is None,
                     reason=why,
                     precision=None if served is None else served.precision,
@@ -703,8 +723,12 @@ class Predictor:
 
     @property
     def extensions(self) -> list[str]:
-        """What the server's metadata tells beside its name: an extension of the protocol, and where it computes."""
-        return ["binary_tensor_data", "explain", f"device:{self._repository.device}"]
+        """What the server's metadata tells beside its name: extensions of the protocol, and where it computes.
+
+        A method of explanation is named that some model may have; which has it, its own metadata say.
+        """
+        methods = [f"explain:{method}" for method in METHODS]
+        return ["binary_tensor_data", "explain", *methods, f"device:{self._repository.device}"]
 
     def not_ready_because(self) -> str | None:
         """Why the server should get no requests now, or None."""

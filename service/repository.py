@@ -17,6 +17,7 @@ from service.config import ServiceConfig
 from service.device import Device, Place
 from service.engine import EngineError
 from service.errors import NotFound, Unavailable
+from service.explain_graph import ExplainGraph
 from service.golden import Golden
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
@@ -37,6 +38,7 @@ class ServedModel:
     precision: str | None = None  # of the graphs that were taken; None of a bare model
     cache_place: Place | None = None  # of a translation model
     card: str | None = None  # the model card
+    graph: ExplainGraph | None = None  # that explains, where the folder has one
 
 
 @dataclass
@@ -171,6 +173,7 @@ class ModelRepository:
             loaded.precision,
             loaded.cache_place if isinstance(loaded, LoadedTranslation) else None,
             loaded.card,
+            loaded.graph,
         )
 
     def get(self, name: str, version: str = "") -> ServedModel:

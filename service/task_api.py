@@ -27,6 +27,9 @@ class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
     target: str | None = None
     n_samples: int | None = None
     seed: int | None = None
+    part: str | None = None
+    layer: int | None = None
+    head: int | None = None
 
 
 class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):

@@ -44,7 +44,7 @@ class Words:
             ids_T: its tokens.
             spans_T: for each token its first character and the one behind its last, None for a special token.
         """
-        self._ids_T = list(ids_T)
+        self.text, self.ids = text, list(ids_T)
         found = list(words_of(text))
         touched_T = [_touched(text, found, span) for span in spans_T]
         joined = {number for touched in touched_T for number in touched[1:]}  # to the word before
@@ -61,12 +61,12 @@ class Words:
                 self.words.append(word)
             feature_of[number] = len(self.words) - 1
         # A token of no word stays, whatever is taken away; but one of spaces alone goes with the word that it leads in.
-        self._feature_T = [-1] * len(self._ids_T)
-        for place in range(len(self._ids_T) - 1, -1, -1):
+        self._feature_T = [-1] * len(self.ids)
+        for place in range(len(self.ids) - 1, -1, -1):
             span = spans_T[place]
             if touched_T[place]:
                 self._feature_T[place] = feature_of[touched_T[place][0]]
-            elif span is not None and place + 1 < len(self._ids_T):
+            elif span is not None and place + 1 < len(self.ids):
                 self._feature_T[place] = self._feature_T[place + 1]
 
     @property
@@ -74,10 +74,23 @@ class Words:
         """Words."""
         return len(self.words)
 
+    @property
+    def word_of_token(self) -> list[int | None]:
+        """For each token the number of the word that it goes with; None for one of no word."""
+        return [None if feature < 0 else feature for feature in self._feature_T]
+
+    def merged(self, weights_TK: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What the tokens of each word have together, [M, K]; what tokens of no word have is in none of them."""
+        merged_MK = np.zeros((len(self.words), weights_TK.shape[1]))
+        for feature, weights_K in zip(self._feature_T, weights_TK, strict=True):
+            if feature >= 0:
+                merged_MK[feature] += weights_K
+        return merged_MK
+
     def ids_of(self, kept_M: NDArray[np.bool_]) -> list[int]:
         """The ids of the text without the words that are not kept."""
         keeps = [*kept_M.tolist(), True]  # the last for -1
-        return [id_ for id_, feature in zip(self._ids_T, self._feature_T, strict=True) if keeps[feature]]
+        return [id_ for id_, feature in zip(self.ids, self._feature_T, strict=True) if keeps[feature]]
 
 
 def words_of(text: str) -> Iterator[Word]:
@@ -137,13 +150,13 @@ class Patches:
     brightness and colour of the whole as they are, and an image without any patch is one flat colour that tells least.
     """
 
-    def __init__(self, pixels_CHW: NDArray[np.float32]) -> None:
-        """Lay the grid over what the graph takes; normalising is linear, so the mean is that of the levels too."""
+    def __init__(self, pixels_CHW: NDArray[np.float32], a_side: int = PATCHES_A_SIDE) -> None:
+        """Lay a grid over what the graph takes; normalising is linear, so the mean is that of the levels too."""
         self._pixels_CHW = pixels_CHW
         self._mean_C11 = pixels_CHW.mean(axis=(1, 2), keepdims=True)
         _, H, W = pixels_CHW.shape
-        self.rows: int = min(PATCHES_A_SIDE, H)
-        self.columns: int = min(PATCHES_A_SIDE, W)
+        self.rows: int = min(a_side, H)
+        self.columns: int = min(a_side, W)
         self._row_of_H = np.arange(H) * self.rows // H
         self._column_of_W = np.arange(W) * self.columns // W
 

@@ -72,6 +72,10 @@ class TextClassification(Classifier):
         """As `TextEncoder.spans`, of a text that was preprocessed."""
         return self._encoder.spans(text, truncate=truncate)
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """As `TextEncoder.names`."""
+        return self._encoder.names(ids)
+
     def part(self, ids: list[int]) -> Tokens:
         """Some of the tokens of a text; a graph takes at least one."""
         return Tokens(ids or [self._pad_id], truncated=False)

@@ -88,6 +88,10 @@ class TextEncoder:
         special = encoding.special_tokens_mask
         return [None if mask else span for span, mask in zip(encoding.offsets, special, strict=True)]
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """What the tokenizer calls each token."""
+        return [str(self.tokenizer.id_to_token(token)) for token in ids]
+
 
 def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
     """The elements of the tensor `text`, BYTES [n], as text.

@@ -305,11 +305,19 @@ class Translation:
         """As `TextEncoder.spans`, of a text that was preprocessed."""
         return self._encoder.spans(text, truncate=truncate)
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """As `TextEncoder.names`."""
+        return self._encoder.names(ids)
+
     def tokens_of(self, sentence: Sentence) -> list[int]:
         """The translation of a sentence whose search is done, with the end of the sentence where the model wrote it."""
         ids = sentence.search.best().ids
         # What was cut off has exactly so many tokens; any other ended by itself, one token later.
-        return ids if len(ids) == sentence.options.max_new_tokens else [*ids, self._eos_id]
+        return ids if len(ids) == sentence.options.max_new_tokens else self.ended(ids)
+
+    def ended(self, ids: Sequence[int]) -> list[int]:
+        """A translation that ended by itself, as the model wrote it."""
+        return [*ids, self._eos_id]
 
     def forced(self, ids: list[int], target_ids: Sequence[int]) -> Forced:
         """A source, and the translation of it whose log probability is asked for."""

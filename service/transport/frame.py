@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeVar
 
 from service.errors import InvalidRequest
-from service.predictor import ExplainRequest
+from service.predictor import ExplainRequest, Looking
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -86,20 +86,20 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
 
 
 def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
-    """Read `method`, `target`, `n_samples` and `seed`, the request parameters of an explanation.
+    """Read the request parameters of an explanation: method, target, n_samples and seed; part, layer and head.
 
     Raises:
         InvalidRequest: one of them has the wrong type.
     """
     texts: dict[str, str | None] = {}
-    for name in ("method", "target"):
+    for name in ("method", "target", "part"):
         text = given.get(name)
         if text is not None and not isinstance(text, str):
             raise InvalidRequest(f"parameter {name!r} must be a text, not {text!r}")
         texts[name] = text
-    return ExplainRequest(
-        **texts, n_samples=_count("n_samples", given.get("n_samples")), seed=_count("seed", given.get("seed"))
-    )
+    counts = {name: _count(name, given.get(name)) for name in ("n_samples", "seed", "layer", "head")}
+    looking = Looking(texts["part"], counts["layer"], counts["head"])
+    return ExplainRequest(texts["method"], texts["target"], counts["n_samples"], counts["seed"], looking)
 
 
 def _count(name: str, value: object) -> int | None:

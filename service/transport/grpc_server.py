@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
 from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
-from service.predictor import Call, ExplainRequest, Explanation, Predictor, Receipt, Translated, outcome_of
+from service.predictor import Call, ExplainRequest, Explanation, Looking, Predictor, Receipt, Translated, outcome_of
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import MAX_DIMENSIONS, check_header, decode_raw, encode_raw
@@ -40,6 +40,9 @@ if TYPE_CHECKING:  # it needs an extra
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Context = grpc.aio.ServicerContext[Any, Any]
+
+# Fields of ExplainRequest that may be left open; the last three are those of `Looking`.
+EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
 
 # Field of InferTensorContents by datatype; FP16 travels only raw.
 CONTENTS_OF = {
@@ -261,6 +264,7 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                 platform=model.platform,
                 inputs=[_tensor_metadata(spec) for spec in model.inputs],
                 outputs=[_tensor_metadata(spec) for spec in model.outputs],
+                properties=model.properties,
             )
 
         return await self._respond(context, answer)
@@ -402,9 +406,8 @@ class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
             if given is None:
                 raise InvalidRequest("the request has no input: text or image")
             element = request.text.encode() if given == "text" else request.image
-            asked = ExplainRequest(
-                request.method or None, *(_given(request, name) for name in ("target", "n_samples", "seed"))
-            )
+            target, n_samples, seed, *looking = (_given(request, name) for name in EXPLAIN_FIELDS)
+            asked = ExplainRequest(request.method or None, target, n_samples, seed, Looking(*looking))
             call = _translation_call(request, context, request_id)
             inputs = {given: bytes_array([element])}
             explained, receipt = await self._predictor.explain(call, inputs, asked, field=given)
@@ -458,6 +461,12 @@ def _explanation(explanation: Explanation, receipt: Receipt) -> heed_pb2.Explain
         fidelity=heed_pb2.Fidelity(**asdict(explanation.fidelity)),
         receipt=heed_pb2.Receipt(**receipt._asdict()),
     )
+    if explanation.tokens is not None:
+        response.tokens.extend(heed_pb2.ExplainedToken(**token._asdict()) for token in explanation.tokens)
+    if (view := explanation.attention) is not None:
+        weights = view.weights or []
+        told = view._asdict() | {"weights": chain.from_iterable(weights), "rows": len(weights)}
+        response.attention.CopyFrom(heed_pb2.Attention(**told))
     if (weights_RC := explanation.patches) is not None:
         response.patches.rows, response.patches.columns = len(weights_RC), len(weights_RC[0])
         response.patches.weights.extend(chain.from_iterable(weights_RC))

@@ -26,7 +26,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
 from service.metrics import Metrics, Outcome
-from service.predictor import Call, Explained, ExplainRequest, Predictor, Receipt, Translated, outcome_of
+from service.predictor import Call, Explained, ExplainRequest, Looking, Predictor, Receipt, Translated, outcome_of
 from service.task_api import (
     HUB_TOP_K,
     ExplainParameters,
@@ -380,6 +380,7 @@ class HttpApplication:
             "platform": model.platform,
             "inputs": [_tensor_metadata(spec) for spec in model.inputs],
             "outputs": [_tensor_metadata(spec) for spec in model.outputs],
+            "properties": model.properties,
         }
         return json_response(document)
 
@@ -567,7 +568,8 @@ def _event(document: object) -> bytes:
 
 def explain_request(parameters: ExplainParameters) -> ExplainRequest:
     """What the task API asks of an explanation."""
-    return ExplainRequest(parameters.method, parameters.target, parameters.n_samples, parameters.seed)
+    looking = Looking(parameters.part, parameters.layer, parameters.head)
+    return ExplainRequest(parameters.method, parameters.target, parameters.n_samples, parameters.seed, looking)
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:

@@ -44,23 +44,28 @@ class TensorMetadata(msgspec.Struct):
 
 
 class ModelMetadata(msgspec.Struct):
-    """Tensors and versions of a model."""
+    """Tensors and versions of a model; property `explain` names the methods that explain it."""
 
     name: str
     versions: list[str]
     platform: str
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
+    properties: dict[str, str]
 
 
 class IndexEntry(msgspec.Struct):
-    """A model of the store: the version that answers a request without one, those that are ready, what it does."""
+    """A model of the store: the version that answers a request without one, those that are ready, what it does.
+
+    `explain` names the methods that explain it.
+    """
 
     name: str
     version: str
     versions: list[str]
     task: str | None
     labels: list[str]
+    explain: list[str]
     ready: bool
     reason: str | None
     precision: str | None
@@ -121,7 +126,10 @@ IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
 
 ANSWER = "The answer."
-EXPLAIN = "How much each part of one input adds to the answer; parameters: method, target, n_samples, seed"
+EXPLAIN = (
+    "How much each part of one input adds to the answer; parameters: method (occlusion, lime, shap; of models whose"
+    " metadata name them attention and gradients), target, n_samples, seed; of attention part, layer and head"
+)
 HEADERS = [
     {
         "name": TIMEOUT_HEADER,

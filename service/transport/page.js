@@ -71,7 +71,7 @@ const EXAMPLES = {
   translation: ["The dog is asleep.", "A little girl is playing in the garden.", "Where can I buy a ticket?"],
 };
 
-const state = { models: [], extensions: [], api: null, grpcPort: null, picture: null, language: "curl" };
+const state = { models: [], extensions: [], api: null, grpcPort: null, picture: null, language: "curl", looking: {} };
 const refusedMethods = new Map();  // model to the methods that the server has refused for it
 
 const model = () => state.models.find(known => known.name === by("model").value);
@@ -112,11 +112,30 @@ const offeredMethods = () => {
   return [...found];
 };
 
+const METHODS = {
+  occlusion: "Each part is taken away by itself.",
+  lime: "A straight line through the answers to random parts of the input.",
+  shap: "Shapley values: what each part adds on average, whichever others are there. They sum to what the whole input changes in the score.",
+  attention: "Where the model looks: a layer and a head of it can be chosen with the answer. It is no proof of what the answer rests on.",
+  gradients: "Integrated gradients: what each part adds to the model's raw score on the way from no input to yours.",
+};
+
+/** Those that the server names and the model has; a model's own list is in the catalogue. */
 const showMethods = () => {
   const refused = refusedMethods.get(by("model").value) ?? new Set();
-  const methods = offeredMethods();
+  const own = model()?.explain;
+  const methods = offeredMethods().filter(name => own?.includes(name) ?? true);
   fillSelect(by("method"), [["", "server's choice"],
     ...methods.map(name => [name, refused.has(name) ? `${name} (refused for this model)` : name])]);
+  methodChosen();
+};
+
+const methodChosen = () => {
+  const method = by("method").value;
+  state.looking = {};
+  by("method-about").textContent = METHODS[method] ?? "";
+  by("samples-field").hidden = method === "attention";  // it asks once
+  by("samples-label").textContent = method === "gradients" ? "Steps" : "Samples";
 };
 
 const chosen = async () => {
@@ -358,7 +377,8 @@ const showReceipt = (place, receipt, seconds) => {
 
 // --- explanations ----------------------------------------------------------------------------------------------------
 
-const explain = () => {
+/** Asks why; `focused` is the choice that a person has just made in the explanation before, which it replaces. */
+const explain = (focused = "") => {
   const method = by("method").value, name = by("model").value;
   return work(by("explanation"), by("explain-stop"), async signal => {
     const picture = task() === "image-classification" ? needPicture() : null;
@@ -367,46 +387,94 @@ const explain = () => {
     const parameters = {};
     if (method) parameters.method = method;
     if (by("target").value) parameters.target = by("target").value;
-    if (by("samples").value) parameters.n_samples = Number(by("samples").value);
+    if (by("samples").value && method !== "attention") parameters.n_samples = Number(by("samples").value);
     if (by("seed").value) parameters.seed = Number(by("seed").value);
+    if (method === "attention") Object.assign(parameters, state.looking);
     const response = await ask(`${modelPath()}/explain`, {
       method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify({ inputs: [input], parameters }), signal,
     }).catch(error => {
-      if (method && error instanceof Refused && /\(501\)|\(400\).*\bmethod\b/i.test(error.message)) {
+      if (method && error instanceof Refused && /\(501\)|\(400\).*\bno graph for method\b/i.test(error.message)) {
         refusedMethods.set(name, (refusedMethods.get(name) ?? new Set()).add(method));
         showMethods();
       }
       throw error;
     });
     showExplanation(by("explanation"), await response.json(), text, picture);
+    if (focused) by(focused)?.focus();
   });
+};
+
+/** Which attention is shown, and the choice of another one: numbers as requests have them, from 0. */
+const showLooking = (place, { part, layers, heads, layer, head }) => {
+  const fields = make("div", place, "", "fields");
+  const field = (id, name, entries, value, chosen) => {
+    const box = make("div", fields, "", "field"), label = make("label", box, name);
+    const select = Object.assign(make("select", box), { id });
+    label.htmlFor = id;
+    fillSelect(select, entries, value === null ? "" : String(value));
+    select.addEventListener("change", () => { chosen(select.value); explain(id); });
+    return select;
+  };
+  const set = (name, value) => {
+    if (value === "") delete state.looking[name];
+    else state.looking[name] = name === "part" ? value : Number(value);
+  };
+  const numbered = (count, all) => [["", all], ...Array.from({ length: count }, (_, number) => [String(number), `${number}`])];
+  if (task() === "translation")
+    field("part", "Attention", [["cross", "translation to text"], ["encoder", "text to itself"]], part,
+      value => { state.looking = {}; set("part", value); });
+  field("layer", "Layer", numbered(layers, part === "cross" ? "all, their mean" : "all, as rollout"), layer,
+    value => { set("layer", value); if (value === "") set("head", ""); });
+  field("head", "Head", numbered(heads, "all, their mean"), head, value => set("head", value)).disabled = layer === null;
 };
 
 const FIDELITY = {
   deletion_area: ["deletion area", "Score left on average while the weightiest parts are taken away one by one: less is better"],
   insertion_area: ["insertion area", "Score on average while the weightiest parts are put back one by one: more is better"],
-  completeness_gap: ["completeness gap", "How far the weights' sum lies from what the whole input changes in the score: 0 is exact"],
+  completeness_gap: ["completeness gap", "How far the weights' sum lies from what the whole input changes: 0 is exact; only shap and gradients promise a sum"],
   evaluations: ["evaluations", "How often the model was asked"],
   seed: ["seed", "The same one gives the same explanation"],
   seconds: ["time"],
 };
 
+const MOST_TOKENS_SHOWN = 40;  // in a picture of tokens by tokens
+
 const showExplanation = (place, answer, text, picture) => {
   const score = typeof answer.score === "number" ? `, score ${answer.score.toPrecision(4)}` : "";
-  make("p", place, `${answer.influence ? `“${answer.target}”` : answer.target ?? "This answer"}${score}, by ${answer.method ?? "the server's method"}`, "result");
-  if (answer.features?.length && !answer.influence) showWords(place, text, answer.features, answer.target);
+  const looked = answer.attention ?? null;
+  make("p", place, `${answer.target_tokens ? `“${answer.target}”` : answer.target ?? "This answer"}${score}, by ${answer.method ?? "the server's method"}`, "result");
+  if (looked) showLooking(place, looked);
+  if (answer.features?.length && !answer.influence) showWords(place, text, answer);
   if (answer.influence?.length) showInfluence(place, text, answer);
+  if (answer.tokens?.length) showTokens(place, answer);
   if (picture && (answer.overlay || answer.patches)) showOverlay(place, answer, picture);
   if (answer.fidelity) {
     make("p", place, "How far the explanation can be trusted, measured on the model itself:", "muted");
     showFacts(place, "Fidelity", Object.entries(answer.fidelity).map(([name, value]) => {
       const [words, hint] = FIDELITY[name] ?? [name.replaceAll("_", " ")];
-      const shown = value === null ? "not measured" : name === "seconds" ? milliseconds(value)
+      const shown = value === null ? "none promised" : name === "seconds" ? milliseconds(value)
         : typeof value === "number" && !Number.isInteger(value) ? value.toFixed(3) : String(value);
       return [words, shown, hint];
     }));
   }
   showReceipt(place, answer.receipt, null);
+};
+
+/** Weights as colours, and what is said of one: attention is never against, and nowhere none. */
+const reading = (answer, weights) => {
+  const target = answer.target ?? "the answer";
+  if (!answer.attention) {
+    const most = mostOf(weights);
+    return {
+      share: weight => weight, most, sign: weight => Math.abs(weight) <= most / 4 ? "" : weight < 0 ? "−" : "+",
+      number: signed, tell: weight => `${signed(weight)}, ${weight < 0 ? "against" : "for"} ${target}`,
+    };
+  }
+  const least = Math.min(...weights), most = Math.max(...weights) - least;
+  return {
+    share: weight => weight - least, most, sign: weight => weight - least > most / 2 ? "+" : "",
+    number: weight => weight.toFixed(3), tell: weight => `${weight.toFixed(3)} of the attention`,
+  };
 };
 
 /** One stop of the Tab key for many elements: arrows move among them, and `tell` says what one of them is. */
@@ -432,16 +500,17 @@ const weigh = (element, weight, most) => {
 
 const mostOf = weights => Math.max(0, ...weights.map(Math.abs));
 
-const showLegend = (place, target) => {
-  const legend = make("p", place, "", "legend words");
-  for (const [weight, words] of [[1, `speaks for ${target}, whole line`], [-1, `speaks against ${target}, dashed line`]])
-    weigh(make("span", legend, words), weight, 1.6);
+const showLegend = (place, answer) => {
+  const legend = make("p", place, "", "legend words"), target = answer.target ?? "the answer";
+  const entries = answer.attention ? [[1, "looked at most; what is looked at least has no colour"]]
+    : [[1, `speaks for ${target}, whole line`], [-1, `speaks against ${target}, dashed line`]];
+  for (const [weight, words] of entries) weigh(make("span", legend, words), weight, 1.6);
 };
 
 const readoutOf = place => make("p", place, "Point at a part, or reach one with Tab and the arrow keys, to read its weight.", "readout muted");
 
-const showWords = (place, text, features, target = "the answer") => {
-  const most = mostOf(features.map(feature => feature.weight));
+const showWords = (place, text, answer) => {
+  const { features } = answer, read = reading(answer, features.map(feature => feature.weight));
   const characters = Array.from(text ?? "");  // the server counts characters, JavaScript halves of some
   const line = make("p", place, "", "words");
   line.setAttribute("role", "listbox");
@@ -454,27 +523,26 @@ const showWords = (place, text, features, target = "the answer") => {
     if (Number.isInteger(end)) at = Math.max(at, end);
     const element = make("span", line, word);
     element.setAttribute("role", "option");
-    element.setAttribute("aria-label", `${word}: ${signed(weight)}`);
-    weigh(element, weight, most);
+    element.setAttribute("aria-label", `${word}: ${read.number(weight)}`);
+    weigh(element, read.share(weight), read.most);
     return element;
   });
   line.append(characters.slice(at).join(""));
   const readout = readoutOf(place);
   rove(words, words.length, number => {
     const { text: word, weight } = features[number];
-    readout.textContent = `“${word}”: ${signed(weight)}, ${weight < 0 ? "against" : "for"} ${target}`;
+    readout.textContent = `“${word}”: ${read.tell(weight)}`;
     words.forEach((element, other) => element.setAttribute("aria-selected", String(other === number)));
   });
-  showLegend(place, target);
+  showLegend(place, answer);
 };
 
 /** A table of weights as a picture: colour by weight, a sign where there is much of it, the number on focus. */
-const showHeat = (place, weights, name, { rows = [], columns = [], tell }) => {
+const showHeat = (place, weights, name, { rows = [], columns = [], tell, read }) => {
   const scroll = make("div", place, "", "scroll");
   const table = make("table", scroll, "", "heat");
   table.setAttribute("role", "grid");
   table.setAttribute("aria-label", name);
-  const most = mostOf(weights.flat());
   if (columns.length) {
     const head = make("tr", make("thead", table));
     if (rows.length) make("td", head);
@@ -488,8 +556,8 @@ const showHeat = (place, weights, name, { rows = [], columns = [], tell }) => {
     line.forEach((weight, column) => {
       const cell = make("td", element);
       cell.setAttribute("aria-label", tell(row, column));
-      weigh(cell, weight, most);
-      if (Math.abs(weight) > most / 4) make("span", cell, weight < 0 ? "−" : "+", "sign");
+      weigh(cell, read.share(weight), read.most);
+      if (read.sign(weight)) make("span", cell, read.sign(weight), "sign");
       cells.push(cell);
     });
   });
@@ -502,11 +570,34 @@ const showInfluence = (place, text, answer) => {
   const characters = Array.from(text ?? "");
   const rows = answer.features?.map(feature => feature.text || characters.slice(feature.start, feature.end).join("")) ?? [];
   const columns = (answer.target_tokens ?? []).map(token => token.replaceAll("Ġ", "␣"));
-  make("p", place, "Each row is a word of your text, each column a piece of the translation: how much the piece depends on the word.", "muted");
-  showHeat(place, answer.influence, "Influence of each word on each piece of the translation", {
-    rows, columns,
-    tell: (row, column) => `“${rows[row] ?? row + 1}” on “${columns[column] ?? column + 1}”: ${signed(answer.influence[row][column])}`,
+  const read = reading(answer, answer.influence.flat()), aligned = Boolean(answer.attention);
+  make("p", place, "Each row is a word of your text, each column a piece of the translation: how much the piece "
+    + (aligned ? "looks at the word while it is written." : "depends on the word."), "muted");
+  showHeat(place, answer.influence, aligned ? "Alignment of each piece of the translation with each word" : "Influence of each word on each piece of the translation", {
+    rows, columns, read,
+    tell: (row, column) => {
+      const word = `“${rows[row] ?? row + 1}”`, piece = `“${columns[column] ?? column + 1}”`;
+      return `${aligned ? `${piece} at ${word}` : `${word} on ${piece}`}: ${read.number(answer.influence[row][column])}`;
+    },
   });
+};
+
+/** What the model reads: of attention who looks at whom, of gradients a row of weights. */
+const showTokens = (place, answer) => {
+  const names = answer.tokens.map(token => token.text.trim() || "␣"), view = answer.attention?.weights;
+  if (answer.attention && answer.influence) return;  // the alignment shows it
+  if (!answer.attention) {
+    make("h3", place, "The tokens' weights");
+    const weights = answer.tokens.map(token => token.weight), read = reading(answer, weights);
+    showHeat(place, [weights], "Weights of the tokens", { columns: names, read, tell: (_, column) => `“${names[column]}”: ${read.tell(weights[column])}` });
+  } else if (view && names.length <= MOST_TOKENS_SHOWN) {
+    make("h3", place, "Who looks at whom");
+    make("p", place, "Each row is a token of your text that looks, each column one that is looked at. Names in brackets are the model's own.", "muted");
+    const read = reading(answer, view.flat());
+    showHeat(place, view, "Attention of each token to each token", {
+      rows: names, columns: names, read, tell: (row, column) => `“${names[row]}” at “${names[column]}”: ${read.number(view[row][column])}`,
+    });
+  }
 };
 
 const showOverlay = (place, answer, picture) => {
@@ -519,7 +610,7 @@ const showOverlay = (place, answer, picture) => {
     below.addEventListener("load", () => { both.style.aspectRatio = `${below.naturalWidth} / ${below.naturalHeight}`; });
     const above = make("img", both);
     above.src = `data:image/png;base64,${answer.overlay}`;
-    above.alt = `Which parts of it speak for ${target}`;
+    above.alt = answer.attention ? "Where the model looks" : `Which parts of it speak for ${target}`;
     above.id = "overlay";
     const label = make("label", place, "How much of the explanation lies on the picture");
     const slider = make("input", place);
@@ -532,9 +623,9 @@ const showOverlay = (place, answer, picture) => {
   const weights = answer.patches?.weights;
   if (!weights?.length) return;
   make("h3", place, "The patches' weights");
+  const read = reading(answer, weights.flat());
   showHeat(place, weights, "Weights of the patches", {
-    tell: (row, column) => `Patch in row ${row + 1}, column ${column + 1}: ${signed(weights[row][column])},`
-      + ` ${weights[row][column] < 0 ? "against" : "for"} ${target}`,
+    read, tell: (row, column) => `Patch in row ${row + 1}, column ${column + 1}: ${read.tell(weights[row][column])}`,
   });
 };
 
@@ -848,6 +939,7 @@ by("explain").addEventListener("submit", event => { event.preventDefault(); expl
 by("stop").addEventListener("click", () => running.get(by("answer"))?.abort());
 by("explain-stop").addEventListener("click", () => running.get(by("explanation"))?.abort());
 by("model").addEventListener("change", chosen);
+by("method").addEventListener("change", methodChosen);
 by("version").addEventListener("change", () => { showSnippet(); showCard(); });
 for (const id of ["text", "tensors", "beams"]) by(id).addEventListener("input", showSnippet);
 for (const id of ["text", "tensors"])

@@ -85,8 +85,35 @@ class ExplainedPatches(msgspec.Struct):
     weights: list[list[float]]
 
 
+class ExplainedToken(msgspec.Struct):
+    """A token of a text as the model reads it; a special one has its name as text and no place.
+
+    `feature` is the number of the word that it belongs to.
+    """
+
+    text: str
+    start: int
+    end: int
+    weight: float
+    feature: int | None
+
+
+class ExplainedAttention(msgspec.Struct):
+    """The attention that was asked for, a row for each token that looks; null where there are too many numbers.
+
+    `layers` and `heads` are how many there are; `layer` and `head`, from 0, which were asked for.
+    """
+
+    part: str
+    layers: int
+    heads: int
+    layer: int | None
+    head: int | None
+    weights: list[list[float]] | None
+
+
 class ExplainFidelity(msgspec.Struct):
-    """What an explanation is worth, and what it took; `completeness_gap` is null but for the method `shap`."""
+    """What an explanation is worth, and what it took; `completeness_gap` is null but for `shap` and `gradients`."""
 
     deletion_area: float
     insertion_area: float
@@ -100,6 +127,7 @@ class ExplainResponse(msgspec.Struct, omit_defaults=True):
     """An explanation: of a text `features`, of a translation also its tokens, of an image `patches` and `overlay`.
 
     `influence` has a row for each feature and a column for each token of the translation; `overlay` is a PNG in base64.
+    The methods `attention` and `gradients` also weigh each of a text's `tokens`; `attention` is of that method.
     """
 
     model_name: str
@@ -115,6 +143,8 @@ class ExplainResponse(msgspec.Struct, omit_defaults=True):
     influence: list[list[float]] | None = None
     patches: ExplainedPatches | None = None
     overlay: bytes | None = None
+    tokens: list[ExplainedToken] | None = None
+    attention: ExplainedAttention | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +275,8 @@ def explain_response(model: str, request_id: str, explanation: Explanation, rece
         target_tokens=None if explanation.target_tokens is None else list(explanation.target_tokens),
         influence=explanation.influence,
         overlay=explanation.overlay,
+        tokens=None if explanation.tokens is None else [ExplainedToken(*token) for token in explanation.tokens],
+        attention=None if explanation.attention is None else ExplainedAttention(*explanation.attention),
     )
     if explanation.patches is None:
         weighed = zip(explanation.words, explanation.weights, strict=True)

@@ -15,8 +15,10 @@ from typing import Any
 import grpc
 import httpx
 import numpy as np
+import onnxruntime
 import pytest
 from PIL import Image
+from tokenizers import Tokenizer
 
 from export.golden_images import golden_images
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -80,7 +82,23 @@ def over_grpc(typed: heed_pb2_grpc.HeedStub, model: str, element: str | bytes, *
         document["features"] = [{name: getattr(each, name) for name in names} for each in answer.features]
     if answer.target_tokens:
         document["target_tokens"] = list(answer.target_tokens)
-        document["influence"] = [list(each.influence) for each in answer.features]
+        if answer.features[0].influence:
+            document["influence"] = [list(each.influence) for each in answer.features]
+    if answer.tokens:
+        names = ("text", "start", "end", "weight")
+        document["tokens"] = [
+            {name: getattr(each, name) for name in names}
+            | {"feature": each.feature if each.HasField("feature") else None}
+            for each in answer.tokens
+        ]
+    if answer.HasField("attention"):
+        view = answer.attention
+        document["attention"] = {name: getattr(view, name) for name in ("part", "layers", "heads")}
+        document["attention"] |= {
+            name: getattr(view, name) if view.HasField(name) else None for name in ("layer", "head")
+        }
+        rows = np.array(view.weights).reshape(view.rows, -1).tolist() if view.rows else None
+        document["attention"]["weights"] = rows
     fidelity = answer.fidelity
     names = ("deletion_area", "insertion_area", "evaluations", "seed", "seconds")
     document["fidelity"] = {name: getattr(fidelity, name) for name in names}
@@ -122,17 +140,30 @@ def wait_until_explaining(http: httpx.Client, model: str) -> None:
         assert time.monotonic() < gives_up_s
 
 
-@pytest.mark.parametrize("method", ["occlusion", "lime", "shap"])
+SAMPLING, BY_GRAPH = ("occlusion", "lime", "shap"), ("attention", "gradients")
+MODELS: list[tuple[str, str | bytes, float]] = [
+    ("sentiment-small", TEXT, 1e-4),
+    # In int8 the rows of a call share their scales, so that company shows.
+    ("sentiment", TEXT, 0.1),
+    ("cifar10-vit", FILE, 1e-3),
+    ("translation-en-de", SENTENCE, 1e-2),
+    ("translation-en-de-int8", SENTENCE, 0.1),
+]
+ASKED: dict[str, dict[str, Any]] = {
+    **{method: {"n_samples": 192, "seed": 3} for method in SAMPLING},
+    "attention": {"seed": 3},
+    "gradients": {"n_samples": 64, "seed": 3},
+}
+
+
 @pytest.mark.parametrize(
-    ("model", "element", "tolerance"),
+    ("method", "model", "element", "tolerance"),
     [
-        ("sentiment-small", TEXT, 1e-4),
-        # In int8 the rows of a call share their scales, so that company shows.
-        ("sentiment", TEXT, 0.1),
-        ("cifar10-vit", FILE, 1e-3),
-        ("translation-en-de", SENTENCE, 1e-2),
+        (method, *model)
+        for method in (*SAMPLING, *BY_GRAPH)
+        for model in (MODELS if method in BY_GRAPH else MODELS[:-1])
     ],
-    ids=["sentiment-small", "sentiment", "cifar10-vit", "translation-en-de"],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_every_face_gives_the_same_explanation(
     http: httpx.Client,
@@ -143,12 +174,12 @@ def test_every_face_gives_the_same_explanation(
     tolerance: float,
 ) -> None:
     """Parts, weights, score and what it is worth; with the usual answer beside it where the task API is asked."""
-    asked = {"method": method, "n_samples": 192, "seed": 3}
+    asked = ASKED[method] | {"method": method}
     rest, typed_answer = over_rest(http, model, element, **asked), over_grpc(typed, model, element, **asked)
     answer, explanation = over_task_api(http, model, element, **asked)
     inputs = element if isinstance(element, str) else base64.b64encode(element).decode()
     usual = http.post(f"/models/{model}", json={"inputs": inputs}).json()
-    if model == "translation-en-de":
+    if model.startswith("translation"):
         assert answer == usual
         assert rest["target"] == answer[0]["translation_text"]
     else:
@@ -167,10 +198,15 @@ def test_every_face_gives_the_same_explanation(
         assert other["score"] == pytest.approx(rest["score"], abs=tolerance)
         for name in ("deletion_area", "insertion_area"):
             assert other["fidelity"][name] == pytest.approx(rest["fidelity"][name], abs=max(tolerance, 0.02))
-        assert (other["fidelity"]["completeness_gap"] is None) is (method != "shap")
+        assert (other["fidelity"]["completeness_gap"] is None) is (method not in ("shap", "gradients"))
         if "features" in rest:
             places = [[(each["text"], each["start"], each["end"]) for each in doc["features"]] for doc in (rest, other)]
             assert places[0] == places[1]
+        if method in BY_GRAPH:
+            # One row at a time, in float32: what they weigh depends on no company.
+            assert weights_of(other) == pytest.approx(weights_of(rest), abs=1e-6)
+            for name in ("tokens", "attention", "influence"):
+                assert other.get(name) == rest.get(name)
     if method == "shap":
         assert rest["fidelity"]["completeness_gap"] < 1e-9
 
@@ -211,6 +247,79 @@ def test_each_word_of_a_source_has_its_token_of_the_translation(
     assert "[EOS]" not in beams["target_tokens"]
 
 
+def test_the_shares_of_gradients_are_what_the_answer_gains(http: httpx.Client) -> None:
+    """Of each class' logit, all tokens together but for the gap; words have what their tokens have."""
+    explanations = {
+        target: over_rest(http, "sentiment-small", TEXT, method="gradients", n_samples=128, target=target)
+        for target in ("POSITIVE", "NEGATIVE")
+    }
+    for explanation in explanations.values():
+        tokens, features = explanation["tokens"], explanation["features"]
+        assert [tokens[0]["text"], tokens[-1]["text"]] == ["[CLS]", "[SEP]"]
+        for number, feature in enumerate(features):
+            its_own = [token for token in tokens if token["feature"] == number]
+            assert "".join(TEXT[token["start"] : token["end"]] for token in its_own) == feature["text"]
+            assert sum(token["weight"] for token in its_own) == pytest.approx(feature["weight"], abs=1e-9)
+        assert explanation["fidelity"]["completeness_gap"] < 1e-3
+        assert explanation["fidelity"]["insertion_area"] > explanation["fidelity"]["deletion_area"] + 0.3
+    session = onnxruntime.InferenceSession(str(ROOT / "model_store/sentiment-small/1/explain.onnx"))
+    tokenizer = Tokenizer.from_file(str(ROOT / "model_store/sentiment-small/1/tokenizer.json"))
+    ids = np.array([tokenizer.encode(TEXT).ids] * 2)
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.zeros(2, dtype=np.int64)}
+    (logits,) = session.run(["logits"], feeds | {"alpha": np.array([1.0, 0.0], dtype=np.float32)})
+    for number, label in enumerate(("NEGATIVE", "POSITIVE")):
+        shared = sum(token["weight"] for token in explanations[label]["tokens"])
+        assert shared == pytest.approx(logits[0][number] - logits[1][number], abs=1e-3)
+
+
+def test_attention_is_that_of_the_layer_and_head_that_are_asked_for(http: httpx.Client) -> None:
+    """By ONNX Runtime itself; a word is looked at as its tokens are, and all tokens together have all of it."""
+    session = onnxruntime.InferenceSession(str(ROOT / "model_store/sentiment/1/explain.onnx"))
+    tokenizer = Tokenizer.from_file(str(ROOT / "model_store/sentiment/1/tokenizer.json"))
+    ids = np.array([tokenizer.encode(TEXT).ids])
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.zeros(1, dtype=np.int64)}
+    (attention_BLHTT,) = session.run(["attention"], feeds | {"alpha": np.ones(1, dtype=np.float32)})
+    for chosen in ({}, {"layer": 5}, {"layer": 2, "head": 11}):
+        explanation = over_rest(http, "sentiment", TEXT, method="attention", **chosen)
+        view = explanation["attention"]
+        assert (view["part"], view["layers"], view["heads"]) == ("encoder", 6, 12)
+        assert {name: view[name] for name in ("layer", "head") if view[name] is not None} == chosen
+        if "head" in chosen:
+            np.testing.assert_allclose(view["weights"], attention_BLHTT[0, 2, 11], atol=1e-5)
+        elif "layer" in chosen:
+            np.testing.assert_allclose(view["weights"], attention_BLHTT[0, 5].mean(axis=0), atol=1e-5)
+        tokens = [token["weight"] for token in explanation["tokens"]]
+        np.testing.assert_allclose(tokens, np.mean(view["weights"], axis=0), atol=1e-5)
+        assert sum(tokens) == pytest.approx(1, abs=1e-5)
+
+
+def test_the_alignment_of_a_translation(http: httpx.Client) -> None:
+    """What each token looks at in the source, but for the end of the sentence; of each word, all tokens together."""
+    for model in ("translation-en-de", "translation-en-de-int8"):
+        explanation = over_rest(http, model, SENTENCE, method="attention")
+        tokens, influence_MK = explanation["target_tokens"], np.array(explanation["influence"])
+        view = explanation["attention"]
+        assert (view["part"], view["layers"], view["heads"]) == ("cross", 2, 8)
+        np.testing.assert_allclose(influence_MK, np.array(view["weights"])[:, :-1].T, atol=1e-5)
+        np.testing.assert_allclose(influence_MK.sum(axis=1), weights_of(explanation), atol=1e-9)
+        words = [each["text"] for each in explanation["features"]]
+        looked_at = {token.strip(): words[influence_MK[:, column].argmax()] for column, token in enumerate(tokens)}
+        known = {"Zwei": "Two", "Kinder": "children", "spielen": "playing", "im": "in", "Schnee": "snow"}
+        assert {token: looked_at[token] for token in known} == known
+    encoder = over_rest(http, "translation-en-de", SENTENCE, method="attention", part="encoder", layer=3, head=7)
+    assert "influence" not in encoder
+    np.testing.assert_allclose(np.sum(encoder["attention"]["weights"], axis=1), 1, atol=1e-5)
+    assert len(encoder["attention"]["weights"]) == len(encoder["tokens"]) == len(words) + 1
+
+
+def test_a_long_text_has_no_view_of_its_attention(http: httpx.Client) -> None:
+    """More numbers than an answer should have; the weights of words and tokens are there."""
+    explanation = over_rest(http, "sentiment", "so " * 300 + "fine", method="attention", layer=0)
+    assert explanation["attention"]["weights"] is None
+    assert len(explanation["tokens"]) == 303
+    assert sum(token["weight"] for token in explanation["tokens"]) == pytest.approx(1, abs=1e-5)
+
+
 def test_the_overlay_is_the_image_in_colours(http: httpx.Client) -> None:
     """A PNG that can be looked at, of the file sent in JSON, in the binary part or as the whole body."""
     explanation = over_rest(http, "cifar10-vit", FILE)
@@ -240,24 +349,38 @@ def test_a_text_that_is_cut_has_the_words_that_were_read(http: httpx.Client) -> 
     assert "has 603 tokens, the model takes at most 256" in response.json()["error"]
 
 
+ALL = "occlusion, lime, shap, attention, gradients"
 WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
-    (
-        "sentiment",
-        TEXT,
-        {"method": "attention"},
-        "model 'sentiment' has no graph for method 'attention'; it has occlusion, lime, shap",
-    ),
+    ("sentiment", TEXT, {"method": "magic"}, f"method 'magic' is not known; model 'sentiment' has {ALL}"),
+    ("sentiment", TEXT, {"method": "attention", "layer": 6}, "layer must lie between 0 and 5, not 6"),
+    ("cifar10-vit", FILE, {"method": "attention", "layer": 0, "head": 6}, "head must lie between 0 and 5, not 6"),
+    ("translation-en-de", TEXT, {"method": "attention", "layer": 2}, "layer must lie between 0 and 1, not 2"),
     (
         "translation-en-de",
         TEXT,
-        {"method": "gradients"},
-        "model 'translation-en-de' has no graph for method 'gradients'; it has occlusion, lime, shap",
+        {"method": "attention", "part": "encoder", "layer": 4},
+        "layer must lie between 0 and 3, not 4",
     ),
+    ("sentiment", TEXT, {"method": "attention", "head": 1}, "head is of a layer, and layer is missing"),
     (
         "sentiment",
         TEXT,
-        {"method": "magic"},
-        "method 'magic' is not known; model 'sentiment' has occlusion, lime, shap",
+        {"method": "attention", "part": "cross"},
+        "part 'cross' is not known; the model has encoder",
+    ),
+    ("sentiment", TEXT, {"layer": 1}, "layer is of method 'attention', not of 'occlusion'"),
+    ("sentiment", TEXT, {"method": "gradients", "head": 1}, "head is of method 'attention', not of 'gradients'"),
+    (
+        "sentiment",
+        TEXT,
+        {"method": "attention", "n_samples": 64},
+        "n_samples is not of method 'attention', which asks once",
+    ),
+    (
+        "cifar10-vit",
+        FILE,
+        {"method": "gradients", "n_samples": 32},
+        "n_samples of gradients are its steps, and must lie between 64 and 128, not 32",
     ),
     ("sentiment", TEXT, {"target": "SAD"}, "target 'SAD' is no class of model 'sentiment'; it has NEGATIVE, POSITIVE"),
     (
@@ -344,11 +467,15 @@ def test_what_is_no_request_for_an_explanation(http: httpx.Client, typed: heed_p
 
 
 def test_the_metadata_tells_of_explanations(server: Server, http: httpx.Client) -> None:
-    """As an extension of the protocol, through both transports."""
-    assert "explain" in http.get("/v2").json()["extensions"]
+    """As extensions of the protocol, with the methods; and of each model which it has, through both transports."""
+    extensions = {"explain", *(f"explain:{method}" for method in (*SAMPLING, *BY_GRAPH))}
+    assert extensions <= set(http.get("/v2").json()["extensions"])
+    has = {"explain": ",".join((*SAMPLING, *BY_GRAPH))}
+    assert http.get("/v2/models/sentiment").json()["properties"] == has
     with grpc.insecure_channel(server.grpc) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        assert "explain" in stub.ServerMetadata(inference_pb2.ServerMetadataRequest()).extensions
+        assert extensions <= set(stub.ServerMetadata(inference_pb2.ServerMetadataRequest()).extensions)
+        assert stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="sentiment")).properties == has
 
 
 def test_request_id_and_metrics_are_those_of_any_call(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:

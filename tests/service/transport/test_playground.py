@@ -90,14 +90,6 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     assert thrown == []
 
 
-@pytest.fixture(scope="module")
-def explaining(server: Server) -> None:
-    """Skips where the server's metadata does not list the extension."""
-    extensions = httpx.get(f"{server.http}/v2").json()["extensions"]
-    if not any(name.split(":")[0] == "explain" for name in extensions):
-        pytest.skip("the server does not list the extension explain")
-
-
 def choose(page: Page, model: str) -> None:
     """A model, until the page shows it."""
     page.get_by_label("Model", exact=True).select_option(model)
@@ -468,14 +460,19 @@ def python(program: str) -> str:
 # --- explanations: first what a server without them says, then its answers as the contract has them -------------------
 
 
-def test_an_explanation_that_is_not_offered_is_refused_in_a_sentence(page: Page, server: Server) -> None:
-    """Whatever the server's reason is."""
-    if any(name.startswith("explain") for name in httpx.get(f"{server.http}/v2").json()["extensions"]):
-        pytest.skip("this server offers explanations")
-    choose(page, "sentiment")
+def test_an_explanation_that_is_not_offered_is_refused_in_a_sentence(browser: Browser, server: Server) -> None:
+    """By a server that names none, whatever its reason is."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.route("**/v2", lambda route: route.fulfill(json={"name": "heed", "version": "0", "extensions": []}))
+    no_path = {"error": "no such path: /v2/models/sentiment/explain"}
+    page.route("**/explain", lambda route: route.fulfill(status=404, json=no_path))
+    page.goto(f"{server.http}/#sentiment")
     expect(page.locator("#explain-about")).to_contain_text("does not list explanations")
     press(page, "Explain")
-    assert error(page, "#explanation").startswith("The server does not have that (404). No such path: /v2/models/")
+    expected = "The server does not have that (404). No such path: /v2/models/sentiment/explain."
+    assert error(page, "#explanation") == expected
+    context.close()
 
 
 FIDELITY = {
@@ -616,7 +613,6 @@ def test_methods_are_those_the_server_names(browser: Browser, server: Server) ->
     context.close()
 
 
-@pytest.mark.usefixtures("explaining")
 def test_a_texts_words_are_explained(page: Page) -> None:
     """By the server itself: every word has a weight, and the receipts are there."""
     choose(page, "sentiment")
@@ -628,7 +624,6 @@ def test_a_texts_words_are_explained(page: Page) -> None:
     assert int(facts(page.locator("#explanation"))["evaluations"]) >= 7
 
 
-@pytest.mark.usefixtures("explaining")
 def test_a_translation_is_explained(page: Page) -> None:
     """By the server itself: a row for each word of the text."""
     choose(page, "translation-en-de")
@@ -640,16 +635,98 @@ def test_a_translation_is_explained(page: Page) -> None:
     assert grid.locator("td[aria-label]").count() == grid.locator("tbody th").count() * grid.locator("thead th").count()
 
 
-@pytest.mark.usefixtures("explaining")
-def test_a_picture_is_explained(page: Page) -> None:
+@pytest.mark.parametrize(
+    ("method", "alt"), [("", "Which parts of it speak for ship"), ("attention", "Where the model")]
+)
+def test_a_picture_is_explained(method: str, alt: str, page: Page) -> None:
     """By the server itself: an overlay on the picture, and the patches."""
     choose(page, "cifar10-vit")
     press(page, "No picture at hand? Take a drawn ship")
     bars(page)
+    page.get_by_label("Method").select_option(method)
     press(page, "Explain")
-    expect(page.locator("#overlay")).to_be_visible()
+    expect(page.get_by_alt_text(alt)).to_be_visible()
     assert page.locator("#overlay").evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
-    assert page.get_by_role("grid").locator("td").count() >= 4
+    assert page.get_by_role("grid").locator("td").count() == 64
+
+
+def weights_read(words: Locator) -> list[str]:
+    """The numbers of the words, as they are read out."""
+    labels = [option.get_attribute("aria-label") or "" for option in words.get_by_role("option").all()]
+    return [label.rsplit(": ", 1)[1] for label in labels]
+
+
+def test_a_layer_and_a_head_can_be_chosen(page: Page, server: Server) -> None:
+    """With the answer that tells how many there are; each choice shows the server's numbers, and keeps the focus."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    page.get_by_label("Method").select_option("attention")
+    expect(page.get_by_label("Samples")).to_be_hidden()
+    press(page, "Explain")
+    expect(page.get_by_label("Layer").locator("option")).to_have_text(["all, as rollout", "0", "1", "2"])
+    expect(page.get_by_label("Head")).to_be_disabled()
+    words = page.get_by_role("listbox", name="Words and their weights")
+    for chosen in ({}, {"layer": 2}, {"layer": 2, "head": 1}, {"layer": 0, "head": 1}):
+        for name, value in chosen.items():
+            select = page.get_by_label(name.capitalize())
+            if select.input_value() != str(value):
+                with page.expect_response("**/explain") as answered:
+                    select.select_option(str(value))
+                assert answered.value.request.post_data_json["parameters"] == {"method": "attention"} | chosen
+                expect(select).to_be_focused()
+        tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
+        body = {"inputs": [tensor], "parameters": {"method": "attention"} | chosen}
+        expected = httpx.post(f"{server.http}/v2/models/sentiment/explain", json=body).json()
+        assert weights_read(words) == [f"{feature['weight']:.3f}" for feature in expected["features"]]
+        grid = page.get_by_role("grid", name="Attention of each token to each token")
+        expect(grid.locator("tbody td")).to_have_count(len(expected["tokens"]) ** 2)
+        last = len(expected["tokens"]) - 1
+        grid.locator("tbody td").first.focus()
+        page.keyboard.press("End")
+        readout = f"“[SEP]” at “[SEP]”: {expected['attention']['weights'][last][last]:.3f}"
+        expect(page.locator("#explanation .readout").last).to_have_text(readout)
+
+
+def test_the_alignment_of_a_translation_is_a_picture(page: Page) -> None:
+    """Which word each piece looks at; the attention of the text to itself is another choice, with its own layers."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("Two children are playing in the snow.")
+    page.get_by_label("Method").select_option("attention")
+    press(page, "Explain")
+    grid = page.get_by_role("grid", name="Alignment of each piece of the translation with each word")
+    expect(grid).to_be_visible()
+    pieces = grid.locator("thead th").all_inner_texts()
+    signs = [row.locator("td").all_inner_texts() for row in grid.locator("tbody tr").all()]
+    looked_at = {
+        word: pieces[line.index("+")]
+        for word, line in zip(grid.locator("tbody th").all_inner_texts(), signs, strict=True)
+        if "+" in line
+    }
+    assert {"Two": "Zwei", "children": "Kinder", "playing": "spielen", "snow": "Schnee"}.items() <= looked_at.items()
+    grid.locator("tbody td").first.focus()
+    expect(page.locator("#explanation .readout")).to_have_text(re.compile(r"^“Zwei” at “Two”: 0\.[5-9]\d\d$"))
+    layers = page.get_by_label("Layer").locator("option")
+    expect(layers).to_have_text(["all, their mean", "0", "1"])
+    page.get_by_label("Attention", exact=True).select_option("encoder")
+    expect(layers).to_have_text(["all, as rollout", "0", "1", "2", "3"])
+    expect(page.get_by_label("Attention", exact=True)).to_be_focused()
+    expect(page.get_by_role("listbox", name="Words and their weights")).to_have_text(
+        "Two children are playing in the snow."
+    )
+    expect(grid).to_have_count(0)
+
+
+def test_the_tokens_of_gradients_are_weighed_too(page: Page) -> None:
+    """The model's own among them; of a translation each word of the source."""
+    for model, text, last in (("sentiment", TEXT, "[SEP]"), ("translation-en-de", "The dog is asleep.", "[EOS]")):
+        choose(page, model)
+        page.get_by_label("Text", exact=True).fill(text)
+        page.get_by_label("Method").select_option("gradients")
+        expect(page.get_by_label("Steps")).to_be_visible()
+        press(page, "Explain")
+        expect(page.get_by_role("grid", name="Weights of the tokens").locator("th").last).to_have_text(last)
+        expect(page.get_by_role("listbox", name="Words and their weights")).to_have_text(text)
+        assert float(facts(page.locator("#explanation"))["completeness gap"]) < 0.5
 
 
 # --- for everyone ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,195 @@
+"""`explain.onnx` of a model's folder: what it takes and gives, opened when it is first asked for, and checked then.
+
+    first request ──> folder read again ──> session ──> golden rows compared ──> asked, some steps a call
+
+It belongs to one thread (`service.spare_time`), so it is opened once, whoever asks at the same time, and makes one call
+at a time. It computes on the CPU, on one thread, also beside a GPU: the GPU and its memory are the predictions', and
+what the golden rows are compared on is then the device that answers.
+
+What goes in is a row of an input without padding, and `alphas`, how far it is on its way from no word at all to itself;
+what comes out has the names that `export/explained_networks.py` gives it.
+
+Shapes: B alphas, T tokens, S source tokens, C channels, H height, W width (of attention weights: L layers, H heads).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from model_store.folder import (
+    EXPLAIN,
+    EXPLAIN_GOLDEN,
+    ExplainGolden,
+    FolderError,
+    FoundFolder,
+    ModelFolder,
+    read,
+    read_explain_golden,
+)
+from service.engine import EngineError, first_line, open_session
+from service.errors import EngineFailed, Unavailable
+from service.golden import Golden
+from service.tasks.image_classification import ImageClassification
+from service.tasks.text_classification import TextClassification
+from service.tasks.translation import Translation
+from service.tensors import Arrays
+
+log = structlog.get_logger(__name__)
+
+MAX_ROW_SUM_ERROR = 1e-5  # of attention weights over the tokens
+THREADS = 1
+
+Explainable = TextClassification | ImageClassification | Translation
+
+
+class Attention(NamedTuple):
+    """One kind of attention that a graph tells of."""
+
+    output: str
+    layers: int
+    heads: int
+
+
+def text_row(ids_T: Sequence[int], target: int) -> Arrays:
+    """A text, and the class whose logit is explained."""
+    ids = np.array(ids_T, dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.array(target)}
+
+
+def image_row(pixels_CHW: NDArray[np.float32], target: int) -> Arrays:
+    """An image as the served graph takes it, and the class whose logit is explained."""
+    return {"pixel_values": pixels_CHW, "target": np.array(target)}
+
+
+def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
+    """A source, and the translation whose log probability is explained, with its end where it has one."""
+    source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
+    return {
+        "source_ids": source,
+        "source_mask": np.ones_like(source),
+        "target_ids": target,
+        "target_mask": np.ones_like(target),
+    }
+
+
+class ExplainGraph:
+    """The explaining graph of one model version; all methods of one thread. Once `ready`, the rest does not change."""
+
+    def __init__(self, found: FoundFolder, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
+        """Remember where it is; nothing is read.
+
+        Args:
+            found: where the folder is.
+            folder: as it was when the model was loaded.
+            task: of the model.
+            golden: its golden examples.
+        """
+        self._found, self._manifest, self._examples = found, folder.manifest, folder.golden
+        self._task, self._golden = task, golden
+        self._session: Any = None
+        self._problem: str | None = None
+        self.ready = False  # opened and checked; other threads may look
+        # By the name that requests use, the default first.
+        self.attentions: dict[str, Attention] = {}
+        self.image_tokens: int | None = None  # of a graph of images
+
+    def open(self) -> None:
+        """Make the graph ready to be asked: the first time that takes some tenths of a second.
+
+        Raises:
+            Unavailable: it is not what it should be, now and for as long as the server runs.
+        """
+        if not self.ready and self._problem is None:
+            model, started_s = {"model": self._found.name, "version": self._found.version}, time.perf_counter()
+            try:
+                self._open()
+            except (FolderError, EngineError) as error:
+                self._problem = str(error)
+            except Exception as error:  # whatever is wrong with it, predictions go on
+                log.exception("explaining graph failed to load", **model)
+                self._problem = f"{type(error).__name__}: {error}"
+            if self._problem is None:
+                self.ready = True
+                log.info("explaining graph ready", **model, load_s=round(time.perf_counter() - started_s, 3))
+            else:
+                self._session = None
+                log.error("explaining graph is not used", **model, why=self._problem)
+        if self._problem is not None:
+            name = f"model {self._found.name!r} version {self._found.version!r}"
+            raise Unavailable(f"the graph that explains {name} is not used: {self._problem}")
+
+    def ask(self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str]) -> tuple[Arrays, float]:
+        """What the graph says of a row on its way, and the CPU time of this thread that it took, in seconds.
+
+        Args:
+            row: an input without padding, made by a function of this module.
+            alphas_B: places on its way.
+            wanted: names of outputs.
+
+        Raises:
+            EngineFailed: it cannot compute that.
+        """
+        feeds = {name: np.repeat(array[None], len(alphas_B), axis=0) for name, array in row.items()}
+        started_s = time.thread_time()
+        try:
+            found = self._session.run(list(wanted), feeds | {"alpha": alphas_B})
+        except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
+            raise EngineFailed(f"the graph that explains failed on this input: {first_line(error)}") from error
+        return dict(zip(wanted, found, strict=True)), time.thread_time() - started_s
+
+    def _open(self) -> None:
+        # The session reads its weights out of the other graphs' files: they must be those that serve.
+        if read(self._found).manifest != self._manifest:
+            raise FolderError("the folder is not the one that was loaded")
+        golden = read_explain_golden(self._found.path)
+        self._session = open_session(self._found.path / EXPLAIN, THREADS, "cpu")
+        shapes = {output.name: output.shape for output in self._session.get_outputs()}
+        names = {"encoder": "attention"}
+        if isinstance(self._task, Translation):
+            names = {"cross": "cross_attention", "encoder": "encoder_attention"}
+        self.attentions = {part: Attention(name, *map(int, shapes[name][1:3])) for part, name in names.items()}
+        if isinstance(self._task, ImageClassification):
+            self.image_tokens = int(shapes["attention"][-1])
+            if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
+                raise FolderError(f"{EXPLAIN}: {self.image_tokens} tokens of an image are no square of patches")
+        self._replay(golden)
+
+    def _replay(self, golden: ExplainGolden) -> None:
+        """Ask the golden rows, and compare.
+
+        Raises:
+            FolderError: an output lies further off than the file allows, or attention weights do not sum to one.
+        """
+        for expected in golden.rows:
+            row = self._golden_row(expected.example, expected.target)
+            alphas_B = np.array([expected.alpha], dtype=np.float32)
+            outputs, _ = self.ask(row, alphas_B, list(golden.tolerance))
+            for name, allowed in golden.tolerance.items():
+                where, found = f"{EXPLAIN_GOLDEN}: {name} of golden example {expected.example}", outputs[name][0]
+                if name.endswith("attention"):
+                    off_by = float(np.abs(found.sum(axis=-1) - 1).max())
+                    if not off_by <= MAX_ROW_SUM_ERROR:
+                        raise FolderError(f"{where}: a row sums to one but for {off_by:.3g}")
+                    found = found[:, :, 0]
+                kept = np.array(expected.outputs[name])
+                if kept.shape != (found.size,):
+                    raise FolderError(f"{where}: {found.size} numbers, not {kept.size}")
+                off_by = float(np.abs(found.ravel() - kept).max()) / max(1.0, float(np.abs(kept).max()))
+                if not off_by <= allowed:
+                    raise FolderError(f"{where}: differs by {off_by:.3g}, the file allows {allowed:g}")
+
+    def _golden_row(self, number: int, target: int | None) -> Arrays:
+        item = self._golden.item(number)
+        if isinstance(self._task, Translation):
+            written = self._examples[number].tensors["greedy"]
+            assert not isinstance(written, str)
+            return translation_row(item.ids, self._task.ended(written)[: self._task.max_tokens])
+        assert target is not None
+        if isinstance(self._task, ImageClassification):
+            return image_row(item.pixels_CHW, target)
+        return text_row(item.ids, target)

@@ -1,0 +1,64 @@
+"""One thread for work that no prediction shall wait for, and the moments in which it may go on.
+
+    run ──> the turn of this piece ──> fewer requests are being answered than there are cores to spare ──> thread
+
+Work comes in short pieces. A piece begins only while at least one core has nothing to answer beside its own (of one
+core: while nothing is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one
+piece in work, on one core. There is no timer: the end of a prediction is what lets the next piece begin.
+
+All state belongs to the event loop's thread.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from service.errors import DeadlineExceeded
+
+T = TypeVar("T")
+
+
+class SpareTime:
+    """The thread, and how many requests are being answered beside it."""
+
+    def __init__(self, num_cores: int) -> None:
+        """`num_cores` are shared with whatever answers requests."""
+        self._too_many = max(1, num_cores - 1)
+        self._answering = 0
+        self._quiet = asyncio.Event()
+        self._quiet.set()
+        self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "spare-time")
+
+    def answering(self) -> None:
+        """A request has come that must not wait; `answered` must follow."""
+        self._answering += 1
+        if self._answering == self._too_many:
+            self._quiet.clear()
+
+    def answered(self) -> None:
+        """It has ended, in whatever way."""
+        self._answering -= 1
+        if self._answering == self._too_many - 1:
+            self._quiet.set()
+
+    async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
+        """Do a piece of work, alone among all pieces; cancelling this call leaves a piece that has begun to its end.
+
+        Args:
+            piece: of a few milliseconds, where it can be cut so.
+            deadline_s: on `time.monotonic()`'s clock.
+
+        Raises:
+            DeadlineExceeded: it passed before the piece was done.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(deadline_s - time.monotonic()), self._turn:
+                while not self._quiet.is_set():
+                    await self._quiet.wait()
+                return await loop.run_in_executor(self._thread, piece)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the explanation was there") from None

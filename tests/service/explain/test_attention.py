@@ -1,0 +1,49 @@
+"""Views of attention weights, against the sums written out."""
+
+import numpy as np
+import pytest
+
+from service.explain.attention import alignment, of_layer, received, rollout
+
+L, H, T, S = 3, 2, 4, 5
+
+
+def attention(tokens: int) -> np.ndarray:
+    """Weights of every layer and head whose rows sum to one, [L, H, T, tokens]."""
+    drawn = np.random.default_rng(0).random((L, H, T, tokens)).astype(np.float32)
+    return drawn / drawn.sum(axis=-1, keepdims=True)
+
+
+def test_rollout_is_the_sum_over_all_paths() -> None:
+    """Every way through the layers from a token behind the last one to an input token, by its product of weights."""
+    weights = attention(T).astype(np.float64)
+    expected = np.zeros((T, T))
+    for end in range(T):
+        for second in range(T):
+            for first in range(T):
+                for start in range(T):
+                    way = ((end, second, 2), (second, first, 1), (first, start, 0))
+                    steps = [
+                        (sum(weights[layer, head, a, b] for head in range(H)) / H + (a == b)) / 2 for a, b, layer in way
+                    ]
+                    expected[end, start] += steps[0] * steps[1] * steps[2]
+    found = rollout(attention(T))
+    np.testing.assert_allclose(found, expected, atol=1e-7)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+def test_who_looks_at_nothing_but_itself_stays_apart() -> None:
+    """Then each token behind the last layer is its own input token."""
+    np.testing.assert_array_equal(rollout(np.broadcast_to(np.eye(T, dtype=np.float32), (L, H, T, T))), np.eye(T))
+
+
+def test_a_view_is_a_head_or_a_mean() -> None:
+    """Of a layer's heads, or of all layers and heads; what tokens get of it sums to one."""
+    weights = attention(S)
+    np.testing.assert_array_equal(of_layer(weights, 1, 0), weights[1, 0])
+    np.testing.assert_allclose(of_layer(weights, 2, None), (weights[2, 0] + weights[2, 1]) / 2, atol=1e-7)
+    mean = sum(weights[layer, head] for layer in range(L) for head in range(H)) / (L * H)
+    np.testing.assert_allclose(alignment(weights), mean, atol=1e-7)
+    got = received(alignment(weights))
+    assert got[3] == pytest.approx(sum(mean[row, 3] for row in range(T)) / T)
+    assert got.sum() == pytest.approx(1)

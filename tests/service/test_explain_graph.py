@@ -1,0 +1,170 @@
+"""A folder's explaining graph: opened when it is first asked, checked then, and no danger to predictions."""
+
+import json
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnxruntime
+import pytest
+
+from model_store.folder import (
+    EXPLAIN,
+    EXPLAIN_GOLDEN,
+    FoundFolder,
+    read,
+    read_explain_golden,
+    write_explain_golden,
+    write_manifest,
+)
+from service.errors import EngineFailed, Unavailable
+from service.explain_graph import ExplainGraph, text_row
+from service.loading import Loader
+from tests.conftest import ROOT, Server, running_server
+
+TEXT = "Not a wonderful film."
+BODY: dict[str, Any] = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]}
+
+
+def copied(folder: Path, model: str = "sentiment-small") -> Path:
+    """A version's folder of one's own."""
+    return shutil.copytree(ROOT / "model_store" / model / "1", folder / "1")
+
+
+def loaded_graph(path: Path) -> ExplainGraph:
+    """The graph of a folder, as the server has it: not open."""
+    graph = Loader(4, 1, lambda: 0.0).load(FoundFolder("sentiment", "1", path)).graph
+    assert graph is not None
+    return graph
+
+
+def rewrite_golden(path: Path, change: Callable[[Any], None]) -> None:
+    """Change the golden rows, and the checksum with them."""
+    manifest = read(FoundFolder("sentiment", "1", path)).manifest
+    assert manifest is not None
+    golden = read_explain_golden(path)
+    change(golden)
+    write_explain_golden(path, golden)
+    write_manifest(path, manifest)
+
+
+def test_it_says_what_the_graph_says(tmp_path: Path) -> None:
+    """Several alphas in one call, each as alone, by ONNX Runtime itself; and what cannot be computed is an error."""
+    path = copied(tmp_path)
+    graph = loaded_graph(path)
+    assert not graph.ready
+    graph.open()
+    assert graph.ready
+    assert graph.attentions == {"encoder": ("attention", 3, 4)}
+    session = onnxruntime.InferenceSession(str(path / EXPLAIN), providers=["CPUExecutionProvider"])
+    ids, alphas_B = [2, 9, 30, 7, 3], np.array([1.0, 0.25], dtype=np.float32)
+    found, took_s = graph.ask(text_row(ids, 1), alphas_B, ["logits", "attribution"])
+    assert found.keys() == {"logits", "attribution"}
+    assert took_s > 0
+    for number, alpha in enumerate(alphas_B):
+        feeds = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, 5), dtype=np.int64)}
+        feeds |= {"target": np.array([1]), "alpha": np.array([alpha])}
+        for name in found:
+            (expected,) = session.run([name], feeds)
+            np.testing.assert_allclose(found[name][number], expected[0], atol=1e-5)
+    with pytest.raises(EngineFailed, match="the graph that explains failed on this input"):
+        graph.ask(text_row([10**9], 1), alphas_B, ["logits"])
+
+
+def spoil_value(golden: Any) -> None:
+    """An attribution that the network does not give."""
+    golden.rows[1].outputs["attribution"][2] += 0.1
+
+
+def spoil_number(golden: Any) -> None:
+    """One attention weight too many."""
+    golden.rows[0].outputs["attention"].append(0.0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (
+            lambda path: rewrite_golden(path, spoil_value),
+            "attribution of golden example 1: differs by 0.0[0-9]+, the file allows 0.001",
+        ),
+        (lambda path: rewrite_golden(path, spoil_number), "attention of golden example 0: 72 numbers, not 73"),
+        (lambda path: (path / EXPLAIN).write_bytes(b"no graph"), "explain.onnx is damaged: sha256"),
+        (lambda path: (path / EXPLAIN_GOLDEN).unlink(), "'golden.explain.json' is in the manifest, but is not a file"),
+    ],
+)
+def test_a_graph_that_fails_its_check_says_why(tmp_path: Path, spoil: Callable[[Path], None], why: str) -> None:
+    """Each time it is asked; nothing of that is noticed before."""
+    path = copied(tmp_path)
+    if "golden example" in why:
+        spoil(path)
+        graph = loaded_graph(path)
+    else:
+        graph = loaded_graph(path)
+        spoil(path)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match=why):
+            graph.open()
+    assert not graph.ready
+
+
+def test_another_folder_in_the_place_of_the_one_that_was_loaded(tmp_path: Path) -> None:
+    """Sound in itself, but not what is served: its weights would be others."""
+    path = copied(tmp_path)
+    graph = loaded_graph(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"].pop("README.md")
+    (path / "README.md").unlink()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Unavailable, match="the folder is not the one that was loaded"):
+        graph.open()
+
+
+def ready_entries(server: Server) -> list[dict[str, Any]]:
+    """What the log says of explaining graphs."""
+    return [entry for entry in server.log if entry["event"].startswith("explaining graph")]
+
+
+def test_the_server_opens_it_once_when_it_is_first_asked(tmp_path: Path) -> None:
+    """Not for other methods; once for requests at the same time; and a graph that fails takes nothing else with it."""
+    for name in ("sound", "spoiled", "without"):
+        copied(tmp_path / name)
+    rewrite_golden(tmp_path / "spoiled/1", spoil_value)
+    manifest = read(FoundFolder("without", "1", tmp_path / "without/1")).manifest
+    assert manifest is not None
+    for name in (EXPLAIN, EXPLAIN_GOLDEN):
+        (tmp_path / "without/1" / name).unlink()
+    write_manifest(tmp_path / "without/1", manifest)
+
+    def explain(http: httpx.Client, model: str, method: str) -> httpx.Response:
+        return http.post(f"/v2/models/{model}/explain", json=BODY | {"parameters": {"method": method}})
+
+    with running_server(tmp_path) as server, httpx.Client(base_url=server.http, timeout=30) as http:
+        assert explain(http, "sound", "occlusion").status_code == 200
+        assert ready_entries(server) == []
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(explain, http, "sound", method) for method in ("attention", "gradients") * 2]
+            assert [each.result().status_code for each in asked] == [200] * 4
+        assert [entry["model"] for entry in ready_entries(server)] == ["sound"]
+        for _ in range(2):
+            refused = explain(http, "spoiled", "gradients")
+            assert refused.status_code == 503
+            assert refused.json()["error"].startswith(
+                "the graph that explains model 'spoiled' version '1' is not used:"
+            )
+        server.wait_for("explaining graph is not used", model="spoiled")
+        assert len(ready_entries(server)) == 2
+        assert explain(http, "spoiled", "occlusion").status_code == 200
+        assert http.post("/models/spoiled", json={"inputs": TEXT}).status_code == 200
+        assert http.get("/readyz").status_code == 200
+        refused = explain(http, "without", "attention")
+        assert refused.status_code == 400
+        text = "model 'without' has no graph for method 'attention'; it has occlusion, lime, shap"
+        assert refused.json() == {"error": text}
+        index = {model["name"]: model["explain"] for model in http.get("/v2/models").json()["models"]}
+        assert index["without"] == ["occlusion", "lime", "shap"]
+        assert index["sound"] == ["occlusion", "lime", "shap", "attention", "gradients"]

@@ -1,0 +1,98 @@
+"""Work that gives way: pieces begin when enough cores are free, one at a time, and end by the deadline."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from service.errors import DeadlineExceeded
+from service.spare_time import SpareTime
+
+PATIENCE_S = 20.0  # only a failing test waits so long
+
+
+def soon_s() -> float:
+    """A deadline that a passing test does not meet."""
+    return time.monotonic() + PATIENCE_S
+
+
+async def turns() -> None:
+    """So many of the loop that whatever can begin has begun."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(("num_cores", "most_beside"), [(1, 0), (2, 0), (4, 2)])
+async def test_a_piece_begins_when_a_core_is_free(num_cores: int, most_beside: int) -> None:
+    """Beside so many requests, and not beside one more; the end of that one lets it begin."""
+    spare, began = SpareTime(num_cores), threading.Event()
+    for _ in range(most_beside):
+        spare.answering()
+    assert await spare.run(lambda: 7, soon_s()) == 7
+    spare.answering()
+    running = asyncio.create_task(spare.run(began.set, soon_s()))
+    await turns()
+    assert not began.is_set()
+    spare.answered()
+    await running
+    assert began.is_set()
+
+
+async def test_pieces_take_turns() -> None:
+    """Never two at a time, in the order in which they came."""
+    spare, at_once, order = SpareTime(2), list[int](), list[int]()
+
+    def piece(number: int) -> None:
+        at_once.append(number)
+        assert len(at_once) == 1
+        order.append(number)
+        at_once.remove(number)
+
+    await asyncio.gather(*(spare.run(lambda number=number: piece(number), soon_s()) for number in range(50)))
+    assert order == list(range(50))
+
+
+async def test_a_cancelled_piece_never_begins_and_one_that_has_begun_ends_first() -> None:
+    """What comes after it waits for that end, and is done."""
+    spare, began, go_on, done = SpareTime(2), threading.Event(), threading.Event(), list[str]()
+
+    def long() -> None:
+        began.set()
+        go_on.wait(PATIENCE_S)
+        done.append("long")
+
+    first = asyncio.create_task(spare.run(long, soon_s()))
+    await asyncio.to_thread(began.wait, PATIENCE_S)
+    second = asyncio.create_task(spare.run(lambda: done.append("second"), soon_s()))
+    await turns()
+    second.cancel()
+    first.cancel()
+    third = asyncio.create_task(spare.run(lambda: done.append("third"), soon_s()))
+    await turns()
+    assert done == []
+    go_on.set()
+    await third
+    assert done == ["long", "third"]
+    for cancelled in (first, second):
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+
+async def test_the_deadline_ends_a_wait() -> None:
+    """While predictions leave no moment, and where it has passed already."""
+    spare = SpareTime(1)
+    spare.answering()
+    for deadline_s in (time.monotonic() + 0.02, time.monotonic() - 1):
+        with pytest.raises(DeadlineExceeded, match="the deadline passed before the explanation was there"):
+            await spare.run(lambda: None, deadline_s)
+    spare.answered()
+    assert await spare.run(lambda: 1, soon_s()) == 1
+
+
+async def test_what_a_piece_raises_is_the_callers() -> None:
+    """And the next one is done all the same."""
+    spare = SpareTime(1)
+    with pytest.raises(ZeroDivisionError):
+        await spare.run(lambda: 1 // 0, soon_s())
+    assert await spare.run(lambda: 1, soon_s()) == 1
