@@ -1,6 +1,6 @@
 """From data to models.
 
-`python -m export train | queue | measure | report | convert | explain-graph | load | untrained | archive`.
+`python -m export train | queue | measure | report | convert | explain-graph | explain | load | untrained | archive`.
 """
 
 import argparse
@@ -29,6 +29,7 @@ def main() -> int:
         "report": report,
         "convert": convert,
         "explain-graph": explain_graph,
+        "explain": explain,
         "load": load,
         "untrained": untrained,
         "archive": archive,
@@ -91,6 +92,16 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("explain-graph", help="give a version that is in the model store its graph that explains")
     one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+
+    one = commands.add_parser(
+        "explain",
+        help="study what the committed models attend to and how far explanations hold; goes on where it stopped",
+    )
+    one.add_argument("--model-store", type=Path, default=Path("model_store"))
+    one.add_argument("--docs", type=Path, default=Path("docs"))
+    one.add_argument("--work", type=Path, default=Path("build/interpretability"), help="figures of single examples")
+    one.add_argument("--page-only", action="store_true", help="write the page anew from docs/interpretability.json")
+    add_time_budget(one)
 
     one = commands.add_parser(
         "load",
@@ -243,6 +254,18 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
 
     for folder in arguments.folder:
         add_to_store(folder, console)
+
+
+def explain(arguments: argparse.Namespace, console: Console) -> None:
+    """Study explanations, and write the page about it."""
+    from export.interpretability import explain as study
+
+    if arguments.page_only or study(
+        arguments.model_store, arguments.docs, arguments.work, console, arguments.time_budget
+    ):
+        from export.interpretability_page import write_page
+
+        write_page(arguments.docs, console)
 
 
 def archive(arguments: argparse.Namespace, console: Console) -> None:
