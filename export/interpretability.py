@@ -46,6 +46,7 @@ NUM_EXAMPLES = 200
 REPEATED: tuple[tuple[int | None, int], ...] = ((None, 50), (1024, 10))
 MIN_FEATURES = 5  # ranks of fewer words say little
 SEED = 1
+MANY_SAMPLES = 2048  # of the pictures that are shown, beside the default
 NUM_SHOWN = 16  # of the sentences that are shown: the most confident wrong answers, and as many right ones
 # Sentences to be translated. Some come out well, with words in another order; of some, words are lost or mistaken.
 OWN_SENTENCES = (
@@ -118,12 +119,17 @@ def explain(
         "methods": list(METHODS),
         "models": {},
     }
+    measured = {}
     for study in studies():
         folder = newest(store / study.name)
         examples = _measure(study, folder, work / f"{study.name}.jsonl", console, end_s, num_examples)
         if examples is None:
             console.print(f"{study.name}: not done yet; the same command goes on", highlight=False)
             return False
+        measured[study.name] = examples
+        console.print(f"{study.name}: {len(examples)} examples", highlight=False)
+    for study in studies():
+        folder, examples = newest(store / study.name), measured[study.name]
         model = study.load(folder)
         record["models"][study.name] = {
             "version": folder.name,
@@ -134,7 +140,6 @@ def explain(
             "shown": list(study.own(model)),
             **summary(examples),
         }
-        console.print(f"{study.name}: {len(examples)} examples", highlight=False)
     path = docs / "interpretability.json"
     path.write_text(in_lines(json.loads(json.dumps(record, default=_rounded))) + "\n")
     console.print(f"written: {path}")
@@ -499,4 +504,7 @@ def _own_pictures(model: ImageModel) -> Iterator[Figures]:
         buffer = BytesIO()
         picture.save(buffer, "PNG")
         answer = model.answer(model.task.levels(buffer.getvalue(), field="image"))
-        yield _shown(answer, name, name)
+        shown = _shown(answer, name, name)
+        for method in DRAWN:
+            shown["weights"][f"{method}, {MANY_SAMPLES}"] = answer.by_perturbation(method, SEED, MANY_SAMPLES)[:, 0]
+        yield shown
