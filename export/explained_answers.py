@@ -92,14 +92,18 @@ class Answer(ABC):
         """What explain.onnx says of the input itself, without the batch."""
         return {name: array[0] for name, array in self._run([self.row]).items()}
 
-    def gradients(self, num_steps: int = NUM_STEPS) -> Floats:
+    def gradients(self) -> Floats:
         """Integrated gradients, [M]."""
+        return self.of_features(self.gradients_of_tokens(NUM_STEPS))
+
+    def gradients_of_tokens(self, num_steps: int) -> Floats:
+        """The same of each token of the input, [T]."""
         alphas, weights = gauss_legendre(num_steps)
         total_T = np.zeros(len(self.feature_of_T))
         for first in range(0, num_steps, MAX_ROWS):
             part = slice(first, first + MAX_ROWS)
             total_T += weights[part] @ self._run(at_alphas(self.row, alphas[part]))["attribution"].astype(np.float64)
-        return self.of_features(total_T)
+        return total_T
 
     def of_features(self, numbers_T: Floats) -> Floats:
         """Sums over the tokens of each feature, [M]; tokens of none are left out."""

@@ -122,7 +122,7 @@ def explain(
     measured = {}
     for study in studies():
         folder = newest(store / study.name)
-        examples = _measure(study, folder, work / f"{study.name}.jsonl", console, end_s, num_examples)
+        examples = measure(study, folder, work / f"{study.name}.jsonl", console, end_s, num_examples)
         if examples is None:
             console.print(f"{study.name}: not done yet; the same command goes on", highlight=False)
             return False
@@ -166,10 +166,22 @@ def hardware_of_one_thread() -> str:
     return hardware(torch.device("cpu")).replace("1 threads", "one thread")
 
 
-def _measure(
+def measure(
     study: Study, folder: Path, path: Path, console: Console, end_s: float, num_examples: int
 ) -> list[Figures] | None:
-    """The figures of every example, those of earlier calls among them; None if the time is over before."""
+    """The figures of every example of one model, those of earlier calls among them.
+
+    Args:
+        study: the model's part.
+        folder: its version.
+        path: where the figures of single examples stand.
+        console: for progress.
+        end_s: on `time.monotonic()`'s clock.
+        num_examples: that are wanted.
+
+    Returns:
+        the figures, or None if the time is over before.
+    """
     about = {"model": sha256(folder / MANIFEST), "seed": SEED, "methods": list(METHODS)}
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not lines or lines[0] != about:  # of another model: nothing of it can be used
@@ -195,7 +207,7 @@ def _measure(
         for place in range(tried, len(order)):
             if len(found) == num_examples:
                 break
-            if time.monotonic() > end_s:
+            if time.monotonic() >= end_s:
                 return None
             answer = model.answer(inputs[order[place]])
             if answer.num_features < MIN_FEATURES:

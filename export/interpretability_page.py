@@ -244,7 +244,7 @@ def plot_agreement(record: Record, path: Path) -> None:
 def plot_areas(models: Record, path: Path) -> None:
     """Deletion and insertion area of each method with 95 % intervals, and where a random order lies."""
     pyplot = pyplot_without_a_screen()
-    figure, grid = pyplot.subplots(2, 3, figsize=(12, 4.8), layout="constrained", sharex="col")
+    figure, grid = pyplot.subplots(2, 3, figsize=(12, 4.8), layout="constrained")
     for column, (name, model) in enumerate(models.items()):
         for row, (kind, better) in enumerate((("deletion", "less is better"), ("insertion", "more is better"))):
             axes = grid[row, column]
@@ -370,4 +370,260 @@ def overlay(picture: Image.Image, weights_RC: NDArray[np.float64]) -> NDArray[np
 
 def page(record: Record) -> list[str]:
     """Its lines."""
-    return ["# What models attend to", ""]
+    models = record["models"]
+    return [
+        "# What the models attend to, and which explanation to trust",
+        "",
+        f"Made by `{record['command']}` on {record['machine']}, at commit"
+        f" {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}; every figure"
+        " stands in [interpretability.json](interpretability.json). "
+        + "; ".join(
+            f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of {model['data']}"
+            for name, model in models.items()
+        )
+        + f", drawn by seed {record['seed']}. Intervals (±) are 95 %, but for the picture of agreement. Sentences and"
+        " pictures that are shown are this repository's own.",
+        "",
+        *in_short(models),
+        *faithfulness(record),
+        *agreement(record),
+        *attended(models),
+        *translations(models["translation-en-de"]),
+        *wrong_answers(record),
+        *how_measured(),
+    ]
+
+
+def in_short(models: Record) -> list[str]:
+    """What follows for somebody who asks for an explanation."""
+    words, pieces, images = models["sentiment"], models["translation-en-de"], models["cifar10-vit"]
+    default, many = images["repeated"]
+    return [
+        "## What follows",
+        "",
+        "- **Of a text, take `shap` or `lime`** when it matters: of all methods they say best which words an answer rests"
+        f" on, in both models, and for sentences of this length ({words['features']['mean']:.0f} and"
+        f" {pieces['features']['mean']:.0f} words) the default number of samples is enough.",
+        f"- **`occlusion` for a first look**: it costs a {cost_ratio(words):.0f}th of the time of LIME on sentiment and a"
+        f" {cost_ratio(pieces):.0f}th on translation. For translations it is hardly worse, and it gives each word's part in"
+        " each token. On sentiment it misses what two words say both of: without either of them alone nothing changes.",
+        "- **Integrated gradients** come close to it on sentiment and stay behind on translation and on images. They"
+        " need no draws, and explain the logit, not the probability.",
+        "- **Attention is no explanation of the classifier's answers**: on sentiment its order of words is nearer to a"
+        " random one than to any other method's. On translation it is of use: it shows which word a token comes from.",
+        f"- **Of an image, trust no single patch of `lime` or `shap` at their default of 256 samples**: two seeds agree"
+        f" with a rank correlation of {default['lime']['mean']:.2f} and {default['shap']['mean']:.2f} only. Ask for"
+        f" `n_samples` of {many['n_samples']:,} ({many['lime']['mean']:.2f} and {many['shap']['mean']:.2f}) or more, or take"
+        " `occlusion`, which draws nothing.",
+        "- Where two methods disagree on the word that counts most, believe `fidelity` of these very explanations, which"
+        " every answer carries, rather than a method's name.",
+    ]
+
+
+def cost_ratio(model: Record) -> float:
+    """How many times as long LIME takes as occlusion."""
+    return float(model["cpu_s"]["lime"] / model["cpu_s"]["occlusion"])
+
+
+def faithfulness(record: Record) -> list[str]:
+    """Deletion and insertion areas."""
+    rows = []
+    for name, model in record["models"].items():
+        for method, area in model["areas"].items():
+            cells = [name, NAMES[method]]
+            for kind in ("deletion", "insertion"):
+                gain = area[kind]["less_random"]
+                cells.append(with_interval(area[kind]))
+                cells.append("" if method == "random" else f"{gain['mean']:+.3f} ± {gain['half_width']:.3f}")
+            cells.append(f"{1000 * model['cpu_s'][method]:.0f}" if method in model["cpu_s"] else "")
+            rows.append(cells)
+    columns = ("model", "order by", "deletion area", "less random", "insertion area", "less random", "ms of one core")
+    return [
+        "",
+        "## Do the weights say what the answer rests on?",
+        "",
+        "Features go, most important first (deletion: the sooner the score falls, the less the area and the better), or"
+        " come (insertion: the more the better), as in `fidelity` of the service. The score is the probability of the"
+        " answer, of a translation the mean probability of its tokens. Differences to the random order are of the same"
+        " examples; time is the median of an answer.",
+        "",
+        "![deletion and insertion areas of each method](interpretability-faithfulness.png)",
+        *table(columns, rows),
+        "",
+        "The curves take features away as occlusion, LIME and KernelSHAP do, which gives these three an advantage over"
+        " attention and gradients that no such test can rid itself of.",
+    ]
+
+
+def agreement(record: Record) -> list[str]:
+    """Between methods, and of those that draw with themselves."""
+    rows = []
+    for name, model in record["models"].items():
+        for repeated in model["repeated"]:
+            samples = f"{repeated['n_samples']:,}" if repeated["n_samples"] else "default (256)"
+            cells = [with_interval(repeated[method], 2) for method in ("lime", "shap")]
+            rows.append([name, samples, str(repeated["num_examples"]), *cells])
+    tops = []
+    for name, model in record["models"].items():
+        top_NN, methods = np.array(model["same_top"]), record["methods"]
+        lime, shap, occlusion, gradients = (methods.index(each) for each in ("lime", "shap", "occlusion", "gradients"))
+        tops.append(
+            f"{name} {100 * top_NN[lime, shap]:.0f} % (LIME and KernelSHAP), {100 * top_NN[occlusion, shap]:.0f} %"
+            f" (occlusion and KernelSHAP), {100 * top_NN[gradients, shap]:.0f} % (gradients and KernelSHAP),"
+            f" {100 * top_NN[0, shap]:.0f} % (attention and KernelSHAP)"
+        )
+    return [
+        "",
+        "## Where methods agree",
+        "",
+        "![rank correlations of all pairs of methods](interpretability-agreement.png)",
+        "",
+        "Two methods name the same feature as the most important one, in shares of the answers: "
+        + "; ".join(tops)
+        + "."
+        " Attention has no sign; that is not why it stands apart: with the sizes of the others' weights, its mean rank"
+        " correlations are "
+        + "; ".join(
+            f"{name} {least_and_most(np.array(model['rank_correlation_of_sizes'])[0, 1:])}"
+            for name, model in record["models"].items()
+        )
+        + ".",
+        "",
+        "The ceiling of all this is how far a method that draws agrees with itself by another seed:",
+        *table(("model", "samples", "n", "LIME", "KernelSHAP"), rows),
+    ]
+
+
+def least_and_most(values: NDArray[np.float64]) -> str:
+    """The range."""
+    return f"{values.min():.2f} to {values.max():.2f}"
+
+
+def attended(models: Record) -> list[str]:
+    """What the heads look at."""
+    sentiment, image = (models[name]["patterns"]["self"] for name in ("sentiment", "cifar10-vit"))
+    translation = models["translation-en-de"]["patterns"]["self"]
+    first_LH = np.array(sentiment["shares"])[:, :, TEXT_KINDS.index("first")]
+    distance_LH = np.array(sentiment["distance"])
+    near = np.unravel_index(distance_LH.argmin(), distance_LH.shape)
+    neighbours_LH = np.array(translation["shares"])[..., [TEXT_KINDS.index("before"), TEXT_KINDS.index("after")]].sum(
+        axis=-1
+    )
+    layer, head = np.unravel_index(neighbours_LH.argmax(), neighbours_LH.shape)
+    around_L = np.array(image["shares"])[..., IMAGE_KINDS.index("around")].mean(axis=1)
+    image_distance_LH = np.array(image["distance"])
+    return [
+        "",
+        "## What attention looks at",
+        "",
+        "![where the attention of each layer goes](interpretability-attention.png)",
+        "",
+        "![how far each head looks](interpretability-distance.png)",
+        "",
+        f"- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put {100 * first_LH[1:].mean():.0f} % of"
+        f" their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %), whose vector no more than any"
+        " other goes into the answer, which is made of the mean of all. It is where a head looks that has nothing to look"
+        " for. This is why rollout says so little here. What is left is spread, but for a few heads: layer"
+        f" {near[0] + 1}, head {near[1] + 1} looks {distance_LH.min():.1f} tokens far on average (even:"
+        f" {sentiment['even_distance']:.1f}).",
+        f"- **translation-en-de** looks near first and further later: the mean distance in the encoder grows from"
+        f" {np.array(translation['distance']).mean(axis=1)[0]:.1f} to {np.array(translation['distance']).mean(axis=1)[-1]:.1f}"
+        f" tokens (even: {translation['even_distance']:.1f}). Its most local head (layer {layer + 1}, head {head + 1}) has"
+        f" {100 * neighbours_LH.max():.0f} % of its weight on the two neighbours (even:"
+        f" {100 * (translation['even_shares'][TEXT_KINDS.index('before')] + translation['even_shares'][TEXT_KINDS.index('after')]):.0f} %)."
+        " There is no [CLS], and the end of the sentence is no such dump.",
+        f"- **cifar10-vit** looks at the whole image from its first layer on: heads look"
+        f" {image_distance_LH[0].min():.1f} to {image_distance_LH[0].max():.1f} pixels far in layer 1 and"
+        f" {image_distance_LH[-1].min():.1f} to {image_distance_LH[-1].max():.1f} in the last (even:"
+        f" {image['even_distance']:.1f}). The eight patches around get {100 * around_L[0]:.0f} % in the first layer and"
+        f" {100 * around_L[-1]:.0f} % in the last (even: {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %)."
+        " The local heads of large vision transformers (Dosovitskiy et al. 2021, figure 7) are missing: what is near is"
+        " seen by the convolutions that make its tokens.",
+    ]
+
+
+def translations(model: Record) -> list[str]:
+    """Cross-attention as an alignment."""
+    cross = model["patterns"]["cross"]
+    aligned_LH, off_LH = np.array(cross["aligned"]), np.array(cross["off_the_diagonal"])
+    layer, head = best_head(model)
+    straight = np.unravel_index(off_LH.argmin(), off_LH.shape)
+    to_end_LH = np.array(cross["shares"])[..., SOURCE_KINDS.index("last")]
+    return [
+        "",
+        "## Which word a token comes from",
+        "",
+        "The judge is occlusion, token by token: the word without which the token loses most probability.",
+        "",
+        "![heads that look at the word that counts, and one sentence](interpretability-alignment.png)",
+        "",
+        f"Layer {layer + 1}, head {head + 1} looks at that word for {100 * aligned_LH.max():.0f} % of the tokens; the mean of"
+        f" all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the same place of the sentence"
+        f" for {100 * cross['aligned_same_place']:.0f} %, any word for {100 * cross['aligned_by_chance']:.0f} %. By layer,"
+        f" the heads reach {100 * aligned_LH[0].mean():.0f} and {100 * aligned_LH[1].mean():.0f} % on average. Attention to"
+        f" the source lies {off_LH.mean():.2f} of the sentence off the diagonal on average (even attention:"
+        f" {cross['even_off_the_diagonal']:.2f}), least in layer {straight[0] + 1}, head {straight[1] + 1}"
+        f" ({off_LH.min():.2f}); {100 * to_end_LH.mean():.0f} % goes to the end of the sentence.",
+    ]
+
+
+def wrong_answers(record: Record) -> list[str]:
+    """Examples."""
+    sentiment = record["models"]["sentiment"]["shown"]
+    house = next(one for one in record["models"]["cifar10-vit"]["shown"] if one["given"] == "house")
+    wrong = [one for one in sentiment if one["answer"] != one["truth"]][:3]
+    first, second, third = (word_of(one, "shap") for one in wrong)
+    return [
+        "",
+        "## Wrong answers, explained",
+        "",
+        "Red speaks for the answer, blue against it, by the largest weight of each line; in brackets the score.",
+        "",
+        "![sentences of our own, coloured by each method](interpretability-words.png)",
+        "",
+        f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the'
+        " classifier goes by the words, and by what they mean in film reviews, where the sentence says the contrary, or"
+        " speaks of a bicycle or a hotel. All methods but attention show it at a glance. The shortened translation leaves"
+        ' out "not yet read": these words have next to no weight in all that takes words away, and attention does not'
+        " show that either.",
+        "",
+        "![pictures of our own under the weights of each method](interpretability-pictures.png)",
+        "",
+        f"The house is none of CIFAR-10's classes; the classifier takes it for {article(house['answer'])} with"
+        f" {house['score']:.2f}, as uncertain as it should be. With 256 samples LIME and KernelSHAP are mostly noise on 64"
+        " patches; with 2,048 they find the thing itself.",
+    ]
+
+
+def word_of(shown: Record, method: str) -> str:
+    """The word with the largest weight."""
+    return str(shown["names"][int(np.argmax(shown["weights"][method]))])
+
+
+def article(noun: str) -> str:
+    """With a or an."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
+def how_measured() -> list[str]:
+    """What stands behind the words."""
+    return [
+        "",
+        "## How it was measured",
+        "",
+        "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour. Methods are"
+        " those of `service/explain/`, with their defaults, on the committed graphs in one thread.",
+        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed alike;"
+        " for translations the mean attention to the source, through the encoder's rollout. Gradients are integrated over"
+        " 32 steps (Sundararajan et al. 2017) and summed over the tokens of a word.",
+        "- Even attention, the same weight for every token, is what each figure of attention has to be compared with.",
+        "- That the methods compute what lime, shap, captum and PyTorch compute is tested in"
+        " `tests/service/explain/test_oracles.py` and `tests/export/test_explain_oracles.py`.",
+        "- One model of each kind, trained here, on short sentences and small images; others may differ. sentiment is"
+        " served in int8, whose scores change a little with the batch; its gradients are of the same weights in float32.",
+    ]
+
+
+def with_interval(measured: Record, digits: int = 3) -> str:
+    """A mean and its interval."""
+    return f"{measured['mean']:.{digits}f} ± {measured['half_width']:.{digits}f}"

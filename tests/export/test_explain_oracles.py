@@ -97,10 +97,11 @@ def test_integrated_gradients_are_captums(name: str) -> None:
     """Token by token, 32 steps of Gauss and Legendre on both sides."""
     theirs = captums(network_of(name))
     for answer in answers_of(name):
-        answer.feature_of_T, answer.num_features = np.arange(len(answer.feature_of_T)), len(answer.feature_of_T)
         expected_T = theirs(answer).detach().numpy()
         np.testing.assert_allclose(
-            answer.gradients(NUM_STEPS), expected_T, atol=TOLERANCE * max(1.0, float(np.abs(expected_T).max()))
+            answer.gradients_of_tokens(NUM_STEPS),
+            expected_T,
+            atol=TOLERANCE * max(1.0, float(np.abs(expected_T).max())),
         )
 
 
@@ -109,7 +110,6 @@ def test_integrated_gradients_of_translations_are_captums() -> None:
     network = network_of("translation-en-de")
     assert isinstance(network, TranslationTransformer)
     for answer in answers_of("translation-en-de", 20):
-        answer.feature_of_T, answer.num_features = np.arange(len(answer.feature_of_T)), len(answer.feature_of_T)
         given = tensors_of(answer)
         written = given["target_ids"]
         before = torch.cat((torch.tensor([[BOS_ID]]), written[:, :-1]), dim=1)
@@ -135,7 +135,9 @@ def test_integrated_gradients_of_translations_are_captums() -> None:
         )
         # Ten times as much: rounding moves steps across the kinks of ReLU.
         np.testing.assert_allclose(
-            answer.gradients(NUM_STEPS), expected_S, atol=10 * TOLERANCE * max(1.0, float(np.abs(expected_S).max()))
+            answer.gradients_of_tokens(NUM_STEPS),
+            expected_S,
+            atol=10 * TOLERANCE * max(1.0, float(np.abs(expected_S).max())),
         )
 
 
