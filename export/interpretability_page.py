@@ -378,7 +378,8 @@ def page(record: Record) -> list[str]:
         f" {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}; every figure"
         " stands in [interpretability.json](interpretability.json). "
         + "; ".join(
-            f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of {model['data']}"
+            f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of"
+            f" {model['data']}"
             for name, model in models.items()
         )
         + f", drawn by seed {record['seed']}. Intervals (±) are 95 %, but for the picture of agreement. Sentences and"
@@ -401,22 +402,27 @@ def in_short(models: Record) -> list[str]:
     return [
         "## What follows",
         "",
-        "- **Of a text, take `shap` or `lime`** when it matters: of all methods they say best which words an answer rests"
-        f" on, in both models, and for sentences of this length ({words['features']['mean']:.0f} and"
-        f" {pieces['features']['mean']:.0f} words) the default number of samples is enough.",
-        f"- **`occlusion` for a first look**: it costs a {cost_ratio(words):.0f}th of the time of LIME on sentiment and a"
-        f" {cost_ratio(pieces):.0f}th on translation. For translations it is hardly worse, and it gives each word's part in"
-        " each token. On sentiment it misses what two words say both of: without either of them alone nothing changes.",
-        "- **Integrated gradients** come close to it on sentiment and stay behind on translation and on images. They"
-        " need no draws, and explain the logit, not the probability.",
-        "- **Attention is no explanation of the classifier's answers**: on sentiment its order of words is nearer to a"
-        " random one than to any other method's. On translation it is of use: it shows which word a token comes from.",
+        "- **Of a classified text, take `shap` or `lime`**: of all methods these two say best which words the answer"
+        " rests on,"
+        f" and at {words['features']['mean']:.0f} words a text the default number of samples is enough to rank the"
+        " words that"
+        " count. `occlusion` misses what two words say both of: without one of them alone nothing changes.",
+        "- **Of a translation, take `occlusion`**, the default: it does as well as the two, in a"
+        f" {cost_ratio(pieces):.0f}th of"
+        " LIME's time, draws nothing, and gives each word's part in each token.",
+        "- **Integrated gradients** nearly keep up on sentiment and stay behind elsewhere. They draw nothing, and"
+        " explain"
+        " the logit, not the probability.",
+        "- **Attention does not explain the classifier's answers**: on sentiment its order of words is little better"
+        " than a"
+        " random one. On translation it is worth as much as gradients, and shows which word a token comes from.",
         f"- **Of an image, trust no single patch of `lime` or `shap` at their default of 256 samples**: two seeds agree"
         f" with a rank correlation of {default['lime']['mean']:.2f} and {default['shap']['mean']:.2f} only. Ask for"
-        f" `n_samples` of {many['n_samples']:,} ({many['lime']['mean']:.2f} and {many['shap']['mean']:.2f}) or more, or take"
+        f" `n_samples` of {many['n_samples']:,} ({many['lime']['mean']:.2f} and {many['shap']['mean']:.2f}) or more,"
+        " or take"
         " `occlusion`, which draws nothing.",
-        "- Where two methods disagree on the word that counts most, believe `fidelity` of these very explanations, which"
-        " every answer carries, rather than a method's name.",
+        "- Where two methods disagree on what counts most, compare the `fidelity` that each of the two answers carries,"
+        " rather than the methods' names.",
     ]
 
 
@@ -509,6 +515,7 @@ def attended(models: Record) -> list[str]:
     neighbours_LH = np.array(translation["shares"])[..., [TEXT_KINDS.index("before"), TEXT_KINDS.index("after")]].sum(
         axis=-1
     )
+    even_neighbours = sum(translation["even_shares"][TEXT_KINDS.index(kind)] for kind in ("before", "after"))
     layer, head = np.unravel_index(neighbours_LH.argmax(), neighbours_LH.shape)
     around_L = np.array(image["shares"])[..., IMAGE_KINDS.index("around")].mean(axis=1)
     image_distance_LH = np.array(image["distance"])
@@ -520,23 +527,29 @@ def attended(models: Record) -> list[str]:
         "",
         "![how far each head looks](interpretability-distance.png)",
         "",
-        f"- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put {100 * first_LH[1:].mean():.0f} % of"
-        f" their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %), whose vector no more than any"
-        " other goes into the answer, which is made of the mean of all. It is where a head looks that has nothing to look"
-        " for. This is why rollout says so little here. What is left is spread, but for a few heads: layer"
+        "- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put"
+        f" {100 * first_LH[1:].mean():.0f} % of"
+        f" their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %), whose vector no more"
+        " than any"
+        " other goes into the answer, which is made of the mean of all. Heads look there that find nothing to look"
+        " for (Clark et al. 2019, arXiv 1906.04341, of BERT). This is why rollout says so little here. What is left"
+        " is spread, but for a few heads: layer"
         f" {near[0] + 1}, head {near[1] + 1} looks {distance_LH.min():.1f} tokens far on average (even:"
         f" {sentiment['even_distance']:.1f}).",
         f"- **translation-en-de** looks near first and further later: the mean distance in the encoder grows from"
-        f" {np.array(translation['distance']).mean(axis=1)[0]:.1f} to {np.array(translation['distance']).mean(axis=1)[-1]:.1f}"
-        f" tokens (even: {translation['even_distance']:.1f}). Its most local head (layer {layer + 1}, head {head + 1}) has"
+        f" {np.array(translation['distance']).mean(axis=1)[0]:.1f} to"
+        f" {np.array(translation['distance']).mean(axis=1)[-1]:.1f}"
+        f" tokens (even: {translation['even_distance']:.1f}). Its most local head (layer {layer + 1}, head"
+        f" {head + 1}) has"
         f" {100 * neighbours_LH.max():.0f} % of its weight on the two neighbours (even:"
-        f" {100 * (translation['even_shares'][TEXT_KINDS.index('before')] + translation['even_shares'][TEXT_KINDS.index('after')]):.0f} %)."
+        f" {100 * even_neighbours:.0f} %)."
         " There is no [CLS], and the end of the sentence is no such dump.",
         f"- **cifar10-vit** looks at the whole image from its first layer on: heads look"
         f" {image_distance_LH[0].min():.1f} to {image_distance_LH[0].max():.1f} pixels far in layer 1 and"
         f" {image_distance_LH[-1].min():.1f} to {image_distance_LH[-1].max():.1f} in the last (even:"
         f" {image['even_distance']:.1f}). The eight patches around get {100 * around_L[0]:.0f} % in the first layer and"
-        f" {100 * around_L[-1]:.0f} % in the last (even: {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %)."
+        f" {100 * around_L[-1]:.0f} % in the last (even:"
+        f" {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %)."
         " The local heads of large vision transformers (Dosovitskiy et al. 2021, figure 7) are missing: what is near is"
         " seen by the convolutions that make its tokens.",
     ]
@@ -557,10 +570,14 @@ def translations(model: Record) -> list[str]:
         "",
         "![heads that look at the word that counts, and one sentence](interpretability-alignment.png)",
         "",
-        f"Layer {layer + 1}, head {head + 1} looks at that word for {100 * aligned_LH.max():.0f} % of the tokens; the mean of"
-        f" all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the same place of the sentence"
-        f" for {100 * cross['aligned_same_place']:.0f} %, any word for {100 * cross['aligned_by_chance']:.0f} %. By layer,"
-        f" the heads reach {100 * aligned_LH[0].mean():.0f} and {100 * aligned_LH[1].mean():.0f} % on average. Attention to"
+        f"Layer {layer + 1}, head {head + 1} looks at that word for {100 * aligned_LH.max():.0f} % of the tokens; the"
+        " mean of"
+        f" all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the same place of the"
+        " sentence"
+        f" for {100 * cross['aligned_same_place']:.0f} %, any word for {100 * cross['aligned_by_chance']:.0f} %. By"
+        " layer,"
+        f" the heads reach {100 * aligned_LH[0].mean():.0f} and {100 * aligned_LH[1].mean():.0f} % on average."
+        " Attention to"
         f" the source lies {off_LH.mean():.2f} of the sentence off the diagonal on average (even attention:"
         f" {cross['even_off_the_diagonal']:.2f}), least in layer {straight[0] + 1}, head {straight[1] + 1}"
         f" ({off_LH.min():.2f}); {100 * to_end_LH.mean():.0f} % goes to the end of the sentence.",
@@ -583,14 +600,16 @@ def wrong_answers(record: Record) -> list[str]:
         "",
         f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the'
         " classifier goes by the words, and by what they mean in film reviews, where the sentence says the contrary, or"
-        " speaks of a bicycle or a hotel. All methods but attention show it at a glance. The shortened translation leaves"
+        " speaks of a bicycle or a hotel. All methods but attention show it at a glance. The shortened translation"
+        " leaves"
         ' out "not yet read": these words have next to no weight in all that takes words away, and attention does not'
         " show that either.",
         "",
         "![pictures of our own under the weights of each method](interpretability-pictures.png)",
         "",
         f"The house is none of CIFAR-10's classes; the classifier takes it for {article(house['answer'])} with"
-        f" {house['score']:.2f}, as uncertain as it should be. With 256 samples LIME and KernelSHAP are mostly noise on 64"
+        f" {house['score']:.2f}, as uncertain as it should be. With 256 samples LIME and KernelSHAP are mostly noise"
+        " on 64"
         " patches; with 2,048 they find the thing itself.",
     ]
 
@@ -611,16 +630,20 @@ def how_measured() -> list[str]:
         "",
         "## How it was measured",
         "",
-        "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour. Methods are"
+        "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour."
+        " Methods are"
         " those of `service/explain/`, with their defaults, on the committed graphs in one thread.",
-        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed alike;"
-        " for translations the mean attention to the source, through the encoder's rollout. Gradients are integrated over"
+        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed"
+        " alike;"
+        " for translations the mean attention to the source, through the encoder's rollout. Gradients are integrated"
+        " over"
         " 32 steps (Sundararajan et al. 2017) and summed over the tokens of a word.",
         "- Even attention, the same weight for every token, is what each figure of attention has to be compared with.",
         "- That the methods compute what lime, shap, captum and PyTorch compute is tested in"
         " `tests/service/explain/test_oracles.py` and `tests/export/test_explain_oracles.py`.",
         "- One model of each kind, trained here, on short sentences and small images; others may differ. sentiment is"
-        " served in int8, whose scores change a little with the batch; its gradients are of the same weights in float32.",
+        " served in int8, whose scores change a little with the batch; its gradients are of the same weights in"
+        " float32.",
     ]
 
 
