@@ -3,6 +3,7 @@
 Both are exactly determined, so they have to be equal but for rounding. The networks are read back from the folders.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from captum.attr import IntegratedGradients, LayerIntegratedGradients
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.data import load_cifar10, load_multi30k, load_sst2
@@ -19,6 +20,7 @@ from export.stored_networks import stored_network
 from export.translation_networks import BOS_ID, TranslationTransformer
 from tests.conftest import ROOT
 
+# captum is imported late: it takes a second, also where these tests are left out.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -27,9 +29,15 @@ pytestmark = [
 ]
 
 NUM_INPUTS = 50
-NUM_STEPS = 32
+NUM_STEPS = 16  # on both sides
 # Of the largest attribution: sums of thousands of products in another order.
 TOLERANCE = 1e-4
+
+
+@functools.cache
+def images() -> list[NDArray[np.uint8]]:
+    """Images of CIFAR-10's test split, [H, W, C]; reading the data set takes seconds."""
+    return list(load_cifar10().test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
 
 
 def answers_of(name: str, count: int = NUM_INPUTS) -> Iterator[Answer]:
@@ -37,8 +45,8 @@ def answers_of(name: str, count: int = NUM_INPUTS) -> Iterator[Answer]:
     folder = ROOT / "model_store" / name / "1"
     if name == "cifar10-vit":
         image_model = ImageModel(folder)
-        for pixels_CHW in load_cifar10().test.pixels_NCHW[:count]:
-            yield image_model.answer(pixels_CHW.transpose(1, 2, 0))
+        for levels_HWC in images()[:count]:
+            yield image_model.answer(levels_HWC)
     elif name == "translation-en-de":
         translator = TranslationModel(folder)
         for text in load_multi30k().test["Multi30k"].source[:count]:
@@ -64,6 +72,8 @@ def captums(network: Any) -> Callable[[Answer], Tensor]:
 
     Captum takes the baseline as an input of the network, so the words get one more, whose vector is zeros.
     """
+    from captum.attr import LayerIntegratedGradients
+
     if hasattr(network, "tokens"):
         pixels = LayerIntegratedGradients(network, network.tokens)
 
@@ -94,7 +104,7 @@ def captums(network: Any) -> Callable[[Answer], Tensor]:
 
 @pytest.mark.parametrize("name", ["sentiment", "sentiment-small", "cifar10-vit"])
 def test_integrated_gradients_are_captums(name: str) -> None:
-    """Token by token, 32 steps of Gauss and Legendre on both sides."""
+    """Token by token, the same steps of Gauss and Legendre on both sides."""
     theirs = captums(network_of(name))
     for answer in answers_of(name):
         expected_T = theirs(answer).detach().numpy()
@@ -107,6 +117,8 @@ def test_integrated_gradients_are_captums(name: str) -> None:
 
 def test_integrated_gradients_of_translations_are_captums() -> None:
     """Of the summed log probability of the translation, from the source's vectors on."""
+    from captum.attr import IntegratedGradients
+
     network = network_of("translation-en-de")
     assert isinstance(network, TranslationTransformer)
     for answer in answers_of("translation-en-de", 20):

@@ -5,6 +5,7 @@ far two of their explanations agree depends on the samples, so the package is co
 ours has to agree with it as well as it does with itself.
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -12,20 +13,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import shap
 import torch
-from captum.attr import FeatureAblation
-from lime.lime_text import LimeTextExplainer
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from export.data import load_cifar10, load_sst2
 from export.explained_answers import Answer, ImageAnswer, ImageModel, TextModel
 from service.explain.perturbation import Method, estimate, plan
 from tests.conftest import ROOT
 
+# The packages are imported late: they take seconds, also where these tests are left out.
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::PendingDeprecationWarning"),  # shap's colours
     pytest.mark.skipif(not os.environ.get("HEED_DATASETS"), reason="HEED_DATASETS is not set: SST-2 and CIFAR-10"),
 ]
 
@@ -73,6 +72,8 @@ def ours(game: Game, method: Method, seed: int = 0) -> NDArray[np.float64]:
 
 def limes(game: Game, seed: int) -> NDArray[np.float64]:
     """Those of the package `lime`: its explainer of texts, on words that stand for the features."""
+    from lime.lime_text import LimeTextExplainer
+
     numbers = [f"w{number}" for number in range(game.num_features)]
 
     def probabilities(texts: Sequence[str]) -> NDArray[np.float64]:
@@ -93,6 +94,8 @@ def limes(game: Game, seed: int) -> NDArray[np.float64]:
 
 def shaps(game: Game, seed: int) -> NDArray[np.float64]:
     """Those of the package `shap`, without its choice of ten features."""
+    import shap
+
     np.random.seed(seed)  # noqa: NPY002, the package draws from there
     explainer = shap.KernelExplainer(lambda kept_SM: game.values(kept_SM > 0.5), np.zeros((1, game.num_features)))
     found: NDArray[np.float64] = explainer.shap_values(
@@ -103,12 +106,19 @@ def shaps(game: Game, seed: int) -> NDArray[np.float64]:
 
 def ablation(game: Game) -> NDArray[np.float64]:
     """Occlusion by captum, a feature at a time."""
+    from captum.attr import FeatureAblation
 
     def values(kept_SM: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(game.values(kept_SM.numpy() > 0.5))
 
     attribution = FeatureAblation(values).attribute(torch.ones(1, game.num_features), perturbations_per_eval=16)
     return np.asarray(attribution.numpy()[0], dtype=np.float64)
+
+
+@functools.cache
+def images() -> list[NDArray[np.uint8]]:
+    """Images of CIFAR-10's test split, [H, W, C]; reading the data set takes seconds."""
+    return list(load_cifar10().test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
 
 
 @pytest.fixture(scope="module", params=["text", "image"])
@@ -118,7 +128,7 @@ def answers(request: pytest.FixtureRequest) -> tuple[str, list[Answer]]:
         text_model = TextModel(ROOT / "model_store/sentiment-small/1")
         return "text", [text_model.answer(text) for text in load_sst2().validation.texts[:NUM_INPUTS]]
     image_model = ImageModel(ROOT / "model_store/cifar10-vit/1")
-    return "image", [image_model.answer(CHW.transpose(1, 2, 0)) for CHW in load_cifar10().test.pixels_NCHW[:NUM_INPUTS]]
+    return "image", [image_model.answer(levels_HWC) for levels_HWC in images()]
 
 
 def test_occlusion_is_captums(answers: tuple[str, list[Answer]]) -> None:
@@ -130,9 +140,11 @@ def test_occlusion_is_captums(answers: tuple[str, list[Answer]]) -> None:
 
 def test_taken_away_patches_are_captums() -> None:
     """FeatureAblation on the pixels themselves, with the grid as feature mask and the mean colour as baseline."""
+    from captum.attr import FeatureAblation
+
     model = ImageModel(ROOT / "model_store/cifar10-vit/1")
-    for pixels_CHW in load_cifar10().test.pixels_NCHW[:NUM_INPUTS]:
-        answer = model.answer(pixels_CHW.transpose(1, 2, 0))
+    for levels_HWC in images():
+        answer = model.answer(levels_HWC)
         given_BCHW = torch.from_numpy(answer.row.feeds["pixel_values"][None])
         grid_11HW = torch.arange(64).view(1, 1, 8, 8).repeat_interleave(4, 2).repeat_interleave(4, 3)
 
@@ -155,6 +167,8 @@ def test_drawn_explanations_agree_with_the_package_as_it_does_with_itself(
     answers: tuple[str, list[Answer]], method: Method
 ) -> None:
     """Rank correlation, mean of fifty inputs."""
+    from scipy.stats import spearmanr
+
     oracle = {"lime": limes, "shap": shaps}[method]
     with_the_package, with_itself = [], []
     for answer in answers[1]:
