@@ -155,7 +155,8 @@ def plot_distances(models: Record, path: Path) -> None:
         )
         axes.plot(layers, distance_LH.mean(axis=1), color="#444444", linewidth=1, label="mean of heads")
         axes.axhline(found["even_distance"], color="#b2182b", linestyle="--", linewidth=1, label="even attention")
-        axes.set(title=name, xlabel="layer", xticks=layers, ylim=(0, None))
+        highest = max(distance_LH.max(), found["even_distance"])
+        axes.set(title=name, xlabel="layer", xticks=layers, ylim=(0, 1.08 * highest))
         axes.set_ylabel("pixels" if name == "cifar10-vit" else "tokens")
         axes.grid(alpha=0.3)
     grid[0].legend(fontsize=8, loc="lower right")
@@ -200,11 +201,11 @@ def plot_alignment(model: Record, path: Path) -> None:
     grid[0].legend(fontsize=8, loc="upper right")
     example = model["shown"][0]
     K = len(example["pieces"]) - 1
-    attention_KM = np.array(example["attention_to_words"])[layer, head][:K]
+    attention_KM = np.array(example["attention_to_words"]).mean(axis=(0, 1))[:K]
     influence_KM = np.array(example["influence"]).T[:K]
     influence_KM = np.maximum(influence_KM, 0)
     for axes, matrix_KM, title in (
-        (grid[1], attention_KM, f"attention, layer {layer + 1} head {head + 1}"),
+        (grid[1], attention_KM, "attention, mean of all heads"),
         (grid[2], influence_KM / influence_KM.max(axis=1, keepdims=True), "occlusion, each row by its largest"),
     ):
         axes.imshow(matrix_KM, cmap="Greens", vmin=0, vmax=1, aspect="auto")
@@ -374,7 +375,7 @@ def page(record: Record) -> list[str]:
     return [
         "# What the models attend to, and which explanation to trust",
         "",
-        f"Made by `{record['command']}` on {record['machine']}, at commit"
+        f"Made by `{record['command']}`, called until it was done, on {record['machine']}, at commit"
         f" {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}; every figure"
         " stands in [interpretability.json](interpretability.json). "
         + "; ".join(
@@ -413,17 +414,18 @@ def in_short(models: Record) -> list[str]:
         "- **Of a translation, take `occlusion`**, the default: it does as well as the two, in a"
         f" {cost_ratio(pieces):.0f}th of"
         " LIME's time, draws nothing, and gives each word's part in each token.",
-        "- **Integrated gradients** nearly keep up on sentiment and stay behind elsewhere. They draw nothing, and"
-        " explain"
-        " the logit, not the probability.",
+        "- **Integrated gradients** are as good as occlusion on sentiment and stay behind elsewhere. They draw"
+        " nothing, and"
+        " explain the logit, not the probability.",
         "- **Attention does not explain the classifier's answers**: on sentiment its order of words is little better"
         " than a"
         " random one. On translation it is worth as much as gradients, and shows which word a token comes from.",
-        f"- **Of an image, trust no single patch of `lime` or `shap` at their default of 256 samples**: two seeds agree"
-        f" with a rank correlation of {default['lime']['mean']:.2f} and {default['shap']['mean']:.2f} only. Ask for"
-        f" `n_samples` of {many['n_samples']:,} ({many['lime']['mean']:.2f} and {many['shap']['mean']:.2f}) or more,"
-        " or take"
-        " `occlusion`, which draws nothing.",
+        f"- **Of an image, take `lime` with `n_samples` of {many['n_samples']:,} or more.** Even with 256, the"
+        " default, its"
+        " order of patches is worth most, but no single patch is to be trusted then: two seeds agree with a rank"
+        " correlation"
+        f" of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f}); with {many['n_samples']:,} it is"
+        f" {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` draws nothing, and comes next.",
         "- Where two methods disagree on what counts most, compare the `fidelity` that each of the two answers carries,"
         " rather than the methods' names.",
     ]
@@ -600,16 +602,26 @@ def wrong_answers(record: Record) -> list[str]:
         " classifier goes by the words, and by what they mean in film reviews, where the sentence says the contrary, or"
         " speaks of a bicycle or a hotel. All methods but attention show it at a glance. The shortened translation"
         " leaves"
-        ' out "not yet read": these words have next to no weight in all that takes words away, and attention does not'
-        " show that either.",
+        ' out that the book is not yet read: to all that takes words away, "not" and "yet" are worth at most'
+        f" {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the weightiest word, while"
+        " attention gives"
+        f" them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
         "",
         "![pictures of our own under the weights of each method](interpretability-pictures.png)",
         "",
         f"The house is none of CIFAR-10's classes; the classifier takes it for {article(house['answer'])} with"
         f" {house['score']:.2f}, as uncertain as it should be. With 256 samples LIME and KernelSHAP are mostly noise"
         " on 64"
-        " patches; with 2,048 they find the thing itself.",
+        " patches; with 2,048 they find hull, wheels and fuselage.",
     ]
+
+
+def weight_of_lost(record: Record, methods: Sequence[str]) -> float:
+    """What \"not\" and \"yet\" are worth at most in the translation that leaves them out, as a share of the largest."""
+    shown = next(one for one in record["models"]["translation-en-de"]["shown"] if "not yet read" in one["given"])
+    places = [shown["names"].index(word) for word in ("not", "yet")]
+    weights = [np.abs(shown["weights"][method]) for method in methods]
+    return float(max(weights_M[places].max() / weights_M.max() for weights_M in weights))
 
 
 def word_of(shown: Record, method: str) -> str:
