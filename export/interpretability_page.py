@@ -205,10 +205,11 @@ def plot_alignment(model: Record, path: Path) -> None:
     influence_KM = np.array(example["influence"]).T[:K]
     influence_KM = np.maximum(influence_KM, 0)
     for axes, matrix_KM, title in (
-        (grid[1], attention_KM, "attention, mean of all heads"),
-        (grid[2], influence_KM / influence_KM.max(axis=1, keepdims=True), "occlusion, each row by its largest"),
+        (grid[1], attention_KM, "attention, mean of all heads; each row by its largest"),
+        (grid[2], influence_KM, "occlusion; each row by its largest"),
     ):
-        axes.imshow(matrix_KM, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+        shown_KM = matrix_KM / matrix_KM.max(axis=1, keepdims=True)
+        axes.imshow(shown_KM, cmap="Greens", vmin=0, vmax=1, aspect="auto")
         axes.set_xticks(range(len(example["names"])), example["names"], rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(K), [piece.strip() for piece in example["pieces"][:K]], fontsize=8)
         axes.set_title(title, fontsize=10)
@@ -425,7 +426,8 @@ def in_short(models: Record) -> list[str]:
         " order of patches is worth most, but no single patch is to be trusted then: two seeds agree with a rank"
         " correlation"
         f" of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f}); with {many['n_samples']:,} it is"
-        f" {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` draws nothing, and comes next.",
+        f" {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` draws nothing, and its order is worth"
+        " as much as that of `shap`.",
         "- Where two methods disagree on what counts most, compare the `fidelity` that each of the two answers carries,"
         " rather than the methods' names.",
     ]
@@ -598,11 +600,11 @@ def wrong_answers(record: Record) -> list[str]:
         "",
         "![sentences of our own, coloured by each method](interpretability-words.png)",
         "",
-        f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the'
-        " classifier goes by the words, and by what they mean in film reviews, where the sentence says the contrary, or"
-        " speaks of a bicycle or a hotel. All methods but attention show it at a glance. The shortened translation"
-        " leaves"
-        ' out that the book is not yet read: to all that takes words away, "not" and "yet" are worth at most'
+        f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the classifier goes'
+        " by such a word where the sentence says the contrary. All methods but attention show it at a glance. The"
+        " shortened"
+        ' translation leaves out that the book is not yet read: to all that takes words away, "not" and "yet" are worth at'
+        " most"
         f" {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the weightiest word, while"
         " attention gives"
         f" them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
@@ -617,7 +619,7 @@ def wrong_answers(record: Record) -> list[str]:
 
 
 def weight_of_lost(record: Record, methods: Sequence[str]) -> float:
-    """What \"not\" and \"yet\" are worth at most in the translation that leaves them out, as a share of the largest."""
+    """What `not` and `yet` are worth at most in the translation that leaves them out, as a share of the largest."""
     shown = next(one for one in record["models"]["translation-en-de"]["shown"] if "not yet read" in one["given"])
     places = [shown["names"].index(word) for word in ("not", "yet")]
     weights = [np.abs(shown["weights"][method]) for method in methods]
