@@ -600,11 +600,10 @@ def wrong_answers(record: Record) -> list[str]:
         "",
         "![sentences of our own, coloured by each method](interpretability-words.png)",
         "",
-        f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the classifier goes'
-        " by such a word where the sentence says the contrary. All methods but attention show it at a glance. The"
-        " shortened"
-        ' translation leaves out that the book is not yet read: to all that takes words away, "not" and "yet" are worth at'
-        " most"
+        f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the classifier'
+        " goes by such a word where the sentence says the contrary. All methods but attention show it at a glance. The"
+        ' shortened translation leaves out that the book is not yet read: to all that takes words away, "not" and "yet"'
+        " are worth at most"
         f" {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the weightiest word, while"
         " attention gives"
         f" them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
