@@ -406,30 +406,26 @@ def in_short(models: Record) -> list[str]:
         "## What follows",
         "",
         "- **Of a classified text, take `shap` or `lime`**: of all methods these two say best which words the answer"
-        " rests on."
-        f" At {words['features']['mean']:.0f} words a text and 256 samples, the default, two seeds rank them with a"
-        f" correlation of {few_of_text['lime']['mean']:.2f} and {few_of_text['shap']['mean']:.2f}; `n_samples` of"
-        f" {many_of_text['n_samples']:,} make it {many_of_text['lime']['mean']:.2f} and"
-        f" {many_of_text['shap']['mean']:.2f}. `occlusion` misses what two words say both of: without one of them alone"
-        " nothing changes.",
+        f" rests on. At {words['features']['mean']:.0f} words a text and 256 samples, the default, two seeds rank them"
+        f" with a correlation of {few_of_text['lime']['mean']:.2f} and {few_of_text['shap']['mean']:.2f}; `n_samples`"
+        f" of {many_of_text['n_samples']:,} make it {many_of_text['lime']['mean']:.2f} and"
+        f" {many_of_text['shap']['mean']:.2f}. `occlusion` takes less than a {int(cost_ratio(words))}th of LIME's time"
+        f" and is worth less (deletion area {words['areas']['occlusion']['deletion']['mean']:.2f} against"
+        f" {words['areas']['lime']['deletion']['mean']:.2f}): what two words both say it gives to neither.",
         "- **Of a translation, take `occlusion`**, the default: it does as well as the two, in a"
-        f" {cost_ratio(pieces):.0f}th of"
-        " LIME's time, draws nothing, and gives each word's part in each token.",
+        f" {cost_ratio(pieces):.0f}th of LIME's time, draws nothing, and gives each word's part in each token.",
         "- **Integrated gradients** are as good as occlusion on sentiment and stay behind elsewhere. They draw"
-        " nothing, and"
-        " explain the logit, not the probability.",
+        " nothing, and explain the logit, not the probability.",
         "- **Attention does not explain the classifier's answers**: on sentiment its order of words is little better"
-        " than a"
-        " random one. On translation it is worth as much as gradients, and shows which word a token comes from.",
+        " than a random one. On translation it is worth as much as gradients, and shows which word a token comes"
+        " from.",
         f"- **Of an image, take `lime` with `n_samples` of {many['n_samples']:,} or more.** Even with 256, the"
-        " default, its"
-        " order of patches is worth most, but no single patch is to be trusted then: two seeds agree with a rank"
-        " correlation"
-        f" of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f}); with {many['n_samples']:,} it is"
-        f" {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` draws nothing, and its order is worth"
-        " as much as that of `shap`.",
-        "- Where two methods disagree on what counts most, compare the `fidelity` that each of the two answers carries,"
-        " rather than the methods' names.",
+        " default, its order of patches is worth most, but no single patch is to be trusted then: two seeds agree"
+        f" with a rank correlation of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f}); with"
+        f" {many['n_samples']:,} it is {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` draws"
+        " nothing, and its order is worth as much as that of `shap`.",
+        "- Where two methods disagree on what counts most, compare the `fidelity` that each of the two answers"
+        " carries, rather than the methods' names.",
     ]
 
 
@@ -455,16 +451,16 @@ def faithfulness(record: Record) -> list[str]:
         "",
         "## Do the weights say what the answer rests on?",
         "",
-        "Features go, most important first (deletion: the sooner the score falls, the less the area and the better), or"
-        " come (insertion: the more the better), as in `fidelity` of the service. The score is the probability of the"
-        " answer, of a translation the mean probability of its tokens. Differences to the random order are of the same"
-        " examples; time is the median of an answer.",
+        "Features go, most important first (deletion: the sooner the score falls, the less the area and the better),"
+        " or come (insertion: the more the better), as in `fidelity` of the service. The score is the probability of"
+        " the answer, of a translation the mean probability of its tokens. Differences to the random order are of the"
+        " same examples; time is the median of an answer.",
         "",
         "![deletion and insertion areas of each method](interpretability-faithfulness.png)",
         *table(columns, rows),
         "",
-        "The curves take features away as occlusion, LIME and KernelSHAP do, which gives these three an advantage over"
-        " attention and gradients that no such test can rid itself of.",
+        "The curves take features away as occlusion, LIME and KernelSHAP do, which gives these three an advantage"
+        " over attention and gradients that no such test can rid itself of.",
     ]
 
 
@@ -529,31 +525,26 @@ def attended(models: Record) -> list[str]:
         "",
         "![how far each head looks](interpretability-distance.png)",
         "",
-        "- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put"
-        f" {100 * first_LH[1:].mean():.0f} % of"
-        f" their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %), whose vector no more"
-        " than any"
-        " other goes into the answer, which is made of the mean of all. Heads look there that find nothing to look"
-        " for (Clark et al. 2019, arXiv 1906.04341, of BERT). This is why rollout says so little here. What is left"
-        " is spread, but for a few heads: layer"
-        f" {near[0] + 1}, head {near[1] + 1} looks {distance_LH.min():.1f} tokens far on average (even:"
-        f" {sentiment['even_distance']:.1f}).",
-        f"- **translation-en-de** looks near first and further later: the mean distance in the encoder grows from"
+        f"- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put {100 * first_LH[1:].mean():.0f}"
+        f" % of their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %), whose vector no"
+        " more than any other goes into the answer, which is made of the mean of all. Heads look there that find"
+        " nothing to look for (Clark et al. 2019, arXiv 1906.04341, of BERT). This is why rollout says so little"
+        f" here. What is left is spread, but for a few heads: layer {near[0] + 1}, head {near[1] + 1} looks"
+        f" {distance_LH.min():.1f} tokens far on average (even: {sentiment['even_distance']:.1f}).",
+        "- **translation-en-de** looks near first and further later: the mean distance in the encoder grows from"
         f" {np.array(translation['distance']).mean(axis=1)[0]:.1f} to"
-        f" {np.array(translation['distance']).mean(axis=1)[-1]:.1f}"
-        f" tokens (even: {translation['even_distance']:.1f}). Its most local head (layer {layer + 1}, head"
-        f" {head + 1}) has"
-        f" {100 * neighbours_LH.max():.0f} % of its weight on the two neighbours (even:"
-        f" {100 * even_neighbours:.0f} %)."
-        " There is no [CLS], and the end of the sentence is no such dump.",
-        f"- **cifar10-vit** looks at the whole image from its first layer on: heads look"
+        f" {np.array(translation['distance']).mean(axis=1)[-1]:.1f} tokens (even: {translation['even_distance']:.1f})."
+        f" Its most local head (layer {layer + 1}, head {head + 1}) has {100 * neighbours_LH.max():.0f} % of its"
+        f" weight on the two neighbours (even: {100 * even_neighbours:.0f} %). There is no [CLS], and the end of the"
+        " sentence is no such dump.",
+        "- **cifar10-vit** looks at the whole image from its first layer on: heads look"
         f" {image_distance_LH[0].min():.1f} to {image_distance_LH[0].max():.1f} pixels far in layer 1 and"
         f" {image_distance_LH[-1].min():.1f} to {image_distance_LH[-1].max():.1f} in the last (even:"
-        f" {image['even_distance']:.1f}). The eight patches around get {100 * around_L[0]:.0f} % in the first layer and"
-        f" {100 * around_L[-1]:.0f} % in the last (even:"
-        f" {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %)."
-        " The local heads of large vision transformers (Dosovitskiy et al. 2021, figure 7) are missing: what is near is"
-        " seen by the convolutions that make its tokens.",
+        f" {image['even_distance']:.1f}). The eight patches around get {100 * around_L[0]:.0f} % in the first layer"
+        f" and {100 * around_L[-1]:.0f} % in the last (even:"
+        f" {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %). The local heads of large vision"
+        " transformers (Dosovitskiy et al. 2021, figure 7) are missing: what is near is seen by the convolutions that"
+        " make its tokens.",
     ]
 
 
@@ -573,16 +564,13 @@ def translations(model: Record) -> list[str]:
         "![heads that look at the word that counts, and one sentence](interpretability-alignment.png)",
         "",
         f"Layer {layer + 1}, head {head + 1} looks at that word for {100 * aligned_LH.max():.0f} % of the tokens; the"
-        " mean of"
-        f" all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the same place of the"
-        " sentence"
-        f" for {100 * cross['aligned_same_place']:.0f} %, any word for {100 * cross['aligned_by_chance']:.0f} %. By"
-        " layer,"
-        f" the heads reach {100 * aligned_LH[0].mean():.0f} and {100 * aligned_LH[1].mean():.0f} % on average."
-        " Attention to"
-        f" the source lies {off_LH.mean():.2f} of the sentence off the diagonal on average (even attention:"
-        f" {cross['even_off_the_diagonal']:.2f}), least in layer {straight[0] + 1}, head {straight[1] + 1}"
-        f" ({off_LH.min():.2f}); {100 * to_end_LH.mean():.0f} % goes to the end of the sentence.",
+        f" mean of all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the same place"
+        f" of the sentence for {100 * cross['aligned_same_place']:.0f} %, any word for"
+        f" {100 * cross['aligned_by_chance']:.0f} %. By layer, the heads reach {100 * aligned_LH[0].mean():.0f} and"
+        f" {100 * aligned_LH[1].mean():.0f} % on average. Attention to the source lies {off_LH.mean():.2f} of the"
+        f" sentence off the diagonal on average (even attention: {cross['even_off_the_diagonal']:.2f}), least in layer"
+        f" {straight[0] + 1}, head {straight[1] + 1} ({off_LH.min():.2f}); {100 * to_end_LH.mean():.0f} % goes to the"
+        " end of the sentence.",
     ]
 
 
@@ -603,17 +591,14 @@ def wrong_answers(record: Record) -> list[str]:
         f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the classifier'
         " goes by such a word where the sentence says the contrary. All methods but attention show it at a glance. The"
         ' shortened translation leaves out that the book is not yet read: to all that takes words away, "not" and "yet"'
-        " are worth at most"
-        f" {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the weightiest word, while"
-        " attention gives"
-        f" them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
+        f" are worth at most {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the weightiest"
+        f" word, while attention gives them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
         "",
         "![pictures of our own under the weights of each method](interpretability-pictures.png)",
         "",
         f"The house is none of CIFAR-10's classes; the classifier takes it for {article(house['answer'])} with"
         f" {house['score']:.2f}, as uncertain as it should be. With 256 samples LIME and KernelSHAP are mostly noise"
-        " on 64"
-        " patches; with 2,048 they find hull, wheels and fuselage.",
+        " on 64 patches; with 2,048 they find hull, wheels and fuselage.",
     ]
 
 
@@ -642,13 +627,10 @@ def how_measured() -> list[str]:
         "## How it was measured",
         "",
         "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour."
-        " Methods are"
-        " those of `service/explain/`, with their defaults, on the committed graphs in one thread.",
+        " Methods are those of `service/explain/`, with their defaults, on the committed graphs in one thread.",
         "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed"
-        " alike;"
-        " for translations the mean attention to the source, through the encoder's rollout. Gradients are integrated"
-        " over"
-        " 32 steps (Sundararajan et al. 2017) and summed over the tokens of a word.",
+        " alike; for translations the mean attention to the source, through the encoder's rollout. Gradients are"
+        " integrated over 32 steps (Sundararajan et al. 2017) and summed over the tokens of a word.",
         "- Even attention, the same weight for every token, is what each figure of attention has to be compared with.",
         "- That the methods compute what lime, shap, captum and PyTorch compute is tested in"
         " `tests/service/explain/test_oracles.py` and `tests/export/test_explain_oracles.py`.",
