@@ -409,10 +409,10 @@ def in_short(models: Record) -> list[str]:
         f" rests on. At {words['features']['mean']:.0f} words a text and 256 samples, the default, two seeds rank them"
         f" with a correlation of {few_of_text['lime']['mean']:.2f} and {few_of_text['shap']['mean']:.2f}; `n_samples`"
         f" of {many_of_text['n_samples']:,} make it {many_of_text['lime']['mean']:.2f} and"
-        f" {many_of_text['shap']['mean']:.2f}. `occlusion` takes less than a {int(cost_ratio(words))}th of LIME's time"
+        f" {many_of_text['shap']['mean']:.2f}. `occlusion` takes one {cost_ratio(words):.0f}th of LIME's time"
         f" and is worth less (deletion area {words['areas']['occlusion']['deletion']['mean']:.2f} against"
         f" {words['areas']['lime']['deletion']['mean']:.2f}): what two words both say it gives to neither.",
-        "- **Of a translation, take `occlusion`**, the default: it does as well as the two, in a"
+        "- **Of a translation, take `occlusion`**, the default: it does as well as the two, in one"
         f" {cost_ratio(pieces):.0f}th of LIME's time, draws nothing, and gives each word's part in each token.",
         "- **Integrated gradients** are as good as occlusion on sentiment and stay behind elsewhere. They draw"
         " nothing, and explain the logit, not the probability.",
