@@ -1,6 +1,6 @@
 """From data to models.
 
-`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | load | untrained |
+`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | explain | load | untrained |
 archive`.
 """
 
@@ -31,6 +31,7 @@ def main() -> int:
         "convert": convert,
         "explain-graph": explain_graph,
         "half-graphs": half_graphs,
+        "explain": explain,
         "load": load,
         "untrained": untrained,
         "archive": archive,
@@ -96,6 +97,16 @@ def parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("half-graphs", help="give a version that is in the model store its graphs for GPUs")
     one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+
+    one = commands.add_parser(
+        "explain",
+        help="study what the committed models attend to and how far explanations hold; goes on where it stopped",
+    )
+    one.add_argument("--model-store", type=Path, default=Path("model_store"))
+    one.add_argument("--docs", type=Path, default=Path("docs"))
+    one.add_argument("--work", type=Path, default=Path("build/interpretability"), help="figures of single examples")
+    one.add_argument("--page-only", action="store_true", help="write the page anew from docs/interpretability.json")
+    add_time_budget(one)
 
     one = commands.add_parser(
         "load",
@@ -277,6 +288,18 @@ def material_of(manifest: Any) -> Any:
     elif (texts := load_sst2()).label_names == [label.upper() for label in manifest.labels]:
         return {"validation": texts.validation}
     raise ValueError(f"{manifest.name}: nothing is known to judge it by: no data set has its classes, or its name")
+
+
+def explain(arguments: argparse.Namespace, console: Console) -> None:
+    """Study explanations, and write the page about it."""
+    from export.interpretability import explain as study
+
+    if arguments.page_only or study(
+        arguments.model_store, arguments.docs, arguments.work, console, arguments.time_budget
+    ):
+        from export.interpretability_page import write_page
+
+        write_page(arguments.docs, console)
 
 
 def archive(arguments: argparse.Namespace, console: Console) -> None:

@@ -333,7 +333,7 @@ def golden_rows(folder: Path, manifest: Manifest, golden: Sequence[GoldenExample
         else:
             feeds = {"target": np.int64(np.argmax(example.outputs["logits"]))}
             if manifest.task == "image-classification":
-                pixels = _image_task(folder, manifest).preprocess(example.inputs["image"].encode(), field="image")
+                pixels = image_task(folder, manifest).preprocess(example.inputs["image"].encode(), field="image")
                 feeds["pixel_values"] = pixels.pixels_CHW
             else:
                 feeds["input_ids"] = np.array(example.tensors["input_ids"])
@@ -342,7 +342,8 @@ def golden_rows(folder: Path, manifest: Manifest, golden: Sequence[GoldenExample
     return rows
 
 
-def _image_task(folder: Path, manifest: Manifest) -> ImageClassification:
+def image_task(folder: Path, manifest: Manifest) -> ImageClassification:
+    """The pure part of a folder's image classifier."""
     config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
     return ImageClassification(config, labels=manifest.labels, graph_input=manifest.inputs[0].name)
 
