@@ -1,7 +1,7 @@
 """From data to models.
 
-`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | explain | load | untrained |
-archive`.
+`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | explain | load |
+untrained | archive`.
 """
 
 import argparse

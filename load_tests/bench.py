@@ -90,7 +90,7 @@ def main() -> int:
         help="requests of one measurement, of each model",
     )
     parser.add_argument("--sentences", type=int, default=512, help="sentences of one measurement of translation")
-    parser.add_argument("--predictions", type=int, default=400, help="of one measurement beside explanations")
+    parser.add_argument("--predictions", type=int, default=300, help="of one measurement beside explanations")
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
     arguments = parser.parse_args()
     try:

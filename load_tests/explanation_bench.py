@@ -2,7 +2,8 @@
 
 The server has one core, the load the other. Slices with and without an explanation take turns. One user asks and then
 pauses for a random while, so that requests come at any moment of what the explanation computes; 16 users ask without a
-pause, which leaves an explanation next to nothing. Explanations follow one another as long as a slice lasts.
+pause, which leaves an explanation next to nothing. Explanations follow one another as long as a slice lasts: by
+KernelSHAP, whose evaluations share the batcher, and by integrated gradients, whose steps are calls of another graph.
 """
 
 import asyncio
@@ -29,13 +30,13 @@ USERS = (1, 16)
 MOST_PAUSE_S = 0.01  # of the lone user
 MOST_TIMES = 1.3
 SLICES = 5
-METHOD = {"method": "shap", "n_samples": 4096}  # what computes for longest
+METHODS = {"shap": 4096, "gradients": 128}  # with the largest budget that each takes
 
 
 async def measure_explanations(
     store: Path, num_rounds: int, count: int, tell: Callable[[str], None]
 ) -> list[dict[str, dict[str, list[float]]]]:
-    """All rounds: of each model and number of users the milliseconds of all requests, `alone` and `during`.
+    """All rounds: of each model, number of users and method the milliseconds of all requests, `alone` and `during`.
 
     Args:
         store: with the models of the repository.
@@ -52,15 +53,18 @@ async def measure_explanations(
             for number in range(num_rounds):
                 found = {}
                 for model, name in MODELS.items():
+                    task = TASKS[name]()
                     for users in USERS:
-                        found[f"{model}, {users}"] = await _measure(session, url, model, TASKS[name](), users, count)
+                        for method in METHODS:
+                            key = f"{model}, {users}, {method}"
+                            found[key] = await _measure(session, url, model, task, users, method, count)
                 rounds.append(found)
                 tell(f"explanations: round {number + 1} of {num_rounds}")
     return rounds
 
 
 async def _measure(
-    session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, users: int, count: int
+    session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, users: int, method: str, count: int
 ) -> dict[str, list[float]]:
     pauses = random.Random(0)
 
@@ -82,26 +86,32 @@ async def _measure(
     for _ in range(SLICES):
         into = alone_ms
         await closed_loop(send, users, count // SLICES)
-        async with _explaining(session, url, model, task):
+        async with _explaining(session, url, model, task, method):
             into = during_ms
             await closed_loop(send, users, count // SLICES)
     return {"alone": alone_ms, "during": during_ms}
 
 
 @asynccontextmanager
-async def _explaining(session: aiohttp.ClientSession, url: str, model: str, task: ModelTask) -> AsyncIterator[None]:
-    """Explanations one after another, from when the first waits for its evaluations on."""
+async def _explaining(
+    session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, method: str
+) -> AsyncIterator[None]:
+    """Explanations one after another, from when the first is being computed on."""
     given, name = max(task.inputs[:100], key=len), "text"  # a longer one is more work
     if isinstance(given, bytes):
         given, name = base64.b64encode(given).decode(), "image"
     tensor = {"name": name, "shape": [1], "datatype": "BYTES", "data": [given]}
-    body = json.dumps({"inputs": [tensor], "parameters": METHOD})
+    parameters = {"method": method, "n_samples": METHODS[method]}
+    body = json.dumps({"inputs": [tensor], "parameters": parameters})
+
+    async def explain_once() -> None:
+        async with session.post(f"{url}/v2/models/{model}/explain", data=body) as response:
+            await response.read()
+            response.raise_for_status()
 
     async def explain() -> None:
         while True:
-            async with session.post(f"{url}/v2/models/{model}/explain", data=body) as response:
-                await response.read()
-                response.raise_for_status()
+            await explain_once()
 
     async def waiting_rows() -> float:
         async with session.get(f"{url}/metrics") as response:
@@ -109,10 +119,12 @@ async def _explaining(session: aiohttp.ClientSession, url: str, model: str, task
         start = f'heed_low_priority_queue_rows{{model="{model}"'
         return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
 
+    if method == "gradients":
+        await explain_once()  # the first opens the graph
     explaining = asyncio.create_task(explain())
     try:
         async with asyncio.timeout(10):
-            while not await waiting_rows():
+            while method == "shap" and not await waiting_rows():
                 pass
         yield
         if explaining.done():
@@ -160,11 +172,11 @@ def report_explanations(
         "",
         "### Predictions during an explanation",
         "",
-        f"KernelSHAP with up to {METHOD['n_samples']} evaluations in the background, task API over HTTP, {count}"
-        " requests a figure and round, in turns alone and during. The lone user pauses for up to"
-        f" {1e3 * MOST_PAUSE_S:.0f} ms after each answer.",
+        f"KernelSHAP of up to {METHODS['shap']} evaluations, or integrated gradients of {METHODS['gradients']} steps, in"
+        f" the background; task API over HTTP, {count} requests a figure and round, in turns alone and during. The lone user"
+        f" pauses for up to {1e3 * MOST_PAUSE_S:.0f} ms after each answer.",
         "",
-        "| model, users | p50 ms alone | during | p99 ms alone | during | p99 during / alone |",
+        "| model, users, method | p50 ms alone | during | p99 ms alone | during | p99 during / alone |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for key in rounds[0]:

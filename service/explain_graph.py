@@ -34,6 +34,7 @@ from model_store.folder import (
 from service.engine import EngineError, first_line, open_session
 from service.errors import EngineFailed, Unavailable
 from service.golden import Golden
+from service.priority import compute
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
@@ -124,7 +125,7 @@ class ExplainGraph:
             raise Unavailable(f"the graph that explains {name} is not used: {self._problem}")
 
     def ask(self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str]) -> tuple[Arrays, float]:
-        """What the graph says of a row on its way, and the CPU time of this thread that it took, in seconds.
+        """What the graph says of a row on its way, and the CPU time that it took, in seconds.
 
         Args:
             row: an input without padding, made by a function of this module.
@@ -135,12 +136,16 @@ class ExplainGraph:
             EngineFailed: it cannot compute that.
         """
         feeds = {name: np.repeat(array[None], len(alphas_B), axis=0) for name, array in row.items()}
-        started_s = time.thread_time()
+
+        def call() -> tuple[list[NDArray[Any]], float]:
+            started_s = time.thread_time()
+            return self._session.run(list(wanted), feeds | {"alpha": alphas_B}), time.thread_time() - started_s
+
         try:
-            found = self._session.run(list(wanted), feeds | {"alpha": alphas_B})
+            found, cpu_s = compute(call)
         except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
             raise EngineFailed(f"the graph that explains failed on this input: {first_line(error)}") from error
-        return dict(zip(wanted, found, strict=True)), time.thread_time() - started_s
+        return dict(zip(wanted, found, strict=True)), cpu_s
 
     def _open(self) -> None:
         # The session reads its weights out of the other graphs' files: they must be those that serve.

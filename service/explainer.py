@@ -22,6 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ from service.explain.perturbation import Method as SamplingMethod
 from service.explain.perturbation import Plan, estimate, plan
 from service.explain_by_graph import Found, Looking, View, check_looking, look, open_graph, share_out
 from service.explain_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
+from service.priority import compute
 from service.repository import ServedModel
 from service.spare_time import SpareTime
 from service.tasks.image_classification import ImageClassification, Pixels
@@ -216,7 +218,7 @@ class Explainer:
         if question.plan is None:
             weighed = await self._by_graph(model, question, game, deadline_s)
         else:
-            weighed = await _by_samples(asked, question, question.plan)
+            weighed = await self._by_samples(asked, question, question.plan, deadline_s)
         weights_M = weighed.weights_MK.sum(axis=1)
         areas = []
         for kept_SM in curves(weights_M):
@@ -228,7 +230,8 @@ class Explainer:
             patches_RC = weights_M.reshape(features.rows, features.columns)
             # Nothing of an image is looked at not at all: what gets least is left clear.
             drawn_RC = patches_RC - patches_RC.min() if question.method == "attention" else patches_RC
-            details["overlay"] = await asyncio.to_thread(overlay_png, question.picture, drawn_RC)
+            drawing = partial(compute, overlay_png, question.picture, drawn_RC)
+            details["overlay"] = await self._spare_time.run(drawing, deadline_s)
             details["patches"] = patches_RC.tolist()
         else:
             details |= {"words": features.words, "weights": weights_M.tolist()}
@@ -246,6 +249,17 @@ class Explainer:
         )
         return Explanation(question.method, game.target, float(whole_K.sum()), fidelity, **details), asked.done
 
+    async def _by_samples(self, asked: "_Asked", question: Question, made: Plan, deadline_s: float) -> _Weighed:
+        """Weigh features by what the model says without some of them."""
+        whole_M = np.ones(question.features.num_features, dtype=np.bool_)
+        values = await asked.values(np.concatenate([whole_M[None], ~whole_M[None], made.kept_SM]))
+        whole_K, empty_K, values_SK = values[0], values[1], values[2:]
+        method: SamplingMethod = next(known for known in SAMPLING_METHODS if known == question.method)
+        estimating = partial(compute, estimate, method, made, values_SK, whole_K, empty_K)
+        weights_MK = await self._spare_time.run(estimating, deadline_s)
+        gap = abs(weights_MK.sum() - (whole_K.sum() - empty_K.sum()))
+        return _Weighed(weights_MK, float(gap) if method == "shap" else None)
+
     async def _by_graph(self, model: ServedModel, question: Question, game: _Game, deadline_s: float) -> _Weighed:
         """Weigh tokens by the model's graph, and add up those of each word; the tokens of an image are its patches."""
         assert model.graph is not None
@@ -262,17 +276,6 @@ class Explainer:
             tokens = _tokens_of(model.task, question, question.features, found.weights_TK.sum(axis=1))
         aligned = found.view is not None and found.view.part == "cross"
         return _Weighed(weights_MK, found.completeness_gap, found.evaluations, tokens, found.view, aligned)
-
-
-async def _by_samples(asked: "_Asked", question: Question, made: Plan) -> _Weighed:
-    """Weigh features by what the model says without some of them."""
-    whole_M = np.ones(question.features.num_features, dtype=np.bool_)
-    values = await asked.values(np.concatenate([whole_M[None], ~whole_M[None], made.kept_SM]))
-    whole_K, empty_K, values_SK = values[0], values[1], values[2:]
-    method: SamplingMethod = next(known for known in SAMPLING_METHODS if known == question.method)
-    weights_MK = await asyncio.to_thread(estimate, method, made, values_SK, whole_K, empty_K)
-    gap = abs(weights_MK.sum() - (whole_K.sum() - empty_K.sum()))
-    return _Weighed(weights_MK, float(gap) if method == "shap" else None)
 
 
 def _tokens_of(

@@ -352,7 +352,7 @@ class Predictor:
     ) -> tuple[Explained, Receipt]:
         """A text or an image in; the model's answer out, and how much each part of the input adds to it.
 
-        The answer is computed like any other, the rest at low priority. The receipt is that of all of it.
+        All of it is computed at low priority, also the answer. The receipt is that of all of it.
 
         Args:
             call: the request's frame.
@@ -398,7 +398,7 @@ class Predictor:
             return items
 
         async def submit(model: ServedModel, items: Sequence[Any], deadline_s: float) -> list[Done]:
-            (done,) = await model.batcher.submit(items, deadline_s)
+            (done,) = await model.batcher.submit_low(items, deadline_s)
             explanation, others = await self._explainer.explain(model, questions[0], items[0], done.result, deadline_s)
             explanations.append(explanation)
             return [done, *others]

@@ -4,7 +4,8 @@
 
 Work comes in short pieces. A piece begins only while at least one core has nothing to answer beside its own (of one
 core: while nothing is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one
-piece in work, on one core. There is no timer: the end of a prediction is what lets the next piece begin.
+piece in work, and takes the core from its engine calls. There is no timer: the end of a prediction lets the next piece
+begin.
 
 All state belongs to the event loop's thread.
 """
@@ -16,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from service.errors import DeadlineExceeded
+from service.priority import give_way
 
 T = TypeVar("T")
 
@@ -30,7 +32,7 @@ class SpareTime:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "spare-time")
+        self._thread = ThreadPoolExecutor(1, "spare-time", give_way)
 
     def answering(self) -> None:
         """A request has come that must not wait; `answered` must follow."""

@@ -4,6 +4,7 @@ import pytest
 
 from load_tests.bench import spread
 from load_tests.explanation_bench import (
+    METHODS,
     MODELS,
     USERS,
     explanation_bars,
@@ -21,12 +22,14 @@ async def test_every_model_is_asked_alone_and_during_explanations() -> None:
     told: list[str] = []
     rounds = await measure_explanations(ROOT / "model_store", 1, 20, told.append)
     assert told == ["explanations: round 1 of 1"]
-    assert set(rounds[0]) == {f"{model}, {users}" for model in MODELS for users in USERS}
+    assert set(rounds[0]) == {f"{model}, {users}, {how}" for model in MODELS for users in USERS for how in METHODS}
     for measured in rounds[0].values():
         assert len(measured["alone"]) == len(measured["during"]) == 20
         assert min(measured["alone"] + measured["during"]) > 0
     assert len(explanation_bars(rounds)) == len(rounds[0])
-    assert sum(line.startswith("| sentiment, ") for line in report_explanations(rounds, spread)) == len(USERS)
+    assert sum(line.startswith("| sentiment, ") for line in report_explanations(rounds, spread)) == len(USERS) * len(
+        METHODS
+    )
 
 
 def test_the_ratio_is_that_of_the_99th_percentiles() -> None:
