@@ -172,9 +172,9 @@ def report_explanations(
         "",
         "### Predictions during an explanation",
         "",
-        f"KernelSHAP of up to {METHODS['shap']} evaluations, or integrated gradients of {METHODS['gradients']} steps, in"
-        f" the background; task API over HTTP, {count} requests a figure and round, in turns alone and during. The lone user"
-        f" pauses for up to {1e3 * MOST_PAUSE_S:.0f} ms after each answer.",
+        f"KernelSHAP of up to {METHODS['shap']} evaluations, or integrated gradients of {METHODS['gradients']} steps,"
+        f" in the background; task API over HTTP, {count} requests a figure and round, in turns alone and during. The"
+        f" lone user pauses for up to {1e3 * MOST_PAUSE_S:.0f} ms after each answer.",
         "",
         "| model, users, method | p50 ms alone | during | p99 ms alone | during | p99 during / alone |",
         "| --- | --- | --- | --- | --- | --- |",
