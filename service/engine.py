@@ -359,6 +359,11 @@ def open_session(graph: Path, threads: int, device: Device, *, captures: bool = 
     return session
 
 
+def stoppable() -> Any:
+    """Options of a call; with their `terminate` set it ends by an error after the operator that it computes."""
+    return onnxruntime.RunOptions()
+
+
 def session_options(threads: int) -> Any:
     """How ONNX Runtime computes here: on `threads` threads, and not a word but errors."""
     options = onnxruntime.SessionOptions()

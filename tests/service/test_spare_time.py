@@ -7,7 +7,7 @@ import time
 import pytest
 
 from service.errors import DeadlineExceeded
-from service.spare_time import SpareTime
+from service.spare_time import MOST_STOPS, SpareTime, Stopped
 
 PATIENCE_S = 20.0  # only a failing test waits so long
 
@@ -96,3 +96,51 @@ async def test_what_a_piece_raises_is_the_callers() -> None:
     with pytest.raises(ZeroDivisionError):
         await spare.run(lambda: 1 // 0, soon_s())
     assert await spare.run(lambda: 1, soon_s()) == 1
+
+
+class Told:
+    """How a test's piece is stopped."""
+
+    terminate = False
+
+
+def stoppable_piece(told: Told, began: threading.Semaphore) -> None:
+    """Lasts until it is told to stop."""
+    began.release()
+    until_s = soon_s()
+    while not told.terminate:
+        assert time.monotonic() < until_s
+    raise Stopped
+
+
+async def test_a_piece_is_stopped_for_a_request_and_begun_anew() -> None:
+    """So many times at most; then it is left to its end, for under steady load it would never come to it."""
+    spare, told, began, go_on, stops = SpareTime(2), Told(), threading.Semaphore(0), threading.Event(), list[int]()
+
+    def piece() -> str:
+        if len(stops) < MOST_STOPS:
+            stops.append(1)
+            stoppable_piece(told, began)
+        began.release()
+        assert go_on.wait(PATIENCE_S)
+        return "done"
+
+    running = asyncio.create_task(spare.run(piece, soon_s(), told))
+    for _ in range(MOST_STOPS + 1):
+        await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
+        spare.answering()
+        spare.answered()
+    assert not told.terminate
+    go_on.set()
+    assert await asyncio.wait_for(running, PATIENCE_S) == "done"
+
+
+async def test_who_leaves_stops_the_piece() -> None:
+    """So that the next one begins soon."""
+    spare, told, began = SpareTime(2), Told(), threading.Semaphore(0)
+    left = asyncio.create_task(spare.run(lambda: stoppable_piece(told, began), soon_s(), told))
+    await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
+    left.cancel()
+    assert await spare.run(lambda: 7, soon_s()) == 7
+    with pytest.raises(asyncio.CancelledError):
+        await left
