@@ -102,16 +102,3 @@ def mean_distance(attention: NDArray[np.float32], distance_TS: Floats) -> Floats
     """
     found: Floats = (attention * distance_TS).sum(axis=-1).mean(axis=-1)
     return found
-
-
-def rollout(attention_LHTT: NDArray[np.float32]) -> Floats:
-    """How much of each token is in the vectors of the last layer, by attention alone, [T, T]; rows sum to one.
-
-    Attention rollout (Abnar and Zuidema 2020, arXiv 2005.00928): the heads' mean, half of it the residual connection,
-    multiplied through the layers.
-    """
-    T = attention_LHTT.shape[-1]
-    mixed_TT: Floats = np.eye(T)
-    for layer_TT in attention_LHTT.astype(np.float64).mean(axis=1):
-        mixed_TT = (0.5 * layer_TT + 0.5 * np.eye(T)) @ mixed_TT
-    return mixed_TT

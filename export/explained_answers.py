@@ -21,11 +21,11 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.attention_patterns import rollout
 from export.explain_graphs import Row, at_alphas, batch_of, gauss_legendre, generation_of, image_task, open_folder
 from export.train_translation import translate
 from export.translation_graphs import OnnxTranslator
 from model_store.folder import EXPLAIN, GRAPH, TOKENIZER, FolderError, Manifest
+from service.explain.attention import rollout
 from service.explain.features import Patches, Words
 from service.explain.perturbation import Method, estimate, plan
 from service.tasks.text_classification import TextClassification

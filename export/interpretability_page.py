@@ -629,8 +629,9 @@ def how_measured() -> list[str]:
         "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour."
         " Methods are those of `service/explain/`, with their defaults, on the committed graphs in one thread.",
         "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed"
-        " alike; for translations the mean attention to the source, through the encoder's rollout. Gradients are"
-        " integrated over 32 steps (Sundararajan et al. 2017) and summed over the tokens of a word.",
+        " alike; for translations the mean attention to the source, through the encoder's rollout (the service gives"
+        " it without that). Gradients are integrated over 32 steps (Sundararajan et al. 2017; the service takes 64 or"
+        " more) and summed over the tokens of a word.",
         "- Even attention, the same weight for every token, is what each figure of attention has to be compared with.",
         "- That the methods compute what lime, shap, captum and PyTorch compute is tested in"
         " `tests/service/explain/test_oracles.py` and `tests/export/test_explain_oracles.py`.",

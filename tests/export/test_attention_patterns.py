@@ -57,11 +57,3 @@ def test_distances() -> None:
     assert image_TT[0, 63] == pytest.approx(28 * 2**0.5)
     off_TS = patterns.off_the_diagonal(3, 5)
     assert (off_TS[0, 0], off_TS[2, 4], off_TS[0, 4], off_TS[1, 2]) == (0, 0, 1, 0)
-
-
-def test_rollout_follows_attention_through_the_layers() -> None:
-    """Half of each layer stays where it is: after two layers that look on, a quarter is two tokens further."""
-    np.testing.assert_allclose(patterns.rollout(to_one(5, 1))[0], [0.25, 0.5, 0.25, 0, 0])
-    random = np.random.default_rng(0).dirichlet(np.ones(6), (3, 2, 6)).astype(np.float32)
-    np.testing.assert_allclose(patterns.rollout(random).sum(axis=1), 1.0, atol=1e-6)
-    np.testing.assert_allclose(patterns.rollout(np.tile(np.eye(6, dtype=np.float32), (3, 2, 1, 1))), np.eye(6))
