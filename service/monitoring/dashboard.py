@@ -52,6 +52,7 @@ def build() -> dashboard.Dashboard:
         ("Traffic", traffic()),
         ("Latency", latency()),
         ("Batches and queue", batches_and_queue()),
+        ("Explanations", explanations()),
         ("Process", process()),
     ):
         page = page.with_row(dashboard.Row(title))
@@ -293,6 +294,32 @@ def batches_and_queue() -> list[Panel]:
                 f"sum by (model, outcome) (increase(heed_canary_runs_total{{{CHOSEN}}}[10m])) > 0",
                 "{{model}} {{outcome}}",
             ),
+        ),
+    ]
+
+
+def explanations() -> list[Panel]:
+    """The row."""
+    return [
+        graph(
+            "Explanations",
+            "Given per second, by method; they count among the requests too, and in none of the times above.",
+            "reqps",
+            query(rate("heed_explain_seconds_count", "model, method"), "{{model}} {{method}}"),
+            stacked=True,
+        ),
+        graph(
+            "p99 of explanations",
+            "From the decoded request to the explanation; under load they wait for the predictions.",
+            "s",
+            query(quantile(0.99, "heed_explain_seconds", "method"), "{{method}}"),
+        ),
+        graph(
+            "Asked and waiting for explanations",
+            "Inputs that models were asked for per second, and rows that wait until nothing else does.",
+            "short",
+            query(rate("heed_explain_evaluations_total", "model"), "{{model}} asked per second"),
+            query(f"sum by (model) (heed_low_priority_queue_rows{{{CHOSEN}}})", "{{model}} waiting"),
         ),
     ]
 

@@ -144,6 +144,8 @@ def load(server: Server) -> bool:
             assert client.post("/models/translation-en-de", json={"inputs": "A dog."}).is_success
             assert client.post("/models/cifar10-vit", json={"inputs": file}).is_success
             assert client.post("/models/sentiment-small", json={"inputs": ""}).status_code == 400
+            explained = {"inputs": "A good film.", "parameters": {"explain": {"method": "occlusion"}}}
+            assert client.post("/models/sentiment-small", json=explained).is_success
             hopeless = {"x-request-timeout-ms": "1"}
             long = {"inputs": ["a dog " * 30] * 64}
             assert client.post("/models/translation-en-de", json=long, headers=hopeless).status_code == 504
