@@ -1,7 +1,8 @@
-"""Threads whose engine calls are computed only while nothing else wants a core."""
+"""Which thread gets a core that several want."""
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,14 @@ def compute(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function that gives back the interpreter's lock while it computes, at the calling thread's priority."""
     lowest: ThreadPoolExecutor | None = getattr(_of_thread, "lowest", None)
     return function(*arguments) if lowest is None else lowest.submit(function, *arguments).result()
+
+
+def step_back(thread: threading.Thread, by: int) -> None:
+    """Let a thread that runs get less of a core that others want: `by` more of niceness (sched(7)); on Linux alone."""
+    if sys.platform == "linux" and thread.native_id is not None:
+        with contextlib.suppress(OSError):
+            niceness = os.getpriority(os.PRIO_PROCESS, thread.native_id)
+            os.setpriority(os.PRIO_PROCESS, thread.native_id, min(niceness + by, 19))
 
 
 def _become_lowest() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import math
+import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from itertools import chain
@@ -21,6 +22,7 @@ from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
 from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
 from service.predictor import Call, ExplainRequest, Explanation, Looking, Predictor, Receipt, Translated, outcome_of
+from service.priority import step_back
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import MAX_DIMENSIONS, check_header, decode_raw, encode_raw
@@ -88,9 +90,16 @@ async def start_grpc(
     reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     port = server.add_insecure_port(address_of(config.host, config.grpc_port))
     await server.start()
+    for thread in threading.enumerate():
+        if thread.name.endswith(POLLER):
+            step_back(thread, by=POLLER_STEPS_BACK)
     return server, port
 
 
+# gRPC's thread that waits for sockets and hands on what comes. On a busy core it would interrupt for each message; a
+# little behind the others it hands on several at once (docs/decisions.md).
+POLLER = "(_poll_wrapper)"
+POLLER_STEPS_BACK = 5
 WATCH_INTERVAL_S = 1.0
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
@@ -264,7 +273,7 @@ class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer
                 platform=model.platform,
                 inputs=[_tensor_metadata(spec) for spec in model.inputs],
                 outputs=[_tensor_metadata(spec) for spec in model.outputs],
-                properties=model.properties,
+                # No properties: MLServer's client has another type of field in their place, and could read nothing.
             )
 
         return await self._respond(context, answer)

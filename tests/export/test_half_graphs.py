@@ -102,6 +102,7 @@ def test_weights_that_were_made_smaller_are_made_whole_again(source: TextClassif
     assert np.abs(logits() - exported).max() < np.abs(quantized - exported).max()
 
 
+@pytest.mark.slow
 def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
     """Operators of int8 that conversion does not write, and what ONNX Runtime cannot load; the folder is as it was."""
     folder = converted(source, tmp_path, quiet, "int8")
@@ -117,7 +118,7 @@ def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_pat
         assert not list(folder.glob("*.float16.onnx"))
 
 
-@pytest.mark.parametrize("precision", ["float32", "int8"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_converted_classifier_has_its_graph_for_gpus(
     precision: Precision, source: TextClassifierSource, tmp_path: Path, quiet: Console
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_converted_classifier_has_its_graph_for_gpus(
     assert kinds == {"tensor(int64)"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_a_converted_translation_model_has_graphs_for_gpus(
     precision: Precision, toy_translation_run: Path, tmp_path: Path, quiet: Console
@@ -178,6 +180,7 @@ def test_a_converted_translation_model_has_graphs_for_gpus(
     assert (loaded.precision, loaded.cache_place) == ("float16", "device")
 
 
+@pytest.mark.slow
 def test_half_precision_that_costs_too_much_is_left_out(
     source: TextClassifierSource, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.priority import compute, give_way
+from service.priority import compute, give_way, step_back
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no SCHED_IDLE")
 
@@ -44,3 +44,18 @@ def test_a_call_that_fails_raises() -> None:
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(low).result()
+
+
+def test_a_thread_steps_back_from_where_it_is() -> None:
+    """By so much, no further than there is, and no other thread with it."""
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    own = niceness()
+    with ThreadPoolExecutor(1) as pool:
+        thread = pool.submit(threading.current_thread).result()
+        for by, expected in ((5, own + 5), (2, own + 7), (100, 19)):
+            step_back(thread, by)
+            assert pool.submit(niceness).result() == expected
+    assert niceness() == own

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.transport.grpc_server import POLLER_STEPS_BACK
 from tests.conftest import Server
 
 TEXTS = [
@@ -841,6 +844,16 @@ def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
     assert http.get("/models/sentiment").status_code == 405
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
+def test_grpcs_thread_that_waits_for_sockets_is_behind_the_others(server: Server) -> None:
+    """One of all threads; this fails when gRPC calls it by another name."""
+    own = os.getpriority(os.PRIO_PROCESS, server.popen.pid)
+    threads = [int(task.name) for task in Path(f"/proc/{server.popen.pid}/task").iterdir()]
+    behind = [os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads]
+    assert sorted(set(behind)) == [0, POLLER_STEPS_BACK]
+    assert behind.count(POLLER_STEPS_BACK) == 1
+
+
 def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
     """What it does, its versions and classes; of one that is not served the reason."""
     index = http.get("/v2/models").json()
@@ -853,6 +866,7 @@ def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
         "versions": ["1"],
         "task": "text-classification",
         "labels": ["NEGATIVE", "POSITIVE"],
+        "explain": ["occlusion", "lime", "shap", "attention", "gradients"],
         "ready": True,
         "reason": None,
         "precision": "float32",
