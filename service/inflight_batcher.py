@@ -45,6 +45,8 @@ RESERVE_SHARE = 0.25
 # What a step of low priority may take, unless one row alone takes longer: so long it goes on after its caller has left,
 # and so long an ordinary sentence waits for it where threads cannot give way.
 LOW_PRIORITY_STEP_S = 5e-3
+# Tokens that are read in a call of low priority, unless one sentence alone has more: about such a step's time.
+LOW_PRIORITY_JOINING_TOKENS = 64
 LEARNING_RATE = 0.2  # of what a row of such a step takes; their steps differ from the others', whose costs are measured
 
 
@@ -424,6 +426,7 @@ class InFlightBatcher:
                 if not instance.stands_still:
                     instance.running = instance.running or self._open()
                     ended += self._join(instance)
+                if not instance.stands_still:  # it may since have been told to
                     ended += self._step(instance)
             except BaseException as error:  # whatever it is, the requests must hear of it
                 dead = f"{type(error).__name__}: {error}"
@@ -474,7 +477,8 @@ class InFlightBatcher:
             if rows > self._limits.max_running_rows:
                 break
             # Nobody is held up by what joins an idle thread; those of low priority keep to short calls all the same.
-            if joining and (instance.members or instance.low) and tokens > JOINING_TOKENS:
+            most = LOW_PRIORITY_JOINING_TOKENS if instance.low else JOINING_TOKENS
+            if joining and (instance.members or instance.low) and tokens > most:
                 break
             joining.append(instance.waiting.popleft())
         now_s = time.monotonic()

@@ -12,7 +12,13 @@ import pytest
 from service.admission import BatchReport
 from service.cost_table import CostTable
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
-from service.inflight_batcher import JOINING_TOKENS, LOW_PRIORITY_STEP_S, InFlightBatcher, InFlightLimits
+from service.inflight_batcher import (
+    JOINING_TOKENS,
+    LOW_PRIORITY_JOINING_TOKENS,
+    LOW_PRIORITY_STEP_S,
+    InFlightBatcher,
+    InFlightLimits,
+)
 from tests.service.idle import assert_idle
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
@@ -525,6 +531,18 @@ async def test_steps_of_low_priority_are_as_short_as_the_bound() -> None:
             assert len(await decoder.next_step()) == together
             decoder.release(100)
             await rest
+
+
+async def test_what_joins_at_low_priority_is_short() -> None:
+    """Sentences are read a few at a time, however many there is room for."""
+    decoder = HeldDecoder(held=False)
+    async with batcher_of(decoder) as batcher:
+        await submit_low(batcher, Sentence("timed", length=1))
+        length = LOW_PRIORITY_JOINING_TOKENS // 2
+        await submit_low(batcher, *(Sentence(str(number), steps=9, length=length) for number in range(5)))
+    assert decoder.joins[0] == ["timed"]
+    assert max(map(len, decoder.joins)) <= 2
+    assert sum(map(len, decoder.joins)) == 6
 
 
 async def test_of_several_threads_one_is_kept_free_of_low_priority() -> None:
