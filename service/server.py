@@ -93,7 +93,7 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
     log.info("draining")
     drain_until_s = time.monotonic() + config.drain_timeout_s
     drained = asyncio.create_task(predictor.drain())
-    http.should_exit = True
+    http.stop()
     closing = asyncio.create_task(close_grpc(grpc_server, config.drain_timeout_s))
     await asyncio.wait([closing, http_task, drained], timeout=config.drain_timeout_s)
     if not drained.done():

@@ -1,34 +1,58 @@
-"""What a component costs while nothing is asked of it."""
+"""What something costs while nothing is asked of it.
+
+Counted in wakes besides CPU time: a thread that wakes after a long sleep pays for cold caches, and on a virtual machine
+for its processor's return, up to 1.5 ms each time, whatever it then does. CPU time alone tells of the machine.
+"""
 
 import asyncio
 import contextlib
 import gc
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 
-def clocks_of(threads: Iterable[threading.Thread]) -> Callable[[], float]:
-    """CPU seconds of these threads together.
+class Spent(NamedTuple):
+    """By some threads, since they began."""
 
-    Not those of the process: what other tests left running there is no concern of this component.
-    """
-    clocks = [time.pthread_getcpuclockid(thread.ident) for thread in threads if thread.ident is not None]
-    return lambda: sum(time.clock_gettime(clock) for clock in clocks)
+    wakes: int
+    """Returns from a wait (voluntary context switches)."""
+    cpu_s: float
+
+    def since(self, before: "Spent") -> "Spent":
+        """What came after it."""
+        return Spent(self.wakes - before.wakes, self.cpu_s - before.cpu_s)
+
+
+def spent_by(process_id: int, thread_ids: Iterable[int] | None = None) -> Spent:
+    """What these threads of the process have spent; all of its threads by default."""
+    tasks = Path(f"/proc/{process_id}/task")
+    wakes, cpu_s = 0, 0.0
+    for task in tasks.iterdir() if thread_ids is None else [tasks / str(each) for each in thread_ids]:
+        status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+        wakes += int(status["voluntary_ctxt_switches"])
+        cpu_s += int((task / "schedstat").read_text().split()[0]) * 1e-9
+    return Spent(wakes, cpu_s)
 
 
 async def assert_idle(own_threads: Iterable[threading.Thread]) -> None:
-    """A second passes, for a component's threads and the event loop's, at less than 1 % of a core.
+    """A second passes, and a component's threads and the event loop's wake at most three times each.
 
-    One of at most five: what uses CPU time while idle does so in each. What the machine does to a large process now and
-    then (pages of it that were taken and come back) is counted as the thread's as well.
+    Not the process's: what other tests left running there is no concern of this component. And not at 5 % of a core,
+    for what spins never wakes.
     """
-    spent_s = clocks_of([threading.current_thread(), *own_threads])
-    spent = []
-    while len(spent) < 5 and (not spent or spent[-1] >= 0.01):
-        gc.collect()  # now, rather than within that second
-        before_s = spent_s()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.Event().wait(), timeout=1.0)
-        spent.append(spent_s() - before_s)
-    assert min(spent) < 0.01, spent
+    threads = [threading.current_thread(), *own_threads]
+    ids = [thread.native_id for thread in threads if thread.native_id is not None]
+    assert len(ids) == len(threads)
+    gc.collect()  # now, rather than within that second
+    before = spent_by(os.getpid(), ids)
+    began_s = time.monotonic()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.Event().wait(), timeout=1.0)
+    spent = spent_by(os.getpid(), ids).since(before)
+    assert time.monotonic() - began_s >= 1.0
+    assert spent.wakes <= 3 * len(threads), spent
+    assert spent.cpu_s < 0.05 * len(threads), spent
