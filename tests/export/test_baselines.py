@@ -31,6 +31,7 @@ def test_a_row_alone_and_in_company_is_the_same(config: BiLstmConfig | KimCnnCon
             torch.testing.assert_close(together_BC[row : row + 1], alone_1C, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=["bilstm", "cnn"])
 def test_they_are_trained_like_the_transformer(
     config: BiLstmConfig | KimCnnConfig, tmp_path: Path, quiet: Console

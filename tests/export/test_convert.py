@@ -80,7 +80,10 @@ def test_onnx_torchscript_and_pytorch_are_the_same_model(
         np.testing.assert_allclose(script(ids, mask).detach().numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("change", VARIANTS, ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [pytest.param(change, id=str(change), marks=[pytest.mark.slow] * bool(change)) for change in VARIANTS],
+)
 def test_every_variant_exports_to_the_same_answers(
     change: dict[str, str], source: TextClassifierSource, tmp_path: Path
 ) -> None:
@@ -114,6 +117,7 @@ def test_int8_states_its_loss_and_becomes_the_next_version(
     assert "accuracy lost by quantization" in (second / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_float16_states_its_loss_too(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
     """Products in half precision, for GPUs; inputs and outputs as before, so that the server serves it as it is."""
     folder = converted(source, tmp_path, quiet, "float16")
@@ -140,6 +144,7 @@ def test_a_graph_that_is_not_the_model_is_refused(source: TextClassifierSource, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_int8_that_costs_too_much_is_refused(
     source: TextClassifierSource, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +172,7 @@ def test_too_few_texts_prove_nothing(source: TextClassifierSource, tmp_path: Pat
         convert(source, compare_on=made_up_sentences(500), precision="int8", **options)
 
 
+@pytest.mark.slow
 def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> None:
     """For measuring speed, in both graphs; the server would take them."""
     sizes: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "precision": "float32"}

@@ -190,6 +190,7 @@ def test_golden_images_are_of_every_kind() -> None:
     assert sum(map(len, files.values())) < 60_000
 
 
+@pytest.mark.slow
 def test_the_command_line_converts_image_runs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m export convert`, on a data set of bars where it looks for CIFAR-10."""
     images = toy_images(600, 5)

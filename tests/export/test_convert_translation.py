@@ -39,6 +39,7 @@ def test_the_folder_says_what_was_measured(translation_store: Path) -> None:
     assert {"greedy", "beam 4"} == folder.golden[0].outputs.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("precision", "was"), [("int8", "bleu_before_quantization"), ("float16", "bleu_in_float32")])
 def test_lossy_precisions_say_what_they_lost(
     toy_translation_run: Path, tmp_path: Path, quiet: Console, precision: Precision, was: str
@@ -99,6 +100,7 @@ def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_another_model_is_refused(
     toy_translation_run: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,7 +73,11 @@ def save_model(kind: str, folder: Path, **options: object) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+# One of each in every run.
+SLOW = {kind: [pytest.mark.slow] for kind in ("bert", "roberta", "deit")}
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, [])) for kind in FAMILIES])
 def test_a_loaded_model_answers_like_transformers(kind: str, tmp_path: Path) -> None:
     """The command writes a folder; its graph, fed in padded batches, equals transformers text by text."""
     model_dir = save_model(kind, tmp_path / "mine")
@@ -119,6 +123,7 @@ def load(model_dir: Path, store: Path, *options: str) -> str:
     return run.stderr
 
 
+@pytest.mark.slow
 def test_a_model_is_judged_by_its_own_classes_only(tmp_path: Path) -> None:
     """Class 0 of SST-2 is not class 0 of a model that knows three others; nor may a name lead out of the store."""
     if not os.environ.get("HEED_DATASETS"):
@@ -164,7 +169,7 @@ def save_image_model(kind: str, folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", IMAGE_FAMILIES)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=SLOW.get(kind, [])) for kind in IMAGE_FAMILIES])
 def test_a_loaded_image_model_answers_like_transformers(kind: str, tmp_path: Path) -> None:
     """The command writes a folder; the server's answers equal those of the hub's own processor and model."""
     model_dir = save_image_model(kind, tmp_path / "mine")

@@ -74,6 +74,7 @@ def save_marian(folder: Path, **changes: object) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_loaded_translator_answers_like_transformers(tmp_path: Path) -> None:
     """The command writes a folder; the server's translations equal those of `generate`, tokens and text."""
     model_dir = save_marian(tmp_path / "mine")

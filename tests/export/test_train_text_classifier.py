@@ -84,6 +84,7 @@ def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path,
         train_text_classifier(data, toy_config(teacher="nobody"), tmp_path / "other", quiet)
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
     """It comes nearer to its teacher's vectors than one that looks at the logits alone; others cannot learn them."""
     data, distances = toy_data(), {}
@@ -148,6 +149,7 @@ def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None
     assert result["quality"]["accuracy"] == best
 
 
+@pytest.mark.slow
 def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
     """From the same random weights: words keep their vectors, and the lower layer moves less than without the decay."""
     start = load_file(toy_run / "model.safetensors")
@@ -165,6 +167,7 @@ def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_p
     assert 0 < moved[0.1] < 0.5 * moved[1.0]
 
 
+@pytest.mark.slow
 def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console) -> None:
     """With dropout on, the same texts twice: the two answers lie closer together than after training without it."""
     data, apart = toy_data(), {}

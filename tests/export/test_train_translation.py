@@ -42,6 +42,7 @@ def test_it_learns_to_translate(toy_translation_run: Path, quiet: Console) -> No
     assert len((toy_translation_run / "translations.tsv").read_text().splitlines()) == 60
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_learns_it_too(tmp_path: Path, quiet: Console) -> None:
     """The baseline has the same data, loop and search."""
     model = RecurrentTranslationConfig(vocab_size=300, d_model=48, dropout=0.0, max_tokens=24)
@@ -51,6 +52,7 @@ def test_a_recurrent_network_learns_it_too(tmp_path: Path, quiet: Console) -> No
     assert result["quality"]["dogs"]["greedy"]["bleu"] > 90
 
 
+@pytest.mark.slow
 def test_slices_give_the_unbroken_run(tmp_path: Path, quiet: Console) -> None:
     """A run stopped again and again ends with the same weights, bit for bit; dropout of both kinds included."""
     model = TranslationConfig(**{**vars(toy_config().model), "dropout": 0.2})

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.conftest import ROOT, Server
 
 TASKS_OF = {
@@ -44,6 +46,7 @@ def reports(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("ci-*.json"))]
 
 
+@pytest.mark.slow
 def test_all_tasks_are_loaded_at_once_over_both_protocols(tmp_path: Path) -> None:
     """On the committed models, at a constant rate and by users; pictures of our own have no right answer."""
     slo = course(TASKS_OF, limits="max_refused_share = 0.0\nmax_p95_ms = 60000.0")
@@ -71,6 +74,7 @@ def test_all_tasks_are_loaded_at_once_over_both_protocols(tmp_path: Path) -> Non
     assert "There is none." in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_missed_limit_fails_and_runs_are_compared(server: Server, tmp_path: Path) -> None:
     """Two runs on a running server: the second beside the first."""
     running = ["--http", server.http, "--grpc", server.grpc]
@@ -89,6 +93,7 @@ def test_a_missed_limit_fails_and_runs_are_compared(server: Server, tmp_path: Pa
     assert f"Beside the run of {before['started']}" in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_follow_the_schedule_is_charged_with_it(server: Server, tmp_path: Path) -> None:
     """What could not be started counts as refused."""
     slo = course(

@@ -11,6 +11,7 @@ from load_tests.gpu_check import problems_of
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None:
     """Every model of the store, one JSON, one table; a model that is not served is named, and the status says so."""
     store, results, page = tmp_path / "store", tmp_path / "results.json", tmp_path / "page.md"

@@ -51,6 +51,7 @@ async def test_both_servers_answer_the_driver(translation_server: Server, transl
     assert ours["mean_batch_rows"] >= 2
 
 
+@pytest.mark.slow
 async def test_the_report_has_every_figure(translation_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One short round of everything."""
     monkeypatch.delenv("HEED_DATASETS", raising=False)  # the toy model takes short sentences only: those of our own

@@ -3,6 +3,7 @@
 import base64
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.specs.openapi.checks import (
@@ -23,6 +24,7 @@ def test_every_answer_is_as_the_page_says(server: Server) -> None:
     ask_all(operations, "sentiment")
 
 
+@pytest.mark.slow
 def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server) -> None:
     """Inference and the task API, which take files too."""
     operations = [operation for operation in operations_of(image_server) if operation.body]
@@ -30,6 +32,7 @@ def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server
     ask_all(operations, "vit")
 
 
+@pytest.mark.slow
 def test_every_answer_of_a_translation_model_is_as_the_page_says(translation_server: Server) -> None:
     """Inference and the task API, which may stream."""
     ask_all([operation for operation in operations_of(translation_server) if operation.body], "dogs")
