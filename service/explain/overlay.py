@@ -20,15 +20,12 @@ def overlay_png(picture: Image.Image, weights_RC: NDArray[np.float64]) -> bytes:
     """
     largest = float(np.abs(weights_RC).max()) or 1.0
     strength_RC = np.abs(weights_RC) / largest * MOST_OPAQUE
-    colours_RC4 = np.empty((*weights_RC.shape, 4), dtype=np.uint8)
-    colours_RC4[..., :3] = np.where(weights_RC[..., None] > 0, FOR_RGB, AGAINST_RGB)
-    colours_RC4[..., 3] = np.rint(255 * strength_RC)
-    width, height = picture.size
-    # The grid of `Patches`, in this size.
-    row_of_H = np.arange(height) * weights_RC.shape[0] // height
-    column_of_W = np.arange(width) * weights_RC.shape[1] // width
-    colours_HW4 = np.ascontiguousarray(colours_RC4[row_of_H][:, column_of_W])
-    drawn = Image.alpha_composite(picture.convert("RGBA"), Image.fromarray(colours_HW4)).convert("RGB")
+    colours_RC3 = np.where(weights_RC[..., None] > 0, FOR_RGB, AGAINST_RGB).astype(np.uint8)
+    opacity_RC = np.rint(255 * strength_RC).astype(np.uint8)
+    # The grid of `Patches`, in this size. All of this holds the interpreter's lock, so it had better be quick.
+    colours, opacity = (
+        Image.fromarray(each).resize(picture.size, Image.Resampling.NEAREST) for each in (colours_RC3, opacity_RC)
+    )
     file = BytesIO()
-    drawn.save(file, "PNG")
+    Image.composite(colours, picture, opacity).save(file, "PNG", compress_level=1)
     return file.getvalue()

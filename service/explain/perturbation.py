@@ -97,12 +97,18 @@ def _lime_samples(num_features: int, n_samples: int, draw: np.random.Generator) 
     As in the authors' code for texts, first how many features go is drawn, then which. Nearness is an exponential
     kernel on the cosine distance; between all ones and a vector with k of M ones that is 1 - sqrt(k / M).
     """
-    kept_SM = np.ones((n_samples, num_features), dtype=np.bool_)
-    for sample in range(1, n_samples):
-        gone = draw.integers(1, num_features, endpoint=True)
-        kept_SM[sample, draw.choice(num_features, gone, replace=False)] = False
+    gone_S = draw.integers(1, num_features, n_samples, endpoint=True)
+    gone_S[0] = 0
+    kept_SM = ~_subsets(gone_S, num_features, draw)
     distance_S = 1 - np.sqrt(kept_SM.mean(axis=1))
     return Plan(kept_SM, np.sqrt(np.exp(-((distance_S / KERNEL_WIDTH) ** 2))))
+
+
+def _subsets(sizes_S: NDArray[np.int64], num_features: int, draw: np.random.Generator) -> NDArray[np.bool_]:
+    """A subset of each size, [S, M], all of that size as likely: those that got the smallest numbers."""
+    numbers_SM = draw.random((len(sizes_S), num_features))
+    ranks_SM = numbers_SM.argsort(axis=1).argsort(axis=1)
+    return ranks_SM < sizes_S[:, None]
 
 
 def _weighted_ridge(made: Plan, values_SK: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -130,10 +136,8 @@ def _pairs(num_features: int, n_samples: int, draw: np.random.Generator) -> Plan
     """Subsets drawn by the Shapley kernel, each with what it leaves out (Covert & Lee 2021, arXiv 2012.01536)."""
     sizes = np.arange(1, num_features)
     chances = 1 / (sizes * (num_features - sizes))
-    kept_SM = np.zeros((n_samples // 2 * 2, num_features), dtype=np.bool_)
-    for first, size in enumerate(draw.choice(sizes, n_samples // 2, p=chances / chances.sum())):
-        kept_SM[2 * first, draw.choice(num_features, size, replace=False)] = True
-        kept_SM[2 * first + 1] = ~kept_SM[2 * first]
+    half_SM = _subsets(draw.choice(sizes, n_samples // 2, p=chances / chances.sum()), num_features, draw)
+    kept_SM = np.stack([half_SM, ~half_SM], axis=1).reshape(-1, num_features)
     return Plan(kept_SM, np.ones(len(kept_SM)))
 
 
