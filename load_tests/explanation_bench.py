@@ -30,6 +30,10 @@ USERS = (1, 16)
 MOST_PAUSE_S = 0.01  # of the lone user
 MOST_TIMES = 1.3
 SLICES = 5
+WARM_UP = 5  # requests of each user at the beginning of a slice, which are not counted
+HEAD_START_S = (
+    0.1  # of an explanation, so that a slice does not begin with its arrival; those that follow arrive within
+)
 METHODS = {"shap": 4096, "gradients": 128}  # with the largest budget that each takes
 
 
@@ -80,15 +84,20 @@ async def _measure(
         return {}
 
     into: list[float] = []
-    await closed_loop(send, users, 20)
+
+    async def measure(taken_ms: list[float]) -> None:
+        nonlocal into
+        into = []
+        await closed_loop(send, users, WARM_UP * users)  # the first after a pause find everything cold
+        into = taken_ms
+        await closed_loop(send, users, count // SLICES)
+
     alone_ms: list[float] = []
     during_ms: list[float] = []
     for _ in range(SLICES):
-        into = alone_ms
-        await closed_loop(send, users, count // SLICES)
+        await measure(alone_ms)
         async with _explaining(session, url, model, task, method):
-            into = during_ms
-            await closed_loop(send, users, count // SLICES)
+            await measure(during_ms)
     return {"alone": alone_ms, "during": during_ms}
 
 
@@ -126,6 +135,8 @@ async def _explaining(
         async with asyncio.timeout(10):
             while method == "shap" and not await waiting_rows():
                 pass
+        if method == "gradients":  # nothing tells that its steps have begun
+            await asyncio.sleep(HEAD_START_S)
         yield
         if explaining.done():
             explaining.result()
