@@ -14,21 +14,23 @@ Shapes: B rows of a call, T tokens.
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
-from service.priority import compute
+from service.priority import compute, compute_unless_held
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
+
+T = TypeVar("T")
 
 # Rows are rounded up to powers of two: few buckets, so that each is soon known, at most twice the rows. Tokens are
 # rounded up to multiples of 16, the side of the tiles that a GPU multiplies: powers of two would double the attention,
@@ -156,7 +158,9 @@ class OnnxEngine:
                 if self.binds:
                     outputs = self._run_bound(feeds)
                 else:
-                    outputs = compute(self._session.run, self._output_names, feeds)
+                    outputs = computed(
+                        lambda options: self._session.run(self._output_names, feeds, options), self._device
+                    )
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
@@ -171,7 +175,7 @@ class OnnxEngine:
             binding.bind_ortvalue_input(name, on_device)
         for name in self._output_names:
             binding.bind_output(name, self._device)
-        compute(self._session.run_with_iobinding, binding)
+        computed(lambda options: self._session.run_with_iobinding(binding, options), self._device)
         # Of the CPU's own memory `numpy` gives the memory itself, which ends with the binding.
         return [np.array(value.numpy()) for value in binding.get_outputs()]
 
@@ -264,7 +268,10 @@ class BoundCalls:
         try:
             for spec in self._inputs:
                 buffers.put(spec.name, feeds[spec.name])
-            compute(self._session.run_with_iobinding, buffers.binding, buffers.run_options)
+            computed(
+                lambda options: self._session.run_with_iobinding(buffers.binding, buffers.run_options or options),
+                self._device,
+            )
             yield buffers.binding.get_outputs()
         finally:
             if self._buckets.keeps(bucket):
@@ -359,9 +366,13 @@ def open_session(graph: Path, threads: int, device: Device, *, captures: bool = 
     return session
 
 
-def stoppable() -> Any:
-    """Options of a call; with their `terminate` set it ends by an error after the operator that it computes."""
-    return onnxruntime.RunOptions()
+def computed(call: Callable[[Any], T], device: Device) -> T:
+    """Make a call of a session at the calling thread's priority; it takes ONNX Runtime's `RunOptions`, or None.
+
+    On the CPU a call of low priority is stopped for a request, after the operator that is being computed, and made
+    again; whatever it has written then, it writes once more. On a GPU its turn is one that others may wait for.
+    """
+    return compute_unless_held(call, onnxruntime.RunOptions) if device == "cpu" else compute(call, None)
 
 
 def session_options(threads: int) -> Any:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.engine import stoppable
 from service.errors import InvalidRequest
 from service.explain.attention import alignment, of_layer, received, rollout
 from service.explain.gradients import shared_out, steps
@@ -109,10 +108,8 @@ async def look(graph: ExplainGraph, row: Arrays, looking: Looking, spare_time: S
     part = looking.part or next(iter(graph.attentions))
     kind = graph.attentions[part]
 
-    stop = stoppable()
-
     def piece() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        outputs, _ = graph.ask(row, np.array([WHOLE], dtype=np.float32), [kind.output], stop)
+        outputs, _ = graph.ask(row, np.array([WHOLE], dtype=np.float32), [kind.output])
         attention = outputs[kind.output][0]
         if looking.layer is not None:
             seen = of_layer(attention, looking.layer, looking.head)
@@ -120,7 +117,7 @@ async def look(graph: ExplainGraph, row: Arrays, looking: Looking, spare_time: S
             seen = alignment(attention) if part == "cross" else rollout(attention)
         return seen, (seen.T if part == "cross" else received(seen)[:, None])
 
-    seen, weights_TK = await spare_time.run(piece, deadline_s, stop)
+    seen, weights_TK = await spare_time.run(piece, deadline_s)
     weights = seen.round(VIEW_DECIMALS).tolist() if seen.size <= MAX_VIEW_NUMBERS else None
     view = View(part, kind.layers, kind.heads, looking.layer, looking.head, weights)
     return Found(weights_TK, view, None, evaluations=1)
@@ -135,10 +132,10 @@ async def share_out(graph: ExplainGraph, row: Arrays, count: int, spare_time: Sp
     answers, attributions = list[NDArray[np.float64]](), list[NDArray[np.float32]]()
     alphas = np.concatenate([np.array([WHOLE, NOTHING], dtype=np.float32), places_N])
     answered = "log_probabilities" if "target_ids" in row else "logits"
-    first, most, stop = 0, 1, stoppable()  # `most` rows of a call; one, until it is known what a row takes
+    first, most = 0, 1  # `most` rows of a call; one, until it is known what a row takes
     while first < len(alphas):
-        piece = partial(graph.ask, row, alphas[first : first + most], (answered, "attribution"), stop)
-        outputs, took_s = await spare_time.run(piece, deadline_s, stop)
+        piece = partial(graph.ask, row, alphas[first : first + most], (answered, "attribution"))
+        outputs, took_s = await spare_time.run(piece, deadline_s)
         answers += list(outputs[answered].astype(np.float64))
         attributions += list(outputs["attribution"])
         first += most

@@ -31,11 +31,9 @@ from model_store.folder import (
     read,
     read_explain_golden,
 )
-from service.engine import EngineError, first_line, open_session
+from service.engine import EngineError, computed, first_line, open_session
 from service.errors import EngineFailed, Unavailable
 from service.golden import Golden
-from service.priority import compute
-from service.spare_time import Stop, Stopped
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
@@ -125,33 +123,27 @@ class ExplainGraph:
             name = f"model {self._found.name!r} version {self._found.version!r}"
             raise Unavailable(f"the graph that explains {name} is not used: {self._problem}")
 
-    def ask(
-        self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str], stop: Stop | None = None
-    ) -> tuple[Arrays, float]:
+    def ask(self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str]) -> tuple[Arrays, float]:
         """What the graph says of a row on its way, and the CPU time that it took, in seconds.
 
         Args:
             row: an input without padding, made by a function of this module.
             alphas_B: places on its way.
             wanted: names of outputs.
-            stop: made by `service.engine.stoppable`.
 
         Raises:
             EngineFailed: it cannot compute that.
-            Stopped: it was told to.
         """
         feeds = {name: np.repeat(array[None], len(alphas_B), axis=0) for name, array in row.items()}
 
-        def call() -> tuple[list[NDArray[Any]], float]:
+        def call(options: Any) -> tuple[list[NDArray[Any]], float]:
             started_s = time.thread_time()
-            found = self._session.run(list(wanted), feeds | {"alpha": alphas_B}, stop)
+            found = self._session.run(list(wanted), feeds | {"alpha": alphas_B}, options)
             return found, time.thread_time() - started_s
 
         try:
-            found, cpu_s = compute(call)
+            found, cpu_s = computed(call, "cpu")
         except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
-            if stop is not None and stop.terminate:
-                raise Stopped from error
             raise EngineFailed(f"the graph that explains failed on this input: {first_line(error)}") from error
         return dict(zip(wanted, found, strict=True)), cpu_s
 

@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from service.admission import Done
 from service.errors import EngineFailed, InvalidRequest, Overloaded
@@ -116,7 +117,7 @@ class Question(NamedTuple):
     looking: Looking
     target: int | None  # the class that is asked for
     spans: Sequence[tuple[int, int] | None] = ()  # of a text, where its tokens stand
-    picture: Any = None  # of an image, to draw on
+    picture: Callable[[], Image] | None = None  # of an image: makes what is drawn on
 
 
 class _Game(NamedTuple):
@@ -227,11 +228,13 @@ class Explainer:
         (whole_K,) = await asked.values(whole_M[None])
         details: dict[str, Any] = {"tokens": weighed.tokens, "attention": weighed.view}
         if isinstance(features, Patches):
+            assert question.picture is not None
             patches_RC = weights_M.reshape(features.rows, features.columns)
             # Nothing of an image is looked at not at all: what gets least is left clear.
             drawn_RC = patches_RC - patches_RC.min() if question.method == "attention" else patches_RC
-            drawing = partial(compute, overlay_png, question.picture, drawn_RC)
-            details["overlay"] = await self._spare_time.run(drawing, deadline_s)
+            details["overlay"] = await self._spare_time.run(
+                partial(compute, _drawn, question.picture, drawn_RC), deadline_s
+            )
             details["patches"] = patches_RC.tolist()
         else:
             details |= {"words": features.words, "weights": weights_M.tolist()}
@@ -276,6 +279,10 @@ class Explainer:
             tokens = _tokens_of(model.task, question, question.features, found.weights_TK.sum(axis=1))
         aligned = found.view is not None and found.view.part == "cross"
         return _Weighed(weights_MK, found.completeness_gap, found.evaluations, tokens, found.view, aligned)
+
+
+def _drawn(picture: Callable[[], Image], weights_RC: NDArray[np.float64]) -> bytes:
+    return overlay_png(picture(), weights_RC)
 
 
 def _tokens_of(
@@ -389,7 +396,8 @@ def take_apart(
     """
     method = next(known for known in METHODS if known == (request.method or DEFAULT_METHOD))
     seed, sampling = request.seed or 0, next((known for known in SAMPLING_METHODS if known == method), None)
-    picture, spans = None, list[tuple[int, int] | None]()
+    picture: Callable[[], Image] | None = None
+    spans = list[tuple[int, int] | None]()
     features: Words | Patches
     if isinstance(task, ImageClassification):
         assert isinstance(given, bytes)
@@ -399,7 +407,8 @@ def take_apart(
             assert graph.image_tokens is not None
             a_side = math.isqrt(graph.image_tokens)
         features = Patches(item.pixels_CHW, a_side)
-        picture = task.picture(given, field=field, side=OVERLAY_SIDE_PIXELS, max_image_pixels=max_image_pixels)
+        side, limit = OVERLAY_SIDE_PIXELS, max_image_pixels
+        picture = partial(task.picture, given, field=field, side=side, max_image_pixels=limit)
     else:
         assert isinstance(given, str)
         spans = task.spans(given, truncate=truncate)

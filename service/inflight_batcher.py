@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, Protocol
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
 from service.errors import EngineFailed, InvalidRequest
-from service.priority import give_way
+from service.priority import give_way, working_time
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).
@@ -506,13 +506,14 @@ class InFlightBatcher:
         """One step for all; those that are done with it, or that it fails on."""
         if not instance.members:
             return []
-        rows, started_s = sum(entry.rows for entry in instance.members), time.monotonic()
+        clock = working_time if instance.low else time.monotonic
+        rows, started_s = sum(entry.rows for entry in instance.members), clock()
         try:
             instance.running.step()
         except Exception:
             return self._decode_one_by_one(instance)
+        instance.untold_steps.append((rows, clock() - started_s))
         ended_s = time.monotonic()
-        instance.untold_steps.append((rows, ended_s - started_s))
         done = []
         for entry in instance.members:
             entry.steps += 1

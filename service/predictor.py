@@ -378,7 +378,9 @@ class Predictor:
             if (count := sum(array.size for array in inputs.values())) != 1:
                 raise InvalidRequest(f"an explanation is of one input, the request has {count}")
             admitted.enter_context(self._explainer.admitted())
-            await self._explainer.get_ready(model, request, started_s + self._timeout_s(call))
+            deadline_s = started_s + self._timeout_s(call)
+            await self._explainer.get_ready(model, request, deadline_s)
+            await self._spare_time.moment(deadline_s)
             given: str | bytes
             if isinstance(task, ImageClassification):
                 given, named = inputs["image"].item(0), field or "image[0]"
@@ -393,8 +395,7 @@ class Predictor:
             limit, truncate = self._config.max_image_pixels, call.truncate
             about = (task, model.graph, request, items[0], given)
             taking_apart = partial(take_apart, *about, truncate=truncate, field=named, max_image_pixels=limit)
-            timeout_s, words = self._timeout_s(call), ("parts of the input", "found")
-            questions.extend(await self._preparation.run([taking_apart], rows=1, timeout_s=timeout_s, words=words))
+            questions.append(await self._spare_time.run(taking_apart, deadline_s))
             return items
 
         async def submit(model: ServedModel, items: Sequence[Any], deadline_s: float) -> list[Done]:

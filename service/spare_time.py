@@ -4,36 +4,23 @@
 
 Work comes in short pieces. A piece begins only while at least one core has nothing to answer beside its own (of one
 core: while nothing is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one
-piece in work, takes the core from its engine calls, and stops it where it can be stopped; it is done again later. There
-is no timer: the end of a prediction lets the next piece begin.
+piece in work. Engine calls of a piece are stopped for it, like those of the batchers' low priority
+(`service.priority`). There is no timer: the end of a prediction lets the next piece begin.
 
 All state belongs to the event loop's thread.
 """
 
 import asyncio
-import itertools
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from service.errors import DeadlineExceeded
-from service.priority import give_way
+from service.priority import give_way, hold, let_go
 
 T = TypeVar("T")
-
-# A piece that was stopped so many times is left to its end: under steady load it would never come to it.
-MOST_STOPS = 4
-
-
-class Stopped(Exception):
-    """A piece was told to stop, and has."""
-
-
-class Stop(Protocol):
-    """How to stop a piece that is being done; ONNX Runtime's `RunOptions` are one."""
-
-    terminate: bool
 
 
 class SpareTime:
@@ -46,7 +33,6 @@ class SpareTime:
         self._quiet = asyncio.Event()
         self._quiet.set()
         self._turn = asyncio.Lock()
-        self._stop: Stop | None = None  # of the piece that is being done, if it may be stopped
         self._thread = ThreadPoolExecutor(1, "spare-time", give_way)
 
     def answering(self) -> None:
@@ -54,45 +40,50 @@ class SpareTime:
         self._answering += 1
         if self._answering == self._too_many:
             self._quiet.clear()
-            if self._stop is not None:
-                self._stop.terminate = True
+            hold()
 
     def answered(self) -> None:
         """It has ended, in whatever way."""
         self._answering -= 1
         if self._answering == self._too_many - 1:
             self._quiet.set()
+            let_go()
 
-    async def run(self, piece: Callable[[], T], deadline_s: float, stop: Stop | None = None) -> T:
-        """Do a piece of work, alone among all pieces; cancelled, it is left to its end unless it can be stopped.
+    async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
+        """Do a piece of work, alone among all pieces; once it has begun it is done to its end, whoever has left.
 
         Args:
             piece: of a few milliseconds, where it can be cut so.
             deadline_s: on `time.monotonic()`'s clock.
-            stop: what makes the piece raise `Stopped`, for a request that must not wait.
 
         Raises:
             DeadlineExceeded: it passed before the piece was done.
         """
         loop = asyncio.get_running_loop()
+        async with self._until(deadline_s), self._turn:
+            await self._moment()
+            return await loop.run_in_executor(self._thread, piece)
+
+    async def moment(self, deadline_s: float) -> None:
+        """Return when a piece could begin: for work that others do.
+
+        Args:
+            deadline_s: as of `run`.
+
+        Raises:
+            DeadlineExceeded: as of `run`.
+        """
+        async with self._until(deadline_s):
+            await self._moment()
+
+    async def _moment(self) -> None:
+        while not self._quiet.is_set():
+            await self._quiet.wait()
+
+    @contextlib.asynccontextmanager
+    async def _until(self, deadline_s: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(deadline_s - time.monotonic()), self._turn:
-                for stops in itertools.count():
-                    while not self._quiet.is_set():
-                        await self._quiet.wait()
-                    if stop is not None:
-                        stop.terminate = False
-                        self._stop = stop if stops < MOST_STOPS else None
-                    try:
-                        return await loop.run_in_executor(self._thread, piece)
-                    except Stopped:
-                        continue
-                    except asyncio.CancelledError:
-                        if stop is not None:
-                            stop.terminate = True
-                        raise
-                    finally:
-                        self._stop = None
-                raise AssertionError("a piece that is not stopped ends")
+            async with asyncio.timeout(deadline_s - time.monotonic()):
+                yield
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the explanation was there") from None

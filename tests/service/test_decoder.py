@@ -1,6 +1,8 @@
 """Running batches against decoding each sentence alone."""
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from export.translation_graphs import OnnxTranslator, export_decoder_step, expor
 from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from service.decoder import TranslationEngine
 from service.engine import EngineError
+from service.priority import give_way, hold, let_go
 from service.tasks.translation import Forced, SearchOptions, Sentence
 
 MAX_TOKENS = 40
@@ -82,6 +85,36 @@ def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool)
         found = sentence.search.best()
         assert found.ids == expected.ids
         assert found.score == pytest.approx(expected.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("keeps_on_device", [False, True])
+def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bool) -> None:
+    """At low priority, stopped for requests again and again: what a step had written, it writes once more."""
+    sentences = random_sentences(20, 5)
+
+    def decode() -> None:
+        give_way()
+        batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=200, max_places=MAX_TOKENS)
+        running = list(sentences)
+        batches.join(running)
+        while running:
+            batches.step()
+            for sentence in [each for each in running if each.done]:
+                batches.leave(sentence)
+                running.remove(sentence)
+
+    with ThreadPoolExecutor(1) as thread:
+        decoding = thread.submit(decode)
+        while not decoding.done():
+            hold()
+            let_go()
+            with suppress(TimeoutError):
+                decoding.result(0.0005)
+    alone = OnnxTranslator(graphs)
+    for sentence in sentences:
+        (expected,) = translate(alone, [sentence.ids], [sentence.options])
+        assert sentence.search.best().ids == expected.ids
+        assert sentence.search.best().score == pytest.approx(expected.score, abs=1e-4)
 
 
 def test_given_translations_get_the_log_probabilities_of_their_tokens(graphs: Path) -> None:

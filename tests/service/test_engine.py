@@ -13,8 +13,9 @@ from structlog.testing import capture_logs
 
 from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.device import cuda_problem
-from service.engine import TOKEN_STEP, Buckets, EngineError, OnnxEngine
+from service.engine import TOKEN_STEP, Buckets, EngineError, OnnxEngine, computed, open_session
 from service.loading import Loaded, Loader, buckets_of, capture_problem, open_onnx
+from service.priority import give_way, hold, let_go
 from service.tensors import NUMPY_OF, Arrays
 from tests.conftest import ROOT, write_onnx
 
@@ -271,3 +272,26 @@ def test_what_was_chosen_is_said_and_never_the_cpu_instead() -> None:
         (entry,) = [entry for entry in entries if entry["event"] == "model is computed in buckets, without CUDA graphs"]
         assert entry["model"] == name
         assert entry["why"].startswith(why)
+
+
+def test_a_call_of_low_priority_is_stopped_and_made_again(plain: dict[str, OnnxEngine]) -> None:
+    """ONNX Runtime ends it by an error, and afterwards computes what it always does."""
+    session = open_session(graph_of(TEXTS), 1, "cpu")
+    names, feeds = [spec.name for spec in plain[TEXTS].outputs], texts(2, 9)
+    told = list[bool]()
+    held = threading.Event()
+
+    def call(options: Any) -> list[Any]:
+        if not told:
+            hold()
+        told.append(options.terminate)
+        held.set()
+        return list(session.run(names, feeds, options))
+
+    with ThreadPoolExecutor(1, initializer=give_way) as thread:
+        computing = thread.submit(computed, call, "cpu")
+        assert held.wait(20)
+        let_go()
+        (found, *_) = computing.result(20)
+    assert told == [True, False]
+    np.testing.assert_array_equal(found, plain[TEXTS].run(feeds)[names[0]])

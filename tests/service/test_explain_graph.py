@@ -21,11 +21,9 @@ from model_store.folder import (
     write_explain_golden,
     write_manifest,
 )
-from service.engine import stoppable
 from service.errors import EngineFailed, Unavailable
 from service.explain_graph import ExplainGraph, text_row
 from service.loading import Loader
-from service.spare_time import Stopped
 from tests.conftest import ROOT, Server, running_server
 
 TEXT = "Not a wonderful film."
@@ -74,13 +72,7 @@ def test_it_says_what_the_graph_says(tmp_path: Path) -> None:
             (expected,) = session.run([name], feeds)
             np.testing.assert_allclose(found[name][number], expected[0], atol=1e-5)
     with pytest.raises(EngineFailed, match="the graph that explains failed on this input"):
-        graph.ask(text_row([10**9], 1), alphas_B, ["logits"], stoppable())
-    stop = stoppable()
-    stop.terminate = True
-    with pytest.raises(Stopped):
-        graph.ask(text_row(ids, 1), alphas_B, ["logits"], stop)
-    stop.terminate = False
-    assert graph.ask(text_row(ids, 1), alphas_B, ["logits"], stop)[0].keys() == {"logits"}
+        graph.ask(text_row([10**9], 1), alphas_B, ["logits"])
 
 
 def spoil_value(golden: Any) -> None:

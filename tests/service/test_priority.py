@@ -2,11 +2,13 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.priority import compute, give_way, step_back
+from service.priority import compute, compute_unless_held, give_way, hold, let_go, step_back, working_time
+from tests.service.stoppable import PATIENCE_S, StoppableCall, Told
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no SCHED_IDLE")
 
@@ -44,6 +46,107 @@ def test_a_call_that_fails_raises() -> None:
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(low).result()
+
+
+def low_thread() -> ThreadPoolExecutor:
+    """A thread that gives way."""
+    return ThreadPoolExecutor(1, initializer=give_way)
+
+
+def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
+    """As often as it takes."""
+    began = threading.Semaphore(0)
+    call = StoppableCall(began, tries=20)
+    with low_thread() as thread:
+        done = thread.submit(compute_unless_held, call, Told, PATIENCE_S)
+        for number in range(19):
+            assert began.acquire(timeout=PATIENCE_S)
+            assert call.begun == number + 1
+            hold()
+            assert call.stopped.acquire(timeout=PATIENCE_S)
+            assert not done.done()
+            let_go()
+        assert done.result(PATIENCE_S) == "done"
+    assert call.begun == 20
+
+
+@pytest.mark.parametrize("lets_go", [True, False])
+def test_in_the_end_a_call_is_left_to_its_end(lets_go: bool) -> None:
+    """Whether it was stopped all the time or could not begin: nothing can stop it then."""
+
+    def call(told: Told | None) -> bool:
+        while told is not None and not told.terminate:
+            pass
+        if told is not None:
+            raise RuntimeError("told to stop")
+        return True
+
+    hold()
+    try:
+        with low_thread() as thread:
+            done = thread.submit(compute_unless_held, call, Told, 0.1)
+            until_s = time.monotonic() + PATIENCE_S
+            while lets_go and not done.done() and time.monotonic() < until_s:
+                let_go()
+                hold()
+            assert done.result(PATIENCE_S)
+    finally:
+        let_go()
+
+
+def test_nothing_of_low_priority_begins_while_it_is_held() -> None:
+    """An ordinary thread's calls do, and nothing could stop them."""
+    hold()
+    try:
+        assert compute_unless_held(lambda stop: stop, Told) is None
+        with low_thread() as thread:
+            waiting = thread.submit(compute_unless_held, type, Told)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.05)
+            let_go()
+            assert waiting.result(PATIENCE_S) is Told
+    finally:
+        let_go()
+
+
+def test_a_call_that_fails_unasked_is_not_made_again() -> None:
+    """Its error is the caller's."""
+    tries = []
+
+    def failing(stop: Told) -> None:
+        tries.append(stop)
+        raise ZeroDivisionError
+
+    with low_thread() as thread, pytest.raises(ZeroDivisionError):
+        thread.submit(compute_unless_held, failing, Told).result(PATIENCE_S)
+    assert len(tries) == 1
+
+
+def test_a_thread_that_gives_way_knows_what_it_worked() -> None:
+    """What is computed for it counts, what it waits for the moment to compute does not."""
+
+    def work(stop: Told | None) -> float:
+        began_s = time.monotonic()
+        while time.monotonic() - began_s < 0.02:
+            pass
+        return time.monotonic() - began_s
+
+    def measured() -> tuple[float, float, float]:
+        began_s, before_s = time.monotonic(), working_time()
+        computed_s = compute_unless_held(work, Told)
+        return time.monotonic() - began_s, working_time() - before_s, computed_s
+
+    hold()
+    try:
+        with low_thread() as thread:
+            measuring = thread.submit(measured)
+            with pytest.raises(TimeoutError):
+                measuring.result(0.3)
+            let_go()
+            passed_s, worked_s, computed_s = measuring.result(PATIENCE_S)
+    finally:
+        let_go()
+    assert computed_s <= worked_s < passed_s - 0.2
 
 
 def test_a_thread_steps_back_from_where_it_is() -> None:

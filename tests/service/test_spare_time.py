@@ -7,7 +7,9 @@ import time
 import pytest
 
 from service.errors import DeadlineExceeded
-from service.spare_time import MOST_STOPS, SpareTime, Stopped
+from service.priority import compute_unless_held
+from service.spare_time import SpareTime
+from tests.service.stoppable import StoppableCall, Told
 
 PATIENCE_S = 20.0  # only a failing test waits so long
 
@@ -32,10 +34,13 @@ async def test_a_piece_begins_when_a_core_is_free(num_cores: int, most_beside: i
     assert await spare.run(lambda: 7, soon_s()) == 7
     spare.answering()
     running = asyncio.create_task(spare.run(began.set, soon_s()))
+    waiting = asyncio.create_task(spare.moment(soon_s()))
     await turns()
     assert not began.is_set()
+    assert not waiting.done()
     spare.answered()
     await running
+    await waiting
     assert began.is_set()
 
 
@@ -86,6 +91,8 @@ async def test_the_deadline_ends_a_wait() -> None:
     for deadline_s in (time.monotonic() + 0.02, time.monotonic() - 1):
         with pytest.raises(DeadlineExceeded, match="the deadline passed before the explanation was there"):
             await spare.run(lambda: None, deadline_s)
+        with pytest.raises(DeadlineExceeded):
+            await spare.moment(deadline_s)
     spare.answered()
     assert await spare.run(lambda: 1, soon_s()) == 1
 
@@ -98,49 +105,15 @@ async def test_what_a_piece_raises_is_the_callers() -> None:
     assert await spare.run(lambda: 1, soon_s()) == 1
 
 
-class Told:
-    """How a test's piece is stopped."""
-
-    terminate = False
-
-
-def stoppable_piece(told: Told, began: threading.Semaphore) -> None:
-    """Lasts until it is told to stop."""
-    began.release()
-    until_s = soon_s()
-    while not told.terminate:
-        assert time.monotonic() < until_s
-    raise Stopped
-
-
-async def test_a_piece_is_stopped_for_a_request_and_begun_anew() -> None:
-    """So many times at most; then it is left to its end, for under steady load it would never come to it."""
-    spare, told, began, go_on, stops = SpareTime(2), Told(), threading.Semaphore(0), threading.Event(), list[int]()
-
-    def piece() -> str:
-        if len(stops) < MOST_STOPS:
-            stops.append(1)
-            stoppable_piece(told, began)
-        began.release()
-        assert go_on.wait(PATIENCE_S)
-        return "done"
-
-    running = asyncio.create_task(spare.run(piece, soon_s(), told))
-    for _ in range(MOST_STOPS + 1):
-        await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
-        spare.answering()
-        spare.answered()
-    assert not told.terminate
-    go_on.set()
-    assert await asyncio.wait_for(running, PATIENCE_S) == "done"
-
-
-async def test_who_leaves_stops_the_piece() -> None:
-    """So that the next one begins soon."""
-    spare, told, began = SpareTime(2), Told(), threading.Semaphore(0)
-    left = asyncio.create_task(spare.run(lambda: stoppable_piece(told, began), soon_s(), told))
+async def test_a_request_stops_the_engine_call_of_a_piece() -> None:
+    """And its end lets the same call begin anew."""
+    spare, began = SpareTime(1), threading.Semaphore(0)
+    call = StoppableCall(began, tries=2)
+    running = asyncio.create_task(spare.run(lambda: compute_unless_held(call, Told), soon_s()))
     await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
-    left.cancel()
-    assert await spare.run(lambda: 7, soon_s()) == 7
-    with pytest.raises(asyncio.CancelledError):
-        await left
+    spare.answering()
+    await asyncio.to_thread(call.stopped.acquire, timeout=PATIENCE_S)
+    assert not running.done()
+    spare.answered()
+    assert await asyncio.wait_for(running, PATIENCE_S) == "done"
+    assert call.begun == 2
