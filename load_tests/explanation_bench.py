@@ -4,6 +4,9 @@ The server has one core, the load the other. Slices with and without an explanat
 pauses for a random while, so that requests come at any moment of what the explanation computes; 16 users ask without a
 pause, which leaves an explanation next to nothing. Explanations follow one another as long as a slice lasts: by
 KernelSHAP, whose evaluations share the batcher, and by integrated gradients, whose steps are calls of another graph.
+
+That graph is opened by the first explanation that needs it. What a prediction costs before the first of them, and after
+all of them, is measured too: the graph that predicts is the same, and no slower.
 """
 
 import asyncio
@@ -14,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import TypedDict
 
 import aiohttp
 
@@ -37,10 +41,17 @@ HEAD_START_S = (
 METHODS = {"shap": 4096, "gradients": 128}  # with the largest budget that each takes
 
 
-async def measure_explanations(
-    store: Path, num_rounds: int, count: int, tell: Callable[[str], None]
-) -> list[dict[str, dict[str, list[float]]]]:
-    """All rounds: of each model, number of users and method the milliseconds of all requests, `alone` and `during`.
+class Round(TypedDict):
+    """What one round has found."""
+
+    requests_ms: dict[str, dict[str, list[float]]]
+    """Of each model, number of users and method the milliseconds of all requests, `alone` and `during`."""
+    cpu_ms: dict[str, dict[str, float]]
+    """Of each model the server's CPU milliseconds a request, `before` all explanations and `after` them."""
+
+
+async def measure_explanations(store: Path, num_rounds: int, count: int, tell: Callable[[str], None]) -> list[Round]:
+    """All rounds, each with a server of its own.
 
     Args:
         store: with the models of the repository.
@@ -51,20 +62,46 @@ async def measure_explanations(
     http = free_port()
     url = f"http://127.0.0.1:{http}"
     rounds = []
-    with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", "0") as server:
-        server.wait_until_ready(f"{url}/readyz")
-        async with aiohttp.ClientSession() as session:
-            for number in range(num_rounds):
-                found = {}
-                for model, name in MODELS.items():
-                    task = TASKS[name]()
+    for number in range(num_rounds):
+        found = Round(requests_ms={}, cpu_ms={model: {} for model in MODELS})
+        with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", "0") as server:
+            server.wait_until_ready(f"{url}/readyz")
+            async with aiohttp.ClientSession() as session:
+                tasks = {model: TASKS[name]() for model, name in MODELS.items()}
+                for model, task in tasks.items():
+                    found["cpu_ms"][model]["before"] = await _cpu_ms(server, session, url, model, task, count)
+                for model, task in tasks.items():
                     for users in USERS:
                         for method in METHODS:
-                            key = f"{model}, {users}, {method}"
-                            found[key] = await _measure(session, url, model, task, users, method, count)
-                rounds.append(found)
-                tell(f"explanations: round {number + 1} of {num_rounds}")
+                            taken_ms = await _measure(session, url, model, task, users, method, count)
+                            found["requests_ms"][f"{model}, {users}, {method}"] = taken_ms
+                for model, task in tasks.items():
+                    found["cpu_ms"][model]["after"] = await _cpu_ms(server, session, url, model, task, count)
+        rounds.append(found)
+        tell(f"explanations: round {number + 1} of {num_rounds}")
     return rounds
+
+
+async def _predict(session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, number: int) -> None:
+    body, headers = task.body(task.inputs[number % len(task.inputs)]), {"content-type": task.content_type}
+    async with session.post(f"{url}/models/{model}", data=body, headers=headers) as response:
+        await response.read()
+        response.raise_for_status()
+
+
+async def _cpu_ms(
+    server: Process, session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, count: int
+) -> float:
+    """CPU milliseconds of the server for a prediction, with the most users."""
+
+    async def send(number: int) -> dict[str, int]:
+        await _predict(session, url, model, task, number)
+        return {}
+
+    await closed_loop(send, USERS[-1], WARM_UP * USERS[-1])
+    before_s = server.cpu_s()
+    await closed_loop(send, USERS[-1], count)
+    return 1e3 * (server.cpu_s() - before_s) / count
 
 
 async def _measure(
@@ -73,11 +110,8 @@ async def _measure(
     pauses = random.Random(0)
 
     async def send(number: int) -> dict[str, int]:
-        body, headers = task.body(task.inputs[number % len(task.inputs)]), {"content-type": task.content_type}
         started_s = time.perf_counter()
-        async with session.post(f"{url}/models/{model}", data=body, headers=headers) as response:
-            await response.read()
-            response.raise_for_status()
+        await _predict(session, url, model, task, number)
         into.append(1e3 * (time.perf_counter() - started_s))
         if users == 1:
             await asyncio.sleep(pauses.uniform(0, MOST_PAUSE_S))
@@ -158,27 +192,27 @@ def times_alone(measured: dict[str, list[float]]) -> float:
 
 
 def explanation_bars(
-    rounds: list[dict[str, dict[str, list[float]]]],
+    rounds: list[Round],
 ) -> list[tuple[str, str, list[float], str, float, bool]]:
     """What, the bar in words, the values of the rounds, their form, the bar, and whether it is a lower one."""
     return [
         (
             f"p99 during an explanation, times p99 alone: {key}",
             f"at most {MOST_TIMES}",
-            [times_alone(measured[key]) for measured in rounds],
+            [times_alone(measured["requests_ms"][key]) for measured in rounds],
             "{:.2f}",
             MOST_TIMES,
             False,
         )
-        for key in rounds[0]
+        for key in rounds[0]["requests_ms"]
     ]
 
 
-def report_explanations(
-    rounds: list[dict[str, dict[str, list[float]]]], spread: Callable[[list[float], str], str]
-) -> list[str]:
+def report_explanations(rounds: list[Round], spread: Callable[[list[float], str], str]) -> list[str]:
     """The figures as lines of Markdown; `spread` writes a median and its range."""
-    count = len(next(iter(rounds[0].values()))["alone"])
+    slices = [measured["requests_ms"] for measured in rounds]
+    costs = [measured["cpu_ms"] for measured in rounds]
+    count = len(next(iter(slices[0].values()))["alone"])
     lines = [
         "",
         "### Predictions during an explanation",
@@ -190,12 +224,24 @@ def report_explanations(
         "| model, users, method | p50 ms alone | during | p99 ms alone | during | p99 during / alone |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for key in rounds[0]:
+    for key in slices[0]:
         cells = [
-            spread([percentile(measured[key][when], share) for measured in rounds], "{:.1f}")
+            spread([percentile(measured[key][when], share) for measured in slices], "{:.1f}")
             for share in (0.5, 0.99)
             for when in ("alone", "during")
         ]
-        cells.append(spread([times_alone(measured[key]) for measured in rounds], "{:.2f}"))
+        cells.append(spread([times_alone(measured[key]) for measured in slices], "{:.2f}"))
         lines.append(f"| {key} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"What a prediction costs the server, {count} requests of {USERS[-1]} users: before the first explanation, when"
+        " no graph that explains is open yet, and after all of them.",
+        "",
+        "| model | CPU ms a request before | after | after / before |",
+        "| --- | --- | --- | --- |",
+    ]
+    for model in costs[0]:
+        cells = [spread([measured[model][when] for measured in costs], "{:.2f}") for when in ("before", "after")]
+        cells.append(spread([measured[model]["after"] / measured[model]["before"] for measured in costs], "{:.2f}"))
+        lines.append(f"| {model} | {' | '.join(cells)} |")
     return lines

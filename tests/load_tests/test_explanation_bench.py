@@ -22,14 +22,17 @@ async def test_every_model_is_asked_alone_and_during_explanations() -> None:
     told: list[str] = []
     rounds = await measure_explanations(ROOT / "model_store", 1, 20, told.append)
     assert told == ["explanations: round 1 of 1"]
-    assert set(rounds[0]) == {f"{model}, {users}, {how}" for model in MODELS for users in USERS for how in METHODS}
-    for measured in rounds[0].values():
+    slices, costs = rounds[0]["requests_ms"], rounds[0]["cpu_ms"]
+    assert set(slices) == {f"{model}, {users}, {how}" for model in MODELS for users in USERS for how in METHODS}
+    for measured in slices.values():
         assert len(measured["alone"]) == len(measured["during"]) == 20
         assert min(measured["alone"] + measured["during"]) > 0
-    assert len(explanation_bars(rounds)) == len(rounds[0])
-    assert sum(line.startswith("| sentiment, ") for line in report_explanations(rounds, spread)) == len(USERS) * len(
-        METHODS
-    )
+    assert {model: sorted(cost) for model, cost in costs.items()} == {model: ["after", "before"] for model in MODELS}
+    assert all(value > 0 for cost in costs.values() for value in cost.values())
+    assert len(explanation_bars(rounds)) == len(slices)
+    lines = report_explanations(rounds, spread)
+    assert sum(line.startswith("| sentiment, ") for line in lines) == len(USERS) * len(METHODS)
+    assert sum(line.startswith("| sentiment |") for line in lines) == 1
 
 
 def test_the_ratio_is_that_of_the_99th_percentiles() -> None:
