@@ -4,6 +4,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from export.train_translation import translate
 from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
-from service.decoder import TranslationEngine
+from service.decoder import RunningBatches, TranslationEngine
 from service.engine import EngineError
 from service.priority import give_way, hold, let_go
 from service.tasks.translation import Forced, SearchOptions, Sentence
@@ -58,6 +59,15 @@ def random_sentences(count: int, seed: int) -> list[Sentence]:
     ]
 
 
+def decode_all(batches: RunningBatches, running: list[Any]) -> None:
+    """Step until all are done; each leaves as soon as it is."""
+    while running:
+        batches.step()
+        for sentence in [each for each in running if each.done]:
+            batches.leave(sentence)
+            running.remove(sentence)
+
+
 @pytest.mark.parametrize("keeps_on_device", [False, True])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool) -> None:
@@ -97,11 +107,7 @@ def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bo
         batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=200, max_places=MAX_TOKENS)
         running = list(sentences)
         batches.join(running)
-        while running:
-            batches.step()
-            for sentence in [each for each in running if each.done]:
-                batches.leave(sentence)
-                running.remove(sentence)
+        decode_all(batches, running)
 
     with ThreadPoolExecutor(1) as thread:
         decoding = thread.submit(decode)
@@ -128,11 +134,7 @@ def test_given_translations_get_the_log_probabilities_of_their_tokens(graphs: Pa
     ]
     running: list[Sentence | Forced] = [*searches, *forced]
     batches.join(running)
-    while running:
-        batches.step()
-        for sentence in [each for each in running if each.done]:
-            batches.leave(sentence)
-            running.remove(sentence)
+    decode_all(batches, running)
     for sentence in forced:
         state, expected, last = alone.begin([sentence.ids]), [], BOS_ID
         for token in sentence.target_ids:

@@ -9,9 +9,7 @@ import pytest
 from service.errors import DeadlineExceeded
 from service.priority import compute_unless_held
 from service.spare_time import SpareTime
-from tests.service.stoppable import StoppableCall, Told
-
-PATIENCE_S = 20.0  # only a failing test waits so long
+from tests.service.stoppable import PATIENCE_S, StoppableCall, Told
 
 
 def soon_s() -> float:
