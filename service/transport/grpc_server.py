@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from numpy.typing import NDArray
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -33,6 +33,7 @@ from service.transport.frame import (
     parameters_of,
     request_id_of,
 )
+from service.transport.grpc_calls import Handlers, take_calls_at_once
 from service.transport.spans import TRACED_CALLS, traced_call
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 
@@ -82,14 +83,18 @@ async def start_grpc(
             ("grpc.compression_enabled_algorithms_bitset", 1),
         ]
     )
+    handlers = Handlers()
     inference = InferenceService(predictor, tracing)
-    inference.register(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, server)
+    inference.register(inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server, handlers)
     heed = HeedService(predictor, tracing)
-    heed.register(heed_pb2_grpc.add_HeedServicer_to_server, server)
-    health_pb2_grpc.add_HealthServicer_to_server(Health(predictor), server)
-    reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    heed.register(heed_pb2_grpc.add_HeedServicer_to_server, handlers)
+    health_pb2_grpc.add_HealthServicer_to_server(Health(predictor), handlers)
+    reflected = reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME])
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflected, handlers)
+    server.add_generic_rpc_handlers(tuple(handlers.all))
     port = server.add_insecure_port(address_of(config.host, config.grpc_port))
     await server.start()
+    take_calls_at_once(server, handlers.all)
     for thread in threading.enumerate():
         if thread.name.endswith(POLLER):
             step_back(thread, by=POLLER_STEPS_BACK)
@@ -160,20 +165,20 @@ class _Guarded:
     def __init__(self, predictor: Predictor, tracing: "Tracing | None" = None) -> None:
         self._predictor, self._tracing = predictor, tracing
 
-    def register(self, add_to_server: Callable[[Any, Any], None], server: grpc.aio.Server) -> None:
-        """Put the calls of this service on a server, by the generated code; a malformed message is refused in words."""
+    def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
+        """Add the calls of this service, by the generated code; a malformed message is refused in words."""
 
-        def add(service: str, handlers: dict[str, Any]) -> None:
-            guarded = {name: self._with_readable_messages(handler) for name, handler in handlers.items()}
+        def add(service: str, methods: dict[str, Any]) -> None:
+            guarded = {name: self._with_readable_messages(handler) for name, handler in methods.items()}
             if self._tracing is not None:
                 for name in guarded.keys() & TRACED_CALLS:
                     guarded[name] = traced_call(guarded[name], f"{service}/{name}", self._tracing)
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
+            handlers.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
 
         # The generated code registers every call twice, for the two kinds of server.
         add_to_server(
             self,
-            SimpleNamespace(add_registered_method_handlers=add, add_generic_rpc_handlers=lambda handlers: None),
+            SimpleNamespace(add_registered_method_handlers=add, add_generic_rpc_handlers=lambda _: None),
         )
 
     def _with_readable_messages(self, handler: Any) -> Any:
