@@ -30,9 +30,18 @@ class Stop(Protocol):
     terminate: bool
 
 
+class _Moments:
+    """Whether work of low priority may begin now."""
+
+    def __init__(self) -> None:
+        self.held = False  # between `hold` and `let_go`
+        self.waited_for = False  # some thread has given way
+        self.quiet = threading.Event()  # the opposite of `held`, for threads to wait for, once there are any
+        self.quiet.set()
+
+
 _of_thread = threading.local()
-_quiet = threading.Event()
-_quiet.set()
+_moments = _Moments()
 _stops: set[Stop] = set()  # of the calls that are being computed
 
 
@@ -45,6 +54,11 @@ def give_way() -> None:
     """
     _of_thread.lowest = ThreadPoolExecutor(1, f"{threading.current_thread().name}-lowest", _become_lowest)
     _of_thread.computed_s = 0.0
+    _moments.waited_for = True
+    if _moments.held:
+        _moments.quiet.clear()
+        if not _moments.held:  # `let_go` came in between
+            _moments.quiet.set()
 
 
 def compute(function: Callable[..., T], *arguments: Any) -> T:
@@ -78,10 +92,10 @@ def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], 
         return call(None)
     stop = new_stop()
     until_s = time.monotonic() + patience_s
-    while _quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
+    while _moments.quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
         stop.terminate = False
         _stops.add(stop)
-        if not _quiet.is_set():  # `hold` may have come before there was anything to stop
+        if not _moments.quiet.is_set():  # `hold` may have come before there was anything to stop
             stop.terminate = True
         try:
             return compute(call, stop)
@@ -95,14 +109,18 @@ def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], 
 
 def hold() -> None:
     """Stop what is computed at low priority, and let nothing of it begin until `let_go`."""
-    _quiet.clear()
-    for stop in tuple(_stops):
-        stop.terminate = True
+    _moments.held = True
+    if _moments.waited_for:  # most servers never explain, and all hold for each request
+        _moments.quiet.clear()
+        for stop in tuple(_stops):
+            stop.terminate = True
 
 
 def let_go() -> None:
     """A quiet moment has come."""
-    _quiet.set()
+    _moments.held = False
+    if _moments.waited_for:
+        _moments.quiet.set()
 
 
 def step_back(thread: threading.Thread, by: int) -> None:

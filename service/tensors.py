@@ -50,7 +50,4 @@ class TensorSpec:
 
 def bytes_array(elements: Sequence[bytes]) -> NDArray[Any]:
     """A one-dimensional BYTES tensor."""
-    array = np.empty(len(elements), dtype=object)
-    if elements:
-        array[:] = elements
-    return array
+    return np.array(elements, dtype=object)

@@ -183,13 +183,13 @@ def _length(num_bytes: int) -> int:
 
 def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:
     """BYTES as ONNX Runtime takes them: `str` elements."""
-    texts = np.empty(array.size, dtype=object)
+    texts = []
     for number, element in enumerate(array.ravel().tolist()):
         try:
-            texts[number] = element.decode()
+            texts.append(element.decode())
         except UnicodeDecodeError:
             raise InvalidRequest(f"{name}[{number}] is not UTF-8, the only text that ONNX strings carry") from None
-    return texts.reshape(array.shape)
+    return np.array(texts, dtype=object).reshape(array.shape)
 
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[Any]:

@@ -56,7 +56,8 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memo
     """
     count = check_header(name, datatype, shape)
     if datatype == "BYTES":
-        return bytes_array(_decode_bytes(name, raw, count)).reshape(shape)
+        elements = bytes_array(_decode_bytes(name, raw, count))
+        return elements if len(shape) == 1 else elements.reshape(shape)
     dtype = NUMPY_OF[datatype]
     if len(raw) != count * dtype.itemsize:
         raise InvalidRequest(

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 from types import SimpleNamespace
@@ -131,14 +131,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         return health_pb2.HealthCheckResponse.NOT_SERVING if problem else health_pb2.HealthCheckResponse.SERVING
 
-    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802, the protocol's name
+    async def Check(self, request: Any, context: Context) -> Any:
         """Whether one of them would answer now."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"nothing here is called {request.service!r}")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(self, request: Any, context: Context) -> None:  # noqa: N802, the protocol's name
+    async def Watch(self, request: Any, context: Context) -> None:
         """The same, now and after each change; ends when the client leaves or the server does."""
         told = None
         while True:
@@ -159,21 +159,29 @@ class _Malformed(NamedTuple):
     why: str
 
 
-class _Guarded:
-    """What every call shares: its request id, and its errors as status codes."""
+# Calls whose messages have an id of their own, and carry it back.
+CALLS_WITH_ID = ("ModelInfer",)
+
+
+class _Framed:
+    """What every call shares: its request id, and its errors as status codes.
+
+    The calls themselves are methods of the names that the protocol gives them; beside the message and gRPC's context
+    they take the request's id.
+    """
 
     def __init__(self, predictor: Predictor, tracing: "Tracing | None" = None) -> None:
         self._predictor, self._tracing = predictor, tracing
 
     def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
-        """Add the calls of this service, by the generated code; a malformed message is refused in words."""
+        """Add the calls of this service, by the generated code."""
 
         def add(service: str, methods: dict[str, Any]) -> None:
-            guarded = {name: self._with_readable_messages(handler) for name, handler in methods.items()}
+            framed = {name: self._framed(name, handler) for name, handler in methods.items()}
             if self._tracing is not None:
-                for name in guarded.keys() & TRACED_CALLS:
-                    guarded[name] = traced_call(guarded[name], f"{service}/{name}", self._tracing)
-            handlers.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, guarded),))
+                for name in framed.keys() & TRACED_CALLS:
+                    framed[name] = traced_call(framed[name], f"{service}/{name}", self._tracing)
+            handlers.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, framed),))
 
         # The generated code registers every call twice, for the two kinds of server.
         add_to_server(
@@ -181,253 +189,217 @@ class _Guarded:
             SimpleNamespace(add_registered_method_handlers=add, add_generic_rpc_handlers=lambda _: None),
         )
 
-    def _with_readable_messages(self, handler: Any) -> Any:
+    def _framed(self, name: str, handler: Any) -> Any:
+        """A call's handler, whose behaviour is given the request's id as well; it goes back as trailing metadata.
+
+        A message with an id of its own carries it back itself: metadata that nobody sent would cost 4 % of what the
+        server spends on a request without a model (docs/decisions.md).
+        """
+        kind = "unary_unary" if handler.unary_unary else "unary_stream"
+        behaviour, deserialize, has_id = getattr(handler, kind), handler.request_deserializer, name in CALLS_WITH_ID
+
         def read(message: bytes) -> Any:
             try:
-                return handler.request_deserializer(message)
+                return deserialize(message)
             except DecodeError as error:
                 return _Malformed(str(error))
 
-        behaviour = handler.unary_unary or handler.unary_stream
-
         async def answer(request: Any, context: Context) -> Any:
-            if not isinstance(request, _Malformed):
-                return await behaviour(request, context)
-            why = request.why
+            malformed = type(request) is _Malformed
+            own_id = request.id if has_id and not malformed else None
+            header = _metadata(context, REQUEST_ID_HEADER)
+            request_id = request_id_of(header or own_id)
+            metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
+            try:
+                if header or own_id is None:
+                    context.set_trailing_metadata(metadata)
+                if malformed:
+                    raise InvalidRequest(f"the message is not what this call takes: {request.why}")
+                return await behaviour(request, context, request_id)
+            except HeedError as error:
+                status, text = STATUS_OF[type(error)], str(error)
+                if (asked := _asked(name, request)) and not error.counted:
+                    self._predictor.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
+                if isinstance(error, Overloaded):
+                    # Understood by gRPC clients that retry by themselves (gRFC A6).
+                    metadata = (
+                        *metadata,
+                        ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)),
+                    )
+            except Exception:
+                log.exception("unexpected error", request_id=request_id)
+                status, text = INTERNAL, internal_error_text(request_id)
+            await context.abort(status.grpc, text, metadata)
+            raise AssertionError("abort has raised")
 
-            async def refuse(request_id: str) -> None:
-                raise InvalidRequest(f"the message is not what this call takes: {why}")
-
-            return await self._respond(context, refuse, asked=("", ""))
-
-        kind = "unary_unary" if handler.unary_unary else "unary_stream"
         return handler._replace(request_deserializer=read, **{kind: answer})
 
-    async def _respond(
-        self,
-        context: Context,
-        answer: Callable[[str], Awaitable[T]],
-        message_id: str | None = None,
-        asked: tuple[str, str] | None = None,
-    ) -> T:
-        """Call `answer` with the request's id, which goes back as trailing metadata.
 
-        `asked` are the model and the version of an inference, whose failures are counted.
-
-        A message with an id of its own (`message_id` is not None) carries it back itself: metadata that nobody sent
-        would cost 4 % of what the server spends on a request without a model (docs/decisions.md).
-        """
-        header = _metadata(context, REQUEST_ID_HEADER)
-        request_id = request_id_of(header or message_id)
-        metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
-        try:
-            if header or message_id is None:
-                context.set_trailing_metadata(metadata)
-            return await answer(request_id)
-        except HeedError as error:
-            status, text = STATUS_OF[type(error)], str(error)
-            if asked and not error.counted:
-                self._predictor.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
-            if isinstance(error, Overloaded):
-                # Understood by gRPC clients that retry by themselves (gRFC A6).
-                metadata = (
-                    *metadata,
-                    ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)),
-                )
-        except Exception:
-            log.exception("unexpected error", request_id=request_id)
-            status, text = INTERNAL, internal_error_text(request_id)
-        await context.abort(status.grpc, text, metadata)
-        raise AssertionError("abort has raised")
+def _asked(name: str, request: Any) -> tuple[str, str] | None:
+    """Which model and version a message asks, for failures are counted by them; empty where it cannot be read."""
+    if isinstance(request, _Malformed):
+        return "", ""
+    if name not in TRACED_CALLS:
+        return None
+    return (request.model_name, request.model_version) if name == "ModelInfer" else (request.model, request.version)
 
 
-class InferenceService(_Guarded, inference_pb2_grpc.GRPCInferenceServiceServicer):
+class InferenceService(_Framed):
     """The six calls of the Open Inference Protocol."""
 
-    async def ServerLive(self, request: Any, context: Context) -> inference_pb2.ServerLiveResponse:  # noqa: N802
+    async def ServerLive(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerLiveResponse:
         """The process lives."""
         return inference_pb2.ServerLiveResponse(live=True)
 
-    async def ServerReady(self, request: Any, context: Context) -> inference_pb2.ServerReadyResponse:  # noqa: N802
+    async def ServerReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerReadyResponse:
         """The server would answer correctly now."""
         return inference_pb2.ServerReadyResponse(ready=self._predictor.not_ready_because() is None)
 
-    async def ModelReady(self, request: Any, context: Context) -> inference_pb2.ModelReadyResponse:  # noqa: N802
+    async def ModelReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ModelReadyResponse:
         """One model would answer correctly now."""
+        problem = self._predictor.problem_of(request.name, request.version)
+        return inference_pb2.ModelReadyResponse(ready=problem is None)
 
-        async def answer(request_id: str) -> inference_pb2.ModelReadyResponse:
-            problem = self._predictor.problem_of(request.name, request.version)
-            return inference_pb2.ModelReadyResponse(ready=problem is None)
-
-        return await self._respond(context, answer)
-
-    async def ServerMetadata(self, request: Any, context: Context) -> inference_pb2.ServerMetadataResponse:  # noqa: N802
+    async def ServerMetadata(
+        self, request: Any, context: Context, request_id: str
+    ) -> inference_pb2.ServerMetadataResponse:
         """Name and version of the server."""
         return inference_pb2.ServerMetadataResponse(
             name=SERVER_NAME, version=server_version(), extensions=self._predictor.extensions
         )
 
-    async def ModelMetadata(self, request: Any, context: Context) -> inference_pb2.ModelMetadataResponse:  # noqa: N802
+    async def ModelMetadata(
+        self, request: Any, context: Context, request_id: str
+    ) -> inference_pb2.ModelMetadataResponse:
         """Tensors of a model."""
+        model = self._predictor.describe(request.name, request.version)
+        return inference_pb2.ModelMetadataResponse(
+            name=model.name,
+            versions=model.versions,
+            platform=model.platform,
+            inputs=[_tensor_metadata(spec) for spec in model.inputs],
+            outputs=[_tensor_metadata(spec) for spec in model.outputs],
+            # No properties: MLServer's client has another type of field in their place, and could read nothing.
+        )
 
-        async def answer(request_id: str) -> inference_pb2.ModelMetadataResponse:
-            model = self._predictor.describe(request.name, request.version)
-            return inference_pb2.ModelMetadataResponse(
-                name=model.name,
-                versions=model.versions,
-                platform=model.platform,
-                inputs=[_tensor_metadata(spec) for spec in model.inputs],
-                outputs=[_tensor_metadata(spec) for spec in model.outputs],
-                # No properties: MLServer's client has another type of field in their place, and could read nothing.
-            )
-
-        return await self._respond(context, answer)
-
-    async def ModelInfer(  # noqa: N802
-        self, request: inference_pb2.ModelInferRequest, context: Context
+    async def ModelInfer(
+        self, request: inference_pb2.ModelInferRequest, context: Context, request_id: str
     ) -> inference_pb2.ModelInferResponse:
         """Tensors in, tensors out."""
-
-        async def answer(request_id: str) -> inference_pb2.ModelInferResponse:
-            given = request.parameters
-            parameters = parameters_of({name: _value(given[name]) for name in given} if given else {})
-            call = Call(
-                model=request.model_name,
-                version=request.model_version,
-                protocol="grpc",
-                request_id=request_id,
-                timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
-                truncate=parameters.truncate,
-                num_beams=parameters.num_beams,
-                max_new_tokens=parameters.max_new_tokens,
-                length_penalty=parameters.length_penalty,
-            )
-            elements = elements_of(request)
-            self._predictor.check_target(call.model, call.version, elements.in_bytes)
-            inputs = await in_turn(read_inputs, request, elements.read_singly)
-            outputs, receipt = await self._predictor.infer(call, inputs, [output.name for output in request.outputs])
-            response = inference_pb2.ModelInferResponse(
-                model_name=request.model_name,
-                model_version=receipt.model_version,
-                id=request.id or request_id,
-            )
-            write_outputs(response, outputs, raw=bool(request.raw_input_contents))
-            written = response.parameters
-            for name, value in receipt.as_parameters().items():
-                if value is True or value is False:
-                    written[name].bool_param = value
-                else:
-                    written[name].int64_param = value
-            return response
-
-        asked = (request.model_name, request.model_version)
-        return await self._respond(context, answer, message_id=request.id, asked=asked)
+        given = request.parameters
+        parameters = parameters_of({name: _value(given[name]) for name in given} if given else {})
+        call = Call(
+            model=request.model_name,
+            version=request.model_version,
+            protocol="grpc",
+            request_id=request_id,
+            timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
+            truncate=parameters.truncate,
+            num_beams=parameters.num_beams,
+            max_new_tokens=parameters.max_new_tokens,
+            length_penalty=parameters.length_penalty,
+        )
+        elements = elements_of(request)
+        self._predictor.check_target(call.model, call.version, elements.in_bytes)
+        inputs = await in_turn(read_inputs, request, elements.read_singly)
+        outputs, receipt = await self._predictor.infer(call, inputs, [output.name for output in request.outputs])
+        response = inference_pb2.ModelInferResponse(
+            model_name=request.model_name,
+            model_version=receipt.model_version,
+            id=request.id or request_id,
+        )
+        write_outputs(response, outputs, raw=bool(request.raw_input_contents))
+        written = response.parameters
+        for name, value in receipt.as_parameters().items():
+            if value is True or value is False:
+                written[name].bool_param = value
+            else:
+                written[name].int64_param = value
+        return response
 
 
-class HeedService(_Guarded, heed_pb2_grpc.HeedServicer):
+class HeedService(_Framed):
     """The typed calls."""
 
-    async def ClassifyText(  # noqa: N802
-        self, request: heed_pb2.ClassifyTextRequest, context: Context
+    async def ClassifyText(
+        self, request: heed_pb2.ClassifyTextRequest, context: Context, request_id: str
     ) -> heed_pb2.ClassifyTextResponse:
         """Text in, label out."""
+        call = Call(
+            model=request.model,
+            version=request.version,
+            protocol="grpc",
+            request_id=request_id,
+            timeout_s=context.time_remaining(),
+            truncate=request.truncate,
+        )
+        (classification,), receipt = await self._predictor.classify_texts(call, [request.text])
+        return heed_pb2.ClassifyTextResponse(
+            label=classification.labels[0],
+            score=classification.scores[0],
+            scores=[
+                heed_pb2.ClassScore(label=label, score=score)
+                for label, score in zip(classification.labels, classification.scores, strict=True)
+            ],
+            receipt=heed_pb2.Receipt(**receipt._asdict()),
+        )
 
-        async def answer(request_id: str) -> heed_pb2.ClassifyTextResponse:
-            call = Call(
-                model=request.model,
-                version=request.version,
-                protocol="grpc",
-                request_id=request_id,
-                timeout_s=context.time_remaining(),
-                truncate=request.truncate,
-            )
-            (classification,), receipt = await self._predictor.classify_texts(call, [request.text])
-            return heed_pb2.ClassifyTextResponse(
-                label=classification.labels[0],
-                score=classification.scores[0],
-                scores=[
-                    heed_pb2.ClassScore(label=label, score=score)
-                    for label, score in zip(classification.labels, classification.scores, strict=True)
-                ],
-                receipt=heed_pb2.Receipt(**receipt._asdict()),
-            )
-
-        return await self._respond(context, answer)
-
-    async def ClassifyImage(  # noqa: N802
-        self, request: heed_pb2.ClassifyImageRequest, context: Context
+    async def ClassifyImage(
+        self, request: heed_pb2.ClassifyImageRequest, context: Context, request_id: str
     ) -> heed_pb2.ClassifyImageResponse:
         """Image in, label out."""
+        call = Call(
+            model=request.model,
+            version=request.version,
+            protocol="grpc",
+            request_id=request_id,
+            timeout_s=context.time_remaining(),
+        )
+        (classification,), receipt = await self._predictor.classify_images(
+            call, [request.image], top_k=request.top_k or None
+        )
+        return heed_pb2.ClassifyImageResponse(
+            label=classification.labels[0],
+            score=classification.scores[0],
+            scores=[
+                heed_pb2.ClassScore(label=label, score=score)
+                for label, score in zip(classification.labels, classification.scores, strict=True)
+            ],
+            receipt=heed_pb2.Receipt(**receipt._asdict()),
+        )
 
-        async def answer(request_id: str) -> heed_pb2.ClassifyImageResponse:
-            call = Call(
-                model=request.model,
-                version=request.version,
-                protocol="grpc",
-                request_id=request_id,
-                timeout_s=context.time_remaining(),
-            )
-            (classification,), receipt = await self._predictor.classify_images(
-                call, [request.image], top_k=request.top_k or None
-            )
-            return heed_pb2.ClassifyImageResponse(
-                label=classification.labels[0],
-                score=classification.scores[0],
-                scores=[
-                    heed_pb2.ClassScore(label=label, score=score)
-                    for label, score in zip(classification.labels, classification.scores, strict=True)
-                ],
-                receipt=heed_pb2.Receipt(**receipt._asdict()),
-            )
-
-        return await self._respond(context, answer)
-
-    async def Translate(  # noqa: N802
-        self, request: heed_pb2.TranslateRequest, context: Context
+    async def Translate(
+        self, request: heed_pb2.TranslateRequest, context: Context, request_id: str
     ) -> heed_pb2.TranslateResponse:
         """Text in, translation out."""
+        call = _translation_call(request, context, request_id)
+        (translated,), receipt = await self._predictor.translate_texts(call, [request.text])
+        return _translation(translated, receipt)
 
-        async def answer(request_id: str) -> heed_pb2.TranslateResponse:
-            call = _translation_call(request, context, request_id)
-            (translated,), receipt = await self._predictor.translate_texts(call, [request.text])
-            return _translation(translated, receipt)
-
-        return await self._respond(context, answer)
-
-    async def TranslateStream(  # noqa: N802
-        self, request: heed_pb2.TranslateRequest, context: Context
-    ) -> None:
+    async def TranslateStream(self, request: heed_pb2.TranslateRequest, context: Context, request_id: str) -> None:
         """Text in, its translation piece by piece."""
+        call = _translation_call(request, context, request_id)
+        async with contextlib.aclosing(self._predictor.stream_translation(call, request.text)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    await context.write(heed_pb2.TranslateChunk(text=piece))
+                else:
+                    await context.write(heed_pb2.TranslateChunk(whole=_translation(*piece)))
 
-        async def answer(request_id: str) -> None:
-            call = _translation_call(request, context, request_id)
-            async with contextlib.aclosing(self._predictor.stream_translation(call, request.text)) as pieces:
-                async for piece in pieces:
-                    if isinstance(piece, str):
-                        await context.write(heed_pb2.TranslateChunk(text=piece))
-                    else:
-                        await context.write(heed_pb2.TranslateChunk(whole=_translation(*piece)))
-
-        await self._respond(context, answer)
-
-    async def Explain(  # noqa: N802
-        self, request: heed_pb2.ExplainRequest, context: Context
+    async def Explain(
+        self, request: heed_pb2.ExplainRequest, context: Context, request_id: str
     ) -> heed_pb2.ExplainResponse:
         """Text or image in, the weights of its parts out."""
-
-        async def answer(request_id: str) -> heed_pb2.ExplainResponse:
-            given = request.WhichOneof("input")
-            if given is None:
-                raise InvalidRequest("the request has no input: text or image")
-            element = request.text.encode() if given == "text" else request.image
-            target, n_samples, seed, *looking = (_given(request, name) for name in EXPLAIN_FIELDS)
-            asked = ExplainRequest(request.method or None, target, n_samples, seed, Looking(*looking))
-            call = _translation_call(request, context, request_id)
-            inputs = {given: bytes_array([element])}
-            explained, receipt = await self._predictor.explain(call, inputs, asked, field=given)
-            return _explanation(explained.explanation, receipt)
-
-        return await self._respond(context, answer, asked=(request.model, request.version))
+        given = request.WhichOneof("input")
+        if given is None:
+            raise InvalidRequest("the request has no input: text or image")
+        element = request.text.encode() if given == "text" else request.image
+        target, n_samples, seed, *looking = (_given(request, name) for name in EXPLAIN_FIELDS)
+        asked = ExplainRequest(request.method or None, target, n_samples, seed, Looking(*looking))
+        call = _translation_call(request, context, request_id)
+        inputs = {given: bytes_array([element])}
+        explained, receipt = await self._predictor.explain(call, inputs, asked, field=given)
+        return _explanation(explained.explanation, receipt)
 
 
 def _given(request: Any, name: str) -> Any:
@@ -498,7 +470,8 @@ def elements_of(request: inference_pb2.ModelInferRequest) -> Elements:
     """Counted before anything is checked."""
     in_bytes, in_numbers = 0, 0
     for tensor in request.inputs:
-        count = abs(math.prod(tensor.shape[:MAX_DIMENSIONS]))
+        shape = tensor.shape
+        count = abs(shape[0] if len(shape) == 1 else math.prod(shape[:MAX_DIMENSIONS]))
         if tensor.datatype == "BYTES":
             in_bytes += count
         else:
