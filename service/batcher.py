@@ -40,6 +40,9 @@ from service.priority import give_way
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
+# What sizes of batches are compared by: the work that they do, each item's counted as its share of a batch of so many
+# rows of its length. By what items cost alone, a long text among short ones would seem to pay.
+COMPARED_ROWS = 16
 # Every so many batches one is twice or half as large as the costs justify: the table learns only of sizes that are
 # tried, and could never be found wrong otherwise.
 BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
@@ -89,6 +92,7 @@ class _Entry:
     rows: int  # the item's, asked once: a waiting entry is looked at for every batch that it does not get into
     length: int
     expected_s: float  # what a call for this item alone would cost
+    work_s: float  # what it costs in the company of its like
     enqueued_s: float
 
 
@@ -197,7 +201,7 @@ class Batcher:
         if 0.0 < alone_s[0] < HAND_OVER_S and len(items) == 1 and self._idle and not self._queue:
             return self._compute_here(items[0], alone_s[0])
         request = Request.of(len(items), self._loop)
-        entries = [_Entry(request, n, item, item.rows, item.length, alone_s[n], now_s) for n, item in enumerate(items)]
+        entries = self._entries(request, items, alone_s, now_s)
         self._admission.enter(entries)
         self._wake_up()
         return await self._admission.outcome(request, entries, deadline_s, now_s)
@@ -214,13 +218,29 @@ class Batcher:
             now_s=now_s,
         )
         request = Request.of(len(items), self._loop)
-        entries = [_Entry(request, n, item, item.rows, item.length, alone_s[n], now_s) for n, item in enumerate(items)]
+        entries = self._entries(request, items, alone_s, now_s)
         if not self._low_instances:
             names = [f"{self._name}-low-{number}" for number in range(self._num_low)]
             self._low_instances = [_Instance(name, self._work, self._idle_low, low=True) for name in names]
         self._low.enter(entries)
         self._wake_up()
         return await self._low.outcome(request, entries, deadline_s, now_s)
+
+    def _entries(self, request: Request, items: Sequence[Item], alone_s: Sequence[float], now_s: float) -> list[_Entry]:
+        estimate = self._costs.estimate
+        return [
+            _Entry(
+                request=request,
+                index=number,
+                item=item,
+                rows=item.rows,
+                length=item.length,
+                expected_s=alone_s[number],
+                work_s=estimate(COMPARED_ROWS, item.length) * item.rows / COMPARED_ROWS,
+                enqueued_s=now_s,
+            )
+            for number, item in enumerate(items)
+        ]
 
     @property
     def queued_rows(self) -> int:
@@ -297,9 +317,9 @@ class Batcher:
                 if entry is not oldest and entry.item.group == group
             ]
         )
-        batch, extent, alone_s = [oldest], _Extent.of(oldest.item), oldest.expected_s
+        batch, extent, work_s = [oldest], _Extent.of(oldest.item), oldest.work_s
         cost_s = self._cost_s(extent)
-        best_size, best_share = 1, 1.0
+        best_size, best_share = 1, cost_s / work_s if work_s else 1.0
         self._batches_formed += 1
         trials, rest = divmod(self._batches_formed, BATCHES_PER_TRIAL)
         stretch = 1.0 if rest else (2.0, 0.5)[trials % 2]
@@ -314,9 +334,9 @@ class Batcher:
                 # Its company costs more than a call of its own, and those after it differ even more in length.
                 break
             batch.append(entry)
-            extent, cost_s, alone_s = wider, wider_cost_s, alone_s + entry.expected_s
-            share = cost_s / alone_s if alone_s else 0.0
-            if share < best_share * (1 - WORTHWHILE_SAVING) or not alone_s:
+            extent, cost_s, work_s = wider, wider_cost_s, work_s + entry.work_s
+            share = cost_s / work_s if work_s else 0.0
+            if share < best_share * (1 - WORTHWHILE_SAVING) or not work_s:
                 best_size, best_share = len(batch), share
         del batch[max(1, int(stretch * best_size)) :]
         for entry in batch:

@@ -49,6 +49,14 @@ class CostTable:
             self._fill(measured)
             for rows, length, seconds in measured:
                 self._correct_cells(rows, length, seconds, 1.0)
+            self._expect_no_saving_beyond(max(rows for rows, _, _ in measured))
+
+    def _expect_no_saving_beyond(self, measured_rows: int) -> None:
+        """More rows than were measured cost as much each: what a line would promise them, caches may not keep."""
+        last = bisect_right(self._rows, measured_rows) - 1
+        for row in range(last + 1, len(self._rows)):
+            share = self._rows[row] / self._rows[last]
+            self._seconds[row] = [share * seconds for seconds in self._seconds[last]]
 
     def _fill(self, measured: Sequence[tuple[int, int, float]]) -> None:
         """Every cell from the line `fixed + per_token * rows * length` that fits the measurements best, relatively."""

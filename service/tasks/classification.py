@@ -62,12 +62,14 @@ class Classifier:
 
     def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
         """Output tensors for n results, as the metadata describes them."""
-        probabilities_BC = np.array([scores_of(row.tolist(), "softmax") for row in logits], dtype=np.float32)
-        best_B = probabilities_BC.argmax(axis=1)
+        # Plain floats here too: most requests have one input.
+        probabilities = [scores_of(logits_C.tolist(), "softmax") for logits_C in logits]
+        highest = [max(scores) for scores in probabilities]
+        best = [scores.index(score) for scores, score in zip(probabilities, highest, strict=True)]
         return {
-            "label": bytes_array([self._label_bytes[number] for number in best_B]),
-            "score": probabilities_BC[np.arange(len(best_B)), best_B],
-            "probabilities": probabilities_BC,
+            "label": bytes_array([self._label_bytes[number] for number in best]),
+            "score": np.array(highest, dtype=np.float32),
+            "probabilities": np.array(probabilities, dtype=np.float32),
         }
 
 

@@ -381,6 +381,21 @@ async def test_texts_of_other_length_stay_out_where_even_skipped_padding_is_dear
         assert await engine.next_call() == ["long 0", "long 1"]
 
 
+async def test_many_short_texts_do_not_ride_with_a_long_one_that_they_would_be_padded_to() -> None:
+    """Alone each would cost more than its place there; but they have one another."""
+    engine = HeldEngine()
+    async with batcher_of(engine, costs=linear_costs(2e-4, 1e-5), skipped_padding_cost=0.25) as batcher:
+        await busy(engine, batcher)
+        submit(batcher, Text("long", length=64))
+        shorts = [f"short {number}" for number in range(30)]
+        for name in shorts:
+            submit(batcher, Text(name))
+        await turns()
+        engine.release(100)
+        assert await engine.next_call() == ["long"]
+        assert set(await engine.next_call()) <= set(shorts)
+
+
 async def test_the_oldest_entry_is_in_every_batch() -> None:
     """A long text is not starved by a stream of short ones."""
     engine = HeldEngine()

@@ -55,6 +55,13 @@ def test_sizes_stay_comparable_while_only_one_of_them_is_used() -> None:
     assert table.estimate(16, 64) < 0.8 * before
 
 
+def test_more_rows_than_were_measured_are_not_expected_to_cost_less_each() -> None:
+    """A line through small calls promises it; where caches end, large ones cost more."""
+    table = CostTable(64, 64, [(rows, 32, 1e-3 + 1e-4 * rows) for rows in (1, 4, 8, 16)])
+    for rows in (32, 64):
+        assert table.estimate(rows, 32) / rows == pytest.approx(table.estimate(16, 32) / 16)
+
+
 def test_a_call_of_no_time_does_no_harm() -> None:
     """A clock may say zero."""
     table = CostTable(4, 2)
