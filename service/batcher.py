@@ -40,8 +40,8 @@ from service.priority import give_way
 CANDIDATES = 256
 # A batch grows as long as that saves more than this share of engine time; a larger batch also means a later answer.
 WORTHWHILE_SAVING = 0.02
-# What sizes of batches are compared by: the work that they do, each item's counted as its share of a batch of so many
-# rows of its length. By what items cost alone, a long text among short ones would seem to pay.
+# Batches are compared by the work that they do for their time; an item's is its share of a batch of so many rows of its
+# length. By what each costs alone, batches would seem to pay whose short texts are padded to a long one.
 COMPARED_ROWS = 16
 # Every so many batches one is twice or half as large as the costs justify: the table learns only of sizes that are
 # tried, and could never be found wrong otherwise.
