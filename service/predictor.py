@@ -37,7 +37,8 @@ from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol, StageTime
 from service.preparation import Preparation
 from service.repository import ModelRepository, ServedModel
 from service.spare_time import SpareTime
-from service.tasks.classification import Classification, Classifier, ScoreFunction
+from service.tasks.classification import Classification as Classification  # noqa: PLC0414, transports name it, and may not import tasks
+from service.tasks.classification import Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification

@@ -21,7 +21,17 @@ from numpy.typing import NDArray
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
 from service.errors import HeedError, InvalidRequest, NotFound, Overloaded
-from service.predictor import Call, ExplainRequest, Explanation, Looking, Predictor, Receipt, Translated, outcome_of
+from service.predictor import (
+    Call,
+    Classification,
+    ExplainRequest,
+    Explanation,
+    Looking,
+    Predictor,
+    Receipt,
+    Translated,
+    outcome_of,
+)
 from service.priority import step_back
 from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
@@ -94,7 +104,8 @@ async def start_grpc(
     server.add_generic_rpc_handlers(tuple(handlers.all))
     port = server.add_insecure_port(address_of(config.host, config.grpc_port))
     await server.start()
-    take_calls_at_once(server, handlers.all)
+    if not take_calls_at_once(server, handlers.all):
+        log.warning("this version of gRPC hands on one call at a time", grpcio=grpc.__version__)
     for thread in threading.enumerate():
         if thread.name.endswith(POLLER):
             step_back(thread, by=POLLER_STEPS_BACK)
@@ -334,15 +345,7 @@ class HeedService(_Framed):
             truncate=request.truncate,
         )
         (classification,), receipt = await self._predictor.classify_texts(call, [request.text])
-        return heed_pb2.ClassifyTextResponse(
-            label=classification.labels[0],
-            score=classification.scores[0],
-            scores=[
-                heed_pb2.ClassScore(label=label, score=score)
-                for label, score in zip(classification.labels, classification.scores, strict=True)
-            ],
-            receipt=heed_pb2.Receipt(**receipt._asdict()),
-        )
+        return heed_pb2.ClassifyTextResponse(**_classification(classification, receipt))
 
     async def ClassifyImage(
         self, request: heed_pb2.ClassifyImageRequest, context: Context, request_id: str
@@ -358,15 +361,7 @@ class HeedService(_Framed):
         (classification,), receipt = await self._predictor.classify_images(
             call, [request.image], top_k=request.top_k or None
         )
-        return heed_pb2.ClassifyImageResponse(
-            label=classification.labels[0],
-            score=classification.scores[0],
-            scores=[
-                heed_pb2.ClassScore(label=label, score=score)
-                for label, score in zip(classification.labels, classification.scores, strict=True)
-            ],
-            receipt=heed_pb2.Receipt(**receipt._asdict()),
-        )
+        return heed_pb2.ClassifyImageResponse(**_classification(classification, receipt))
 
     async def Translate(
         self, request: heed_pb2.TranslateRequest, context: Context, request_id: str
@@ -421,6 +416,19 @@ def _translation_call(
         max_new_tokens=_given(request, "max_new_tokens"),
         length_penalty=_given(request, "length_penalty"),
     )
+
+
+def _classification(classification: Classification, receipt: Receipt) -> dict[str, Any]:
+    """The fields of an answer, which texts and images have in common."""
+    return {
+        "label": classification.labels[0],
+        "score": classification.scores[0],
+        "scores": [
+            heed_pb2.ClassScore(label=label, score=score)
+            for label, score in zip(classification.labels, classification.scores, strict=True)
+        ],
+        "receipt": heed_pb2.Receipt(**receipt._asdict()),
+    }
 
 
 def _translation(translated: Translated, receipt: Receipt) -> heed_pb2.TranslateResponse:
