@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NEGATIVE = -1e4  # added to the scores of padding: its weight is exactly 0 after the softmax, in half precision too
+# The same in ONNX Runtime's attention, whose exponential never gives 0 on a CPU: what lies far below becomes subnormal,
+# and products with such numbers take the processor ten times as long. e^-50 is an ordinary number, and lost in any sum.
+HIDDEN = -50.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -393,7 +396,7 @@ def fused_attention(
     return torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (query_BTD, key, value, None, mask_BT),
-        {"num_heads": num_heads},
+        {"num_heads": num_heads, "mask_filter_value": HIDDEN},
         dtype=query_BTD.dtype,
         shape=query_BTD.shape,
         version=1,

@@ -28,7 +28,7 @@ from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from export.graphs import export_graph, halve
-from export.transformer import Packing, packed_layer
+from export.transformer import HIDDEN, Packing, packed_layer
 from export.translation_networks import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
 from model_store.folder import ENCODER, GRAPH
 
@@ -135,7 +135,7 @@ def _attend_to_source(
     mixed_NWD = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (attention.query(x_NWD), *cross, None, source_mask),
-        {"num_heads": attention.num_heads},
+        {"num_heads": attention.num_heads, "mask_filter_value": HIDDEN},
         dtype=x_NWD.dtype,
         shape=x_NWD.shape,
         version=1,
