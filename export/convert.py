@@ -27,7 +27,14 @@ from torch import nn
 
 from export.evaluate import MAX_ACCURACY_LOSS, classification_quality, twice
 from export.explain_graphs import add_explain_graph, card_of_explanations
-from export.graphs import export_graph, halve, halve_exact_weights, optimize_transformer, quantize
+from export.graphs import (
+    export_graph,
+    halve,
+    halve_exact_weights,
+    optimize_transformer,
+    quantize,
+    use_standard_attention,
+)
 from export.half_graphs import HalfPrecisionRefused, Material, add_half_graphs, card_of_half_precision
 from export.image_networks import VisionTransformer
 from export.provenance import this_command
@@ -118,14 +125,16 @@ def convert(
     with folder_in_the_making(store) as folder:
         console.print("exporting to ONNX")
         export_onnx(source, folder / GRAPH)
-        if precision == "int8":
-            console.print("quantizing to int8")
-            quantize(folder / GRAPH, source.quantized_operators)
-        elif precision == "float16":
+        if precision == "float16":
             console.print("halving to float16")
             halve(folder / GRAPH)
         else:
-            halve_exact_weights(folder / GRAPH)
+            if precision == "int8":
+                console.print("quantizing to int8")
+                quantize(folder / GRAPH, source.quantized_operators)
+            else:
+                halve_exact_weights(folder / GRAPH)
+            use_standard_attention(folder / GRAPH)
         console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
         reference_BC = source.logits(source.module, compare_on)
         onnx_comparison = compare(onnx_logits(source, folder / GRAPH, compare_on), reference_BC)

@@ -35,7 +35,7 @@ from export.evaluate import (
     with_confidence,
 )
 from export.golden_texts import GOLDEN_TEXTS
-from export.graphs import halve_exact_weights, quantize
+from export.graphs import halve_exact_weights, quantize, use_standard_attention
 from export.provenance import this_command
 from export.run_folder import read_result
 from export.source import provenance_of
@@ -178,6 +178,7 @@ def convert_translation(
                     quantize(graph)
                 else:
                     halve_exact_weights(graph)
+            use_standard_attention(folder / ENCODER)
         reference, graphs = TorchTranslator(source.module, torch.device("cpu")), OnnxTranslator(folder)
         quality: dict[str, Any] = {"compared_with_pytorch": {}}
         for split, texts in compare_on.items():

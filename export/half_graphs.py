@@ -41,7 +41,7 @@ from export.evaluate import (
 )
 from export.explain_graphs import CARD_HEADING as EXPLAINED_HEADING
 from export.explain_graphs import open_folder
-from export.graphs import halve
+from export.graphs import halve, use_own_attention
 from export.shared_weights import share_weights
 from export.source import Labelled
 from export.stored_networks import dequantized
@@ -102,11 +102,13 @@ def write_half_graphs(folder: Path) -> None:
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """A served graph with its weights in single precision, as export wrote it before it made them smaller; in place.
 
-    What `export.graphs.halve_exact_weights` and `quantize` have put around weights is taken out again.
+    What `export.graphs.halve_exact_weights` and `quantize` have put around weights is taken out again, and attention is
+    ONNX Runtime's own operator.
 
     Raises:
         HalfPrecisionRefused: something of int8 is left.
     """
+    use_own_attention(model)
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     makers = {output: node for node in graph.node for output in node.output}

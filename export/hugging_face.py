@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import (
@@ -20,7 +19,7 @@ from transformers import (
 )
 
 from export.source import ImageClassifierSource, TextClassifierSource
-from export.transformer import fused_attention
+from export.transformer import fused_attention, padding_bias
 from model_store.folder import PREPROCESSOR
 from service.tasks.image_classification import PreprocessorConfig
 
@@ -173,8 +172,8 @@ def _with_fused_attention(model: Any) -> Any:
 
 
 def _padding_mask(*, attention_mask: Tensor, **_: Any) -> Tensor:
-    """The mask as the operator takes it: which tokens are real, [B, T]."""
-    return attention_mask
+    """What every layer adds to its scores, [B, 1, T, T]."""
+    return padding_bias(attention_mask)
 
 
 def _fused_attention(
@@ -182,10 +181,10 @@ def _fused_attention(
     query_BHTK: Tensor,
     key_BHTK: Tensor,
     value_BHTK: Tensor,
-    mask_BT: Tensor,
+    bias_B1TT: Tensor,
     **_: Any,
 ) -> tuple[Tensor, None]:
     B, H, T, K = query_BHTK.shape
     parts = [part.transpose(1, 2).reshape(B, T, H * K) for part in (query_BHTK, key_BHTK, value_BHTK)]
-    mixed_BTD = fused_attention(*parts, mask_BT.to(torch.int32), H)
+    mixed_BTD = fused_attention(*parts, bias_B1TT, H)
     return mixed_BTD.view(B, T, H, K), None

@@ -134,6 +134,11 @@ class StoredGraph:
                 )
         return default
 
+    @property
+    def num_heads(self) -> Any:
+        """Of its attention."""
+        return self.attribute("Attention", "q_num_heads") or self.attribute("MultiHeadAttention", "num_heads")
+
     def first_use(self, weight: str) -> int:
         """The place of the first node that takes a weight, under whatever name it is stored."""
         for number, node in enumerate(self._graph.node):
@@ -197,7 +202,7 @@ def _layers(graph: StoredGraph, weights: Mapping[str, NDArray[Any]], stack: str,
 
 def _text_classifier(graph: StoredGraph, num_labels: int, config: Mapping[str, Any]) -> TextClassifier:
     weights = graph.weights
-    layers = _layers(graph, weights, "layers", graph.attribute("MultiHeadAttention", "num_heads"))
+    layers = _layers(graph, weights, "layers", graph.num_heads)
     vocab_size, width = weights["embedding.weight"].shape
     has_table = "positions_TD" in weights
     module = TextClassifier(
@@ -246,7 +251,7 @@ def _vision_transformer(graph: StoredGraph, config: Mapping[str, Any]) -> Vision
 
 def _translation(step: StoredGraph, encoder: StoredGraph) -> StoredNetwork:
     weights = encoder.weights | step.weights
-    layers = _layers(encoder, weights, "encoder", encoder.attribute("MultiHeadAttention", "num_heads"))
+    layers = _layers(encoder, weights, "encoder", encoder.num_heads)
     embedding_VD = step.arrays["model.embedding.weight"]
     output_VD = step.arrays.get("model.embedding.weight_Transposed")
     weights["embedding.weight"] = embedding_VD

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NEGATIVE = -1e4  # added to the scores of padding: its weight is exactly 0 after the softmax, in half precision too
-# The same in ONNX Runtime's attention, whose exponential never gives 0 on a CPU: what lies far below becomes subnormal,
-# and products with such numbers take the processor ten times as long. e^-50 is an ordinary number, and lost in any sum.
+# The same in exported graphs. ONNX Runtime's exponential never gives 0 on a CPU: what lies far below becomes subnormal,
+# and a product with such a number takes the processor ten times as long. e^-50 is an ordinary one, lost in any sum.
 HIDDEN = -50.0
 
 
@@ -294,8 +294,9 @@ class PackedTextClassifier(nn.Module):
 
     Every product with weights works on the N real tokens of the batch, so texts of any length can share a batch at no
     cost. Attention is one operator of ONNX Runtime, `com.microsoft.MultiHeadAttention` (the pattern of products and
-    softmax that torch's exporter writes is not recognised by ONNX Runtime's optimizer). Outside an export that operator
-    computes nothing: equality with `TextClassifier` is shown on the exported graph.
+    softmax that torch's exporter writes is not recognised by ONNX Runtime's optimizer), or the standard one, by
+    `export.graphs.use_standard_attention`. Outside an export that operator computes nothing: equality with
+    `TextClassifier` is shown on the exported graph.
 
     N: real tokens of all rows, one row after another.
     """
@@ -342,7 +343,7 @@ def _packed_attention(
         query_ND = rotate(query_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
         key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
         qkv_N3D = torch.cat((query_ND, key_ND, value_ND), dim=-1)
-    mixed_BTD = fused_attention(*packing.put_back_parts(qkv_N3D, H), packing.mask_BT, H)
+    mixed_BTD = fused_attention(*packing.put_back_parts(qkv_N3D), packing.bias_B1TT, H)
     return attention.out(packing.real_only(mixed_BTD))
 
 
@@ -351,52 +352,40 @@ class Packing:
 
     def __init__(self, attention_mask: Tensor) -> None:
         self.shape = attention_mask.shape
-        self.mask_BT = attention_mask.to(torch.int32)
+        self.bias_B1TT = padding_bias(attention_mask)
         flat = attention_mask.flatten()
         self._place_N = flat.nonzero().squeeze(1)
-        # Padding gets the place of the real token before it: any will do, for the mask hides it.
+        # Padding gets the place of the real token before it: any will do, for the bias hides it.
         self._token = (flat.cumsum(0) - 1).clamp(min=0)
 
     def real_only(self, x: Tensor) -> Tensor:
         """[B, T, ...] to [N, ...]."""
         return x.flatten(0, 1).index_select(0, self._place_N)
 
-    def put_back_parts(self, qkv_N3D: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, D], keys and values [B, H, T, K] out of their joint product [N, 3 D].
-
-        As the attention operator wants them, so that nothing is cut up and turned round before it.
-        """
-        (B, T), D = self.shape, qkv_N3D.size(1) // 3
-        query_BTD = qkv_N3D.view(-1, D).index_select(0, 3 * self._token).view(B, T, D)
-        heads = qkv_N3D.view(-1, D // num_heads)
-        place_B1T = (3 * num_heads * self._token).view(B, 1, T)
-        head_H1 = torch.arange(num_heads).view(1, num_heads, 1)
-        key, value = (
-            heads.index_select(0, (place_B1T + (part * num_heads + head_H1)).flatten()).view(B, num_heads, T, -1)
-            for part in (1, 2)
-        )
-        return query_BTD, key, value
+    def put_back_parts(self, qkv_N3D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [B, T, D] each, out of their joint product [N, 3 D], which is not cut up before."""
+        D = qkv_N3D.size(1) // 3
+        parts = qkv_N3D.view(-1, D)
+        query, key, value = (parts.index_select(0, 3 * self._token + part).view(*self.shape, D) for part in range(3))
+        return query, key, value
 
     def put_back(self, x_ND: Tensor) -> Tensor:
         """[N, D] to [B, T, D]; what stands in the padding is arbitrary."""
         return x_ND.index_select(0, self._token).view(*self.shape, -1)
 
 
-def fused_attention(
-    query_BTD: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask_BT: Tensor,
-    num_heads: int,
-) -> Tensor:
-    """The operator's node: scaled dot-product attention over the keys whose mask (int32) is 1.
+def padding_bias(attention_mask: Tensor) -> Tensor:
+    """What hides the padding of a mask [B, T] from every query, when it is added to the scores; [B, 1, T, T]."""
+    (B, T), hidden_BT = attention_mask.shape, 1.0 - attention_mask.to(torch.float32)
+    return (HIDDEN * hidden_BT)[:, None, None, :].expand(B, 1, T, T)
 
-    Keys and values are [B, T, D] or, which spares it turning them round, [B, H, T, K].
-    """
+
+def fused_attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, bias_B1TT: Tensor, num_heads: int) -> Tensor:
+    """The operator's node: scaled dot-product attention, with a bias on the scores; [B, T, D]."""
     return torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (query_BTD, key, value, None, mask_BT),
-        {"num_heads": num_heads, "mask_filter_value": HIDDEN},
+        (query_BTD, key_BTD, value_BTD, None, None, bias_B1TT),
+        {"num_heads": num_heads},
         dtype=query_BTD.dtype,
         shape=query_BTD.shape,
         version=1,

@@ -15,9 +15,9 @@ from export.convert import (
     folder_in_the_making,
     onnx_logits,
     publish,
-    quantize,
 )
 from export.golden_texts import made_up_sentences
+from export.graphs import quantize, use_standard_attention
 from export.provenance import this_command
 from export.source import TextClassifierSource
 from export.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
@@ -76,6 +76,7 @@ def write_untrained(
         export_onnx(source, folder / GRAPH)
         if precision == "int8":
             quantize(folder / GRAPH)
+        use_standard_attention(folder / GRAPH)
         sample = made_up_sentences(MIN_COMPARED // 10)
         comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(model, sample))
         quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
