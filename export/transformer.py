@@ -19,7 +19,7 @@ from torch.nn import functional
 
 NEGATIVE = -1e4  # added to the scores of padding: its weight is exactly 0 after the softmax, in half precision too
 # The same in exported graphs. ONNX Runtime's exponential never gives 0 on a CPU: what lies far below becomes subnormal,
-# and a product with such a number takes the processor ten times as long. e^-50 is an ordinary one, lost in any sum.
+# and a product with such a number takes the processor many times as long. e^-50 is an ordinary one, lost in any sum.
 HIDDEN = -50.0
 
 
