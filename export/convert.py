@@ -125,15 +125,15 @@ def convert(
     with folder_in_the_making(store) as folder:
         console.print("exporting to ONNX")
         export_onnx(source, folder / GRAPH)
-        if precision == "float16":
+        if precision == "int8":
+            console.print("quantizing to int8")
+            quantize(folder / GRAPH, source.quantized_operators)
+        elif precision == "float16":
             console.print("halving to float16")
             halve(folder / GRAPH)
         else:
-            if precision == "int8":
-                console.print("quantizing to int8")
-                quantize(folder / GRAPH, source.quantized_operators)
-            else:
-                halve_exact_weights(folder / GRAPH)
+            halve_exact_weights(folder / GRAPH)
+        if precision != "float16":  # that one is for GPUs
             use_standard_attention(folder / GRAPH)
         console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
         reference_BC = source.logits(source.module, compare_on)

@@ -96,7 +96,7 @@ def use_standard_attention(path: Path) -> None:
 def use_own_attention(model: onnx.ModelProto) -> None:
     """Undo `use_standard_attention`, in place."""
     for node in model.graph.node:
-        if node.op_type == "Attention":
+        if node.op_type == "Attention" and not node.domain:  # ONNX Runtime has another one of this name
             query, key, value, bias = node.input
             (num_heads,) = (each.i for each in node.attribute if each.name == "q_num_heads")
             node.CopyFrom(

@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ STORE = ROOT / "build" / "bench_store"
 MODELS = {"minilm": "float32", "minilm-int8": "int8"}
 PADDED = "minilm-padded"  # float32, the graph that computes padding: what other converters give; not served here
 CONCURRENCIES = (1, 16, 64)
+# With fewer of a measurement, nothing is answered while all users are at work, which throughput is measured by.
+LEAST_COUNT = 2 * max(CONCURRENCIES)
 
 
 def prepare_store(console: Console) -> None:
@@ -79,7 +82,7 @@ def forget_unless_made_by(folder: Path, origin: str) -> None:
     note.write_text(origin)
 
 
-def main() -> int:
+def main(given: Sequence[str] | None = None) -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
@@ -92,7 +95,12 @@ def main() -> int:
     parser.add_argument("--sentences", type=int, default=512, help="sentences of one measurement of translation")
     parser.add_argument("--predictions", type=int, default=300, help="of one measurement beside explanations")
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    for name in ("requests", "sentences"):
+        if getattr(arguments, name) < LEAST_COUNT:
+            parser.error(
+                f"--{name} must be at least {LEAST_COUNT}, twice the most users, not {getattr(arguments, name)}"
+            )
     try:
         part = MarkedPart.of(arguments.document, "bench") if arguments.document else None
     except ValueError as error:

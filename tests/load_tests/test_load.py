@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.bench import forget_unless_made_by
+from load_tests.bench import LEAST_COUNT, forget_unless_made_by
+from load_tests.bench import main as bench
 from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
 from load_tests.material import load_sentences
 from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_port, pin
@@ -87,6 +88,14 @@ def test_a_missed_limit_is_named_and_the_exit_status_says_so(server: Server, tmp
     slo.write_text("[sentiment]\ntask = 'text-classification'\nmin_accuracy = 1.01\nmax_p99_ms = 60000\n")
     done = run(server, tmp_path, "--slo", str(slo))
     assert (done.returncode, "missed: min_accuracy of sentiment" in done.stdout) == (1, True), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["requests", "sentences"])
+def test_a_benchmark_of_too_few_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is measured that could not be reported."""
+    with pytest.raises(SystemExit):
+        bench([f"--{name}", str(LEAST_COUNT - 1)])
+    assert f"--{name} must be at least {LEAST_COUNT}" in capsys.readouterr().err
 
 
 async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
