@@ -7,7 +7,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,13 @@ class Process:
     """A Python module in a process of its own, on one core unless None is given; ended with the `with` block."""
 
     def __init__(
-        self, module: str, *arguments: str, pipes: bool = False, core: int | None = SERVER_CORE, log: Path | None = None
+        self,
+        module: str,
+        *arguments: str,
+        pipes: bool = False,
+        core: int | None = SERVER_CORE,
+        log: Path | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.started_s = time.perf_counter()
 
@@ -36,6 +42,7 @@ class Process:
             stdout=subprocess.PIPE if pipes else subprocess.DEVNULL,
             stderr=None if pipes and not log else self._log,
             text=True,
+            env=None if environment is None else os.environ | environment,
             preexec_fn=None if core is None else lambda: pin(core),
         )
 

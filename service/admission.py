@@ -8,12 +8,14 @@ All state belongs to the event loop's thread.
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
 
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 
 
-class BatchReport(NamedTuple):
+class BatchReport(msgspec.Struct, frozen=True, gc=False):
     """One engine call, seen from outside."""
 
     rows: int
@@ -24,7 +26,7 @@ class BatchReport(NamedTuple):
     cost_s: float  # of the call, on the engine's own clock
 
 
-class Done(NamedTuple):
+class Done(msgspec.Struct, frozen=True, gc=False):
     """The result of one item, how long it waited for its engine call, and that call."""
 
     result: Any

@@ -29,7 +29,9 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
@@ -190,9 +192,12 @@ class Batcher:
             EngineFailed: the engine raised on one of these items.
         """
         now_s = time.monotonic()
-        alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
+        rows, alone_s = 0, []
+        for item in items:
+            rows += item.rows
+            alone_s.append(self._costs.estimate(item.rows, item.length))
         self._admission.check(
-            sum([item.rows for item in items]),
+            rows,
             wait_s=self._expected_wait_s(now_s),
             own_s=sum(alone_s) * self._saving / min(len(items), len(self._instances)),
             deadline_s=deadline_s,
@@ -459,7 +464,7 @@ class Batcher:
         return results
 
 
-class _Extent(NamedTuple):
+class _Extent(msgspec.Struct, frozen=True, gc=False):
     """How large an engine call is."""
 
     rows: int
@@ -481,7 +486,7 @@ class _Extent(NamedTuple):
 
     def effective_length(self, padding_cost: float | None) -> int:
         """Length of the rows of a call without padding that costs as much."""
-        if padding_cost is None:
+        if padding_cost is None or self.tokens == self.rows * self.longest:
             return self.longest
         mean = self.tokens / self.rows
         return math.ceil(mean + padding_cost * (self.longest - mean))

@@ -77,7 +77,10 @@ class CostTable:
         """Expected seconds of a call; 0 while nothing was measured."""
         if not self._seconds:
             return 0.0
-        row, row_share, column, column_share = self._cell(rows, length)
+        if rows < len(self._row_cells) and length < len(self._length_cells):  # `_cell`, without the call
+            (row, row_share), (column, column_share) = self._row_cells[rows], self._length_cells[length]
+        else:
+            row, row_share, column, column_share = self._cell(rows, length)
         upper, lower = self._seconds[row], self._seconds[row + 1]
         if column_share <= 1.0:
             at_upper = upper[column] + (upper[column + 1] - upper[column]) * column_share

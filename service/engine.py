@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, TypeVar
@@ -158,9 +159,7 @@ class OnnxEngine:
                 if self.binds:
                     outputs = self._run_bound(feeds)
                 else:
-                    outputs = computed(
-                        lambda options: self._session.run(self._output_names, feeds, options), self._device
-                    )
+                    outputs = computed(partial(self._session.run, self._output_names, feeds), self._device)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))

@@ -93,6 +93,13 @@ class StageTimes:
         self.queue = Tally(LATENCY_BUCKETS_S)
         self.compute = Tally(LATENCY_BUCKETS_S)
         self.postprocess = Tally(LATENCY_BUCKETS_S)
+        self._all = (self.total, self.preprocess, self.queue, self.compute, self.postprocess)
+
+    def observe(self, *, total: float, preprocess: float, queue: float, compute: float, postprocess: float) -> None:
+        """Count a request that was answered."""
+        for tally, value in zip(self._all, (total, preprocess, queue, compute, postprocess), strict=True):
+            tally.counts[bisect_left(LATENCY_BUCKETS_S, value)] += 1
+            tally.sum += value
 
     def exemplify(self, trace_id: str, **seconds: float) -> None:
         """Let a trace stand for the times of its stages, by the names of the attributes here."""

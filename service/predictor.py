@@ -6,12 +6,13 @@ Call + input ──> model ──> task.preprocess ──> batcher.submit ──
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
+import msgspec
 import structlog
 
 from service.admission import Done
@@ -33,7 +34,7 @@ from service.explainer import METHODS, Explainer, Question, check, methods_of, t
 from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.inflight_batcher import InFlightBatcher
-from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol, StageTimes
+from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.preparation import Preparation
 from service.repository import ModelRepository, ServedModel
 from service.spare_time import SpareTime
@@ -85,9 +86,11 @@ TASK_NAMES: dict[type, TaskName] = {
 
 T = TypeVar("T")
 I = TypeVar("I", bound=Item)
+# What tasks make of a request's inputs: the items, or where that takes long, when they are there.
+Prepared = list[Any] | Awaitable[list[Any]]
 
 
-class Call(NamedTuple):
+class Call(msgspec.Struct, frozen=True, gc=False):
     """What a transport knows of a request besides its inputs."""
 
     model: str
@@ -102,7 +105,7 @@ class Call(NamedTuple):
     length_penalty: float | None = None
 
 
-class Receipt(NamedTuple):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """Where the time of one request went, and in what company it was computed.
 
     A request whose rows went through several engine calls shows the longest wait and the largest call.
@@ -120,10 +123,13 @@ class Receipt(NamedTuple):
 
     def as_parameters(self) -> dict[str, int | bool]:
         """As response parameters of the Open Inference Protocol, which has a field of its own for the version."""
-        return dict(zip(RECEIPT_PARAMETERS, self[1:], strict=True))
+        parameters = msgspec.structs.asdict(self)
+        del parameters["model_version"]
+        return parameters
 
-
-RECEIPT_PARAMETERS = Receipt._fields[1:]
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return msgspec.structs.asdict(self)
 
 
 class Explained(NamedTuple):
@@ -182,7 +188,9 @@ class Predictor:
         self._all_answered = asyncio.Event()
         metrics.preparing_rows.set_function(lambda: self._preparation.rows)
 
-    async def infer(self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()) -> tuple[Arrays, Receipt]:
+    def infer(
+        self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()
+    ) -> Coroutine[Any, Any, tuple[Arrays, Receipt]]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
 
         Args:
@@ -194,7 +202,7 @@ class Predictor:
             HeedError: see `service.errors`.
         """
 
-        async def prepare(model: ServedModel) -> Sequence[Any]:
+        def prepare(model: ServedModel) -> Prepared:
             _check_inputs(model, inputs)
             if wanted and (unknown := set(wanted) - {spec.name for spec in model.task.outputs}):
                 raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
@@ -203,26 +211,26 @@ class Predictor:
                 self._check_rows(sum([item.rows for item in rows]), "rows")
                 return rows
             if isinstance(model.task, ImageClassification):
-                return await self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
+                return self._pixels(model.task, call, inputs["image"].tolist(), "image[{}]")
             texts = texts_of(inputs)
             if isinstance(model.task, Translation):
-                return await self._sentences(model.task, call, texts, "text[{}]")
-            return await self._tokens(model.task, call, texts, "text[{}]")
+                return self._sentences(model.task, call, texts, "text[{}]")
+            return self._tokens(model.task, call, texts, "text[{}]")
 
         def finish(model: ServedModel, results: list[Any]) -> Arrays:
             outputs = model.task.tensors(results)
             return {name: outputs[name] for name in wanted} if wanted else outputs
 
-        return await self._answer(call, prepare, finish)
+        return self._answer(call, prepare, finish)
 
-    async def classify_texts(
+    def classify_texts(
         self,
         call: Call,
         texts: Sequence[str],
         field: str = "text",
         function: ScoreFunction = "softmax",
         top_k: int | None = None,
-    ) -> tuple[list[Classification], Receipt]:
+    ) -> Coroutine[Any, Any, tuple[list[Classification], Receipt]]:
         """Texts in, their classes and scores out.
 
         Args:
@@ -236,23 +244,23 @@ class Predictor:
             HeedError: see `service.errors`.
         """
 
-        async def prepare(model: ServedModel) -> Sequence[Any]:
-            return await self._tokens(_text_classification(model), call, texts, field)
+        def prepare(model: ServedModel) -> Prepared:
+            return self._tokens(_text_classification(model), call, texts, field)
 
         def finish(model: ServedModel, results: list[Any]) -> list[Classification]:
             task = _text_classification(model)
             return [task.postprocess(logits_C, function, top_k) for logits_C in results]
 
-        return await self._answer(call, prepare, finish)
+        return self._answer(call, prepare, finish)
 
-    async def classify_images(
+    def classify_images(
         self,
         call: Call,
         images: Sequence[bytes],
         field: str = "image",
         function: ScoreFunction = "softmax",
         top_k: int | None = None,
-    ) -> tuple[list[Classification], Receipt]:
+    ) -> Coroutine[Any, Any, tuple[list[Classification], Receipt]]:
         """Encoded images in, their classes and scores out.
 
         Args:
@@ -266,18 +274,18 @@ class Predictor:
             HeedError: see `service.errors`.
         """
 
-        async def prepare(model: ServedModel) -> Sequence[Any]:
-            return await self._pixels(_image_classification(model), call, images, field)
+        def prepare(model: ServedModel) -> Prepared:
+            return self._pixels(_image_classification(model), call, images, field)
 
         def finish(model: ServedModel, results: list[Any]) -> list[Classification]:
             task = _image_classification(model)
             return [task.postprocess(logits_C, function, top_k) for logits_C in results]
 
-        return await self._answer(call, prepare, finish)
+        return self._answer(call, prepare, finish)
 
-    async def translate_texts(
+    def translate_texts(
         self, call: Call, texts: Sequence[str], field: str = "text"
-    ) -> tuple[list[Translated], Receipt]:
+    ) -> Coroutine[Any, Any, tuple[list[Translated], Receipt]]:
         """Texts in, their translations out.
 
         Args:
@@ -289,14 +297,14 @@ class Predictor:
             HeedError: see `service.errors`.
         """
 
-        async def prepare(model: ServedModel) -> Sequence[Any]:
-            return await self._sentences(_translation(model), call, texts, field)
+        def prepare(model: ServedModel) -> Prepared:
+            return self._sentences(_translation(model), call, texts, field)
 
         def finish(model: ServedModel, results: list[Any]) -> list[Translated]:
             task = _translation(model)
             return [task.postprocess(sentence) for sentence in results]
 
-        return await self._answer(call, prepare, finish)
+        return self._answer(call, prepare, finish)
 
     async def stream_translation(
         self, call: Call, text: str, field: str = "text"
@@ -311,13 +319,13 @@ class Predictor:
         told: asyncio.Queue[list[int] | None] = asyncio.Queue()
         tasks: list[Translation] = []
 
-        async def prepare(model: ServedModel) -> Sequence[Any]:
+        def prepare(model: ServedModel) -> Prepared:
             tasks.append(_translation(model))
             if (call.num_beams or 1) != 1:
                 raise InvalidRequest(
                     f"num_beams is {call.num_beams}; a stream takes 1, for beams may change what was sent already"
                 )
-            return await self._sentences(tasks[0], call, [text], field)
+            return self._sentences(tasks[0], call, [text], field)
 
         def finish(model: ServedModel, results: list[Any]) -> Translated:
             return tasks[0].postprocess(results[0])
@@ -371,7 +379,7 @@ class Predictor:
         explanations: list[Explanation] = []
         admitted = contextlib.ExitStack()
 
-        async def prepare(model: ServedModel) -> Sequence[Any]:
+        async def prepare(model: ServedModel) -> list[Any]:
             check(model, request)
             _check_inputs(model, inputs)
             task = model.task
@@ -383,16 +391,18 @@ class Predictor:
             await self._explainer.get_ready(model, request, deadline_s)
             await self._spare_time.moment(deadline_s)
             given: str | bytes
+            prepared: Prepared
             if isinstance(task, ImageClassification):
                 given, named = inputs["image"].item(0), field or "image[0]"
-                items = await self._pixels(task, call, inputs["image"].tolist(), named)
+                prepared = self._pixels(task, call, inputs["image"].tolist(), named)
             else:
                 texts, named = texts_of(inputs), field or "text[0]"
                 given = texts[0]
                 if isinstance(task, Translation):
-                    items = await self._sentences(task, call, texts, named)
+                    prepared = self._sentences(task, call, texts, named)
                 else:
-                    items = await self._tokens(task, call, texts, named)
+                    prepared = self._tokens(task, call, texts, named)
+            items = prepared if isinstance(prepared, list) else await prepared
             limit, truncate = self._config.max_image_pixels, call.truncate
             about = (task, model.graph, request, items[0], given)
             taking_apart = partial(take_apart, *about, truncate=truncate, field=named, max_image_pixels=limit)
@@ -433,30 +443,41 @@ class Predictor:
             return
         served.task.check_languages(source, target)
 
-    async def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Sequence[Any]:
+    def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Prepared:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
         task.check(request)
         beams, most = request.num_beams or 1, self._config.max_batch_rows
         if beams > most:
             raise InvalidRequest(f"num_beams is {beams}, the server's limit is {most} (max_batch_rows)")
         self._check_rows(len(texts), "texts", beams)
-        return await self._tokens(task, call, texts, field, request=request)
+        return self._tokens(task, call, texts, field, request=request)
 
-    async def _tokens(
+    def _tokens(
         self,
         task: TextClassification | Translation,
         call: Call,
         texts: Sequence[str],
         field: str,
         **options: Any,
-    ) -> Sequence[Any]:
+    ) -> Prepared:
         """Tokenize the texts of a request; `options` go to the task's `preprocess_all`."""
         self._check_rows(len(texts))
         options |= {"truncate": call.truncate, "field": field}
         weights = [len(text) if text.isascii() else CHARACTER_WEIGHT * len(text) for text in texts]
         if sum(weights) <= LONG_TEXT_CHARACTERS:
             return task.preprocess_all(texts, **options)
-        tokenizing: list[Callable[[], Sequence[Any]]] = []
+        return self._tokens_of_long(task, call, texts, weights, options)
+
+    async def _tokens_of_long(
+        self,
+        task: TextClassification | Translation,
+        call: Call,
+        texts: Sequence[str],
+        weights: Sequence[int],
+        options: dict[str, Any],
+    ) -> list[Any]:
+        """The same in threads, in pieces of such weights."""
+        tokenizing: list[Callable[[], list[Any]]] = []
         first, piece = 0, 0
         for number, weight in enumerate(weights, 1):
             piece += weight
@@ -466,9 +487,7 @@ class Predictor:
         timeout_s, words = self._timeout_s(call), ("texts", "tokenized")
         return list(chain(*await self._preparation.run(tokenizing, rows=len(texts), timeout_s=timeout_s, words=words)))
 
-    async def _pixels(
-        self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str
-    ) -> Sequence[Any]:
+    def _pixels(self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str) -> Prepared:
         """Decode the images of a request, side by side."""
         self._check_rows(len(images))
         limit = self._config.max_image_pixels
@@ -477,7 +496,7 @@ class Predictor:
             for number, image in enumerate(images)
         ]
         timeout_s, words = self._timeout_s(call), ("images", "decoded")
-        return await self._preparation.run(decoding, rows=len(images), timeout_s=timeout_s, words=words)
+        return self._preparation.run(decoding, rows=len(images), timeout_s=timeout_s, words=words)
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
@@ -498,8 +517,9 @@ class Predictor:
             NotFound, Unavailable: as for a request.
             InvalidRequest: more texts or images than a request may have.
         """
-        if not isinstance(self._repository.get(name, version).task, TensorRows):
-            self._check_rows_limit(byte_elements)
+        served = self._repository.get(name, version)
+        if byte_elements > self._config.max_request_rows and not isinstance(served.task, TensorRows):
+            raise self._too_many(byte_elements)
 
     def _timeout_s(self, call: Call) -> float:
         return self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
@@ -508,18 +528,18 @@ class Predictor:
         """Refuse a request of too many rows, and one of none, before any work is done for it."""
         if inputs == 0:
             raise InvalidRequest("the request has no inputs")
-        self._check_rows_limit(inputs, what, rows_each)
-
-    def _check_rows_limit(self, inputs: int, what: str = "inputs", rows_each: int = 1) -> None:
         if inputs * rows_each > self._config.max_request_rows:
-            beams = f" x {rows_each} num_beams = {inputs * rows_each} rows" if rows_each > 1 else ""
-            limit = f"the limit is {self._config.max_request_rows} (max_request_rows)"
-            raise InvalidRequest(f"the request has {inputs} {what}{beams}, {limit}")
+            raise self._too_many(inputs, what, rows_each)
+
+    def _too_many(self, inputs: int, what: str = "inputs", rows_each: int = 1) -> InvalidRequest:
+        beams = f" x {rows_each} num_beams = {inputs * rows_each} rows" if rows_each > 1 else ""
+        limit = f"the limit is {self._config.max_request_rows} (max_request_rows)"
+        return InvalidRequest(f"the request has {inputs} {what}{beams}, {limit}")
 
     async def _answer(
         self,
         call: Call,
-        prepare: Callable[[ServedModel], Any],
+        prepare: Callable[[ServedModel], Prepared],
         finish: Callable[[ServedModel, list[Any]], T],
         on_tokens: Callable[[int, list[int]], None] | None = None,
         submit: Callable[[ServedModel, Sequence[Any], float], Awaitable[list[Done]]] | None = None,
@@ -538,7 +558,8 @@ class Predictor:
                 raise Unavailable("the server is shutting down")
             model = self._repository.get(name, version)
             name, version = model.name, model.version
-            items = await prepare(model)
+            prepared = prepare(model)
+            items = prepared if isinstance(prepared, list) else await prepared
             prepared_s = time.monotonic()
             if submit is not None:
                 done = await submit(model, items, started_s + timeout_s)
@@ -567,8 +588,13 @@ class Predictor:
         self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
         if submit is None:
-            stages = self._metrics.stages(name, version, call.protocol)
-            _observe(stages, receipt, started_s, prepared_s, computed_s, ended_s)
+            self._metrics.stages(name, version, call.protocol).observe(
+                preprocess=prepared_s - started_s,
+                queue=receipt.queue_us * 1e-6,
+                compute=receipt.compute_us * 1e-6,
+                postprocess=ended_s - computed_s,
+                total=ended_s - started_s,
+            )
         if self._tracing is not None:
             times_s = (started_s, prepared_s, computed_s, ended_s)
             self._trace_answer(call, model, done, times_s, receipt, explained=submit is not None)
@@ -577,7 +603,7 @@ class Predictor:
                 "request answered",
                 request_id=call.request_id,
                 model=name,
-                **receipt._asdict(),
+                **receipt.as_dict(),
             )
         return answer, receipt
 
@@ -804,13 +830,12 @@ def _taken(model: ServedModel) -> str:
 def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
     """Refuse tensors that do not fit the model's metadata, by name, type or shape."""
     specs = model.task.inputs
-    names = {spec.name for spec in specs}
-    if inputs.keys() != names:
-        if unknown := inputs.keys() - names:
-            raise InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(specs)}")
-        raise InvalidRequest(f"input {', '.join(sorted(names - inputs.keys()))} is missing; {_names(specs)}")
+    if len(inputs) > len(specs):
+        raise _misnamed(inputs, specs)
     for spec in specs:
-        name, array = spec.name, inputs[spec.name]
+        name = spec.name
+        if (array := inputs.get(name)) is None:
+            raise _misnamed(inputs, specs)
         datatype = DATATYPE_OF_NUMPY[array.dtype]
         if datatype != spec.datatype:
             raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")
@@ -820,18 +845,15 @@ def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
             )
 
 
+def _misnamed(inputs: Arrays, specs: Sequence[TensorSpec]) -> InvalidRequest:
+    names = {spec.name for spec in specs}
+    if unknown := inputs.keys() - names:
+        return InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(specs)}")
+    return InvalidRequest(f"input {', '.join(sorted(names - inputs.keys()))} is missing; {_names(specs)}")
+
+
 def _names(specs: Sequence[TensorSpec]) -> str:
     return f"the model has {', '.join(spec.name for spec in specs)}"
-
-
-def _observe(
-    stages: StageTimes, receipt: Receipt, started_s: float, prepared_s: float, computed_s: float, ended_s: float
-) -> None:
-    stages.preprocess.observe(prepared_s - started_s)
-    stages.queue.observe(receipt.queue_us * 1e-6)
-    stages.compute.observe(receipt.compute_us * 1e-6)
-    stages.postprocess.observe(ended_s - computed_s)
-    stages.total.observe(ended_s - started_s)
 
 
 def _receipt(
@@ -843,11 +865,13 @@ def _receipt(
     computed_s: float,
     ended_s: float,
 ) -> Receipt:
-    queue_s, batch = done[0].queue_s, done[0].batch
-    for other in done[1:]:
+    queue_s, batch, truncated = done[0].queue_s, done[0].batch, False
+    for other in done:
         queue_s = max(queue_s, other.queue_s)
         if other.batch.rows > batch.rows:
             batch = other.batch
+    for item in items:
+        truncated = truncated or item.truncated
     return Receipt(
         model_version=version,
         preprocess_us=int(1e6 * (prepared_s - started_s)),
@@ -857,5 +881,5 @@ def _receipt(
         batch_size=batch.rows,
         padded_tokens=batch.padded_tokens,
         batch_tokens=batch.tokens,
-        truncated=any(getattr(item, "truncated", False) for item in items),
+        truncated=truncated,
     )

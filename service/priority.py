@@ -88,7 +88,7 @@ def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], 
         new_stop: makes one.
         patience_s: after which the call is made in any case, and left to its end.
     """
-    if getattr(_of_thread, "lowest", None) is None:
+    if not _moments.waited_for or getattr(_of_thread, "lowest", None) is None:
         return call(None)
     stop = new_stop()
     until_s = time.monotonic() + patience_s

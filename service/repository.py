@@ -202,9 +202,10 @@ class ModelRepository:
         newest_first = self._newest_first.get(name)
         if newest_first is None:
             raise NotFound(f"Request for unknown model: {name!r} is not in the store")
-        for state in newest_first:
-            if state.current_problem() is None:
-                return state
+        if len(newest_first) > 1:
+            for state in newest_first:
+                if state.current_problem() is None:
+                    return state
         return newest_first[0]
 
     def versions(self, name: str) -> list[str]:

@@ -4,9 +4,9 @@ config ──> metrics ──> repository (models, batchers, engines) ──> pr
 """
 
 import asyncio
-import gc
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from model_store.folder import FolderError
 from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.device import Device
+from service.memory import keep_out_of_collections, move_to_huge_pages
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
@@ -84,7 +85,7 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
             problem = repository.not_ready_because()
             log.info("loaded", ready=problem is None, why=problem)
             print(welcome(http_url, address_of(config.host, grpc_port), predictor), flush=True)
-        keep_out_of_collections()
+        settle(stop)
     canary = Canary(repository, metrics, config.canary_interval_s)
     replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
     await stopping
@@ -109,13 +110,14 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
     return exit_status
 
 
-def keep_out_of_collections() -> None:
-    """Let the garbage collector pass over what there is by now: libraries and models, which stay.
+def settle(stop: asyncio.Event) -> None:
+    """What is done once with all that has been loaded; the long part of it beside the first requests."""
 
-    A full collection stops all requests, and among so many objects for 40 ms.
-    """
-    gc.collect()
-    gc.freeze()
+    def move() -> None:
+        log.info("memory is in huge pages", mib=move_to_huge_pages(stop.is_set) >> 20)
+
+    keep_out_of_collections()
+    threading.Thread(target=move, name="huge-pages", daemon=True).start()
 
 
 async def flush_traces(tracing: "Tracing | None", until_s: float) -> None:

@@ -30,8 +30,7 @@ class SpareTime:
         """`num_cores` are shared with whatever answers requests."""
         self._too_many = max(1, num_cores - 1)
         self._answering = 0
-        self._quiet = asyncio.Event()
-        self._quiet.set()
+        self._quiet = asyncio.Event()  # cleared by those who wait for it
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "spare-time", give_way)
 
@@ -39,7 +38,6 @@ class SpareTime:
         """A request has come that must not wait; `answered` must follow."""
         self._answering += 1
         if self._answering == self._too_many:
-            self._quiet.clear()
             hold()
 
     def answered(self) -> None:
@@ -77,7 +75,8 @@ class SpareTime:
             await self._moment()
 
     async def _moment(self) -> None:
-        while not self._quiet.is_set():
+        while self._answering >= self._too_many:
+            self._quiet.clear()
             await self._quiet.wait()
 
     @contextlib.asynccontextmanager

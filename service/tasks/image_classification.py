@@ -104,6 +104,7 @@ class Pixels:
     rows: int = 1
     length: int = 1
     group: None = None
+    truncated: bool = False
 
     def digest(self) -> str:
         """The sha256 of the pixels, float32 little-endian, for golden examples: the pixels themselves are too many."""

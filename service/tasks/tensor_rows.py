@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tensors import NUMPY_OF, Arrays, TensorSpec, bytes_array
+from service.tensors import NUMPY_OF, Arrays, TensorSpec
 
 # What the cost of a row goes by where rows differ in size: so many bytes of its inputs are a token of its length.
 BYTES_PER_TOKEN = 1024
@@ -22,13 +23,14 @@ MAX_INVENTED_ELEMENTS = 2**20  # of a row of one input
 TOLERATED_DIFFERENCE = 0.02
 
 
-class Rows(NamedTuple):
+class Rows(msgspec.Struct, frozen=True, gc=False):
     """Some rows of one request. An item of the batcher; only rows of the same shape share a call, none is padded."""
 
     arrays: Arrays
     rows: int
     group: Hashable  # the shape of a row
     length: int  # 1 where all rows have one size
+    truncated: bool = False  # no tensor ever is
 
 
 class TensorRows:
@@ -59,23 +61,33 @@ class TensorRows:
         Raises:
             InvalidRequest: the inputs differ in their rows, there is none, or a BYTES element is not UTF-8.
         """
-        num_bytes = sum(map(_num_bytes, inputs.values())) if self._sized else 0
-        inputs = {name: _to_text(name, array) if array.dtype == object else array for name, array in inputs.items()}
+        num_bytes, feeds = 0, {}
+        for name, array in inputs.items():
+            if array.dtype == object:
+                elements = array.ravel().tolist()
+                feeds[name] = _of_shape(_to_text(name, elements), array.shape)
+                num_bytes += sum(map(len, elements))
+            else:
+                feeds[name] = array
+                num_bytes += array.nbytes
+        if not self._sized:
+            num_bytes = 0
         if not self._batched:
-            return [Rows(inputs, 1, object(), _length(num_bytes))]
-        group = tuple([array.shape[1:] for array in inputs.values()])
-        num_rows = len(next(iter(inputs.values())))
-        if any(len(array) != num_rows for array in inputs.values()):
-            rows = {name: len(array) for name, array in inputs.items()}
-            raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
+            return [Rows(feeds, 1, object(), _length(num_bytes))]
+        shapes = [array.shape for array in feeds.values()]
+        num_rows, group = shapes[0][0], tuple([shape[1:] for shape in shapes])
+        for shape in shapes:
+            if shape[0] != num_rows:
+                rows = {name: len(array) for name, array in feeds.items()}
+                raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
         if num_rows == 0:
             raise InvalidRequest("the inputs have no rows: their first dimension is 0")
         length = _length(num_bytes // num_rows)
         if num_rows <= self._max_rows:
-            return [Rows(inputs, num_rows, group, length)]
+            return [Rows(feeds, num_rows, group, length)]
         return [
             Rows(
-                {name: array[first : first + self._max_rows] for name, array in inputs.items()},
+                {name: array[first : first + self._max_rows] for name, array in feeds.items()},
                 rows=min(self._max_rows, num_rows - first),
                 group=group,
                 length=length,
@@ -109,10 +121,11 @@ class TensorRows:
 
     def tensors(self, results: Sequence[Arrays]) -> Arrays:
         """The items of one request, put together again."""
-        joined = results[0]
-        if len(results) > 1:
-            joined = {name: np.concatenate([result[name] for result in results]) for name in joined}
-        return {name: _to_bytes(array) if array.dtype == object else array for name, array in joined.items()}
+        joined = {}
+        for name, array in results[0].items():
+            whole = array if len(results) == 1 else np.concatenate([result[name] for result in results])
+            joined[name] = _to_bytes(whole) if whole.dtype == object else whole
+        return joined
 
 
 def batching_problem(
@@ -173,25 +186,26 @@ def _same(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> bool:
     return np.allclose(expected, together, rtol=0, atol=TOLERATED_DIFFERENCE * largest, equal_nan=True)
 
 
-def _num_bytes(array: NDArray[Any]) -> int:
-    return sum(map(len, array.ravel().tolist())) if array.dtype == object else array.nbytes
-
-
 def _length(num_bytes: int) -> int:
     return max(1, -(-num_bytes // BYTES_PER_TOKEN))
 
 
-def _to_text(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """BYTES as ONNX Runtime takes them: `str` elements."""
-    texts = []
-    for number, element in enumerate(array.ravel().tolist()):
-        try:
-            texts.append(element.decode())
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"{name}[{number}] is not UTF-8, the only text that ONNX strings carry") from None
-    return np.array(texts, dtype=object).reshape(array.shape)
+def _to_text(name: str, elements: list[bytes]) -> list[str]:
+    """BYTES as ONNX Runtime takes them."""
+    texts: list[str] = []
+    try:
+        for element in elements:
+            texts.append(element.decode())  # noqa: PERF401, how far it comes tells which one is wrong
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{name}[{len(texts)}] is not UTF-8, the only text that ONNX strings carry") from None
+    return texts
 
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[Any]:
     """Strings as ONNX Runtime gives them, as BYTES."""
-    return bytes_array([element.encode() for element in array.ravel().tolist()]).reshape(array.shape)
+    return _of_shape([text.encode() for text in array.ravel().tolist()], array.shape)
+
+
+def _of_shape(elements: list[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    array = np.array(elements, dtype=object)
+    return array if len(shape) == 1 else array.reshape(shape)

@@ -35,6 +35,8 @@ def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
         if datatype == "BF16":
             raise Unsupported(f"tensor {name!r}: BF16 is not offered, no model here takes or gives it")
         raise InvalidRequest(f"tensor {name!r}: unknown datatype {datatype!r}; known are {', '.join(NUMPY_OF)}, BYTES")
+    if len(shape) == 1 and 0 <= shape[0] <= MAX_ELEMENTS:  # most are so
+        return shape[0]
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(f"tensor {name!r}: {len(shape)} dimensions, the limit is {MAX_DIMENSIONS}")
     if shape and min(shape) < 0:

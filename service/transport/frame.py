@@ -54,6 +54,9 @@ class Parameters(NamedTuple):
     length_penalty: float | None = None
 
 
+NO_PARAMETERS = Parameters()
+
+
 def parameters_of(given: Mapping[str, object]) -> Parameters:
     """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and those of a translation's search.
 
@@ -61,7 +64,7 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         InvalidRequest: one of them has the wrong type or sign.
     """
     if not given:
-        return Parameters()
+        return NO_PARAMETERS
     timeout_us = given.get("timeout", 0)
     # bool is a subclass of int, and "timeout": true a mistake.
     if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or not 0 <= timeout_us <= MAX_TIMEOUT_US:
@@ -122,5 +125,8 @@ def _number(name: str, value: object) -> float | None:
 
 def earliest(*timeouts_s: float | None) -> float | None:
     """The shortest of the timeouts that were given."""
-    given = [timeout_s for timeout_s in timeouts_s if timeout_s is not None]
-    return min(given) if given else None
+    shortest_s = None
+    for timeout_s in timeouts_s:
+        if timeout_s is not None and (shortest_s is None or timeout_s < shortest_s):
+            shortest_s = timeout_s
+    return shortest_s

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from types import SimpleNamespace
@@ -37,9 +37,10 @@ from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import MAX_DIMENSIONS, check_header, decode_raw, encode_raw
 from service.transport.frame import (
+    MOST_READ_AT_ONCE,
+    NO_PARAMETERS,
     REQUEST_ID_HEADER,
     earliest,
-    in_turn,
     parameters_of,
     request_id_of,
 )
@@ -298,7 +299,7 @@ class InferenceService(_Framed):
     ) -> inference_pb2.ModelInferResponse:
         """Tensors in, tensors out."""
         given = request.parameters
-        parameters = parameters_of({name: _value(given[name]) for name in given} if given else {})
+        parameters = parameters_of({name: _value(given[name]) for name in given}) if given else NO_PARAMETERS
         call = Call(
             model=request.model_name,
             version=request.model_version,
@@ -310,9 +311,11 @@ class InferenceService(_Framed):
             max_new_tokens=parameters.max_new_tokens,
             length_penalty=parameters.length_penalty,
         )
-        elements = elements_of(request)
-        self._predictor.check_target(call.model, call.version, elements.in_bytes)
-        inputs = await in_turn(read_inputs, request, elements.read_singly)
+        inputs = read_inputs(request, MOST_READ_AT_ONCE)
+        if inputs is None:
+            self._predictor.check_target(call.model, call.version, byte_elements_of(request))
+            inputs = await asyncio.to_thread(read_inputs, request)
+            assert inputs is not None
         outputs, receipt = await self._predictor.infer(call, inputs, [output.name for output in request.outputs])
         response = inference_pb2.ModelInferResponse(
             model_name=request.model_name,
@@ -427,7 +430,7 @@ def _classification(classification: Classification, receipt: Receipt) -> dict[st
             heed_pb2.ClassScore(label=label, score=score)
             for label, score in zip(classification.labels, classification.scores, strict=True)
         ],
-        "receipt": heed_pb2.Receipt(**receipt._asdict()),
+        "receipt": heed_pb2.Receipt(**receipt.as_dict()),
     }
 
 
@@ -436,7 +439,7 @@ def _translation(translated: Translated, receipt: Receipt) -> heed_pb2.Translate
         translation=translated.text,
         score=translated.score,
         num_tokens=translated.num_tokens,
-        receipt=heed_pb2.Receipt(**receipt._asdict()),
+        receipt=heed_pb2.Receipt(**receipt.as_dict()),
     )
 
 
@@ -453,7 +456,7 @@ def _explanation(explanation: Explanation, receipt: Receipt) -> heed_pb2.Explain
         target_tokens=explanation.target_tokens,
         overlay=explanation.overlay,
         fidelity=heed_pb2.Fidelity(**asdict(explanation.fidelity)),
-        receipt=heed_pb2.Receipt(**receipt._asdict()),
+        receipt=heed_pb2.Receipt(**receipt.as_dict()),
     )
     if explanation.tokens is not None:
         response.tokens.extend(heed_pb2.ExplainedToken(**token._asdict()) for token in explanation.tokens)
@@ -467,51 +470,49 @@ def _explanation(explanation: Explanation, receipt: Receipt) -> heed_pb2.Explain
     return response
 
 
-class Elements(NamedTuple):
-    """How many elements a message's tensors have by their shapes."""
-
-    in_bytes: int  # those of BYTES tensors
-    read_singly: int  # those that `read_inputs` looks at one by one; raw numbers it does not
-
-
-def elements_of(request: inference_pb2.ModelInferRequest) -> Elements:
-    """Counted before anything is checked."""
-    in_bytes, in_numbers = 0, 0
-    for tensor in request.inputs:
-        shape = tensor.shape
-        count = abs(shape[0] if len(shape) == 1 else math.prod(shape[:MAX_DIMENSIONS]))
-        if tensor.datatype == "BYTES":
-            in_bytes += count
-        else:
-            in_numbers += count
-    return Elements(in_bytes, in_bytes if request.raw_input_contents else in_bytes + in_numbers)
+def byte_elements_of(request: inference_pb2.ModelInferRequest) -> int:
+    """How many elements a message's BYTES tensors have by their shapes, before anything is checked."""
+    shapes = [tensor.shape[:MAX_DIMENSIONS] for tensor in request.inputs if tensor.datatype == "BYTES"]
+    return sum(abs(math.prod(shape)) for shape in shapes)
 
 
-def read_inputs(request: inference_pb2.ModelInferRequest) -> Arrays:
+def read_inputs(request: inference_pb2.ModelInferRequest, at_most: int | None = None) -> Arrays | None:
     """The input tensors of a message, from its raw or its typed contents.
+
+    Args:
+        request: the message.
+        at_most: elements to look at one by one, which those of BYTES tensors and typed contents have to be.
+
+    Returns:
+        the tensors by name; None where there are more elements than `at_most`.
 
     Raises:
         InvalidRequest: they contradict what they say of themselves.
     """
-    raw = request.raw_input_contents
-    if raw and len(raw) != len(request.inputs):
-        raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(request.inputs)} inputs")
+    raw, tensors = request.raw_input_contents, request.inputs
+    is_raw = len(raw) > 0
+    if is_raw and len(raw) != len(tensors):
+        raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(tensors)} inputs")
     arrays: Arrays = {}
-    for number, tensor in enumerate(request.inputs):
-        if tensor.name in arrays:
-            raise InvalidRequest(f"tensor {tensor.name!r} is given twice")
-        if raw:
-            if tensor.HasField("contents"):
-                raise InvalidRequest(f"tensor {tensor.name!r} has contents beside raw_input_contents; use one of them")
-            arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, tensor.shape, raw[number])
-        else:
-            arrays[tensor.name] = _decode_contents(tensor)
+    left = math.inf if at_most is None else at_most
+    for number, tensor in enumerate(tensors):
+        name, datatype = tensor.name, tensor.datatype
+        shape: Sequence[int] = tensor.shape
+        if name in arrays:
+            raise InvalidRequest(f"tensor {name!r} is given twice")
+        if is_raw and tensor.HasField("contents"):
+            raise InvalidRequest(f"tensor {name!r} has contents beside raw_input_contents; use one of them")
+        if len(shape) <= MAX_DIMENSIONS:  # one with more is refused below
+            shape = tuple(shape)
+            if datatype == "BYTES" or not is_raw:
+                left -= abs(math.prod(shape))
+                if left < 0:
+                    return None
+        arrays[name] = decode_raw(name, datatype, shape, raw[number]) if is_raw else _decode_contents(tensor)
     return arrays
 
 
-def _decode_contents(
-    tensor: inference_pb2.ModelInferRequest.InferInputTensor,
-) -> NDArray[Any]:
+def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -> NDArray[Any]:
     count = check_header(tensor.name, tensor.datatype, tensor.shape)
     if tensor.datatype not in CONTENTS_OF:
         raise InvalidRequest(f"tensor {tensor.name!r}: {tensor.datatype} travels only in raw_input_contents")
@@ -532,14 +533,15 @@ def _decode_contents(
 
 def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, raw: bool) -> None:
     """Fill in the output tensors: raw for a client that sent raw, typed for one that did not (unless it cannot be)."""
-    datatypes = {name: DATATYPE_OF_NUMPY[array.dtype] for name, array in outputs.items()}
-    raw = raw or any(datatype not in CONTENTS_OF for datatype in datatypes.values())
+    if not raw:
+        raw = any(DATATYPE_OF_NUMPY[array.dtype] not in CONTENTS_OF for array in outputs.values())
     for name, array in outputs.items():
-        tensor = response.outputs.add(name=name, datatype=datatypes[name], shape=array.shape)
+        datatype = DATATYPE_OF_NUMPY[array.dtype]
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
         if raw:
             response.raw_output_contents.append(encode_raw(array))
         else:
-            getattr(tensor.contents, CONTENTS_OF[datatypes[name]]).extend(array.ravel().tolist())
+            getattr(tensor.contents, CONTENTS_OF[datatype]).extend(array.ravel().tolist())
 
 
 def _value(parameter: inference_pb2.InferParameter) -> object:

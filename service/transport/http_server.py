@@ -32,6 +32,7 @@ from service.task_api import (
     ExplainParameters,
     ImageClassificationParameters,
     ImageClassificationRequest,
+    SearchParameters,
     TextClassificationRequest,
     TranslationRequest,
     is_json,
@@ -318,6 +319,7 @@ class HttpApplication:
         request_id: str,
         parameter_timeout_s: float | None,
         truncate: bool,
+        search: SearchParameters | Parameters | None = None,
     ) -> Call:
         timeout_s = earliest(_header_timeout_s(request), parameter_timeout_s)
         if timeout_s is not None:
@@ -329,6 +331,9 @@ class HttpApplication:
             request_id=request_id,
             timeout_s=timeout_s,
             truncate=truncate,
+            num_beams=None if search is None else search.num_beams,
+            max_new_tokens=None if search is None else search.max_new_tokens,
+            length_penalty=None if search is None else search.length_penalty,
         )
 
     # --- Open Inference Protocol -------------------------------------------------------------------------------------
@@ -345,11 +350,7 @@ class HttpApplication:
         read = partial(rest.read_infer, header_bytes=header_bytes, specs=specs)
         message = await in_turn(read, body, len(body))
         parameters = parameters_of(message.parameters)
-        call = self._call(request, request_id, parameters.timeout_s, parameters.truncate)._replace(
-            num_beams=parameters.num_beams,
-            max_new_tokens=parameters.max_new_tokens,
-            length_penalty=parameters.length_penalty,
-        )
+        call = self._call(request, request_id, parameters.timeout_s, parameters.truncate, parameters)
         return message, parameters, call, header_bytes
 
     async def _infer(self, request: Request, request_id: str) -> Response:
@@ -448,9 +449,7 @@ class HttpApplication:
         parameters = message.parameters
         search = parameters.search()
         self._predictor.check_languages(request.path_params["model"], parameters.src_lang, parameters.tgt_lang)
-        call = self._call(request, request_id, None, parameters.truncate)._replace(
-            num_beams=search.num_beams, max_new_tokens=search.max_new_tokens, length_penalty=search.length_penalty
-        )
+        call = self._call(request, request_id, None, parameters.truncate, search)
         texts, field = texts_and_field(message.inputs)
         if message.stream:
             if not isinstance(message.inputs, str):
@@ -486,7 +485,7 @@ class HttpApplication:
                     else:
                         translated, receipt = piece
                         whole = translation_text(translated.text) | {"score": translated.score}
-                        yield _event(whole | {"num_tokens": translated.num_tokens, "receipt": receipt._asdict()})
+                        yield _event(whole | {"num_tokens": translated.num_tokens, "receipt": receipt.as_dict()})
                         return
                     piece = await anext(pieces)
             except HeedError as error:

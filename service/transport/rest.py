@@ -271,7 +271,7 @@ def explain_response(model: str, request_id: str, explanation: Explanation, rece
         explanation.target,
         explanation.score,
         ExplainFidelity(**asdict(explanation.fidelity)),
-        receipt._asdict(),
+        receipt.as_dict(),
         target_tokens=None if explanation.target_tokens is None else list(explanation.target_tokens),
         influence=explanation.influence,
         overlay=explanation.overlay,

@@ -10,7 +10,8 @@ import pytest
 from service.admission import Admission, BatchReport, Done, Request
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
 
-DONE = Done("answer", 0.0, BatchReport(1, 1, 0, 0.0, 1, 0.0))
+REPORT = BatchReport(1, 1, 0, 0.0, 1, 0.0)
+DONE = Done("answer", 0.0, REPORT)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,10 +73,10 @@ async def test_a_request_is_answered_when_all_its_items_are() -> None:
     admission: Admission[Entry] = Admission("m/1", 9)
     request, entries = enter(admission, 2)
     waiting = asyncio.create_task(admission.outcome(request, entries, None, time.monotonic()))
-    request.settle(1, DONE._replace(result="second"))
+    request.settle(1, Done("second", 0.0, REPORT))
     await asyncio.sleep(0)
     assert not waiting.done()
-    request.settle(0, DONE._replace(result="first"))
+    request.settle(0, Done("first", 0.0, REPORT))
     assert [done.result for done in await waiting] == ["first", "second"]
     assert (admission.queued_rows, admission.queued_s, admission.oldest()) == (0, 0.0, None)
 

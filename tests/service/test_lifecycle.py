@@ -174,7 +174,7 @@ def test_a_new_version_that_fails_leaves_the_old_one_serving(store: Path, tmp_pa
 
 def test_an_idle_server_uses_no_cpu(store: Path) -> None:
     """Its own threads stay asleep for two seconds; gRPC's, which have names, wake as they see fit."""
-    with running_server(store) as server:
+    with running_server(store, until="memory is in huge pages") as server:
         ask_rest(server.http, 1)
         pid = server.popen.pid
         ids = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]

@@ -1,0 +1,63 @@
+"""Huge pages: what is in use is moved as it is, what is not takes no memory."""
+
+import mmap
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from service.memory import HUGE_PAGES, move_to_huge_pages
+
+SIZE = 16 * 2**20
+
+
+def kib_of(what: str) -> int:
+    """Of this process, by proc(5)."""
+    found = re.search(rf"^{what}: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
+
+
+def needs_huge_pages() -> None:
+    """Skip where the kernel has none to give."""
+    if sys.platform != "linux" or not (HUGE_PAGES / "enabled").exists():
+        pytest.skip("this kernel has no huge pages")
+    if "[never]" in (HUGE_PAGES / "enabled").read_text():
+        pytest.skip("this system's setting for huge pages is 'never'")
+    if tuple(map(int, re.findall(r"\d+", subprocess.check_output(["uname", "-r"], text=True))[:2])) < (6, 1):
+        pytest.skip("this kernel is older than 6.1, which is the first to move pages when asked")
+
+
+def test_what_is_in_use_is_moved_as_it_is() -> None:
+    """All of a large area but its ends, with the same contents; a second time nothing changes."""
+    needs_huge_pages()
+    area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    numbers = np.frombuffer(area, dtype=np.uint32)
+    numbers[:] = np.arange(len(numbers))
+    before_kib = kib_of("AnonHugePages")
+    moved_bytes = move_to_huge_pages()
+    assert moved_bytes >= SIZE - 2 * 2**21
+    assert kib_of("AnonHugePages") - before_kib >= (SIZE - 2 * 2**21) // 1024
+    assert (numbers == np.arange(len(numbers))).all()
+    assert move_to_huge_pages() >= SIZE - 2 * 2**21
+    assert (numbers == np.arange(len(numbers))).all()
+
+
+def test_what_is_hardly_in_use_takes_no_more_memory() -> None:
+    """One page in each place of a huge one, such as in the stacks of threads."""
+    needs_huge_pages()
+    move_to_huge_pages()  # all else
+    area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for first in range(0, SIZE, 2**21):
+        area[first] = 1
+    before_kib = kib_of("Rss")
+    move_to_huge_pages()
+    assert kib_of("Rss") - before_kib < SIZE // 1024 // 2
+
+
+def test_it_stops_when_told() -> None:
+    """Before the first page."""
+    assert move_to_huge_pages(lambda: True) == 0
