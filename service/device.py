@@ -69,12 +69,11 @@ class Turns:
 # While ONNX Runtime captures a CUDA graph (cudaStreamCaptureModeGlobal), no other thread of the process may allocate on
 # the GPU, copy to it or wait for it: both would fail. That is a rule of the process, whatever the models.
 GPU_TURNS = Turns()
-NO_TURN = nullcontext()
 
 
 def turn(device: Device) -> AbstractContextManager[None]:
     """What a thread uses the device within; on the CPU there is nothing to wait for."""
-    return NO_TURN if device == "cpu" else GPU_TURNS.beside()
+    return nullcontext() if device == "cpu" else GPU_TURNS.beside()
 
 
 class DeviceMissing(Exception):

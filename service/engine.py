@@ -155,11 +155,12 @@ class OnnxEngine:
         try:
             if self._bound:
                 return self._bound.run(feeds)
-            with turn(self._device):
-                if self.binds:
-                    outputs = self._run_bound(feeds)
-                else:
-                    outputs = computed(partial(self._session.run, self._output_names, feeds), self._device)
+            call = partial(self._session.run, self._output_names, feeds)
+            if self._device == "cpu" and not self.binds:
+                outputs = computed(call, "cpu")
+            else:
+                with turn(self._device):
+                    outputs = self._run_bound(feeds) if self.binds else computed(call, self._device)
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))

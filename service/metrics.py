@@ -95,9 +95,9 @@ class StageTimes:
         self.postprocess = Tally(LATENCY_BUCKETS_S)
         self._all = (self.total, self.preprocess, self.queue, self.compute, self.postprocess)
 
-    def observe(self, *, total: float, preprocess: float, queue: float, compute: float, postprocess: float) -> None:
-        """Count a request that was answered."""
-        for tally, value in zip(self._all, (total, preprocess, queue, compute, postprocess), strict=True):
+    def observe(self, *seconds: float) -> None:
+        """Count a request that was answered: its total, preprocess, queue, compute and postprocess."""
+        for tally, value in zip(self._all, seconds, strict=True):
             tally.counts[bisect_left(LATENCY_BUCKETS_S, value)] += 1
             tally.sum += value
 

@@ -46,7 +46,7 @@ from service.tasks.text_classification import TextClassification
 from service.tasks.tokenization import texts_of
 from service.tasks.translation import SearchRequest, Translation
 from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
-from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec
+from service.tensors import DATATYPE_OF_NUMPY, DTYPE_OF, Arrays, TensorSpec
 
 if TYPE_CHECKING:  # it needs an extra, and is imported where that is asked for
     from service.tracing import Tracing
@@ -585,15 +585,15 @@ class Predictor:
             raise
         finally:
             self._leave(admitted, urgent=submit is None)
-        self._metrics.count(name, version, call.protocol, "ok")
         receipt = _receipt(version, items, done, started_s, prepared_s, computed_s, ended_s)
+        self._metrics.count(name, version, call.protocol, "ok")
         if submit is None:
             self._metrics.stages(name, version, call.protocol).observe(
-                preprocess=prepared_s - started_s,
-                queue=receipt.queue_us * 1e-6,
-                compute=receipt.compute_us * 1e-6,
-                postprocess=ended_s - computed_s,
-                total=ended_s - started_s,
+                ended_s - started_s,
+                prepared_s - started_s,
+                receipt.queue_us * 1e-6,
+                receipt.compute_us * 1e-6,
+                ended_s - computed_s,
             )
         if self._tracing is not None:
             times_s = (started_s, prepared_s, computed_s, ended_s)
@@ -836,8 +836,8 @@ def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
         name = spec.name
         if (array := inputs.get(name)) is None:
             raise _misnamed(inputs, specs)
-        datatype = DATATYPE_OF_NUMPY[array.dtype]
-        if datatype != spec.datatype:
+        if array.dtype != DTYPE_OF[spec.datatype]:
+            datatype = DATATYPE_OF_NUMPY[array.dtype]
             raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")
         if not spec.admits(array.shape):
             raise InvalidRequest(

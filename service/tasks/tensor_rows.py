@@ -61,9 +61,10 @@ class TensorRows:
         Raises:
             InvalidRequest: the inputs differ in their rows, there is none, or a BYTES element is not UTF-8.
         """
-        num_bytes, feeds = 0, {}
+        num_bytes, feeds, shapes = 0, {}, []
         for name, array in inputs.items():
-            if array.dtype == object:
+            shapes.append(array.shape)
+            if array.dtype.hasobject:
                 elements = array.ravel().tolist()
                 feeds[name] = _of_shape(_to_text(name, elements), array.shape)
                 num_bytes += sum(map(len, elements))
@@ -74,9 +75,9 @@ class TensorRows:
             num_bytes = 0
         if not self._batched:
             return [Rows(feeds, 1, object(), _length(num_bytes))]
-        shapes = [array.shape for array in feeds.values()]
-        num_rows, group = shapes[0][0], tuple([shape[1:] for shape in shapes])
+        num_rows, group = shapes[0][0], []
         for shape in shapes:
+            group.append(shape[1:])
             if shape[0] != num_rows:
                 rows = {name: len(array) for name, array in feeds.items()}
                 raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
@@ -84,12 +85,12 @@ class TensorRows:
             raise InvalidRequest("the inputs have no rows: their first dimension is 0")
         length = _length(num_bytes // num_rows)
         if num_rows <= self._max_rows:
-            return [Rows(feeds, num_rows, group, length)]
+            return [Rows(feeds, num_rows, tuple(group), length)]
         return [
             Rows(
                 {name: array[first : first + self._max_rows] for name, array in feeds.items()},
                 rows=min(self._max_rows, num_rows - first),
-                group=group,
+                group=tuple(group),
                 length=length,
             )
             for first in range(0, num_rows, self._max_rows)
@@ -124,7 +125,7 @@ class TensorRows:
         joined = {}
         for name, array in results[0].items():
             whole = array if len(results) == 1 else np.concatenate([result[name] for result in results])
-            joined[name] = _to_bytes(whole) if whole.dtype == object else whole
+            joined[name] = _to_bytes(whole) if whole.dtype.hasobject else whole
         return joined
 
 

@@ -6,7 +6,6 @@ Raw form: elements row-major and little-endian; a BYTES element is its length (u
 """
 
 import math
-import struct
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any
@@ -22,7 +21,7 @@ MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
 MAX_ELEMENTS = 2**31 - 1
 # What JSON numbers may be, by numpy's kind of type; integers take nothing but integers.
 JSON_TYPES_OF: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-_LENGTH = struct.Struct("<I")
+LENGTH_BYTES = 4  # of a BYTES element's length
 
 
 def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
@@ -75,10 +74,10 @@ def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]
     elements: list[bytes] = []
     position, end = 0, len(raw)
     while position < end:
-        start = position + _LENGTH.size
+        start = position + LENGTH_BYTES
         if start > end:
             raise InvalidRequest(f"tensor {name!r}: the data ends within the length of element {len(elements)}")
-        position = start + _LENGTH.unpack_from(raw, position)[0]
+        position = start + int.from_bytes(raw[position:start], "little")
         if position > end:
             raise InvalidRequest(
                 f"tensor {name!r}: element {len(elements)} says {position - start} bytes, {end - start} are left"
@@ -93,8 +92,9 @@ def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]
 
 def encode_raw(array: NDArray[Any]) -> bytes:
     """The raw form of an array."""
-    if array.dtype == object:
-        return b"".join([_LENGTH.pack(len(element)) + element for element in array.ravel().tolist()])
+    if array.dtype.hasobject:
+        elements = array.ravel().tolist()
+        return b"".join([len(element).to_bytes(LENGTH_BYTES, "little") + element for element in elements])
     return array.tobytes()
 
 
@@ -145,7 +145,7 @@ def encode_json(name: str, array: NDArray[Any]) -> list[Any]:
     Raises:
         InvalidRequest: JSON cannot carry the values; the client should ask for binary data.
     """
-    if array.dtype == object:
+    if array.dtype.hasobject:
         try:
             return [element.decode() for element in array.ravel()]
         except UnicodeDecodeError:

@@ -316,7 +316,8 @@ class InferenceService(_Framed):
             self._predictor.check_target(call.model, call.version, byte_elements_of(request))
             inputs = await asyncio.to_thread(read_inputs, request)
             assert inputs is not None
-        outputs, receipt = await self._predictor.infer(call, inputs, [output.name for output in request.outputs])
+        wanted = [output.name for output in request.outputs] if request.outputs else ()
+        outputs, receipt = await self._predictor.infer(call, inputs, wanted)
         response = inference_pb2.ModelInferResponse(
             model_name=request.model_name,
             model_version=receipt.model_version,

@@ -1,6 +1,7 @@
 """Huge pages: what is in use is moved as it is, what is not takes no memory."""
 
 import mmap
+import platform
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.memory import HUGE_PAGES, move_to_huge_pages
+from tests.conftest import ROOT
 
 SIZE = 16 * 2**20
 
@@ -61,3 +63,49 @@ def test_what_is_hardly_in_use_takes_no_more_memory() -> None:
 def test_it_stops_when_told() -> None:
     """Before the first page."""
     assert move_to_huge_pages(lambda: True) == 0
+
+
+@pytest.mark.parametrize("mode", [[], ["-X", "dev"]])
+def test_code_goes_on_in_its_copy(mode: list[str]) -> None:
+    """Of a library that computes in other threads meanwhile; it has no name any more, but in development mode."""
+    needs_huge_pages()
+    if platform.machine() != "x86_64":
+        pytest.skip("code is moved on x86_64 alone")
+    command = [sys.executable, *mode, "-c", MOVE_WHILE_COMPUTING]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    assert done.stdout.split() == ["True", str(not mode)], done.stderr
+
+
+MOVE_WHILE_COMPUTING = """
+import threading
+from pathlib import Path
+import numpy as np
+import onnxruntime
+from service.device import identity_graph
+from service.memory import move_to_huge_pages
+
+session = onnxruntime.InferenceSession(identity_graph(), providers=["CPUExecutionProvider"])
+right, stop = [], threading.Event()
+
+def compute():
+    while not stop.is_set():
+        right.append(session.run(None, {"x": np.ones(1, np.float32)})[0].item() == 1.0)
+
+def code_with_names():  # in bytes, by proc(5)
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    areas = [fields[0].split("-") for fields in lines if fields[1] == "r-xp" and len(fields) > 5]
+    return sum(int(end, 16) - int(start, 16) for start, end in areas)
+
+threads = [threading.Thread(target=compute) for _ in range(4)]
+for thread in threads:
+    thread.start()
+before = code_with_names()
+move_to_huge_pages()
+counted = len(right)
+while len(right) < counted + 1000:
+    pass
+stop.set()
+for thread in threads:
+    thread.join()
+print(all(right), before - code_with_names() >= 2**21)
+"""
