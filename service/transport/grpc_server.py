@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from itertools import chain
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import numpy as np
@@ -165,12 +165,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # the libra
             await asyncio.sleep(WATCH_INTERVAL_S)
 
 
-class _Malformed(NamedTuple):
-    """A message that protobuf could not read."""
-
-    why: str
-
-
 # Calls whose messages have an id of their own, and carry it back.
 CALLS_WITH_ID = ("ModelInfer",)
 
@@ -210,23 +204,21 @@ class _Framed:
         kind = "unary_unary" if handler.unary_unary else "unary_stream"
         behaviour, deserialize, has_id = getattr(handler, kind), handler.request_deserializer, name in CALLS_WITH_ID
 
-        def read(message: bytes) -> Any:
+        async def answer(message: bytes, context: Context) -> Any:
+            request, problem = None, ""
             try:
-                return deserialize(message)
+                request = deserialize(message)
             except DecodeError as error:
-                return _Malformed(str(error))
-
-        async def answer(request: Any, context: Context) -> Any:
-            malformed = type(request) is _Malformed
-            own_id = request.id if has_id and not malformed else None
+                problem = f"the message is not what this call takes: {error}"
+            own_id = request.id if has_id and request is not None else None
             header = _metadata(context, REQUEST_ID_HEADER)
             request_id = request_id_of(header or own_id)
             metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
             try:
                 if header or own_id is None:
                     context.set_trailing_metadata(metadata)
-                if malformed:
-                    raise InvalidRequest(f"the message is not what this call takes: {request.why}")
+                if request is None:
+                    raise InvalidRequest(problem)
                 return await behaviour(request, context, request_id)
             except HeedError as error:
                 status, text = STATUS_OF[type(error)], str(error)
@@ -244,12 +236,12 @@ class _Framed:
             await context.abort(status.grpc, text, metadata)
             raise AssertionError("abort has raised")
 
-        return handler._replace(request_deserializer=read, **{kind: answer})
+        return handler._replace(request_deserializer=None, **{kind: answer})
 
 
 def _asked(name: str, request: Any) -> tuple[str, str] | None:
-    """Which model and version a message asks, for failures are counted by them; empty where it cannot be read."""
-    if isinstance(request, _Malformed):
+    """Which model and version a message asks, for failures are counted by them; empty where it could not be read."""
+    if request is None:
         return "", ""
     if name not in TRACED_CALLS:
         return None
