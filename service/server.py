@@ -85,7 +85,7 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
             problem = repository.not_ready_because()
             log.info("loaded", ready=problem is None, why=problem)
             print(welcome(http_url, address_of(config.host, grpc_port), predictor), flush=True)
-        settle(stop)
+        settle(device, stop)
     canary = Canary(repository, metrics, config.canary_interval_s)
     replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
     await stopping
@@ -110,14 +110,15 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
     return exit_status
 
 
-def settle(stop: asyncio.Event) -> None:
+def settle(device: Device, stop: asyncio.Event) -> None:
     """What is done once with all that has been loaded; the long part of it beside the first requests."""
 
     def move() -> None:
         log.info("memory is in huge pages", mib=move_to_huge_pages(stop.is_set) >> 20)
 
     keep_out_of_collections()
-    threading.Thread(target=move, name="huge-pages", daemon=True).start()
+    if device == "cpu":  # a GPU's driver has pages of its own in this process's memory, and the weights lie elsewhere
+        threading.Thread(target=move, name="huge-pages", daemon=True).start()
 
 
 async def flush_traces(tracing: "Tracing | None", until_s: float) -> None:
