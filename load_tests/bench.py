@@ -163,6 +163,7 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
         ) as loops,
     ):
         server.wait_until_ready(f"{url}/readyz")
+        server.wait_until_idle()
         assert loops.popen.stdin and loops.popen.stdout
         result |= json.loads(loops.popen.stdout.readline())
         for number in range(num_rounds):

@@ -1,5 +1,6 @@
 """Processes under measurement: started, pinned to a core, watched, ended."""
 
+import math
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
+RESTING_S, MOST_AT_REST = 0.25, 0.05  # how long a process rests at least, and the share of a core that it uses then
 CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands what it was pinned to on to its children
 
 
@@ -63,7 +65,7 @@ class Process:
         self._log.close()
 
     def cpu_s(self) -> float:
-        """CPU seconds of all threads so far, with the scheduler's nanoseconds."""
+        """CPU seconds of all threads so far, also of those that have ended, with the scheduler's nanoseconds."""
         return _cpu_s(self.popen.pid)
 
     def family_cpu_s(self) -> float:
@@ -106,6 +108,19 @@ class Process:
         self._log.seek(0)
         last_words = self._log.read()[-1000:]
         raise TimeoutError(f"{url} was not ready after {timeout_s} s, or its process ended; it said: {last_words}")
+
+    def wait_until_idle(self, timeout_s: float = 60.0) -> None:
+        """Return when the process rests: a server moves its memory into huge pages for a while after it is ready.
+
+        Raises:
+            TimeoutError: it does not rest.
+        """
+        until_s, cpu_s = time.perf_counter() + timeout_s, -math.inf
+        while (now_s := self.cpu_s()) - cpu_s > MOST_AT_REST * RESTING_S:
+            if time.perf_counter() > until_s:
+                raise TimeoutError(f"the process was not idle after {timeout_s} s")
+            cpu_s = now_s
+            time.sleep(RESTING_S)
 
 
 @contextmanager
@@ -167,8 +182,8 @@ class CpuReading:
 
 
 def _cpu_s(process: int) -> float:
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
+    # The clock of a process (clock_getcpuclockid(3); Python has it for threads alone) counts threads that have ended.
+    return time.clock_gettime(~process << 3 | 2)
 
 
 def pin(core: int) -> None:

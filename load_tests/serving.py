@@ -74,6 +74,7 @@ async def measure(
     begun_s, stolen_s = time.perf_counter(), steal_s()
     with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", str(grpc)) as server:
         server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
+        server.wait_until_idle()
         for number in range(num_rounds):
             for name in names:
                 measured[name].append(await measure_model(server, grpc, name, texts, num_requests))

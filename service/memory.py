@@ -92,9 +92,8 @@ def _move(area: _Area, huge_bytes: int, pagemap: BinaryIO, stopped: Callable[[],
             moved = _replace_code(libc, address, huge_bytes)
         else:
             moved = libc.madvise(address, huge_bytes, MADV_COLLAPSE) == 0
-        if not moved:
-            break
-        moved_bytes += huge_bytes
+        # What cannot be moved now, such as pages that a device reads, stays where it is.
+        moved_bytes += huge_bytes if moved else 0
     return moved_bytes
 
 

@@ -21,6 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.transport.frame import MOST_READ_AT_ONCE
 from service.transport.grpc_server import POLLER_STEPS_BACK
 from tests.conftest import Server
 
@@ -636,6 +637,26 @@ def test_bare_models_take_and_give_every_datatype(
     response = oip.ModelInfer(request)
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
         assert raw == arrays[output.datatype].tobytes(), output.datatype
+
+
+def test_a_message_of_many_elements_is_read_and_judged_alike(oip: inference_pb2_grpc.GRPCInferenceServiceStub) -> None:
+    """Typed numbers are read one by one, in a thread where there are many; raw ones all at once."""
+    numbers = np.zeros((MOST_READ_AT_ONCE, 3), dtype=np.float32)
+    typed = inference_pb2.ModelInferRequest(model_name="double")
+    tensor = typed.inputs.add(name="x", datatype="FP32", shape=numbers.shape)
+    tensor.contents.fp32_contents.extend(numbers.ravel().tolist())
+    raw = inference_pb2.ModelInferRequest(model_name="double", raw_input_contents=[numbers.tobytes()])
+    raw.inputs.add(name="x", datatype="FP32", shape=numbers.shape)
+    for request in (typed, raw):
+        with pytest.raises(grpc.RpcError) as raised:
+            oip.ModelInfer(request)
+        expected = f"the request has {MOST_READ_AT_ONCE} rows, the limit is 64 (max_request_rows)"
+        assert raised.value.details() == expected
+    tensor.contents.fp32_contents.append(1.0)
+    with pytest.raises(grpc.RpcError) as raised:
+        oip.ModelInfer(typed)
+    count = numbers.size
+    assert raised.value.details() == f"tensor 'x': {count + 1} elements, but its shape takes {count}"
 
 
 def test_bare_models_keep_their_own_shapes(http: httpx.Client) -> None:
