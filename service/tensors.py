@@ -28,7 +28,7 @@ NUMPY_OF: dict[str, np.dtype[Any]] = {
     "FP64": np.dtype(np.float64),
 }
 DTYPE_OF = NUMPY_OF | {"BYTES": np.dtype(object)}
-DATATYPE_OF_NUMPY = {dtype: name for name, dtype in NUMPY_OF.items()} | {np.dtype(object): "BYTES"}
+DATATYPE_OF_NUMPY = {dtype: name for name, dtype in DTYPE_OF.items()}
 
 
 @dataclass(frozen=True, slots=True)

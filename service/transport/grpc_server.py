@@ -33,7 +33,7 @@ from service.predictor import (
     outcome_of,
 )
 from service.priority import step_back
-from service.tensors import DATATYPE_OF_NUMPY, Arrays, TensorSpec, bytes_array
+from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.codec import MAX_DIMENSIONS, check_header, decode_raw, encode_raw
 from service.transport.frame import (
@@ -517,9 +517,8 @@ def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -
         raise InvalidRequest(f"tensor {tensor.name!r}: {len(elements)} elements, but its shape takes {count}")
     if tensor.datatype == "BYTES":
         return bytes_array(elements).reshape(tensor.shape)
-    dtype = next(dtype for dtype, name in DATATYPE_OF_NUMPY.items() if name == tensor.datatype)
     try:
-        return np.array(elements, dtype=dtype).reshape(tensor.shape)
+        return np.array(elements, dtype=NUMPY_OF[tensor.datatype]).reshape(tensor.shape)
     except OverflowError:
         raise InvalidRequest(f"tensor {tensor.name!r}: a number lies outside the range of {tensor.datatype}") from None
 
