@@ -47,6 +47,12 @@ class ServiceConfig:
     max_request_rows: int = option(512, "rows of one request")
     max_body_bytes: int = option(16 * 2**20, "size of one request, over HTTP and gRPC")
     max_image_pixels: int = option(50_000_000, "pixels of one image; larger ones are refused by their header")
+    max_request_memory_bytes: int = option(
+        128 * 2**20, "bodies and messages that the server holds at once, in bytes; beyond that requests are refused"
+    )
+    max_image_memory_bytes: int = option(
+        224 * 2**20, "decoded images that the server holds at once, in bytes; beyond that images wait their turn"
+    )
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
     engine_timeout_s: float = option(120.0, "an engine call that takes longer makes the server unready")
     drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
@@ -79,6 +85,8 @@ class ServiceConfig:
             "max_request_rows",
             "max_body_bytes",
             "max_image_pixels",
+            "max_request_memory_bytes",
+            "max_image_memory_bytes",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -96,6 +104,11 @@ class ServiceConfig:
             raise ValueError(
                 f"max_request_rows {self.max_request_rows} is more than max_queue {self.max_queue}:"
                 " the largest requests could never be admitted"
+            )
+        if self.max_body_bytes > self.max_request_memory_bytes:
+            raise ValueError(
+                f"max_body_bytes {self.max_body_bytes} is more than max_request_memory_bytes"
+                f" {self.max_request_memory_bytes}: the largest requests could never be read"
             )
 
     def engine_layout(self, num_cores: int, *, on_gpu: bool) -> tuple[int, int]:

@@ -13,11 +13,13 @@ from itertools import accumulate
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
+
+from service.memory_budget import ByteBudget
 
 Protocol = Literal["grpc", "http"]
 # How a request can end; the label is bounded by this list.
@@ -183,6 +185,7 @@ class Metrics(Collector):
         self._stages: defaultdict[tuple[str, str, Protocol], StageTimes] = defaultdict(StageTimes)
         self._batches: defaultdict[tuple[str, str], BatchTally] = defaultdict(BatchTally)
         self._explained: defaultdict[tuple[str, str, str], ExplainTally] = defaultdict(ExplainTally)
+        self._budgets: list[ByteBudget] = []
         self.registry.register(self)
 
     def count(self, model: str, version: str, protocol: Protocol, outcome: Outcome) -> None:
@@ -201,7 +204,11 @@ class Metrics(Collector):
         """The engine calls of a model version."""
         return self._batches[model, version]
 
-    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+    def show_budget(self, budget: ByteBudget) -> None:
+        """Show how much of a memory budget is in use, and how often it was too small."""
+        self._budgets.append(budget)
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """What is counted in plain numbers, for a scrape."""
         model = ("model", "version")
         requests = CounterMetricFamily(
@@ -234,3 +241,18 @@ class Metrics(Collector):
             explained.seconds.add_to(explain, name_version_method)
             evaluations.add_metric(name_version_method, explained.evaluations)
         yield from (explain, evaluations)
+        yield from self._budget_families()
+
+    def _budget_families(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        in_use = GaugeMetricFamily(
+            "heed_memory_reserved_bytes", "Bytes of a memory budget that requests hold", labels=("budget",)
+        )
+        limit = GaugeMetricFamily("heed_memory_limit_bytes", "Size of a memory budget", labels=("budget",))
+        refused = CounterMetricFamily(
+            "heed_memory_refused", "Requests that found too little left of a memory budget", labels=("budget",)
+        )
+        for budget in self._budgets:
+            in_use.add_metric([budget.name], budget.reserved_bytes)
+            limit.add_metric([budget.name], budget.limit_bytes)
+            refused.add_metric([budget.name], budget.refused)
+        yield from (in_use, limit, refused)

@@ -18,6 +18,7 @@ from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.device import Device
 from service.memory import keep_out_of_collections, move_to_huge_pages
+from service.memory_budget import ByteBudget
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
@@ -51,11 +52,11 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    metrics = Metrics()
-    repository = ModelRepository(config, metrics, num_cores=available_cores(), device=device)
+    repository = ModelRepository(config, metrics := Metrics(), num_cores=available_cores(), device=device)
     predictor = Predictor(repository, metrics, config, tracing)
     try:
-        http, listener = build_http(predictor, metrics, config, tracing)
+        request_memory = request_memory_budget(config, metrics)
+        http, listener = build_http(predictor, metrics, config, request_memory, tracing)
         grpc_server, grpc_port = await start_grpc(predictor, config, tracing)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
@@ -108,6 +109,13 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
         # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end.
         os._exit(exit_status)
     return exit_status
+
+
+def request_memory_budget(config: ServiceConfig, metrics: Metrics) -> ByteBudget:
+    """One bound on the bodies and messages that both faces hold together."""
+    budget = ByteBudget("request memory", config.max_request_memory_bytes)
+    metrics.show_budget(budget)
+    return budget
 
 
 def settle(device: Device, stop: asyncio.Event) -> None:

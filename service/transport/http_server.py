@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
+from service.memory_budget import ByteBudget
 from service.metrics import Metrics, Outcome
 from service.predictor import Call, Explained, ExplainRequest, Looking, Predictor, Receipt, Translated, outcome_of
 from service.task_api import (
@@ -147,7 +148,11 @@ class HttpServer(uvicorn.Server):
 
 
 def build_http(
-    predictor: Predictor, metrics: Metrics, config: ServiceConfig, tracing: "Tracing | None" = None
+    predictor: Predictor,
+    metrics: Metrics,
+    config: ServiceConfig,
+    request_memory: ByteBudget,
+    tracing: "Tracing | None" = None,
 ) -> tuple[HttpServer, socket.socket]:
     """The server and the socket it will listen on, bound already so that its port is known.
 
@@ -157,7 +162,7 @@ def build_http(
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.http_port), family=family, backlog=2048)
     settings = uvicorn.Config(
-        HttpApplication(predictor, metrics, config, tracing).asgi,
+        HttpApplication(predictor, metrics, config, request_memory, tracing).asgi,
         http=HttpConnection,
         access_log=False,
         log_config=None,
@@ -173,9 +178,15 @@ class HttpApplication:
     """The endpoints."""
 
     def __init__(
-        self, predictor: Predictor, metrics: Metrics, config: ServiceConfig, tracing: "Tracing | None" = None
+        self,
+        predictor: Predictor,
+        metrics: Metrics,
+        config: ServiceConfig,
+        request_memory: ByteBudget,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._predictor, self._metrics, self._config = predictor, metrics, config
+        self._request_memory = request_memory
 
         def asks_a_model(path: str, answer: Callable[[Request, str], Awaitable[Response]]) -> Route:
             traced = None if tracing is None else [Middleware(TracedRoute, tracing, path)]
