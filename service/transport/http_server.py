@@ -1,13 +1,11 @@
 """The HTTP face: the Open Inference Protocol over REST, the Hugging Face task API, health, metrics, docs."""
 
 import asyncio
-import contextlib
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import asdict
 from functools import partial
-from http import HTTPStatus
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
@@ -56,6 +53,7 @@ from service.transport.frame import (
     parameters_of,
     request_id_of,
 )
+from service.transport.http_connection import HttpConnection, HttpServer
 from service.transport.openapi import openapi_document
 from service.transport.spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
@@ -65,7 +63,6 @@ if TYPE_CHECKING:  # it needs an extra
 
 log = structlog.get_logger(__name__)
 
-MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 # The page for people who try the models: no inline script, and nothing from elsewhere or to elsewhere. Pictures that it
@@ -83,68 +80,6 @@ PLAYGROUND_HEADERS = {
     "cache-control": "no-cache",  # a newer server may have a newer page
 }
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
-
-
-class HttpConnection(HttpToolsProtocol):
-    """One connection; uvicorn's own sets no bound to what comes before a body."""
-
-    _header_bytes: int | None = None  # of the request that is being read; None within its body, and between requests
-
-    def on_message_begin(self) -> None:
-        """A request begins."""
-        self._header_bytes = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        """Its body begins."""
-        self._header_bytes = None
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        """Refuse headers that do not end, before they fill the memory."""
-        super().data_received(data)
-        if self._header_bytes is not None:
-            self._header_bytes += len(data)
-            if self._header_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
-                self._refuse(431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
-
-    def send_400_response(self, msg: str) -> None:
-        """What uvicorn says to what is no HTTP, in the form of all errors here."""
-        self._refuse(400, msg)
-
-    def _refuse(self, status: int, text: str) -> None:
-        body = msgspec.json.encode({"error": text})
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
-        self.transport.close()
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, with the process's signals left to `service.server`, and nothing to do while nobody asks."""
-
-    def __init__(self, settings: uvicorn.Config) -> None:
-        super().__init__(settings)
-        self._stopping = asyncio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-    async def main_loop(self) -> None:
-        """Wait for `stop`.
-
-        uvicorn's own looks every 0.1 s whether it is to end, and at settings that are not used here (a Date header, a
-        limit of requests). That was four fifths of what an idle server costs: a wake after a long sleep is dear, up to
-        1.5 ms on a virtual machine.
-        """
-        await self._stopping.wait()
-
-    def stop(self) -> None:
-        """Accept no more connections; `serve` returns when the last answer is out."""
-        self.should_exit = True
-        self._stopping.set()
 
 
 def build_http(
