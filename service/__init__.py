@@ -1,1 +1,6 @@
 """Everything that answers requests; starts without torch installed."""
+
+import os
+
+# ONNX Runtime reads this when it is imported, and sends telemetry otherwise. Empty means on: taken for unset here.
+os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"

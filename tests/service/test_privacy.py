@@ -1,0 +1,102 @@
+"""What a server tells the world: nothing."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+UNSHARE = ["unshare", "--net", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+
+
+def network_namespaces_are_allowed() -> bool:
+    """Whether this process may make network and mount namespaces."""
+    try:
+        return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def isolated_server(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A server with one model where look-ups are reported, and with no other variables than `environment`.
+
+    Started like `make serve`, on free ports. It stops when its standard input is closed.
+    """
+    shutil.copytree(ROOT / "model_store/sentiment-small", folder / "models/sentiment")
+    (folder / "home").mkdir()
+    command = [*UNSHARE, sys.executable, "-m", "tests.service.isolated_network"]
+    # `env -i`, for the tests' own process has telemetry off, and the variables of a CI switch it off too.
+    command += ["env", "-i", f"HOME={folder / 'home'}", f"PATH={os.environ['PATH']}"]
+    command += [f"{name}={value}" for name, value in environment.items()]
+    command += [sys.executable, "-m", "service", "--http-port", "0", "--grpc-port", "0"]
+    command += ["--model-store", str(folder / "models")]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            yield server
+        finally:
+            # Its end is that of the server in it, which SIGKILL or SIGTERM of this process would leave behind.
+            server.communicate(timeout=60)
+
+
+def lines_until(server: subprocess.Popen[str], wanted: str) -> list[str]:
+    """What is printed up to the first line that begins so; all where none does."""
+    assert server.stdout
+    lines = []
+    for line in server.stdout:
+        lines.append(line.strip())
+        if line.startswith(wanted):
+            break
+    return lines
+
+
+def written_home(folder: Path) -> list[str]:
+    """Files that the server has left in its home."""
+    home = folder / "home"
+    return sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
+
+
+@pytest.mark.skipif(not network_namespaces_are_allowed(), reason="network namespaces are not allowed here")
+def test_a_server_looks_no_name_up_and_writes_nothing_into_its_home(tmp_path: Path) -> None:
+    """For longer than another one needs to ask for Microsoft's host, whose operator has telemetry on.
+
+    An empty variable, which ONNX Runtime takes for on, counts as one that is not set.
+    """
+    quiet, empty, telling = (tmp_path / name for name in ("quiet", "empty", "telling"))
+    with (
+        isolated_server(quiet) as first,
+        isolated_server(empty, ORT_DISABLE_TELEMETRY="") as second,
+    ):
+        assert (lines_until(first, "asked"), lines_until(second, "asked")) == (["asked"], ["asked"])
+        with isolated_server(telling, ORT_DISABLE_TELEMETRY="0") as control:
+            assert lines_until(control, "query")[-1].endswith(".microsoft.com")
+        assert [path for path in written_home(telling) if "Microsoft" in path]
+        for server, folder in ((first, quiet), (second, empty)):
+            assert server.communicate(timeout=60)[0].split("\n") == ["status 0", ""]
+            assert written_home(folder) == []
+
+
+@pytest.mark.parametrize("package", ["service", "export", "load_tests", "tests", "export.torchserve"])
+def test_telemetry_is_off_before_onnx_runtime_is_imported(package: str) -> None:
+    """Each package that may import ONNX Runtime switches it off first."""
+    code = (
+        f"import os, sys, {package}; print(os.environ['ORT_DISABLE_TELEMETRY'], 'onnxruntime' in sys.modules,"
+        " 'onnxruntime.capi' in sys.modules)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=environment
+    )
+    assert run.stdout.split() == ["1", "False", "False"]
+
+
+@pytest.mark.parametrize("dockerfile", ["service/Dockerfile", "export/torchserve/Dockerfile"])
+def test_images_have_telemetry_off(dockerfile: str) -> None:
+    """For whatever program runs in them."""
+    assert "ORT_DISABLE_TELEMETRY=1" in (ROOT / dockerfile).read_text()
