@@ -10,7 +10,7 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("proto/inference.proto", "proto/heed.proto", "proto/torchserve.proto")
+SOURCES = ("proto/inference.proto", "proto/heed.proto", "proto/torchserve.proto", "proto/onnx_graph.proto")
 
 
 def generate(target: Path) -> list[Path]:

@@ -1,0 +1,87 @@
+"""Whether rows of several requests may share a call of a graph: proved from the graph, then tried.
+
+Rows may share a call where the answer to each is the same in whatever company. `prove_rows_independent` follows the
+batch axis through the graph: each operator either keeps the rows apart, or ends the proof. An operator that is not
+known proves nothing. `try_rows` is the second line: it shows the graph invented rows, made to give away a dependence.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from service.models.row_independence.axis_tracing import Tracing, batch_of, reason_of, shared_of
+from service.models.row_independence.constant_cost import has_constant_cost
+from service.models.row_independence.onnx_graph import Model, UnreadableGraph, read_model
+from service.models.row_independence.sizes import BATCH
+from service.models.row_independence.trial import TrialStopped, try_rows
+from service.models.row_independence.values import NotProved
+
+__all__ = ["Finding", "TrialStopped", "prove_rows_independent", "try_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known about a graph.
+
+    Attributes:
+        independent: proved: the results of a row do not depend on the other rows of a call, nor on their number.
+        reason: why not, in a sentence that names operator, node and output; empty where `independent`.
+        constant_cost: the work of a call, and all shapes in it, follow from the shapes of the inputs alone. Where not,
+            a value in a request may decide how long its call takes.
+    """
+
+    independent: bool
+    reason: str
+    constant_cost: bool
+
+
+def prove_rows_independent(
+    graph: bytes | memoryview,
+    batched_inputs: Collection[str] | None = None,
+    *,
+    overridable: Collection[str] = (),
+) -> Finding:
+    """Prove from a graph that its rows do not depend on each other.
+
+    The rows of a call lie along the first dimension of every batched input and of every output. Rows of different
+    requests share a call only where the other dimensions of all inputs are equal.
+
+    Args:
+        graph: the model file, encoded. Weights are not read, so external data need not be there.
+        batched_inputs: names of the inputs whose first dimension is the batch; None: all. Any other input must be the
+            same for all rows of a call: requests that differ in it must not share one.
+        overridable: names of initializers that a request of a shared call may set. Others count as constants, so a
+            request that sets one must be computed by itself.
+    """
+    try:
+        model = read_model(graph)
+    except UnreadableGraph as error:
+        return Finding(independent=False, reason=str(error), constant_cost=False)
+    constant_cost = has_constant_cost(model, overridable)
+    try:
+        _prove(model, batched_inputs, frozenset(overridable))
+    except NotProved as error:
+        return Finding(independent=False, reason=reason_of(error), constant_cost=constant_cost)
+    return Finding(independent=True, reason="", constant_cost=constant_cost)
+
+
+def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: frozenset[str]) -> None:
+    graph, tracing = model.graph, Tracing(model)
+    values = {}
+    for name, shape in graph.inputs.items():
+        if name in graph.constants:
+            if name in overridable:
+                values[name] = shared_of(shape, tracing)
+        elif batched_inputs is None or name in batched_inputs:
+            if shape is None:
+                raise NotProved(f"input {name!r} has no declared shape")
+            if not shape or shape[0] is not None:
+                raise NotProved(f"the first dimension of input {name!r} is not of any size")
+            values[name] = batch_of(shape, tracing)
+        else:
+            values[name] = shared_of(shape, tracing)
+    if not any(value.axis is not None for value in values.values()):
+        raise NotProved("no input has rows")
+    outputs = tracing.outputs(values)
+    for name, value in outputs.items():
+        if value.axis != 0 or value.shape is None or value.shape[0] != BATCH:
+            raise NotProved(f"output {name!r} does not have the rows along its first dimension")

@@ -1,0 +1,227 @@
+"""Shows a graph invented rows, made to give away that the answer to one depends on another."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.tensors import NUMPY_OF, Arrays, TensorSpec
+
+Run = Callable[[Arrays], Arrays]
+
+_NUM_ROWS = 6
+# Tried for dimensions of any size. A graph may refuse some, such as images that its kernels do not fit into.
+_SIZES = (8, 64, 256)
+# Each row has its own scale and offset, so a number taken from all rows is far from what one row alone gives.
+_SCALES = (1.0, 1e-3, 30.0, 0.1, 1e4, 1e3)
+_OFFSETS = (0.0, 1.0, -2.0, 3.0, 0.5, -1.0)
+_MAX_FLOAT16_SCALE = 1e3
+# Largest integers that are tried, one after the other until the graph refuses: ids index tables of unknown size.
+_LARGEST_INTEGERS = (1, 9, 99, 999, 9999, 99999)
+_TEXTS = ("", "one", "two words", "A sentence, of several words: 3!", "naïve Ünïcode", "a a a b " * 8)
+_NUMBERS_AS_TEXT = ("0", "1", "12", "3", "7", "40")
+# Groups that share a call: all in either order, and some at other places beside others.
+_COMPANIES = ((0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (4, 0), (1, 2, 5))
+# How far a row may move in company, as a share of its own largest number. Other kernels for other sizes round
+# otherwise; a dependence that is no larger than this is not told from rounding.
+_TOLERANCES = {2: 2e-2, 4: 1e-3, 8: 1e-6}
+
+
+class TrialStopped(Exception):
+    """Raised by `run` when the caller ends the trial, such as at a deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """How the rows of one round are invented."""
+
+    size: int
+    positive: bool  # floats from 0 on
+    scaled: bool  # floats at scales that differ from row to row
+    largest: int  # integer
+    texts: tuple[str, ...]
+
+
+def try_rows(
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    run: Run,
+    *,
+    budget_s: float,
+    max_bytes: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> str | None:
+    """Why rows of several requests must not share a call, found by trying; None where nothing was found.
+
+    Invented rows are computed alone and in several companies. A row must have the same result each time.
+
+    Args:
+        inputs: of the graph; the first dimension of each is the batch.
+        outputs: the same.
+        run: a call of the graph. May raise `TrialStopped`; any other error means that it refuses the rows.
+        budget_s: seconds after which no other call begins. What was shown until then decides.
+        max_bytes: of the invented rows of all inputs together.
+        stop: asked before each call; true ends the trial.
+    """
+    trial = _Trial(outputs, run, time.monotonic() + budget_s, stop)
+    fitting = [size for size in _SIZES if _num_bytes(inputs, size) <= max_bytes]
+    if not fitting:
+        return f"its rows are too large to be invented within {max_bytes} bytes"
+    try:
+        for family in _families(inputs, fitting):
+            if trial.shown and family.size != trial.size:
+                break
+            problem = trial.round(_invented(inputs, family), family)
+            if problem is not None:
+                return problem
+    except TrialStopped:
+        if not trial.shown:
+            return "it did not answer invented rows in time"
+    return trial.shortcoming()
+
+
+class _Trial:
+    """What was tried and shown so far."""
+
+    def __init__(self, outputs: Sequence[TensorSpec], run: Run, end: float, stop: Callable[[], bool]) -> None:
+        self._run, self._end, self._stop = run, end, stop
+        self._blank = {spec.name for spec in outputs}  # outputs that have not shown a finite number yet
+        self._refusal = ""
+        self.shown, self.size = False, 0
+
+    def round(self, rows: Arrays, family: _Family) -> str | None:
+        """Compute rows alone and in company; a problem, or None where there is none or the graph refuses the rows."""
+        alone = []
+        for row in range(_NUM_ROWS):
+            try:
+                alone.append(self._call(rows, (row,)))
+            except TrialStopped:
+                raise
+            except Exception as error:  # whatever the engine raises
+                self._refusal = str(error)
+                return None
+        for company in _COMPANIES:
+            try:
+                together = self._call(rows, company)
+            except TrialStopped:
+                raise
+            except Exception as error:
+                return f"rows that it answers alone it refuses together: {error}"
+            for name, array in together.items():
+                problem = _difference([alone[row][name] for row in company], array)
+                if problem:
+                    return f"output {name!r} of a row {problem}"
+        self.shown, self.size = True, family.size
+        for name in list(self._blank):
+            if sum(_shows(result[name]) for result in alone) > 1:
+                self._blank.remove(name)
+        return None
+
+    def shortcoming(self) -> str | None:
+        """Why what was shown is not enough."""
+        if not self.shown:
+            return f"it refuses invented rows: {self._refusal}"
+        if self._blank:
+            return f"output {min(self._blank)!r} of invented rows has no finite number"
+        return None
+
+    def _call(self, rows: Arrays, company: Sequence[int]) -> Arrays:
+        if self._stop() or time.monotonic() > self._end:
+            raise TrialStopped
+        return self._run({name: array[list(company)] for name, array in rows.items()})
+
+
+def _families(inputs: Sequence[TensorSpec], sizes: Sequence[int]) -> Iterator[_Family]:
+    """Rounds, from those that most graphs take to those that give more away."""
+    kinds = {"t" if spec.datatype == "BYTES" else NUMPY_OF[spec.datatype].kind for spec in inputs}
+    floats = [(True, False), (False, True), (True, True)] if "f" in kinds else [(True, False)]
+    texts = [_NUMBERS_AS_TEXT, _TEXTS] if "t" in kinds else [_TEXTS]
+    integers = _LARGEST_INTEGERS if kinds & {"i", "u"} else _LARGEST_INTEGERS[:1]
+    varied = any(-1 in spec.shape[1:] for spec in inputs)
+    for size in sizes if varied else sizes[:1]:
+        for largest in integers:
+            for positive, scaled in floats:
+                for words in texts:
+                    yield _Family(size, positive, scaled, largest, words)
+
+
+def _num_bytes(inputs: Sequence[TensorSpec], size: int) -> int:
+    return sum(
+        _NUM_ROWS
+        * math.prod(_row_shape(spec, size))
+        * (64 if spec.datatype == "BYTES" else NUMPY_OF[spec.datatype].itemsize)
+        for spec in inputs
+    )
+
+
+def _row_shape(spec: TensorSpec, size: int) -> list[int]:
+    return [size if known == -1 else known for known in spec.shape[1:]]
+
+
+def _invented(inputs: Sequence[TensorSpec], family: _Family) -> Arrays:
+    rng = np.random.default_rng(0)
+    return {spec.name: _rows(spec, family, rng) for spec in inputs}
+
+
+def _rows(spec: TensorSpec, family: _Family, rng: np.random.Generator) -> NDArray[Any]:
+    shape = _row_shape(spec, family.size)
+    if spec.datatype == "BYTES":
+        texts = np.array(family.texts, dtype=object)
+        rows = np.empty((_NUM_ROWS, *shape), object)
+        for row in range(_NUM_ROWS):  # one row of each kind of text, the elements after it of any
+            rows[row] = rng.choice(texts, shape)
+            rows[row].reshape(-1)[:1] = texts[row]
+        return rows
+    dtype = NUMPY_OF[spec.datatype]
+    made = [_float_row if dtype.kind == "f" else _integer_row][0]
+    return np.stack([made(row, shape, dtype, family, rng) for row in range(_NUM_ROWS)])
+
+
+def _float_row(
+    row: int, shape: Sequence[int], dtype: np.dtype[Any], family: _Family, rng: np.random.Generator
+) -> NDArray[Any]:
+    if not family.scaled:
+        return rng.uniform(size=shape).astype(dtype)
+    scale = min(_SCALES[row], _MAX_FLOAT16_SCALE) if dtype.itemsize == 2 else _SCALES[row]
+    values = (rng.standard_normal(shape) + _OFFSETS[row]) * scale
+    return (np.abs(values) if family.positive else values).astype(dtype)
+
+
+def _integer_row(
+    row: int, shape: Sequence[int], dtype: np.dtype[Any], family: _Family, rng: np.random.Generator
+) -> NDArray[Any]:
+    """Integers of a range that differs from row to row, then padding by 0 or 1 of a length that differs too."""
+    bound = 1 if dtype.kind == "b" else min(family.largest, int(np.iinfo(dtype).max))
+    largest = max(1, bound * (row + 1) // _NUM_ROWS)
+    values = rng.integers(0, largest + 1, shape)
+    if shape:
+        used = max(1, shape[-1] * (row + 1) // _NUM_ROWS)
+        values[..., 0] = largest
+        values[..., used:] = 0 if bound == 1 else row % 2
+    return values.astype(dtype)
+
+
+def _shows(result: NDArray[Any]) -> bool:
+    """Whether a result can give anything away."""
+    return bool(result.size) and (result.dtype.kind != "f" or bool(np.isfinite(result).any()))
+
+
+def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> str | None:
+    """How results of rows in company differ from those alone."""
+    if len(together) != len(alone) or any(each.shape != (1, *together.shape[1:]) for each in alone):
+        return "has another shape in company"
+    for expected, found in zip(alone, together, strict=True):
+        if expected.dtype.kind != "f":
+            if not (expected[0] == found).all():
+                return "depends on the other rows"
+            continue
+        finite = np.isfinite(expected[0])
+        largest = np.abs(expected[0][finite]).max(initial=0.0)
+        tolerance = _TOLERANCES[expected.dtype.itemsize] * float(largest)
+        if not np.allclose(expected[0], found, rtol=0, atol=tolerance, equal_nan=True):
+            return "depends on the other rows"
+    return None
