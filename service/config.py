@@ -53,6 +53,10 @@ class ServiceConfig:
     max_image_memory_bytes: int = option(
         224 * 2**20, "decoded images that the server holds at once, in bytes; beyond that images wait their turn"
     )
+    max_connections: int = option(2048, "HTTP connections; further ones are refused")
+    client_timeout_s: float = option(
+        10.0, "for an HTTP client to send its headers, each 64 KiB of a body, or to take each 64 KiB of an answer"
+    )
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
     engine_timeout_s: float = option(120.0, "an engine call that takes longer makes the server unready")
     drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
@@ -87,13 +91,14 @@ class ServiceConfig:
             "max_image_pixels",
             "max_request_memory_bytes",
             "max_image_memory_bytes",
+            "max_connections",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("max_body_bytes", MOST_BODY_BYTES)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
-        for name in ("default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
+        for name in ("client_timeout_s", "default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
         if not 0 <= self.canary_interval_s < math.inf:

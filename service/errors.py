@@ -2,7 +2,8 @@
 
     HeedError
     ├── InvalidRequest       the request itself is wrong; names the field and the limit
-    │   └── TooLarge         the same, because of its size
+    │   ├── TooLarge         the same, because of its size
+    │   └── TooSlow          the client sends its request more slowly than the server waits
     ├── NotFound             no such model, version or path
     ├── Unavailable          right request, but the model or the server cannot answer now
     ├── Overloaded           refused before any work was done; worth trying again later
@@ -41,6 +42,10 @@ class InvalidRequest(HeedError):
 
 class TooLarge(InvalidRequest):
     """The request is larger than the server takes."""
+
+
+class TooSlow(InvalidRequest):
+    """The client sends its request more slowly than the server waits."""
 
 
 class NotFound(HeedError):

@@ -83,3 +83,30 @@ class ByteBudget:
         if num_bytes > self.limit_bytes:
             self.refused += 1
             raise TooLarge(f"{num_bytes} bytes of {self.name} are needed, the limit is {self.limit_bytes}")
+
+
+class Reservation:
+    """The bytes that one request holds of a budget: they may grow, and are given back all at once."""
+
+    __slots__ = ("_budget", "num_bytes")
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self._budget = budget
+        self.num_bytes = 0
+
+    def grow_to(self, num_bytes: int) -> None:
+        """Hold at least so many bytes.
+
+        Raises:
+            Overloaded: others hold too much of the budget.
+            TooLarge: the whole budget is smaller.
+        """
+        if num_bytes > self.num_bytes:
+            self._budget.reserve(num_bytes - self.num_bytes)
+            self.num_bytes = num_bytes
+
+    def release(self) -> None:
+        """Give all of it back."""
+        if self.num_bytes:
+            self._budget.release(self.num_bytes)
+            self.num_bytes = 0

@@ -1,63 +1,353 @@
-"""Connections of the HTTP face: how they are accepted, what may come over one, and when one ends."""
+"""Connections of the HTTP face: how they are accepted, what may come over one, and when one ends.
+
+uvicorn's own set no bound to what comes before or behind a body, to requests sent before the answer to the one before
+them, or to the time that a client takes for any of it.
+"""
 
 import asyncio
 import contextlib
+import errno
+import socket
 from collections.abc import Iterator
 from http import HTTPStatus
+from typing import Any, NamedTuple
 
 import msgspec
+import structlog
 import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included
+from service.errors import Overloaded
+from service.memory_budget import ByteBudget, Reservation
+
+log = structlog.get_logger(__name__)
+
+MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included; as many of the trailers behind a body
+MOST_HEADERS = 128  # of one request: each takes more memory than its bytes
+# Received bytes are parsed in pieces, so that bounds hold within what comes at once: uvloop reads up to 250 KiB.
+PIECE_BYTES = 8 * 1024
+MOST_PIPELINED = 64  # requests that wait for the answer to one before them; browsers and HTTP libraries send none
+BODY_STEP_BYTES = 64 * 1024  # of a body and of an answer: so many must be moved within the client's time-out
+ACCEPTED_AT_ONCE = 256  # connections in one turn of the event loop, about 10 ms
+ACCEPT_PAUSE_S = 0.1  # when the process has no file descriptors left
+MEMORY = "heed.memory"  # in a request's scope: its `Reservation`, given back once the answer is written
+WRITTEN = "heed.written"  # in a request's scope: waits until most of what was sent has been taken by the client
+DESCRIPTOR_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class ConnectionLimits(NamedTuple):
+    """Bounds on connections."""
+
+    max_connections: int
+    client_timeout_s: float
+    request_memory: ByteBudget
+
+
+class Settings(uvicorn.Config):
+    """uvicorn's settings, and the limits of connections."""
+
+    def __init__(self, application: ASGIApp, limits: ConnectionLimits) -> None:
+        super().__init__(
+            application,
+            http=HttpConnection,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            server_header=False,
+            date_header=False,
+            ws="none",
+        )
+        self.limits = limits
+
+
+def with_memory(application: ASGIApp, budget: ByteBudget) -> ASGIApp:
+    """An ASGI application whose requests hold memory until their answer is written, and not only computed."""
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        memory = scope[MEMORY] = Reservation(budget)
+        try:
+            await application(scope, receive, send)
+            if memory.num_bytes:
+                await scope[WRITTEN]()
+        finally:
+            memory.release()
+
+    return answer
 
 
 class HttpConnection(HttpToolsProtocol):
-    """One connection; uvicorn's own sets no bound to what comes before a body."""
+    """One connection, with bounds on headers, trailers, pipelined requests and on the time that its client takes."""
 
-    _header_bytes: int | None = None  # of the request that is being read; None within its body, and between requests
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert isinstance(self.config, Settings)
+        self._limits = self.config.limits
+        self._in_head = False  # between a request's first byte and the end of its headers
+        # Bytes since the request began, its headers ended or a piece of its body came; what such a stretch holds is
+        # headers, trailers or a chunk's frame.
+        self._stretch_bytes = 0
+        self._refusal: tuple[int, str] | None = None
+        self._unparsed = bytearray()  # received behind a request that waits for its turn
+        self._memory = Reservation(self._limits.request_memory)  # of what is not parsed, and of long headers
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+
+    # --- a connection's beginning and end ----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Wait for the first request, but not for ever."""
+        super().connection_made(transport)  # type: ignore[arg-type]
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Give back what the connection holds."""
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
+        self._memory.release()
+        self._unparsed = bytearray()
+        super().connection_lost(exc)
+
+    # --- what comes in -----------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has come, as far as its turn has come."""
+        if self.transport.is_closing():
+            return
+        if len(data) <= PIECE_BYTES and not self.pipeline and not self._unparsed:
+            self._parse(data)
+            return
+        self._unparsed += data
+        self._parse_unparsed()
+
+    def _parse_unparsed(self) -> None:
+        """Parse piece by piece, up to a request that has to wait for the answer to the one before it."""
+        while self._unparsed and not self.pipeline and not self.transport.is_closing():
+            piece = bytes(self._unparsed[:PIECE_BYTES])
+            del self._unparsed[:PIECE_BYTES]
+            self._parse(piece)
+        if self._unparsed:
+            self.flow.pause_reading()
+            try:
+                self._memory.grow_to(len(self._unparsed))
+            except Overloaded:
+                self.transport.abort()
+        self._release_when_idle()
+
+    def _release_when_idle(self) -> None:
+        if not self._unparsed and not self._is_busy() and not self._in_head:
+            self._memory.release()
+
+    def _is_busy(self) -> bool:
+        """Whether a request has not been answered yet."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _parse(self, data: bytes) -> None:
+        self._stretch_bytes += len(data)
+        super().data_received(data)
+        if self.transport.is_closing():
+            return
+        if self._refusal is None and self._stretch_bytes > MOST_HEADER_BYTES + PIECE_BYTES:
+            self._refusal = (431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+        if self._refusal is None and self._in_head and self._stretch_bytes > PIECE_BYTES:
+            self._reserve_head()
+        if self._refusal is not None:
+            self._refuse(*self._refusal)
+        elif self._head_timer is None and (self._in_head or not self._is_busy()):
+            self._expect_head()
+
+    def _reserve_head(self) -> None:
+        try:
+            self._memory.grow_to(MOST_HEADER_BYTES)
+        except Overloaded as error:
+            self._refusal = (429, str(error))
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._header_bytes = 0
+        self._in_head, self._stretch_bytes = True, 0
+        self._head_bytes = 0
         super().on_message_begin()
 
+    def on_url(self, url: bytes) -> None:
+        """A part of the request's address."""
+        self._head_bytes += len(url)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; trailers, which come behind the body, mean nothing here."""
+        if not self._in_head or self._refusal is not None:
+            return
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > MOST_HEADER_BYTES:
+            self._refusal = (431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+        elif len(self.headers) >= MOST_HEADERS:
+            self._refusal = (431, f"the request has more than {MOST_HEADERS} headers")
+        else:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
-        """Its body begins."""
-        self._header_bytes = None
+        """The body begins, and with it the work."""
+        if self._refusal is None and len(self.pipeline) >= MOST_PIPELINED:
+            self._refusal = (503, f"more than {MOST_PIPELINED} requests wait for the answer to one before them")
+        if self._refusal is not None:
+            return
+        self._in_head, self._stretch_bytes = False, 0
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        self.scope[WRITTEN] = self.flow.drain  # type: ignore[literal-required]
         super().on_headers_complete()
 
-    def data_received(self, data: bytes) -> None:
-        """Refuse headers that do not end, before they fill the memory."""
-        super().data_received(data)
-        if self._header_bytes is not None:
-            self._header_bytes += len(data)
-            if self._header_bytes > MOST_HEADER_BYTES and not self.transport.is_closing():
-                self._refuse(431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._stretch_bytes = 0
+        if self._refusal is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if self._refusal is None:
+            super().on_message_complete()
+
+    # --- what goes out -----------------------------------------------------------------------------------------------
+
+    def on_response_complete(self) -> None:
+        """Turn to the next request; the rest of a body that nobody reads has a time-out too."""
+        body_is_there = self.cycle is None or not self.cycle.more_body
+        super().on_response_complete()
+        if self._unparsed:
+            self._parse_unparsed()
+        self._release_when_idle()
+        if not body_is_there and self._head_timer is None and not self.transport.is_closing():
+            self._expect_head()
+
+    def pause_writing(self) -> None:
+        """The client has not taken what was sent: it has a time-out for each step of it."""
+        super().pause_writing()
+        self._watch_writing()
+
+    def resume_writing(self) -> None:
+        """The client has taken most of it."""
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _watch_writing(self) -> None:
+        unsent_bytes = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self._limits.client_timeout_s, self._check_writing, unsent_bytes)
+
+    def _check_writing(self, unsent_before_bytes: int) -> None:
+        if unsent_before_bytes - self.transport.get_write_buffer_size() < BODY_STEP_BYTES:
+            self.transport.abort()
+        else:
+            self._watch_writing()
+
+    # --- refusals ----------------------------------------------------------------------------------------------------
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(self._limits.client_timeout_s, self._head_is_late)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._in_head and not self.transport.is_closing():
+            self._refuse(408, f"the headers did not end within {self._limits.client_timeout_s} s (client_timeout_s)")
+        else:
+            self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         """What uvicorn says to what is no HTTP, in the form of all errors here."""
         self._refuse(400, msg)
 
     def _refuse(self, status: int, text: str) -> None:
-        body = msgspec.json.encode({"error": text})
-        head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
-        head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
-        self.transport.write(head.encode() + body)
+        # An answer here would be taken for that to an earlier request that is still being computed.
+        its_own = not self._in_head and not self.pipeline and self.cycle is not None and not self.cycle.response_started
+        if its_own or not self._is_busy():
+            self.transport.write(refusal(status, text))
         self.transport.close()
+
+
+def refusal(status: int, text: str) -> bytes:
+    """An error that ends a connection, as HTTP."""
+    body = msgspec.json.encode({"error": text})
+    head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return head.encode() + body
 
 
 class HttpServer(uvicorn.Server):
     """uvicorn, with the process's signals left to `service.server`, and nothing to do while nobody asks."""
 
-    def __init__(self, settings: uvicorn.Config) -> None:
-        super().__init__(settings)
+    def __init__(self, application: ASGIApp, limits: ConnectionLimits) -> None:
+        super().__init__(Settings(with_memory(application, limits.request_memory), limits))
+        self._limits = limits
         self._stopping = asyncio.Event()
+        self._opening: dict[HttpConnection, asyncio.Task[Any]] = {}
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Capture none."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections.
+
+        uvloop accepts one in each turn of the event loop. A turn takes milliseconds on a busy server, and the last of
+        many clients that come at once waits for as many turns.
+        """
+        await super().startup(sockets=[])
+        for listener in sockets or []:
+            listener.setblocking(False)
+            self._listen(listener)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more connections, and wait for the answers that are on their way."""
+        for listener in sockets or []:
+            asyncio.get_running_loop().remove_reader(listener)
+        await super().shutdown(sockets=sockets)
+
+    def _listen(self, listener: socket.socket) -> None:
+        if listener.fileno() != -1 and not self.should_exit:
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """Accept all connections that wait."""
+        loop = asyncio.get_running_loop()
+        for _ in range(ACCEPTED_AT_ONCE):
+            try:
+                connection, _ = listener.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                if error.errno not in DESCRIPTOR_ERRORS:
+                    raise
+                log.warning("cannot accept connections", why=str(error))
+                loop.remove_reader(listener)
+                loop.call_later(ACCEPT_PAUSE_S, self._listen, listener)
+                return
+            connection.setblocking(False)
+            if self._num_connections() >= self._limits.max_connections:
+                with contextlib.suppress(OSError):
+                    connection.send(refusal(503, f"there are {self._limits.max_connections} connections, the limit"))
+                connection.close()
+                continue
+            protocol = HttpConnection(config=self.config, server_state=self.server_state, app_state={})
+            self._opening[protocol] = loop.create_task(self._open(connection, protocol))
+
+    def _num_connections(self) -> int:
+        connections = self.server_state.connections
+        return len(connections) + sum(protocol not in connections for protocol in self._opening)
+
+    async def _open(self, connection: socket.socket, protocol: "HttpConnection") -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
+        except OSError:  # the client has hung up already
+            connection.close()
+        finally:
+            del self._opening[protocol]
 
     async def main_loop(self) -> None:
         """Wait for `stop`.

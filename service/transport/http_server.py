@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
-import uvicorn
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -21,8 +20,8 @@ from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from service.config import ServiceConfig
-from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, clipped
-from service.memory_budget import ByteBudget
+from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
+from service.memory_budget import ByteBudget, Reservation
 from service.metrics import Metrics, Outcome
 from service.predictor import Call, Explained, ExplainRequest, Looking, Predictor, Receipt, Translated, outcome_of
 from service.task_api import (
@@ -53,7 +52,7 @@ from service.transport.frame import (
     parameters_of,
     request_id_of,
 )
-from service.transport.http_connection import HttpConnection, HttpServer
+from service.transport.http_connection import BODY_STEP_BYTES, MEMORY, ConnectionLimits, HttpServer
 from service.transport.openapi import openapi_document
 from service.transport.spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
@@ -64,6 +63,7 @@ if TYPE_CHECKING:  # it needs an extra
 log = structlog.get_logger(__name__)
 
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
+MOST_UNCOUNTED_BYTES = 64 * 1024  # of an answer: a connection's own buffers take as much
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 # The page for people who try the models: no inline script, and nothing from elsewhere or to elsewhere. Pictures that it
 # shows are the person's own and the answer's.
@@ -96,17 +96,9 @@ def build_http(
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.http_port), family=family, backlog=2048)
-    settings = uvicorn.Config(
-        HttpApplication(predictor, metrics, config, request_memory, tracing).asgi,
-        http=HttpConnection,
-        access_log=False,
-        log_config=None,
-        lifespan="off",
-        server_header=False,
-        date_header=False,
-        ws="none",
-    )
-    return HttpServer(settings), listener
+    limits = ConnectionLimits(config.max_connections, config.client_timeout_s, request_memory)
+    application = HttpApplication(predictor, metrics, config, tracing)
+    return HttpServer(application.asgi, limits), listener
 
 
 class HttpApplication:
@@ -117,11 +109,9 @@ class HttpApplication:
         predictor: Predictor,
         metrics: Metrics,
         config: ServiceConfig,
-        request_memory: ByteBudget,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._predictor, self._metrics, self._config = predictor, metrics, config
-        self._request_memory = request_memory
 
         def asks_a_model(path: str, answer: Callable[[Request, str], Awaitable[Response]]) -> Route:
             traced = None if tracing is None else [Middleware(TracedRoute, tracing, path)]
@@ -173,6 +163,11 @@ class HttpApplication:
             request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
             try:
                 response = await answer(request, request_id)
+                if (
+                    not isinstance(response, StreamingResponse) and len(response.body) > MOST_UNCOUNTED_BYTES
+                ):  # its body is still there, or not needed any more
+                    memory: Reservation = request.scope[MEMORY]
+                    memory.grow_to(len(response.body))
             except HeedError as error:
                 response = error_response(STATUS_OF[type(error)].http, str(error))
                 if infers and not error.counted:
@@ -213,18 +208,31 @@ class HttpApplication:
         too_large = TooLarge(f"the body is larger than the limit of {limit} bytes")
         if (declared := request.headers.get("content-length", "0")).isdecimal() and int(declared) > limit:
             raise too_large
+        memory: Reservation = request.scope[MEMORY]
+        memory.grow_to(int(declared) if declared.isdecimal() else 0)
         timeout_s = _header_timeout_s(request)
-        parts, size = [], 0
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + (self._config.default_timeout_s if timeout_s is None else timeout_s)
+        parts, size, next_step_bytes = [], 0, BODY_STEP_BYTES
         try:
-            async with asyncio.timeout(self._config.default_timeout_s if timeout_s is None else timeout_s):
+            async with asyncio.timeout_at(min(deadline_s, loop.time() + self._config.client_timeout_s)) as timeout:
                 async for part in request.stream():
                     size += len(part)
                     if size > limit:
                         raise too_large
+                    memory.grow_to(size)
                     parts.append(part)
+                    if size >= next_step_bytes:
+                        next_step_bytes = size + BODY_STEP_BYTES
+                        timeout.reschedule(min(deadline_s, loop.time() + self._config.client_timeout_s))
         except TimeoutError:
             request.scope[LEFT_UNREAD] = True
-            raise DeadlineExceeded(f"the deadline passed when {size} bytes of the body were there") from None
+            if loop.time() >= deadline_s:
+                raise DeadlineExceeded(f"the deadline passed when {size} bytes of the body were there") from None
+            raise TooSlow(
+                f"the body comes too slowly: {size} bytes were there, and each further {BODY_STEP_BYTES} must come"
+                f" within {self._config.client_timeout_s} s (client_timeout_s)"
+            ) from None
         except ClientDisconnect:
             self._count_failure(request, request_id, "cancelled", "the client hung up before its request was whole")
             raise

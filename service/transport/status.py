@@ -12,6 +12,7 @@ from service.errors import (
     NotFound,
     Overloaded,
     TooLarge,
+    TooSlow,
     Unavailable,
     Unsupported,
 )
@@ -28,6 +29,7 @@ STATUS_OF: dict[type[HeedError], Status] = {
     InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, 400),
     # gRPC itself answers a message above its limit with this code.
     TooLarge: Status(StatusCode.RESOURCE_EXHAUSTED, 413),
+    TooSlow: Status(StatusCode.RESOURCE_EXHAUSTED, 408),
     NotFound: Status(StatusCode.NOT_FOUND, 404),
     Unavailable: Status(StatusCode.UNAVAILABLE, 503),
     Overloaded: Status(StatusCode.RESOURCE_EXHAUSTED, 429),

@@ -1,0 +1,397 @@
+"""Connections of the HTTP face: accepting, bounds on what comes over one, time-outs, memory."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from service.memory_budget import ByteBudget
+from service.transport.http_connection import (
+    MEMORY,
+    MOST_HEADER_BYTES,
+    MOST_HEADERS,
+    MOST_PIPELINED,
+    ConnectionLimits,
+    HttpServer,
+)
+from tests.conftest import Server, running_server, write_onnx
+
+HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
+
+
+async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
+    """An application that reads the body and answers with its length."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        more = message["type"] == "http.request" and message.get("more_body", False)
+        size += len(message.get("body", b""))
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-size", str(size).encode())]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+class Running:
+    """An HTTP server in this event loop."""
+
+    def __init__(self, server: HttpServer, port: int, budget: ByteBudget) -> None:
+        self.server, self.port, self.budget = server, port, budget
+        self.writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new connection to it."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def exchange(self, sent: bytes) -> bytes:
+        """What comes back on a connection of its own, until the server ends it."""
+
+        def in_thread() -> bytes:
+            received = b""
+            with (
+                socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection,
+                contextlib.suppress(ConnectionError),
+            ):
+                sending = threading.Thread(target=send_all, args=(connection, sent))
+                sending.start()
+                try:
+                    while part := connection.recv(65536):
+                        received += part
+                finally:
+                    sending.join()
+            return received
+
+        return await asyncio.to_thread(in_thread)
+
+
+def send_all(connection: socket.socket, sent: bytes) -> None:
+    """Send, unless the server ends the connection before."""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(sent)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    application: ASGIApp, *, max_connections: int = 1000, client_timeout_s: float = 30.0, memory_bytes: int = 10**8
+) -> AsyncIterator[Running]:
+    """A server with this application and these limits."""
+    budget = ByteBudget("request memory", memory_bytes)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    server = HttpServer(application, ConnectionLimits(max_connections, client_timeout_s, budget))
+    serving_task = asyncio.create_task(server.serve([listener]))
+    await turns_until(lambda: server.started)
+    try:
+        yield (running := Running(server, listener.getsockname()[1], budget))
+    finally:
+        for writer in running.writers:
+            writer.transport.abort()
+        for connection in list(server.server_state.connections):
+            connection.transport.abort()
+        server.stop()
+        await serving_task
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test in the event loop that the server uses."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    uvloop.run(bounded())
+
+
+async def turns_until(condition: Callable[[], bool]) -> int:
+    """How many turns of the event loop pass until a condition holds."""
+    turns = 0
+    while not condition():
+        turns += 1
+        await asyncio.sleep(0)
+    return turns
+
+
+def test_connections_that_come_at_once_are_accepted_in_a_few_turns_of_the_loop() -> None:
+    """A turn may take long on a busy server, so 128 connections must not wait for 128 of them."""
+
+    async def test() -> None:
+        async with serving(answer_ok) as running:
+            clients = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(128)]
+            assert await turns_until(lambda: len(running.server.server_state.connections) == 128) < 16
+            for client in clients:
+                client.close()
+
+    run(test)
+
+
+def test_connections_over_the_limit_are_refused() -> None:
+    """The refusal names the limit; a connection that ends makes room for another one."""
+
+    async def test() -> None:
+        async with serving(answer_ok, max_connections=2) as running:
+            held = [await running.connect() for _ in range(2)]
+            await turns_until(lambda: len(running.server.server_state.connections) == 2)
+            refused = await running.exchange(b"")
+            assert refused.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert json.loads(refused.split(b"\r\n\r\n")[1]) == {"error": "there are 2 connections, the limit"}
+            held[0][1].close()
+            await turns_until(lambda: len(running.server.server_state.connections) == 1)
+            reader, writer = await running.connect()
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+    run(test)
+
+
+def test_a_request_behind_a_large_body_is_not_refused() -> None:
+    """Both come in one segment, and the body's bytes are not counted as the second one's headers."""
+
+    async def test() -> None:
+        async with serving(answer_ok) as running:
+            body = b"x" * 150_000
+            first = HEAD + b"content-length: 150000\r\n\r\n" + body
+            second = HEAD + b"connection: close\r\ncontent-length: 3\r\n\r\nabc"
+            received = await running.exchange(first + second)
+            assert received.count(b"HTTP/1.1 200 OK") == 2
+            assert b"x-size: 150000\r\n" in received
+            assert b"x-size: 3\r\n" in received
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "trailers", [b"x-trailer: " + b"t" * 100 + b"\r\n", b"t", b"x" * 200 + b":\r\n"], ids=["many", "one name", "empty"]
+)
+def test_trailers_without_end_are_refused(trailers: bytes) -> None:
+    """They count like headers, and none of them is kept."""
+
+    async def test() -> None:
+        async with serving(answer_ok) as running:
+            reader, writer = await running.connect()
+            writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
+            sent, piece = 0, trailers * (20_000 // len(trailers))
+            with contextlib.suppress(ConnectionError):
+                while not reader.at_eof() and sent < 100_000_000:
+                    writer.write(piece)
+                    sent += len(piece)
+                    await writer.drain()
+                    await asyncio.sleep(0)
+            assert sent < 20_000_000  # what the sockets' buffers hold, and not the 100 MB that would follow
+
+    run(test)
+
+
+def test_trailers_are_no_headers() -> None:
+    """Short ones pass, and mean nothing."""
+    scopes: list[Scope] = []
+
+    async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await answer_ok(scope, receive, send)
+
+    async def test() -> None:
+        async with serving(noting) as running:
+            head = HEAD + b"connection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+            received = await running.exchange(head + b"3\r\nabc\r\n0\r\nx-request-id: trailer\r\n\r\n")
+            assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+            assert b"x-request-id" not in dict(scopes[0]["headers"])
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (b"x: y\r\n" * (MOST_HEADERS + 1), f"the request has more than {MOST_HEADERS} headers"),
+        (b"x: " + b"y" * 70_000 + b"\r\n", f"the request's headers have more than {MOST_HEADER_BYTES} bytes"),
+        (b"x" * 300_000, f"the request's headers have more than {MOST_HEADER_BYTES} bytes"),
+    ],
+    ids=["many", "long", "endless"],
+)
+def test_headers_beyond_a_limit_are_refused_though_they_come_in_one_piece(headers: bytes, expected: str) -> None:
+    """Number and bytes have a limit each."""
+
+    async def test() -> None:
+        async with serving(answer_ok) as running:
+            received = await running.exchange(b"GET / HTTP/1.1\r\n" + headers + b"\r\n")
+            assert received.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+            assert json.loads(received.split(b"\r\n\r\n")[1]) == {"error": expected}
+
+    run(test)
+
+
+def test_half_sent_headers_have_a_time_out() -> None:
+    """408 names the option; a connection that sends nothing at all is closed."""
+
+    async def test() -> None:
+        async with serving(answer_ok, client_timeout_s=0.05) as running:
+            received = await running.exchange(b"GET / HTTP/1.1\r\nhost:")
+            assert received.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+            assert b"the headers did not end within 0.05 s (client_timeout_s)" in received
+            assert await running.exchange(b"") == b""
+            assert await running.exchange(b"\r\n") == b""
+            assert not running.server.server_state.connections
+
+    run(test)
+
+
+def test_a_body_that_nobody_reads_has_a_time_out() -> None:
+    """The answer is there already, and the connection does not stay for the rest."""
+
+    async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def test() -> None:
+        async with serving(at_once, client_timeout_s=0.05) as running:
+            received = await running.exchange(HEAD + b"content-length: 1000000\r\n\r\nabc")
+            assert received.startswith(b"HTTP/1.1 413 ")
+
+    run(test)
+
+
+def test_an_answer_that_nobody_reads_holds_memory_until_its_time_out() -> None:
+    """Others are refused meanwhile, and served afterwards."""
+    large = 50_000_000
+
+    async def answer_large(scope: Scope, receive: Receive, send: Send) -> None:
+        scope[MEMORY].grow_to(large)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(large if scope["path"] == "/large" else 3)})
+
+    async def test() -> None:
+        async with serving(answer_large, client_timeout_s=0.2, memory_bytes=60_000_000) as running:
+            with socket.create_connection(("127.0.0.1", running.port)) as client:
+                client.sendall(b"GET /large HTTP/1.1\r\nhost: x\r\n\r\n")
+                await turns_until(lambda: running.budget.reserved_bytes == large)
+                await turns_until(lambda: not running.server.server_state.connections)
+                await turns_until(lambda: running.budget.reserved_bytes == 0)
+            received = await running.exchange(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+            await turns_until(lambda: running.budget.reserved_bytes == 0)
+
+    run(test)
+
+
+def test_requests_that_wait_for_an_answer_are_bounded() -> None:
+    """What comes behind them is not parsed, and far too many of them end the connection."""
+    asked: list[Any] = []
+    answering = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope)
+        await answering.wait()
+        await answer_ok(scope, receive, send)
+
+    request = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+
+    async def test() -> None:
+        async with serving(slow) as running:
+            reader, writer = await running.connect()
+            writer.write(request * 8000)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""  # more than 64 wait behind the first
+            assert len(asked) == 1
+            reader, writer = await running.connect()
+            writer.write(request * MOST_PIPELINED)
+            await turns_until(lambda: len(asked) == 2)
+            answering.set()
+            for _ in range(MOST_PIPELINED):
+                await reader.readuntil(b"ok\r\n0\r\n\r\n")
+
+    run(test)
+
+
+def test_what_waits_behind_a_request_is_parsed_once_that_is_answered() -> None:
+    """Nothing is lost where a second request's large body comes before the first one's answer."""
+    answering = asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        await answering.wait()
+        await answer_ok(scope, receive, send)
+
+    async def test() -> None:
+        async with serving(slow) as running:
+            reader, writer = await running.connect()
+            head = HEAD + b"content-length: 500000\r\n\r\n"
+            writer.write((head + b"x" * 500_000) * 3)
+            await turns_until(lambda: len(running.server.server_state.tasks) == 1)
+            answering.set()
+            for _ in range(3):
+                answer = await reader.readuntil(b"ok\r\n0\r\n\r\n")
+                assert b"x-size: 500000\r\n" in answer
+            await turns_until(lambda: running.budget.reserved_bytes == 0)
+
+    run(test)
+
+
+@pytest.fixture(scope="module")
+def small_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A server with room for two bodies of one MB, and little patience."""
+    import onnx
+
+    store = tmp_path_factory.mktemp("store")
+    floats = (onnx.TensorProto.FLOAT, ["rows", 1])
+    write_onnx(store / "same/1", [onnx.helper.make_node("Identity", ["x"], ["y"])], {"x": floats}, {"y": floats})
+    limits = ("--max-body-bytes", "1000000", "--max-request-memory-bytes", "2000000", "--client-timeout-s", "1")
+    with running_server(store, *limits) as running:
+        yield running
+
+
+def reserved_bytes(server: Server) -> float:
+    """What the budget for bodies has reserved."""
+    text = httpx.get(f"{server.http}/metrics").text
+    name = 'heed_memory_reserved_bytes{budget="request memory"} '
+    return next(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
+
+
+def begin_body(server: Server, sent: bytes = b"x") -> socket.socket:
+    """A connection that has announced a body of a MB and sent some of it."""
+    host, port = server.http.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(b"POST /v2/models/same/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + sent)
+    return connection
+
+
+def test_bodies_reserve_memory_before_they_are_read(small_server: Server) -> None:
+    """A third one is refused like an overload, and a slow one loses what it reserved."""
+    held = [begin_body(small_server) for _ in range(2)]
+    while reserved_bytes(small_server) < 2_000_000:
+        pass
+    response = httpx.post(f"{small_server.http}/v2/models/same/infer", content=bytes(1_000_000))
+    assert (response.status_code, response.json()["error"]) == (
+        429,
+        "1000000 bytes of request memory are needed, 2000000 of 2000000 bytes are in use",
+    )
+    assert int(response.headers["retry-after"]) >= 1
+    for connection in held:
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))  # noqa: B023, called at once
+        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert b"the body comes too slowly: 1 bytes were there" in answer
+        connection.close()
+    assert reserved_bytes(small_server) == 0
+    whole = {"inference-header-content-length": "0"}
+    url = f"{small_server.http}/v2/models/same/infer"
+    assert httpx.post(url, content=bytes(4), headers=whole).status_code == 200
+
+
+def test_bodies_in_chunks_reserve_memory_as_they_come(small_server: Server) -> None:
+    """Nobody knows their size before."""
+    with begin_body(small_server), begin_body(small_server):
+        while reserved_bytes(small_server) < 2_000_000:
+            pass
+
+        def chunks() -> Any:
+            yield b"x" * 1000
+
+        response = httpx.post(f"{small_server.http}/v2/models/same/infer", content=chunks())
+        assert response.status_code == 429
+    while reserved_bytes(small_server):
+        pass
