@@ -19,11 +19,16 @@ A folder with `model.onnx` alone is a model too: tensors in, tensors out.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from model_store.private_files import MAX_READINGS, FolderCopy, FolderError, PrivateFile, PrivateGraph, graph_of
+
+__all__ = ["FolderError"]  # of `private_files`, for all who read folders
 
 FORMAT = 1  # of the manifest; a reader refuses what it does not know
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -40,10 +45,6 @@ MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZE
     "target_tokenizer.json",
 )
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
-
-
-class FolderError(Exception):
-    """A model folder that must not be served; the message says why."""
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,26 +132,67 @@ class ExplainGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One version of one model on disk. `manifest` is None for a bare ONNX graph."""
+    """One version of one model, as it was when it was read.
+
+    Attributes:
+        path: where it lies on disk; what lies there now may be something else.
+        manifest: None for a bare ONNX graph.
+        golden: the golden examples.
+        files: private copies: of all files of the manifest, or of those that a bare graph needs.
+    """
 
     name: str
     version: int
     path: Path
     manifest: Manifest | None
     golden: list[GoldenExample]
+    files: Mapping[str, PrivateFile]
     card: str | None = None  # the text of `README.md`
     graph_name: str = GRAPH  # of the graphs that are served
     encoder_name: str = ENCODER
 
     @property
-    def graph(self) -> Path:
-        """The graph that is served; of a translation model the decoder step."""
-        return self.path / self.graph_name
+    def graph(self) -> PrivateGraph:
+        """The graph that is served; of a translation model the decoder step.
+
+        Raises:
+            FolderError: it reads weights from a file that is not of the folder.
+        """
+        return self.open_graph(self.graph_name)
 
     @property
-    def encoder(self) -> Path:
-        """Of a translation model."""
-        return self.path / self.encoder_name
+    def encoder(self) -> PrivateGraph:
+        """The encoder of a translation model; raises as `graph`."""
+        return self.open_graph(self.encoder_name)
+
+    def open_graph(self, name: str) -> PrivateGraph:
+        """A graph of the folder, with the files that it reads weights from.
+
+        Raises:
+            FolderError: it is missing, or reads weights from a file that is not of the folder.
+        """
+        return graph_of(name, self.file(name), self.file)
+
+    def file(self, name: str) -> PrivateFile:
+        """The private copy of a file.
+
+        Raises:
+            FolderError: the folder has no such file.
+        """
+        if name not in self.files:
+            raise FolderError(f"{name} is missing" + ("" if self.manifest is None else " in manifest.json"))
+        return self.files[name]
+
+    def read_text(self, name: str) -> str:
+        """The text of a file.
+
+        Raises:
+            FolderError: the folder has no such file, or it is not UTF-8.
+        """
+        try:
+            return self.file(name).read_text()
+        except UnicodeDecodeError as error:
+            raise FolderError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
     def in_half_precision(self) -> "ModelFolder | None":
         """The same with the graphs that a GPU gets, and how far their answers may lie off; None where it has none."""
@@ -163,12 +205,18 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class FoundFolder:
-    """A folder of the store, not read yet; `problem` says why it cannot be a model."""
+    """A folder of the store, not read yet.
+
+    Attributes:
+        problem: why it cannot be a model, or None.
+        store: where links of the folder may lead to, besides the folder itself.
+    """
 
     name: str
     version: str
     path: Path
     problem: str | None = None
+    store: Path | None = None
 
 
 def scan(store: Path) -> list[FoundFolder]:
@@ -193,7 +241,8 @@ def scan(store: Path) -> list[FoundFolder]:
             )
         elif versions:
             found += [
-                FoundFolder(model.name, path.name, path) for path in sorted(versions, key=lambda path: int(path.name))
+                FoundFolder(model.name, path.name, path, store=store)
+                for path in sorted(versions, key=lambda path: int(path.name))
             ]
         else:
             why = f"no version folder in it: put the files into {model.name}/1/"
@@ -202,20 +251,37 @@ def scan(store: Path) -> list[FoundFolder]:
 
 
 def read(found: FoundFolder) -> ModelFolder:
-    """Read and check one folder; a manifest's checksums must hold.
+    """Copy and check one folder; a manifest's checksums must hold of the copies.
 
     Raises:
-        FolderError: the folder is incomplete, damaged, or of an unknown format.
+        FolderError: the folder is incomplete, damaged, or of an unknown format; a link leaves the store; or somebody
+            writes to it all the time.
     """
     if found.problem:
         raise FolderError(found.problem)
+    changed = None
+    for _ in range(MAX_READINGS):
+        copied = FolderCopy(found.path, found.store)
+        try:
+            folder = _read(found, copied)
+        except FolderError:
+            if not (changed := copied.changed()):
+                raise
+        else:
+            if not (changed := copied.changed()):
+                return folder
+    raise FolderError(f"{changed} changed while it was read, {MAX_READINGS} times; put new files into a new version")
+
+
+def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
     path = found.path
-    if not (path / GRAPH).is_file():
-        raise FolderError(f"{GRAPH} is missing")
-    if not (path / MANIFEST).is_file():
-        return ModelFolder(found.name, int(found.version), path, None, [], _card(path))
+    copied.copy(GRAPH)
+    if not copied.has(MANIFEST):
+        copied.graph(GRAPH)
+        card = _card(copied)
+        return ModelFolder(found.name, int(found.version), path, None, [], copied.files, card)
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(copied.copy(MANIFEST).read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:
         raise FolderError(f"{MANIFEST}: {error}") from error
     if manifest.format != FORMAT:
@@ -224,7 +290,7 @@ def read(found: FoundFolder) -> ModelFolder:
         # A manifest is data from elsewhere: it must not make the server read outside the folder.
         if Path(name).name != name or not (path / name).is_file():
             raise FolderError(f"{name!r} is in the manifest, but is not a file of the folder")
-        if (actual := sha256(path / name)) != expected:
+        if (actual := copied.copy(name).sha256()) != expected:
             raise FolderError(f"{name} is damaged: sha256 {actual[:12]}..., the manifest says {expected[:12]}...")
     if missing := {GRAPH, GOLDEN} - manifest.files.keys():
         raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}")
@@ -240,17 +306,18 @@ def read(found: FoundFolder) -> ModelFolder:
             f"{MANIFEST}: no checksum for {', '.join(sorted(unlisted))}; only what it lists may lie in the folder"
         )
     try:
-        golden = msgspec.json.decode((path / GOLDEN).read_bytes(), type=list[GoldenExample])
+        golden = msgspec.json.decode(copied.copy(GOLDEN).read_bytes(), type=list[GoldenExample])
     except msgspec.DecodeError as error:
         raise FolderError(f"{GOLDEN}: {error}") from error
     if not golden:
         raise FolderError(f"{GOLDEN}: has no example")
-    return ModelFolder(found.name, int(found.version), path, manifest, golden, _card(path))
+    files = {name: copied.files[name] for name in manifest.files}
+    return ModelFolder(found.name, int(found.version), path, manifest, golden, files, _card(copied))
 
 
-def _card(path: Path) -> str | None:
+def _card(copied: FolderCopy) -> str | None:
     # A card is for people: one that is not quite UTF-8 is still worth reading.
-    return (path / CARD).read_text(encoding="utf-8", errors="replace") if (path / CARD).is_file() else None
+    return copied.copy(CARD).read_text(errors="replace") if copied.has(CARD) else None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
@@ -273,8 +340,20 @@ def read_explain_golden(path: Path) -> ExplainGolden:
         FolderError: it is missing or not understood.
     """
     try:
-        return msgspec.json.decode((path / EXPLAIN_GOLDEN).read_bytes(), type=ExplainGolden)
-    except (OSError, msgspec.DecodeError) as error:
+        return decode_explain_golden((path / EXPLAIN_GOLDEN).read_bytes())
+    except OSError as error:
+        raise FolderError(f"{EXPLAIN_GOLDEN}: {error}") from error
+
+
+def decode_explain_golden(content: bytes) -> ExplainGolden:
+    """Decode a `golden.explain.json`.
+
+    Raises:
+        FolderError: it is not understood.
+    """
+    try:
+        return msgspec.json.decode(content, type=ExplainGolden)
+    except msgspec.DecodeError as error:
         raise FolderError(f"{EXPLAIN_GOLDEN}: {error}") from error
 
 

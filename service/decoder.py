@@ -26,6 +26,7 @@ import onnxruntime
 import structlog
 from numpy.typing import NDArray
 
+from model_store.private_files import PrivateGraph
 from service.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
 from service.engine import (
     DATATYPE_OF,
@@ -84,8 +85,8 @@ class TranslationEngine:
 
     def __init__(
         self,
-        encoder: Path,
-        decoder: Path,
+        encoder: Path | PrivateGraph,
+        decoder: Path | PrivateGraph,
         threads: int,
         device: Device = "cpu",
         *,

@@ -16,7 +16,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from model_store.private_files import PrivateGraph
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
 from service.priority import compute, compute_unless_held
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
@@ -113,7 +114,7 @@ class OnnxEngine:
 
     def __init__(
         self,
-        graph: Path,
+        graph: Path | PrivateGraph,
         threads: int,
         device: Device = "cpu",
         buckets: Buckets | None = None,
@@ -124,7 +125,7 @@ class OnnxEngine:
         """Load `graph`; each call then computes on `threads` threads, or on the device.
 
         Args:
-            graph: the file.
+            graph: the file, or the private copy of one.
             threads: of a call on the CPU.
             device: where it is computed.
             buckets: what calls are rounded up to; None leaves each as it is.
@@ -349,18 +350,26 @@ def _on_device(shape: list[int], dtype: np.dtype[Any], device: Device) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device)
 
 
-def open_session(graph: Path, threads: int, device: Device, *, captures: bool = False) -> Any:
+def open_session(graph: Path | PrivateGraph, threads: int, device: Device, *, captures: bool = False) -> Any:
     """A session of ONNX Runtime; with `captures`, one that captures CUDA graphs.
+
+    Private copies are needed no longer when the session is there: it has its own copy of all weights, in the form that
+    it computes with.
 
     Raises:
         EngineError: it refuses the graph, or would compute it elsewhere.
     """
-    chosen = providers(device, captures=captures)
+    chosen, options = providers(device, captures=captures), session_options(threads)
+    path = graph if isinstance(graph, Path) else graph.file.path
     try:
-        with turn(device):
-            session = onnxruntime.InferenceSession(str(graph), session_options(threads), providers=chosen)
+        with turn(device), ExitStack() as mapped:
+            if isinstance(graph, PrivateGraph) and graph.weights:
+                contents = [mapped.enter_context(weights.mapped()) for weights in graph.weights.values()]
+                lengths = [len(content) for content in contents]
+                options.add_external_initializers_from_files_in_memory(list(graph.weights), contents, lengths)
+            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
     except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
-        raise EngineError(f"{graph.name}: {first_line(error)}") from error
+        raise EngineError(f"{graph.name}: {first_line(error).replace(str(path), graph.name)}") from error
     if device == "cuda" and CUDA not in session.get_providers():
         raise EngineError(f"{graph.name}: ONNX Runtime would compute it on the CPU, and CUDA was asked for")
     return session

@@ -1,6 +1,6 @@
 """`explain.onnx` of a model's folder: what it takes and gives, opened when it is first asked for, and checked then.
 
-    first request ──> folder read again ──> session ──> golden rows compared ──> asked, some steps a call
+    first request ──> copies made at load ──> session ──> golden rows compared ──> asked, some steps a call
 
 It belongs to one thread (`service.spare_time`), so it is opened once, whoever asks at the same time, and makes one call
 at a time. It computes on the CPU, on one thread, also beside a GPU: the GPU and its memory are the predictions', and
@@ -26,11 +26,10 @@ from model_store.folder import (
     EXPLAIN_GOLDEN,
     ExplainGolden,
     FolderError,
-    FoundFolder,
     ModelFolder,
-    read,
-    read_explain_golden,
+    decode_explain_golden,
 )
+from model_store.private_files import PrivateFile, PrivateGraph
 from service.engine import EngineError, computed, first_line, open_session
 from service.errors import EngineFailed, Unavailable
 from service.golden import Golden
@@ -80,19 +79,24 @@ def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
 class ExplainGraph:
     """The explaining graph of one model version; all methods of one thread. Once `ready`, the rest does not change."""
 
-    def __init__(self, found: FoundFolder, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
-        """Remember where it is; nothing is read.
+    def __init__(self, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
+        """Keep the private copies of the files that it needs; nothing is opened.
 
         Args:
-            found: where the folder is.
             folder: as it was when the model was loaded.
             task: of the model.
             golden: its golden examples.
         """
-        self._found, self._manifest, self._examples = found, folder.manifest, folder.golden
+        self._name, self._version, self._examples = folder.name, str(folder.version), folder.golden
         self._task, self._golden = task, golden
         self._session: Any = None
         self._problem: str | None = None
+        # Weights of the graph lie in the files of the graphs that serve: these copies, which the model was proved on.
+        self._files: tuple[PrivateGraph, PrivateFile] | None = None
+        try:
+            self._files = folder.open_graph(EXPLAIN), folder.file(EXPLAIN_GOLDEN)
+        except FolderError as error:
+            self._problem = str(error)
         self.ready = False  # opened and checked; other threads may look
         # By the name that requests use, the default first.
         self.attentions: dict[str, Attention] = {}
@@ -101,27 +105,42 @@ class ExplainGraph:
     def open(self) -> None:
         """Make the graph ready to be asked: the first time that takes some tenths of a second.
 
+        What is wrong with its content stays wrong for as long as the server runs, and is not tried again. All else
+        (file descriptors or memory that are used up, a thread that cannot be started) may be over by the next request,
+        which tries again.
+
         Raises:
-            Unavailable: it is not what it should be, now and for as long as the server runs.
+            Unavailable: it cannot be used now.
         """
-        if not self.ready and self._problem is None:
-            model, started_s = {"model": self._found.name, "version": self._found.version}, time.perf_counter()
-            try:
-                self._open()
-            except (FolderError, EngineError) as error:
-                self._problem = str(error)
-            except Exception as error:  # whatever is wrong with it, predictions go on
-                log.exception("explaining graph failed to load", **model)
-                self._problem = f"{type(error).__name__}: {error}"
-            if self._problem is None:
-                self.ready = True
-                log.info("explaining graph ready", **model, load_s=round(time.perf_counter() - started_s, 3))
-            else:
-                self._session = None
-                log.error("explaining graph is not used", **model, why=self._problem)
-        if self._problem is not None:
-            name = f"model {self._found.name!r} version {self._found.version!r}"
-            raise Unavailable(f"the graph that explains {name} is not used: {self._problem}")
+        if self.ready:
+            return
+        problem = self._problem
+        if problem is None:
+            problem = self._try_to_open()
+        if problem is not None:
+            name = f"model {self._name!r} version {self._version!r}"
+            raise Unavailable(f"the graph that explains {name} is not used: {problem}")
+
+    def _try_to_open(self) -> str | None:
+        """Open it; why that failed, or None. What will fail for ever is kept."""
+        model, started_s = {"model": self._name, "version": self._version}, time.perf_counter()
+        problem = None
+        try:
+            self._open()
+        except FolderError as error:
+            problem = self._problem = str(error)
+        except (EngineError, EngineFailed, OSError, MemoryError) as error:
+            problem = str(error) or type(error).__name__
+        except Exception as error:  # whatever is wrong with it, predictions go on
+            log.exception("explaining graph failed to load", **model)
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            self.ready, self._files = True, None
+            log.info("explaining graph ready", **model, load_s=round(time.perf_counter() - started_s, 3))
+        else:
+            self._session = None
+            log.error("explaining graph is not used", **model, why=problem, tried_again=self._problem is None)
+        return problem
 
     def ask(self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str]) -> tuple[Arrays, float]:
         """What the graph says of a row on its way, and the CPU time that it took, in seconds.
@@ -148,11 +167,10 @@ class ExplainGraph:
         return dict(zip(wanted, found, strict=True)), cpu_s
 
     def _open(self) -> None:
-        # The session reads its weights out of the other graphs' files: they must be those that serve.
-        if read(self._found).manifest != self._manifest:
-            raise FolderError("the folder is not the one that was loaded")
-        golden = read_explain_golden(self._found.path)
-        self._session = open_session(self._found.path / EXPLAIN, THREADS, "cpu")
+        assert self._files is not None
+        graph, golden_file = self._files
+        golden = decode_explain_golden(golden_file.read_bytes())
+        self._session = open_session(graph, THREADS, "cpu")
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
         names = {"encoder": "attention"}
         if isinstance(self._task, Translation):

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -154,7 +153,7 @@ def buckets_of(folder: ModelFolder) -> Buckets | None:
     if folder.manifest.task == "image-classification":
         return Buckets()
     if folder.manifest.task == "text-classification" and folder.manifest.limits.max_tokens is not None:
-        pad_id = _read_json(folder.path / "config.json", _HubConfig).pad_token_id
+        pad_id = _read_json(folder, "config.json", _HubConfig).pad_token_id
         return Buckets(folder.manifest.limits.max_tokens, {"input_ids": pad_id})
     return None
 
@@ -211,7 +210,7 @@ class Loader:
         if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
             assert not isinstance(loaded.task, TensorRows)
             assert loaded.golden is not None
-            graph = ExplainGraph(found, folder, loaded.task, loaded.golden)
+            graph = ExplainGraph(folder, loaded.task, loaded.golden)
         return replace(loaded, card=folder.card, graph=graph)
 
     def _load_for_device(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
@@ -255,12 +254,12 @@ class Loader:
 
     def _load_text_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
-        hub_config = _read_json(folder.path / "config.json", _HubConfig)
+        hub_config = _read_json(folder, "config.json", _HubConfig)
         max_tokens = folder.manifest.limits.max_tokens
         if max_tokens is None:
             raise FolderError("manifest.json: limits.max_tokens is missing")
         task = TextClassification(
-            (folder.path / TOKENIZER).read_text(),
+            folder.read_text(TOKENIZER),
             labels=folder.manifest.labels,
             max_tokens=max_tokens,
             pad_id=hub_config.pad_token_id,
@@ -294,7 +293,7 @@ class Loader:
         if len(engine.inputs) != 1:
             raise FolderError(f"{folder.graph_name} has {len(engine.inputs)} inputs, an image classifier has one")
         task = ImageClassification(
-            _read_json(folder.path / PREPROCESSOR, PreprocessorConfig),
+            _read_json(folder, PREPROCESSOR, PreprocessorConfig),
             labels=folder.manifest.labels,
             graph_input=engine.inputs[0].name,
         )
@@ -322,17 +321,17 @@ class Loader:
         max_tokens = folder.manifest.limits.max_tokens
         if max_tokens is None:
             raise FolderError("manifest.json: limits.max_tokens is missing")
-        languages = _read_json(folder.path / "config.json", _TranslationConfig)
-        generation = _read_json(folder.path / "generation_config.json", _GenerationConfig)
+        languages = _read_json(folder, "config.json", _TranslationConfig)
+        generation = _read_json(folder, "generation_config.json", _GenerationConfig)
         task = Translation(
-            (folder.path / TOKENIZER).read_text(),
+            folder.read_text(TOKENIZER),
             max_tokens=max_tokens,
             bos_id=generation.decoder_start_token_id,
             eos_id=generation.eos_token_id,
             source_language=languages.source_language,
             target_language=languages.target_language,
             target_tokenizer_json=(
-                (folder.path / TARGET_TOKENIZER).read_text() if TARGET_TOKENIZER in folder.manifest.files else None
+                folder.read_text(TARGET_TOKENIZER) if TARGET_TOKENIZER in folder.manifest.files else None
             ),
         )
         engine = self._open_translation_engine(folder, self._threads, self._device)
@@ -406,11 +405,11 @@ class _GenerationConfig(msgspec.Struct):
     eos_token_id: int
 
 
-def _read_json(path: Path, kind: type[C]) -> C:
+def _read_json(folder: ModelFolder, name: str, kind: type[C]) -> C:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.DecodeError) as error:
-        raise FolderError(f"{path.name}: {error}") from error
+        return msgspec.json.decode(folder.file(name).read_bytes(), type=kind)
+    except msgspec.DecodeError as error:
+        raise FolderError(f"{name}: {error}") from error
 
 
 def measure_padding_cost(

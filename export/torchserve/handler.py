@@ -76,7 +76,7 @@ class Handler:
         if folder.manifest is None:
             raise FolderError("a bare ONNX graph has no task; its tensors are served by python -m service")
         if self._runtime == "torchscript":
-            return TorchScriptEngine(folder.path / TORCHSCRIPT, folder.manifest, self._device, threads)
+            return TorchScriptEngine(folder.file(TORCHSCRIPT).path, folder.manifest, self._device, threads)
         return open_onnx(folder, threads, device)
 
     def handle(self, requests: Sequence[dict[str, Any]], context: Any) -> list[Any]:

@@ -129,19 +129,20 @@ def test_a_converted_classifier_has_its_graph_for_gpus(
     assert opened.manifest is not None
     assert opened.manifest.float16 is not None
     assert halved is not None
-    assert max(kept_in(halved.graph)) < 256
-    assert halved.graph.stat().st_size < 50_000
+    graph = folder / halved.graph_name
+    assert max(kept_in(graph)) < 256
+    assert graph.stat().st_size < 50_000
     measured = opened.manifest.float16.quality["validation"]
     assert measured["num_examples"] == 600
     assert measured[f"accuracy_in_{precision}"] - measured["accuracy"] <= 0.005
     assert 0 < measured["max_abs_logit_difference_to_float32"] < 0.1
     assert "A GPU gets `model.float16.onnx`" in (folder / CARD).read_text()
     texts = made_up_sentences(64)
-    difference = np.abs(onnx_logits(source, halved.graph, texts) - onnx_logits(source, folder / "model.onnx", texts))
+    difference = np.abs(onnx_logits(source, graph, texts) - onnx_logits(source, folder / "model.onnx", texts))
     assert (
         0 < difference.max() <= (0.02 if precision == "float32" else opened.manifest.tolerance.max_abs_logit_difference)
     )
-    kinds = {node.type for node in onnxruntime.InferenceSession(halved.graph).get_inputs()}
+    kinds = {node.type for node in onnxruntime.InferenceSession(graph).get_inputs()}
     assert kinds == {"tensor(int64)"}
 
 

@@ -100,8 +100,7 @@ def test_half_precision_that_is_described_must_be_there(name: str, graph: str, t
     folder = Path(shutil.copytree(ROOT / "model_store" / name / "1", tmp_path / name / "1"))
     halved = read(found(folder)).in_half_precision()
     assert halved is not None
-    assert halved.graph == folder / "model.float16.onnx"
-    assert halved.encoder == folder / "encoder.float16.onnx"
+    assert (halved.graph_name, halved.encoder_name) == ("model.float16.onnx", "encoder.float16.onnx")
     assert halved.manifest is not None
     assert halved.manifest.precision == "float16"
     files = json.loads((folder / "manifest.json").read_text())["files"]
