@@ -6,13 +6,20 @@ All state belongs to the event loop's thread.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
+from service.metrics import SchedulingTally
+
+# Of the time until a deadline no more than this fraction is planned for. What is left bears the error of the estimates:
+# a request that ends just too late was computed in vain, and a queue that is a little shorter costs nothing.
+PLANNED_FRACTION = 0.8
 
 
 class BatchReport(msgspec.Struct, frozen=True, gc=False):
@@ -41,11 +48,21 @@ class Request:
     future: asyncio.Future[list[Done]]
     results: list[Done | None]
     missing: int
+    deadline_s: float = math.inf  # on the batcher's clock
+    rest_s: float = 0.0  # expected engine time of the items that are not done, one by one
 
     @classmethod
-    def of(cls, num_items: int, loop: asyncio.AbstractEventLoop) -> "Request":
+    def of(
+        cls,
+        num_items: int,
+        loop: asyncio.AbstractEventLoop,
+        deadline_s: float | None = None,
+        rest_s: float = 0.0,
+    ) -> "Request":
         """A request for so many items."""
-        return cls(loop.create_future(), [None] * num_items, num_items)
+        return cls(
+            loop.create_future(), [None] * num_items, num_items, math.inf if deadline_s is None else deadline_s, rest_s
+        )
 
     def settle(self, index: int, outcome: Done | Exception) -> None:
         """Take in what became of one item; nobody waits for it any more if the request is done."""
@@ -74,9 +91,24 @@ E = TypeVar("E", bound=Entry)
 class Admission(Generic[E]):
     """The queue of one model."""
 
-    def __init__(self, name: str, max_queue_rows: int) -> None:
-        """An empty queue; must be made in the event loop."""
+    def __init__(
+        self,
+        name: str,
+        max_queue_rows: int,
+        *,
+        tally: SchedulingTally | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """An empty queue; must be made in the event loop.
+
+        Args:
+            name: of the model, for messages.
+            max_queue_rows: that may wait.
+            tally: counts what is refused, and what was computed in vain.
+            clock: of deadlines.
+        """
         self.name, self._max_queue_rows = name, max_queue_rows
+        self.tally, self._clock = tally or SchedulingTally(), clock
         self.loop = asyncio.get_running_loop()
         self.queue: dict[E, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
         self.queued_rows = 0
@@ -86,15 +118,25 @@ class Admission(Generic[E]):
         self._drained = asyncio.Event()
         self._admitted = 0  # requests that wait or compute
 
-    def check(self, rows: int, *, wait_s: float, own_s: float, deadline_s: float | None, now_s: float) -> None:
+    def check(
+        self,
+        rows: int,
+        *,
+        wait_s: float,
+        own_s: float,
+        deadline_s: float | None,
+        now_s: float,
+        busy: bool = False,
+    ) -> None:
         """Refuse now what could not be answered later.
 
         Args:
             rows: of the request.
-            wait_s: until an engine would come to it.
-            own_s: that its own work takes.
-            deadline_s: on `time.monotonic()`'s clock; None for no deadline.
+            wait_s: until an engine would come to it, in wall time.
+            own_s: that its own work takes, in wall time.
+            deadline_s: on the batcher's clock; None for no deadline.
             now_s: on the same clock.
+            busy: the engine computes for others, even though there is nothing to wait for.
 
         Raises:
             Unavailable: draining, or the engine is dead.
@@ -116,9 +158,11 @@ class Admission(Generic[E]):
         if deadline_s is None:
             return
         if now_s >= deadline_s:
+            self.tally.refused_rows += rows
             raise DeadlineExceeded("the deadline passed before the model was asked")
         # With nothing before it, it is tried: an estimate that refused all would never be found wrong.
-        if wait_s and now_s + wait_s + own_s > deadline_s:
+        if (wait_s or busy) and wait_s + own_s > PLANNED_FRACTION * (deadline_s - now_s):
+            self.tally.refused_rows += rows
             raise DeadlineExceeded(
                 f"the deadline is in {1e3 * (deadline_s - now_s):.0f} ms and cannot be met: the work queued before it"
                 f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
@@ -150,15 +194,32 @@ class Admission(Generic[E]):
         finally:
             if expiry is not None:
                 expiry.cancel()
+            if request.missing:
+                self._count_unanswered(request, entries)
             for entry in entries:
                 self.leave(entry)
             self._admitted -= 1
             if self._draining and not self._admitted:
                 self._drained.set()
 
+    def _count_unanswered(self, request: Request, entries: Sequence[E]) -> None:
+        """Count what was computed of a request that ends without an answer, and what its deadline kept from it."""
+        expired = not request.future.cancelled() and isinstance(request.future.exception(), DeadlineExceeded)
+        for entry, result in zip(entries, request.results, strict=True):
+            if result is not None:
+                self.tally.rows_in_vain += entry.rows
+            elif expired and entry in self.queue:
+                self.tally.dropped_rows += entry.rows
+
     def _expire(self, request: Request) -> None:
         if not request.future.done():
             request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+
+    def count_in_vain(self, entry: E) -> None:
+        """Count an item that was computed, or begun, if nobody waits for it any more."""
+        future = entry.request.future
+        if future.done() and (future.cancelled() or future.exception() is not None):
+            self.tally.rows_in_vain += entry.rows
 
     def leave(self, entry: E) -> None:
         """Take an item out of the queue, if it is still there."""
@@ -168,12 +229,26 @@ class Admission(Generic[E]):
             # Sums of floats drift; an empty queue is the time to begin again.
             self.queued_s = self.queued_s - entry.expected_s if self.queue else 0.0
 
-    def oldest(self) -> E | None:
-        """The item that has waited longest and is still waited for."""
+    def oldest(self, remaining_s: Callable[[E], float] = lambda entry: 0.0) -> E | None:
+        """The item that has waited longest, is still waited for and can be done in time.
+
+        Args:
+            remaining_s: wall time until the request of an item could be answered. One that would be too late is failed
+                here, before it costs compute.
+        """
+        now_s = self._clock()
         while self.queue:
             entry = next(iter(self.queue))
-            if not entry.request.future.done():
-                return entry
+            request = entry.request
+            if not request.future.done():
+                if request.deadline_s == math.inf or now_s + remaining_s(entry) <= request.deadline_s:
+                    return entry
+                self.tally.dropped_rows += entry.rows
+                request.future.set_exception(
+                    DeadlineExceeded(
+                        "the deadline cannot be met any more: the request has waited, and was not computed"
+                    )
+                )
             self.leave(entry)  # it ended in this very turn of the loop, and would have left in the next
         return None
 

@@ -8,13 +8,20 @@ What it promises (each a test in tests/service/test_batcher.py):
 2. A batch is bounded by its padded size (longest x rows), and is only as large as the engine's measured costs justify.
    Similar lengths go together: texts of other length join only where the engine does not compute the padding.
    The oldest entry is in every batch, so nobody starves.
-3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once.
-4. Cancelled and expired entries are dropped before they cost compute; their neighbours do not notice.
+3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once. Waiting times
+   are wall time: the expected cost of the queue times what a busy engine has recently taken for each second of cost.
+4. Cancelled and expired entries are dropped before they cost compute, and so are entries whose deadline cannot be met
+   any more; their neighbours do not notice. An engine call is terminated when nobody waits for it any more, or when it
+   has taken longer than the engine timeout; its instance lives on.
 5. A failing batch fails only its members; it is split until the poisoned item stands alone, and the rest is answered.
-6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
+6. A dead engine and an engine thread that has ended are noticed, an idle batcher uses no CPU, and `drain` waits for all
+   that was admitted.
 7. Work of low priority (`submit_low`) gets an engine call only when nothing else waits, and never the last idle
    instance's of several; its calls are short, and made by threads of its own, which the operating system takes the core
    from as soon as an ordinary call wants it. The rest holds for it too.
+
+A lone call is made in the event loop's own thread only where nothing can make it long: what it costs follows from its
+shapes alone, and calls of exactly its size have been short again and again.
 
 All state belongs to the event loop's thread. The engine threads see a list of items and give back a list of results;
 nothing else crosses, so there are no locks.
@@ -22,7 +29,6 @@ nothing else crosses, so there are no locks.
 
 import asyncio
 import math
-import threading
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Hashable, Sequence
@@ -34,9 +40,12 @@ from typing import Any, Protocol
 import msgspec
 
 from service.admission import Admission, BatchReport, Done, Request
-from service.cost_table import CostTable
+from service.cost_table import CostTable, QuickSizes
 from service.errors import EngineFailed, Unavailable
-from service.priority import give_way
+from service.metrics import SchedulingTally
+from service.priority import EngineCall, Terminated, give_way, terminable
+from service.wall_time import WallTimeFactor
+from service.worker_threads import SupervisedThread, Watchdog
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
 CANDIDATES = 256
@@ -53,6 +62,12 @@ HAND_OVER_S = 1e-4
 # A call on the spot corrects the costs only when it is off by more than this share: the correction takes as long as
 # some of these calls do.
 TOLERATED_ERROR = 0.3
+# A call on the spot that takes longer, for whatever reason, is the last of its size for a while.
+MAX_ON_THE_SPOT_S = 1e-3
+# So long after the engine timeout a call that was terminated may take to come back, at most: no engine obeys at once.
+OBEY_S = 10.0
+# How much of the last batch's cost goes into the mean: what a request waits for is the whole batch that it is in.
+BATCH_LEARNING_RATE = 0.2
 # What a call of low priority may cost, unless one item alone costs more: so long it goes on after its caller has left,
 # and so long an ordinary request waits for it where threads cannot give way.
 LOW_PRIORITY_CALL_S = 5e-3
@@ -96,28 +111,41 @@ class _Entry:
     expected_s: float  # what a call for this item alone would cost
     work_s: float  # what it costs in the company of its like
     enqueued_s: float
+    instance: "_Instance | None" = None  # that computes it now
 
 
 class _Instance:
     """One engine thread and what it computes at the moment."""
 
     def __init__(
-        self, name: str, work: Callable[["_Instance", list[_Entry]], None], idle: "list[_Instance]", *, low: bool
+        self,
+        name: str,
+        work: Callable[["_Instance", list[_Entry], EngineCall], None],
+        on_end: Callable[["_Instance", str], None],
+        idle: "list[_Instance]",
+        *,
+        low: bool,
+        watchdog: Watchdog | None,
     ) -> None:
-        self.inbox: SimpleQueue[list[_Entry] | None] = SimpleQueue()
-        self.started_s: float | None = None  # of the current call; None while idle
+        self.inbox: SimpleQueue[tuple[list[_Entry], EngineCall] | None] = SimpleQueue()
+        # Of the current call; None and nothing while idle.
+        self.started_s: float | None = None
+        self.batch: list[_Entry] = []
+        self.call: EngineCall | None = None
         self.expected_s = 0.0
+        self.timer: asyncio.TimerHandle | None = None  # looks whether the call is overdue
         self.idle, self.low = idle, low  # where it waits for its next call, and for calls of which priority
         self._work = work
-        self.thread = threading.Thread(target=self._loop, name=name, daemon=True)
-        self.thread.start()
+        self.thread = SupervisedThread(
+            self._loop, name=name, on_end=lambda reason: on_end(self, reason), watchdog=watchdog
+        )
         idle.append(self)
 
     def _loop(self) -> None:
         if self.low:
             give_way()
-        while (batch := self.inbox.get()) is not None:
-            self._work(self, batch)
+        while (given := self.inbox.get()) is not None:
+            self._work(self, *given)
 
 
 class Batcher:
@@ -134,6 +162,10 @@ class Batcher:
         limits: BatcherLimits | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         engine_clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic,
+        cost_follows_from_shapes: bool = False,
+        tally: SchedulingTally | None = None,
+        watchdog: Watchdog | None = None,
         name: str = "engine",
     ) -> None:
         """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
@@ -151,31 +183,42 @@ class Batcher:
             on_batch: told of every engine call.
             engine_clock: measures what a call costs. For an engine that computes in the calling thread alone,
                 `time.thread_time` leaves out what other threads and the host take.
+            clock: of deadlines and waiting times.
+            cost_follows_from_shapes: no value of an input can make a call longer, as the number of turns of a Loop
+                would. Only then may a short call be made in the event loop.
+            tally: counts what is refused, dropped, terminated and computed in vain.
+            watchdog: notices engine threads that vanish; one that ends by an exception is noticed without.
             name: for thread names and messages.
         """
-        self._run, self._probe, self._costs, self._on_batch = (
-            run,
-            probe,
-            costs,
-            on_batch,
-        )
+        self._run, self._probe, self._costs, self._on_batch = run, probe, costs, on_batch
         self._limits, self._padding_cost = limits or BatcherLimits(), skipped_padding_cost
-        self._name, self._engine_clock = name, engine_clock
-        self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._name, self._engine_clock, self._clock = name, engine_clock, clock
+        self._quick_sizes = QuickSizes() if cost_follows_from_shapes else None
+        self._tally, self._watchdog = tally or SchedulingTally(), watchdog
+        self._admission = self._new_admission()
         self._loop = self._admission.loop
         self._queue = self._admission.queue
         # With bounds of its own, so that it never fills the queue of ordinary requests.
-        self._low: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._low = self._new_admission()
         self._saving = 1.0  # engine time of recent batches, as a share of their items' time alone
+        self._wall_factor = WallTimeFactor()
+        self._batch_s = 0.0  # expected engine time of a recent batch
         self._batches_formed = 0
-        self._wakeup_scheduled = False
+        self._wakeup_scheduled = self._all_busy = False
         self.in_flight_rows = 0
         self._idle: list[_Instance] = []
-        self._instances = [_Instance(f"{name}-{n}", self._work, self._idle, low=False) for n in range(instances)]
+        self._idle_low: list[_Instance] = []
+        self._instances = [self._new_instance(f"{name}-{number}", low=False) for number in range(instances)]
         # Those of low priority start with the first request of theirs.
         self._num_low = max(1, instances - 1)
-        self._idle_low: list[_Instance] = []
         self._low_instances: list[_Instance] = []
+
+    def _new_admission(self) -> Admission[_Entry]:
+        return Admission(self._name, self._limits.max_queue_rows, tally=self._tally, clock=self._clock)
+
+    def _new_instance(self, name: str, *, low: bool) -> _Instance:
+        idle = self._idle_low if low else self._idle
+        return _Instance(name, self._work, self._thread_ended, idle, low=low, watchdog=self._watchdog)
 
     # --- in the event loop -------------------------------------------------------------------------------------------
 
@@ -184,14 +227,14 @@ class Batcher:
 
         Args:
             items: at least one.
-            deadline_s: on `time.monotonic()`'s clock; None for no deadline.
+            deadline_s: on the batcher's clock; None for no deadline.
 
         Raises:
             Overloaded, DeadlineExceeded: refused, or not done in time.
             Unavailable: draining, or the engine is dead.
-            EngineFailed: the engine raised on one of these items.
+            EngineFailed: the engine raised on one of these items, or its call took too long.
         """
-        now_s = time.monotonic()
+        now_s = self._clock()
         rows, alone_s = 0, []
         for item in items:
             rows += item.rows
@@ -199,37 +242,76 @@ class Batcher:
         self._admission.check(
             rows,
             wait_s=self._expected_wait_s(now_s),
-            own_s=sum(alone_s) * self._saving / min(len(items), len(self._instances)),
+            own_s=self._wall_factor.value
+            * max(self._batch_s, sum(alone_s) * self._saving / min(len(items), len(self._instances))),
             deadline_s=deadline_s,
             now_s=now_s,
         )
-        if 0.0 < alone_s[0] < HAND_OVER_S and len(items) == 1 and self._idle and not self._queue:
+        if (
+            self._quick_sizes is not None
+            and 0.0 < alone_s[0] < HAND_OVER_S
+            and len(items) == 1
+            and self._idle
+            and not self._queue
+            and _size(items[0]) in self._quick_sizes
+        ):
             return self._compute_here(items[0], alone_s[0])
-        request = Request.of(len(items), self._loop)
+        request = Request.of(len(items), self._loop, deadline_s, sum(alone_s))
         entries = self._entries(request, items, alone_s, now_s)
         self._admission.enter(entries)
         self._wake_up()
-        return await self._admission.outcome(request, entries, deadline_s, now_s)
+        return await self._outcome(self._admission, request, entries, now_s)
 
     async def submit_low(self, items: Sequence[Item], deadline_s: float | None = None) -> list[Done]:
         """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
-        now_s = time.monotonic()
+        now_s, factor = self._clock(), self._wall_factor.value
         alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
         self._low.check(
             sum(item.rows for item in items),
-            wait_s=self._expected_wait_s(now_s) + self._low.queued_s * self._saving / self._num_low,
-            own_s=sum(alone_s) * self._saving / min(len(items), self._num_low),
+            wait_s=self._expected_wait_s(now_s) + factor * self._low.queued_s * self._saving / self._num_low,
+            own_s=factor * sum(alone_s) * self._saving / min(len(items), self._num_low),
             deadline_s=deadline_s,
             now_s=now_s,
         )
-        request = Request.of(len(items), self._loop)
+        request = Request.of(len(items), self._loop, deadline_s, sum(alone_s))
         entries = self._entries(request, items, alone_s, now_s)
         if not self._low_instances:
             names = [f"{self._name}-low-{number}" for number in range(self._num_low)]
-            self._low_instances = [_Instance(name, self._work, self._idle_low, low=True) for name in names]
+            self._low_instances = [self._new_instance(name, low=True) for name in names]
         self._low.enter(entries)
         self._wake_up()
-        return await self._low.outcome(request, entries, deadline_s, now_s)
+        return await self._outcome(self._low, request, entries, now_s)
+
+    async def _outcome(
+        self, admission: Admission[_Entry], request: Request, entries: list[_Entry], now_s: float
+    ) -> list[Done]:
+        """What becomes of a request; a call that was made for it alone ends with it."""
+        deadline_s = None if request.deadline_s == math.inf else request.deadline_s
+        try:
+            return await admission.outcome(request, entries, deadline_s, now_s)
+        finally:
+            if request.missing:
+                for instance in {entry.instance for entry in entries if entry.instance is not None}:
+                    self._terminate_if_abandoned(instance)
+
+    def _terminate_if_abandoned(self, instance: _Instance) -> None:
+        """Stop the call of an instance when nobody waits for any of its items."""
+        call = instance.call
+        if call is not None and not call.terminated and all(entry.request.future.done() for entry in instance.batch):
+            self._tally.terminated["abandoned"] += 1
+            call.terminate()
+
+    def _terminate_if_overdue(self, instance: _Instance) -> None:
+        """Stop the call of an instance when it takes longer than the engine timeout; else look again later."""
+        instance.timer = None
+        if instance.started_s is None or instance.call is None:
+            return
+        left_s = instance.started_s + self._limits.engine_timeout_s - self._clock()
+        if left_s > 0:
+            instance.timer = self._loop.call_later(left_s, self._terminate_if_overdue, instance)
+        elif not instance.call.terminated:
+            self._tally.terminated["overdue"] += 1
+            instance.call.terminate()
 
     def _entries(self, request: Request, items: Sequence[Item], alone_s: Sequence[float], now_s: float) -> list[_Entry]:
         estimate = self._costs.estimate
@@ -261,10 +343,18 @@ class Batcher:
         """When an engine would come to a new entry: the call that ends first, then a share of what is queued."""
         if self._idle:
             return 0.0
+        factor = self._wall_factor.value
         running_s = min(
-            max(0.0, (instance.started_s or now_s) + instance.expected_s - now_s) for instance in self._instances
+            max(0.0, (instance.started_s or now_s) + factor * instance.expected_s - now_s)
+            for instance in self._instances
         )
-        return running_s + self._admission.queued_s * self._saving / len(self._instances)
+        return running_s + factor * self._admission.queued_s * self._saving / len(self._instances)
+
+    def _remaining_s(self, entry: _Entry) -> float:
+        """Wall time until the request of a waiting item could be answered, if its engine calls began now."""
+        request = entry.request
+        rest_s = request.rest_s * self._saving / min(request.missing, len(self._instances))
+        return self._wall_factor.value * max(entry.expected_s, rest_s)
 
     def _wake_up(self) -> None:
         """Form batches at the end of this turn of the loop, so that requests that arrive together go together."""
@@ -274,8 +364,11 @@ class Batcher:
 
     def _dispatch(self) -> None:
         self._wakeup_scheduled = False
+        if self._admission.dead_reason is not None:
+            return
         while self._idle and (batch := self._take()):
             self._start(self._idle.pop(), batch)
+        self._all_busy = False
         if self._low.queue:
             while batch := self._take_low():
                 self._start(self._idle_low.pop(), batch)
@@ -283,14 +376,22 @@ class Batcher:
     def _start(self, instance: _Instance, batch: list[_Entry]) -> None:
         """Give a batch to an idle instance."""
         extent = _Extent.of(*(entry.item for entry in batch))
-        instance.started_s = time.monotonic()
+        instance.started_s = self._clock()
         instance.expected_s = self._cost_s(extent)
+        if not instance.low:
+            self._batch_s += BATCH_LEARNING_RATE * (instance.expected_s - self._batch_s)
+        instance.batch, instance.call = batch, EngineCall()
+        for entry in batch:
+            entry.instance = instance
+        if instance.timer is None:
+            instance.timer = self._loop.call_later(self._limits.engine_timeout_s, self._terminate_if_overdue, instance)
         self.in_flight_rows += extent.rows
-        instance.inbox.put(batch)
+        instance.inbox.put((batch, instance.call))
 
     def _take(self) -> list[_Entry]:
         """The next batch of ordinary requests."""
-        oldest = self._admission.oldest()
+        # What has come while an instance was idle is tried, whatever it is thought to cost: see `Admission.check`.
+        oldest = self._admission.oldest(self._remaining_s if self._all_busy else lambda entry: 0.0)
         if oldest is None:
             return []
         # With idle instances the waiting rows are shared out among them, rather than given to one.
@@ -323,6 +424,8 @@ class Batcher:
             ]
         )
         batch, extent, work_s = [oldest], _Extent.of(oldest.item), oldest.work_s
+        # A batch ends in time for all its members.
+        now_s, factor, earliest_s = self._clock(), self._wall_factor.value, oldest.request.deadline_s
         cost_s = self._cost_s(extent)
         best_size, best_share = 1, cost_s / work_s if work_s else 1.0
         self._batches_formed += 1
@@ -335,10 +438,16 @@ class Batcher:
             if entry.request.future.done():
                 continue
             wider_cost_s = self._cost_s(wider)
+            ends_s = now_s + factor * wider_cost_s
+            if ends_s > earliest_s:
+                break
+            if ends_s > entry.request.deadline_s:
+                continue
             if wider_cost_s > cost_s + entry.expected_s and len(batch) >= stretch * best_size:
                 # Its company costs more than a call of its own, and those after it differ even more in length.
                 break
             batch.append(entry)
+            earliest_s = min(earliest_s, entry.request.deadline_s)
             extent, cost_s, work_s = wider, wider_cost_s, work_s + entry.work_s
             share = cost_s / work_s if work_s else 0.0
             if share < best_share * (1 - WORTHWHILE_SAVING) or not work_s:
@@ -360,26 +469,48 @@ class Batcher:
         dead: str | None,
     ) -> None:
         """Hand out the results of an engine call, and give the engine its next one."""
-        started_s, instance.started_s = instance.started_s, None
-        instance.idle.append(instance)
+        started_s, call = instance.started_s, instance.call
+        if instance.batch is not batch or started_s is None or call is None:
+            return  # the instance was given up meanwhile
+        self._free(instance)
         self.in_flight_rows -= report.rows
         if dead is not None:
             self._die(dead)
         for entry, result in zip(batch, results, strict=True):
-            if not isinstance(result, Exception):
-                result = Done(result, (started_s or 0.0) - entry.enqueued_s, report)  # noqa: PLW2901
+            entry.instance = None
+            self._admission.count_in_vain(entry)
+            if isinstance(result, Terminated):
+                result = EngineFailed(  # noqa: PLW2901
+                    f"the engine call took longer than {self._limits.engine_timeout_s:g} s (engine_timeout_s)"
+                )
+            elif not isinstance(result, Exception):
+                result = Done(result, started_s - entry.enqueued_s, report)  # noqa: PLW2901
+            entry.request.rest_s -= entry.expected_s
             entry.request.settle(entry.index, result)
+        # A call that gives way takes as long as the others let it; one that was terminated has not done its work.
+        if not instance.low and not call.terminated:
+            self._wall_factor.record(self._clock() - started_s, instance.expected_s)
+        self._all_busy = not self._idle
+        instance.idle.append(instance)
         self._dispatch()
         # Last, because nobody waits for it.
         self._on_batch(report)
         if not instance.low:  # a clock on the wall counts what such a call gives way to
             self._learn(sum(entry.expected_s for entry in batch), results, report)
+            if self._quick_sizes is not None and len(batch) == 1:
+                self._quick_sizes.record(_size(batch[0].item), quick=report.cost_s < HAND_OVER_S)
+
+    def _free(self, instance: _Instance) -> None:
+        instance.started_s = instance.call = None
+        instance.batch = []
 
     def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
         """Make a call in the event loop's own thread."""
         # The clock of a thread is a system call, which so short a call would feel; nothing interrupts it here.
-        (result,), report, dead = self._execute([item], time.monotonic)
+        (result,), report, dead = self._execute([item], time.monotonic, EngineCall())
         self._on_batch(report)
+        assert self._quick_sizes is not None
+        self._quick_sizes.record(_size(item), quick=report.compute_s < MAX_ON_THE_SPOT_S)
         if dead is not None:
             self._die(dead)
         if isinstance(result, Exception):
@@ -401,14 +532,26 @@ class Batcher:
         for admission in (self._admission, self._low):
             admission.die(reason)
 
+    def _thread_ended(self, instance: _Instance, reason: str) -> None:
+        """An engine thread has ended: answer those whom it computed for, and give none of its kind another call."""
+        for entry in instance.batch:
+            entry.instance = None
+            entry.request.settle(entry.index, Unavailable(f"an engine thread of {self._name} has ended: {reason}"))
+        self.in_flight_rows -= sum(entry.rows for entry in instance.batch)
+        self._free(instance)
+        if instance in instance.idle:
+            instance.idle.remove(instance)
+        self._die(f"an engine thread has ended: {reason}")
+
     def trouble(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
         if self._admission.dead_reason is not None:
             return self._admission.dead_reason
-        now_s = time.monotonic()
+        now_s, timeout_s = self._clock(), self._limits.engine_timeout_s
         # Not those of low priority: they may rightly wait for a core for ever.
         for instance in self._instances:
-            if instance.started_s is not None and now_s - instance.started_s > self._limits.engine_timeout_s:
+            # At the timeout the call is terminated. An engine that does not obey within a further bound is dead.
+            if instance.started_s is not None and now_s - instance.started_s > timeout_s + min(timeout_s, OBEY_S):
                 return f"an engine call has not come back for {now_s - instance.started_s:.0f} s"
         return None
 
@@ -420,25 +563,32 @@ class Batcher:
         """End the engine threads, after what they compute now."""
         for instance in (*self._instances, *self._low_instances):
             instance.inbox.put(None)
+            if instance.timer is not None:
+                instance.timer.cancel()
 
     # --- in an engine thread (or here, where that is quicker) ---------------------------------------------------------
 
-    def _work(self, instance: _Instance, batch: list[_Entry]) -> None:
-        outcome = self._execute([entry.item for entry in batch], self._engine_clock)
+    def _work(self, instance: _Instance, batch: list[_Entry], call: EngineCall) -> None:
+        with terminable(call):
+            outcome = self._execute([entry.item for entry in batch], self._engine_clock, call)
         try:
             self._loop.call_soon_threadsafe(self._finished, instance, batch, *outcome)
         except RuntimeError:
             return  # the event loop has ended, and with it everybody who waited
 
-    def _execute(self, items: list[Any], clock: Callable[[], float]) -> tuple[list[Any], BatchReport, str | None]:
+    def _execute(
+        self, items: list[Any], clock: Callable[[], float], call: EngineCall
+    ) -> tuple[list[Any], BatchReport, str | None]:
         """Make the engine call: the results, what it took, and of what the engine died, if it did."""
         extent = _Extent.of(*items)
         started_s, clock_s = time.monotonic(), clock()
         dead: str | None = None
         try:
-            results = self._compute(items)
+            results = self._compute(items, call)
             if isinstance(results[0], Exception) and all(isinstance(result, Exception) for result in results):
                 self._probe()
+        except Terminated as error:
+            results = [error] * len(items)
         except BaseException as error:  # whatever it is, the requests must hear of it
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
@@ -448,20 +598,31 @@ class Batcher:
         report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
         return results, report, dead
 
-    def _compute(self, items: list[Any]) -> list[Any]:
-        """A result for each item, or the exception that it alone causes: a failing call is split in halves."""
+    def _compute(self, items: list[Any], call: EngineCall) -> list[Any]:
+        """A result for each item, or the exception that it alone causes: a failing call is split in halves.
+
+        Raises:
+            Terminated: the call was, and nothing is known of any item.
+        """
         try:
             results = list(self._run(items))
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
+            if call.terminated:
+                raise Terminated from error
             if len(items) == 1:
                 failure = EngineFailed(f"the model failed on this input: {error}")
                 failure.__cause__ = error
                 return [failure]
             middle = len(items) // 2
-            return self._compute(items[:middle]) + self._compute(items[middle:])
+            return self._compute(items[:middle], call) + self._compute(items[middle:], call)
         return results
+
+
+def _size(item: Item) -> Hashable:
+    """What has to be equal for two calls of one item to cost the same."""
+    return item.rows, item.length, item.group
 
 
 class _Extent(msgspec.Struct, frozen=True, gc=False):

@@ -58,7 +58,9 @@ class ServiceConfig:
         10.0, "for an HTTP client to send its headers, each 64 KiB of a body, or to take each 64 KiB of an answer"
     )
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
-    engine_timeout_s: float = option(120.0, "an engine call that takes longer makes the server unready")
+    engine_timeout_s: float = option(
+        120.0, "an engine call that takes longer is terminated; unready if it does not stop"
+    )
     drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
     canary_interval_s: float = option(30.0, "between two golden examples replayed of each model; 0 for none")
     tracing: Literal["off", "on"] = option("off", "on: traces by OTLP, as the OTEL_* variables say; extra 'tracing'")

@@ -4,7 +4,7 @@ The batcher asks it whether a larger batch pays, and how long the queued work wi
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,32 @@ def _powers_of_two(first: int, last: int) -> list[int]:
     while grid[-1] < last:
         grid.append(grid[-1] * 2)
     return grid
+
+
+class QuickSizes:
+    """Sizes of engine calls that have been quick again and again, by exact size.
+
+    What is known of small calls says nothing here of a larger one, nor the first call of a size of the next: it
+    allocates. A single slow call, whatever slowed it down, takes a size off the list until it has proved quick again.
+    """
+
+    def __init__(self, quick_calls: int = 16, max_sizes: int = 256) -> None:
+        """A size is quick after `quick_calls` quick ones in a row; `max_sizes` are remembered."""
+        self._quick_calls, self._max_sizes = quick_calls, max_sizes
+        self._in_a_row: dict[Hashable, int] = {}
+
+    def __contains__(self, size: Hashable) -> bool:
+        """Whether calls of this size are quick."""
+        return self._in_a_row.get(size, 0) >= self._quick_calls
+
+    def record(self, size: Hashable, *, quick: bool) -> None:
+        """Take in a call of this size."""
+        if not quick:
+            self._in_a_row.pop(size, None)
+            return
+        self._in_a_row[size] = min(self._in_a_row.get(size, 0) + 1, self._quick_calls)
+        if len(self._in_a_row) > self._max_sizes:
+            del self._in_a_row[next(iter(self._in_a_row))]
 
 
 class CostTable:

@@ -38,6 +38,7 @@ from service.engine import (
     open_session,
     session_options,
 )
+from service.priority import Terminated
 from service.tensors import NUMPY_OF
 
 log = structlog.get_logger(__name__)
@@ -461,6 +462,8 @@ def _refusing() -> Iterator[None]:
     """What ONNX Runtime refuses, in words."""
     try:
         yield
+    except Terminated:
+        raise
     except Exception as error:
         raise EngineError(first_line(error)) from error
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
-from service.priority import compute, compute_unless_held
+from service.priority import Terminated, compute_unless_held, run_stoppable
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 
 T = TypeVar("T")
@@ -77,6 +77,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the graph cannot compute these inputs.
+            Terminated: the calling thread's `EngineCall` was terminated.
         """
 
 
@@ -162,6 +163,8 @@ class OnnxEngine:
             else:
                 with turn(self._device):
                     outputs = self._run_bound(feeds) if self.binds else computed(call, self._device)
+        except Terminated:
+            raise
         except Exception as error:
             raise EngineError(first_line(error)) from error
         return dict(zip(self._output_names, outputs, strict=True))
@@ -379,9 +382,20 @@ def computed(call: Callable[[Any], T], device: Device) -> T:
     """Make a call of a session at the calling thread's priority; it takes ONNX Runtime's `RunOptions`, or None.
 
     On the CPU a call of low priority is stopped for a request, after the operator that is being computed, and made
-    again; whatever it has written then, it writes once more. On a GPU its turn is one that others may wait for.
+    again; whatever it has written then, it writes once more. On a GPU its turn is one that others may wait for. On both
+    a call of an engine thread ends when its `EngineCall` is terminated.
+
+    Raises:
+        Terminated: it was.
     """
-    return compute_unless_held(call, onnxruntime.RunOptions) if device == "cpu" else compute(call, None)
+    return run_stoppable(call, new_run_options) if device == "cuda" else compute_unless_held(call, new_run_options)
+
+
+def new_run_options() -> Any:
+    """Options of one call, by which it can be terminated; errors are raised, and not written to stderr as well."""
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def session_options(threads: int) -> Any:

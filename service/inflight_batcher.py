@@ -8,10 +8,13 @@ What it promises (each a test in tests/service/test_inflight_batcher.py):
 1. Work-conserving: a sentence joins at the next step where there is room; nobody waits for a batch to end.
 2. A running batch is bounded by its rows, and while sentences run, what joins between two steps by its tokens: reading
    new sentences holds up those that are being written.
-3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once.
-4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice.
+3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once. A
+   sentence whose deadline can no longer be met leaves the queue before it is read. Waiting times are wall time.
+4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice. A step is terminated
+   when it goes on long after nobody waits for any of its sentences, or beyond the engine timeout; the thread lives on.
 5. A failing step fails only the sentence that causes it: all are decoded again, one by one.
-6. A dead engine is noticed, an idle batcher uses no CPU, and `drain` waits for all that was admitted.
+6. A dead engine and an engine thread that has ended are noticed, an idle batcher uses no CPU, and `drain` waits for all
+   that was admitted.
 7. Sentences of low priority (`submit_low`) are decoded in short steps, in threads of their own, which the operating
    system takes the core from as soon as an ordinary step wants it. While ordinary sentences are decoded, they stand
    still; of several threads, as many as are busy with ordinary ones and one more. The rest holds for them too.
@@ -28,13 +31,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any, NamedTuple, Protocol
 
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
 from service.errors import EngineFailed, InvalidRequest
-from service.priority import give_way, working_time
+from service.metrics import SchedulingTally
+from service.priority import EngineCall, Terminated, give_way, terminable, working_time
+from service.wall_time import WallTimeFactor
+from service.worker_threads import SupervisedThread, Watchdog
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).
@@ -47,6 +52,13 @@ RESERVE_SHARE = 0.25
 LOW_PRIORITY_STEP_S = 5e-3
 # Tokens that are read in a call of low priority, unless one sentence alone has more: about such a step's time.
 LOW_PRIORITY_JOINING_TOKENS = 64
+# So long a step may go on after the last of its callers has left, before it is terminated: most end far sooner, and
+# after a terminated one the thread's memory is laid out anew.
+ABANDONED_STEP_S = 1.0
+# So long after the engine timeout a step that was terminated may take to come back, at most.
+OBEY_S = 10.0
+# At most so often is looked whether a step is overdue, however short the engine timeout.
+MIN_LOOK_S = 0.01
 LEARNING_RATE = 0.2  # of what a row of such a step takes; their steps differ from the others', whose costs are measured
 
 
@@ -131,12 +143,20 @@ class _Signal(Enum):
     CLOSE = 2
 
 
+class _Step(NamedTuple):
+    """A step that was made."""
+
+    rows: int
+    seconds: float
+    turn_s: float  # wall time since the step before, or since the thread had something to do again
+
+
 class _Progress(NamedTuple):
     """What an engine thread tells the event loop after a step."""
 
     ended: list[_Ended]
     streamed: list[tuple[_Entry, list[int]]]
-    steps: list[tuple[int, float]]  # rows and seconds of each step since the last report
+    steps: "list[_Step]"  # since the last report
     dead: str | None
 
 
@@ -150,12 +170,17 @@ class _Instance:
     entries: dict[_Entry, None] = field(default_factory=dict)
     rows: int = 0
     stands_still: bool = False  # seen by the engine thread before its next step
-    # Of the engine thread:
-    busy_since_s: float | None = None  # start of the step that it computes now; the event loop looks at it
+    thread: SupervisedThread | None = None
+    timer: asyncio.TimerHandle | None = None  # looks whether the step is overdue
+    # Of the engine thread; the event loop looks at the first two:
+    busy_since_s: float | None = None  # start of the step that it computes now
+    call: EngineCall | None = None  # that step
+    computing: Sequence[_Entry] = ()  # whose sentences it is made for
+    turn_since_s: float | None = None  # end of the step before, unless the thread has waited since
     running: Any = None
     members: list[_Entry] = field(default_factory=list)
     waiting: deque[_Entry] = field(default_factory=deque)  # for the next step, because too many joined at once
-    untold_steps: list[tuple[int, float]] = field(default_factory=list)
+    untold_steps: list[_Step] = field(default_factory=list)
 
 
 class InFlightBatcher:
@@ -170,6 +195,9 @@ class InFlightBatcher:
         instances: int = 1,
         limits: InFlightLimits | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
+        clock: Callable[[], float] = time.monotonic,
+        tally: SchedulingTally | None = None,
+        watchdog: Watchdog | None = None,
         name: str = "decoder",
     ) -> None:
         """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
@@ -182,15 +210,20 @@ class InFlightBatcher:
             instances: how many threads decode side by side.
             limits: bounds of the queue and of a running batch.
             on_batch: told of every step, some time after it.
+            clock: of deadlines, waiting times and costs.
+            tally: counts what is refused, dropped, terminated and computed in vain.
+            watchdog: notices engine threads that vanish; one that ends by an exception is noticed without.
             name: for thread names and messages.
         """
         self._open, self._probe, self._costs, self._on_batch = open_batches, probe, costs, on_batch
-        self._limits, self._name = limits or InFlightLimits(), name
-        self._admission: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._limits, self._name, self._clock = limits or InFlightLimits(), name, clock
+        self._tally, self._watchdog = tally or SchedulingTally(), watchdog
+        self._admission = self._new_admission()
         self._loop = self._admission.loop
         # With bounds of its own, so that it never fills the queue of ordinary requests.
-        self._low: Admission[_Entry] = Admission(name, self._limits.max_queue_rows)
+        self._low = self._new_admission()
         self._low_row_s = 0.0  # of a step of low priority; 0 until the first
+        self._wall_factor = WallTimeFactor()
         self._running_s = 0.0  # expected engine time of what runs
         self._steps_per_token = 1.2  # of recent sentences: steps to write one, by tokens to read
         self._instances = [self._start(f"{name}-{number}", low=False) for number in range(instances)]
@@ -199,9 +232,17 @@ class InFlightBatcher:
         self._num_low = max(1, instances - 1)
         self._low_instances: list[_Instance] = []
 
+    def _new_admission(self) -> Admission[_Entry]:
+        return Admission(self._name, self._limits.max_queue_rows, tally=self._tally, clock=self._clock)
+
     def _start(self, name: str, *, low: bool) -> _Instance:
         instance = _Instance(low)
-        Thread(target=self._decode, args=(instance,), name=name, daemon=True).start()
+        instance.thread = SupervisedThread(
+            lambda: self._decode(instance),
+            name=name,
+            on_end=lambda reason: self._die(instance, f"an engine thread has ended: {reason}"),
+            watchdog=self._watchdog,
+        )
         return instance
 
     @property
@@ -231,7 +272,7 @@ class InFlightBatcher:
 
         Args:
             items: at least one; each comes back as its own result, done.
-            deadline_s: on `time.monotonic()`'s clock; None for no deadline.
+            deadline_s: on the batcher's clock; None for no deadline.
             on_tokens: called in the event loop after each step of each sentence, with its number in the request and its
                 tokens up to then.
 
@@ -239,18 +280,20 @@ class InFlightBatcher:
             InvalidRequest: a sentence takes more rows than there are.
             Overloaded, DeadlineExceeded: refused, or not done in time.
             Unavailable: draining, or the engine is dead.
-            EngineFailed: the engine raised on one of these sentences.
+            EngineFailed: the engine raised on one of these sentences, or a step took too long.
         """
-        now_s = time.monotonic()
+        now_s = self._clock()
         rows = self._rows_of(items)
         self._admission.check(
             rows,
             wait_s=self._expected_wait_s(rows),
-            own_s=max(self._expected_steps(item) * self._costs.estimate(item.rows, 1) for item in items),
+            own_s=max(self._decoding_s(item) for item in items),
             deadline_s=deadline_s,
             now_s=now_s,
+            # With those that run already, each step takes longer than it would alone.
+            busy=all(instance.rows for instance in self._instances),
         )
-        request = Request.of(len(items), self._loop)
+        request = Request.of(len(items), self._loop, deadline_s)
         entries = [
             _Entry(request, number, item, item.rows, self._expected_s(item), now_s, on_tokens)
             for number, item in enumerate(items)
@@ -260,22 +303,21 @@ class InFlightBatcher:
         try:
             return await self._admission.outcome(request, entries, deadline_s, now_s)
         finally:
-            for entry in entries:
-                entry.cancelled = True
+            self._cancel(entries, self._instances)
 
     async def submit_low(self, items: Sequence[Sentence], deadline_s: float | None = None) -> list[Done]:
         """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
-        now_s = time.monotonic()
+        now_s = self._clock()
         rows = self._rows_of(items)
         own_s = [item.max_steps * item.rows * self._low_row_s for item in items]
         self._low.check(
             rows,
-            wait_s=self._expected_wait_s(rows) + self._low.queued_s / self._num_low,
+            wait_s=self._expected_wait_s(rows) + self._wall_factor.value * self._low.queued_s / self._num_low,
             own_s=sum(own_s) / min(len(items), self._num_low),
             deadline_s=deadline_s,
             now_s=now_s,
         )
-        request = Request.of(len(items), self._loop)
+        request = Request.of(len(items), self._loop, deadline_s)
         entries = [
             _Entry(request, number, item, item.rows, own_s[number], now_s, None) for number, item in enumerate(items)
         ]
@@ -287,10 +329,36 @@ class InFlightBatcher:
         try:
             return await self._low.outcome(request, entries, deadline_s, now_s)
         finally:
-            for entry in entries:
-                entry.cancelled = True
+            self._cancel(entries, self._low_instances)
             for instance in self._low_instances:
                 instance.inbox.put(_Signal.LOOK)
+
+    def _cancel(self, entries: Sequence[_Entry], instances: Sequence[_Instance]) -> None:
+        """Nobody waits for these any more: they leave before the next step, and a long step for nobody is stopped."""
+        for entry in entries:
+            entry.cancelled = True
+        for instance in instances:
+            call = instance.call
+            if call is not None and all(entry.cancelled for entry in instance.computing):
+                self._loop.call_later(ABANDONED_STEP_S, self._terminate_if_abandoned, instance, call)
+
+    def _terminate_if_abandoned(self, instance: _Instance, call: EngineCall) -> None:
+        """Stop a step if it still goes on, and nobody waits for any of its sentences."""
+        if instance.call is call and not call.terminated and all(entry.cancelled for entry in instance.computing):
+            self._tally.terminated["abandoned"] += 1
+            call.terminate()
+
+    def _terminate_if_overdue(self, instance: _Instance) -> None:
+        """Stop a step that takes longer than the engine timeout; else look again later, while there are sentences."""
+        instance.timer = None
+        call, since_s, now_s = instance.call, instance.busy_since_s, self._clock()
+        left_s = self._limits.engine_timeout_s - (now_s - since_s if since_s is not None else 0.0)
+        if left_s <= 0.0 and call is not None and not call.terminated:
+            self._tally.terminated["overdue"] += 1
+            call.terminate()
+        if instance.rows:
+            next_s = left_s if left_s > 0.0 else max(self._limits.engine_timeout_s, MIN_LOOK_S)
+            instance.timer = self._loop.call_later(next_s, self._terminate_if_overdue, instance)
 
     def _rows_of(self, items: Sequence[Sentence]) -> int:
         if (widest := max(item.rows for item in items)) > self._limits.max_running_rows:
@@ -305,18 +373,29 @@ class InFlightBatcher:
         full = self._limits.max_running_rows
         return self._expected_steps(item) * item.rows * self._costs.estimate(full, 1) / full
 
+    def _decoding_s(self, item: Sentence) -> float:
+        """Wall time from its first to its last step, in the company that it would have if it joined now."""
+        fewest = min(instance.rows for instance in self._instances)
+        rows = min(fewest + item.rows, self._limits.max_running_rows)
+        return self._wall_factor.value * self._expected_steps(item) * self._costs.estimate(rows, 1)
+
     def _expected_wait_s(self, rows: int) -> float:
         """Until a new request would join: what is queued, and half of what runs, shared out among the threads."""
         if not self._admission.queue and any(self._has_room(instance, rows) for instance in self._instances):
             return 0.0
-        return (self._admission.queued_s + self._running_s / 2) / len(self._instances)
+        return self._wall_factor.value * (self._admission.queued_s + self._running_s / 2) / len(self._instances)
+
+    def _remaining_s(self, entry: _Entry) -> float:
+        """Wall time until a waiting sentence could be done; on an idle thread it is tried, whatever it may cost."""
+        idle = any(not instance.rows for instance in self._instances)
+        return 0.0 if idle else self._decoding_s(entry.sentence)
 
     def _has_room(self, instance: _Instance, rows: int) -> bool:
         return not instance.rows or instance.rows + rows <= self._limits.max_running_rows
 
     def _dispatch(self) -> None:
         """Give waiting sentences, oldest first, to the thread with the fewest rows, as long as there is room."""
-        while self._admission.dead_reason is None and (entry := self._admission.oldest()) is not None:
+        while self._admission.dead_reason is None and (entry := self._admission.oldest(self._remaining_s)) is not None:
             instance = min(self._instances, key=lambda each: each.rows)
             reserve = int(RESERVE_SHARE * self._limits.max_running_rows)
             if not self._has_room(instance, entry.rows - reserve):
@@ -349,6 +428,8 @@ class InFlightBatcher:
     def _give(self, instance: _Instance, entry: _Entry) -> None:
         instance.entries[entry] = None
         instance.rows += entry.rows
+        if instance.timer is None:
+            instance.timer = self._loop.call_later(self._limits.engine_timeout_s, self._terminate_if_overdue, instance)
         instance.inbox.put(entry)
 
     def _most_low_rows(self) -> int:
@@ -367,6 +448,8 @@ class InFlightBatcher:
             instance.rows -= entry.rows
             if not instance.low:
                 self._running_s = self._running_s - entry.expected_s if self.in_flight_rows else 0.0
+            if entry.steps:
+                self._admission.count_in_vain(entry)
             if outcome is None:
                 continue
             if isinstance(outcome, Done) and not instance.low:
@@ -376,10 +459,11 @@ class InFlightBatcher:
             self._die(instance, progress.dead)
         self._dispatch()
         # Last, because nobody waits for it.
-        for rows, seconds in progress.steps:
+        for rows, seconds, turn_s in progress.steps:
             if instance.low:
                 self._low_row_s += (LEARNING_RATE if self._low_row_s else 1.0) * (seconds / rows - self._low_row_s)
             else:
+                self._wall_factor.record(turn_s, self._costs.estimate(rows, 1))
                 self._costs.record(rows, 1, seconds)
             self._on_batch(BatchReport(rows, rows, 0, seconds, 1, seconds))
 
@@ -393,11 +477,12 @@ class InFlightBatcher:
         """Why this batcher would not answer now, or None when it would."""
         if self._admission.dead_reason is not None:
             return self._admission.dead_reason
-        now_s = time.monotonic()
+        now_s, timeout_s = self._clock(), self._limits.engine_timeout_s
         # Not those of low priority: they may rightly wait for a core for ever.
         for instance in self._instances:
             since_s = instance.busy_since_s
-            if since_s is not None and now_s - since_s > self._limits.engine_timeout_s:
+            # At the timeout the step is terminated. An engine that does not obey within a further bound is dead.
+            if since_s is not None and now_s - since_s > timeout_s + min(timeout_s, OBEY_S):
                 return f"a decoder step has not come back for {now_s - since_s:.0f} s"
         return None
 
@@ -409,6 +494,8 @@ class InFlightBatcher:
         """End the engine threads, after the step they compute now."""
         for instance in (*self._instances, *self._low_instances):
             instance.inbox.put(_Signal.CLOSE)
+            if instance.timer is not None:
+                instance.timer.cancel()
 
     # --- in an engine thread -----------------------------------------------------------------------------------------
 
@@ -418,25 +505,50 @@ class InFlightBatcher:
             give_way()
         dead: str | None = None
         while dead is None and self._gather(instance):
-            instance.busy_since_s = time.monotonic()
             ended: list[_Ended] = []
+            instance.call = EngineCall()
+            instance.busy_since_s = self._clock()
+            if instance.turn_since_s is None:
+                instance.turn_since_s = instance.busy_since_s
             try:
-                if dropped := self._drop_cancelled(instance):
-                    self._tell(instance, _Progress(dropped, [], [], None))
-                if not instance.stands_still:
-                    instance.running = instance.running or self._open()
-                    ended += self._join(instance)
-                if not instance.stands_still:  # it may since have been told to
-                    ended += self._step(instance)
+                with terminable(instance.call):
+                    self._turn(instance, ended)
+            except Terminated:
+                ended += self._give_up(instance)
             except BaseException as error:  # whatever it is, the requests must hear of it
                 dead = f"{type(error).__name__}: {error}"
                 instance.members, instance.waiting = [], deque()
-            instance.busy_since_s = None
+            instance.busy_since_s = instance.call = None
+            instance.computing = ()
             streamed = [(entry, list(entry.sentence.so_far)) for entry in instance.members if entry.on_tokens]
             # The event loop is not woken for steps that nobody waits for.
             if ended or streamed or dead is not None:
                 steps, instance.untold_steps = instance.untold_steps, []
                 self._tell(instance, _Progress(ended, streamed, steps, dead))
+
+    def _turn(self, instance: _Instance, ended: list[_Ended]) -> None:
+        """Let sentences leave and join, and make a step; `ended` takes in those that have ended.
+
+        Raises:
+            Terminated: the step was; nothing is known of the running batch.
+        """
+        if dropped := self._drop_cancelled(instance):
+            self._tell(instance, _Progress(dropped, [], [], None))
+        if not instance.stands_still:
+            instance.running = instance.running or self._open()
+            self._join(instance, ended)
+        if not instance.stands_still:  # it may since have been told to
+            self._step(instance, ended)
+
+    def _give_up(self, instance: _Instance) -> list[_Ended]:
+        """After a terminated step: all its sentences end, and the next ones get a running batch of their own."""
+        limit = f"{self._limits.engine_timeout_s:g} s (engine_timeout_s)"
+        members, instance.members, instance.running = instance.members, [], None
+        instance.turn_since_s = None
+        return [
+            _Ended(entry, None if entry.cancelled else EngineFailed(f"a decoder step took longer than {limit}"))
+            for entry in members
+        ]
 
     def _tell(self, instance: _Instance, progress: _Progress) -> None:
         # A loop that has ended took with it everybody who waited.
@@ -448,6 +560,8 @@ class InFlightBatcher:
         try:
             while True:
                 idle = instance.stands_still or not (instance.members or instance.waiting)
+                if idle:
+                    instance.turn_since_s = None
                 given = instance.inbox.get() if idle else instance.inbox.get_nowait()
                 if given is _Signal.CLOSE:
                     return False
@@ -467,8 +581,8 @@ class InFlightBatcher:
             instance.waiting.remove(entry)
         return [_Ended(entry, None) for entry in (*gone, *never_joined)]
 
-    def _join(self, instance: _Instance) -> list[_Ended]:
-        """Let those who wait join, as far as they may; what failed on the way."""
+    def _join(self, instance: _Instance, ended: list[_Ended]) -> None:
+        """Let those who wait join, as far as they may; `ended` takes in those that failed on the way."""
         joining: list[_Entry] = []
         tokens, rows = 0, sum(entry.rows for entry in instance.members)
         while instance.waiting:
@@ -481,39 +595,51 @@ class InFlightBatcher:
             if joining and (instance.members or instance.low) and tokens > most:
                 break
             joining.append(instance.waiting.popleft())
-        now_s = time.monotonic()
+        now_s = self._clock()
         for entry in joining:
             entry.joined_s = now_s
         if not joining:
-            return []
+            return
+        before, instance.members = instance.members, instance.members + joining
+        instance.computing = joining
         try:
             instance.running.join([entry.sentence for entry in joining])
-        except Exception:
-            return [ended for entry in joining for ended in self._join_alone(instance, entry)]
-        instance.members += joining
-        return []
+        except Exception as error:
+            _raise_if_terminated(instance, error)
+            instance.members = before
+            for number, entry in enumerate(joining):
+                self._join_alone(instance, entry, joining[number + 1 :], ended)
 
-    def _join_alone(self, instance: _Instance, entry: _Entry) -> list[_Ended]:
+    def _join_alone(self, instance: _Instance, entry: _Entry, others: list[_Entry], ended: list[_Ended]) -> None:
+        """Let one sentence join; `others` are to follow, and end with it if this is terminated."""
         try:
             instance.running.join([entry.sentence])
         except Exception as error:
+            if instance.call is not None and instance.call.terminated:
+                instance.members += [entry, *others]
+                raise Terminated from error
             self._probe()
-            return [_Ended(entry, _failure(error))]
+            ended.append(_Ended(entry, _failure(error)))
+            return
         instance.members.append(entry)
-        return []
 
-    def _step(self, instance: _Instance) -> list[_Ended]:
-        """One step for all; those that are done with it, or that it fails on."""
+    def _step(self, instance: _Instance, ended: list[_Ended]) -> None:
+        """One step for all; `ended` takes in those that are done with it, or that it fails on."""
         if not instance.members:
-            return []
-        clock = working_time if instance.low else time.monotonic
+            return
+        clock = working_time if instance.low else self._clock
         rows, started_s = sum(entry.rows for entry in instance.members), clock()
+        instance.computing = tuple(instance.members)
         try:
             instance.running.step()
-        except Exception:
-            return self._decode_one_by_one(instance)
-        instance.untold_steps.append((rows, clock() - started_s))
-        ended_s = time.monotonic()
+        except Exception as error:
+            _raise_if_terminated(instance, error)
+            self._decode_one_by_one(instance, ended)
+            return
+        ended_s = self._clock()
+        turn_s = ended_s - (ended_s if instance.turn_since_s is None else instance.turn_since_s)
+        instance.untold_steps.append(_Step(rows, clock() - started_s, turn_s))
+        instance.turn_since_s = ended_s
         done = []
         for entry in instance.members:
             entry.steps += 1
@@ -523,14 +649,12 @@ class InFlightBatcher:
         for entry in done:
             instance.members.remove(entry)
             instance.running.leave(entry.sentence)
-        return [_Ended(entry, _result(entry, ended_s)) for entry in done]
+        ended += [_Ended(entry, _result(entry, ended_s)) for entry in done]
 
-    def _decode_one_by_one(self, instance: _Instance) -> list[_Ended]:
+    def _decode_one_by_one(self, instance: _Instance, ended: list[_Ended]) -> None:
         """After a failed step nothing is known of the batch: decode each sentence anew, alone, and see which fails."""
         self._probe()
-        members, instance.members = instance.members, []
-        ended = []
-        for entry in members:
+        for entry in list(instance.members):
             running = self._open()
             entry.sentence.restart()
             entry.steps = entry.step_rows = 0
@@ -541,11 +665,22 @@ class InFlightBatcher:
                     entry.steps += 1
                     entry.step_rows += entry.rows
             except Exception as error:
+                _raise_if_terminated(instance, error)
                 ended.append(_Ended(entry, _failure(error)))
             else:
-                ended.append(_Ended(entry, _result(entry, time.monotonic()) if entry.sentence.done else None))
-        instance.running = self._open()
-        return ended
+                ended.append(_Ended(entry, _result(entry, self._clock()) if entry.sentence.done else None))
+            instance.members.remove(entry)
+        instance.running, instance.turn_since_s = self._open(), None
+
+
+def _raise_if_terminated(instance: _Instance, error: Exception) -> None:
+    """Tell a step that was terminated from one that failed.
+
+    Raises:
+        Terminated: it was terminated.
+    """
+    if instance.call is not None and instance.call.terminated:
+        raise Terminated from error
 
 
 def _result(entry: _Entry, ended_s: float) -> Done:

@@ -100,6 +100,7 @@ class Loaded:
     skipped_padding_cost: float | None  # as `Batcher` takes it
     golden: Golden | None = None  # of a bare model
     precision: str | None = None  # the same
+    cost_follows_from_shapes: bool = False  # as `Batcher` takes it; True only where the graph shows it
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
 

@@ -124,6 +124,20 @@ class BatchTally:
         self.padded_tokens += padded_tokens
 
 
+# Why an engine call was terminated.
+Termination = Literal["abandoned", "overdue"]
+
+
+class SchedulingTally:
+    """What the batcher of one model version has refused, and what it has computed for nobody."""
+
+    def __init__(self) -> None:
+        self.refused_rows = 0  # at once, because their deadline could not be met
+        self.dropped_rows = 0  # out of the queue, before they were computed, because it could not be met any more
+        self.rows_in_vain = 0  # computed, and nobody waited for the answer any more
+        self.terminated: dict[Termination, int] = {"abandoned": 0, "overdue": 0}
+
+
 class ExplainTally:
     """The explanations of one model version by one method."""
 
@@ -184,6 +198,7 @@ class Metrics(Collector):
         self._requests: defaultdict[tuple[str, str, Protocol, Outcome], int] = defaultdict(int)
         self._stages: defaultdict[tuple[str, str, Protocol], StageTimes] = defaultdict(StageTimes)
         self._batches: defaultdict[tuple[str, str], BatchTally] = defaultdict(BatchTally)
+        self._scheduling: defaultdict[tuple[str, str], SchedulingTally] = defaultdict(SchedulingTally)
         self._explained: defaultdict[tuple[str, str, str], ExplainTally] = defaultdict(ExplainTally)
         self._budgets: list[ByteBudget] = []
         self.registry.register(self)
@@ -208,6 +223,36 @@ class Metrics(Collector):
         """Show how much of a memory budget is in use, and how often it was too small."""
         self._budgets.append(budget)
 
+    def scheduling(self, model: str, version: str) -> SchedulingTally:
+        """What the batcher of a model version has refused, and what it has computed for nobody."""
+        return self._scheduling[model, version]
+
+    def _collect_scheduling(self) -> Iterator[CounterMetricFamily]:
+        model = ("model", "version")
+        refused = CounterMetricFamily(
+            "heed_deadline_refused_rows", "Rows refused at once: their deadline could not be met", labels=model
+        )
+        dropped = CounterMetricFamily(
+            "heed_deadline_dropped_rows",
+            "Rows that waited and were not computed: their deadline could not be met any more",
+            labels=model,
+        )
+        in_vain = CounterMetricFamily(
+            "heed_rows_in_vain", "Rows computed although nobody waited for the answer any more", labels=model
+        )
+        terminated = CounterMetricFamily(
+            "heed_terminated_calls",
+            "Engine calls that were stopped: nobody waited any more (abandoned), or --engine-timeout-s (overdue)",
+            labels=(*model, "reason"),
+        )
+        for key, tally in self._scheduling.items():
+            refused.add_metric(key, tally.refused_rows)
+            dropped.add_metric(key, tally.dropped_rows)
+            in_vain.add_metric(key, tally.rows_in_vain)
+            for reason, number in tally.terminated.items():
+                terminated.add_metric((*key, reason), number)
+        yield from (refused, dropped, in_vain, terminated)
+
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """What is counted in plain numbers, for a scrape."""
         model = ("model", "version")
@@ -230,6 +275,7 @@ class Metrics(Collector):
             tokens.add_metric(name_version, batches.tokens)
             padded.add_metric(name_version, batches.padded_tokens)
         yield from (rows, tokens, padded)
+        yield from self._collect_scheduling()
         by_method = (*model, "method")
         explain = HistogramMetricFamily(
             "heed_explain_seconds", "From the decoded request to its explanation", labels=by_method

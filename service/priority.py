@@ -1,9 +1,11 @@
-"""Which thread gets a core that several want, and what is broken off for a request that must not wait.
+"""Which thread gets a core that several want, and which engine calls are stopped.
 
 Work of low priority is computed by threads that have called `give_way`. Their engine calls begin in a quiet moment,
 give up the core to whoever wants it, and are stopped when `hold` says that a request has come; the same call is made
 again in the next quiet moment. The priority alone would not do: Linux lets a thread of the lowest one that can run have
 a whole tick of 4 ms now and then.
+
+Any engine call is terminated (`EngineCall`) when nobody waits for its answer any more, or when it has taken too long.
 
 The cores are the process's, and so is what is kept here.
 """
@@ -13,7 +15,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar
 
@@ -38,6 +40,52 @@ class _Moments:
         self.waited_for = False  # some thread has given way
         self.quiet = threading.Event()  # the opposite of `held`, for threads to wait for, once there are any
         self.quiet.set()
+
+
+class Terminated(Exception):
+    """An engine call was stopped by `EngineCall.terminate`; what it has computed is not to be used."""
+
+
+class EngineCall:
+    """One engine call of a batcher, which another thread may terminate.
+
+    An engine makes it within `terminable`; ONNX Runtime then stops after the operator that is being computed, also
+    within the body of a Loop. An engine that does not call `compute_unless_held` is not stopped.
+    """
+
+    def __init__(self) -> None:
+        self.terminated = False
+        self._stop: Stop | None = None
+
+    def terminate(self) -> None:
+        """Stop the call as soon as the engine lets it; may be called from any thread."""
+        self.terminated = True
+        if (stop := self._stop) is not None:
+            stop.terminate = True
+
+    def begin(self, stop: Stop) -> None:
+        """Let `stop` end what is computed from now on.
+
+        Raises:
+            Terminated: the call has been terminated already.
+        """
+        self._stop = stop
+        if self.terminated:
+            raise Terminated
+
+    def end(self) -> None:
+        """Nothing is computed any more."""
+        self._stop = None
+
+
+@contextlib.contextmanager
+def terminable(call: EngineCall) -> Iterator[None]:
+    """Let `call.terminate` stop what the calling thread computes within the `with`."""
+    _of_thread.engine_call = call
+    try:
+        yield
+    finally:
+        _of_thread.engine_call = None
 
 
 _of_thread = threading.local()
@@ -81,15 +129,19 @@ def working_time() -> float:
 
 
 def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], patience_s: float = PATIENCE_S) -> T:
-    """As `compute`, for a call that can be stopped and made again; a thread that has given way waits for its moment.
+    """As `compute`, for a call that can be stopped; a thread that has given way waits for its moment, and tries again.
 
     Args:
         call: raises when it is stopped by its argument, a `Stop`; is given None where nothing will stop it.
         new_stop: makes one.
-        patience_s: after which the call is made in any case, and left to its end.
+        patience_s: after which no request stops the call any more. `EngineCall.terminate` always does.
+
+    Raises:
+        Terminated: by `EngineCall.terminate`.
     """
+    engine_call: EngineCall | None = getattr(_of_thread, "engine_call", None)
     if not _moments.waited_for or getattr(_of_thread, "lowest", None) is None:
-        return call(None)
+        return run_stoppable(call, new_stop)
     stop = new_stop()
     until_s = time.monotonic() + patience_s
     while _moments.quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
@@ -98,13 +150,44 @@ def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], 
         if not _moments.quiet.is_set():  # `hold` may have come before there was anything to stop
             stop.terminate = True
         try:
-            return compute(call, stop)
+            return _terminable_call(engine_call, call, stop)
+        except Terminated:
+            raise
         except Exception:
             if not stop.terminate:
                 raise
         finally:
             _stops.discard(stop)
-    return compute(call, None)
+    return run_stoppable(call, new_stop)
+
+
+def _terminable_call(engine_call: EngineCall | None, call: Callable[[Any], T], stop: Stop) -> T:
+    """Compute a call that `engine_call`, if there is one, can terminate.
+
+    Raises:
+        Terminated: it has done so.
+    """
+    if engine_call is None:
+        return compute(call, stop)
+    try:
+        engine_call.begin(stop)
+        return compute(call, stop)
+    except Exception as error:
+        if engine_call.terminated:
+            raise Terminated from error
+        raise
+    finally:
+        engine_call.end()
+
+
+def run_stoppable(call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
+    """As `compute`, for a call that only `EngineCall.terminate` may stop; see `compute_unless_held`.
+
+    Raises:
+        Terminated: it did.
+    """
+    engine_call: EngineCall | None = getattr(_of_thread, "engine_call", None)
+    return compute(call, None) if engine_call is None else _terminable_call(engine_call, call, new_stop())
 
 
 def hold() -> None:

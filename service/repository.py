@@ -22,6 +22,7 @@ from service.golden import Golden
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
 from service.metrics import Metrics
+from service.worker_threads import Watchdog
 
 log = structlog.get_logger(__name__)
 
@@ -73,6 +74,7 @@ class ModelRepository:
         # The CPU time of the calling thread says what a call costs where that thread does all of it.
         alone = self.threads == 1 and self.device == "cpu"
         self._engine_clock = time.thread_time if alone else time.monotonic
+        self.watchdog = Watchdog()
         self.metrics.queue_limit_rows.set(self.config.max_queue)
         self._loader = Loader(self.config.max_batch_rows, self.threads, self._engine_clock, self.device)
 
@@ -142,6 +144,8 @@ class ModelRepository:
                     engine_timeout_s=self.config.engine_timeout_s,
                 ),
                 on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
+                tally=self.metrics.scheduling(*labels),
+                watchdog=self.watchdog,
                 name=f"{folder.name}/{folder.version}",
             )
         else:
@@ -159,6 +163,9 @@ class ModelRepository:
                 ),
                 on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
                 engine_clock=self._engine_clock,
+                cost_follows_from_shapes=loaded.cost_follows_from_shapes,
+                tally=self.metrics.scheduling(*labels),
+                watchdog=self.watchdog,
                 name=f"{folder.name}/{folder.version}",
             )
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)

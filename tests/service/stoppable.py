@@ -1,5 +1,6 @@
-"""An engine call that lasts until it is stopped."""
+"""Engine calls that last until they are stopped, and threads that end."""
 
+import ctypes
 import threading
 import time
 
@@ -32,3 +33,10 @@ class StoppableCall:
             assert time.monotonic() < until_s
         self.stopped.release()
         raise RuntimeError("told to stop")
+
+
+def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Raise an exception in another thread, wherever it next runs Python."""
+    assert thread.ident is not None
+    raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
+    assert raised == 1

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.admission import BatchReport
-from service.batcher import LOW_PRIORITY_CALL_S, Batcher, BatcherLimits
+from service.batcher import HAND_OVER_S, LOW_PRIORITY_CALL_S, MAX_ON_THE_SPOT_S, Batcher, BatcherLimits
 from service.cost_table import CostTable
 from service.errors import (
     DeadlineExceeded,
@@ -20,7 +20,10 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
+from service.metrics import SchedulingTally
+from service.priority import compute_unless_held
 from tests.service.idle import assert_idle
+from tests.service.stoppable import Told, raise_in
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
 
@@ -507,13 +510,196 @@ async def test_idle_instances_share_what_waits() -> None:
         assert await asyncio.gather(*tasks) == [["A"], ["B"]]
 
 
-async def test_a_lone_call_shorter_than_a_hand_over_is_made_on_the_spot() -> None:
-    """No thread is woken for ten microseconds of work, but one is for ten milliseconds."""
+def quick_costs() -> CostTable:
+    """A table of an engine whose calls take a hundredth of a hand-over."""
+    return linear_costs(HAND_OVER_S / 1000, HAND_OVER_S / 100_000)
+
+
+def made_here(engine: HeldEngine) -> bool:
+    """Whether the last call was made in the event loop's own thread."""
+    return engine.threads[-1] == threading.get_ident()
+
+
+async def test_a_lone_call_is_made_on_the_spot_once_its_size_has_proved_quick() -> None:
+    """No thread is woken for calls that take less than a hand-over, after sixteen of exactly their size."""
     engine = HeldEngine(held=False)
-    for seconds, here in ((1e-5, True), (1e-2, False)):
-        async with batcher_of(engine, costs=linear_costs(seconds / 2, seconds / 16)) as batcher:
+    options = {"cost_follows_from_shapes": True, "engine_clock": lambda: 0.0}
+    async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
+        for number in range(20):
             assert await submit(batcher, Text("a")) == ["A"]
-            assert (engine.threads[-1] == threading.get_ident()) is here
+            assert made_here(engine) is (number >= 16)
+        assert await submit(batcher, Text("b", length=16)) == ["B"]
+        assert not made_here(engine), "the first call of a size allocates"
+        assert await submit(batcher, Text("c", group="another shape")) == ["C"]
+        assert not made_here(engine)
+        assert await submit(batcher, Text("a")) == ["A"]
+        assert made_here(engine)
+
+
+@pytest.mark.parametrize(
+    ("follows", "takes_s"),
+    [(False, 0.0), (True, 2 * HAND_OVER_S)],
+    ids=["a value may decide", "measured otherwise"],
+)
+async def test_a_call_that_may_be_long_is_never_made_on_the_spot(follows: bool, takes_s: float) -> None:
+    """Whatever short calls came before: the event loop would answer nobody meanwhile."""
+    engine, clock = HeldEngine(held=False), iter(range(10**9))
+    options = {"cost_follows_from_shapes": follows, "engine_clock": lambda: takes_s * next(clock)}
+    async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
+        for _ in range(40):
+            await submit(batcher, Text("a"))
+            assert not made_here(engine)
+
+
+async def test_a_call_on_the_spot_that_was_long_is_the_last_for_a_while() -> None:
+    """Its size has to prove quick again, in the engine thread."""
+    slow: list[bool] = []
+
+    def answer(items: list[Text]) -> list[str]:
+        began_s = time.monotonic()
+        while slow and time.monotonic() - began_s < 2 * MAX_ON_THE_SPOT_S:
+            pass
+        return [item.name for item in items]
+
+    engine = HeldEngine(answer, held=False)
+    options = {"cost_follows_from_shapes": True, "engine_clock": lambda: 0.0}
+    async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
+        for _ in range(17):
+            await submit(batcher, Text("a"))
+        slow.append(made_here(engine))
+        await submit(batcher, Text("a"))
+        assert slow == [True]
+        slow.clear()
+        for _ in range(16):
+            await submit(batcher, Text("a"))
+            assert not made_here(engine)
+
+
+class EndlessEngine:
+    """An engine whose calls for "endless" end only when they are terminated, as ONNX Runtime's do."""
+
+    def __init__(self) -> None:
+        self.began = threading.Semaphore(0)
+        self.calls: list[list[str]] = []
+
+    def run(self, items: list[Text]) -> list[str]:
+        """The engine call."""
+        self.calls.append([item.name for item in items])
+
+        def compute(stop: Told | None) -> list[str]:
+            self.began.release()
+            until_s = time.monotonic() + PATIENCE_S
+            while any(item.name == "endless" for item in items):
+                assert time.monotonic() < until_s
+                if stop is not None and stop.terminate:
+                    raise RuntimeError("Exiting due to terminate flag")
+                time.sleep(1e-4)
+            return [item.name.upper() for item in items]
+
+        return compute_unless_held(compute, Told)
+
+    async def next_call(self) -> None:
+        """Wait for the next call to begin."""
+        assert await asyncio.to_thread(self.began.acquire, timeout=PATIENCE_S)
+
+
+@contextlib.asynccontextmanager
+async def endless_batcher(
+    engine: EndlessEngine, engine_timeout_s: float = PATIENCE_S
+) -> AsyncIterator[tuple[Batcher, SchedulingTally]]:
+    """A batcher on this engine, whose probe succeeds, and what it counts."""
+    tally, limits = SchedulingTally(), BatcherLimits(engine_timeout_s=engine_timeout_s)
+    batcher = Batcher(engine.run, probe=lambda: None, costs=CostTable(64, 512), limits=limits, tally=tally)
+    try:
+        yield batcher, tally
+    finally:
+        batcher.close()
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["ordinary", "low priority"])
+@pytest.mark.parametrize("ends", ["cancelled", "deadline"])
+async def test_a_call_that_nobody_waits_for_is_terminated(ends: str, low: bool) -> None:
+    """Its caller is answered at the deadline, and the instance computes for others; its items are not tried again."""
+    engine, asking = EndlessEngine(), submit_low if low else submit
+    async with endless_batcher(engine) as (batcher, tally):
+        deadline_s = time.monotonic() + 0.2 if ends == "deadline" else None
+        task = asking(batcher, Text("endless"), Text("a"), deadline_s=deadline_s)
+        await engine.next_call()
+        if ends == "cancelled":
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        else:
+            with pytest.raises(DeadlineExceeded):
+                await task
+        assert await asyncio.wait_for(asking(batcher, Text("next")), PATIENCE_S / 2) == ["NEXT"]
+        assert engine.calls[0][0] == "endless"
+        assert engine.calls[1:] == [["next"]]
+        assert batcher.trouble() is None
+        assert tally.terminated == {"abandoned": 1, "overdue": 0}
+        assert tally.rows_in_vain == len(engine.calls[0])
+
+
+async def test_a_call_is_not_terminated_while_anybody_waits_for_it() -> None:
+    """One of two callers leaves, the other is answered."""
+    engine = HeldEngine()
+    tally = SchedulingTally()
+    async with batcher_of(engine, costs=linear_costs(1e-2, 1e-5), tally=tally) as batcher:
+        await busy(engine, batcher)
+        leaving, staying = submit(batcher, Text("leaving")), submit(batcher, Text("staying"))
+        await turns()
+        engine.release()
+        assert await engine.next_call() == ["leaving", "staying"]
+        leaving.cancel()
+        await turns()
+        engine.release()
+        assert await staying == ["STAYING"]
+        assert tally.terminated == {"abandoned": 0, "overdue": 0}
+        assert tally.rows_in_vain == 1
+
+
+async def test_a_call_beyond_the_engine_timeout_is_terminated_and_the_engine_lives_on() -> None:
+    """Its callers hear why, the next request is answered, and the server stays ready."""
+    engine = EndlessEngine()
+    async with endless_batcher(engine, engine_timeout_s=0.2) as (batcher, tally):
+        with pytest.raises(EngineFailed, match=r"took longer than 0\.2 s \(engine_timeout_s\)"):
+            await submit(batcher, Text("endless"))
+        assert await submit(batcher, Text("next")) == ["NEXT"]
+        assert batcher.trouble() is None
+        assert tally.terminated == {"abandoned": 0, "overdue": 1}
+
+
+class EndsThread(BaseException):
+    """Nothing that an engine raises; ends the thread that it is raised in."""
+
+
+async def test_an_engine_thread_that_has_ended_is_noticed() -> None:
+    """Whoever waits is refused at once, and so is all that comes; the reason is told."""
+    engine, others = HeldEngine(), threading.enumerate()
+    async with batcher_of(engine) as batcher:
+        running = await busy(engine, batcher)
+        waiting = submit(batcher, Text("waiting"))
+        await turns()
+        (own,) = [thread for thread in threading.enumerate() if thread not in others]
+        raise_in(own, EndsThread)
+        engine.held = False
+        engine.release()
+        for task in (running, waiting, submit(batcher, Text("later"))):
+            with pytest.raises(Unavailable, match="EndsThread"):
+                await asyncio.wait_for(task, PATIENCE_S)
+        assert "EndsThread" in (batcher.trouble() or "")
+        assert (batcher.queued_rows, batcher.in_flight_rows) == (0, 0)
+
+
+async def test_an_idle_engine_thread_that_has_ended_is_noticed() -> None:
+    """The request that wakes it is not lost."""
+    engine, others = HeldEngine(held=False), threading.enumerate()
+    async with batcher_of(engine) as batcher:
+        (own,) = [thread for thread in threading.enumerate() if thread not in others]
+        raise_in(own, EndsThread)  # it is raised when the thread next runs Python
+        with pytest.raises(Unavailable, match="EndsThread"):
+            await asyncio.wait_for(submit(batcher, Text("a")), PATIENCE_S)
+        assert "EndsThread" in (batcher.trouble() or "")
 
 
 async def test_a_dead_engine_is_noticed() -> None:
@@ -668,6 +854,7 @@ async def test_low_priority_is_cancelled_and_expires_like_any_other() -> None:
         kept = submit_low(batcher, Text("kept"))
         await turns()
         cancelled.cancel()
+        await turns()
         with pytest.raises(DeadlineExceeded, match="passed before the answer"):
             await late
         assert batcher.queued_low_rows == 1

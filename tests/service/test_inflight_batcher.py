@@ -19,8 +19,10 @@ from service.inflight_batcher import (
     InFlightBatcher,
     InFlightLimits,
 )
-from service.priority import compute
+from service.metrics import SchedulingTally
+from service.priority import compute, compute_unless_held
 from tests.service.idle import assert_idle
+from tests.service.stoppable import Told, raise_in
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
 
@@ -647,3 +649,119 @@ async def test_drain_and_death_reach_low_priority() -> None:
             while batcher.in_flight_rows:
                 await turns()
         assert batcher.queued_low_rows == 0
+
+
+class EndlessDecoder:
+    """A decoder whose steps with "endless" end only when they are terminated, as ONNX Runtime's do."""
+
+    def __init__(self, *, in_join: bool) -> None:
+        self._in_join = in_join
+        self.began = threading.Semaphore(0)
+        self.opened = 0
+
+    def open(self) -> "EndlessBatches":
+        """Empty running batches."""
+        self.opened += 1
+        return EndlessBatches(self)
+
+    def compute(self, sentences: Sequence[Sentence], *, joining: bool) -> None:
+        """A call of the engine."""
+
+        def call(stop: Told | None) -> None:
+            self.began.release()
+            until_s = time.monotonic() + PATIENCE_S
+            while joining is self._in_join and any(sentence.name == "endless" for sentence in sentences):
+                assert time.monotonic() < until_s
+                if stop is not None and stop.terminate:
+                    raise RuntimeError("Exiting due to terminate flag")
+                time.sleep(1e-4)
+
+        compute_unless_held(call, Told)
+
+
+class EndlessBatches:
+    """The running sentences of one thread."""
+
+    def __init__(self, decoder: EndlessDecoder) -> None:
+        self._decoder = decoder
+        self._sentences: list[Sentence] = []
+
+    def join(self, sentences: Sequence[Sentence]) -> None:
+        """All or none."""
+        self._decoder.compute(sentences, joining=True)
+        self._sentences += sentences
+
+    def step(self) -> None:
+        """One token more."""
+        self._decoder.compute(self._sentences, joining=False)
+        for sentence in self._sentences:
+            sentence.so_far.append(len(sentence.so_far))
+
+    def leave(self, sentence: Sentence) -> None:
+        """Free its rows."""
+        self._sentences.remove(sentence)
+
+
+@contextlib.asynccontextmanager
+async def endless_batcher(
+    decoder: EndlessDecoder, engine_timeout_s: float = PATIENCE_S
+) -> AsyncIterator[tuple[InFlightBatcher, SchedulingTally]]:
+    """A batcher on this decoder, whose probe succeeds, and what it counts."""
+    tally, limits = SchedulingTally(), InFlightLimits(engine_timeout_s=engine_timeout_s)
+    batcher = InFlightBatcher(
+        decoder.open, probe=lambda: None, costs=CostTable(64, 2), limits=limits, tally=tally, name="endless"
+    )
+    try:
+        yield batcher, tally
+    finally:
+        batcher.close()
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["ordinary", "low priority"])
+@pytest.mark.parametrize("in_join", [False, True], ids=["step", "join"])
+async def test_a_step_that_nobody_waits_for_is_terminated(in_join: bool, low: bool) -> None:
+    """Its caller is answered at the deadline, and the thread decodes for others after a bounded time."""
+    decoder, asking = EndlessDecoder(in_join=in_join), submit_low if low else submit
+    async with endless_batcher(decoder) as (batcher, tally):
+        with pytest.raises(DeadlineExceeded):
+            await asking(batcher, Sentence("endless"), deadline_s=time.monotonic() + 0.1)
+        assert await asyncio.wait_for(asking(batcher, Sentence("next")), PATIENCE_S) == ["next"]
+        assert batcher.trouble() is None
+        assert decoder.opened == 2
+        assert tally.terminated == {"abandoned": 1, "overdue": 0}
+
+
+@pytest.mark.parametrize("in_join", [False, True], ids=["step", "join"])
+async def test_a_step_beyond_the_engine_timeout_is_terminated_and_the_engine_lives_on(in_join: bool) -> None:
+    """Its callers hear why, the next request is answered, and the server stays ready."""
+    async with endless_batcher(EndlessDecoder(in_join=in_join), engine_timeout_s=0.2) as (batcher, tally):
+        with pytest.raises(EngineFailed, match=r"took longer than 0\.2 s \(engine_timeout_s\)"):
+            await submit(batcher, Sentence("endless"))
+        assert await submit(batcher, Sentence("next")) == ["next"]
+        assert batcher.trouble() is None
+        assert tally.terminated == {"abandoned": 0, "overdue": 1}
+
+
+class EndsThread(BaseException):
+    """Nothing that an engine raises; ends the thread that it is raised in."""
+
+
+@pytest.mark.parametrize("idle", [False, True], ids=["decoding", "idle"])
+async def test_an_engine_thread_that_has_ended_is_noticed(idle: bool) -> None:
+    """Whoever waits is refused at once, and so is all that comes; the reason is told."""
+    decoder, others = HeldDecoder(), threading.enumerate()
+    async with batcher_of(decoder) as batcher:
+        tasks = []
+        if not idle:
+            tasks.append(submit(batcher, Sentence("running", steps=3)))
+            await decoder.next_step()
+        (own,) = [thread for thread in threading.enumerate() if thread not in others]
+        raise_in(own, EndsThread)
+        decoder.held = False
+        decoder.release()
+        tasks += [submit(batcher, Sentence("waiting")), submit(batcher, Sentence("later"))]
+        for task in tasks:
+            with pytest.raises(Unavailable, match="EndsThread"):
+                await asyncio.wait_for(task, PATIENCE_S)
+        assert "EndsThread" in (batcher.trouble() or "")
+        assert (batcher.queued_rows, batcher.in_flight_rows) == (0, 0)
