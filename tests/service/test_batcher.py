@@ -286,7 +286,7 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         await busy(engine, batcher)
-        late = submit(batcher, Text("late"), deadline_s=time.monotonic() + 0.01)
+        late = submit(batcher, Text("late"), deadline_s=time.monotonic() + 0.3)
         other = submit(batcher, Text("other"))
         with pytest.raises(DeadlineExceeded, match="passed before the answer"):
             await late
@@ -850,7 +850,7 @@ async def test_low_priority_is_cancelled_and_expires_like_any_other() -> None:
     async with batcher_of(engine) as batcher:
         first = await busy(engine, batcher)
         cancelled = submit_low(batcher, Text("cancelled"))
-        late = submit_low(batcher, Text("late"), deadline_s=time.monotonic() + 0.01)
+        late = submit_low(batcher, Text("late"), deadline_s=time.monotonic() + 0.3)
         kept = submit_low(batcher, Text("kept"))
         await turns()
         cancelled.cancel()
