@@ -15,7 +15,6 @@ import itertools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +30,7 @@ from model_store.private_files import PrivateGraph
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
 from service.priority import Terminated, compute_unless_held, run_stoppable
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
+from service.worker_threads import AssistantThread
 
 T = TypeVar("T")
 
@@ -231,13 +231,16 @@ class BoundCalls:
         self._allocating = Lock()
         self._free: defaultdict[Bucket, list[_Buffers]] = defaultdict(list)
         self.allocated: dict[Bucket, int] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="cuda-graphs") if captures else None
+        # Were it to end, the engine would be dead: no other thread may replay what it has captured.
+        self._thread = AssistantThread("cuda-graphs") if captures else None
+        self._calling = Lock()
         self._graph_ids = itertools.count(1)  # 0 is ONNX Runtime's own
 
     def run(self, feeds: Arrays) -> Arrays:
         """As `Engine.run`."""
         if self._thread is not None:
-            return self._thread.submit(self._run, feeds).result()
+            with self._calling:
+                return self._thread.call(partial(self._run, feeds))
         return self._run(feeds)
 
     def _run(self, feeds: Arrays) -> Arrays:

@@ -181,8 +181,8 @@ class Predictor:
         self._tracing = tracing
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
-        self._preparation = Preparation(repository.num_cores, config.max_queue)
-        self._spare_time = SpareTime(repository.num_cores)
+        self._preparation = Preparation(repository.num_cores, config.max_queue, repository.watchdog)
+        self._spare_time = SpareTime(repository.num_cores, repository.watchdog)
         self._explainer = Explainer(config.max_queue, self._spare_time)
         self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
         self._all_answered = asyncio.Event()

@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from service.errors import DeadlineExceeded, Overloaded
+from service.worker_threads import Watchdog, WorkerThreads
 
 LEARNING_RATE = 0.1  # of the mean time of a row, which says when to come again
 
@@ -16,10 +17,16 @@ T = TypeVar("T")
 class Preparation:
     """As many threads as there are cores; more would only take memory."""
 
-    def __init__(self, num_threads: int, max_rows: int) -> None:
-        """`max_rows` may wait or be in work; what comes on top is refused."""
+    def __init__(self, num_threads: int, max_rows: int, watchdog: Watchdog | None = None) -> None:
+        """Set up.
+
+        Args:
+            num_threads: at most.
+            max_rows: that may wait or be in work; what comes on top is refused.
+            watchdog: notices threads that vanish.
+        """
         self._num_threads, self._max_rows = num_threads, max_rows
-        self._threads = ThreadPoolExecutor(num_threads, "preparer")
+        self._threads = WorkerThreads(num_threads, "preparer", watchdog=watchdog)
         self.rows = 0  # of all requests that wait for a thread or are with one
         self._row_s = 0.0  # of a recent row, a running mean
 
@@ -37,6 +44,7 @@ class Preparation:
         Raises:
             Overloaded: too many rows wait already.
             DeadlineExceeded: the time is up.
+            Unavailable: the thread that did a piece of it has ended.
         """
         what, done = words
         if self.rows + rows > self._max_rows:
@@ -49,11 +57,10 @@ class Preparation:
             started_s = time.monotonic()
             return piece(), time.monotonic() - started_s
 
-        loop = asyncio.get_running_loop()
         self.rows += rows
         try:
             async with asyncio.timeout(timeout_s):
-                running = [loop.run_in_executor(self._threads, timed, piece) for piece in work]
+                running = [self._threads.submit(partial(timed, piece)) for piece in work]
                 prepared = await asyncio.gather(*running, return_exceptions=True)
         except TimeoutError:
             raise DeadlineExceeded(f"the deadline passed before the {what} were {done}") from None

@@ -16,8 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Protocol, TypeVar
+
+from service.worker_threads import AssistantThread, ThreadEnded
 
 T = TypeVar("T")
 
@@ -100,7 +102,7 @@ def give_way() -> None:
     not get a core could not give back. Engine calls do not hold it; so a second thread, of the lowest priority, makes
     these, and nothing else.
     """
-    _of_thread.lowest = ThreadPoolExecutor(1, f"{threading.current_thread().name}-lowest", _become_lowest)
+    _of_thread.lowest = _new_lowest()
     _of_thread.computed_s = 0.0
     _moments.waited_for = True
     if _moments.held:
@@ -110,11 +112,19 @@ def give_way() -> None:
 
 
 def compute(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function that gives back the interpreter's lock while it computes, at the calling thread's priority."""
-    lowest: ThreadPoolExecutor | None = getattr(_of_thread, "lowest", None)
+    """Call a function that gives back the interpreter's lock while it computes, at the calling thread's priority.
+
+    Raises:
+        ThreadEnded: the second thread of one that has given way has ended; the next call gets a new one.
+    """
+    lowest: AssistantThread | None = getattr(_of_thread, "lowest", None)
     if lowest is None:
         return function(*arguments)
-    result, took_s = lowest.submit(_timed, function, *arguments).result()
+    try:
+        result, took_s = lowest.call(partial(_timed, function, *arguments))
+    except ThreadEnded:
+        _of_thread.lowest = _new_lowest()
+        raise
     _of_thread.computed_s += took_s
     return result
 
@@ -217,6 +227,10 @@ def step_back(thread: threading.Thread, by: int) -> None:
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     started_s = time.monotonic()
     return function(*arguments), time.monotonic() - started_s
+
+
+def _new_lowest() -> AssistantThread:
+    return AssistantThread(f"{threading.current_thread().name}-lowest", _become_lowest)
 
 
 def _become_lowest() -> None:

@@ -14,11 +14,11 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from service.errors import DeadlineExceeded
 from service.priority import give_way, hold, let_go
+from service.worker_threads import Watchdog, WorkerThreads
 
 T = TypeVar("T")
 
@@ -26,13 +26,18 @@ T = TypeVar("T")
 class SpareTime:
     """The thread, and how many requests are being answered beside it."""
 
-    def __init__(self, num_cores: int) -> None:
-        """`num_cores` are shared with whatever answers requests."""
+    def __init__(self, num_cores: int, watchdog: Watchdog | None = None) -> None:
+        """Set up.
+
+        Args:
+            num_cores: shared with whatever answers requests.
+            watchdog: notices a thread that vanishes.
+        """
         self._too_many = max(1, num_cores - 1)
         self._answering = 0
         self._quiet = asyncio.Event()  # cleared by those who wait for it
         self._turn = asyncio.Lock()
-        self._thread = ThreadPoolExecutor(1, "spare-time", give_way)
+        self._thread = WorkerThreads(1, "spare-time", initializer=give_way, watchdog=watchdog)
 
     def answering(self) -> None:
         """A request has come that must not wait; `answered` must follow."""
@@ -56,11 +61,11 @@ class SpareTime:
 
         Raises:
             DeadlineExceeded: it passed before the piece was done.
+            Unavailable: the thread ended while it did the piece.
         """
-        loop = asyncio.get_running_loop()
         async with self._until(deadline_s), self._turn:
             await self._moment()
-            return await loop.run_in_executor(self._thread, piece)
+            return await self._thread.submit(piece)
 
     async def moment(self, deadline_s: float) -> None:
         """Return when a piece could begin: for work that others do.

@@ -276,6 +276,10 @@ def _assist(
             outcome: tuple[Any, Exception | None] = function(), None
         except Exception as error:  # the caller's
             outcome = None, error
+        except BaseException as error:
+            name = threading.current_thread().name
+            results.put((None, ThreadEnded(f"thread {name!r} has ended: {type(error).__name__}")))
+            return
         del function
         results.put(outcome)
         del outcome

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
@@ -22,6 +23,7 @@ from service.errors import (
 )
 from service.metrics import SchedulingTally
 from service.priority import compute_unless_held
+from service.worker_threads import Watchdog
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in
 
@@ -930,3 +932,17 @@ async def test_drain_and_death_reach_low_priority() -> None:
                 await task
         assert batcher.queued_low_rows == 0
         assert engine.calls == [["first"]]
+
+
+async def test_an_engine_thread_that_vanishes_is_noticed() -> None:
+    """The system may end a thread without a last act of its own: the watchdog sees it within two seconds."""
+
+    def vanish(items: list[Text]) -> list[str]:
+        ctypes.CDLL(None).pthread_exit(None)
+        raise AssertionError
+
+    engine = HeldEngine(vanish, held=False)
+    async with batcher_of(engine, watchdog=Watchdog()) as batcher:
+        with pytest.raises(Unavailable, match="the thread is gone"):
+            await asyncio.wait_for(submit(batcher, Text("a")), PATIENCE_S)
+        assert "the thread is gone" in (batcher.trouble() or "")
