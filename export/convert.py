@@ -19,7 +19,6 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
@@ -28,6 +27,7 @@ from torch import nn
 from export.evaluate import MAX_ACCURACY_LOSS, classification_quality, twice
 from export.explain_graphs import add_explain_graph, card_of_explanations
 from export.graphs import (
+    cpu_session,
     export_graph,
     halve,
     halve_exact_weights,
@@ -204,7 +204,7 @@ def write_torchscript(
 
 def onnx_logits(source: Source, path: Path, inputs: Sequence[Any], batch_size: int = 32) -> NDArray[np.float32]:
     """What the graph answers in batches of the given order, padded; [B, C]."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     parts = []
     for first in range(0, len(inputs), batch_size):
         items = [source.item(given) for given in inputs[first : first + batch_size]]

@@ -46,7 +46,7 @@ from export.explained_networks import (
     ExplainedTranslation,
     ExplainedVisionTransformer,
 )
-from export.graphs import export_graph
+from export.graphs import cpu_session, export_graph
 from export.image_networks import VisionTransformer
 from export.shared_weights import share_weights
 from export.stored_networks import NotUnderstood, StoredNetwork, stored_network
@@ -296,7 +296,7 @@ def served_difference(folder: Path, network: Explained, graph: ExplainGraph, row
             served_T = served_log_probabilities(translator, row, network.bos_id, network.model.config.vocab_size)
             worst = max(worst, float(np.abs(found_T[: len(served_T)] - served_T).max()))
         return worst
-    session = onnxruntime.InferenceSession(str(folder / GRAPH), providers=["CPUExecutionProvider"])
+    session = cpu_session(folder / GRAPH)
     feeds = batch_of(rows)
     served = session.run(["logits"], {each.name: feeds[each.name] for each in session.get_inputs()})[0]
     return float(np.abs(graph(rows)["logits"] - served).max())

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -15,6 +16,8 @@ from onnxruntime.transformers import optimizer
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 from onnxruntime.transformers.fusion_options import FusionOptions
 from torch import nn
+
+from service.int8_products import session_entries
 
 OPSET = 20
 ATTENTION_OPSET = 23  # the first with `Attention`
@@ -177,6 +180,14 @@ def halve_exact_weights(path: Path) -> None:
     for node in reversed(casts):
         graph.node.insert(0, node)
     onnx.save(model, path)
+
+
+def cpu_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU that computes a graph as the service does: int8 products are exact."""
+    options = onnxruntime.SessionOptions()
+    for name, value in session_entries().items():
+        options.add_session_config_entry(name, value)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class _quiet:  # noqa: N801, used as a statement

@@ -25,7 +25,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import onnx
-import onnxruntime
 import sacrebleu
 from numpy.typing import NDArray
 from onnx import numpy_helper
@@ -41,7 +40,7 @@ from export.evaluate import (
 )
 from export.explain_graphs import CARD_HEADING as EXPLAINED_HEADING
 from export.explain_graphs import open_folder
-from export.graphs import halve, use_own_attention
+from export.graphs import cpu_session, halve, use_own_attention
 from export.shared_weights import share_weights
 from export.source import Labelled
 from export.stored_networks import dequantized
@@ -216,7 +215,7 @@ def measure_classifier(
         whole = Path(temporary) / GRAPH
         onnx.save(in_float32(onnx.load(folder / GRAPH)), whole)
         with _refusing():
-            sessions = [_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
+            sessions = [cpu_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
 
     def logits(session: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
         items = [item(given) for given in inputs]
@@ -344,10 +343,6 @@ def _refusing() -> Iterator[None]:
         yield
     except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
         raise HalfPrecisionRefused(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}") from error
-
-
-def _session(path: Path) -> Any:
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

@@ -21,13 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
-from export.graphs import export_graph, halve
+from export.graphs import cpu_session, export_graph, halve
 from export.transformer import HIDDEN, Packing, packed_layer
 from export.translation_networks import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
 from model_store.folder import ENCODER, GRAPH
@@ -227,9 +226,7 @@ class OnnxTranslator:
     """The exported graphs, as `export.train_translation.translate` asks them: to compare them with PyTorch."""
 
     def __init__(self, folder: Path, encoder: str = ENCODER, decoder: str = GRAPH) -> None:
-        providers = ["CPUExecutionProvider"]
-        self._encoder = onnxruntime.InferenceSession(str(folder / encoder), providers=providers)
-        self._decoder = onnxruntime.InferenceSession(str(folder / decoder), providers=providers)
+        self._encoder, self._decoder = cpu_session(folder / encoder), cpu_session(folder / decoder)
         self._shape_of = {node.name: node.shape for node in self._decoder.get_inputs()}
         self._caches = [name for name in self._shape_of if name.startswith(("key_", "value_"))]
         halved = {node.name for node in self._decoder.get_inputs() if node.type == "tensor(float16)"}

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
 from service.device import CUDA, GPU_TURNS, Device, providers, turn
+from service.int8_products import session_entries
 from service.priority import Terminated, compute_unless_held, run_stoppable
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 from service.worker_threads import AssistantThread
@@ -408,6 +409,8 @@ def session_options(threads: int) -> Any:
     options.inter_op_num_threads = 1
     # Threads that spin while they wait take the CPU from the other instances and from the front.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for name, value in session_entries().items():
+        options.add_session_config_entry(name, value)
     options.log_severity_level = 3
     return options
 
