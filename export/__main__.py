@@ -1,7 +1,7 @@
 """From data to models.
 
-`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | explain | load |
-untrained | archive`.
+`python -m export train | queue | measure | report | convert | explain-graph | half-graphs | measure-batches |
+explain | load | untrained | archive`.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> int:
         "convert": convert,
         "explain-graph": explain_graph,
         "half-graphs": half_graphs,
+        "measure-batches": measure_batches,
         "explain": explain,
         "load": load,
         "untrained": untrained,
@@ -96,6 +97,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
 
     one = commands.add_parser("half-graphs", help="give a version that is in the model store its graphs for GPUs")
+    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+
+    one = commands.add_parser(
+        "measure-batches",
+        help="measure how far answers of an int8 version in the model store move with their company in a batch",
+    )
     one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
 
     one = commands.add_parser(
@@ -264,6 +271,14 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
 def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
     """Add the graphs in half precision to versions that are there."""
     from export.half_graphs import add_to_store
+
+    for folder in arguments.folder:
+        add_to_store(folder, material_of, console)
+
+
+def measure_batches(arguments: argparse.Namespace, console: Console) -> None:
+    """Measure how far answers of versions that are there depend on their company."""
+    from export.conversion.batch_sensitivity import add_to_store
 
     for folder in arguments.folder:
         add_to_store(folder, material_of, console)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import nn
 
+from export.conversion.batch_sensitivity import card_of_batch_sensitivity, with_batch_sensitivity
 from export.evaluate import MAX_ACCURACY_LOSS, classification_quality, twice
 from export.explain_graphs import add_explain_graph, card_of_explanations
 from export.graphs import (
@@ -151,6 +152,8 @@ def convert(
             logits_BC = onnx_logits(source, folder / GRAPH, more.inputs)
             quality[name_of_more] = classification_quality(logits_BC, np.array(more.labels)).as_dict()
         manifest = describe(source, folder, name, precision, onnx_comparison, quality, about)
+        if labelled is not None:
+            manifest = with_batch_sensitivity(folder, manifest, labelled.inputs, console)
         if explained:
             explain(folder, manifest, source.module, console)
         if halved and labelled is not None:
@@ -286,7 +289,10 @@ def put_into_store(folder: Path, manifest: Manifest, store: Path, card: Callable
     """Write card and manifest into a folder that is complete but for them, and move it to its place as a whole."""
     version = next_version(store, manifest.name)
     (folder / CARD).write_text(
-        card(manifest, version) + card_of_half_precision(manifest) + card_of_explanations(folder, manifest)
+        card(manifest, version)
+        + card_of_batch_sensitivity(manifest)
+        + card_of_half_precision(manifest)
+        + card_of_explanations(folder, manifest)
     )
     write_manifest(folder, manifest)
     target = store / manifest.name / str(version)

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
+from export.conversion.batch_sensitivity import inputs_of, with_batch_sensitivity
 from export.convert import (
     MIN_COMPARED,
     ConversionRefused,
@@ -202,6 +203,7 @@ def convert_translation(
                     quality[split][search] |= {was: before.bleu}
                     require_little_loss(before.bleu - measured.bleu, what, precision)
         manifest = describe(source, folder, name, precision, quality, about)
+        manifest = with_batch_sensitivity(folder, manifest, inputs_of(compare_on), console)
         if explained:
             explain(folder, manifest, source.module, console)
         if halved and (judged := {name: texts for name, texts in compare_on.items() if texts.target}):

@@ -265,18 +265,12 @@ def classifier_of(
     return "text", texts.collate, lambda given: texts.preprocess(given, truncate=True, field="text")
 
 
-def measure_translations(
-    folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, ParallelTexts]
-) -> HalfPrecision:
-    """Compare translations in half precision with those of the served graphs, and with PyTorch's golden scores.
-
-    Raises:
-        HalfPrecisionRefused: they lose too much BLEU.
-    """
+def translation_of(folder: Path, manifest: Manifest) -> Translation:
+    """Pre- and postprocessing of a translation model's folder."""
     config, generation = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config"))
     target_tokenizer = folder / TARGET_TOKENIZER
     assert manifest.limits.max_tokens is not None
-    task = Translation(
+    return Translation(
         (folder / TOKENIZER).read_text(),
         max_tokens=manifest.limits.max_tokens,
         bos_id=generation["decoder_start_token_id"],
@@ -285,6 +279,18 @@ def measure_translations(
         target_language=config["target_language"],
         target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
     )
+
+
+def measure_translations(
+    folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, ParallelTexts]
+) -> HalfPrecision:
+    """Compare translations in half precision with those of the served graphs, and with PyTorch's golden scores.
+
+    Raises:
+        HalfPrecisionRefused: they lose too much BLEU.
+    """
+    generation = json.loads((folder / "generation_config.json").read_text())
+    task = translation_of(folder, manifest)
     with _refusing():
         half, served = OnnxTranslator(folder, ENCODER_FLOAT16, GRAPH_FLOAT16), OnnxTranslator(folder)
 

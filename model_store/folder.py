@@ -75,6 +75,28 @@ class HalfPrecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality: dict[str, Any]  # measured on these graphs, beside the others
 
 
+class BatchSensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How far an answer moves with the other items of its engine call: largest changes found, not a bound.
+
+    Measured where a graph gives all rows of a call one scale, as dynamic int8 quantization does. A change is the
+    absolute difference of a score to that of the item computed alone.
+    """
+
+    score: str  # what was compared: "probability", or "translation score" (log probability by length)
+    worst: float  # largest change in random or chosen company
+    worst_in_random_company: float
+    mean: float  # mean change in random company
+    num_items: int  # inputs drawn for random company
+    num_answers: int  # answers compared in random company, over all batch sizes and searches
+    answers_changed: int  # of these: another label, or other tokens
+    batch_sizes: list[int]  # items of a call, the measured one included
+    seed: int  # of what was drawn
+
+    def __str__(self) -> str:
+        """A phrase for people: card, index of models."""
+        return f"not independent, worst change {self.worst:.3f}"
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """`manifest.json`."""
 
@@ -91,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, str]  # file name to sha256, for every file of the folder but the manifest
     provenance: dict[str, Any]  # data, licence, command, commit, hardware
     quality: dict[str, Any]  # measured on the exported graph, with n and spread
+    batch_sensitivity: BatchSensitivity | None = None  # None: answers do not depend on their company
     float16: HalfPrecision | None = None  # of the graphs for GPUs; all else is said of the others
 
 

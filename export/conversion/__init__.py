@@ -1,0 +1,1 @@
+"""Steps of conversion that judge or describe a finished graph."""

@@ -1,0 +1,156 @@
+"""Requests of a soak and their answers, as they are written and read over each face."""
+
+import json
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from proto import inference_pb2
+
+FLOAT32_TOLERANCE = 1e-5
+HTTP_OF = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 413}
+
+
+class Answer(NamedTuple):
+    """What was answered: labels or translations, and numbers."""
+
+    texts: tuple[str, ...]
+    numbers: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One request and what it must be answered by.
+
+    `expected` is None where the answer is an error (`error`), or where any answer will do.
+    """
+
+    kind: str
+    path: str = ""  # over HTTP; empty: over gRPC
+    body: bytes | None = None  # None: GET
+    headers: Mapping[str, str] = field(default_factory=dict)
+    call: str = ""  # over gRPC: the method's name
+    message: Any = None
+    read: Callable[[Any], Answer] | None = None  # a body, or a message (of a stream: the list of messages)
+    expected: Answer | None = None
+    tolerance: float = FLOAT32_TOLERANCE
+    relative: bool = False  # the tolerance is a fraction of the largest expected number
+    depends_on_company: bool = False  # int8: another text may come, with a score within the tolerance
+    error: str = ""  # gRPC code that must come; over HTTP its status
+    timeout_s: float | None = None  # a deadline that may be too short
+    cancel_after_s: float | None = None  # the client gives up
+
+    @property
+    def streams(self) -> bool:
+        """Whether the gRPC call answers by a stream."""
+        return self.call == "TranslateStream"
+
+    def status(self, got: str) -> bool:
+        """Whether a status, an HTTP number or a gRPC code, is the one that must come."""
+        if self.path:
+            return got == str(HTTP_OF.get(self.error, 200))
+        return got == (self.error or "OK")
+
+
+# --- reading answers -------------------------------------------------------------------------------------------------
+
+
+def read_labels(body: bytes) -> Answer:
+    """The task API's answer to one text or one image: best label and its score."""
+    document = json.loads(body)
+    best = document[0][0] if isinstance(document[0], list) else document[0]
+    return Answer((best["label"],), (best["score"],))
+
+
+def read_translation(body: bytes) -> Answer:
+    """The task API's answer to one text."""
+    return Answer((json.loads(body)[0]["translation_text"],), ())
+
+
+def read_events(body: bytes) -> Answer:
+    """The task API's stream: the pieces must make up the whole."""
+    events = [json.loads(line[6:]) for line in body.decode().splitlines() if line.startswith("data: ")]
+    whole, pieces = events[-1], "".join(event.get("text", "") for event in events[:-1])
+    if pieces != whole["translation_text"]:
+        raise ValueError(f"the pieces {pieces!r} are not {whole['translation_text']!r}")
+    return Answer((whole["translation_text"],), (whole["score"],))
+
+
+def read_outputs(body: bytes) -> Answer:
+    """The Open Inference Protocol over REST: texts of all outputs, numbers of all outputs."""
+    texts: list[str] = []
+    numbers: list[float] = []
+    for output in json.loads(body)["outputs"]:
+        if output["datatype"] == "BYTES":
+            texts += output["data"]
+        else:
+            numbers += output["data"]
+    return Answer(tuple(texts), tuple(numbers))
+
+
+def read_tensors(message: Any) -> Answer:
+    """The same over gRPC, with raw or typed contents."""
+    texts: list[str] = []
+    numbers: list[float] = []
+    for number, output in enumerate(message.outputs):
+        if not message.raw_output_contents:
+            texts += [each.decode() for each in output.contents.bytes_contents]
+            numbers += output.contents.fp32_contents
+        elif output.datatype == "BYTES":
+            raw = message.raw_output_contents[number]
+            while raw:
+                (size,) = struct.unpack_from("<I", raw)
+                texts.append(raw[4 : 4 + size].decode())
+                raw = raw[4 + size :]
+        else:
+            numbers += np.frombuffer(message.raw_output_contents[number], "<f4").tolist()
+    return Answer(tuple(texts), tuple(numbers))
+
+
+def read_typed(message: Any) -> Answer:
+    """A typed call's answer."""
+    if hasattr(message, "translation"):
+        return Answer((message.translation,), (message.score,))
+    return Answer((message.label,), (message.score,))
+
+
+def read_chunks(messages: Sequence[Any]) -> Answer:
+    """A typed stream: the pieces must make up the whole."""
+    whole, pieces = messages[-1].whole, "".join(message.text for message in messages)
+    if pieces != whole.translation:
+        raise ValueError(f"the pieces {pieces!r} are not {whole.translation!r}")
+    return Answer((whole.translation,), (whole.score,))
+
+
+# --- writing requests ------------------------------------------------------------------------------------------------
+
+
+def json_tensor(name: str, data: Sequence[Any], datatype: str = "BYTES", shape: Sequence[int] = ()) -> dict[str, Any]:
+    """An input of the Open Inference Protocol."""
+    return {"name": name, "shape": [*(shape or [len(data)])], "datatype": datatype, "data": [*data]}
+
+
+def infer_path(model: str) -> str:
+    """Where the Open Inference Protocol takes requests for a model."""
+    return f"/v2/models/{model}/infer"
+
+
+def v2_body(*inputs: dict[str, Any], **parameters: Any) -> bytes:
+    """A request of the Open Inference Protocol."""
+    return json.dumps({"inputs": list(inputs), "parameters": parameters}).encode()
+
+
+def v2_message(model: str, name: str, items: Sequence[bytes], *, raw: bool, **parameters: int) -> Any:
+    """The same over gRPC, of a BYTES tensor."""
+    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[len(items)])
+    message = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
+    if raw:
+        message.raw_input_contents.append(b"".join(struct.pack("<I", len(item)) + item for item in items))
+    else:
+        message.inputs[0].contents.bytes_contents.extend(items)
+    for key, value in parameters.items():
+        message.parameters[key].int64_param = value
+    return message

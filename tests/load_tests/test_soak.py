@@ -1,0 +1,106 @@
+"""The soak: what it takes for right, and a small one with faults, interrupted and gone on with."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from load_tests.soak.client import Reply, judge
+from load_tests.soak.tally import Tally
+from load_tests.soak.wire import Answer, Request, read_labels
+from tests.conftest import ROOT
+
+NUM_REQUESTS = 240
+ANSWER = Answer(("POSITIVE",), (0.9,))
+
+
+def labelled(label: str, score: float) -> bytes:
+    """The task API's answer."""
+    return json.dumps([[{"label": label, "score": score}]]).encode()
+
+
+def request(**changes: Any) -> Request:
+    """A text whose label is known."""
+    return Request(
+        **({"kind": "text", "path": "/models/x", "body": b"", "read": read_labels, "expected": ANSWER} | changes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "reply", "outcome"),
+    [
+        (request(), Reply("200", labelled("POSITIVE", 0.9)), "right"),
+        (request(), Reply("200", labelled("POSITIVE", 0.90002)), "wrong"),
+        (request(), Reply("200", labelled("NEGATIVE", 0.9)), "wrong"),
+        (request(), Reply("200", labelled("POSITIVE", float("nan"))), "wrong"),
+        (request(), Reply("200", b"{}"), "wrong"),
+        (request(tolerance=0.2, depends_on_company=True), Reply("200", labelled("NEGATIVE", 0.8)), "moved"),
+        (request(tolerance=0.2, depends_on_company=True), Reply("200", labelled("POSITIVE", 0.6)), "wrong"),
+        (request(), Reply("500", b"internal error"), "unexpected"),
+        (request(), Reply("400", b"no"), "wrong"),
+        (request(), Reply("429", b"queue is full"), "overloaded"),
+        (request(), Reply("504", b"too late"), "wrong"),
+        (request(timeout_s=0.001), Reply("504", b"too late"), "cancelled"),
+        (request(error="INVALID_ARGUMENT", expected=None), Reply("400", b"no"), "right"),
+        (request(error="INVALID_ARGUMENT", expected=None), Reply("200", b"yes"), "wrong"),
+        (request(error="RESOURCE_EXHAUSTED", expected=None), Reply("413", b"no"), "right"),
+        (request(path="", call="ClassifyText", error="NOT_FOUND"), Reply("NOT_FOUND", "no"), "right"),
+        (request(path="", call="ClassifyText"), Reply("INTERNAL", "oh"), "unexpected"),
+    ],
+)
+def test_answers_are_judged(asked: Request, reply: Reply, outcome: str) -> None:
+    """Right is the expected answer or error; float32 numbers may be off by 1e-5, int8 ones by what the model states."""
+    assert judge(asked, reply)[0] == outcome
+
+
+def test_a_tally_goes_on_where_it_was_written(tmp_path: Path) -> None:
+    """Counts come back from the file; a soak of another size does not go on from it."""
+    path = tmp_path / "state.json"
+    tally = Tally.read(path, 10, 1)
+    tally.count("text", "right")
+    tally.count("text", "wrong", "0.1 instead of 0.2")
+    tally.write(path)
+    again = Tally.read(path, 10, 1)
+    assert (again.done, again.failures, again.counts) == (2, 1, {"text": {"right": 1, "wrong": 1}})
+    assert "0.1 instead of 0.2" in again.examples[0]
+    with pytest.raises(ValueError, match="--fresh begins anew"):
+        Tally.read(path, 20, 1)
+
+
+def test_a_small_soak_with_faults_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    """Rolled servers, unread logs, an interruption in between: no answer is wrong, none is lost."""
+    models = tmp_path / "models"
+    for name in ("sentiment-small", "cifar10-vit", "translation-en-de"):
+        shutil.copytree(ROOT / "model_store" / name, models / name)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- soak: begin -->\n<!-- soak: end -->\n")
+    state = tmp_path / "state.json"
+    command = [sys.executable, "-m", "load_tests.soak", "--requests", str(NUM_REQUESTS), "--users", "8"]
+    command += ["--inputs", "8", "--fault-every", "40", "--model-store", str(models), "--work", str(tmp_path / "work")]
+    command += ["--faults", "unread-log", "roll", "--state", str(state), "--document", str(page)]
+    environment = {name: value for name, value in os.environ.items() if name != "HEED_DATASETS"}
+
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
+
+    with start() as interrupted:
+        assert interrupted.stdout
+        assert interrupted.stdout.readline() == "asking every reference alone\n"
+        interrupted.send_signal(signal.SIGTERM)
+        said = interrupted.stdout.read()
+    assert (interrupted.returncode, "interrupted after" in said) == (130, True), said
+    assert json.loads(state.read_text())["done"] < NUM_REQUESTS
+    with start() as finished:
+        said, _ = finished.communicate()
+    tally = json.loads(state.read_text())
+    assert (finished.returncode, tally["examples"]) == (0, []), said
+    assert (tally["done"], tally["sessions"]) == (NUM_REQUESTS, 2)
+    assert sum(sum(outcomes.values()) for outcomes in tally["counts"].values()) == NUM_REQUESTS
+    assert tally["faults"].keys() == {"unread-log", "roll"}
+    assert f"{NUM_REQUESTS} requests" in page.read_text()
