@@ -46,7 +46,7 @@ def test_a_neighbour_that_sets_the_scale_is_found(items: list[float]) -> None:
 
 def test_answers_that_say_something_else_are_counted() -> None:
     """A number just above a half says another thing once its neighbours coarsen the steps."""
-    found = search_company(rounded_by_the_largest, [0.501, 100.0] * 8, [], abs, EFFORT)
+    found = search_company(rounded_by_the_largest, [0.501, 200.0] * 8, [], abs, EFFORT)
     assert found.changed_answers > 0
 
 
