@@ -7,6 +7,7 @@ explain | load | untrained | archive`.
 import argparse
 import math
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -229,33 +230,57 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
         convert_translation(arguments, console)
         return
     source = source_of_run(run_dir_of(arguments))
-    material = images_to_measure_on() if source.task_name == "image-classification" else texts_to_measure_on()
     convert_source(
         source,
         name=name_in_store(arguments, arguments.model),
         store=arguments.model_store,
         precision=arguments.precision,
-        about={"licence": licence_of(source)},
+        about=licence_of(source),
         console=console,
-        **material,
+        **material_of_run(source, console),
     )
+
+
+def material_of_run(source: Any, console: Console) -> dict[str, Any]:
+    """What a run is compared with PyTorch and measured on: the data that it was trained on, or nothing with labels."""
+    from export.convert import MIN_COMPARED
+    from export.data import CIFAR10, SST2
+    from export.golden_images import made_up_images
+    from export.golden_texts import made_up_sentences
+
+    images, data = source.task_name == "image-classification", source.provenance["data"]
+    if data == (CIFAR10 if images else SST2):
+        return images_to_measure_on() if images else texts_to_measure_on()
+    console.print(f"the run was trained on {data!r}, of which nothing is known here: its quality is not measured")
+    made_up: Any = made_up_images(MIN_COMPARED) if images else made_up_sentences(MIN_COMPARED)
+    return {"compare_on": made_up, "labelled": None}
 
 
 def convert_translation(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run of translation."""
+    from export.convert import MIN_COMPARED
     from export.convert_translation import convert_translation, translation_source_of_run
+    from export.data import ParallelTexts
+    from export.golden_texts import made_up_sentences
     from export.run_folder import read_result
     from export.train_translation import LOADERS
 
+    result = read_result(run_dir_of(arguments))
     source = translation_source_of_run(run_dir_of(arguments))
-    data = LOADERS[read_result(run_dir_of(arguments))["config"]["data"]]()
+    load_data = LOADERS.get(result["config"]["data"])
+    data = load_data() if load_data else None
+    if data is not None and data.name == result["data"]:
+        compare_on, about = data.test, {"licence": data.licence}
+    else:
+        console.print(f"the run was trained on {result['data']!r}, of which nothing is known here: it is not measured")
+        compare_on, about = {"made-up sentences": ParallelTexts(made_up_sentences(MIN_COMPARED), [])}, {}
     convert_translation(
         source,
         name=name_in_store(arguments, arguments.model),
         store=arguments.model_store,
-        compare_on=data.test,
+        compare_on=compare_on,
         precision=arguments.precision,
-        about={"licence": data.licence},
+        about=about,
         console=console,
     )
 
@@ -290,19 +315,19 @@ def material_of(manifest: Any) -> Any:
     Raises:
         ValueError: none are known for its classes, or for the data that it was trained on.
     """
-    from export.data import encoded, load_cifar10, load_sst2
+    from export.data import CIFAR10, SST2, encoded, load_cifar10, load_sst2
     from export.train_translation import LOADERS
 
+    known = {manifest.provenance.get("data"), manifest.provenance.get("measured_on")}
     if manifest.task == "translation":
         for load_data in LOADERS.values():
-            if (data := load_data()).name == manifest.provenance.get("data"):
+            if (data := load_data()).name in known:
                 return data.test
-    elif manifest.task == "image-classification":
-        if (images := load_cifar10()).label_names == manifest.labels:
-            return {"test": encoded(images.test, "PNG")}
-    elif (texts := load_sst2()).label_names == [label.upper() for label in manifest.labels]:
-        return {"validation": texts.validation}
-    raise ValueError(f"{manifest.name}: nothing is known to judge it by: no data set has its classes, or its name")
+    elif manifest.task == "image-classification" and CIFAR10 in known:
+        return {"test": encoded(load_cifar10().test, "PNG")}
+    elif manifest.task == "text-classification" and SST2 in known:
+        return {"validation": load_sst2().validation}
+    raise ValueError(f"{manifest.name}: nothing is known to judge it by: it names no data set that is known here")
 
 
 def explain(arguments: argparse.Namespace, console: Console) -> None:
@@ -365,11 +390,16 @@ def images_to_measure_on() -> dict[str, Any]:
     }
 
 
-def licence_of(source: Any) -> str:
-    """What the data and the weights come under."""
-    data = f"{source.provenance['data']}: none stated by its authors, research use"
-    of_minilm = source.provenance.get("start_from") in ("minilm", "minilm-words")
-    return f"{data}; MiniLM: Apache-2.0" if of_minilm else data
+def licence_of(source: Any) -> dict[str, str]:
+    """What the data and the weights of a run come under, as far as it is known."""
+    from export.data import CIFAR10, SST2
+
+    known = []
+    if source.provenance["data"] in (CIFAR10, SST2):
+        known.append(f"{source.provenance['data']}: none stated by its authors, research use")
+    if source.provenance.get("start_from") in ("minilm", "minilm-words"):
+        known.append("MiniLM: Apache-2.0")
+    return {"licence": "; ".join(known)} if known else {}
 
 
 def load(arguments: argparse.Namespace, console: Console) -> None:
@@ -391,7 +421,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     if arguments.task == "translation":
         load_translation(arguments, console)
         return
-    labelled = None
+    labelled, about = None, {}
     if arguments.task == "image-classification":
         source: Any = image_source_of_hugging_face(arguments.source)
         compare_on: Any = made_up_images(MIN_COMPARED)
@@ -402,7 +432,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
             if [label.upper() for label in source.labels] != data.label_names:
                 classes = ", ".join(source.labels)
                 raise ValueError(f"--validate-on sst2 has {', '.join(data.label_names)}; this model has {classes}")
-            labelled = data.validation
+            labelled, about = data.validation, {"measured_on": data.name}
         compare_on = labelled.texts if labelled else made_up_sentences(MIN_COMPARED)
     convert_source(
         source,
@@ -411,7 +441,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
         compare_on=compare_on,
         labelled=labelled,
         precision=arguments.precision,
-        about={},
+        about=about,
         console=console,
     )
 
@@ -471,4 +501,6 @@ def run_dir_of(arguments: argparse.Namespace) -> Path:
 
 
 if __name__ == "__main__":
+    # A command that is told to end cleans up behind itself, as one that is interrupted does.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -10,6 +10,9 @@ The folder appears in the store only when every comparison has passed. What is p
 """
 
 import contextlib
+import fcntl
+import os
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -60,6 +63,7 @@ from model_store.folder import (
 
 Precision = Literal["float32", "float16", "int8"]
 
+CONVERTING = ".converting-"  # what the name of an unfinished folder begins with; no server looks into it
 MIN_COMPARED = 500
 MAX_LOGIT_DIFFERENCE = 1e-4  # float32: ONNX and TorchScript against PyTorch
 
@@ -333,12 +337,41 @@ def with_half_precision(folder: Path, manifest: Manifest, measured_on: Material,
 
 @contextlib.contextmanager
 def folder_in_the_making(store: Path) -> Iterator[Path]:
-    """An empty folder beside the store's models, gone afterwards."""
+    """An empty folder beside the store's models, gone afterwards.
+
+    It is locked while it is in use, so that the next conversion can tell it from what a killed process left behind.
+    """
     store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=store, prefix=".converting-") as temporary:
+    with contextlib.ExitStack() as stack:
+        with _locked(store):  # nobody may take a folder for abandoned between its making and its locking
+            _remove_abandoned(store)
+            temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=store, prefix=CONVERTING))
+            stack.enter_context(_locked(Path(temporary)))
         folder = Path(temporary) / "folder"
         folder.mkdir()
         yield folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, operation: int = fcntl.LOCK_EX) -> Iterator[None]:
+    """Hold the lock of a folder, which ends with the process that holds it.
+
+    Raises:
+        BlockingIOError: another process holds it, and `operation` does not wait.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(store: Path) -> None:
+    """Remove what conversions left behind that were killed."""
+    for folder in store.glob(f"{CONVERTING}*"):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(folder)
 
 
 def describe(
@@ -431,6 +464,8 @@ def model_card(manifest: Manifest, version: int) -> str:
                 f"- confusion matrix (rows: true class): {measured['confusion_matrix']}",
                 "",
             ]
+    if not any(isinstance(measured, dict) and "confusion_matrix" in measured for measured in manifest.quality.values()):
+        lines += ["Its accuracy was not measured: no labelled data of its own was at hand.", ""]
     lines += ["Against the model before its conversion:", ""]
     if "accuracy_loss" in manifest.quality:
         by = "quantization" if manifest.precision == "int8" else manifest.precision

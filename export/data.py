@@ -14,6 +14,7 @@ from PIL import Image
 SST2_HUB_ID = "stanfordnlp/sst2"
 CIFAR10_HUB_ID = "uoft-cs/cifar10"
 MULTI30K_HUB_ID = "bentrevett/multi30k"
+SST2, CIFAR10 = "SST-2", "CIFAR-10"  # names of data sets, as run folders record them
 MULTI30K_LICENCE = "Multi30k: CC BY-NC-SA 4.0, not for commercial use"
 TATOEBA_LICENCE = "Tatoeba: CC BY 2.0 FR (www.manythings.org/anki and tatoeba.org)"
 NUM_VALIDATION_IMAGES = 5_000  # kept back from CIFAR-10's training split, which has no validation split of its own
@@ -108,7 +109,7 @@ def load_sst2() -> TextClassificationData:
         )
 
     names = [name.upper() for name in splits["train"].features["label"].names]
-    return TextClassificationData("SST-2", names, read("train"), read("validation"))
+    return TextClassificationData(SST2, names, read("train"), read("validation"))
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def load_cifar10() -> ImageClassificationData:
         for part in (slice(None, -NUM_VALIDATION_IMAGES), slice(-NUM_VALIDATION_IMAGES, None))
     )
     names = list(splits["train"].features["label"].names)
-    return ImageClassificationData("CIFAR-10", names, train, validation, read(splits["test"]))
+    return ImageClassificationData(CIFAR10, names, train, validation, read(splits["test"]))
 
 
 def load_multi30k() -> TranslationData:

@@ -58,6 +58,30 @@ def export_graph(
         )
         assert program is not None
         program.save(path)
+    keep_tanh_gelu(path)
+
+
+def keep_tanh_gelu(path: Path) -> None:
+    """Write GELU by tanh (`gelu_pytorch_tanh`) as ONNX Runtime's own operator for it, in place.
+
+    Its optimizers join ONNX's `Gelu` with the bias before it, and then compute GELU by the error function whatever
+    `approximate` says: logits of a small BERT were 0.0039 off.
+    """
+    model = onnx.load(path)
+    approximated = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Gelu"
+        and not node.domain
+        and any(each.name == "approximate" and each.s == b"tanh" for each in node.attribute)
+    ]
+    if not approximated:
+        return
+    for node in approximated:
+        node.CopyFrom(helper.make_node("FastGelu", node.input, node.output, node.name, domain="com.microsoft"))
+    if not any(imported.domain == "com.microsoft" for imported in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
 
 
 def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:

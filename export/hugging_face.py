@@ -3,11 +3,12 @@
 Of texts the BERT, DistilBERT and RoBERTa families, of images ViT and DeiT.
 """
 
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-import msgspec
+import numpy as np
 import transformers
 from torch import Tensor, nn
 from transformers import (
@@ -15,13 +16,23 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 
+from export.checkpoint import (
+    CONFIG,
+    LoadRefused,
+    check_same_tokens,
+    check_single_label,
+    check_vocabulary,
+    labels_of,
+    load_tokenizer,
+    load_weights,
+    read_config,
+    reading,
+)
+from export.image_processors import check_same_pixels, load_processor, served_processor
 from export.source import ImageClassifierSource, TextClassifierSource
 from export.transformer import fused_attention, padding_bias
-from model_store.folder import PREPROCESSOR
-from service.tasks.image_classification import PreprocessorConfig
 
 # The graph's inputs by model type; the families that conversion is tested with.
 INPUTS_OF = {
@@ -34,81 +45,108 @@ IMAGE_MODEL_TYPES = ("vit", "deit")
 FUSED = "heed_fused"
 
 
-class LoadRefused(ValueError):
-    """A model that cannot be converted; the message says why."""
-
-
 def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
     """A saved model folder, or a hub id.
 
     Raises:
-        LoadRefused: not a single-label text classifier of a known family with a fast tokenizer.
+        LoadRefused: not a single-label text classifier of a known family, whole and with its own fast tokenizer.
     """
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(name_or_path).eval().float()
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise LoadRefused(f"{name_or_path}: {error}") from error
+    document = read_config(name_or_path, INPUTS_OF)
+    labels_of(document, 0)
+    model, said = load_weights(AutoModelForSequenceClassification, name_or_path)
+    tokenizer = load_tokenizer(name_or_path)
     config = model.config
-    if config.model_type not in INPUTS_OF:
-        raise LoadRefused(f"model type {config.model_type!r} is not one of {', '.join(INPUTS_OF)}")
-    if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
-        raise LoadRefused(
-            f"problem_type {config.problem_type!r} with {config.num_labels} labels; only single-label classification is"
-            " offered"
-        )
+    check_single_label(document, config.num_labels)
     if not tokenizer.is_fast:
         raise LoadRefused("the tokenizer has no fast form (tokenizer.json)")
     if config.pad_token_id is None:
-        raise LoadRefused("config.json has no pad_token_id")
-    names = INPUTS_OF[config.model_type]
-    return TextClassifierSource(
+        raise LoadRefused(f"{CONFIG} has no pad_token_id")
+    check_vocabulary(tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings)
+    max_tokens = _max_tokens(config, tokenizer)
+    source = TextClassifierSource(
         module=_Positional(model),
         for_export=lambda: _Positional(_with_fused_attention(model)),
         skips_padding=False,
-        input_names=names,
-        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
-        labels=[config.id2label[number] for number in range(config.num_labels)],
-        max_tokens=_max_tokens(config, tokenizer),
+        input_names=INPUTS_OF[config.model_type],
+        tokenizer_json=_tokenizer_json(tokenizer, max_tokens),
+        labels=labels_of(document, config.num_labels),
+        max_tokens=max_tokens,
         pad_id=config.pad_token_id,
         num_heads=config.num_attention_heads,
         hidden_size=config.hidden_size,
         model_type=config.model_type,
-        provenance=provenance_of_loaded(name_or_path, model),
+        cuts_left=tokenizer.truncation_side == "left",
+        provenance=provenance_of_loaded(name_or_path, model) | said,
     )
+    with reading("the tokenizer cannot be served"):
+        check_same_tokens(source.task, tokenizer, max_tokens)
+    _check_computes(source)
+    return source
 
 
 def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
     """A saved model folder, or a hub id.
 
     Raises:
-        LoadRefused: not an image classifier of a known family, or its preprocessing is not offered.
+        LoadRefused: not a whole single-label image classifier of a known family, or its preprocessing is not offered.
     """
-    try:
-        model = (
-            AutoModelForImageClassification.from_pretrained(name_or_path, attn_implementation="eager").eval().float()
-        )
-        path = transformers.utils.cached_file(name_or_path, PREPROCESSOR)
-        preprocessor = msgspec.json.decode(Path(path).read_bytes())
-        prepared = msgspec.convert(preprocessor, PreprocessorConfig)
-    except (OSError, ValueError) as error:
-        raise LoadRefused(f"{name_or_path}: {error}") from error
+    document = read_config(name_or_path, IMAGE_MODEL_TYPES)
+    labels_of(document, 0)
+    model, said = load_weights(AutoModelForImageClassification, name_or_path, attn_implementation="eager")
     config = model.config
-    if config.model_type not in IMAGE_MODEL_TYPES:
-        raise LoadRefused(f"model type {config.model_type!r} is not one of {', '.join(IMAGE_MODEL_TYPES)}")
-    if (prepared.pixels.height, prepared.pixels.width) != (config.image_size, config.image_size):
-        raise LoadRefused(
-            f"{PREPROCESSOR} prepares {prepared.pixels.height} x {prepared.pixels.width} pixels, the model takes"
-            f" {config.image_size} x {config.image_size}"
-        )
-    return ImageClassifierSource(
+    check_single_label(document, config.num_labels)
+    processor = load_processor(name_or_path, config.model_type)
+    preprocessor = served_processor(processor)
+    _check_image_size(config, preprocessor)
+    source = ImageClassifierSource(
         module=_ImageLogits(model),
-        labels=[config.id2label[number] for number in range(config.num_labels)],
+        labels=labels_of(document, config.num_labels),
         image_size=config.image_size,
         model_type=config.model_type,
         loaded_preprocessor=preprocessor,
-        provenance=provenance_of_loaded(name_or_path, model),
+        provenance=provenance_of_loaded(name_or_path, model) | said,
     )
+    check_same_pixels(source.task, processor)
+    _check_computes(source)
+    return source
+
+
+def _tokenizer_json(tokenizer: Any, max_tokens: int) -> str:
+    """`tokenizer.json`, with the side that long texts are cut on."""
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
+    return str(backend.to_str())
+
+
+def _check_image_size(config: Any, preprocessor: Mapping[str, Any]) -> None:
+    if not isinstance(config.image_size, int) or config.num_channels != 3:
+        raise LoadRefused(
+            f"{CONFIG}: image_size {config.image_size} with num_channels {config.num_channels}; only square images of 3"
+            " channels are offered"
+        )
+    size = preprocessor["crop_size"] if preprocessor["do_center_crop"] else preprocessor["size"]
+    if (size["height"], size["width"]) != (config.image_size, config.image_size):
+        raise LoadRefused(
+            f"the image processor prepares {size['height']} x {size['width']} pixels, the model takes"
+            f" {config.image_size} x {config.image_size}"
+        )
+
+
+def _check_computes(source: TextClassifierSource | ImageClassifierSource) -> None:
+    """Compute a few golden examples with the loaded network.
+
+    Raises:
+        LoadRefused: PyTorch cannot compute them, or the answers are no numbers.
+    """
+    inputs = source.golden_inputs()[:3]
+    if not inputs:
+        raise LoadRefused("the model takes so few tokens that no golden example fits")
+    with reading("PyTorch cannot compute the loaded network"):
+        logits_BC = source.logits(source.module, inputs)
+    if logits_BC.shape != (len(inputs), len(source.labels)):
+        raise LoadRefused(f"the network gives {logits_BC.shape[1]} logits for {len(source.labels)} labels")
+    if not np.isfinite(logits_BC).all():
+        raise LoadRefused("the network's answers are not finite numbers: its weights are damaged")
 
 
 def provenance_of_loaded(name_or_path: str, model: Any) -> dict[str, Any]:
@@ -139,7 +177,12 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
     positions = config.max_position_embeddings
     if "roberta" in config.model_type:
         positions -= config.pad_token_id + 1
-    return int(min(positions, tokenizer.model_max_length))
+    max_tokens = int(min(positions, tokenizer.model_max_length or positions))
+    if max_tokens <= tokenizer.num_special_tokens_to_add():
+        raise LoadRefused(
+            f"the model takes {max_tokens} tokens (max_position_embeddings, model_max_length): no text fits"
+        )
+    return max_tokens
 
 
 class _Positional(nn.Module):

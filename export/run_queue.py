@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 from rich.console import Console
 
 from export import train_image_classifier, train_text_classifier, train_translation
-from export.data import load_cifar10, load_sst2
+from export.data import CIFAR10, SST2, load_cifar10, load_sst2
 from export.run_folder import RunIsBusyError, is_finished, read_result, sole_trainer, write_measured
 from export.train_text_classifier import TextTrainConfig
 from export.train_translation import TranslationTrainConfig
@@ -89,8 +89,13 @@ def measure_run(run_dir: Path, console: Console) -> None:
 
     Raises:
         FileNotFoundError: the run is not finished, or the data is not here.
+        ValueError: it was trained on data that is not known here.
     """
     result, device = read_result(run_dir), this_device()
+    if result["task"] != "translation" and result["data"] not in (SST2, CIFAR10):
+        raise ValueError(
+            f"{run_dir} was trained on {result['data']!r}, which is not known here: nothing to measure it on"
+        )
     if result["task"] == "text-classification":
         measured = train_text_classifier.measure(run_dir, load_sst2(), device)
     elif result["task"] == "translation":

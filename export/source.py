@@ -19,7 +19,7 @@ from torch import nn
 
 from export import train_image_classifier, train_text_classifier
 from export.golden_images import golden_images
-from export.golden_texts import GOLDEN_TEXTS
+from export.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.run_folder import read_result
 from export.transformer import PackedTextClassifier
 from model_store.folder import PREPROCESSOR, TOKENIZER, Limits
@@ -121,6 +121,7 @@ class TextClassifierSource:
     num_heads: int
     hidden_size: int
     model_type: str
+    cuts_left: bool = False  # a text that is too long loses its beginning
     provenance: dict[str, Any] = field(default_factory=dict)
     task_name: str = "text-classification"
     kind: str = "texts"
@@ -150,8 +151,8 @@ class TextClassifierSource:
         )
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Two rows of 16 tokens."""
-        return tuple(torch.ones(2, 16, dtype=torch.int64) for _ in self.input_names)
+        """Two rows of 16 tokens; their type is 0, the only one that every network has."""
+        return tuple(torch.full((2, 16), int(name != "token_type_ids"), dtype=torch.int64) for name in self.input_names)
 
     def dynamic_axes(self) -> dict[int, Any]:
         """Rows and tokens."""
@@ -181,12 +182,14 @@ class TextClassifierSource:
         return {TOKENIZER: self.tokenizer_json, "config.json": json.dumps(config, indent=2) + "\n"}
 
     def golden_inputs(self) -> list[str]:
-        """Those of the sentences that the model takes whole."""
-        return [text for text in GOLDEN_TEXTS if not self.item(text).truncated]
+        """Those of the sentences that the model takes whole, and where it cuts the left side one that is cut."""
+        whole = [text for text in GOLDEN_TEXTS if not self.item(text).truncated]
+        return [*whole, " ".join(made_up_sentences(self.max_tokens // 4 + 8))] if self.cuts_left else whole
 
     def golden_example(self, given: str) -> tuple[dict[str, str], dict[str, Any]]:
-        """The text and its ids."""
-        return {"text": given}, {"input_ids": self.item(given).ids}
+        """The text and its ids, and whether it is to be cut."""
+        item = self.item(given)
+        return {"text": given} | ({"truncate": "true"} if item.truncated else {}), {"input_ids": item.ids}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,7 +120,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One raw input, the tensors that preprocessing makes of it, and the original model's outputs.
 
-    An encoded file stands as base64, a tensor too large to be written as "sha256:" and the digest of its bytes.
+    An encoded file stands as base64, a tensor too large to be written as "sha256:" and the digest of its bytes. A text
+    beside "truncate": "true" is too long, and is cut.
     """
 
     inputs: dict[str, str]

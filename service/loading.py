@@ -271,7 +271,8 @@ class Loader:
             return task.separate(engine.run(task.collate(items)), items)
 
         def item_of(example: GoldenExample) -> Tokens:
-            tokens = task.preprocess(example.inputs["text"], truncate=False, field="text")
+            truncate = example.inputs.get("truncate") == "true"
+            tokens = task.preprocess(example.inputs["text"], truncate=truncate, field="text")
             if tokens.ids != example.tensors["input_ids"]:
                 raise FolderError("the tokenizer gives other ids than in training")
             return tokens

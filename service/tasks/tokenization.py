@@ -25,14 +25,21 @@ class TextEncoder:
     """The tokenizer of a model, within its limits."""
 
     def __init__(self, tokenizer_json: str, max_tokens: int) -> None:
-        """From the contents of `tokenizer.json`; `max_tokens` counts the special tokens too."""
+        """Read `tokenizer.json`.
+
+        Args:
+            tokenizer_json: the file's contents. A text that is too long is cut on the side that its `truncation` names.
+            max_tokens: the longest text, special tokens included.
+        """
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
+        direction = (self.tokenizer.truncation or {}).get("direction", "right")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         # Cutting is a setting of a tokenizer, not of a call: texts that may be cut have one of their own.
         self._cutting = Tokenizer.from_str(tokenizer_json)
         self._cutting.no_padding()
-        self._cutting.enable_truncation(max_tokens)
+        self._cutting.enable_truncation(max_tokens, direction=direction)
+        self._cuts_left = direction == "left"
         self.max_tokens, self.max_characters = max_tokens, CHARACTERS_PER_TOKEN * max_tokens
         self._num_special_tokens = self.tokenizer.num_special_tokens_to_add(is_pair=False)
 
@@ -60,7 +67,7 @@ class TextEncoder:
         # The calls for several texts, unlike the one for a single text, let other threads run meanwhile; the fast one
         # does not note where in the text each token came from.
         if truncate:
-            cut = self._cutting.encode_batch_fast([text[:limit] for text in texts])
+            cut = self._cutting.encode_batch_fast([self._kept(text) for text in texts])
             encoded = [
                 Encoded(encoding.ids, len(text) > limit or bool(encoding.overflowing))
                 for text, encoding in zip(texts, cut, strict=True)
@@ -69,7 +76,8 @@ class TextEncoder:
             encoded = [Encoded(encoding.ids, False) for encoding in self.tokenizer.encode_batch_fast(texts)]
         for number, (ids, truncated) in enumerate(encoded, first):
             if len(ids) <= self._num_special_tokens:
-                where = f" in its first {limit} characters, all that is left of it," if truncated else ""
+                side = "last" if self._cuts_left else "first"
+                where = f" in its {side} {limit} characters, all that is left of it," if truncated else ""
                 raise InvalidRequest(f"{field.format(number)} has no character{where} that the model can read")
             if len(ids) > self.max_tokens:
                 raise InvalidRequest(
@@ -83,10 +91,17 @@ class TextEncoder:
 
         Its first character and the one behind its last; None for a special token.
         """
-        tokenizer = self._cutting if truncate else self.tokenizer
-        (encoding,) = tokenizer.encode_batch([text[: self.max_characters] if truncate else text])
-        special = encoding.special_tokens_mask
-        return [None if mask else span for span, mask in zip(encoding.offsets, special, strict=True)]
+        tokenizer, kept = (self._cutting, self._kept(text)) if truncate else (self.tokenizer, text)
+        (encoding,) = tokenizer.encode_batch([kept])
+        before = len(text) - len(kept) if self._cuts_left else 0
+        return [
+            None if mask else (start + before, end + before)
+            for (start, end), mask in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        ]
+
+    def _kept(self, text: str) -> str:
+        """The part of a text that may be cut which is tokenized at all."""
+        return text[-self.max_characters :] if self._cuts_left else text[: self.max_characters]
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """What the tokenizer calls each token."""

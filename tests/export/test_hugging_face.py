@@ -31,14 +31,17 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
+    ViTModel,
 )
 
 from export.convert import onnx_logits
-from export.golden_images import golden_images
+from export.golden_images import golden_images, gradient
 from export.golden_texts import made_up_sentences
 from export.hugging_face import LoadRefused, image_source_of_hugging_face, source_of_hugging_face
+from export.image_processors import load_processor
 from export.tokenizer import train_tokenizer
 from tests.conftest import ROOT, running_server
+from tests.service.tasks.test_image_classification import file_of
 
 FAMILIES = {
     "bert": (BertConfig, BertForSequenceClassification),
@@ -193,17 +196,84 @@ def test_a_loaded_image_model_answers_like_transformers(kind: str, tmp_path: Pat
                 assert scores[label] == pytest.approx(float(expected[number]), abs=0.02), name
 
 
+PROCESSORS = {
+    "of a feature extractor": {
+        "feature_extractor_type": "ViTFeatureExtractor",
+        "size": 32,
+        "image_processor_type": None,
+    },
+    "of a feature extractor by the newer key": {"image_processor_type": "ViTFeatureExtractor", "size": 32},
+    "of a fast processor": {"image_processor_type": "ViTImageProcessorFast", "do_center_crop": None, "crop_size": None},
+    "without a kind": {"image_processor_type": None},
+    "without values": dict.fromkeys(("do_resize", "do_rescale", "rescale_factor", "resample", "do_normalize")),
+    "without normalisation": {"do_normalize": False},
+    "of raw levels": {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [60.0] * 3},
+    "that crops": {
+        "image_processor_type": "DeiTImageProcessor",
+        "size": 40,
+        "do_center_crop": True,
+        "crop_size": 32,
+        "resample": 3,
+    },
+}
+
+
+@pytest.mark.parametrize("form", PROCESSORS)
+def test_image_processors_of_every_form_make_the_same_pixels(form: str, tmp_path: Path) -> None:
+    """What is served makes the pixels of the checkpoint's own processor, which loading proves on the golden images."""
+    folder = save_image_model("vit", tmp_path / "vit")
+    path = folder / "preprocessor_config.json"
+    document = json.loads(path.read_text()) | PROCESSORS[form]
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None or "crop" in key}))
+    source = image_source_of_hugging_face(str(folder))
+    image = gradient(50, 70)
+    theirs_BCHW = load_processor(str(folder), "vit")(image, return_tensors="np")["pixel_values"]
+    np.testing.assert_allclose(source.item(file_of(image)).pixels_CHW, theirs_BCHW[0], atol=1e-3)
+
+
 def test_image_models_that_cannot_be_loaded(tmp_path: Path) -> None:
     """Preprocessing that is not offered or does not fit, another family."""
     folder = save_image_model("vit", tmp_path / "vit")
     path = folder / "preprocessor_config.json"
     config = json.loads(path.read_text())
     for changes, text in (
-        ({"do_resize": False}, "only do_resize, do_rescale and do_normalize together"),
-        ({"size": {"shortest_edge": 32}}, "missing required field"),
+        ({"do_resize": False}, "do_resize is false"),
+        ({"size": {"shortest_edge": 32}}, "only a height and a width are offered|image processor|not understood"),
+        ({"do_flip_channel_order": True}, "do_flip_channel_order is True, which is not offered"),
+        ({"rescale_offset": True}, "rescale_offset is True, which is not offered"),
+        ({"do_pad": True}, "do_pad is True, which is not offered"),
+        ({"resample": 0}, r"resample 0 is not one of 2 \(bilinear\), 3 \(bicubic\)"),
+        ({"image_mean": [0.5]}, "image_mean|cannot prepare|not understood"),
+        ({"auto_map": {"AutoImageProcessor": "evil.Processor"}}, "auto_map names code"),
+        ({"image_processor_type": "NobodysImageProcessor", "feature_extractor_type": None}, "is not understood"),
         ({"size": {"height": 48, "width": 48}}, "prepares 48 x 48 pixels, the model takes 32 x 32"),
     ):
         path.write_text(json.dumps(config | changes))
+        with pytest.raises(LoadRefused, match=text):
+            image_source_of_hugging_face(str(folder))
+    for wrong in ("{", "[]"):
+        path.write_text(wrong)
+        with pytest.raises(LoadRefused, match="preprocessor_config.json is not a JSON object"):
+            image_source_of_hugging_face(str(folder))
+    path.unlink()
+    with pytest.raises(LoadRefused, match="has no preprocessor_config.json"):
+        image_source_of_hugging_face(str(folder))
+    path.write_text(json.dumps(config))
+    described = json.loads((folder / "config.json").read_text())
+    for changes, text in (
+        ({"problem_type": "multi_label_classification"}, "problem_type 'multi_label_classification' with 3 labels"),
+        ({"id2label": {"1": "a", "2": "b", "3": "c"}}, "numbered from 0 on"),
+    ):
+        (folder / "config.json").write_text(json.dumps(described | changes))
+        with pytest.raises(LoadRefused, match=text):
+            image_source_of_hugging_face(str(folder))
+    for kind, labels, text in (
+        (ViTModel, 3, "classifier.bias, classifier.weight"),
+        (ViTForImageClassification, 1, "with 1 labels"),
+    ):
+        kind(ViTConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, num_labels=labels)).save_pretrained(
+            folder
+        )
         with pytest.raises(LoadRefused, match=text):
             image_source_of_hugging_face(str(folder))
     with pytest.raises(LoadRefused, match="nowhere"):
