@@ -34,10 +34,11 @@ from transformers import (
     ViTModel,
 )
 
+from export.checkpoint import LoadRefused
 from export.convert import onnx_logits
 from export.golden_images import golden_images, gradient
 from export.golden_texts import made_up_sentences
-from export.hugging_face import LoadRefused, image_source_of_hugging_face, source_of_hugging_face
+from export.hugging_face import image_source_of_hugging_face, source_of_hugging_face
 from export.image_processors import load_processor
 from export.tokenizer import train_tokenizer
 from tests.conftest import ROOT, running_server
