@@ -23,7 +23,7 @@ from service.models.row_independence.operation import Operation, Rule, positive_
 from service.models.row_independence.sizes import BATCH, Size
 from service.models.row_independence.values import NotProved, Shape, Value, of_array
 
-MIN_STANDARD_VERSION = 7  # ONNX Runtime promises nothing about older ones, and operators meant other things
+MIN_STANDARD_VERSION = 6  # before, sizes were attributes, and operators meant other things
 _MAX_FUNCTION_DEPTH = 32
 _MAX_LOOP_PASSES = 8
 RULES: dict[str, Mapping[str, Rule]] = {

@@ -61,6 +61,8 @@ def _beside_rows(size: Size, other: Size, *, is_rows: bool) -> Size:
 
 def elementwise(operation: Operation) -> list[Value]:
     """Each element of the result is computed from those at its place."""
+    if operation.version < 7 and "broadcast" in operation.node.attributes:
+        raise NotProved("aligns axes as before version 7")
     values = operation.given()
     known = content(operation, values)
     if known is not None:

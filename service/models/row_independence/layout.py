@@ -295,11 +295,13 @@ def gather(operation: Operation) -> list[Value]:
     data, indices = operation.input(0), operation.input(1)
     shape, of_indices = operation.shape(0), operation.shape(1)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
+    sizes = (*shape[:axis], *of_indices, *shape[axis + 1 :])
     wanted = ints(indices)
     if data.content is not None and wanted is not None:
-        return [of_content(np.take(data.content, np.reshape(wanted, indices.content.shape), axis))]  # type: ignore[union-attr]
+        picked = np.empty(tuple(size.known or 0 for size in sizes), object)
+        picked[...] = np.take(data.content, np.reshape(wanted, [size.known or 0 for size in of_indices]), axis)
+        return [of_content(picked)]
     data, indices = data.without_content(), indices.without_content()
-    sizes = (*shape[:axis], *of_indices, *shape[axis + 1 :])
     if data.axis is None:
         return [Value(sizes, None if indices.axis is None else axis + indices.axis)]
     if indices.axis is not None:

@@ -20,9 +20,7 @@ STANDARD: dict[str, str] = {
     "NonZero": _SIZE_BY_VALUES,
     "RoiAlign": _PLACES,
     "ScatterND": _PLACES,
-    "Scatter": _PLACES,
     "StringSplit": _SIZE_BY_VALUES,
-    "TensorScatter": _PLACES,
     "Unique": _SIZE_BY_VALUES,
 }
 # These are refused even where no row goes into them.

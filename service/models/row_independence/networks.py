@@ -129,6 +129,8 @@ def by_row(operation: Operation) -> list[Value]:
 def batch_normalization(operation: Operation) -> list[Value]:
     """Normalised by statistics of the training, not of the batch."""
     outputs = len([name for name in operation.node.outputs if name])
+    if operation.version < 7 and not operation.int_attribute("is_test", 0):
+        raise NotProved("normalises by the mean of the batch")
     if operation.int_attribute("training_mode", 0) or outputs > 1:
         raise NotProved("normalises by the mean of the batch")
     return by_row(operation)
@@ -136,6 +138,8 @@ def batch_normalization(operation: Operation) -> list[Value]:
 
 def dropout(operation: Operation) -> list[Value]:
     """Nothing at inference."""
+    if operation.version < 7 and not operation.int_attribute("is_test", 0):
+        raise NotProved("may drop elements at random")
     training = operation.optional(2)
     if training is not None and (training.content is None or training.content.reshape(-1)[0] is not False):
         raise NotProved("may drop elements at random")
@@ -212,6 +216,15 @@ def attention(operation: Operation) -> list[Value]:
     return [Value(output, 0), cache, cache, cache]
 
 
+def linear_attention(operation: Operation) -> list[Value]:
+    """Attention by a state that each row carries through its own steps."""
+    value, shape = images(operation), operation.shape(0)
+    if value.axis is None:
+        raise NotProved("has queries without rows")
+    same_rows(operation, tuple(range(1, len(operation.inputs))), shape[0])
+    return [Value((*shape[:2], operation.fresh()), 0), Value((shape[0], *operation.fresh_shape(3)), 0)]
+
+
 def depth_to_space(operation: Operation) -> list[Value]:
     """Channels to places or back."""
     value, shape = images(operation), operation.shape(0)
@@ -237,6 +250,7 @@ RULES: dict[str, Rule] = {
     "LRN": by_row,
     "LSTM": recurrent,
     "LayerNormalization": layer_normalization,
+    "LinearAttention": linear_attention,
     "LpPool": pool,
     "MaxPool": pool,
     "QLinearConv": qlinear_convolve,

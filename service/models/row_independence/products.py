@@ -83,14 +83,25 @@ def fused_matmul(operation: Operation) -> list[Value]:
     return [multiplied(left, right)]
 
 
+_ELLIPSIS = "..."
+
+
+def _spelled_out(term: str, count: int) -> str:
+    """The labels of a term, with digits for those that an ellipsis stands for, aligned at the last."""
+    return term.replace(_ELLIPSIS, "".join(str(number) for number in range(count - 1, -1, -1)))
+
+
 def einsum(operation: Operation) -> list[Value]:
     """Sums of products by labels: the batch has a label of its own, which the result keeps."""
     values = [value.without_content() for value in operation.given()]
-    equation = operation.text_attribute("equation", "").replace(" ", "")
-    terms, arrow, result = equation.partition("->")
+    terms, arrow, result = operation.text_attribute("equation", "").replace(" ", "").partition("->")
     labels = terms.split(",")
-    if not arrow or "." in equation or len(labels) != len(values):
+    if not arrow or len(labels) != len(values):
         raise NotProved("has an equation that is not followed")
+    spare = [(value.rank or 0) - len(term) + len(_ELLIPSIS) for value, term in zip(values, labels, strict=True)]
+    of_ellipses = [count for count, term in zip(spare, labels, strict=True) if _ELLIPSIS in term]
+    result = _spelled_out(result, max(of_ellipses, default=0))
+    labels = [_spelled_out(term, count) for count, term in zip(spare, labels, strict=True)]
     sizes: dict[str, Size] = {}
     batch: set[str] = set()
     for value, term in zip(values, labels, strict=True):

@@ -134,6 +134,15 @@ def scatter_elements(operation: Operation) -> list[Value]:
     return [data]
 
 
+def tensor_scatter(operation: Operation) -> list[Value]:
+    """A piece written into each row, where the row's own number says."""
+    value, shape = images(operation), operation.shape(0)
+    if value.axis is None or positive_axis(operation.int_attribute("axis", -2), len(shape)) == 0:
+        raise NotProved("writes to places that are no row's own")
+    same_rows(operation, (1, 2), shape[0])
+    return [value]
+
+
 def one_hot(operation: Operation) -> list[Value]:
     """A vector for each number."""
     indices, shape = operation.input(0).without_content(), operation.shape(0)
@@ -310,9 +319,11 @@ RULES: dict[str, Rule] = {
     "ReverseSequence": reverse_sequence,
     "RotaryEmbedding": rotary_embedding,
     "STFT": short_transform,
+    "Scatter": scatter_elements,
     "ScatterElements": scatter_elements,
     "SoftmaxCrossEntropyLoss": loss,
     "StringNormalizer": string_normalizer,
+    "TensorScatter": tensor_scatter,
     "TfIdfVectorizer": tfidf,
     "Upsample": upsample,
 }

@@ -20,8 +20,8 @@ _SIZES = (8, 64, 256)
 _SCALES = (1.0, 1e-3, 30.0, 0.1, 1e4, 1e3)
 _OFFSETS = (0.0, 1.0, -2.0, 3.0, 0.5, -1.0)
 _MAX_FLOAT16_SCALE = 1e3
-# Largest integers that are tried, one after the other until the graph refuses: ids index tables of unknown size.
-_LARGEST_INTEGERS = (1, 9, 99, 999, 9999, 99999)
+# Smallest and largest integers that are tried: ids index tables of unknown size, and some graphs divide by integers.
+_INTEGERS = ((0, 1), (0, 9), (1, 9), (0, 99), (0, 999), (0, 9999), (1, 99999))
 _TEXTS = ("", "one", "two words", "A sentence, of several words: 3!", "naïve Ünïcode", "a a a b " * 8)
 _NUMBERS_AS_TEXT = ("0", "1", "12", "3", "7", "40")
 # Groups that share a call: all in either order, and some at other places beside others.
@@ -42,7 +42,8 @@ class _Family:
     size: int
     positive: bool  # floats from 0 on
     scaled: bool  # floats at scales that differ from row to row
-    largest: int  # integer
+    smallest: int
+    largest: int
     texts: tuple[str, ...]
 
 
@@ -140,13 +141,13 @@ def _families(inputs: Sequence[TensorSpec], sizes: Sequence[int]) -> Iterator[_F
     kinds = {"t" if spec.datatype == "BYTES" else NUMPY_OF[spec.datatype].kind for spec in inputs}
     floats = [(True, False), (False, True), (True, True)] if "f" in kinds else [(True, False)]
     texts = [_NUMBERS_AS_TEXT, _TEXTS] if "t" in kinds else [_TEXTS]
-    integers = _LARGEST_INTEGERS if kinds & {"i", "u"} else _LARGEST_INTEGERS[:1]
+    integers = _INTEGERS if kinds & {"i", "u"} else _INTEGERS[:1]
     varied = any(-1 in spec.shape[1:] for spec in inputs)
     for size in sizes if varied else sizes[:1]:
-        for largest in integers:
+        for smallest, largest in integers:
             for positive, scaled in floats:
                 for words in texts:
-                    yield _Family(size, positive, scaled, largest, words)
+                    yield _Family(size, positive, scaled, smallest, largest, words)
 
 
 def _num_bytes(inputs: Sequence[TensorSpec], size: int) -> int:
@@ -177,7 +178,7 @@ def _rows(spec: TensorSpec, family: _Family, rng: np.random.Generator) -> NDArra
             rows[row].reshape(-1)[:1] = texts[row]
         return rows
     dtype = NUMPY_OF[spec.datatype]
-    made = [_float_row if dtype.kind == "f" else _integer_row][0]
+    made = _float_row if dtype.kind == "f" else _integer_row
     return np.stack([made(row, shape, dtype, family, rng) for row in range(_NUM_ROWS)])
 
 
@@ -195,13 +196,13 @@ def _integer_row(
     row: int, shape: Sequence[int], dtype: np.dtype[Any], family: _Family, rng: np.random.Generator
 ) -> NDArray[Any]:
     """Integers of a range that differs from row to row, then padding by 0 or 1 of a length that differs too."""
-    bound = 1 if dtype.kind == "b" else min(family.largest, int(np.iinfo(dtype).max))
+    smallest, bound = (0, 1) if dtype.kind == "b" else (family.smallest, min(family.largest, int(np.iinfo(dtype).max)))
     largest = max(1, bound * (row + 1) // _NUM_ROWS)
-    values = rng.integers(0, largest + 1, shape)
+    values = rng.integers(smallest, largest + 1, shape)
     if shape:
         used = max(1, shape[-1] * (row + 1) // _NUM_ROWS)
         values[..., 0] = largest
-        values[..., used:] = 0 if bound == 1 else row % 2
+        values[..., used:] = 0 if bound == 1 else max(smallest, row % 2)
     return values.astype(dtype)
 
 
@@ -216,7 +217,7 @@ def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> str | 
         return "has another shape in company"
     for expected, found in zip(alone, together, strict=True):
         if expected.dtype.kind != "f":
-            if not (expected[0] == found).all():
+            if not np.array_equal(expected[0], found):
                 return "depends on the other rows"
             continue
         finite = np.isfinite(expected[0])
