@@ -13,7 +13,7 @@ from service.models.row_independence.constant_cost import has_constant_cost
 from service.models.row_independence.onnx_graph import Model, UnreadableGraph, read_model
 from service.models.row_independence.sizes import BATCH
 from service.models.row_independence.trial import TrialStopped, try_rows
-from service.models.row_independence.values import NotProved
+from service.models.row_independence.values import NotProved, Numbering
 
 __all__ = ["Finding", "TrialStopped", "prove_rows_independent", "try_rows"]
 
@@ -85,3 +85,5 @@ def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: fr
     for name, value in outputs.items():
         if value.axis != 0 or value.shape is None or value.shape[0] != BATCH:
             raise NotProved(f"output {name!r} does not have the rows along its first dimension")
+        if value.numbering is not Numbering.NONE:
+            raise NotProved(f"output {name!r} depends on the place of its row in the call")

@@ -16,12 +16,13 @@ from service.models.row_independence import (
     networks,
     products,
     reductions,
+    row_numbers,
     selection,
 )
 from service.models.row_independence.onnx_graph import Constant, Function, Graph, Model, Node, Reference
 from service.models.row_independence.operation import Operation, Rule, positive_axis
 from service.models.row_independence.sizes import BATCH, Size
-from service.models.row_independence.values import NotProved, Shape, Value, of_array
+from service.models.row_independence.values import NotProved, Numbering, Shape, Value, of_array
 
 MIN_STANDARD_VERSION = 6  # before, sizes were attributes, and operators meant other things
 _MAX_FUNCTION_DEPTH = 32
@@ -89,6 +90,8 @@ class Tracing:
         if function is not None:
             return self._call(node, function, inputs)
         if node.domain == "" and node.op_type in _CONTROL_FLOW:
+            if row_numbers.has_numbers([values.get(name) for name in _reads(node)]):
+                raise NotProved("looks at the numbers of the rows")
             return _CONTROL_FLOW[node.op_type](self, node, inputs, values, versions)
         if node.domain == "" and node.op_type == "Constant":
             return [_constant_node(node)]
@@ -99,6 +102,8 @@ class Tracing:
             raise NotProved("is not known to keep rows apart")
         operation = Operation(node, versions.get(node.domain, 1), inputs, self._numbers)
         fixed = all(value is None or value.is_fixed for value in inputs)
+        if node.domain == "" and row_numbers.has_numbers(inputs) and row_numbers.is_own_row(operation):
+            return row_numbers.looked_up(operation)
         try:
             results = list(rule(operation))
         except (NotProved, ArithmeticError, LookupError, TypeError, ValueError):
@@ -107,6 +112,9 @@ class Tracing:
             results = [Value(None)] * len(node.outputs)
         if len(results) < len([name for name in node.outputs if name]):
             raise NotProved("has more outputs than are followed")
+        if row_numbers.has_numbers(inputs):
+            numbering = row_numbers.numbering_of(operation) if node.domain == "" else Numbering.MIXED
+            return row_numbers.numbered(results, numbering)
         return results
 
     def _call(self, node: Node, function: Function, inputs: Sequence[Value | None]) -> Sequence[Value]:
@@ -133,7 +141,10 @@ class Tracing:
         values = dict(outer) | {name: _constant(each) for name, each in graph.constants.items()}
         values |= dict(zip(graph.inputs, given, strict=False))
         self._run(graph.nodes, values, graph.outputs, versions)
-        return [values[name] for name in graph.outputs]
+        results = [values[name] for name in graph.outputs]
+        if row_numbers.has_numbers(results):
+            raise NotProved("looks at the numbers of the rows")
+        return results
 
     def branch(
         self,

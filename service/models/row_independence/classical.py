@@ -1,5 +1,7 @@
 """Operators of ai.onnx.ml: what scikit-learn, XGBoost and LightGBM become."""
 
+from typing import Any
+
 from service.models.row_independence.elementwise import unary
 from service.models.row_independence.networks import images
 from service.models.row_independence.operation import Operation, Rule
@@ -35,10 +37,16 @@ def regress(operation: Operation) -> list[Value]:
     return [Value((shape[0], Size(targets)), value.axis)]
 
 
+_LABELS = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+
+
 def classify(operation: Operation) -> list[Value]:
     """A label and a score of each class for each row."""
     value, shape = _table(operation)
-    return [Value((shape[0],), value.axis), Value((shape[0], operation.fresh()), value.axis)]
+    attributes = operation.node.attributes
+    labels: list[Any] = next((attributes[name] for name in _LABELS if attributes.get(name)), [])
+    scores = Size(len(labels)) if len(labels) > 2 else operation.fresh()  # of two classes there may be one score
+    return [Value((shape[0],), value.axis), Value((shape[0], scores), value.axis)]
 
 
 def columns(operation: Operation) -> list[Value]:

@@ -6,10 +6,19 @@ import numpy as np
 
 from service.models.row_independence.elementwise import broadcast_values
 from service.models.row_independence.operation import Operation, Rule, positive_axis
-from service.models.row_independence.sizes import ONE, Size, derived, product
-from service.models.row_independence.values import MAX_CONTENT, NotProved, Shape, Value, ints, of_array, of_content
+from service.models.row_independence.sizes import BATCH, ONE, Size, derived, product
+from service.models.row_independence.values import (
+    MAX_CONTENT,
+    NotProved,
+    Numbering,
+    Shape,
+    Value,
+    ints,
+    of_array,
+    of_content,
+)
 
-_WHOLE = 2**31 - 1  # an end beyond all sizes, as exporters write it
+_WHOLE = 10**9  # exporters write an end beyond all sizes, from here on
 
 
 def of_shape(shape: Sequence[Size]) -> Value:
@@ -357,11 +366,13 @@ def constant_of_shape(operation: Operation) -> list[Value]:
 
 
 def number_range(operation: Operation) -> list[Value]:
-    """Numbers in steps; rows counted so would know their place."""
+    """Numbers in steps: as many as there are rows give each row its number."""
     values = [operation.input(index) for index in range(3)]
+    bounds = [None if value.content is None else value.content.reshape(-1)[0] for value in values]
+    if bounds == [Size(0), BATCH, ONE]:
+        return [Value((BATCH,), 0, None, Numbering.ALL)]
     if any(not value.is_fixed for value in values):
         raise NotProved("counts the rows")
-    bounds = [None if value.content is None else value.content.reshape(-1)[0] for value in values]
     exact = [each.known for each in bounds if isinstance(each, Size)]
     if len(exact) == 3 and None not in exact and exact[2]:
         numbers = range(*[each or 0 for each in exact])

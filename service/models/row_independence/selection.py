@@ -288,14 +288,17 @@ def center_crop_pad(operation: Operation) -> list[Value]:
 
 
 def array_feature_extractor(operation: Operation) -> list[Value]:
-    """Columns by number."""
-    operation.fixed(1)
-    value, shape = operation.input(0).without_content(), operation.shape(0)
+    """Columns by number; those of a table that all rows share may be picked by numbers from rows."""
+    value, indices = operation.input(0).without_content(), operation.input(1).without_content()
+    shape, of_indices = operation.shape(0), operation.shape(1)
+    if value.axis is not None:
+        operation.fixed(1)
     if value.axis == len(shape) - 1:
         raise NotProved("picks rows by number")
-    columns = operation.input(1).shape
-    count = operation.fresh() if columns is None else product(columns)
-    return [Value((*([ONE] if len(shape) == 1 else shape[:-1]), count), value.axis)]
+    if indices.axis is not None and product(of_indices[: indices.axis]) != ONE:
+        raise NotProved("merges the batch axis with one before it")
+    sizes = (*([ONE] if len(shape) == 1 else shape[:-1]), product(of_indices))
+    return [Value(sizes, value.axis if indices.axis is None else len(sizes) - 1)]
 
 
 RULES: dict[str, Rule] = {

@@ -1,6 +1,7 @@
 """What is known about a tensor while its graph is traced."""
 
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,15 @@ class NotProved(Exception):
     """Tracing ends here; the message says why, for the node that is traced."""
 
 
+class Numbering(Enum):
+    """What a tensor holds of the number that each row has in a call."""
+
+    NONE = "nothing"
+    ALL = "each element is the number of its row"
+    FIRST = "each first element along the last axis is the number of its row, the others do not depend on it"
+    MIXED = "elements depend on it somehow"
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A tensor as the tracing sees it.
@@ -26,11 +36,13 @@ class Value:
             no element depends on any row.
         content: the elements (Size, float or bool) where they are known, in an array of the same shape. They may
             depend on the batch size: such a value has no `axis`, and is more than a constant.
+        numbering: how the elements depend on the place of their row in the call.
     """
 
     shape: Shape | None
     axis: int | None = None
     content: NDArray[Any] | None = None
+    numbering: Numbering = Numbering.NONE
 
     @property
     def is_fixed(self) -> bool:
