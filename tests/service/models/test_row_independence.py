@@ -4,6 +4,11 @@ import pytest
 
 from tests.service.models.graphs import finding_of
 
+# A column with the number of each row.
+_NUMBERS = (
+    "{ r = Constant<value_int=0>() d = Constant<value_int=1>() e = Constant<value_ints=[1]>() "
+    "h = Shape<start=0,end=1>(x) b = Squeeze(h) a = Range(r, b, d) c = Unsqueeze(a, e)"
+)
 DEPENDENT = {
     "all axes standardised": (
         "(float[B,4] x) => (float[B,4] y) { m = ReduceMean<keepdims=0>(x) y = Sub(x, m) }",
@@ -90,6 +95,39 @@ DEPENDENT = {
         "(float[B,4] x, float[B,T] z) => (float[B,4] y) { t = Transpose(z) y = Add(x, t) }",
         "Add 'y' combines rows along different axes, each with each",
     ),
+    "the number of a row": (
+        f"(float[B,4] x) => (float[B,4] y) {_NUMBERS} f = Cast<to=1>(c) y = Add(x, f) }}",
+        "output 'y' depends on the place of its row in the call",
+    ),
+    "the number of a row in a table": (
+        f"(float[B,4] x) => (float[B,4] y) <float[100,4] t> {_NUMBERS} g = GatherND(t, c) y = Add(x, g) }}",
+        "output 'y' depends on the place of its row in the call",
+    ),
+    "the row at another number": (
+        f"(float[B,4] x) => (float[B,4] y) <int64 one = {{1}}> {_NUMBERS} p = Add(c, one) y = GatherND(x, p) }}",
+        "GatherND 'y' picks rows by number",
+    ),
+    "a mask of another length": (
+        "(float[B,4] x, float[M,1] m) => (float[M,4] y) <int64[2] s = {1,-1}> { r = Reshape(m, s) y = Mul(x, r) }",
+        "Mul 'y' combines rows along different axes, each with each",
+    ),
+    "rounds that a row decides": (
+        "(float[B,4] x, int64[B] n) => (float[B,4] y) <bool t = {1}, int64[1] z = {0}> { s = Squeeze(n) "
+        "y = Loop<body = b (int64 i, bool c, float[r,k] v) => (bool co, float[r,k] vo) "
+        "{ co = Identity(c) vo = Add(v, v) }>(s, t, x) }",
+        "Squeeze 's' takes out every dimension of 1, and the number of rows may be 1",
+    ),
+    "the longest row": (
+        "(int64[B,16] x) => (float[B,1] y) <int64 one = {1}, int64[1] axis = {1}> { g = Greater(x, one) "
+        "f = Cast<to=1>(g) n = ReduceSum(f, axis) longest = ReduceMax<keepdims=0>(n) i = Cast<to=1>(x) "
+        "s = ReduceSum(i, axis) y = Div(s, longest) }",
+        "ReduceMax 'longest' reduces over the batch axis",
+    ),
+    "smoothed over time": (
+        "(float[T,4] x) => (float[T,4] y) <float[4] s = {0,0,0,0}> { e, y = Scan<num_scan_inputs=1, body = b "
+        "(float[4] s, float[4] v) => (float[4] so, float[4] yo) { so = Add(s, v) yo = Identity(so) }>(s, x) }",
+        "Scan 'e' steps from row to row",
+    ),
     "a result that is no batch": (
         "(float[B,4] x) => (float[4] y) <float[4] c = {1,2,3,4}> { y = Identity(c) }",
         "output 'y' does not have the rows along its first dimension",
@@ -123,6 +161,20 @@ INDEPENDENT = {
         "y = Reshape(m, t) }"
     ),
     "a table of the rows' ids": "(int64[B,T] x) => (float[B,T,8] y) <float[100,8] e> { y = Gather(e, x) }",
+    "a row found by its number": (f"(float[B,4] x) => (float[B,4] y) {_NUMBERS} g = GatherND(x, c) y = Add(x, g) }}"),
+    "a place in each row, found by its number": (
+        f"(float[B,4] x, int64[B,1] p) => (float[B] y) {_NUMBERS} q = Concat<axis=-1>(c, p) y = GatherND(x, q) }}"
+    ),
+    "steps along another axis": (
+        "(float[B,7,4] x) => (float[B,7,4] y) <float[4] z = {0,0,0,0}> { h = Shape<start=0,end=1>(x) "
+        "w = Shape<start=2,end=3>(x) k = Concat<axis=0>(h, w) s = Expand(z, k) "
+        "e, y = Scan<num_scan_inputs=1, scan_input_axes=[1], scan_output_axes=[1], body = b "
+        "(float[B,4] s, float[B,4] v) => (float[B,4] so, float[B,4] yo) { so = Add(s, v) yo = Identity(so) }>(s, x) }"
+    ),
+    "labels looked up by the largest score": (
+        "(float[B,3] x) => (int64[B] y) <int64[3] l = {5,6,7}, int64[1] f = {-1}> { a = ArgMax<axis=1>(x) "
+        "e = ai.onnx.ml.ArrayFeatureExtractor(l, a) y = Reshape(e, f) }"
+    ),
     "two inputs": "(float[B,4] a, float[B,1] b) => (float[B,4] y) { y = Add(a, b) }",
 }
 

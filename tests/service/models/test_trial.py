@@ -1,0 +1,151 @@
+"""Trying invented rows: what a proof might have missed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.models.row_independence import TrialStopped, try_rows
+from service.tensors import Arrays, TensorSpec
+
+MIB = 2**20
+
+
+def tried(
+    compute: Callable[[Any], Any],
+    datatype: str = "FP32",
+    shape: tuple[int, ...] = (-1, 16),
+    **settings: Any,
+) -> str | None:
+    """The trial of a graph of one input and one output."""
+
+    def run(feeds: Arrays) -> Arrays:
+        return {"y": compute(feeds["x"])}
+
+    bounds = {"budget_s": 600.0, "max_bytes": 64 * MIB} | settings
+    return try_rows([TensorSpec("x", datatype, shape)], [TensorSpec("y", datatype, (-1,))], run, **bounds)
+
+
+def mean_over_longest(ids: Any) -> Any:
+    """Depends on the row that is longest."""
+    lengths = (ids > 1).sum(axis=1)
+    return ids.sum(axis=1) / (1.0 + lengths.max())
+
+
+def one_scale(x: Any) -> Any:
+    """Quantized by the largest number of all rows."""
+    scale = max(np.abs(x).max() / 127, 1e-30)
+    return np.round(x / scale).astype(np.int8) * scale
+
+
+def smoothed(x: Any) -> Any:
+    """Each row is moved a little towards the one before."""
+    result = x.copy()
+    result[1:] += 0.01 * (x[:-1] - x[1:])
+    return result
+
+
+def padded_to_longest(texts: Any) -> Any:
+    """The longest text of all rows decides how many words each gets."""
+    words = [text.split() for text in texts[:, 0]]
+    longest = max(map(len, words))
+    return np.array([each + [""] * (longest - len(each)) for each in words], object)
+
+
+@pytest.mark.parametrize(
+    ("compute", "datatype"),
+    [
+        (lambda x: (x - x.mean()) / x.std(), "FP32"),
+        (lambda x: (x - x.min()) / max(1, int(x.max()) - int(x.min())), "UINT8"),
+        (lambda x: x / 255 if x.max() > 1 else x, "FP32"),
+        (mean_over_longest, "INT64"),
+        (one_scale, "FP32"),
+        (smoothed, "FP32"),
+        (lambda x: x * len(x), "FP32"),
+        (lambda x: x[::-1], "FP32"),
+    ],
+)
+def test_rows_that_depend_on_each_other_are_found(compute: Callable[[Any], Any], datatype: str) -> None:
+    """Whatever they depend on: scale, length, order or number."""
+    assert tried(compute, datatype) == "output 'y' of a row depends on the other rows"
+
+
+def test_texts_of_several_words_give_away_padding_to_the_longest() -> None:
+    """Words are padded to the longest text of a call."""
+    assert tried(padded_to_longest, "BYTES", (-1, 1)) == "output 'y' of a row has another shape in company"
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "UINT8", "INT64", "BOOL"])
+def test_rows_that_keep_to_themselves_pass(datatype: str) -> None:
+    """Rounding does not count."""
+    assert tried(lambda x: x.astype(np.float32).sum(axis=1) * np.float32(1 + 1e-7 * len(x)), datatype) is None
+
+
+def test_integers_are_tried_as_far_as_the_graph_takes_them() -> None:
+    """A table of 50 rows refuses larger ids; those it takes give the dependence away."""
+    largest = []
+
+    def look_up(ids: Any) -> Any:
+        largest.append(int(ids.max()))
+        table = np.arange(50, dtype=np.float32)
+        if ids.max() >= 50:
+            raise IndexError("no such row")
+        return table[ids]
+
+    assert tried(look_up, "INT64") is None
+    assert 1 in largest and max(largest) >= 50
+
+
+def test_results_without_a_finite_number_show_nothing() -> None:
+    """They are equal, and prove nothing."""
+    assert tried(lambda x: x * np.nan) == "output 'y' of invented rows has no finite number"
+
+
+def test_a_graph_that_refuses_all_rows_is_not_proved() -> None:
+    """The reason is the graph's own."""
+
+    def refuse(x: Any) -> Any:
+        raise ValueError("not these")
+
+    assert tried(refuse) == "it refuses invented rows: not these"
+
+
+def test_rows_that_are_refused_together_alone_are_found() -> None:
+    """Such as shapes that fit one row only."""
+
+    def one_at_a_time(x: Any) -> Any:
+        if len(x) > 1:
+            raise ValueError("one at a time")
+        return x
+
+    assert tried(one_at_a_time) == "rows that it answers alone it refuses together: one at a time"
+
+
+def test_a_trial_ends_when_it_is_stopped() -> None:
+    """By the call, such as at a deadline, or between calls."""
+
+    def never_ends(x: Any) -> Any:
+        raise TrialStopped
+
+    assert tried(never_ends) == "it did not answer invented rows in time"
+    assert tried(lambda x: x, stop=lambda: True) == "it did not answer invented rows in time"
+    assert tried(lambda x: x, budget_s=-1.0) == "it did not answer invented rows in time"
+
+
+def test_what_was_shown_before_the_end_decides() -> None:
+    """A trial that is stopped later has shown enough."""
+    calls = []
+
+    def stop() -> bool:
+        calls.append(1)
+        return len(calls) > 15
+
+    assert tried(lambda x: x, stop=stop) is None
+
+
+def test_rows_are_bounded_in_bytes() -> None:
+    """Rows that would need more are not made."""
+    assert tried(lambda x: x, shape=(-1, 10_000), max_bytes=1000) == (
+        "its rows are too large to be invented within 1000 bytes"
+    )
