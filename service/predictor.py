@@ -59,6 +59,8 @@ log = structlog.get_logger(__name__)
 LONG_TEXT_CHARACTERS, PIECE_CHARACTERS = 2_000, 8_000
 # What a character counts in a text with others than ASCII: normalization makes up to 18 of one (50 microseconds).
 CHARACTER_WEIGHT = 8
+# Strings of a bare model's inputs; more are decoded in a thread.
+MAX_STRINGS_IN_LOOP = 4_096
 # A call that ends within this time of its deadline has ended by it: the client's clock and ours run side by side, and
 # the news that it has given up may come before our own timer.
 DEADLINE_SLACK_S = 0.01
@@ -207,6 +209,8 @@ class Predictor:
             if wanted and (unknown := set(wanted) - {spec.name for spec in model.task.outputs}):
                 raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
             if isinstance(model.task, TensorRows):
+                if sum([array.size for array in inputs.values() if array.dtype.hasobject]) > MAX_STRINGS_IN_LOOP:
+                    return self._many_strings(model.task, call, inputs)
                 rows = model.task.items(inputs)
                 self._check_rows(sum([item.rows for item in rows]), "rows")
                 return rows
@@ -486,6 +490,13 @@ class Predictor:
                 first, piece = number, 0
         timeout_s, words = self._timeout_s(call), ("texts", "tokenized")
         return list(chain(*await self._preparation.run(tokenizing, rows=len(texts), timeout_s=timeout_s, words=words)))
+
+    async def _many_strings(self, task: TensorRows, call: Call, inputs: Arrays) -> list[Any]:
+        """The items of a request with many strings, which are decoded in a thread."""
+        timeout_s, words = self._timeout_s(call), ("strings", "decoded")
+        (rows,) = await self._preparation.run([partial(task.items, inputs)], rows=1, timeout_s=timeout_s, words=words)
+        self._check_rows(sum([item.rows for item in rows]), "rows")
+        return rows
 
     def _pixels(self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str) -> Prepared:
         """Decode the images of a request, side by side."""

@@ -103,17 +103,18 @@ class TensorRows:
         return {name: np.concatenate([item.arrays[name] for item in items]) for name in items[0].arrays}
 
     def separate(self, outputs: Arrays, items: Sequence[Rows]) -> list[Arrays]:
-        """Each item's rows of the outputs.
+        """Each item's rows of the outputs, with strings as BYTES: here, in an engine's thread, they hold up nobody.
 
         Raises:
             ValueError: the graph did not keep the batch dimension; the items must then be computed one by one.
         """
         if len(items) == 1:
-            return [outputs]
+            return [_with_bytes(outputs)]
         num_rows = sum(item.rows for item in items)
         for name, array in outputs.items():
             if array.shape[:1] != (num_rows,):
                 raise ValueError(f"output {name!r} has shape {array.shape} for {num_rows} rows")
+        outputs = _with_bytes(outputs)
         ends = np.cumsum([item.rows for item in items])
         return [
             {name: array[end - item.rows : end] for name, array in outputs.items()}
@@ -125,7 +126,7 @@ class TensorRows:
         joined = {}
         for name, array in results[0].items():
             whole = array if len(results) == 1 else np.concatenate([result[name] for result in results])
-            joined[name] = _to_bytes(whole) if whole.dtype.hasobject else whole
+            joined[name] = whole
         return joined
 
 
@@ -200,6 +201,10 @@ def _to_text(name: str, elements: list[bytes]) -> list[str]:
     except UnicodeDecodeError:
         raise InvalidRequest(f"{name}[{len(texts)}] is not UTF-8, the only text that ONNX strings carry") from None
     return texts
+
+
+def _with_bytes(outputs: Arrays) -> Arrays:
+    return {name: _to_bytes(array) if array.dtype.hasobject else array for name, array in outputs.items()}
 
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[Any]:

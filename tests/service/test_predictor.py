@@ -1,0 +1,53 @@
+"""What a request's work is done by: the event loop's thread, or others where that would hold up everybody."""
+
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+
+from service.config import ServiceConfig
+from service.errors import InvalidRequest
+from service.metrics import Metrics
+from service.predictor import MAX_STRINGS_IN_LOOP, Call, Predictor
+from service.repository import ModelRepository
+from tests.conftest import write_onnx
+
+CALL = Call(model="same", version="", protocol="grpc", request_id="1")
+
+
+@pytest.fixture
+async def predictor(tmp_path: Path) -> AsyncIterator[Predictor]:
+    """Of a model that gives back its strings."""
+    strings = (TensorProto.STRING, ["rows", "columns"])
+    write_onnx(
+        tmp_path / "same/1", [helper.make_node("Identity", ["text"], ["copy"])], {"text": strings}, {"copy": strings}
+    )
+    config = ServiceConfig(model_store=tmp_path)
+    repository = ModelRepository(config, metrics := Metrics(), num_cores=1)
+    await repository.load_all()
+    yield Predictor(repository, metrics, config)
+    repository.close()
+
+
+def preparers() -> set[threading.Thread]:
+    """Threads that prepare requests."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("preparer")}
+
+
+@pytest.mark.parametrize(("count", "in_thread"), [(MAX_STRINGS_IN_LOOP, False), (MAX_STRINGS_IN_LOOP + 1, True)])
+async def test_many_strings_are_decoded_in_a_thread(predictor: Predictor, count: int, in_thread: bool) -> None:
+    """And come back as they were; a few are decoded at once."""
+    before, text = preparers(), np.array([[b"caf\xc3\xa9"] * count], dtype=object)
+    outputs, _ = await predictor.infer(CALL, {"text": text})
+    assert (outputs["copy"] == text).all()
+    assert bool(preparers() - before) is in_thread
+
+
+async def test_strings_that_cannot_be_decoded_are_named_wherever_that_is_noticed(predictor: Predictor) -> None:
+    """By input and number."""
+    text = np.array([[b"a"] * MAX_STRINGS_IN_LOOP + [b"\xff"]], dtype=object)
+    with pytest.raises(InvalidRequest, match=rf"text\[{MAX_STRINGS_IN_LOOP}\] is not UTF-8"):
+        await predictor.infer(CALL, {"text": text})
