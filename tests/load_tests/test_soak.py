@@ -74,7 +74,7 @@ def test_a_tally_goes_on_where_it_was_written(tmp_path: Path) -> None:
 
 
 def test_a_small_soak_with_faults_goes_on_after_an_interruption(tmp_path: Path) -> None:
-    """Rolled servers, unread logs, an interruption in between: no answer is wrong, none is lost."""
+    """Unread logs, overwritten files, rolled servers, an interruption in between: no answer is wrong, none is lost."""
     models = tmp_path / "models"
     for name in ("sentiment-small", "cifar10-vit", "translation-en-de"):
         shutil.copytree(ROOT / "model_store" / name, models / name)
@@ -83,7 +83,7 @@ def test_a_small_soak_with_faults_goes_on_after_an_interruption(tmp_path: Path) 
     state = tmp_path / "state.json"
     command = [sys.executable, "-m", "load_tests.soak", "--requests", str(NUM_REQUESTS), "--users", "8"]
     command += ["--inputs", "8", "--fault-every", "40", "--model-store", str(models), "--work", str(tmp_path / "work")]
-    command += ["--faults", "unread-log", "roll", "--state", str(state), "--document", str(page)]
+    command += ["--state", str(state), "--document", str(page)]
     environment = {name: value for name, value in os.environ.items() if name != "HEED_DATASETS"}
 
     def start() -> subprocess.Popen[str]:
@@ -102,5 +102,5 @@ def test_a_small_soak_with_faults_goes_on_after_an_interruption(tmp_path: Path) 
     assert (finished.returncode, tally["examples"]) == (0, []), said
     assert (tally["done"], tally["sessions"]) == (NUM_REQUESTS, 2)
     assert sum(sum(outcomes.values()) for outcomes in tally["counts"].values()) == NUM_REQUESTS
-    assert tally["faults"].keys() == {"unread-log", "roll"}
+    assert tally["faults"].keys() == {"unread-log", "overwritten-files", "roll"}
     assert f"{NUM_REQUESTS} requests" in page.read_text()
