@@ -57,6 +57,11 @@ class ServiceConfig:
     client_timeout_s: float = option(
         10.0, "for an HTTP client to send its headers, each 64 KiB of a body, or to take each 64 KiB of an answer"
     )
+    max_concurrent_streams: int = option(128, "gRPC calls of one connection; a client lets further ones wait")
+    grpc_message_timeout_s: float = option(20.0, "for a gRPC client to send one message, or to take one of a stream")
+    max_connection_age_s: float = option(
+        0.0, "a gRPC connection that is older is ended, and its client connects anew; 0 for no limit"
+    )
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
     engine_timeout_s: float = option(
         120.0, "an engine call that takes longer is terminated; unready if it does not stop"
@@ -94,17 +99,25 @@ class ServiceConfig:
             "max_request_memory_bytes",
             "max_image_memory_bytes",
             "max_connections",
+            "max_concurrent_streams",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("max_body_bytes", MOST_BODY_BYTES)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
-        for name in ("client_timeout_s", "default_timeout_s", "engine_timeout_s", "drain_timeout_s"):
+        for name in (
+            "client_timeout_s",
+            "grpc_message_timeout_s",
+            "default_timeout_s",
+            "engine_timeout_s",
+            "drain_timeout_s",
+        ):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
-        if not 0 <= self.canary_interval_s < math.inf:
-            raise ValueError(f"canary_interval_s must be 0 (off) or more, and finite, not {self.canary_interval_s}")
+        for name in ("canary_interval_s", "max_connection_age_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be 0 (off) or more, and finite, not {getattr(self, name)}")
         if self.http_port == self.grpc_port != 0:
             raise ValueError(f"http_port and grpc_port are both {self.http_port}; each needs its own")
         if self.max_request_rows > self.max_queue:

@@ -10,7 +10,6 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-import grpc
 import structlog
 
 from model_store.folder import FolderError
@@ -23,7 +22,7 @@ from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
 from service.transport import server_version
-from service.transport.grpc_server import start_grpc
+from service.transport.grpc_server import GrpcServer, start_grpc
 from service.transport.http_server import build_http
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
     try:
         request_memory = request_memory_budget(config, metrics)
         http, listener = build_http(predictor, metrics, config, request_memory, tracing)
-        grpc_server, grpc_port = await start_grpc(predictor, config, tracing)
+        grpc_server = await start_grpc(predictor, config, request_memory, tracing)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
         return 1
@@ -66,7 +65,7 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
     log.info(
         "listening",
         http=http_url,
-        grpc=address_of(config.host, grpc_port),
+        grpc=address_of(config.host, grpc_server.port),
         device=device,
         instances=repository.instances,
         threads_per_instance=repository.threads,
@@ -85,7 +84,7 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
         else:
             problem = repository.not_ready_because()
             log.info("loaded", ready=problem is None, why=problem)
-            print(welcome(http_url, address_of(config.host, grpc_port), predictor), flush=True)
+            print(welcome(http_url, address_of(config.host, grpc_server.port), predictor), flush=True)
         settle(device, stop)
     canary = Canary(repository, metrics, config.canary_interval_s)
     replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
@@ -150,7 +149,7 @@ def open_tracing() -> "Tracing":
     return Tracing(server_version())
 
 
-async def close_grpc(grpc_server: grpc.aio.Server, drain_timeout_s: float) -> None:
+async def close_grpc(grpc_server: GrpcServer, drain_timeout_s: float) -> None:
     """Take no new connections or calls, and return when the last call has ended.
 
     gRPC cancels the calls that it has received but not handed on, which no client takes for a refusal that it may

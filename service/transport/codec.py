@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.errors import InvalidRequest, Unsupported
+from service.errors import InvalidRequest, TooLarge, Unsupported
 from service.tensors import NUMPY_OF, bytes_array
 
 MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
@@ -22,6 +22,8 @@ MAX_ELEMENTS = 2**31 - 1
 # What JSON numbers may be, by numpy's kind of type; integers take nothing but integers.
 JSON_TYPES_OF: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
 LENGTH_BYTES = 4  # of a BYTES element's length
+# Of one tensor: each element is an object of Python, and an engine copies them all under the interpreter's lock.
+MAX_BYTES_ELEMENTS = 2**17
 
 
 def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
@@ -54,9 +56,12 @@ def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memo
 
     Raises:
         InvalidRequest: the bytes are not exactly those of the datatype and shape.
+        TooLarge: more BYTES elements than a tensor may have.
     """
     count = check_header(name, datatype, shape)
     if datatype == "BYTES":
+        if count > MAX_BYTES_ELEMENTS:
+            raise TooLarge(f"tensor {name!r}: {count} BYTES elements, the limit is {MAX_BYTES_ELEMENTS}")
         elements = bytes_array(_decode_bytes(name, raw, count))
         return elements if len(shape) == 1 else elements.reshape(shape)
     dtype = NUMPY_OF[datatype]

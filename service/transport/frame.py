@@ -18,6 +18,9 @@ MAX_TIMEOUT_US = 2**63 - 1  # what a parameter over gRPC can be
 # Requests with more to read than so many elements or bytes are read in a thread, so that they do not hold up all
 # others: an element of its own takes about 0.25 microseconds, a byte of JSON at most as much, the hand-over 0.1 ms.
 MOST_READ_AT_ONCE = 16_384
+# Of a request's inputs and of its outputs; graphs with an input for each column of a table have hundreds.
+MAX_TENSORS = 1024
+MAX_PARAMETERS = 64  # of a request
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -57,6 +60,16 @@ class Parameters(NamedTuple):
 NO_PARAMETERS = Parameters()
 
 
+def check_parameter_count(count: int) -> None:
+    """Check how many parameters a request has, before each is looked at.
+
+    Raises:
+        InvalidRequest: more than a request may have.
+    """
+    if count > MAX_PARAMETERS:
+        raise InvalidRequest(f"the request has {count} parameters, the limit is {MAX_PARAMETERS}")
+
+
 def parameters_of(given: Mapping[str, object]) -> Parameters:
     """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and those of a translation's search.
 
@@ -65,6 +78,7 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
     """
     if not given:
         return NO_PARAMETERS
+    check_parameter_count(len(given))
     timeout_us = given.get("timeout", 0)
     # bool is a subclass of int, and "timeout": true a mistake.
     if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or not 0 <= timeout_us <= MAX_TIMEOUT_US:

@@ -61,7 +61,7 @@ class TracedRoute:
 
 def traced_call(handler: Any, method: str, tracing: "Tracing") -> Any:
     """A gRPC handler whose calls are traced; `method` is `<service>/<call>`."""
-    kind = "unary_unary" if handler.unary_unary else "unary_stream"
+    kind = "stream_unary" if handler.stream_unary else "stream_stream"
     behaviour = getattr(handler, kind)
 
     async def answer(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:

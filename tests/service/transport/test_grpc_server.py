@@ -1,36 +1,307 @@
-"""Tensors in the messages of the Open Inference Protocol."""
+"""The gRPC face against clients that send too much, too slowly or do not read; each on a real server."""
 
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from onnx import TensorProto, helper
 
-from proto import inference_pb2
-from service.tensors import bytes_array
-from service.transport.codec import encode_raw
-from service.transport.grpc_server import read_inputs
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.transport.frame import MAX_PARAMETERS, MAX_TENSORS
+from service.transport.grpc_messages import MAX_CONTROL_BYTES, MAX_FIELDS, MAX_PARSED_BYTES
+from tests.conftest import ROOT, Server, running_server, write_onnx
+from tests.service.transport.http2 import (
+    GOAWAY,
+    HEADERS,
+    INITIAL_WINDOW_SIZE,
+    MAX_CONCURRENT_STREAMS,
+    Http2Client,
+    prefix,
+)
 
-FLOATS, TEXTS = np.arange(6, dtype=np.float32).reshape(2, 3), bytes_array([b"one", b"two"])
+MEBIBYTE = 2**20
+UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 
 
-def message(*, raw: bool) -> inference_pb2.ModelInferRequest:
-    """Six numbers and two texts."""
-    request = inference_pb2.ModelInferRequest(model_name="any")
-    floats = request.inputs.add(name="floats", datatype="FP32", shape=FLOATS.shape)
-    texts = request.inputs.add(name="texts", datatype="BYTES", shape=TEXTS.shape)
+@pytest.fixture(scope="module")
+def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One bare model, which doubles numbers and repeats each as often as it is told."""
+    store = tmp_path_factory.mktemp("grpc") / "models"
+    write_onnx(
+        store / "double/1",
+        [helper.make_node("Add", ["x", "x"], ["y"])],
+        {"x": (TensorProto.INT32, ["rows", "columns"])},
+        {"y": (TensorProto.INT32, ["rows", "columns"])},
+    )
+    return store
+
+
+@pytest.fixture(scope="module")
+def default_server(small_store: Path) -> Iterator[Server]:
+    """A server with default limits."""
+    with running_server(small_store) as running:
+        yield running
+
+
+@pytest.fixture
+def channel(default_server: Server) -> Iterator[grpc.Channel]:
+    """A connection without limits of its own."""
+    with grpc.insecure_channel(default_server.grpc, options=UNLIMITED) as opened:
+        yield opened
+
+
+def double_request(numbers: np.ndarray[Any, Any], *, raw: bool = True) -> inference_pb2.ModelInferRequest:
+    """A request to double numbers."""
+    request = inference_pb2.ModelInferRequest(model_name="double")
+    tensor = request.inputs.add(name="x", datatype="INT32", shape=numbers.shape)
     if raw:
-        request.raw_input_contents.extend([encode_raw(FLOATS), encode_raw(TEXTS)])
+        request.raw_input_contents.append(numbers.astype(np.int32).tobytes())
     else:
-        floats.contents.fp32_contents.extend(FLOATS.ravel().tolist())
-        texts.contents.bytes_contents.extend(TEXTS.tolist())
+        tensor.contents.int_contents.extend(numbers.astype(int).ravel().tolist())
     return request
 
 
-@pytest.mark.parametrize(("raw", "read_singly"), [(True, 2), (False, 8)])
-def test_messages_are_read_up_to_so_many_elements(raw: bool, read_singly: int) -> None:
-    """Those that are read one by one count: texts, and numbers in typed contents."""
-    request = message(raw=raw)
-    for at_most in (read_singly, None):
-        arrays = read_inputs(request, at_most)
-        assert arrays is not None
-        assert arrays["floats"].tolist() == FLOATS.tolist()
-        assert arrays["texts"].tolist() == TEXTS.tolist()
-    assert read_inputs(request, read_singly - 1) is None
+def many_inputs() -> inference_pb2.ModelInferRequest:
+    """As many inputs of shape [0] as 16 MB hold."""
+    request = inference_pb2.ModelInferRequest(model_name="double")
+    for number in range(MAX_FIELDS):
+        request.inputs.add(name=str(number), datatype="FP32", shape=[0])
+    return request
+
+
+def many_parameters() -> inference_pb2.ModelInferRequest:
+    """Very many request parameters."""
+    request = inference_pb2.ModelInferRequest(model_name="double")
+    for number in range(2 * MAX_FIELDS):
+        request.parameters[str(number)].bool_param = True
+    return request
+
+
+def many_outputs() -> inference_pb2.ModelInferRequest:
+    """Very many requested outputs."""
+    request = inference_pb2.ModelInferRequest(model_name="double")
+    for number in range(2 * MAX_FIELDS):
+        request.outputs.add(name=str(number))
+    return request
+
+
+def many_raw_contents() -> inference_pb2.ModelInferRequest:
+    """Millions of raw contents of no bytes."""
+    return inference_pb2.ModelInferRequest(model_name="double", raw_input_contents=[b""] * 4 * MEBIBYTE)
+
+
+def many_empty_texts() -> inference_pb2.ModelInferRequest:
+    """Millions of typed elements of no bytes."""
+    request = inference_pb2.ModelInferRequest(model_name="double")
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=[4 * MEBIBYTE])
+    tensor.contents.bytes_contents.extend([b""] * 4 * MEBIBYTE)
+    return request
+
+
+@pytest.mark.parametrize(
+    ("make", "limit"),
+    [
+        (many_inputs, MAX_FIELDS),
+        (many_parameters, MAX_FIELDS),
+        (many_outputs, MAX_FIELDS),
+        (many_raw_contents, MAX_FIELDS),
+        (many_empty_texts, MAX_PARSED_BYTES),
+        (lambda: double_request(np.ones((1, 4 * MEBIBYTE)), raw=False), MAX_PARSED_BYTES),
+        (lambda: inference_pb2.ModelInferRequest(model_name="m" * 15 * MEBIBYTE), MAX_PARSED_BYTES),
+        (lambda: inference_pb2.ModelInferRequest(model_name="double", id="i" * 15 * MEBIBYTE), MAX_PARSED_BYTES),
+    ],
+)
+def test_inference_messages_of_many_parts_are_refused(
+    channel: grpc.Channel, make: Callable[[], inference_pb2.ModelInferRequest], limit: int
+) -> None:
+    """Messages whose parsing would hold up everybody are refused, and the error names the limit."""
+    with pytest.raises(grpc.RpcError) as refused:
+        inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(make(), timeout=60)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(limit) in refused.value.details()
+
+
+@pytest.mark.parametrize(
+    ("field", "limit"), [("inputs", MAX_TENSORS), ("outputs", MAX_TENSORS), ("parameters", MAX_PARAMETERS)]
+)
+def test_short_messages_have_a_bounded_number_of_parts(channel: grpc.Channel, field: str, limit: int) -> None:
+    """A message that is parsed at once may still not have thousands of inputs, outputs or parameters."""
+    request = inference_pb2.ModelInferRequest(model_name="double")
+    for number in range(limit + 1):
+        if field == "parameters":
+            request.parameters[str(number)].bool_param = True
+        else:
+            getattr(request, field).add(name=str(number))
+    with pytest.raises(grpc.RpcError) as refused:
+        inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == f"the request has {limit + 1} {field}, the limit is {limit}"
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda channel, text: health_pb2_grpc.HealthStub(channel).Check(
+            health_pb2.HealthCheckRequest(service=text), timeout=60
+        ),
+        lambda channel, text: next(
+            health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=text), timeout=60)
+        ),
+        lambda channel, text: next(
+            reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
+                iter([reflection_pb2.ServerReflectionRequest(file_by_filename=text)]), timeout=60
+            )
+        ),
+        lambda channel, text: inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelReady(
+            inference_pb2.ModelReadyRequest(name=text), timeout=60
+        ),
+        lambda channel, text: inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelMetadata(
+            inference_pb2.ModelMetadataRequest(name=text), timeout=60
+        ),
+    ],
+    ids=["Check", "Watch", "reflection", "ModelReady", "ModelMetadata"],
+)
+def test_calls_that_take_a_name_take_no_megabytes(channel: grpc.Channel, ask: Callable[[Any, str], Any]) -> None:
+    """Health, reflection and metadata refuse a name of 15 MB before they look at it."""
+    with pytest.raises(grpc.RpcError) as refused:
+        ask(channel, "n" * 15 * MEBIBYTE)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(MAX_CONTROL_BYTES) in refused.value.details()
+
+
+@pytest.mark.parametrize(
+    ("call", "request_message"),
+    [
+        ("ClassifyText", heed_pb2.ClassifyTextRequest(text="t" * 2 * MEBIBYTE)),
+        ("Translate", heed_pb2.TranslateRequest(text="t" * 2 * MEBIBYTE)),
+        ("ClassifyImage", heed_pb2.ClassifyImageRequest(model="m" * 2 * MEBIBYTE)),
+        ("Explain", heed_pb2.ExplainRequest(text="t", target="t" * 2 * MEBIBYTE)),
+    ],
+)
+def test_typed_calls_have_the_limits_of_typed_elements(channel: grpc.Channel, call: str, request_message: Any) -> None:
+    """Texts and names of typed calls are refused above one mebibyte."""
+    with pytest.raises(grpc.RpcError) as refused:
+        getattr(heed_pb2_grpc.HeedStub(channel), call)(request_message, timeout=60)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert str(MAX_PARSED_BYTES) in refused.value.details()
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_long_tensors_are_answered_whole(channel: grpc.Channel, raw: bool) -> None:
+    """Tensors that are read and written in pieces come back as one, raw up to 16 MB and typed up to one."""
+    numbers = np.arange(2 * MEBIBYTE if raw else MEBIBYTE // 4, dtype=np.int32).reshape(2, -1) - 1000
+    if not raw:
+        numbers = np.abs(numbers) % 100  # one byte each
+    response = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(
+        double_request(numbers, raw=raw), timeout=60
+    )
+    if raw:
+        doubled = np.frombuffer(response.raw_output_contents[0], np.int32)
+    else:
+        doubled = np.array(response.outputs[0].contents.int_contents)
+    assert np.array_equal(doubled.reshape(numbers.shape), 2 * numbers)
+    assert list(response.outputs[0].shape) == list(numbers.shape)
+
+
+def test_a_connection_has_a_bounded_number_of_streams(small_store: Path, default_server: Server) -> None:
+    """The server announces how many calls a connection may have at once; without a bound it is told 2**32 - 1."""
+    with Http2Client(default_server.grpc) as client:
+        assert client.server_settings[MAX_CONCURRENT_STREAMS] == 128
+    with running_server(small_store, "--max-concurrent-streams", "7") as server, Http2Client(server.grpc) as client:
+        assert client.server_settings[MAX_CONCURRENT_STREAMS] == 7
+
+
+def test_a_call_without_a_message_is_told_so(default_server: Server) -> None:
+    """A client that ends its half of the stream at once gets an error, not silence."""
+    with grpc.insecure_channel(default_server.grpc) as channel:
+        empty = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as refused:
+            empty(iter([]), timeout=60)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert refused.value.details() == "the call has no message"
+
+
+def test_a_message_that_is_sent_too_slowly_is_refused(small_store: Path) -> None:
+    """A call that has sent half of its message is ended after the time for messages, with its status."""
+    with running_server(small_store, "--grpc-message-timeout-s", "0.5") as server, Http2Client(server.grpc) as client:
+        stream = client.begin()
+        client.send(stream, prefix(MEBIBYTE) + b"\0" * (MEBIBYTE // 2))
+        trailers = [frame for frame in client.read_until_ended(stream) if frame.kind == HEADERS]
+        assert b"the message has not arrived within 0.5 s" in b"".join(frame.payload for frame in trailers)
+
+
+def test_a_shutdown_does_not_wait_for_clients_that_neither_send_nor_read(small_store: Path) -> None:
+    """Half a message, an answer that nobody reads and open streams end long before the time for admitted requests."""
+    with running_server(small_store, "--drain-timeout-s", "3600") as server:
+        body = double_request(np.ones((1, 1000))).SerializeToString()
+        with (
+            Http2Client(server.grpc, settings={INITIAL_WINDOW_SIZE: 0}) as unread,
+            Http2Client(server.grpc) as half_sent,
+            grpc.insecure_channel(server.grpc) as channel,
+        ):
+            stream = unread.begin()
+            unread.send(stream, prefix(len(body)) + body, end=True)
+            while unread.read().kind != HEADERS:  # those of the answer, whose message has no window
+                pass
+            half_sent.send(half_sent.begin(), prefix(MEBIBYTE) + b"\0" * 1000)
+            asked = threading.Event()
+
+            def ask_and_wait() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+                yield reflection_pb2.ServerReflectionRequest(list_services="")
+                asked.wait()
+
+            next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(ask_and_wait()))
+            assert server.stop() == 0
+            asked.set()
+
+
+def test_connections_move_on_without_a_failed_call(small_store: Path) -> None:
+    """Connections above the given age are ended by the server, and a client's calls all succeed meanwhile."""
+    with (
+        running_server(small_store, "--max-connection-age-s", "0.5") as server,
+        grpc.insecure_channel(server.grpc) as channel,
+    ):
+        stub, enough, answered = inference_pb2_grpc.GRPCInferenceServiceStub(channel), threading.Event(), [0]
+
+        def ask() -> None:
+            while not enough.is_set():
+                stub.ModelInfer(double_request(np.ones((1, 3))), timeout=60)
+                answered[0] += 1
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        for _ in range(3):  # ages of connections that are as old as the channel's at least
+            with Http2Client(server.grpc) as client:
+                while client.read().kind != GOAWAY:
+                    pass
+        alive = asking.is_alive()
+        enough.set()
+        asking.join()
+        assert alive
+        assert answered[0] > 0
+
+
+def test_every_line_of_the_log_is_structured(default_server: Server) -> None:
+    """A port that is taken and bytes that are no HTTP/2 leave no lines of gRPC's core in the log."""
+    with Http2Client(default_server.grpc) as client:
+        client.socket.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
+        with pytest.raises(OSError, match=r"closed|reset"):
+            client.read_until_ended(client.next_stream)
+    port = default_server.grpc.rsplit(":", 1)[1]
+    command = [sys.executable, "-m", "service", "--http-port", "0", "--grpc-port", port]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+    assert second.returncode == 1
+    entries = [json.loads(line) for line in second.stderr.splitlines()]
+    assert f"gRPC cannot listen on 127.0.0.1:{port}: it is in use, or no address of this machine" in [
+        entry.get("why") for entry in entries
+    ]
+    assert [entry for entry in default_server.log if set(entry) == {"event"}] == []

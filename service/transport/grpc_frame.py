@@ -1,0 +1,211 @@
+"""What every gRPC call shares: its one message, its request id, its errors as status codes, its part in a shutdown."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.message import DecodeError
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know its public half
+
+from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded
+from service.predictor import Predictor, outcome_of
+from service.transport.frame import REQUEST_ID_HEADER, request_id_of
+from service.transport.grpc_calls import Handlers
+from service.transport.grpc_messages import CONTROL, MessageLimits
+from service.transport.grpc_receiving import MessageReceiver
+from service.transport.spans import TRACED_CALLS, traced_call
+from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+
+if TYPE_CHECKING:  # it needs an extra
+    from service.tracing import Tracing
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class Activity:
+    """What the calls do now, for a shutdown that waits for work but not for clients that do not read.
+
+    Attributes:
+        working: calls that have their message and are not waiting for their client to read.
+        writes: messages of streams that clients have taken.
+    """
+
+    def __init__(self) -> None:
+        self.working = 0
+        self.writes = 0
+
+
+class FramedService:
+    """Base of the services: registers their calls, each in a frame that receives its message and turns errors to codes.
+
+    The calls are methods of the names that their protocols give them. Beside the message and gRPC's context they take
+    the request's id. They return a message or its bytes; streams write with `_write` and return nothing.
+
+    Attributes:
+        readers: what makes a message of its bytes, by the call's name; other calls take short messages only.
+        calls_with_id: calls whose messages have an id of their own, and carry it back.
+    """
+
+    readers: ClassVar[Mapping[str, Callable[[bytes], Any]]] = {}
+    calls_with_id: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self, predictor: Predictor, receiver: MessageReceiver, activity: Activity, tracing: "Tracing | None" = None
+    ) -> None:
+        self._predictor, self._tracing = predictor, tracing
+        self._receiver, self._activity = receiver, activity
+
+    def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
+        """Add the calls of this service, by the generated code."""
+
+        def add(service: str, methods: dict[str, Any]) -> None:
+            framed = {name: self._framed(name, handler) for name, handler in methods.items()}
+            if self._tracing is not None:
+                for name in framed.keys() & TRACED_CALLS:
+                    framed[name] = traced_call(framed[name], f"{service}/{name}", self._tracing)
+            handlers.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, framed),))
+
+        # The generated code registers every call twice, for the two kinds of server.
+        add_to_server(
+            self,
+            SimpleNamespace(add_registered_method_handlers=add, add_generic_rpc_handlers=lambda _: None),
+        )
+
+    def _framed(self, name: str, handler: Any) -> Any:
+        """A handler that reads its one message itself, since gRPC would wait for it without a limit.
+
+        A message with an id of its own carries it back itself: metadata that nobody sent would cost 4 % of what the
+        server spends on a request without a model (docs/decisions.md).
+        """
+        behaviour = handler.unary_unary or handler.unary_stream
+        read = self.readers.get(name) or bounded(CONTROL, handler.request_deserializer)
+        has_id = name in self.calls_with_id
+        activity, receiver = self._activity, self._receiver
+
+        async def answer(_: Any, context: Context) -> bytes | None:
+            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always is one
+            header = _metadata(context, REQUEST_ID_HEADER)
+            request, request_id, num_reserved = None, "", 0
+            try:
+                message = await self._receive(context, task)
+                if message is None:
+                    await abort(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+                    return None
+                num_reserved = receiver.reserve(len(message))
+                request = read(message)
+                del message  # it may be large, and the call may wait
+                own_id = request.id if has_id else None
+                request_id = request_id_of(header or own_id)
+                if header or own_id is None:
+                    context.set_trailing_metadata(((REQUEST_ID_HEADER, request_id),))
+                activity.working += 1
+                try:
+                    reply = await behaviour(request, context, request_id)
+                finally:
+                    activity.working -= 1
+                if reply is None:
+                    return None
+                encoded: bytes = reply if isinstance(reply, bytes) else reply.SerializeToString()
+                receiver.reserve(len(encoded), until_done=task)
+            except HeedError as error:
+                await self._refuse(context, name, request, request_id or request_id_of(header), error)
+            except DecodeError as error:
+                problem = InvalidRequest(f"the message is not what this call takes: {error}")
+                await self._refuse(context, name, None, request_id_of(header), problem)
+            except (cygrpc.AbortError, cygrpc.ExecuteBatchError):
+                raise  # the call has ended
+            except Exception:
+                request_id = request_id or request_id_of(header)
+                log.exception("unexpected error", request_id=request_id)
+                metadata = ((REQUEST_ID_HEADER, request_id),)
+                await abort(context, INTERNAL.grpc, internal_error_text(request_id), metadata)
+            else:
+                return encoded
+            finally:
+                receiver.release(num_reserved)
+            return None
+
+        kind = "stream_unary" if handler.unary_unary else "stream_stream"
+        replaced = {"unary_unary": None, "unary_stream": None, kind: answer}
+        return handler._replace(request_streaming=True, request_deserializer=None, response_serializer=None, **replaced)
+
+    async def _receive(self, context: Context, task: asyncio.Task[Any]) -> bytes | None:
+        """The next message of a call; None where its client sends none.
+
+        Raises:
+            HeedError: it has not arrived in time, or there is no memory for it.
+        """
+        self._receiver.begin(task)
+        try:
+            message = await context.read()
+        finally:
+            if (error := self._receiver.end(task)) is not None:
+                task.uncancel()
+                raise error
+        return message if isinstance(message, bytes) else None
+
+    async def _write(self, context: Context, message: Any) -> None:
+        """Send one message of a stream.
+
+        Raises:
+            DeadlineExceeded: the client does not read.
+        """
+        self._activity.working -= 1
+        try:
+            async with asyncio.timeout(self._receiver.timeout_s):
+                await context.write(message.SerializeToString())
+        except TimeoutError:
+            raise DeadlineExceeded("the client does not read its answer") from None
+        finally:
+            self._activity.working += 1
+        self._activity.writes += 1
+
+    async def _refuse(self, context: Context, name: str, request: Any, request_id: str, error: HeedError) -> None:
+        """Count an error and send it as its status code."""
+        text = str(error)
+        if (asked := _asked(name, request)) and not error.counted:
+            self._predictor.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
+        metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
+        if isinstance(error, Overloaded):
+            # Understood by gRPC clients that retry by themselves (gRFC A6).
+            metadata = (*metadata, ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)))
+        await abort(context, STATUS_OF[type(error)].grpc, text, metadata)
+
+
+async def abort(context: Context, code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
+    """End a call with an error; quietly, where the client has gone."""
+    try:
+        await context.abort(code, text, metadata)
+    except cygrpc.ExecuteBatchError:
+        return
+
+
+def _asked(name: str, request: Any) -> tuple[str, str] | None:
+    """Which model and version a message asks, for failures are counted by them; empty where it could not be read."""
+    if request is None:
+        return "", ""
+    if name not in TRACED_CALLS:
+        return None
+    return (request.model_name, request.model_version) if name == "ModelInfer" else (request.model, request.version)
+
+
+def bounded(limits: MessageLimits, parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """A reader that checks a message's bytes before it parses them."""
+
+    def read(message: bytes) -> T:
+        limits.check(message)
+        return parse(message)
+
+    return read
+
+
+def _metadata(context: Context, name: str) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else None
+    return None

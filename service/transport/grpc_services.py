@@ -1,0 +1,268 @@
+"""The calls that ask a model: the Open Inference Protocol, and the typed calls of heed.proto."""
+
+import asyncio
+import contextlib
+from dataclasses import asdict
+from itertools import chain
+from typing import Any, ClassVar
+
+from proto import heed_pb2, inference_pb2
+from service.errors import InvalidRequest
+from service.predictor import Call, Classification, ExplainRequest, Explanation, Looking, Receipt, Translated
+from service.tensors import TensorSpec, bytes_array
+from service.transport import SERVER_NAME, server_version
+from service.transport.frame import MOST_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
+from service.transport.grpc_frame import Context, FramedService, bounded
+from service.transport.grpc_messages import EXPLAIN, IMAGE, TEXT
+from service.transport.grpc_tensors import (
+    InferMessage,
+    byte_elements_of,
+    check_counts,
+    is_raw_only,
+    is_short,
+    long_answer,
+    parameter_value,
+    read_inputs,
+    read_message,
+    write_outputs,
+)
+
+# Fields of ExplainRequest that may be left open; the last three are those of `Looking`.
+EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
+
+
+class InferenceService(FramedService):
+    """The six calls of the Open Inference Protocol."""
+
+    readers: ClassVar = {"ModelInfer": read_message}
+    calls_with_id: ClassVar = ("ModelInfer",)
+
+    async def ServerLive(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerLiveResponse:
+        """The process lives."""
+        return inference_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerReadyResponse:
+        """The server would answer correctly now."""
+        return inference_pb2.ServerReadyResponse(ready=self._predictor.not_ready_because() is None)
+
+    async def ModelReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ModelReadyResponse:
+        """One model would answer correctly now."""
+        problem = self._predictor.problem_of(request.name, request.version)
+        return inference_pb2.ModelReadyResponse(ready=problem is None)
+
+    async def ServerMetadata(
+        self, request: Any, context: Context, request_id: str
+    ) -> inference_pb2.ServerMetadataResponse:
+        """Name and version of the server."""
+        return inference_pb2.ServerMetadataResponse(
+            name=SERVER_NAME, version=server_version(), extensions=self._predictor.extensions
+        )
+
+    async def ModelMetadata(
+        self, request: Any, context: Context, request_id: str
+    ) -> inference_pb2.ModelMetadataResponse:
+        """Tensors of a model."""
+        model = self._predictor.describe(request.name, request.version)
+        return inference_pb2.ModelMetadataResponse(
+            name=model.name,
+            versions=model.versions,
+            platform=model.platform,
+            inputs=[_tensor_metadata(spec) for spec in model.inputs],
+            outputs=[_tensor_metadata(spec) for spec in model.outputs],
+            # No properties: MLServer's client has another type of field in their place, and could read nothing.
+        )
+
+    async def ModelInfer(
+        self, message: InferMessage, context: Context, request_id: str
+    ) -> inference_pb2.ModelInferResponse | bytes:
+        """Tensors in, tensors out."""
+        request = message.request
+        check_counts(request)
+        given = request.parameters
+        parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
+        call = Call(
+            model=request.model_name,
+            version=request.model_version,
+            protocol="grpc",
+            request_id=request_id,
+            timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
+            truncate=parameters.truncate,
+            num_beams=parameters.num_beams,
+            max_new_tokens=parameters.max_new_tokens,
+            length_penalty=parameters.length_penalty,
+        )
+        inputs = read_inputs(message, MOST_READ_AT_ONCE)
+        if inputs is None:
+            self._predictor.check_target(call.model, call.version, byte_elements_of(request))
+            inputs = await asyncio.to_thread(read_inputs, message)
+            assert inputs is not None
+        wanted = [output.name for output in request.outputs] if request.outputs else ()
+        outputs, receipt = await self._predictor.infer(call, inputs, wanted)
+        response = inference_pb2.ModelInferResponse(
+            model_name=request.model_name,
+            model_version=receipt.model_version,
+            id=request.id or request_id,
+        )
+        written = response.parameters
+        for name, value in receipt.as_parameters().items():
+            if value is True or value is False:
+                written[name].bool_param = value
+            else:
+                written[name].int64_param = value
+        raw = len(message.raw) > 0 or is_raw_only(outputs)
+        if not is_short(outputs, raw=raw):
+            return await asyncio.to_thread(long_answer, response, outputs, raw=raw)
+        write_outputs(response, outputs, raw=raw)
+        return response
+
+
+class HeedService(FramedService):
+    """The typed calls."""
+
+    readers: ClassVar = {
+        "ClassifyText": bounded(TEXT, heed_pb2.ClassifyTextRequest.FromString),
+        "ClassifyImage": bounded(IMAGE, heed_pb2.ClassifyImageRequest.FromString),
+        "Translate": bounded(TEXT, heed_pb2.TranslateRequest.FromString),
+        "TranslateStream": bounded(TEXT, heed_pb2.TranslateRequest.FromString),
+        "Explain": bounded(EXPLAIN, heed_pb2.ExplainRequest.FromString),
+    }
+
+    async def ClassifyText(
+        self, request: heed_pb2.ClassifyTextRequest, context: Context, request_id: str
+    ) -> heed_pb2.ClassifyTextResponse:
+        """Text in, label out."""
+        call = Call(
+            model=request.model,
+            version=request.version,
+            protocol="grpc",
+            request_id=request_id,
+            timeout_s=context.time_remaining(),
+            truncate=request.truncate,
+        )
+        (classification,), receipt = await self._predictor.classify_texts(call, [request.text])
+        return heed_pb2.ClassifyTextResponse(**_classification(classification, receipt))
+
+    async def ClassifyImage(
+        self, request: heed_pb2.ClassifyImageRequest, context: Context, request_id: str
+    ) -> heed_pb2.ClassifyImageResponse:
+        """Image in, label out."""
+        call = Call(
+            model=request.model,
+            version=request.version,
+            protocol="grpc",
+            request_id=request_id,
+            timeout_s=context.time_remaining(),
+        )
+        (classification,), receipt = await self._predictor.classify_images(
+            call, [request.image], top_k=request.top_k or None
+        )
+        return heed_pb2.ClassifyImageResponse(**_classification(classification, receipt))
+
+    async def Translate(
+        self, request: heed_pb2.TranslateRequest, context: Context, request_id: str
+    ) -> heed_pb2.TranslateResponse:
+        """Text in, translation out."""
+        call = _translation_call(request, context, request_id)
+        (translated,), receipt = await self._predictor.translate_texts(call, [request.text])
+        return _translation(translated, receipt)
+
+    async def TranslateStream(self, request: heed_pb2.TranslateRequest, context: Context, request_id: str) -> None:
+        """Text in, its translation piece by piece."""
+        call = _translation_call(request, context, request_id)
+        async with contextlib.aclosing(self._predictor.stream_translation(call, request.text)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    await self._write(context, heed_pb2.TranslateChunk(text=piece))
+                else:
+                    await self._write(context, heed_pb2.TranslateChunk(whole=_translation(*piece)))
+
+    async def Explain(
+        self, request: heed_pb2.ExplainRequest, context: Context, request_id: str
+    ) -> heed_pb2.ExplainResponse:
+        """Text or image in, the weights of its parts out."""
+        given = request.WhichOneof("input")
+        if given is None:
+            raise InvalidRequest("the request has no input: text or image")
+        element = request.text.encode() if given == "text" else request.image
+        target, n_samples, seed, *looking = (_given(request, name) for name in EXPLAIN_FIELDS)
+        asked = ExplainRequest(request.method or None, target, n_samples, seed, Looking(*looking))
+        call = _translation_call(request, context, request_id)
+        inputs = {given: bytes_array([element])}
+        explained, receipt = await self._predictor.explain(call, inputs, asked, field=given)
+        return _explanation(explained.explanation, receipt)
+
+
+def _given(request: Any, name: str) -> Any:
+    """A field that may be left open."""
+    return getattr(request, name) if request.HasField(name) else None
+
+
+def _translation_call(
+    request: heed_pb2.TranslateRequest | heed_pb2.ExplainRequest, context: Context, request_id: str
+) -> Call:
+    return Call(
+        model=request.model,
+        version=request.version,
+        protocol="grpc",
+        request_id=request_id,
+        timeout_s=context.time_remaining(),
+        truncate=request.truncate,
+        num_beams=_given(request, "num_beams"),
+        max_new_tokens=_given(request, "max_new_tokens"),
+        length_penalty=_given(request, "length_penalty"),
+    )
+
+
+def _classification(classification: Classification, receipt: Receipt) -> dict[str, Any]:
+    """The fields of an answer, which texts and images have in common."""
+    return {
+        "label": classification.labels[0],
+        "score": classification.scores[0],
+        "scores": [
+            heed_pb2.ClassScore(label=label, score=score)
+            for label, score in zip(classification.labels, classification.scores, strict=True)
+        ],
+        "receipt": heed_pb2.Receipt(**receipt.as_dict()),
+    }
+
+
+def _translation(translated: Translated, receipt: Receipt) -> heed_pb2.TranslateResponse:
+    return heed_pb2.TranslateResponse(
+        translation=translated.text,
+        score=translated.score,
+        num_tokens=translated.num_tokens,
+        receipt=heed_pb2.Receipt(**receipt.as_dict()),
+    )
+
+
+def _explanation(explanation: Explanation, receipt: Receipt) -> heed_pb2.ExplainResponse:
+    influence_MK = explanation.influence or [[]] * len(explanation.words)
+    response = heed_pb2.ExplainResponse(
+        method=explanation.method,
+        target=explanation.target,
+        score=explanation.score,
+        features=[
+            heed_pb2.Feature(text=word.text, start=word.start, end=word.end, weight=weight, influence=influence_K)
+            for word, weight, influence_K in zip(explanation.words, explanation.weights, influence_MK, strict=True)
+        ],
+        target_tokens=explanation.target_tokens,
+        overlay=explanation.overlay,
+        fidelity=heed_pb2.Fidelity(**asdict(explanation.fidelity)),
+        receipt=heed_pb2.Receipt(**receipt.as_dict()),
+    )
+    if explanation.tokens is not None:
+        response.tokens.extend(heed_pb2.ExplainedToken(**token._asdict()) for token in explanation.tokens)
+    if (view := explanation.attention) is not None:
+        weights = view.weights or []
+        told = view._asdict() | {"weights": chain.from_iterable(weights), "rows": len(weights)}
+        response.attention.CopyFrom(heed_pb2.Attention(**told))
+    if (weights_RC := explanation.patches) is not None:
+        response.patches.rows, response.patches.columns = len(weights_RC), len(weights_RC[0])
+        response.patches.weights.extend(chain.from_iterable(weights_RC))
+    return response
+
+
+def _tensor_metadata(
+    spec: TensorSpec,
+) -> inference_pb2.ModelMetadataResponse.TensorMetadata:
+    return inference_pb2.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)

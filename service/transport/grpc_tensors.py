@@ -1,0 +1,258 @@
+"""Tensors of the Open Inference Protocol's gRPC messages: inputs to arrays, arrays to an answer's bytes.
+
+Python and protobuf hold the interpreter's lock while they convert elements. Long tensors are therefore converted in
+chunks, in a thread, so that others get the lock in between.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proto import inference_pb2
+from service.errors import InvalidRequest, TooLarge
+from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, bytes_array
+from service.transport.codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, check_header, decode_raw, encode_raw
+from service.transport.frame import MAX_TENSORS, MOST_READ_AT_ONCE, check_parameter_count
+from service.transport.grpc_messages import INFER, MAX_UNCHECKED_BYTES, split, varint
+
+Contents = inference_pb2.InferTensorContents
+OutputTensor = inference_pb2.ModelInferResponse.InferOutputTensor
+
+# Field of InferTensorContents by datatype; FP16 travels only raw.
+CONTENTS_OF = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+# Datatypes whose elements have the same bytes in an array and in a packed field.
+PACKED_AS_IN_MEMORY = ("BOOL", "FP32", "FP64")
+# An answer of more bytes is put together in a thread, since copying them takes milliseconds.
+MAX_INLINE_ANSWER_BYTES = 2**20
+# An answer is copied twice under the interpreter's lock, at about 3 GB/s.
+MAX_ANSWER_BYTES = 64 * 2**20
+
+
+class InferMessage(NamedTuple):
+    """A request whose raw contents may have been taken out of protobuf's message, which would hold them twice.
+
+    Attributes:
+        request: the message; its own raw contents count only where it is short.
+        raw: raw contents of the inputs, in their order.
+    """
+
+    request: inference_pb2.ModelInferRequest
+    raw: Sequence[bytes]
+
+    @property
+    def id(self) -> str:
+        """The client's id of the request, or empty."""
+        return self.request.id
+
+    @property
+    def model_name(self) -> str:
+        """The model that is asked."""
+        return self.request.model_name
+
+    @property
+    def model_version(self) -> str:
+        """Its version, or empty."""
+        return self.request.model_version
+
+
+def read_message(message: bytes) -> InferMessage:
+    """Parse a request, within its bounds.
+
+    Raises:
+        DecodeError, InvalidRequest: the bytes are no such message.
+        TooLarge: it holds more than it may.
+    """
+    if len(message) <= MAX_UNCHECKED_BYTES:
+        request = inference_pb2.ModelInferRequest.FromString(message)
+        return InferMessage(request, request.raw_input_contents)
+    parts = split(message, INFER)
+    request = inference_pb2.ModelInferRequest.FromString(parts.parsed)
+    # Copied, so that their elements lie at addresses that are multiples of their size.
+    return InferMessage(request, [bytes(contents) for contents in parts.bulk])
+
+
+def byte_elements_of(request: inference_pb2.ModelInferRequest) -> int:
+    """How many elements a message's BYTES tensors have by their shapes, before anything is checked."""
+    shapes = [tensor.shape[:MAX_DIMENSIONS] for tensor in request.inputs if tensor.datatype == "BYTES"]
+    return sum(abs(math.prod(shape)) for shape in shapes)
+
+
+def check_counts(request: inference_pb2.ModelInferRequest) -> None:
+    """Check how many tensors and parameters a message has, before each is looked at.
+
+    Raises:
+        InvalidRequest: more than a request may have.
+    """
+    for field, count in (("inputs", len(request.inputs)), ("outputs", len(request.outputs))):
+        if count > MAX_TENSORS:
+            raise InvalidRequest(f"the request has {count} {field}, the limit is {MAX_TENSORS}")
+    check_parameter_count(len(request.parameters))
+
+
+def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | None:
+    """The input tensors of a message, from its raw or its typed contents.
+
+    Args:
+        message: the request.
+        at_most: elements to look at one by one, which those of BYTES tensors and typed contents have to be.
+
+    Returns:
+        the tensors by name; None where there are more elements than `at_most`.
+
+    Raises:
+        InvalidRequest: they contradict what they say of themselves.
+    """
+    raw, tensors = message.raw, message.request.inputs
+    is_raw = len(raw) > 0
+    if is_raw and len(raw) != len(tensors):
+        raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(tensors)} inputs")
+    arrays: Arrays = {}
+    left = math.inf if at_most is None else at_most
+    for number, tensor in enumerate(tensors):
+        name, datatype = tensor.name, tensor.datatype
+        shape: Sequence[int] = tensor.shape
+        if name in arrays:
+            raise InvalidRequest(f"tensor {name!r} is given twice")
+        if is_raw and tensor.HasField("contents"):
+            raise InvalidRequest(f"tensor {name!r} has contents beside raw_input_contents; use one of them")
+        if len(shape) <= MAX_DIMENSIONS:  # one with more is refused below
+            shape = tuple(shape)
+            if datatype == "BYTES" or not is_raw:
+                left -= abs(math.prod(shape))
+                if left < 0:
+                    return None
+        arrays[name] = decode_raw(name, datatype, shape, raw[number]) if is_raw else _decode_contents(tensor)
+    return arrays
+
+
+def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -> NDArray[Any]:
+    count = check_header(tensor.name, tensor.datatype, tensor.shape)
+    if tensor.datatype not in CONTENTS_OF:
+        raise InvalidRequest(f"tensor {tensor.name!r}: {tensor.datatype} travels only in raw_input_contents")
+    field = CONTENTS_OF[tensor.datatype]
+    elements = getattr(tensor.contents, field)
+    if other := [known.name for known, _ in tensor.contents.ListFields() if known.name != field]:
+        raise InvalidRequest(f"tensor {tensor.name!r}: {tensor.datatype} belongs in {field}, not in {', '.join(other)}")
+    if len(elements) != count:
+        raise InvalidRequest(f"tensor {tensor.name!r}: {len(elements)} elements, but its shape takes {count}")
+    if tensor.datatype == "BYTES" and count > MAX_BYTES_ELEMENTS:
+        raise TooLarge(f"tensor {tensor.name!r}: {count} BYTES elements, the limit is {MAX_BYTES_ELEMENTS}")
+    try:
+        if count <= MOST_READ_AT_ONCE:
+            return _array(elements, tensor.datatype).reshape(tensor.shape)
+        chunks = [
+            _array(elements[start : start + MOST_READ_AT_ONCE], tensor.datatype)
+            for start in range(0, count, MOST_READ_AT_ONCE)
+        ]
+    except OverflowError:
+        raise InvalidRequest(f"tensor {tensor.name!r}: a number lies outside the range of {tensor.datatype}") from None
+    return np.concatenate(chunks).reshape(tensor.shape)
+
+
+def _array(elements: Sequence[Any], datatype: str) -> NDArray[Any]:
+    return bytes_array(elements) if datatype == "BYTES" else np.array(elements, dtype=NUMPY_OF[datatype])
+
+
+def is_raw_only(outputs: Arrays) -> bool:
+    """Whether one of the arrays has no typed form."""
+    return any(DATATYPE_OF_NUMPY[array.dtype] not in CONTENTS_OF for array in outputs.values())
+
+
+def is_short(outputs: Arrays, *, raw: bool) -> bool:
+    """Whether converting the arrays takes so little time that it needs no thread.
+
+    Raises:
+        TooLarge: the answer would have more bytes than an answer may have.
+    """
+    num_bytes, num_elements = 0, 0
+    for array in outputs.values():
+        num_bytes += array.nbytes
+        if not raw or array.dtype.hasobject:
+            num_elements += array.size
+    if num_bytes > MAX_ANSWER_BYTES:
+        raise TooLarge(f"the answer has {num_bytes} bytes, the limit is {MAX_ANSWER_BYTES}; ask for fewer rows")
+    return num_bytes <= MAX_INLINE_ANSWER_BYTES and num_elements <= MOST_READ_AT_ONCE
+
+
+def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, raw: bool) -> None:
+    """Add the output tensors to an answer, in raw or in typed form."""
+    for name, array in outputs.items():
+        datatype = DATATYPE_OF_NUMPY[array.dtype]
+        tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
+        if raw:
+            response.raw_output_contents.append(encode_raw(array))
+        else:
+            getattr(tensor.contents, CONTENTS_OF[datatype]).extend(array.ravel().tolist())
+
+
+def long_answer(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, raw: bool) -> bytes:
+    """The bytes of an answer with its output tensors: what `write_outputs` and serializing give, piece by piece.
+
+    Args:
+        response: the answer without its tensors.
+        outputs: the tensors by name.
+        raw: whether they are sent in raw form.
+
+    Raises:
+        TooLarge: the answer would have more bytes than an answer may have.
+    """
+    pieces: list[bytes | memoryview] = [response.SerializeToString()]
+    for name, array in outputs.items():
+        datatype = DATATYPE_OF_NUMPY[array.dtype]
+        tensor = [OutputTensor(name=name, datatype=datatype, shape=array.shape).SerializeToString()]
+        if not raw:
+            tensor += _field(OutputTensor.CONTENTS_FIELD_NUMBER, list(_typed_pieces(array, datatype)))
+        pieces += _field(inference_pb2.ModelInferResponse.OUTPUTS_FIELD_NUMBER, tensor)
+    if raw:
+        for array in outputs.values():
+            pieces += _field(inference_pb2.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER, _raw_pieces(array))
+    num_bytes = sum(map(len, pieces))
+    if num_bytes > MAX_ANSWER_BYTES:
+        raise TooLarge(f"the answer has {num_bytes} bytes, the limit is {MAX_ANSWER_BYTES}; ask for fewer rows")
+    return b"".join(pieces)
+
+
+def _field(number: int, pieces: list[bytes]) -> list[bytes]:
+    """A length-delimited field whose contents are the pieces one after the other."""
+    return [varint(number << 3 | 2), varint(sum(map(len, pieces))), *pieces]
+
+
+def _raw_pieces(array: NDArray[Any]) -> list[bytes]:
+    if not array.dtype.hasobject:
+        return [array.tobytes()]
+    flat = array.ravel()
+    return [encode_raw(flat[start : start + MOST_READ_AT_ONCE]) for start in range(0, flat.size, MOST_READ_AT_ONCE)]
+
+
+def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
+    """Messages of a few elements each; one after the other they are the message of all (protobuf merges them)."""
+    field = CONTENTS_OF[datatype]
+    if datatype in PACKED_AS_IN_MEMORY:
+        yield from _field(Contents.DESCRIPTOR.fields_by_name[field].number, [array.tobytes()])
+        return
+    flat = array.ravel()
+    for start in range(0, flat.size, MOST_READ_AT_ONCE):
+        chunk: Any = {field: flat[start : start + MOST_READ_AT_ONCE].tolist()}
+        yield Contents(**chunk).SerializeToString()
+
+
+def parameter_value(parameter: inference_pb2.InferParameter) -> object:
+    """The value of a request parameter; None where it has none."""
+    chosen = parameter.WhichOneof("parameter_choice")
+    return getattr(parameter, chosen) if chosen else None
