@@ -53,7 +53,7 @@ class ServiceConfig:
     max_image_memory_bytes: int = option(
         224 * 2**20, "decoded images that the server holds at once, in bytes; beyond that images wait their turn"
     )
-    max_connections: int = option(2048, "HTTP connections; further ones are refused")
+    max_connections: int = option(2048, "connections of HTTP, and as many of gRPC; further ones are refused")
     client_timeout_s: float = option(
         10.0, "for an HTTP client to send its headers, each 64 KiB of a body, or to take each 64 KiB of an answer"
     )

@@ -70,9 +70,13 @@ class Http2Client:
         host, port = self.address.rsplit(":", 1)
         self.socket = socket.create_connection((host, int(port)), timeout=TIMEOUT_S)
         payload = b"".join(struct.pack(">HI", *setting) for setting in self.settings.items())
-        self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, payload))
-        while not self.server_settings:
-            self.read()
+        try:
+            self.socket.sendall(PREFACE + frame(SETTINGS, 0, 0, payload))
+            while not self.server_settings:
+                self.read()
+        except BaseException:
+            self.socket.close()
+            raise
 
     def __enter__(self) -> Self:
         return self

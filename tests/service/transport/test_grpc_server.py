@@ -220,6 +220,21 @@ def test_a_connection_has_a_bounded_number_of_streams(small_store: Path, default
         assert client.server_settings[MAX_CONCURRENT_STREAMS] == 7
 
 
+def test_connections_have_a_bound_and_leave_room_when_they_end(small_store: Path) -> None:
+    """A connection beyond the bound is closed by the server, and one that comes after another has ended is not."""
+    with running_server(small_store, "--max-connections", "2") as server:
+        with Http2Client(server.grpc) as first, Http2Client(server.grpc) as second:
+            assert first.server_settings
+            assert second.server_settings
+            with pytest.raises(OSError, match=r"closed|reset"):
+                Http2Client(server.grpc)
+        with grpc.insecure_channel(server.grpc) as channel:
+            live = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ServerLive(
+                inference_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=60
+            )
+        assert live.live
+
+
 def test_a_call_without_a_message_is_told_so(default_server: Server) -> None:
     """A client that ends its half of the stream at once gets an error, not silence."""
     with grpc.insecure_channel(default_server.grpc) as channel:

@@ -4,9 +4,22 @@ import numpy as np
 import pytest
 
 from proto import inference_pb2
-from service.tensors import bytes_array
-from service.transport.codec import encode_raw
-from service.transport.grpc_tensors import InferMessage, read_inputs
+from service.errors import InvalidRequest, TooLarge
+from service.tensors import DTYPE_OF, Arrays, bytes_array
+from service.transport.codec import MAX_BYTES_ELEMENTS, decode_raw, encode_raw
+from service.transport.frame import MOST_READ_AT_ONCE
+from service.transport.grpc_messages import MAX_UNCHECKED_BYTES
+from service.transport.grpc_tensors import (
+    CONTENTS_OF,
+    MAX_ANSWER_BYTES,
+    MAX_INLINE_ANSWER_BYTES,
+    InferMessage,
+    is_short,
+    long_answer,
+    read_inputs,
+    read_message,
+    write_outputs,
+)
 
 FLOATS, TEXTS = np.arange(6, dtype=np.float32).reshape(2, 3), bytes_array([b"one", b"two"])
 
@@ -34,3 +47,85 @@ def test_messages_are_read_up_to_so_many_elements(raw: bool, read_singly: int) -
         assert arrays["floats"].tolist() == FLOATS.tolist()
         assert arrays["texts"].tolist() == TEXTS.tolist()
     assert read_inputs(InferMessage(request, request.raw_input_contents), read_singly - 1) is None
+
+
+def arrays_of_all_types(num_rows: int) -> dict[str, Arrays]:
+    """One array of every datatype, with the extremes of each."""
+    arrays: dict[str, Arrays] = {}
+    for datatype, dtype in DTYPE_OF.items():
+        if datatype == "BYTES":
+            elements = bytes_array([b"", b"text", b"\0\xff"] * num_rows)
+        elif dtype.kind in "iu":
+            bounds = np.iinfo(dtype)
+            elements = np.array([bounds.min, 1, bounds.max] * num_rows, dtype)
+        elif dtype.kind == "b":
+            elements = np.array([True, False, True] * num_rows)
+        else:
+            elements = np.array([-1.5, np.inf, 0.25] * num_rows, dtype)
+        arrays[datatype] = {"first": elements.reshape(num_rows, 3), "second": elements[:3]}
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("datatype", "raw"),
+    [*((datatype, True) for datatype in DTYPE_OF), *((datatype, False) for datatype in CONTENTS_OF)],
+)
+def test_a_long_answer_is_the_message_that_protobuf_would_write(datatype: str, raw: bool) -> None:
+    """An answer that is put together in pieces parses as the same message as one that protobuf has serialized."""
+    outputs = arrays_of_all_types(num_rows=MOST_READ_AT_ONCE // 2)[datatype]
+    whole = inference_pb2.ModelInferResponse(model_name="any", id="one")
+    pieces = long_answer(whole, outputs, raw=raw)
+    write_outputs(whole, outputs, raw=raw)
+    assert inference_pb2.ModelInferResponse.FromString(pieces) == whole
+
+
+def test_only_short_answers_are_written_on_the_loop() -> None:
+    """Typed and BYTES elements count one by one, raw tensors by their bytes; an answer that is too large is refused."""
+    many, few = np.zeros(MOST_READ_AT_ONCE + 1, np.float32), np.zeros(MOST_READ_AT_ONCE, np.float32)
+    assert is_short({"y": few}, raw=False)
+    assert not is_short({"y": many}, raw=False)
+    assert is_short({"y": many}, raw=True)
+    assert not is_short({"y": bytes_array([b""] * (MOST_READ_AT_ONCE + 1))}, raw=True)
+    assert not is_short({"y": np.zeros(MAX_INLINE_ANSWER_BYTES + 1, np.uint8)}, raw=True)
+    with pytest.raises(TooLarge, match=str(MAX_ANSWER_BYTES)):
+        is_short({"y": np.broadcast_to(np.uint8(0), MAX_ANSWER_BYTES + 1)}, raw=True)
+
+
+def test_a_tensor_has_a_bounded_number_of_texts() -> None:
+    """BYTES elements are refused by their shape, before any is made."""
+    count = MAX_BYTES_ELEMENTS + 1
+    with pytest.raises(TooLarge, match=f"{count} BYTES elements, the limit is {MAX_BYTES_ELEMENTS}"):
+        decode_raw("texts", "BYTES", (count,), b"")
+    request = inference_pb2.ModelInferRequest()
+    request.inputs.add(name="texts", datatype="BYTES", shape=[count]).contents.bytes_contents.extend([b""] * count)
+    with pytest.raises(TooLarge, match=f"{count} BYTES elements, the limit is {MAX_BYTES_ELEMENTS}"):
+        read_inputs(InferMessage(request, []))
+
+
+def test_typed_elements_are_read_in_pieces() -> None:
+    """Tensors longer than one piece are read whole, and an element out of range in a later piece is refused."""
+    numbers = np.arange(2 * MOST_READ_AT_ONCE + 7, dtype=np.int64) % 100
+    request = inference_pb2.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype="INT8", shape=numbers.shape)
+    tensor.contents.int_contents.extend(numbers.tolist())
+    arrays = read_inputs(InferMessage(request, []))
+    assert arrays is not None
+    assert arrays["x"].dtype == np.int8
+    assert np.array_equal(arrays["x"], numbers)
+    tensor.contents.int_contents[-1] = 128
+    with pytest.raises(InvalidRequest, match="outside the range of INT8"):
+        read_inputs(InferMessage(request, []))
+
+
+def test_raw_tensors_of_a_large_message_are_held_once() -> None:
+    """Raw contents above the size that is parsed at once are cut out of the message, aligned for their elements."""
+    floats = np.arange(2 * MAX_UNCHECKED_BYTES, dtype=np.float64)
+    request = inference_pb2.ModelInferRequest(model_name="any", id="one")
+    request.inputs.add(name="x", datatype="FP64", shape=floats.shape)
+    request.raw_input_contents.append(floats.tobytes())
+    message = read_message(request.SerializeToString())
+    assert (message.model_name, message.id, len(message.request.raw_input_contents)) == ("any", "one", 0)
+    arrays = read_inputs(message)
+    assert arrays is not None
+    assert np.array_equal(arrays["x"], floats)
+    assert arrays["x"].flags.aligned
