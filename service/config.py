@@ -30,6 +30,9 @@ class ServiceConfig:
     """All options of `python -m service`."""
 
     model_store: Path = option(Path("model_store"), "folder of model folders: <name>/<version>/")
+    state_dir: str = option(
+        "", "folder for what the server remembers, and for policies of a read-only store; empty: none"
+    )
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     http_port: int = option(8080, "port of HTTP; 0 takes a free one")
     grpc_port: int = option(8081, "port of gRPC; 0 takes a free one")
@@ -63,6 +66,7 @@ class ServiceConfig:
         0.0, "a gRPC connection that is older is ended, and its client connects anew; 0 for no limit"
     )
     default_timeout_s: float = option(60.0, "deadline of a request that brings none")
+    load_timeout_s: float = option(300.0, "time to load and prove one model; after that it is not served, and says so")
     engine_timeout_s: float = option(
         120.0, "an engine call that takes longer is terminated; unready if it does not stop"
     )
@@ -110,6 +114,7 @@ class ServiceConfig:
             "client_timeout_s",
             "grpc_message_timeout_s",
             "default_timeout_s",
+            "load_timeout_s",
             "engine_timeout_s",
             "drain_timeout_s",
         ):

@@ -13,6 +13,7 @@ import numpy as np
 # only some of them are in use.
 LEARNING_RATE_ALL, LEARNING_RATE_CELL = 0.1, 0.1
 MAX_CORRECTION = 2.0  # a single call that was this much slower or faster than expected counts as no more than this
+MAX_KNOWN_CELLS = 4096  # larger sizes are located when they are met: a table must not grow with what a folder claims
 SHORTEST_S = 1e-7  # of any call; keeps the arithmetic away from zero
 
 
@@ -65,9 +66,10 @@ class CostTable:
         """Start from measured calls, each (rows, length, seconds); without any, the second `record` starts it."""
         self._rows = _powers_of_two(1, max(2, max_rows))
         self._lengths = _powers_of_two(1, max(2, max_length))
-        # Looked up several times a batch, so the cell of each value is worked out once.
-        self._row_cells = [_locate(self._rows, value) for value in range(self._rows[-1] + 1)]
-        self._length_cells = [_locate(self._lengths, value) for value in range(self._lengths[-1] + 1)]
+        # Looked up several times a batch, so the cell of each usual value is worked out once.
+        self._row_cells = [_locate(self._rows, value) for value in range(min(self._rows[-1], MAX_KNOWN_CELLS) + 1)]
+        known_lengths = min(self._lengths[-1], MAX_KNOWN_CELLS)
+        self._length_cells = [_locate(self._lengths, value) for value in range(known_lengths + 1)]
         self._seconds: list[list[float]] = []
         self._scale = 1.0
         self._cold = not measured

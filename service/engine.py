@@ -73,6 +73,10 @@ class Engine(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Its outputs."""
 
+    @property
+    def optional_inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs with a default value in the graph, which a call may bring."""
+
     def run(self, feeds: Arrays) -> Arrays:
         """One call: an array for each input, by name; an array for each output.
 
@@ -116,7 +120,7 @@ class OnnxEngine:
 
     def __init__(
         self,
-        graph: Path | PrivateGraph,
+        graph: Path | PrivateGraph | bytes,
         threads: int,
         device: Device = "cpu",
         buckets: Buckets | None = None,
@@ -127,7 +131,7 @@ class OnnxEngine:
         """Load `graph`; each call then computes on `threads` threads, or on the device.
 
         Args:
-            graph: the file, or the private copy of one.
+            graph: the file, the private copy of one, or the content of one that reads no weights from other files.
             threads: of a call on the CPU.
             device: where it is computed.
             buckets: what calls are rounded up to; None leaves each as it is.
@@ -140,6 +144,7 @@ class OnnxEngine:
         """
         self._session = open_session(graph, threads, device, captures=captures)
         self.inputs, self.outputs = _specs(self._session)
+        self.optional_inputs = tuple(map(_spec, self._session.get_overridable_initializers()))
         self._output_names = [spec.name for spec in self.outputs]
         self._device, self._bound = device, None
         if buckets is not None:
@@ -172,7 +177,7 @@ class OnnxEngine:
 
     def _run_bound(self, feeds: Arrays) -> list[NDArray[Any]]:
         """A call of any shape: its inputs go to the device, and its outputs, whose sizes it tells, come back once."""
-        if unknown := feeds.keys() - {spec.name for spec in self.inputs}:
+        if unknown := feeds.keys() - {spec.name for spec in (*self.inputs, *self.optional_inputs)}:
             raise ValueError(f"the graph has no input {', '.join(sorted(unknown))}")
         binding = self._session.io_binding()
         for name, array in feeds.items():
@@ -357,7 +362,7 @@ def _on_device(shape: list[int], dtype: np.dtype[Any], device: Device) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device)
 
 
-def open_session(graph: Path | PrivateGraph, threads: int, device: Device, *, captures: bool = False) -> Any:
+def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Device, *, captures: bool = False) -> Any:
     """A session of ONNX Runtime; with `captures`, one that captures CUDA graphs.
 
     Private copies are needed no longer when the session is there: it has its own copy of all weights, in the form that
@@ -367,18 +372,22 @@ def open_session(graph: Path | PrivateGraph, threads: int, device: Device, *, ca
         EngineError: it refuses the graph, or would compute it elsewhere.
     """
     chosen, options = providers(device, captures=captures), session_options(threads)
-    path = graph if isinstance(graph, Path) else graph.file.path
+    name = "the graph" if isinstance(graph, bytes) else graph.name
+    source = graph.file.path if isinstance(graph, PrivateGraph) else graph
     try:
         with turn(device), ExitStack() as mapped:
             if isinstance(graph, PrivateGraph) and graph.weights:
                 contents = [mapped.enter_context(weights.mapped()) for weights in graph.weights.values()]
                 lengths = [len(content) for content in contents]
                 options.add_external_initializers_from_files_in_memory(list(graph.weights), contents, lengths)
-            session = onnxruntime.InferenceSession(str(path), options, providers=chosen)
+            session = onnxruntime.InferenceSession(source, options, providers=chosen)
     except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
-        raise EngineError(f"{graph.name}: {first_line(error).replace(str(path), graph.name)}") from error
+        text = first_line(error)
+        raise EngineError(
+            f"{name}: {text if isinstance(source, bytes) else text.replace(str(source), name)}"
+        ) from error
     if device == "cuda" and CUDA not in session.get_providers():
-        raise EngineError(f"{graph.name}: ONNX Runtime would compute it on the CPU, and CUDA was asked for")
+        raise EngineError(f"{name}: ONNX Runtime would compute it on the CPU, and CUDA was asked for")
     return session
 
 

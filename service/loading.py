@@ -7,9 +7,12 @@ Warm-up, preprocessing parity and numeric parity in one: what passes answers as 
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,9 +27,12 @@ from model_store.folder import (
     FolderError,
     FoundFolder,
     GoldenExample,
+    Manifest,
     ModelFolder,
     read,
 )
+from model_store.policy import BatchingDeclaration, read_batching_declaration
+from model_store.private_files import PrivateGraph
 from service.cost_table import CostTable
 from service.decoder import TranslationEngine
 from service.device import Device, Place
@@ -34,10 +40,16 @@ from service.engine import Buckets, Engine, EngineError, OnnxEngine
 from service.explain_graph import ExplainGraph
 from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.inflight_batcher import RunningBatches
+from service.models.bare_engine import BareEngine, with_overridable_initializers
+from service.models.batching import Batching, BatchingRule
+from service.models.row_independence import TrialStopped
+from service.models.row_independence.onnx_graph import Model, UnreadableGraph, read_model
+from service.priority import EngineCall, Terminated, terminable
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
-from service.tasks.tensor_rows import TensorRows, batching_problem
+from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
 from service.tasks.translation import GOLDEN_SEARCHES, Sentence, Translation
+from service.tensors import Arrays
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +79,9 @@ LONGEST_ROW = 1024
 # Of an int8 graph, CUDA has no kernel that scales activations as they come (DynamicQuantizeLinear).
 CAPTURED_PRECISIONS = ("float32", "float16")
 
+# Longest input of a text model. Costs and buffers are kept for each length, so a length has to be one that can be met.
+MAX_TOKENS = 131_072
+
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)
 
@@ -87,6 +102,7 @@ class LoadedTranslation:
     cache_place: Place
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
+    batching: Batching = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -98,11 +114,12 @@ class Loaded:
     probe: Callable[[], None]
     costs: CostTable
     skipped_padding_cost: float | None  # as `Batcher` takes it
+    max_rows: int  # of a call that several items share
     golden: Golden | None = None  # of a bare model
     precision: str | None = None  # the same
-    cost_follows_from_shapes: bool = False  # as `Batcher` takes it; True only where the graph shows it
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
+    batching: Batching = field(kw_only=True)
 
 
 def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
@@ -184,6 +201,7 @@ class Loader:
         device: Device = "cpu",
         open_engine: Callable[[ModelFolder, int, Device], Engine] = open_onnx,
         open_translation_engine: Callable[[ModelFolder, int, Device], TranslationEngine] = open_translation,
+        state: Path | None = None,
     ) -> None:
         """Set up.
 
@@ -194,10 +212,12 @@ class Loader:
             device: where engines compute.
             open_engine: what computes the graph of a model with one; gets folder, threads and device.
             open_translation_engine: the same of a translation model.
+            state: the folder of what is remembered and declared outside of the store.
         """
         self._max_rows, self._threads, self._engine_clock = max_rows, threads, engine_clock
         self._device, self._open_engine = device, open_engine
         self._open_translation_engine = open_translation_engine
+        self._state, self._batching_rule = state, BatchingRule(state)
 
     def load(self, found: FoundFolder) -> Loaded | LoadedTranslation:
         """Read, check and prove one folder; all of it that takes time.
@@ -239,11 +259,27 @@ class Loader:
             return self._load_image_classifier(folder, engine)
         raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
 
-    def _load_bare(self, folder: ModelFolder, engine: Engine) -> Loaded:
-        problem = batching_problem(engine.inputs, engine.outputs, engine.run)
-        if problem:
-            log.info("model is served without batching", model=folder.name, version=str(folder.version), why=problem)
-        task = TensorRows(engine.inputs, engine.outputs, max_rows=self._max_rows, batched=not problem)
+    def _load_bare(self, folder: ModelFolder, opened: Engine) -> Loaded:
+        graph = folder.graph
+        engine = BareEngine(
+            opened,
+            model_of(graph),
+            lambda: OnnxEngine(with_overridable_initializers(graph.read_bytes()), self._threads, self._device),
+        )
+        batching = self._batching_rule.of_bare_graph(
+            graph, engine.inputs, engine.outputs, partial(run_within, engine), self._declaration(folder)
+        )
+        if not batching.joined:
+            why = batching.describe()
+            log.info("model is served without batching", model=folder.name, version=str(folder.version), why=why)
+        max_rows = min(self._max_rows, batching.max_rows or self._max_rows)
+        task = TensorRows(
+            engine.inputs,
+            engine.outputs,
+            max_rows=max_rows,
+            joined=batching.joined,
+            optional_inputs=engine.optional_inputs,
+        )
         return Loaded(
             task,
             run=lambda items: task.separate(engine.run(task.collate(items)), items),
@@ -251,14 +287,26 @@ class Loader:
             probe=lambda: None,
             costs=CostTable(self._max_rows, LONGEST_ROW),
             skipped_padding_cost=0.0,  # there is none
+            max_rows=max_rows,
+            batching=batching,
         )
+
+    def _declaration(self, folder: ModelFolder) -> BatchingDeclaration | None:
+        state = None if self._state is None else self._state / folder.name
+        return read_batching_declaration(folder.path.parent, state)
+
+    def _batching_of(self, folder: ModelFolder, graph: PrivateGraph) -> Batching:
+        """Decide whether rows of several requests share a call of a folder with a manifest."""
+        return self._batching_rule.of_folder(graph, self._declaration(folder))
+
+    def _max_rows_of(self, batching: Batching) -> int:
+        """Largest number of rows of a call that several items share; 1 where none may."""
+        return min(self._max_rows, batching.max_rows or self._max_rows) if batching.joined else 1
 
     def _load_text_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
         hub_config = _read_json(folder, "config.json", _HubConfig)
-        max_tokens = folder.manifest.limits.max_tokens
-        if max_tokens is None:
-            raise FolderError("manifest.json: limits.max_tokens is missing")
+        max_tokens = max_tokens_of(folder.manifest)
         task = TextClassification(
             folder.read_text(TOKENIZER),
             labels=folder.manifest.labels,
@@ -277,8 +325,8 @@ class Loader:
                 raise FolderError("the tokenizer gives other ids than in training")
             return tokens
 
-        golden = GoldenLogits(folder, item_of)
-        items = replay_golden(golden, run)
+        golden, batching = GoldenLogits(folder, item_of), self._batching_of(folder, folder.graph)
+        items = replay_golden(golden, run, together=batching.joined)
         ids = [number for item in items for number in item.ids]
 
         def item_of_length(length: int) -> Tokens:
@@ -288,7 +336,17 @@ class Loader:
         padding_cost = None
         if folder.manifest.skips_padding:
             padding_cost = measure_padding_cost(run, item_of_length, max_tokens, self._engine_clock)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, padding_cost, golden, folder.manifest.precision)
+        return Loaded(
+            task,
+            run,
+            probe=lambda: _probe(run, items[0]),
+            costs=costs,
+            skipped_padding_cost=padding_cost,
+            max_rows=self._max_rows_of(batching),
+            golden=golden,
+            precision=folder.manifest.precision,
+            batching=batching,
+        )
 
     def _load_image_classifier(self, folder: ModelFolder, engine: Engine) -> Loaded:
         assert folder.manifest is not None
@@ -309,20 +367,28 @@ class Loader:
                 raise FolderError("the image becomes other pixels than in training")
             return pixels
 
-        golden = GoldenLogits(folder, item_of)
-        items = replay_golden(golden, run)
+        golden, batching = GoldenLogits(folder, item_of), self._batching_of(folder, folder.graph)
+        items = replay_golden(golden, run, together=batching.joined)
         if self._device == "cuda":
             # The first call of a bucket allocates, chooses kernels and captures: here, not while a client waits.
             for exponent in range((self._max_rows - 1).bit_length() + 1):
                 run([items[0]] * min(2**exponent, self._max_rows))
         costs = self._measure_costs(run, lambda length: items[0], ROW_COST_PROBES, 1)
-        return Loaded(task, run, lambda: _probe(run, items[0]), costs, None, golden, folder.manifest.precision)
+        return Loaded(
+            task,
+            run,
+            probe=lambda: _probe(run, items[0]),
+            costs=costs,
+            skipped_padding_cost=None,
+            max_rows=self._max_rows_of(batching),
+            golden=golden,
+            precision=folder.manifest.precision,
+            batching=batching,
+        )
 
     def _load_translation(self, folder: ModelFolder) -> LoadedTranslation:
         assert folder.manifest is not None
-        max_tokens = folder.manifest.limits.max_tokens
-        if max_tokens is None:
-            raise FolderError("manifest.json: limits.max_tokens is missing")
+        max_tokens = max_tokens_of(folder.manifest)
         languages = _read_json(folder, "config.json", _TranslationConfig)
         generation = _read_json(folder, "generation_config.json", _GenerationConfig)
         task = Translation(
@@ -360,7 +426,14 @@ class Loader:
             measured.append((rows, 1, time.perf_counter() - started_s))
         costs = CostTable(self._max_rows, 2, measured)
         return LoadedTranslation(
-            task, open_batches, probe, costs, golden, folder.manifest.precision, engine.cache_place
+            task,
+            open_batches,
+            probe,
+            costs,
+            golden,
+            folder.manifest.precision,
+            engine.cache_place,
+            batching=self._batching_of(folder, folder.encoder),
         )
 
     def _measure_costs(
@@ -385,6 +458,20 @@ class Loader:
             if time.perf_counter() > ends_s:
                 break
         return CostTable(self._max_rows, max_length, measured)
+
+
+def max_tokens_of(manifest: Manifest) -> int:
+    """Read the longest input that a text model takes, in tokens.
+
+    Raises:
+        FolderError: it is missing, or no length that this server computes with.
+    """
+    max_tokens = manifest.limits.max_tokens
+    if max_tokens is None:
+        raise FolderError("manifest.json: limits.max_tokens is missing")
+    if not 1 <= max_tokens <= MAX_TOKENS:
+        raise FolderError(f"manifest.json: limits.max_tokens is {max_tokens}; this server takes 1 to {MAX_TOKENS}")
+    return max_tokens
 
 
 class _HubConfig(msgspec.Struct):
@@ -442,11 +529,44 @@ def measure_padding_cost(
     return min(1.0, max(0.0, (padded_s / even_s - 1) * tokens / padding))
 
 
+def model_of(graph: PrivateGraph) -> Model:
+    """Read what a graph's file says, without its weights.
+
+    Raises:
+        FolderError: it is no ONNX model.
+    """
+    with graph.file.mapped() as content:
+        try:
+            return read_model(memoryview(content))
+        except UnreadableGraph as error:
+            problem = f"{graph.name}: {error}"
+    raise FolderError(problem)
+
+
+def run_within(engine: Engine, feeds: Arrays, limit_s: float) -> Arrays:
+    """Make an engine call that is terminated after `limit_s` seconds.
+
+    Raises:
+        EngineError: the graph cannot compute these inputs.
+        TrialStopped: the time is up.
+    """
+    call = EngineCall()
+    timer = threading.Timer(limit_s, call.terminate)
+    timer.start()
+    try:
+        with terminable(call):
+            return engine.run(feeds)
+    except Terminated:
+        raise TrialStopped from None
+    finally:
+        timer.cancel()
+
+
 def _probe(run: Callable[[list[Any]], list[Any]], item: Any) -> None:
     run([item])
 
 
-def replay_golden(golden: GoldenLogits, run: Callable[[list[Any]], list[Any]]) -> list[Any]:
+def replay_golden(golden: GoldenLogits, run: Callable[[list[Any]], list[Any]], *, together: bool) -> list[Any]:
     """Answer the golden examples, one by one and in one batch, and compare.
 
     Warm-up, preprocessing parity and numeric parity in one.
@@ -454,6 +574,7 @@ def replay_golden(golden: GoldenLogits, run: Callable[[list[Any]], list[Any]]) -
     Args:
         golden: the examples.
         run: the engine call, items to logits.
+        together: compare the answers in a batch as well.
 
     Returns:
         the examples' items.
@@ -462,10 +583,10 @@ def replay_golden(golden: GoldenLogits, run: Callable[[list[Any]], list[Any]]) -
         FolderError: the tensors differ, or the logits lie further off than the manifest allows.
     """
     items = [golden.item(number) for number in range(golden.num_examples)]
-    for how, logits in (
-        ("alone", [run([item])[0] for item in items]),
-        ("in a batch", run(items)),
-    ):
+    answers = {"alone": [run([item])[0] for item in items]}
+    if together:
+        answers["in a batch"] = run(items)
+    for how, logits in answers.items():
         for number, logits_C in enumerate(logits):
             golden.difference(number, logits_C, how)
     return items

@@ -150,7 +150,7 @@ class ModelDescription:
     platform: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    properties: dict[str, str]  # "explain": by which methods, with commas between them
+    properties: dict[str, str]  # "batching", and "explain", "optional_inputs": names with commas between them
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +167,7 @@ class IndexedModel:
     reason: str | None  # why it is not
     precision: str | None  # of the graphs that answer; None of a bare model
     cache: Place | None  # where a translation model keeps keys and values between two steps
+    batching: str | None  # whether requests share its engine calls, and on what grounds; None while it cannot answer
 
 
 class Predictor:
@@ -706,7 +707,7 @@ class Predictor:
             "onnxruntime_onnx",
             model.task.inputs,
             model.task.outputs,
-            {"explain": ",".join(methods)} if (methods := methods_of(model)) else {},
+            _properties(model),
         )
 
     def index(self) -> list[IndexedModel]:
@@ -729,6 +730,7 @@ class Predictor:
                     reason=why,
                     precision=None if served is None else served.precision,
                     cache=None if served is None else served.cache_place,
+                    batching=None if served is None else served.batching.describe(),
                 )
             )
         return indexed
@@ -841,12 +843,15 @@ def _taken(model: ServedModel) -> str:
 def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
     """Refuse tensors that do not fit the model's metadata, by name, type or shape."""
     specs = model.task.inputs
+    optional = model.task.optional_inputs if isinstance(model.task, TensorRows) else ()
+    if optional:
+        specs = (*specs, *(spec for spec in optional if spec.name in inputs))
     if len(inputs) > len(specs):
-        raise _misnamed(inputs, specs)
+        raise _misnamed(inputs, specs, optional)
     for spec in specs:
         name = spec.name
         if (array := inputs.get(name)) is None:
-            raise _misnamed(inputs, specs)
+            raise _misnamed(inputs, specs, optional)
         if array.dtype != DTYPE_OF[spec.datatype]:
             datatype = DATATYPE_OF_NUMPY[array.dtype]
             raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")
@@ -856,11 +861,21 @@ def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
             )
 
 
-def _misnamed(inputs: Arrays, specs: Sequence[TensorSpec]) -> InvalidRequest:
+def _misnamed(inputs: Arrays, specs: Sequence[TensorSpec], optional: Sequence[TensorSpec]) -> InvalidRequest:
     names = {spec.name for spec in specs}
     if unknown := inputs.keys() - names:
-        return InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names(specs)}")
+        known = dict.fromkeys([*specs, *optional])
+        return InvalidRequest(f"unknown input {', '.join(sorted(unknown))}; {_names([*known])}")
     return InvalidRequest(f"input {', '.join(sorted(names - inputs.keys()))} is missing; {_names(specs)}")
+
+
+def _properties(model: ServedModel) -> dict[str, str]:
+    properties = {"batching": model.batching.describe()}
+    if methods := methods_of(model):
+        properties["explain"] = ",".join(methods)
+    if isinstance(model.task, TensorRows) and model.task.optional_inputs:
+        properties["optional_inputs"] = ",".join(spec.name for spec in model.task.optional_inputs)
+    return properties
 
 
 def _names(specs: Sequence[TensorSpec]) -> str:

@@ -6,8 +6,11 @@ A folder that fails on the way is not served and says why; the others are not to
 """
 
 import asyncio
+import contextlib
+import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 
@@ -22,6 +25,8 @@ from service.golden import Golden
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
 from service.metrics import Metrics
+from service.models.batching import Batching
+from service.priority import EngineCall, terminable
 from service.worker_threads import Watchdog
 
 log = structlog.get_logger(__name__)
@@ -40,6 +45,7 @@ class ServedModel:
     cache_place: Place | None = None  # of a translation model
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
+    batching: Batching = field(kw_only=True)
 
 
 @dataclass
@@ -76,7 +82,13 @@ class ModelRepository:
         self._engine_clock = time.thread_time if alone else time.monotonic
         self.watchdog = Watchdog()
         self.metrics.queue_limit_rows.set(self.config.max_queue)
-        self._loader = Loader(self.config.max_batch_rows, self.threads, self._engine_clock, self.device)
+        self._loader = Loader(
+            self.config.max_batch_rows,
+            self.threads,
+            self._engine_clock,
+            self.device,
+            state=Path(self.config.state_dir) if self.config.state_dir else None,
+        )
 
     async def load_all(self) -> None:
         """Load every folder of the store, a few at a time; once draining, no further one.
@@ -102,7 +114,7 @@ class ModelRepository:
         state = self.states[folder.name, folder.version]
         started_s = time.perf_counter()
         try:
-            loaded = await asyncio.to_thread(self._loader.load, folder)
+            loaded = await self._loaded_in_time(folder)
         except (FolderError, EngineError) as error:
             state.problem = str(error)
         except Exception as error:  # one bad folder must not take the others down, whatever is wrong with it
@@ -125,8 +137,47 @@ class ModelRepository:
         else:
             seconds = round(time.perf_counter() - started_s, 3)
             served = state.served
-            how = {} if served is None or served.precision is None else {"precision": served.precision}
+            how = {} if served is None else {"batching": served.batching.describe()}
+            if served is not None and served.precision is not None:
+                how["precision"] = served.precision
             log.info("model ready", model=folder.name, version=folder.version, load_s=seconds, **how)
+
+    async def _loaded_in_time(self, folder: FoundFolder) -> Loaded | LoadedTranslation:
+        """Load a folder in a thread, and leave that thread behind when it takes too long.
+
+        Raises:
+            FolderError: the time is up, or the folder must not be served.
+            EngineError: ONNX Runtime refuses a graph.
+        """
+        call, limit_s = EngineCall(), self.config.load_timeout_s
+        loop = asyncio.get_running_loop()
+        loading: asyncio.Future[Loaded | LoadedTranslation] = loop.create_future()
+
+        def end(loaded: Loaded | LoadedTranslation | None, error: Exception | None) -> None:
+            if loading.done():
+                return  # it came too late
+            if loaded is None:
+                loading.set_exception(error or FolderError("loading has given nothing"))
+            else:
+                loading.set_result(loaded)
+
+        def load() -> None:
+            loaded, failure = None, None
+            try:
+                with terminable(call):
+                    loaded = self._loader.load(folder)
+            except Exception as error:  # handed on
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                loop.call_soon_threadsafe(end, loaded, failure)
+
+        # A daemon: a thread that does not come back keeps neither another folder waiting nor the process alive.
+        threading.Thread(target=load, name=f"load-{folder.name}", daemon=True).start()
+        try:
+            return await asyncio.wait_for(loading, limit_s)
+        except TimeoutError:
+            call.terminate()
+            raise FolderError(f"loading has taken more than {limit_s:g} s (load_timeout_s)") from None
 
     def _start(self, folder: FoundFolder, loaded: Loaded | LoadedTranslation) -> ServedModel:
         labels = (folder.name, folder.version)
@@ -157,13 +208,13 @@ class ModelRepository:
                 skipped_padding_cost=loaded.skipped_padding_cost,
                 limits=BatcherLimits(
                     max_queue_rows=self.config.max_queue,
-                    max_batch_rows=self.config.max_batch_rows,
+                    max_batch_rows=loaded.max_rows,
                     max_batch_tokens=self.config.max_batch_tokens,
                     engine_timeout_s=self.config.engine_timeout_s,
                 ),
                 on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
                 engine_clock=self._engine_clock,
-                cost_follows_from_shapes=loaded.cost_follows_from_shapes,
+                cost_follows_from_shapes=loaded.batching.constant_cost,
                 tally=self.metrics.scheduling(*labels),
                 watchdog=self.watchdog,
                 name=f"{folder.name}/{folder.version}",
@@ -181,6 +232,7 @@ class ModelRepository:
             loaded.cache_place if isinstance(loaded, LoadedTranslation) else None,
             loaded.card,
             loaded.graph,
+            batching=loaded.batching,
         )
 
     def get(self, name: str, version: str = "") -> ServedModel:

@@ -38,9 +38,12 @@ class TensorSpec:
     name: str
     datatype: str
     shape: tuple[int, ...]
+    any_rank: bool = False  # the model declares no shape; `shape` is (-1,) then, for clients that need one
 
     def admits(self, shape: Sequence[int]) -> bool:
         """Whether an array of this shape fits."""
+        if self.any_rank:
+            return True
         if len(shape) != len(self.shape):
             return False
         for size, actual in zip(self.shape, shape, strict=True):  # a loop, because all() takes three times as long

@@ -1,6 +1,7 @@
 """A real server on free ports, on a store made for the tests."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -122,9 +123,9 @@ def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: 
 
 
 def write_endless(folder: Path) -> None:
-    """A bare model whose one call, and therefore its loading, takes for ever."""
-    count = helper.make_node("Constant", [], ["count"], value_int=2**62)
-    more = helper.make_node("Constant", [], ["more"], value=helper.make_tensor("true", TensorProto.BOOL, [], [True]))
+    """A text classifier whose one call takes for ever, and therefore also its loading."""
+    shutil.copytree(ROOT / "model_store/sentiment-small/1", folder)
+    (folder / "model.onnx").unlink()
     scalar = {"number": (TensorProto.INT64, []), "going": (TensorProto.BOOL, []), "before": (TensorProto.FLOAT, None)}
     step = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Sin", ["before"], ["after"])],
@@ -135,9 +136,24 @@ def write_endless(folder: Path) -> None:
             helper.make_tensor_value_info("after", TensorProto.FLOAT, None),
         ],
     )
-    rows = (TensorProto.FLOAT, ["rows"])
-    loop = helper.make_node("Loop", ["count", "more", "x"], ["y"], body=step)
-    write_onnx(folder, [count, more, loop], {"x": rows}, {"y": rows})
+    nodes = [
+        helper.make_node("Constant", [], ["count"], value_int=2**62),
+        helper.make_node("Constant", [], ["more"], value=helper.make_tensor("true", TensorProto.BOOL, [], [True])),
+        helper.make_node("Constant", [], ["axis"], value_ints=[1]),
+        helper.make_node("Mul", ["input_ids", "attention_mask"], ["ids"]),
+        helper.make_node("Cast", ["ids"], ["x"], to=TensorProto.FLOAT),
+        helper.make_node("Loop", ["count", "more", "x"], ["z"], body=step),
+        helper.make_node("ReduceSum", ["z", "axis"], ["sum"]),
+        helper.make_node("Concat", ["sum", "sum"], ["logits"], axis=1),
+    ]
+    ids = (TensorProto.INT64, ["batch", "tokens"])
+    outputs = {"logits": (TensorProto.FLOAT, ["batch", 2])}
+    write_onnx(folder / "graph", nodes, {"input_ids": ids, "attention_mask": ids}, outputs)
+    (folder / "graph/model.onnx").rename(folder / "model.onnx")
+    (folder / "graph").rmdir()
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def make_store(store: Path) -> Path:

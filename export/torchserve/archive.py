@@ -4,7 +4,7 @@
       handler.py             what TorchServe runs
       model-config.yaml      its batching, and what the handler is to do
       model/                 the model folder as it is: its checksums and golden examples hold there too
-      service/ model_store/ export/    the modules that the handler uses
+      service/ model_store/ proto/ export/    the modules that the handler uses
 
 An archive so answers alike wherever it is taken; it needs the serving install, PyTorch and TorchServe beside it.
 """
@@ -112,16 +112,20 @@ def _config_of(batching: Batching, runtime: Runtime) -> dict[str, object]:
 def _lay_out(folder: ModelFolder, contents: Path) -> None:
     """The files of the archive but those that the archiver itself writes."""
     shutil.copytree(folder.path, contents / handler.MODEL_FOLDER)
-    for package in ("service", "model_store", "export"):
-        target = contents / package
+    left_out = shutil.ignore_patterns("__pycache__", "transport", "monitoring", "Dockerfile")
+    shutil.copytree(str(files("service")), contents / "service", ignore=left_out)
+    modules = {
+        "model_store": "*.py",
+        "proto": "__init__.py onnx_graph_pb2.py",
+        "export": "__init__.py",
+        "export.torchserve": "__init__.py torchscript_engine.py",
+    }
+    for package, patterns in modules.items():
+        target = contents / package.replace(".", "/")
         target.mkdir()
-        for module in Path(str(files(package))).glob("*.py"):
-            if package != "export" or module.name == "__init__.py":
+        for pattern in patterns.split():
+            for module in Path(str(files(package))).glob(pattern):
                 shutil.copy(module, target)
-    shutil.copytree(str(files("service.tasks")), contents / "service/tasks", ignore=shutil.ignore_patterns("*.pyc"))
-    (contents / "export/torchserve").mkdir()
-    for name in ("__init__.py", "torchscript_engine.py"):
-        shutil.copy(str(files("export.torchserve") / name), contents / "export/torchserve")
 
 
 def _pack(folder: ModelFolder, contents: Path, config: Path, into: Path) -> None:

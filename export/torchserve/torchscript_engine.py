@@ -33,6 +33,7 @@ class TorchScriptEngine:
         except RuntimeError as error:
             raise EngineError(f"{graph.name}: {str(error).strip().splitlines()[0]}") from error
         self._device = device
+        self.optional_inputs: tuple[TensorSpec, ...] = ()
         self.inputs = tuple(TensorSpec(each.name, each.datatype, tuple(each.shape)) for each in manifest.inputs)
         self.outputs = tuple(TensorSpec(each.name, each.datatype, tuple(each.shape)) for each in manifest.outputs)
 

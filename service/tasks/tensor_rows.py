@@ -1,7 +1,6 @@
-"""Tensors in, tensors out: any ONNX graph, batched along the first dimension where that proves to be the batch."""
+"""Tensors in, tensors out: any ONNX graph; requests share a call where the graph computes each row by itself."""
 
-import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import msgspec
@@ -9,61 +8,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tensors import NUMPY_OF, Arrays, TensorSpec
+from service.tensors import Arrays, TensorSpec
 
-# What the cost of a row goes by where rows differ in size: so many bytes of its inputs are a token of its length.
+# Rows of any size cost by their bytes: so many bytes of a row's inputs count as one token of its length.
 BYTES_PER_TOKEN = 1024
-# The rows that are invented to see whether a graph computes each by itself: how many, and the size of dimensions of
-# any size. A graph may refuse the first size, such as images that its kernels do not fit into.
-INVENTED_ROWS, INVENTED_SIZES = 8, (8, 64)
-MAX_INVENTED_ELEMENTS = 2**20  # of a row of one input
-# By how much the results of a row may differ in company, as a share of the largest number. Rounding is less, but a
-# graph that was quantized dynamically scales by the largest number of a call, whichever row it is in; what depends on
-# the other rows by what it computes differs by far more.
-TOLERATED_DIFFERENCE = 0.02
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Some rows of one request. An item of the batcher; only rows of the same shape share a call, none is padded."""
+    """Rows of one request. An item of the batcher: only rows of equal `group` share a call, and none is padded."""
 
     arrays: Arrays
     rows: int
-    group: Hashable  # the shape of a row
+    group: Hashable
     length: int  # 1 where all rows have one size
-    truncated: bool = False  # no tensor ever is
+    truncated: bool = False  # tensors never are
+    overrides: bool = False  # an optional input is among the arrays
 
 
 class TensorRows:
-    """The pure part of a bare ONNX model."""
+    """Tensors of requests to calls of a bare ONNX graph, and its outputs back to the requests."""
 
     def __init__(
-        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], *, max_rows: int, batched: bool
+        self,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        max_rows: int,
+        joined: bool,
+        optional_inputs: Sequence[TensorSpec] = (),
     ) -> None:
         """Set up.
 
         Args:
-            inputs: the graph's own.
-            outputs: the same.
-            max_rows: that a call takes of a batched model.
-            batched: rows of several requests may share a call; see `batching_problem`.
+            inputs: the graph's inputs that every request must bring.
+            outputs: the graph's outputs.
+            max_rows: largest number of rows of a call that several requests share.
+            joined: rows of several requests may share a call. Otherwise each request is one call.
+            optional_inputs: overridable initializers: inputs with a default value in the graph.
         """
-        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        self._max_rows, self._batched = max_rows, batched
-        self._sized = any(
-            spec.datatype == "BYTES" or -1 in spec.shape[1 if self._batched else 0 :] for spec in self.inputs
-        )
+        self.inputs, self.outputs, self.optional_inputs = tuple(inputs), tuple(outputs), tuple(optional_inputs)
+        self.joined, self._max_rows = joined, max_rows
+        self._optional_names = {spec.name for spec in optional_inputs}
+        self._sized = any(spec.datatype == "BYTES" or -1 in spec.shape[1:] for spec in self.inputs)
 
     def items(self, inputs: Arrays) -> list[Rows]:
-        """A request's tensors as items: one, or several where the request has more rows than a call takes.
+        """Turn a request's tensors into items of the batcher.
 
-        The tensors are those of the metadata, with shapes that fit it.
+        A joined model gets one item, or several where the request has more rows than a call takes. A request whose
+        inputs differ in their first dimension, has no rows, or brings an optional input is one call of its own.
+
+        Args:
+            inputs: tensors that fit the model's metadata, by name.
 
         Raises:
-            InvalidRequest: the inputs differ in their rows, there is none, or a BYTES element is not UTF-8.
+            InvalidRequest: a BYTES element is not UTF-8.
         """
-        num_bytes, feeds, shapes = 0, {}, []
+        num_bytes, feeds, group = 0, {}, []
         for name, array in inputs.items():
-            shapes.append(array.shape)
             if array.dtype.hasobject:
                 elements = array.ravel().tolist()
                 feeds[name] = _of_shape(_to_text(name, elements), array.shape)
@@ -71,19 +72,13 @@ class TensorRows:
             else:
                 feeds[name] = array
                 num_bytes += array.nbytes
-        if not self._sized:
-            num_bytes = 0
-        if not self._batched:
-            return [Rows(feeds, 1, object(), _length(num_bytes))]
-        num_rows, group = shapes[0][0], []
-        for shape in shapes:
-            group.append(shape[1:])
-            if shape[0] != num_rows:
-                rows = {name: len(array) for name, array in feeds.items()}
-                raise InvalidRequest(f"the inputs differ in their first dimension, which is the batch: {rows}")
-        if num_rows == 0:
-            raise InvalidRequest("the inputs have no rows: their first dimension is 0")
-        length = _length(num_bytes // num_rows)
+            group.append(array.shape[1:])
+        overrides = not self._optional_names.isdisjoint(inputs)
+        sizes = {len(array) for array in feeds.values()} if self.joined else set()
+        if overrides or len(sizes) != 1 or 0 in sizes:
+            return [Rows(feeds, 1, object(), _length(num_bytes), overrides=overrides)]
+        (num_rows,) = sizes
+        length = _length(num_bytes // num_rows) if self._sized else 1
         if num_rows <= self._max_rows:
             return [Rows(feeds, num_rows, tuple(group), length)]
         return [
@@ -128,64 +123,6 @@ class TensorRows:
             whole = array if len(results) == 1 else np.concatenate([result[name] for result in results])
             joined[name] = whole
         return joined
-
-
-def batching_problem(
-    inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Callable[[Arrays], Arrays]
-) -> str | None:
-    """Why rows of several requests must not share a call of a graph, or None when they may.
-
-    That the first dimension may have any size does not make it the batch: it may be time, and each step then depends on
-    those before it. So the graph is shown invented rows, and has to answer them together as it does one by one.
-
-    Args:
-        inputs: of the graph.
-        outputs: of the graph.
-        run: a call of the graph.
-    """
-    if not inputs or any(spec.shape[:1] != (-1,) for spec in (*inputs, *outputs)):
-        return "not every tensor has a first dimension of any size"
-    problem = "its rows are too large to be invented"
-    for size in INVENTED_SIZES:
-        if any(math.prod(_invented_shape(spec, size)) > MAX_INVENTED_ELEMENTS for spec in inputs):
-            continue
-        rng = np.random.default_rng(0)
-        rows = {spec.name: _invented(spec, size, rng) for spec in inputs}
-        try:
-            alone = [run({name: array[n : n + 1] for name, array in rows.items()}) for n in range(INVENTED_ROWS)]
-            together = run(rows)
-        except Exception as error:  # whatever the engine raises
-            problem = f"it refuses invented rows: {error}"
-            continue
-        for name, array in together.items():
-            if not _same([result[name] for result in alone], array):
-                return f"output {name!r} of a row depends on the other rows"
-        return None
-    return problem
-
-
-def _invented_shape(spec: TensorSpec, size: int) -> list[int]:
-    return [size if known == -1 else known for known in spec.shape[1:]]
-
-
-def _invented(spec: TensorSpec, size: int, rng: np.random.Generator) -> NDArray[Any]:
-    """Rows of a tensor that most graphs take: 0 and 1 are tokens, masks and text, and text that is a number."""
-    shape = (INVENTED_ROWS, *_invented_shape(spec, size))
-    if spec.datatype == "BYTES":
-        return rng.choice(np.array(["0", "1"], dtype=object), shape)
-    dtype = NUMPY_OF[spec.datatype]
-    return (rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
-
-
-def _same(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> bool:
-    """Whether rows have the same results one by one and together."""
-    if {array.shape for array in alone} != {(1, *together.shape[1:])} or len(together) != len(alone):
-        return False
-    expected = np.concatenate(alone)
-    if expected.dtype.kind != "f":
-        return bool((expected == together).all())
-    largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
-    return np.allclose(expected, together, rtol=0, atol=TOLERATED_DIFFERENCE * largest, equal_nan=True)
 
 
 def _length(num_bytes: int) -> int:

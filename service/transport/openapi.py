@@ -57,7 +57,8 @@ class ModelMetadata(msgspec.Struct):
 class IndexEntry(msgspec.Struct):
     """A model of the store: the version that answers a request without one, those that are ready, what it does.
 
-    `explain` names the methods that explain it.
+    `explain` names the methods that explain it. `batching` says whether requests share its engine calls, and on what
+    grounds: proved, declared, or why not.
     """
 
     name: str
@@ -70,6 +71,7 @@ class IndexEntry(msgspec.Struct):
     reason: str | None
     precision: str | None
     cache: Literal["host", "device"] | None
+    batching: str | None
 
 
 class ModelIndex(msgspec.Struct):

@@ -21,7 +21,7 @@ from service.batcher import Batcher
 from service.decoder import TranslationEngine
 from service.engine import OnnxEngine
 from service.loading import Loaded, LoadedTranslation, Loader, measure_padding_cost
-from tests.conftest import ROOT, running_server, write_onnx
+from tests.conftest import ROOT, running_server, write_endless, write_onnx
 
 
 def changed_copy(original: Path, target: Path, file_name: str, change: Callable[[Any], None]) -> None:
@@ -222,7 +222,7 @@ async def test_a_first_dimension_that_is_no_batch_is_left_alone(tmp_path: Path) 
     assert [done.result["y"].ravel().tolist() for (done,) in answers] == [[1, 2, 3]] * 4
     with running_server(tmp_path / "store") as server:
         entry = server.wait_for("model is served without batching", model="sums", version="1")
-    assert entry["why"] == "output 'y' of a row depends on the other rows"
+    assert entry["why"] == "not joined: CumSum 'y' accumulates along the batch axis"
 
 
 @pytest.mark.parametrize(("truth", "expected"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (7.0, 1.0), (-0.2, 0.0)])
@@ -243,3 +243,23 @@ def test_what_skipped_padding_costs_is_measured(truth: float, expected: float) -
 def test_a_model_too_short_for_the_padded_probe_is_not_asked() -> None:
     """It could not take the probe's longest row."""
     assert measure_padding_cost(lambda items: pytest.fail("asked"), lambda length: length, 25, lambda: 0.0) == 0.0
+
+
+def test_a_model_that_never_loads_keeps_no_other_waiting(store: Path, tmp_path: Path) -> None:
+    """After its time it is not served, says so, and the server is ready."""
+    shutil.copytree(store / "double", tmp_path / "double")
+    write_endless(tmp_path / "endless/1")
+    with running_server(tmp_path, "--load-timeout-s", "1") as server:
+        ready = httpx.get(f"{server.http}/readyz").raise_for_status().json()
+        assert ready["not_served"] == {"endless/1": "loading has taken more than 1 s (load_timeout_s)"}
+        assert httpx.get(f"{server.http}/v2/models/double/ready").status_code == 200
+
+
+@pytest.mark.parametrize("max_tokens", [0, 131_073, 1_000_000_000])
+def test_a_length_that_no_text_has_is_refused(max_tokens: int, store: Path, tmp_path: Path) -> None:
+    """Costs are kept for each length: a claim of a billion would never be loaded."""
+    folder = Path(shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1"))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"limits": {"max_tokens": max_tokens}}))
+    with pytest.raises(FolderError, match=f"limits.max_tokens is {max_tokens}; this server takes 1 to 131072"):
+        Loader(8, 1, time.thread_time).load(FoundFolder("sentiment", "1", folder))

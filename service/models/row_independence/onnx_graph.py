@@ -18,7 +18,6 @@ _VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
 # Field numbers of ModelProto, GraphProto.
 _GRAPH, _INITIALIZER = 7, 5
 _EXTERNAL = 1
-STRING = 8
 _SCALAR_ATTRIBUTES = {1: "f", 2: "i", 3: "s"}  # by AttributeProto.type
 _NUMPY_OF: dict[int, np.dtype[Any]] = {
     1: np.dtype("<f4"),
@@ -88,14 +87,14 @@ class Graph:
     Attributes:
         nodes: the operators.
         inputs: declared shapes by name; None for a dimension of any size, and for a tensor without a declared shape.
-        text_inputs: names of the inputs that hold strings.
+        input_types: element types of the inputs by name, in the numbers of ONNX's `TensorProto.DataType`.
         outputs: names.
         constants: the initializers, by name.
     """
 
     nodes: tuple[Node, ...]
     inputs: dict[str, tuple[int | None, ...] | None]
-    text_inputs: frozenset[str]
+    input_types: dict[str, int]
     outputs: tuple[str, ...]
     constants: dict[str, Constant]
 
@@ -180,7 +179,7 @@ def _graph(message: pb.GraphProto) -> Graph:
     return Graph(
         tuple(map(_node, message.node)),
         inputs,
-        frozenset(each.name for each in message.input if each.type.tensor_type.elem_type == STRING),
+        {each.name: each.type.tensor_type.elem_type for each in message.input},
         tuple(each.name for each in message.output),
         constants,
     )

@@ -1,19 +1,18 @@
 """Tensors in, tensors out, without a graph."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.tasks.tensor_rows import TensorRows, batching_problem
-from service.tensors import Arrays, TensorSpec, bytes_array
+from service.tasks.tensor_rows import TensorRows
+from service.tensors import TensorSpec, bytes_array
 
 
 def task_of(datatype: str, *shape: int) -> TensorRows:
     """One input, one output, at most four rows a call."""
     specs = [TensorSpec("x", datatype, shape)], [TensorSpec("y", datatype, shape)]
-    return TensorRows(*specs, max_rows=4, batched=shape[0] == -1)
+    return TensorRows(*specs, max_rows=4, joined=shape[0] == -1)
 
 
 @pytest.mark.parametrize(
@@ -33,53 +32,32 @@ def test_the_length_of_rows_says_how_large_they_are(task: TensorRows, array: Any
     assert [item.length for item in task.items({"x": array})] == lengths
 
 
-def batching_problem_of(
-    compute: Callable[[Any], Any], datatype: str = "FP32", shape: tuple[int, ...] = (-1, -1)
-) -> Any:
-    """Of a graph of one input and one output."""
-
-    def run(feeds: Arrays) -> Arrays:
-        return {"y": compute(feeds["x"])}
-
-    return batching_problem([TensorSpec("x", datatype, shape)], [TensorSpec("y", datatype, shape)], run)
-
-
-def large_only(x: Any) -> Any:
-    """Refuses small images."""
-    if x.shape[1] < 30:
-        raise RuntimeError("smaller than the kernel")
-    return x.mean(axis=1)
-
-
 @pytest.mark.parametrize(
-    ("compute", "datatype"),
+    ("shapes", "rows"),
     [
-        (lambda x: 2 * x, "FP32"),
-        (lambda x: (x + 0.001).astype(np.float16), "FP16"),
-        (lambda x: x.argmax(axis=1), "INT64"),
-        (lambda x: x * np.nan, "FP32"),
-        (lambda x: x == "1", "BYTES"),
-        (lambda x: ~x, "BOOL"),
-        (large_only, "FP32"),
-        (lambda x: (x / abs(x).max() * 127).round() * (abs(x).max() / 127), "FP32"),  # quantized for each call
+        ({"a": (3, 2), "b": (3, 5)}, [3]),
+        ({"a": (9, 2), "b": (9, 5)}, [4, 4, 1]),
+        ({"a": (9, 2), "b": (1, 5)}, [1]),  # computed whole
+        ({"a": (0, 2), "b": (0, 5)}, [1]),  # the same
+        ({"a": (9, 2), "b": (9, 5), "c": (9,)}, [1]),  # the same
     ],
 )
-def test_rows_that_are_computed_by_themselves_may_share_a_call(compute: Callable[[Any], Any], datatype: str) -> None:
-    """Of any type, and also where not every size is taken."""
-    assert batching_problem_of(compute, datatype) is None
+def test_only_rows_that_belong_together_are_split(shapes: dict[str, tuple[int, ...]], rows: list[int]) -> None:
+    """A request whose inputs differ in their rows, that has none, or that brings an optional input stays whole."""
+    specs = [TensorSpec(name, "FP32", (-1, -1)) for name in ("a", "b")]
+    optional = [TensorSpec("c", "FP32", (-1,))]
+    task = TensorRows(specs, [TensorSpec("y", "FP32", (-1, -1))], max_rows=4, joined=True, optional_inputs=optional)
+    feeds = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    items = task.items(feeds)
+    assert [item.rows for item in items] == rows
+    assert sum(len(item.arrays["a"]) for item in items) == len(feeds["a"])
+    shared = len({item.group for item in [*items, *task.items(feeds)]}) == 1
+    assert shared == (rows != [1])
 
 
-@pytest.mark.parametrize(
-    ("compute", "shape", "expected"),
-    [
-        (lambda x: x.cumsum(axis=0), (-1, 3), "output 'y' of a row depends on the other rows"),
-        (lambda x: x - x.mean(axis=0), (-1, -1), "output 'y' of a row depends on the other rows"),
-        (lambda x: x.sum(axis=0), (-1, 3), "output 'y' of a row depends on the other rows"),
-        (lambda x: x.reshape(-1, 7), (-1, 3), "it refuses invented rows: cannot reshape"),
-        (lambda x: x, (2, 3), "not every tensor has a first dimension of any size"),
-        (lambda x: x, (-1, 2**21), "its rows are too large to be invented"),
-    ],
-)
-def test_rows_that_are_not_must_not(compute: Callable[[Any], Any], shape: tuple[int, ...], expected: str) -> None:
-    """And what cannot be tried is not either."""
-    assert expected in batching_problem_of(compute, shape=shape)
+def test_requests_of_what_is_not_joined_stay_whole_and_apart() -> None:
+    """However many rows they have."""
+    specs = [TensorSpec("x", "FP32", (-1, 3))], [TensorSpec("y", "FP32", (-1, 3))]
+    task = TensorRows(*specs, max_rows=4, joined=False)
+    items = [item for _ in range(3) for item in task.items({"x": np.ones((100, 3), np.float32)})]
+    assert len({item.group for item in items}) == len(items) == 3

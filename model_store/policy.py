@@ -1,0 +1,118 @@
+"""Reads what a person declares about a model: `<store>/<name>/policy.toml`, or Triton's `config.pbtxt` beside it.
+
+A policy lies beside the versions and holds for all of them; no manifest lists it. Where the store is read-only, the
+policy lies in the server's state folder, under the same path, and replaces the store's:
+
+    [batching]
+    rows_independent = true    # rows of several requests may share an engine call; false: never
+    max_rows = 32              # optional: rows of one engine call
+
+Triton's `config.pbtxt` counts as a declaration where it sets `max_batch_size`: N above 0 declares that rows are
+independent, at most N a call; 0 declares that they must not share a call.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from google.protobuf import text_format
+
+from model_store.folder import FolderError
+
+POLICY, TRITON_CONFIG = "policy.toml", "config.pbtxt"
+MAX_POLICY_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class BatchingDeclaration:
+    """What a person says about the rows of a model, and in which file."""
+
+    rows_independent: bool
+    max_rows: int | None  # of an engine call; None: the server's own limit
+    source: str  # the name of the file
+
+
+class _Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rows_independent: bool
+    max_rows: int | None = None
+
+
+class _Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    batching: _Batching | None = None
+
+
+def read_batching_declaration(model: Path, state: Path | None = None) -> BatchingDeclaration | None:
+    """Read the declaration about a model's rows, or None where nobody has made one.
+
+    Args:
+        model: `<store>/<name>`, the folder of the model's versions.
+        state: `<state folder>/<name>`; a policy in it replaces the store's files. None: there is no state folder.
+
+    Raises:
+        FolderError: a file is there, but cannot be understood; the message names the file and the field.
+    """
+    for folder in (state, model):
+        if folder is None:
+            continue
+        if (declaration := _read_policy(folder / POLICY)) is not None:
+            return declaration
+    return _read_triton_config(model / TRITON_CONFIG)
+
+
+def _read_policy(path: Path) -> BatchingDeclaration | None:
+    if (content := _content(path)) is None:
+        return None
+    try:
+        batching = msgspec.toml.decode(content, type=_Policy).batching
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path.name}: {error}") from error
+    if batching is None:
+        return None
+    if batching.max_rows is not None and batching.max_rows < 1:
+        raise FolderError(f"{path.name}: batching.max_rows is {batching.max_rows}, the least is 1")
+    return BatchingDeclaration(batching.rows_independent, batching.max_rows, path.name)
+
+
+def _read_triton_config(path: Path) -> BatchingDeclaration | None:
+    if (content := _content(path)) is None:
+        return None
+    try:
+        max_batch_size = _top_level_integer(content.decode(), "max_batch_size")
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise FolderError(f"{path.name}: {error}") from error
+    if max_batch_size is None:
+        return None
+    if max_batch_size < 0:
+        raise FolderError(f"{path.name}: max_batch_size is {max_batch_size}, the least is 0")
+    return BatchingDeclaration(max_batch_size > 0, max_batch_size or None, path.name)
+
+
+def _top_level_integer(text: str, name: str) -> int | None:
+    """Read one integer field of a protobuf text; fields of nested messages are passed over.
+
+    Raises:
+        text_format.ParseError: the text is no protobuf text, or the field is no integer.
+    """
+    tokenizer, depth, value = text_format.Tokenizer(text.splitlines()), 0, None
+    while not tokenizer.AtEnd():
+        token = tokenizer.token
+        tokenizer.NextToken()
+        if depth == 0 and token == name and tokenizer.TryConsume(":"):
+            value = tokenizer.ConsumeInteger()
+        depth += (token in {"{", "[", "<"}) - (token in {"}", "]", ">"})
+    if depth != 0:
+        raise text_format.ParseError("brackets do not match")
+    return value
+
+
+def _content(path: Path) -> bytes | None:
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_POLICY_BYTES + 1)
+    except OSError as error:
+        raise FolderError(f"{path.name}: {error.strerror}") from error
+    if len(content) > MAX_POLICY_BYTES:
+        raise FolderError(f"{path.name}: more than {MAX_POLICY_BYTES} bytes")
+    return content

@@ -1,0 +1,182 @@
+"""Decides whether rows of several requests may share an engine call of a model, and says why.
+
+    policy.toml, config.pbtxt ── declared? ──> joined, or never
+    model.onnx ── traced operator by operator, then tried on adversarial rows ──> joined where both hold
+
+A graph that is neither declared nor proved is computed request by request.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import onnxruntime
+import structlog
+
+from model_store.policy import BatchingDeclaration
+from model_store.private_files import PrivateGraph
+from service.models import row_independence
+from service.models.row_independence import Finding, prove_rows_independent, try_rows
+from service.tensors import Arrays, TensorSpec
+
+log = structlog.get_logger(__name__)
+
+# Bounds of the trial of one graph: it must not hold up the start of a server.
+TRIAL_BUDGET_S = 5.0
+MAX_TRIAL_BYTES = 64 * 2**20  # inputs of one trial call
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Whether requests share engine calls of a model, on what grounds, and what a call's cost depends on."""
+
+    joined: bool
+    grounds: Literal["proved", "declared", "golden", "none"]
+    reason: str  # the declaring file; why not, where requests are not joined
+    max_rows: int | None  # declared limit of one engine call
+    constant_cost: bool  # the work of a call follows from the shapes of its inputs
+
+    def describe(self) -> str:
+        """Say it in a line for the log and the model index."""
+        if self.grounds == "declared":
+            return f"declared {'independent' if self.joined else 'dependent'} in {self.reason}"
+        if self.grounds == "golden":
+            return "golden examples are answered in a batch as alone"
+        return "proved" if self.joined else f"not joined: {self.reason}"
+
+
+class BatchingRule:
+    """Decides for each graph, by declaration or by proof and trial; trials are remembered by the graph's digest."""
+
+    def __init__(self, state: Path | None = None) -> None:
+        """Set up.
+
+        Args:
+            state: the folder in which outcomes of trials are remembered; None: each start tries again.
+        """
+        self._trials = TrialStore(state)
+        rules = b"".join(path.read_bytes() for path in sorted(Path(row_independence.__path__[0]).glob("*.py")))
+        self._rules_digest = hashlib.sha256(rules + onnxruntime.__version__.encode()).hexdigest()
+
+    def of_bare_graph(
+        self,
+        graph: PrivateGraph,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        run: Callable[[Arrays, float], Arrays],
+        declaration: BatchingDeclaration | None,
+    ) -> Batching:
+        """Decide for a graph without a manifest.
+
+        Args:
+            graph: the model, and the files that it reads weights from.
+            inputs: the tensors that every request brings.
+            outputs: the tensors that it gets.
+            run: makes an engine call that ends at the latest so many seconds later, by an error if need be.
+            declaration: what a person says about the model's rows.
+        """
+        finding = _finding_of(graph)
+        if declaration is not None:
+            return _declared(declaration, (*inputs, *outputs), finding)
+        if not finding.independent:
+            return Batching(False, "none", finding.reason, None, finding.constant_cost)
+        digest, problem = "", None
+        if self._trials.remembers:
+            digest = hashlib.sha256(f"{graph.sha256()} {self._rules_digest}".encode()).hexdigest()
+            problem = self._trials.get(digest)
+        if problem is None:
+            problem = self._try(inputs, outputs, run)
+            self._trials.put(digest, problem)
+        grounds: Literal["proved", "none"] = "none" if problem else "proved"
+        return Batching(not problem, grounds, problem, None, finding.constant_cost)
+
+    def of_folder(self, graph: PrivateGraph, declaration: BatchingDeclaration | None) -> Batching:
+        """Decide for a folder with a manifest, whose golden examples are replayed alone and in a batch.
+
+        The replay is what joins its rows. A proof is told where there is one: graphs that skip padding pack the tokens
+        of all rows one after another, which is not followed, and quantized graphs share one scale among all rows.
+
+        Args:
+            graph: the model; of a translation model the encoder.
+            declaration: what a person says about the model's rows.
+        """
+        finding = _finding_of(graph)
+        if declaration is not None:
+            return _declared(declaration, (), finding)
+        grounds: Literal["proved", "golden"] = "proved" if finding.independent else "golden"
+        return Batching(True, grounds, finding.reason, None, finding.constant_cost)
+
+    def _try(
+        self, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], run: Callable[[Arrays, float], Arrays]
+    ) -> str:
+        ends_s = time.monotonic() + TRIAL_BUDGET_S
+
+        def run_in_time(feeds: Arrays) -> Arrays:
+            return run(feeds, ends_s - time.monotonic())
+
+        return try_rows(inputs, outputs, run_in_time, budget_s=TRIAL_BUDGET_S, max_bytes=MAX_TRIAL_BYTES) or ""
+
+
+def _finding_of(graph: PrivateGraph) -> Finding:
+    with graph.file.mapped() as content:
+        return prove_rows_independent(memoryview(content))
+
+
+def _declared(declaration: BatchingDeclaration, tensors: Sequence[TensorSpec], finding: Finding) -> Batching:
+    source, joined = declaration.source, declaration.rows_independent
+    fixed = next((spec for spec in tensors if spec.shape[:1] != (-1,)), None)
+    if joined and fixed is not None:
+        reason = (
+            f"{source} declares independent rows, but the first dimension of {fixed.name!r} is not of any size:"
+            f" its shape is {list(fixed.shape)}"
+        )
+        return Batching(False, "none", reason, None, finding.constant_cost)
+    return Batching(joined, "declared", source, declaration.max_rows, finding.constant_cost)
+
+
+class TrialStore:
+    """Outcomes of trials, remembered in a folder by what was tried: graph, rules and ONNX Runtime's version."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """Set up; without a folder nothing is remembered."""
+        self._folder = folder
+
+    @property
+    def remembers(self) -> bool:
+        """Whether there is a folder to remember outcomes in."""
+        return self._folder is not None
+
+    def get(self, digest: str) -> str | None:
+        """Look up the outcome for a graph: its problem, "" for none; None where the graph was never tried."""
+        if self._folder is None:
+            return None
+        try:
+            return msgspec.json.decode(self._path(digest).read_bytes(), type=_Outcome).problem
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def put(self, digest: str, problem: str) -> None:
+        """Remember an outcome. A folder that cannot be written is logged, and costs another trial at the next start."""
+        if self._folder is None:
+            return
+        path = self._path(digest)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{time.monotonic_ns()}")
+            unfinished.write_bytes(msgspec.json.encode(_Outcome(problem)))
+            unfinished.replace(path)
+        except OSError as error:
+            log.warning("trial of a graph is not remembered", path=str(path), why=error.strerror)
+
+    def _path(self, digest: str) -> Path:
+        assert self._folder is not None
+        # A leading dot: no model can have this name.
+        return self._folder / ".row-independence" / f"{digest}.json"
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    problem: str

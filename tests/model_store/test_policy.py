@@ -1,0 +1,81 @@
+"""What a person declares about a model, as files of the store say it."""
+
+from pathlib import Path
+
+import pytest
+
+from model_store.folder import FolderError
+from model_store.policy import BatchingDeclaration, read_batching_declaration
+
+TRITON_CONFIG = """
+# max_batch_size: 3
+name: "ranker"
+platform: "onnxruntime_onnx"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ -1, 3 ] reshape { shape: [ ] } } ]
+parameters { key: "max_batch_size" value: { string_value: "max_batch_size: 99" } }
+dynamic_batching { preferred_batch_size: [ 4, 8 ] }
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("policy.toml", "[batching]\nrows_independent = true", BatchingDeclaration(True, None, "policy.toml")),
+        (
+            "policy.toml",
+            "[batching]\nrows_independent = false\nmax_rows = 4",
+            BatchingDeclaration(False, 4, "policy.toml"),
+        ),
+        ("policy.toml", "", None),
+        ("config.pbtxt", TRITON_CONFIG, BatchingDeclaration(True, 8, "config.pbtxt")),
+        ("config.pbtxt", "max_batch_size: 0", BatchingDeclaration(False, None, "config.pbtxt")),
+        ("config.pbtxt", 'name: "x"', None),
+        ("config.pbtxt", "output { max_batch_size: 7 }", None),
+    ],
+)
+def test_a_declaration_is_read(name: str, text: str, expected: BatchingDeclaration | None, tmp_path: Path) -> None:
+    """From a policy, or from the only line that counts of Triton's configuration."""
+    (tmp_path / name).write_text(text)
+    assert read_batching_declaration(tmp_path) == expected
+
+
+def test_nothing_is_declared_where_there_is_no_file(tmp_path: Path) -> None:
+    """Neither in the store nor in the state folder."""
+    assert read_batching_declaration(tmp_path, tmp_path / "absent") is None
+
+
+def test_the_nearest_declaration_counts(tmp_path: Path) -> None:
+    """The state folder's policy replaces the store's, and any policy replaces Triton's configuration."""
+    (tmp_path / "config.pbtxt").write_text("max_batch_size: 8")
+    (tmp_path / "policy.toml").write_text("[batching]\nrows_independent = true\nmax_rows = 2")
+    declaration = read_batching_declaration(tmp_path, tmp_path / "state")
+    assert declaration == BatchingDeclaration(True, 2, "policy.toml")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/policy.toml").write_text("[batching]\nrows_independent = false")
+    assert read_batching_declaration(tmp_path, tmp_path / "state") == BatchingDeclaration(False, None, "policy.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("policy.toml", "[batching", "policy.toml: "),
+        ("policy.toml", "[batching]\nrows_independent = 1", "Expected `bool`, got `int` - at `$.batching.rows_indepen"),
+        ("policy.toml", "[batching]\nrow_independent = true", "unknown field `row_independent`"),
+        ("policy.toml", "[batches]", "unknown field `batches`"),
+        ("policy.toml", "[batching]\nrows_independent = true\nmax_rows = 0", "batching.max_rows is 0, the least is 1"),
+        ("policy.toml", b"\xff", "policy.toml: "),
+        ("policy.toml", b" " * (2**20 + 1), "policy.toml: more than 1048576 bytes"),
+        ("config.pbtxt", 'max_batch_size: "x"', "config.pbtxt: 1:17 : "),
+        ("config.pbtxt", "max_batch_size: -1", "max_batch_size is -1, the least is 0"),
+        ("config.pbtxt", "input {", "config.pbtxt: brackets do not match"),
+    ],
+)
+def test_a_declaration_that_is_not_understood_is_refused(
+    name: str, text: str | bytes, expected: str, tmp_path: Path
+) -> None:
+    """By file and field: a typing error must not count as no declaration."""
+    (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    with pytest.raises(FolderError) as refusal:
+        read_batching_declaration(tmp_path)
+    assert expected in str(refusal.value)
