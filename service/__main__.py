@@ -1,26 +1,39 @@
 """`python -m service`: prepares the process, then runs `service.server` in it."""
 
 import contextlib
-import logging
 import os
 import signal
 import sys
 
-import structlog
-
 from service.config import ServiceConfig, read_config
+from service.logs import Logs, log_hangup, log_uncaught
+
+FLUSH_LOGS_S = 1.0  # at the end, for a reader of the log that is slow; one that has stopped is not waited for
 
 
 def main() -> int:
     """Run the server; its exit status."""
+    prepare_process()
     try:
         config = read_config(sys.argv[1:])
     except ValueError as error:
         print(f"python -m service: {error}", file=sys.stderr)
         return 2
-    configure_logging(config)
-    prepare_process()
-    # After that, for libraries look at the environment when they are imported.
+    logs = Logs(config)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: log_hangup())
+    try:
+        return run(config, logs)
+    except Exception:
+        log_uncaught(*sys.exc_info())
+        return 1
+    finally:
+        logs.close(FLUSH_LOGS_S)
+
+
+def run(config: ServiceConfig, logs: Logs) -> int:
+    """Import what serves, and serve; the exit status."""
+    # Only now, for libraries look at the environment when they are imported.
     import uvloop
 
     from service.device import DeviceMissing, choose_device
@@ -29,9 +42,10 @@ def main() -> int:
     try:
         device = choose_device(config.device)
     except DeviceMissing as error:
+        logs.close(FLUSH_LOGS_S)  # a mistake of the command line is told in words, not in the log's format
         print(f"python -m service: {error}", file=sys.stderr)
         return 2
-    return uvloop.run(serve(config, device))
+    return uvloop.run(serve(config, device, logs))
 
 
 def prepare_process() -> None:
@@ -39,6 +53,8 @@ def prepare_process() -> None:
     # Until `service.server` takes SIGTERM over. The first process of a container would otherwise not hear it: the
     # kernel keeps signals without a handler from it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    if hasattr(signal, "SIGHUP"):  # a terminal that closes, or an operator who expects a reload, must not end a server
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
     # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time (docs/decisions.md).
     with contextlib.suppress(AttributeError, OSError):
@@ -50,34 +66,6 @@ def prepare_process() -> None:
     # gRPC waits for its sockets in the thread that hands their events on, as it did before version 1.80, and not in
     # more threads behind that one: about 10 % less CPU time for a request without a model (docs/decisions.md).
     os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_poller_for_python")
-
-
-def configure_logging(config: ServiceConfig) -> None:
-    """Structured lines on standard error: JSON, or columns for people."""
-    level = getattr(logging, config.log_level.upper())
-    renderer: structlog.typing.Processor
-    if config.log_format == "json":
-        renderer = structlog.processors.JSONRenderer()
-    else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *((structlog.processors.dict_tracebacks,) if config.log_format == "json" else ()),
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        # Each line in one piece: threads of libraries write to the same place.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
-    # Libraries (uvicorn, grpc) log through the standard library: warnings and worse, in the same place.
-    logging.basicConfig(
-        level=max(level, logging.WARNING),
-        stream=sys.stderr,
-        format="%(name)s: %(message)s",
-    )
 
 
 if __name__ == "__main__":

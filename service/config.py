@@ -70,7 +70,10 @@ class ServiceConfig:
     engine_timeout_s: float = option(
         120.0, "an engine call that takes longer is terminated; unready if it does not stop"
     )
-    drain_timeout_s: float = option(30.0, "after SIGTERM, time for the admitted requests")
+    drain_timeout_s: float = option(30.0, "after SIGTERM, time until the end; a second SIGTERM shortens it")
+    unready_before_drain_s: float = option(
+        2.0, "after SIGTERM, unready but still answering, for load balancers; at most half of drain_timeout_s"
+    )
     canary_interval_s: float = option(30.0, "between two golden examples replayed of each model; 0 for none")
     tracing: Literal["off", "on"] = option("off", "on: traces by OTLP, as the OTEL_* variables say; extra 'tracing'")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "debug also logs each request")
@@ -120,7 +123,7 @@ class ServiceConfig:
         ):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be above 0 and finite, not {getattr(self, name)}")
-        for name in ("canary_interval_s", "max_connection_age_s"):
+        for name in ("canary_interval_s", "max_connection_age_s", "unready_before_drain_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be 0 (off) or more, and finite, not {getattr(self, name)}")
         if self.http_port == self.grpc_port != 0:

@@ -8,7 +8,7 @@ server spends on a request without a model (docs/decisions.md).
 import time
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import accumulate
 from typing import Literal
 
@@ -201,6 +201,7 @@ class Metrics(Collector):
         self._scheduling: defaultdict[tuple[str, str], SchedulingTally] = defaultdict(SchedulingTally)
         self._explained: defaultdict[tuple[str, str, str], ExplainTally] = defaultdict(ExplainTally)
         self._budgets: list[ByteBudget] = []
+        self._count_lost_log_lines: Callable[[], int] = lambda: 0
         self.registry.register(self)
 
     def count(self, model: str, version: str, protocol: Protocol, outcome: Outcome) -> None:
@@ -222,6 +223,10 @@ class Metrics(Collector):
     def show_budget(self, budget: ByteBudget) -> None:
         """Show how much of a memory budget is in use, and how often it was too small."""
         self._budgets.append(budget)
+
+    def show_lost_log_lines(self, count: Callable[[], int]) -> None:
+        """Show how many lines of the log were lost; `count` is asked at each scrape."""
+        self._count_lost_log_lines = count
 
     def scheduling(self, model: str, version: str) -> SchedulingTally:
         """What the batcher of a model version has refused, and what it has computed for nobody."""
@@ -288,6 +293,11 @@ class Metrics(Collector):
             evaluations.add_metric(name_version_method, explained.evaluations)
         yield from (explain, evaluations)
         yield from self._budget_families()
+        lost = CounterMetricFamily(
+            "heed_log_lines_lost", "Log lines that were not written: their reader has stopped, or the disk is full"
+        )
+        lost.add_metric((), self._count_lost_log_lines())
+        yield lost
 
     def _budget_families(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
         in_use = GaugeMetricFamily(

@@ -510,6 +510,10 @@ class Predictor:
         timeout_s, words = self._timeout_s(call), ("images", "decoded")
         return self._preparation.run(decoding, rows=len(images), timeout_s=timeout_s, words=words)
 
+    def announce_end(self) -> None:
+        """Be unready from now on, for the server will end soon; requests are still answered."""
+        self._repository.ending = True
+
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
         self._repository.draining = True
@@ -753,7 +757,7 @@ class Predictor:
         Raises:
             NotFound: there is no such model.
         """
-        if self.draining:
+        if self.draining or self._repository.ending:
             return "the server is shutting down"
         return self._repository.state(name, version).current_problem()
 

@@ -70,6 +70,7 @@ class ModelRepository:
     metrics: Metrics
     num_cores: int
     device: Device = "cpu"
+    ending: bool = False  # unready, and still answering
     draining: bool = False
     states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
     _newest_first: dict[str, list[ModelState]] = field(default_factory=dict)
@@ -283,7 +284,7 @@ class ModelRepository:
         A folder that failed to load does not count: its model answers UNAVAILABLE, the others serve on. An engine that
         died does: only a restart brings it back.
         """
-        if self.draining:
+        if self.draining or self.ending:
             return "the server is shutting down"
         for state in self.states.values():
             if state.problem == "loading":

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -16,13 +16,16 @@ from model_store.folder import FolderError
 from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.device import Device
+from service.log_writer import write_beside
+from service.logs import Logs, log_hangup
 from service.memory import keep_out_of_collections, move_to_huge_pages
 from service.memory_budget import ByteBudget
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.repository import ModelRepository
+from service.shutdown import Shutdown, StopSignals
 from service.transport import server_version
-from service.transport.grpc_server import GrpcServer, start_grpc
+from service.transport.grpc_server import start_grpc
 from service.transport.http_server import build_http
 
 if TYPE_CHECKING:
@@ -30,28 +33,31 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("service")
 
-REFUSING_S = 0.1  # after SIGTERM, for gRPC calls that are on their way
 # After the drain, for the last traces: far more than a collector takes, and not long to wait for one that is away.
 FLUSH_TRACES_S = 2.0
+FLUSH_LOGS_S = 1.0
+STANDARD_OUTPUT = 1
 
 
-async def serve(config: ServiceConfig, device: Device) -> int:
+async def serve(config: ServiceConfig, device: Device, logs: Logs) -> int:
     """Listen, load the models, answer; after SIGTERM or SIGINT finish what was admitted."""
     try:
         tracing = open_tracing() if config.tracing == "on" else None
     except (ImportError, RuntimeError, ValueError) as error:
         log.error("cannot trace", why=str(error))
         return 1
-    return await serve_with(config, device, tracing)
+    return await serve_with(config, device, logs, tracing)
 
 
-async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | None") -> int:
+async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing: "Tracing | None") -> int:
     """The same, with the traces that are asked for."""
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    signals = StopSignals(loop)
+    stop = signals.first
+    if hasattr(signal, "SIGHUP"):
+        loop.add_signal_handler(signal.SIGHUP, log_hangup)
     repository = ModelRepository(config, metrics := Metrics(), num_cores=available_cores(), device=device)
+    metrics.show_lost_log_lines(lambda: logs.writer.num_lost)
     predictor = Predictor(repository, metrics, config, tracing)
     try:
         request_memory = request_memory_budget(config, metrics)
@@ -62,14 +68,9 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
         return 1
     http_url = f"http://{address_of(config.host, listener.getsockname()[1])}"
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
-    log.info(
-        "listening",
-        http=http_url,
-        grpc=address_of(config.host, grpc_server.port),
-        device=device,
-        instances=repository.instances,
-        threads_per_instance=repository.threads,
-    )
+    grpc_address = address_of(config.host, grpc_server.port)
+    layout = {"instances": repository.instances, "threads_per_instance": repository.threads}
+    log.info("listening", http=http_url, grpc=grpc_address, device=device, **layout)
     loading = asyncio.create_task(repository.load_all())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
@@ -82,32 +83,40 @@ async def serve_with(config: ServiceConfig, device: Device, tracing: "Tracing | 
             stop.set()
             exit_status = 1
         else:
-            problem = repository.not_ready_because()
-            log.info("loaded", ready=problem is None, why=problem)
-            print(welcome(http_url, address_of(config.host, grpc_server.port), predictor), flush=True)
+            report_loaded(repository, welcome(http_url, grpc_address, predictor))
         settle(device, stop)
-    canary = Canary(repository, metrics, config.canary_interval_s)
-    replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
-    await stopping
-
-    if replaying is not None:
-        replaying.cancel()
-    log.info("draining")
-    drain_until_s = time.monotonic() + config.drain_timeout_s
-    drained = asyncio.create_task(predictor.drain())
-    http.stop()
-    closing = asyncio.create_task(close_grpc(grpc_server, config.drain_timeout_s))
-    await asyncio.wait([closing, http_task, drained], timeout=config.drain_timeout_s)
-    if not drained.done():
+    await replay_until(stopping, Canary(repository, metrics, config.canary_interval_s), config)
+    shutdown = Shutdown(config, predictor, http, grpc_server, signals.second)
+    if loading.done() and exit_status == 0 and config.unready_before_drain_s:
+        await shutdown.announce()
+    drained, connections_ended = await shutdown.drain(http_task)
+    if not drained:
         log.error("stopping with requests unanswered", drain_timeout_s=config.drain_timeout_s)
         exit_status = 1
     repository.close()
-    await flush_traces(tracing, drain_until_s)
+    await flush_traces(tracing, shutdown.until_s)
     log.info("stopped")
-    if not loading.done():
-        # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end.
+    if not (loading.done() and drained and connections_ended):
+        # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end. It
+        # would wait for calls that gRPC still holds, too.
+        logs.close(FLUSH_LOGS_S)
         os._exit(exit_status)
     return exit_status
+
+
+async def replay_until(stopping: asyncio.Task[Any], canary: Canary, config: ServiceConfig) -> None:
+    """Replay golden examples, where that is asked for, until the server is told to stop."""
+    replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
+    await stopping
+    if replaying is not None:
+        replaying.cancel()
+
+
+def report_loaded(repository: ModelRepository, greeting: str) -> None:
+    """Log whether the server is ready, and greet the person who has started it."""
+    problem = repository.not_ready_because()
+    log.info("loaded", ready=problem is None, why=problem)
+    write_beside(STANDARD_OUTPUT, greeting + "\n")
 
 
 def request_memory_budget(config: ServiceConfig, metrics: Metrics) -> ByteBudget:
@@ -147,16 +156,6 @@ def open_tracing() -> "Tracing":
     except ModuleNotFoundError as error:
         raise ImportError(f"--tracing on needs the extra: pip install 'heed[tracing]' ({error})") from None
     return Tracing(server_version())
-
-
-async def close_grpc(grpc_server: GrpcServer, drain_timeout_s: float) -> None:
-    """Take no new connections or calls, and return when the last call has ended.
-
-    gRPC cancels the calls that it has received but not handed on, which no client takes for a refusal that it may
-    retry. So for a moment they are still handed on, and refused in words.
-    """
-    await asyncio.sleep(REFUSING_S)
-    await grpc_server.stop(drain_timeout_s)
 
 
 def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:

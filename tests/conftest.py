@@ -80,6 +80,8 @@ def running_server(store: Path, *options: str, until: str = "loaded") -> Iterato
         "0",
         "--grpc-port",
         "0",
+        "--unready-before-drain-s",
+        "0",
     ]
     popen = subprocess.Popen(
         [*command, *options],

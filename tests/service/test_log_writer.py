@@ -1,0 +1,116 @@
+"""Lines of the log are written by a thread, and lost and counted where nobody takes them."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from service.log_writer import LogWriter, write_beside
+
+PIPE_BYTES = 65536
+
+
+def read_all(fd: int) -> list[str]:
+    """Lines of a pipe whose other end is closed."""
+    with os.fdopen(fd) as pipe:
+        return pipe.read().splitlines()
+
+
+def test_lines_are_written_in_order_until_the_end() -> None:
+    """All that was logged before `close` is there."""
+    reading, writing = os.pipe()
+    writer = LogWriter(writing)
+    for number in range(500):
+        writer.write(f"line {number}\n")
+    writer.close(60)
+    os.close(writing)
+    assert read_all(reading) == [f"line {number}" for number in range(500)]
+    assert writer.num_lost == 0
+
+
+def test_a_reader_that_has_stopped_costs_lines_and_no_time() -> None:
+    """The buffer fills, further lines are counted; when somebody reads again, a line says how many were lost."""
+    reading, writing = os.pipe()
+    writer = LogWriter(writing, lambda number: f"lost {number}\n", max_buffered_bytes=10_000)
+    line = "x" * 99 + "\n"
+    for _ in range(5000):  # 500 kB, of which pipe and buffer take 76
+        writer.write(line)
+    lost = writer.num_lost
+    assert 4000 < lost < 5000
+    writer.close(0)
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(read_all(reading)))
+    reader.start()
+    writer.close(60)
+    os.close(writing)
+    reader.join()
+    told = [int(each.split()[1]) for each in found if each.startswith("lost")]
+    assert sum(told) == lost == writer.num_lost
+    assert len(found) - len(told) == 5000 - lost
+
+
+def test_a_reader_that_never_reads_does_not_hold_up_the_end() -> None:
+    """`close` returns after its time, though the thread still hangs in a write."""
+    reading, writing = os.pipe()
+    writer = LogWriter(writing)
+    for _ in range(2000):
+        writer.write("x" * 99 + "\n")
+    writer.close(0.01)
+    os.close(reading)  # ends the thread's write
+    writer.close(60)
+    os.close(writing)
+    assert writer.num_lost > 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is not here")
+def test_a_full_disk_costs_lines_and_nothing_else() -> None:
+    """ENOSPC is no error of those who log."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    writer = LogWriter(full)
+    for _ in range(10):
+        writer.write("a line\n")
+    writer.close(60)
+    os.close(full)
+    assert writer.num_lost == 10
+
+
+def test_a_descriptor_that_does_not_wait_loses_nothing() -> None:
+    """Some other program may have made the pipe non-blocking, which both ends share."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    writer = LogWriter(writing)
+    lines = PIPE_BYTES // 100 * 3
+    for _ in range(lines):
+        writer.write("x" * 99 + "\n")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(read_all(reading)))
+    reader.start()
+    writer.close(60)
+    os.close(writing)
+    reader.join()
+    assert (len(found), writer.num_lost) == (lines, 0)
+
+
+def test_a_line_is_bounded() -> None:
+    """A traceback of a megabyte is cut off, so that one line cannot fill the buffer."""
+    reading, writing = os.pipe()
+    writer = LogWriter(writing)
+    writer.write("y" * 10**6 + "\n")
+    found: list[str] = []
+    reader = threading.Thread(target=lambda: found.extend(read_all(reading)))
+    reader.start()
+    writer.close(60)
+    os.close(writing)
+    reader.join()
+    assert [(len(line), line[-4:]) for line in found] == [(65536 + 3, "y...")]
+
+
+def test_a_text_beside_is_written_or_lost() -> None:
+    """Nobody waits for it, whether somebody reads or not."""
+    reading, writing = os.pipe()
+    write_beside(writing, "welcome")
+    assert os.read(reading, 100) == b"welcome"
+    os.close(reading)
+    write_beside(writing, "nobody reads")  # EPIPE in the thread, which is no error
+    os.close(writing)
