@@ -892,8 +892,10 @@ def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
         "reason": None,
         "precision": "float32",
         "cache": None,
+        "batching": "golden examples are answered in a batch as alone",
     }
     assert (models["double"]["task"], models["double"]["labels"]) == ("tensors", [])
+    assert (models["double"]["batching"], models["damaged"]["batching"]) == ("proved", None)
     assert (models["damaged"]["task"], models["damaged"]["ready"], models["damaged"]["versions"]) == (None, False, [])
     assert "model.onnx is damaged" in models["damaged"]["reason"]
     assert "no version folder" in models["no-version"]["reason"]
