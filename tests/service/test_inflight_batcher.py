@@ -277,7 +277,7 @@ async def test_an_expired_sentence_frees_its_row() -> None:
     """A deadline that passes while it is decoded ends it, and its rows are free again."""
     decoder = HeldDecoder()
     async with batcher_of(decoder) as batcher:
-        late = submit(batcher, Sentence("late", steps=50), deadline_s=time.monotonic() + 0.05)
+        late = submit(batcher, Sentence("late", steps=50), deadline_s=time.monotonic() + 0.5)
         await decoder.next_step()
         with pytest.raises(DeadlineExceeded, match="before the answer was there"):
             await asyncio.wait_for(late, PATIENCE_S)
@@ -591,7 +591,7 @@ async def test_low_priority_is_cancelled_and_expires_also_while_it_stands_still(
         ordinary = submit(batcher, Sentence("ordinary", steps=3))
         assert await decoder.next_step() == ["ordinary"]
         cancelled = submit_low(batcher, Sentence("cancelled", steps=3))
-        late = submit_low(batcher, Sentence("late"), deadline_s=time.monotonic() + 0.01)
+        late = submit_low(batcher, Sentence("late"), deadline_s=time.monotonic() + 0.3)
         await turns()
         assert (batcher.in_flight_rows, batcher.queued_low_rows) == (2, 1)
         with pytest.raises(DeadlineExceeded, match="passed before the answer"):
