@@ -44,6 +44,7 @@ from service.priority import compute
 from service.repository import ServedModel
 from service.spare_time import SpareTime
 from service.tasks.image_classification import ImageClassification, Pixels
+from service.tasks.image_file import DecodingMemory
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
 from service.tasks.translation import Sentence, Translation
@@ -378,6 +379,7 @@ def take_apart(
     truncate: bool,
     field: str,
     max_image_pixels: int,
+    memory: DecodingMemory | None = None,
 ) -> Question:
     """Find the parts of an input and plan which of them to take away; may be called in any thread.
 
@@ -390,6 +392,7 @@ def take_apart(
         truncate: as for the task.
         field: what the client calls the input, for messages.
         max_image_pixels: as for the task.
+        memory: as for the task.
 
     Raises:
         InvalidRequest: it has no parts, or `n_samples` lies outside its limits.
@@ -408,7 +411,7 @@ def take_apart(
             a_side = math.isqrt(graph.image_tokens)
         features = Patches(item.pixels_CHW, a_side)
         side, limit = OVERLAY_SIDE_PIXELS, max_image_pixels
-        picture = partial(task.picture, given, field=field, side=side, max_image_pixels=limit)
+        picture = partial(task.picture, given, field=field, side=side, max_image_pixels=limit, memory=memory)
     else:
         assert isinstance(given, str)
         spans = task.spans(given, truncate=truncate)

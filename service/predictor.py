@@ -34,6 +34,7 @@ from service.explainer import METHODS, Explainer, Question, check, methods_of, t
 from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.inflight_batcher import InFlightBatcher
+from service.memory_budget import ByteBudget
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.preparation import Preparation
 from service.repository import ModelRepository, ServedModel
@@ -41,6 +42,7 @@ from service.spare_time import SpareTime
 from service.tasks.classification import Classification as Classification  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tasks.classification import Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
+from service.tasks.image_file import DecodingMemory
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification
 from service.tasks.tokenization import texts_of
@@ -185,6 +187,8 @@ class Predictor:
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
         self._preparation = Preparation(repository.num_cores, config.max_queue, repository.watchdog)
+        self._image_memory = ByteBudget("image memory", config.max_image_memory_bytes)
+        metrics.show_budget(self._image_memory)
         self._spare_time = SpareTime(repository.num_cores, repository.watchdog)
         self._explainer = Explainer(config.max_queue, self._spare_time)
         self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
@@ -408,9 +412,15 @@ class Predictor:
                 else:
                     prepared = self._tokens(task, call, texts, named)
             items = prepared if isinstance(prepared, list) else await prepared
-            limit, truncate = self._config.max_image_pixels, call.truncate
-            about = (task, model.graph, request, items[0], given)
-            taking_apart = partial(take_apart, *about, truncate=truncate, field=named, max_image_pixels=limit)
+            limit, memory = self._config.max_image_pixels, DecodingMemory(self._image_memory, deadline_s)
+            taking_apart = partial(
+                take_apart,
+                *(task, model.graph, request, items[0], given),
+                truncate=call.truncate,
+                field=named,
+                max_image_pixels=limit,
+                memory=memory,
+            )
             questions.append(await self._spare_time.run(taking_apart, deadline_s))
             return items
 
@@ -503,11 +513,12 @@ class Predictor:
         """Decode the images of a request, side by side."""
         self._check_rows(len(images))
         limit = self._config.max_image_pixels
+        timeout_s, words = self._timeout_s(call), ("images", "decoded")
+        memory = DecodingMemory(self._image_memory, time.monotonic() + timeout_s)
         decoding = [
-            partial(task.preprocess, image, field=field.format(number), max_image_pixels=limit)
+            partial(task.preprocess, image, field=field.format(number), max_image_pixels=limit, memory=memory)
             for number, image in enumerate(images)
         ]
-        timeout_s, words = self._timeout_s(call), ("images", "decoded")
         return self._preparation.run(decoding, rows=len(images), timeout_s=timeout_s, words=words)
 
     def announce_end(self) -> None:

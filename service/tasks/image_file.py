@@ -1,0 +1,298 @@
+"""Encoded image files: opened by their header, decoded within a bound on memory, turned upright and resized.
+
+Large images are converted, turned and resized strip by strip, so that beside the decoded image there is never a second
+one of its size. The result is that of Pillow's own steps on the whole image but for rounding: rows are resized first,
+each by itself, and then columns, which is the order that Pillow takes for most sizes.
+"""
+
+import binascii
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from typing import NamedTuple
+
+import numpy as np
+from PIL import (
+    Image,
+    WebPImagePlugin,  # noqa: F401, registers itself: Pillow would else import every plugin it has to find this one
+)
+
+from service.errors import HeedError, InvalidRequest, TooLarge
+from service.memory_budget import ByteBudget
+
+# The decoders that are ever tried, by Pillow's names.
+FORMATS = ("JPEG", "PNG", "WEBP")
+JPEGS = {"JPEG", "MPO"}  # MPO: with further pictures behind the first
+# A progressive JPEG refines the image scan by scan, about ten times. A file of a few megabytes can hold so many scans,
+# each of a few bytes, that it is decoded for hours.
+MAX_JPEG_SCANS = 100
+# The markers that have content, and among them those of a scan and of the image's end (ITU-T T.81, B.1.1.3). Among
+# compressed data, 0xff stands only before a marker or before 0. Of those below 0xc0 libjpeg skips no content.
+JPEG_MARKER, JPEG_SCAN, JPEG_END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), 0xDA, 0xD9
+# JPEG has no longer one; resizing an image of millions of pixels by one takes gigabytes.
+MAX_SIDE_PIXELS = 65_535
+# What base64 of a file of these formats begins with; none of the files themselves does.
+BASE64_BEGINNINGS = (b"/9j/", b"iVBORw0K", b"UklGR")
+# EXIF tag and its values, to what turns the image upright (EXIF 2.32, 4.6.4 A).
+ORIENTATION_TAG = 0x0112
+UPRIGHT_BY = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+FIRST_ON_ITS_SIDE = 5  # from here on, columns of the stored image are rows of the upright one
+MIRRORED_ACROSS, MIRRORED_DOWN = {2, 3, 7, 8}, {3, 4, 6, 7}  # the stored image, beside that
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Texts and profiles that a PNG holds compressed: Pillow unpacks up to 1 MiB of each when it opens the file.
+PNG_COMPRESSED_CHUNKS, MAX_PNG_COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}, 8
+# What libwebp and Pillow take for a pixel of a WebP file at the peak: two canvases, a decoder's buffer, and the image
+# as bytes and as pixels, of which one replaces another.
+WEBP_PIXEL_BYTES = 16
+# What Pillow takes for a pixel of a decoded image, by its mode.
+PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
+OTHER_PIXEL_BYTES = 4
+COEFFICIENT_BYTES = 2  # of a JPEG with several scans: libjpeg keeps the whole of it until the last scan
+STRIP_PIXELS = 1_000_000  # converted and resized at once
+COPIES_OF_A_STRIP = 4
+NARROW_PIXEL_BYTES = 4
+
+
+class DecodingMemory(NamedTuple):
+    """The memory that decoded images may take together, and how long one waits for its share of it."""
+
+    budget: ByteBudget
+    until_s: float  # on `time.monotonic()`'s clock
+
+
+@contextlib.contextmanager
+def decoding(field: str) -> Iterator[None]:
+    """What a decoder raises for a damaged file is any of a dozen types: all become one."""
+    try:
+        yield
+    except (MemoryError, HeedError):
+        raise
+    except Exception as error:
+        raise InvalidRequest(f"{field} cannot be decoded, the file is damaged: {error}") from None
+
+
+def file_of(file: bytes, field: str) -> bytes:
+    """The file itself, where it may be its base64.
+
+    Raises:
+        InvalidRequest: it looks like base64 and is none.
+    """
+    if not file.startswith(BASE64_BEGINNINGS):
+        return file
+    try:
+        return binascii.a2b_base64(b"".join(file.split()), strict_mode=True)
+    except binascii.Error as error:
+        raise InvalidRequest(f"{field} is not base64: {error}") from None
+
+
+@contextlib.contextmanager
+def opened_image(
+    file: bytes,
+    field: str,
+    max_image_pixels: int | None,
+    memory: DecodingMemory | None,
+    smallest_side: int,
+    narrow_width: int,
+) -> Iterator[Image.Image]:
+    """An image whose header has been read, and for whose pixels memory is reserved.
+
+    Args:
+        file: the file itself.
+        field: what the client calls it, for messages.
+        max_image_pixels: the largest image that is decoded; None leaves it to Pillow.
+        memory: what to reserve it from; None to reserve nothing.
+        smallest_side: a JPEG may be decoded at a fraction of its size that is at least so many pixels.
+        narrow_width: the largest width that it is resized to.
+
+    Raises:
+        InvalidRequest: its header says that it cannot be decoded here.
+        TooLarge: it takes more memory than all images together may.
+        DeadlineExceeded: other images held the memory until then.
+    """
+    with contextlib.ExitStack() as stack:
+        if memory is not None and (webp_bytes := _webp_bytes(file)):  # its decoder takes memory when it is opened
+            stack.enter_context(_reserved(memory, webp_bytes, field))
+        opened = stack.enter_context(_opened(file, field, max_image_pixels))
+        opened.getexif()
+        if opened.format in JPEGS:
+            full_size = opened.size
+            opened.draft(None, (smallest_side, smallest_side))
+        if memory is not None:
+            pixel_bytes = 0 if opened.format == "WEBP" else PIXEL_BYTES.get(opened.mode, OTHER_PIXEL_BYTES)
+            decoded_bytes = math.prod(opened.size) * pixel_bytes
+            if opened.format in JPEGS and _num_scans(file) > 1:
+                decoded_bytes += _coefficient_bytes(opened, full_size)
+            strips_bytes = COPIES_OF_A_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(opened.size))
+            narrow_bytes = NARROW_PIXEL_BYTES * max(opened.size) * min(narrow_width, max(opened.size))
+            stack.enter_context(_reserved(memory, decoded_bytes + strips_bytes + narrow_bytes, field))
+        yield opened
+
+
+@contextlib.contextmanager
+def _reserved(memory: DecodingMemory, num_bytes: int, field: str) -> Iterator[None]:
+    try:
+        held = memory.budget.held(num_bytes, memory.until_s)
+        held.__enter__()
+    except TooLarge as error:
+        raise TooLarge(f"{field}: {error} (max_image_memory_bytes)") from None
+    try:
+        yield
+    finally:
+        held.__exit__(None, None, None)
+
+
+def _coefficient_bytes(opened: Image.Image, size: tuple[int, int]) -> int:
+    """Memory for the coefficients of all components of a JPEG, some of which have fewer samples than pixels."""
+    components: list[tuple[int, int, int, int]] = getattr(opened, "layer", []) or [(1, 1, 1, 0)]
+    layers = [(across, down) for _, across, down, _ in components]
+    most = max(across for across, _ in layers) * max(down for _, down in layers)
+    return COEFFICIENT_BYTES * math.prod(size) * sum(across * down for across, down in layers) // most
+
+
+def _webp_size(file: bytes) -> tuple[int, int] | None:
+    """Width and height that a WebP file's first chunk declares (WebP container specification); None if it is none."""
+    kind, little = file[12:16], int.from_bytes
+    if file[:4] != b"RIFF" or file[8:12] != b"WEBP" or len(file) < 30:
+        return None
+    if kind == b"VP8 ":
+        return little(file[26:28], "little") & 0x3FFF, little(file[28:30], "little") & 0x3FFF
+    if kind == b"VP8L":
+        bits = little(file[21:25], "little")
+        return (bits & 0x3FFF) + 1, ((bits >> 14) & 0x3FFF) + 1
+    if kind == b"VP8X":
+        return little(file[24:27], "little") + 1, little(file[27:30], "little") + 1
+    return None
+
+
+def _webp_bytes(file: bytes) -> int:
+    size = _webp_size(file)
+    return 0 if size is None else WEBP_PIXEL_BYTES * math.prod(size)
+
+
+def _check_webp(file: bytes, field: str, max_image_pixels: int | None, limit: str) -> None:
+    """Refuse by the header what Pillow would take memory for when it opens it."""
+    size = _webp_size(file)
+    if size is not None and max_image_pixels is not None and math.prod(size) > max_image_pixels:
+        raise InvalidRequest(f"{field} has {size[0]} x {size[1]} pixels, more than {limit}")
+
+
+def _check_png(file: bytes, field: str) -> None:
+    """Refuse a PNG whose texts would be unpacked to many times its size."""
+    position, compressed = len(PNG_SIGNATURE), 0
+    while position + 8 <= len(file):
+        compressed += file[position + 4 : position + 8] in PNG_COMPRESSED_CHUNKS
+        position += 12 + int.from_bytes(file[position : position + 4])
+    if compressed > MAX_PNG_COMPRESSED_CHUNKS:
+        raise InvalidRequest(
+            f"{field} has {compressed} compressed texts and profiles, the limit is {MAX_PNG_COMPRESSED_CHUNKS}"
+        )
+
+
+def _opened(file: bytes, field: str, max_image_pixels: int | None) -> Image.Image:
+    """Read the header, and refuse by it."""
+    limit = "what can be opened" if max_image_pixels is None else f"the limit of {max_image_pixels} (max_image_pixels)"
+    if file[:4] == b"RIFF":
+        _check_webp(file, field, max_image_pixels, limit)
+    if file.startswith(PNG_SIGNATURE):
+        _check_png(file, field)
+    try:
+        opened = Image.open(BytesIO(file), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidRequest(f"{field} has more pixels than {limit}") from None
+    except MemoryError:
+        raise
+    except Exception:
+        raise InvalidRequest(f"{field} is not a JPEG, PNG or WebP file, or its header is damaged") from None
+    width, height = opened.size
+    if max_image_pixels is not None and width * height > max_image_pixels:
+        raise InvalidRequest(f"{field} has {width} x {height} pixels, more than {limit}")
+    if max(width, height) > MAX_SIDE_PIXELS:
+        raise InvalidRequest(f"{field} has {width} x {height} pixels, the limit of a side is {MAX_SIDE_PIXELS}")
+    if opened.format in JPEGS and _num_scans(file) > MAX_JPEG_SCANS:
+        raise InvalidRequest(f"{field} has more than {MAX_JPEG_SCANS} scans, which no camera or editor writes")
+    # A phone's JPEG may hold further pictures for viewers that know of them (MPO): that is no animation.
+    if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
+        raise InvalidRequest(f"{field} is animated, with {getattr(opened, 'n_frames', 0)} frames; send one of them")
+    return opened
+
+
+def _num_scans(file: bytes) -> int:
+    """Scans of a JPEG, at most one more than is allowed; not of the pictures or films that lie within or behind it."""
+    scans, position = 0, 0
+    while scans <= MAX_JPEG_SCANS and (found := JPEG_MARKER.search(file, position)):
+        marker, position = file[found.end() - 1], found.end()
+        if marker == JPEG_END:
+            break
+        scans += marker == JPEG_SCAN
+        position += int.from_bytes(file[position : position + 2])  # the marker's own content
+    return scans
+
+
+def _in_colours(image: Image.Image, transparent: bool | None = None) -> Image.Image:
+    """RGB, or RGBA where something is transparent, of any mode that the decoders give."""
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+        transparent = False
+    mode = "RGBA" if (image.has_transparency_data if transparent is None else transparent) else "RGB"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _orientation(opened: Image.Image) -> int:
+    found = opened.getexif().get(ORIENTATION_TAG)
+    return next((known for known in UPRIGHT_BY if known == found), 1)
+
+
+def size_upright(opened: Image.Image) -> tuple[int, int]:
+    """Width and height of an image as it is meant to be seen."""
+    width, height = opened.size
+    return (height, width) if _orientation(opened) >= FIRST_ON_ITS_SIDE else (width, height)
+
+
+def resized(opened: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    """An image as it is meant to be seen, RGB, or RGBA where something is transparent, in another size."""
+    width, height = size_upright(opened)
+    if width * height <= STRIP_PIXELS:
+        image = _upright(_in_colours(opened), _orientation(opened))
+        return image if image.size == size else image.resize(size, resample)
+    step = max(1, STRIP_PIXELS // width)
+    narrow: Image.Image | None = None
+    for top in range(0, height, step):
+        bottom = min(height, top + step)
+        strip = opened.crop(_stored_box(opened, (0, top, width, bottom)))
+        strip = _upright(_in_colours(strip, opened.has_transparency_data), _orientation(opened))
+        if strip.mode == "RGBA" and resample != Image.Resampling.NEAREST:
+            strip = strip.convert("RGBa")  # colours weighed by their alpha, as resizing does
+        strip = strip.resize((size[0], bottom - top), resample)
+        if narrow is None:
+            narrow = Image.new(strip.mode, (size[0], height))
+        narrow.paste(strip, (0, top))
+    assert narrow is not None
+    image = narrow.resize(size, resample)
+    return image.convert("RGBA") if image.mode == "RGBa" else image
+
+
+def _stored_box(opened: Image.Image, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    """Where a box of the upright image lies in the image as it is stored."""
+    left, top, right, bottom = box
+    orientation = _orientation(opened)
+    if orientation >= FIRST_ON_ITS_SIDE:
+        left, top, right, bottom = top, left, bottom, right
+    if orientation in MIRRORED_ACROSS:
+        left, right = opened.width - right, opened.width - left
+    if orientation in MIRRORED_DOWN:
+        top, bottom = opened.height - bottom, opened.height - top
+    return left, top, right, bottom
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(UPRIGHT_BY[orientation]) if orientation in UPRIGHT_BY else image
