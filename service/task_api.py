@@ -5,7 +5,7 @@ read and write with the same code.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -16,8 +16,11 @@ HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 Truncation = Literal["do_not_truncate", "longest_first", "only_first"]
-HubOptions = dict[str, Any]  # how the hub's own service queues and caches; nothing of it means anything here
 T = TypeVar("T")
+
+
+class HubOptions(msgspec.Struct):
+    """`options` of the hub's own service, how it queues and caches: any are taken, and none means anything here."""
 
 
 class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -46,7 +49,7 @@ class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     inputs: str | list[str]
     parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
-    options: HubOptions = {}
+    options: HubOptions = msgspec.field(default_factory=HubOptions)
 
 
 class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -62,7 +65,7 @@ class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
 
     inputs: str
     parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
-    options: HubOptions = {}
+    options: HubOptions = msgspec.field(default_factory=HubOptions)
 
 
 class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,7 +112,7 @@ class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
     inputs: str | list[str]
     parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
     stream: bool = False
-    options: HubOptions = {}
+    options: HubOptions = msgspec.field(default_factory=HubOptions)
 
 
 def read_json(body: bytes | memoryview, kind: type[T]) -> T:

@@ -1,10 +1,9 @@
 """What both transports read of a request besides its tensors: its id, its deadline, its parameters."""
 
-import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from service.errors import InvalidRequest
 from service.predictor import ExplainRequest, Looking
@@ -22,9 +21,6 @@ MOST_READ_AT_ONCE = 16_384
 MAX_TENSORS = 1024
 MAX_PARAMETERS = 64  # of a request
 
-T = TypeVar("T")
-M = TypeVar("M")
-
 _PREFIX = secrets.token_hex(4)
 _numbers = itertools.count(1)
 
@@ -39,11 +35,6 @@ def request_id_of(given: str | None) -> str:
 def number_of(text: str) -> int | None:
     """A header's whole number; None if it is none, or has more than `MAX_DIGITS`."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
-
-
-async def in_turn(read: Callable[[M], T], message: M, size: int) -> T:
-    """What `read` makes of a message: at once where it is small, else in a thread."""
-    return read(message) if size <= MOST_READ_AT_ONCE else await asyncio.to_thread(read, message)
 
 
 class Parameters(NamedTuple):

@@ -3,11 +3,12 @@
 import asyncio
 import socket
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import structlog
@@ -23,7 +24,17 @@ from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
 from service.memory_budget import ByteBudget, Reservation
 from service.metrics import Metrics, Outcome
-from service.predictor import Call, Explained, ExplainRequest, Looking, Predictor, Receipt, Translated, outcome_of
+from service.predictor import (
+    Call,
+    Classification,
+    Explained,
+    ExplainRequest,
+    Looking,
+    Predictor,
+    Receipt,
+    Translated,
+    outcome_of,
+)
 from service.task_api import (
     HUB_TOP_K,
     ExplainParameters,
@@ -34,7 +45,6 @@ from service.task_api import (
     TranslationRequest,
     is_json,
     labelled_scores,
-    read_json,
     texts_and_field,
     translation_text,
 )
@@ -42,17 +52,18 @@ from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.frame import (
     MAX_DIGITS,
+    MOST_READ_AT_ONCE,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     Parameters,
     earliest,
     explain_request_of,
-    in_turn,
     number_of,
     parameters_of,
     request_id_of,
 )
 from service.transport.http_connection import BODY_STEP_BYTES, MEMORY, ConnectionLimits, HttpServer
+from service.transport.json_bounds import read_bounded_json
 from service.transport.openapi import openapi_document
 from service.transport.spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
@@ -79,6 +90,8 @@ PLAYGROUND_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",  # a newer server may have a newer page
 }
+JSON_ELEMENT_BYTES = 20  # of an answer's tensor: digits, sign, point, comma
+T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
 
 
@@ -112,6 +125,7 @@ class HttpApplication:
         tracing: "Tracing | None" = None,
     ) -> None:
         self._predictor, self._metrics, self._config = predictor, metrics, config
+        self._json_thread = ThreadPoolExecutor(1, "json")
 
         def asks_a_model(path: str, answer: Callable[[Request, str], Awaitable[Response]]) -> Route:
             traced = None if tracing is None else [Middleware(TracedRoute, tracing, path)]
@@ -238,6 +252,16 @@ class HttpApplication:
             raise
         return b"".join(parts)
 
+    async def _in_turn(self, work: Callable[[], T], size: int) -> T:
+        """Read or write JSON: at once where it is small, else in one thread for all requests.
+
+        More than one such thread would keep the interpreter's lock among themselves, and the event loop would wait for
+        one after the other.
+        """
+        if size <= MOST_READ_AT_ONCE:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._json_thread, work)
+
     async def _while_connected(self, request: Request, work: Awaitable[Any]) -> Any:
         """Await `work`, or cancel it when the client hangs up.
 
@@ -302,7 +326,7 @@ class HttpApplication:
         if header_bytes == 0:
             specs = self._predictor.describe(name, version).inputs
         read = partial(rest.read_infer, header_bytes=header_bytes, specs=specs)
-        message = await in_turn(read, body, len(body))
+        message = await self._in_turn(partial(read, body), len(body))
         parameters = parameters_of(message.parameters)
         call = self._call(request, request_id, parameters.timeout_s, parameters.truncate, parameters)
         return message, parameters, call, header_bytes
@@ -311,13 +335,13 @@ class HttpApplication:
         message, parameters, call, header_bytes = await self._read(request, request_id)
         answer = self._predictor.infer(call, message.arrays, [output.name for output in message.outputs])
         outputs, receipt = await self._while_connected(request, answer)
-        reply, json_bytes = rest.write_infer(
-            call.model,
-            receipt,
-            message,
-            outputs,
-            all_binary=parameters.binary_data_output or header_bytes == 0,
-        )
+        all_binary = parameters.binary_data_output or header_bytes == 0
+        write = partial(rest.write_infer, call.model, receipt, message, outputs, all_binary=all_binary)
+        num_elements = sum(array.size for array in outputs.values())
+        if not all_binary and num_elements > MOST_READ_AT_ONCE:
+            memory: Reservation = request.scope[MEMORY]
+            memory.grow_to(num_elements * JSON_ELEMENT_BYTES)
+        reply, json_bytes = await self._in_turn(write, num_elements)
         if json_bytes is None:
             return Response(reply, media_type="application/json")
         return Response(
@@ -385,7 +409,7 @@ class HttpApplication:
             return await self._classify_image(request, request_id, body)
         if task == "translation":
             return await self._translate(request, request_id, body)
-        message = await in_turn(partial(read_json, kind=TextClassificationRequest), body, len(body))
+        message = await self._in_turn(partial(read_bounded_json, body, TextClassificationRequest), len(body))
         texts, field = texts_and_field(message.inputs)
         call = self._call(request, request_id, None, message.parameters.truncation)
         function, top_k = message.parameters.function_to_apply or "softmax", message.parameters.top_k
@@ -395,11 +419,12 @@ class HttpApplication:
             return await self._explained(request, call, asking)
         answer = self._predictor.classify_texts(call, texts, field=field, function=function, top_k=top_k)
         classifications, receipt = await self._while_connected(request, answer)
-        document = [labelled_scores(answered.labels, answered.scores) for answered in classifications]
-        return json_response(document, headers=receipt_headers(receipt))
+        num_scores = sum(len(answered.scores) for answered in classifications)
+        body = await self._in_turn(partial(_classified, classifications), num_scores)
+        return Response(body, headers=receipt_headers(receipt), media_type="application/json")
 
     async def _translate(self, request: Request, request_id: str, body: bytes) -> Response:
-        message = await in_turn(partial(read_json, kind=TranslationRequest), body, len(body))
+        message = await self._in_turn(partial(read_bounded_json, body, TranslationRequest), len(body))
         parameters = message.parameters
         search = parameters.search()
         self._predictor.check_languages(request.path_params["model"], parameters.src_lang, parameters.tgt_lang)
@@ -455,7 +480,9 @@ class HttpApplication:
     async def _classify_image(self, request: Request, request_id: str, body: bytes) -> Response:
         image, field, parameters = body, "the body", ImageClassificationParameters()
         if is_json(body):
-            message = await in_turn(partial(read_json, kind=ImageClassificationRequest), body, len(body))
+            # One string, the file's base64, is most of it, and costs little to decode.
+            read = partial(read_bounded_json, body, ImageClassificationRequest, self._config.max_body_bytes)
+            message = await self._in_turn(read, len(body))
             image, field, parameters = message.inputs.encode(), "inputs", message.parameters
         call = self._call(request, request_id, None, truncate=False)
         function, top_k = parameters.function_to_apply or "softmax", parameters.top_k or HUB_TOP_K
@@ -531,6 +558,12 @@ def _header_timeout_s(request: Request) -> float | None:
             f" digits, not {text[:40]!r}"
         )
     return milliseconds * 1e-3
+
+
+def _classified(classifications: Sequence[Classification]) -> bytes:
+    """The classes of several texts as JSON; a call of the encoder for each, so that none is long."""
+    rows = [msgspec.json.encode(labelled_scores(answered.labels, answered.scores)) for answered in classifications]
+    return b"".join((b"[", b",".join(rows), b"]"))
 
 
 def _event(document: object) -> bytes:

@@ -14,11 +14,12 @@ import msgspec
 
 from service.errors import InvalidRequest
 from service.predictor import Explanation, Receipt
-from service.task_api import read_json
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
 from service.transport.frame import number_of
+from service.transport.json_bounds import read_bounded_json
 
+MAX_TENSORS = 1024  # of one request, and as many outputs that it asks for
 BINARY_HEADER = "inference-header-content-length"
 
 
@@ -55,7 +56,7 @@ class InferOutput(msgspec.Struct, omit_defaults=True):
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: list[Any] | None = None
+    data: msgspec.Raw | None = None
 
 
 class InferResponse(msgspec.Struct, omit_defaults=True):
@@ -186,7 +187,10 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
         assert specs is not None
         return InferMessage("", {}, _read_lone_tensor(body, specs), [])
     json_bytes = len(body) if header_bytes is None else header_bytes
-    request = read_json(memoryview(body)[:json_bytes], InferRequest)
+    request = read_bounded_json(memoryview(body)[:json_bytes], InferRequest)
+    for what, entries in (("inputs", request.inputs), ("outputs", request.outputs)):
+        if len(entries) > MAX_TENSORS:
+            raise InvalidRequest(f"the request has {len(entries)} {what}, the limit is {MAX_TENSORS}")
     binary = memoryview(body)[json_bytes:]
     arrays: Arrays = {}
     position = 0

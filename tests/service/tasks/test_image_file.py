@@ -37,7 +37,7 @@ def noise(mode: str) -> Image.Image:
     image = Image.fromarray(pixels, "RGBA")
     if mode == "I;16":
         return Image.fromarray(pixels.view(np.uint16)[:, :, 0])
-    return image.convert("RGB").quantize(64) if mode == "P" else image.convert(mode)
+    return image.convert("RGB").quantize(64, Image.Quantize.FASTOCTREE) if mode == "P" else image.convert(mode)
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
