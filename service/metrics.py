@@ -10,10 +10,12 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from itertools import accumulate
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -42,6 +44,7 @@ LATENCY_BUCKETS_S = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SERIES_A_PIECE = 250  # of a scrape: they take about 2 ms to write, then others get the interpreter's lock
 # Requests for names that are not in the store share this label value, or a client could make series without end.
 UNKNOWN_MODEL = "(unknown)"
 
@@ -151,6 +154,16 @@ class ExplainTally:
         self.evaluations += evaluations
 
 
+class _OneFamily(NamedTuple):
+    """A registry of one family, for the library's encoders."""
+
+    family: Metric
+
+    def collect(self) -> Iterator[Metric]:
+        """The family."""
+        yield self.family
+
+
 class Metrics(Collector):
     """All series of one server, on a registry of its own: two servers in one process do not mix."""
 
@@ -250,13 +263,39 @@ class Metrics(Collector):
             "Engine calls that were stopped: nobody waited any more (abandoned), or --engine-timeout-s (overdue)",
             labels=(*model, "reason"),
         )
-        for key, tally in self._scheduling.items():
+        for key, tally in list(self._scheduling.items()):
             refused.add_metric(key, tally.refused_rows)
             dropped.add_metric(key, tally.dropped_rows)
             in_vain.add_metric(key, tally.rows_in_vain)
-            for reason, number in tally.terminated.items():
+            for reason, number in list(tally.terminated.items()):
                 terminated.add_metric((*key, reason), number)
         yield from (refused, dropped, in_vain, terminated)
+
+    def exposition(self, accept: str) -> tuple[Iterator[bytes], str]:
+        """All series as text, piece by piece, and the content type of that.
+
+        Another thread may go through the pieces: what the event loop counts meanwhile may be in them or not.
+
+        Args:
+            accept: the scraper's header, which chooses between Prometheus' text and OpenMetrics.
+        """
+        encode, content_type = choose_encoder(accept)
+        return self._pieces(encode, is_openmetrics="openmetrics" in content_type), content_type
+
+    def _pieces(self, encode: Callable[[Any], bytes], *, is_openmetrics: bool) -> Iterator[bytes]:
+        for family in self.registry.collect():
+            samples = list(family.samples)
+            if not is_openmetrics:  # where these have a family of their own, which must not be interleaved
+                samples.sort(key=lambda sample: sample.name.endswith("_created"))
+            headers = {b"# EOF\n"}
+            for start in range(0, max(1, len(samples)), SERIES_A_PIECE):
+                piece = Metric(family.name, family.documentation, family.type, family.unit)
+                piece.samples = samples[start : start + SERIES_A_PIECE]
+                lines = encode(_OneFamily(piece)).splitlines(keepends=True)
+                yield b"".join(line for line in lines if line not in headers)
+                headers.update(line for line in lines if line.startswith(b"# "))
+        if is_openmetrics:
+            yield b"# EOF\n"
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """What is counted in plain numbers, for a scrape."""
@@ -264,18 +303,18 @@ class Metrics(Collector):
         requests = CounterMetricFamily(
             "heed_requests", "Requests by how they ended", labels=(*model, "protocol", "outcome")
         )
-        for labels, number in self._requests.items():
+        for labels, number in list(self._requests.items()):
             requests.add_metric(labels, number)
         yield requests
         for attribute, (name, text) in STAGES.items():
             seconds = HistogramMetricFamily(name, text, labels=(*model, "protocol"))
-            for key, stages in self._stages.items():
+            for key, stages in list(self._stages.items()):
                 getattr(stages, attribute).add_to(seconds, key)
             yield seconds
         rows = HistogramMetricFamily("heed_batch_rows", "Rows of one engine call", labels=model)
         tokens = CounterMetricFamily("heed_batch_tokens", "Tokens computed, padding included", labels=model)
         padded = CounterMetricFamily("heed_padded_tokens", "Tokens computed that were padding", labels=model)
-        for name_version, batches in self._batches.items():
+        for name_version, batches in list(self._batches.items()):
             batches.rows.add_to(rows, name_version)
             tokens.add_metric(name_version, batches.tokens)
             padded.add_metric(name_version, batches.padded_tokens)
@@ -288,7 +327,7 @@ class Metrics(Collector):
         evaluations = CounterMetricFamily(
             "heed_explain_evaluations", "Inputs that a model was asked for explanations", labels=by_method
         )
-        for name_version_method, explained in self._explained.items():
+        for name_version_method, explained in list(self._explained.items()):
             explained.seconds.add_to(explain, name_version_method)
             evaluations.add_metric(name_version_method, explained.evaluations)
         yield from (explain, evaluations)
@@ -307,7 +346,7 @@ class Metrics(Collector):
         refused = CounterMetricFamily(
             "heed_memory_refused", "Requests that found too little left of a memory budget", labels=("budget",)
         )
-        for budget in self._budgets:
+        for budget in list(self._budgets):
             in_use.add_metric([budget.name], budget.reserved_bytes)
             limit.add_metric([budget.name], budget.limit_bytes)
             refused.add_metric([budget.name], budget.refused)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import structlog
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -90,6 +89,7 @@ PLAYGROUND_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",  # a newer server may have a newer page
 }
+SCRAPE_PAUSE_S = 0.0002  # between two pieces of a scrape, in which the event loop gets the interpreter's lock
 JSON_ELEMENT_BYTES = 20  # of an answer's tensor: digits, sign, point, comma
 T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
@@ -126,6 +126,9 @@ class HttpApplication:
     ) -> None:
         self._predictor, self._metrics, self._config = predictor, metrics, config
         self._json_thread = ThreadPoolExecutor(1, "json")
+        self._scrape_thread = ThreadPoolExecutor(1, "scrape")
+        # Those that are being written, by content type: who asks meanwhile gets the same.
+        self._scrapes: dict[str, asyncio.Future[bytes]] = {}
 
         def asks_a_model(path: str, answer: Callable[[Request, str], Awaitable[Response]]) -> Route:
             traced = None if tracing is None else [Middleware(TracedRoute, tracing, path)]
@@ -526,8 +529,20 @@ class HttpApplication:
         return json_response(document, 200 if why is None else 503)
 
     async def _exposition(self, request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._metrics.registry), headers={"content-type": content_type})
+        pieces, content_type = self._metrics.exposition(request.headers.get("accept", ""))
+
+        def written() -> bytes:
+            text = bytearray()
+            for piece in pieces:
+                text += piece
+                time.sleep(SCRAPE_PAUSE_S)
+            return bytes(text)
+
+        if (scrape := self._scrapes.get(content_type)) is None:
+            scrape = asyncio.get_running_loop().run_in_executor(self._scrape_thread, written)
+            self._scrapes[content_type] = scrape
+            scrape.add_done_callback(lambda _: self._scrapes.pop(content_type))
+        return Response(await asyncio.shield(scrape), headers={"content-type": content_type})
 
     async def _openapi(self, request: Request) -> Response:
         return json_response(

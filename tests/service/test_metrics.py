@@ -2,13 +2,15 @@
 
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.metrics import LATENCY_BUCKETS_S, Metrics
+from service.metrics import LATENCY_BUCKETS_S, SERIES_A_PIECE, Metrics
 
 seconds = st.floats(0, 100) | st.sampled_from(LATENCY_BUCKETS_S)
 
@@ -65,3 +67,23 @@ def test_an_exemplar_stands_in_the_bucket_of_its_value() -> None:
     }
     changing = re.compile(rb"^(process|python)_.*$", re.MULTILINE)
     assert changing.sub(b"", generate_latest(metrics.registry)) == changing.sub(b"", plain)
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+def test_a_scrape_of_many_models_is_written_in_pieces(accept: str) -> None:
+    """Each piece has a bounded number of series, and together they are what the library writes."""
+    metrics = Metrics()
+    for number in range(300):
+        metrics.count(f"model {number}", "1", "http", "ok")
+        metrics.stages(f"model {number}", "1", "http").observe(*[0.1] * 5)
+        metrics.canary_runs.labels(f"model {number}", "1", "ok").inc()
+        metrics.ready.labels(f"model {number}", "1").set(1)
+    pieces, content_type = metrics.exposition(accept)
+    texts = list(pieces)
+    assert len(texts) > 300 * 5 * len(LATENCY_BUCKETS_S) / SERIES_A_PIECE
+    series = [[line for line in text.splitlines() if not line.startswith(b"# ")] for text in texts]
+    assert max(map(len, series)) <= SERIES_A_PIECE
+    encode, expected_type = choose_encoder(accept)
+    changing = re.compile(rb"^(process|python)_.*$", re.MULTILINE)
+    assert changing.sub(b"", b"".join(texts)) == changing.sub(b"", encode(metrics.registry))
+    assert content_type == expected_type
