@@ -5,10 +5,12 @@ import contextlib
 import json
 import socket
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
+import onnx
 import pytest
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -332,16 +334,18 @@ def test_what_waits_behind_a_request_is_parsed_once_that_is_answered() -> None:
     run(test)
 
 
-@pytest.fixture(scope="module")
-def small_server(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A server with room for two bodies of one MB, and little patience."""
-    import onnx
-
-    store = tmp_path_factory.mktemp("store")
+def small_server(store: Path, client_timeout_s: float) -> contextlib.AbstractContextManager[Server]:
+    """A server with room for two bodies of one MB."""
     floats = (onnx.TensorProto.FLOAT, ["rows", 1])
     write_onnx(store / "same/1", [onnx.helper.make_node("Identity", ["x"], ["y"])], {"x": floats}, {"y": floats})
-    limits = ("--max-body-bytes", "1000000", "--max-request-memory-bytes", "2000000", "--client-timeout-s", "1")
-    with running_server(store, *limits) as running:
+    limits = ("--max-body-bytes", "1000000", "--max-request-memory-bytes", "2000000")
+    return running_server(store, *limits, "--client-timeout-s", str(client_timeout_s))
+
+
+@pytest.fixture(scope="module")
+def patient_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One that waits for slow clients."""
+    with small_server(tmp_path_factory.mktemp("patient"), 600) as running:
         yield running
 
 
@@ -360,38 +364,32 @@ def begin_body(server: Server, sent: bytes = b"x") -> socket.socket:
     return connection
 
 
-def test_bodies_reserve_memory_before_they_are_read(small_server: Server) -> None:
-    """A third one is refused like an overload, and a slow one loses what it reserved."""
-    held = [begin_body(small_server) for _ in range(2)]
-    while reserved_bytes(small_server) < 2_000_000:
+def test_bodies_reserve_memory_before_they_are_read(patient_server: Server) -> None:
+    """A third one is refused like an overload, until another one ends."""
+    url, whole = f"{patient_server.http}/v2/models/same/infer", {"inference-header-content-length": "0"}
+    held = [begin_body(patient_server) for _ in range(2)]
+    while reserved_bytes(patient_server) < 2_000_000:
         pass
-    response = httpx.post(f"{small_server.http}/v2/models/same/infer", content=bytes(1_000_000))
+    response = httpx.post(url, content=bytes(1_000_000), headers=whole)
     assert (response.status_code, response.json()["error"]) == (
         429,
         "1000000 bytes of request memory are needed, 2000000 of 2000000 bytes are in use",
     )
     assert int(response.headers["retry-after"]) >= 1
+    chunks = (b"x" * 1000 for _ in range(3))  # nobody knows their size before
+    assert httpx.post(url, content=chunks, headers=whole).status_code == 429
     for connection in held:
-        answer = b"".join(iter(lambda: connection.recv(10_000), b""))  # noqa: B023, called at once
-        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        assert b"the body comes too slowly: 1 bytes were there" in answer
         connection.close()
-    assert reserved_bytes(small_server) == 0
-    whole = {"inference-header-content-length": "0"}
-    url = f"{small_server.http}/v2/models/same/infer"
+    while reserved_bytes(patient_server):
+        pass
     assert httpx.post(url, content=bytes(4), headers=whole).status_code == 200
 
 
-def test_bodies_in_chunks_reserve_memory_as_they_come(small_server: Server) -> None:
-    """Nobody knows their size before."""
-    with begin_body(small_server), begin_body(small_server):
-        while reserved_bytes(small_server) < 2_000_000:
-            pass
-
-        def chunks() -> Any:
-            yield b"x" * 1000
-
-        response = httpx.post(f"{small_server.http}/v2/models/same/infer", content=chunks())
-        assert response.status_code == 429
-    while reserved_bytes(small_server):
-        pass
+def test_a_slow_body_loses_what_it_reserved(tmp_path: Path) -> None:
+    """408 names what was there and the option."""
+    with small_server(tmp_path, 0.2) as server, begin_body(server) as connection:
+        answer = b"".join(iter(lambda: connection.recv(10_000), b""))
+        assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+        assert b"the body comes too slowly: 1 bytes were there" in answer
+        assert b"within 0.2 s (client_timeout_s)" in answer
+        assert reserved_bytes(server) == 0
