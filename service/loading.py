@@ -297,7 +297,8 @@ class Loader:
 
     def _batching_of(self, folder: ModelFolder, graph: PrivateGraph) -> Batching:
         """Decide whether rows of several requests share a call of a folder with a manifest."""
-        return self._batching_rule.of_folder(graph, self._declaration(folder))
+        assert folder.manifest is not None
+        return self._batching_rule.of_folder(graph, folder.manifest, self._declaration(folder))
 
     def _max_rows_of(self, batching: Batching) -> int:
         """Largest number of rows of a call that several items share; 1 where none may."""

@@ -17,6 +17,7 @@ import msgspec
 import onnxruntime
 import structlog
 
+from model_store.folder import Manifest
 from model_store.policy import BatchingDeclaration
 from model_store.private_files import PrivateGraph
 from service.models import row_independence
@@ -35,7 +36,7 @@ class Batching:
     """Whether requests share engine calls of a model, on what grounds, and what a call's cost depends on."""
 
     joined: bool
-    grounds: Literal["proved", "declared", "golden", "none"]
+    grounds: Literal["proved", "declared", "golden", "measured", "none"]
     reason: str  # the declaring file; why not, where requests are not joined
     max_rows: int | None  # declared limit of one engine call
     constant_cost: bool  # the work of a call follows from the shapes of its inputs
@@ -44,6 +45,8 @@ class Batching:
         """Say it in a line for the log and the model index."""
         if self.grounds == "declared":
             return f"declared {'independent' if self.joined else 'dependent'} in {self.reason}"
+        if self.grounds == "measured":
+            return self.reason
         if self.grounds == "golden":
             return "golden examples are answered in a batch as alone"
         return "proved" if self.joined else f"not joined: {self.reason}"
@@ -94,7 +97,7 @@ class BatchingRule:
         grounds: Literal["proved", "none"] = "none" if problem else "proved"
         return Batching(not problem, grounds, problem, None, finding.constant_cost)
 
-    def of_folder(self, graph: PrivateGraph, declaration: BatchingDeclaration | None) -> Batching:
+    def of_folder(self, graph: PrivateGraph, manifest: Manifest, declaration: BatchingDeclaration | None) -> Batching:
         """Decide for a folder with a manifest, whose golden examples are replayed alone and in a batch.
 
         The replay is what joins its rows. A proof is told where there is one: graphs that skip padding pack the tokens
@@ -102,11 +105,16 @@ class BatchingRule:
 
         Args:
             graph: the model; of a translation model the encoder.
+            manifest: of the folder; in int8 it states how far answers move with their company.
             declaration: what a person says about the model's rows.
         """
         finding = _finding_of(graph)
         if declaration is not None:
             return _declared(declaration, (), finding)
+        if manifest.precision == "int8":
+            sensitivity = manifest.batch_sensitivity
+            reason = "not independent, worst change not measured" if sensitivity is None else str(sensitivity)
+            return Batching(True, "measured", reason, None, finding.constant_cost)
         grounds: Literal["proved", "golden"] = "proved" if finding.independent else "golden"
         return Batching(True, grounds, finding.reason, None, finding.constant_cost)
 

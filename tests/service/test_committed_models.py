@@ -52,6 +52,21 @@ def test_every_committed_model_explains_itself(folder: Path) -> None:
     assert (folder / "explain.onnx").stat().st_size < 100_000
 
 
+def test_int8_models_are_listed_as_not_independent(fresh: Server) -> None:
+    """The index and the model's metadata state the worst change that its manifest has; float32 models state none."""
+    with httpx.Client(base_url=fresh.http) as http:
+        listed = {model["name"]: model["batching"] for model in http.get("/v2/models").json()["models"]}
+        described = {name: http.get(f"/v2/models/{name}").json()["properties"]["batching"] for name in listed}
+    assert described == listed
+    for name, batching in listed.items():
+        manifest = json.loads((ROOT / "model_store" / name / "1/manifest.json").read_text())
+        if manifest["precision"] == "int8":
+            worst = manifest["batch_sensitivity"]["worst"]
+            assert batching == f"not independent, worst change {worst:.3f}"
+        else:
+            assert "independent" not in batching
+
+
 def over_v2(http: httpx.Client, model: str, tensor: dict[str, object]) -> str:
     """The first element of the first output, over REST."""
     body = {"inputs": [{"shape": [1], "datatype": "BYTES"} | tensor]}
