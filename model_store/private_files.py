@@ -51,6 +51,17 @@ class PrivateFile:
             with contextlib.suppress(OSError):  # an unlinked file, where there are no memory files
                 fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
 
+    @classmethod
+    def of_bytes(cls, content: bytes) -> "PrivateFile":
+        """A sealed memory file with this content."""
+        source = _open_memory()
+        try:
+            _write_all(source, content)
+            os.lseek(source, 0, os.SEEK_SET)
+            return cls(source)
+        finally:
+            os.close(source)
+
     @property
     def path(self) -> Path:
         """Where this process, and no other, can open the copy by name; while this object lives."""

@@ -32,7 +32,7 @@ from model_store.folder import (
     read,
 )
 from model_store.policy import BatchingDeclaration, read_batching_declaration
-from model_store.private_files import PrivateGraph
+from model_store.private_files import PrivateFile, PrivateGraph
 from service.cost_table import CostTable
 from service.decoder import TranslationEngine
 from service.device import Device, Place
@@ -261,11 +261,13 @@ class Loader:
 
     def _load_bare(self, folder: ModelFolder, opened: Engine) -> Loaded:
         graph = folder.graph
-        engine = BareEngine(
-            opened,
-            model_of(graph),
-            lambda: OnnxEngine(with_overridable_initializers(graph.read_bytes()), self._threads, self._device),
-        )
+
+        def open_overridable() -> Engine:
+            # With its weights as private copies too: those of a graph from bytes would be read from the working folder.
+            changed = PrivateFile.of_bytes(with_overridable_initializers(graph.read_bytes()))
+            return OnnxEngine(PrivateGraph(graph.name, changed, graph.weights), self._threads, self._device)
+
+        engine = BareEngine(opened, model_of(graph), open_overridable)
         batching = self._batching_rule.of_bare_graph(
             graph, engine.inputs, engine.outputs, partial(run_within, engine), self._declaration(folder)
         )

@@ -36,6 +36,11 @@ def explain(server: Server) -> Any:
     return why["score"], why["features"], why["fidelity"]["deletion_area"], why["fidelity"]["insertion_area"]
 
 
+def num_memory_files(server: Server) -> int:
+    """How many private copies the server still holds."""
+    return sum("heed-model" in str(file.readlink()) for file in Path(f"/proc/{server.popen.pid}/fd").iterdir())
+
+
 def spoil(store: Path, *, cut_off: bool) -> None:
     """Overwrite every file in place with zeros, or cut it off."""
     files = [path for path in store.rglob("*") if path.is_file()]
@@ -74,6 +79,8 @@ def test_answers_do_not_change_with_the_files(
         assert predict(server) == predicted
         if explained_before:
             assert explain(server) == explained
+        # The files of the graph that explains, of its weights and of its golden rows, until it has been opened.
+        assert num_memory_files(server) == (0 if explained_before else 3)
         spoil(tmp_path / "models", cut_off=cut_off)
         for _ in range(2):
             assert explain(server) == explained
