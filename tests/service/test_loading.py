@@ -194,17 +194,24 @@ async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) ->
         threads.append(threading.get_ident())
         return loaded.run(items)
 
-    batcher = Batcher(run, probe=loaded.probe, costs=loaded.costs, skipped_padding_cost=0.0)
+    batcher = Batcher(
+        run,
+        probe=loaded.probe,
+        costs=loaded.costs,
+        skipped_padding_cost=0.0,
+        engine_clock=time.thread_time,
+        cost_follows_from_shapes=loaded.batching.constant_cost,
+    )
 
     async def computed_here(side: int) -> bool:
         await batcher.submit(loaded.task.items({"x": np.ones((1, side, side), np.float32)}))
         return threads[-1] == threading.get_ident()
 
-    # Until the costs are known; the first calls, through a thread of a busy machine, may have been slow.
+    # Once the costs are known and the size has proved quick. On a busy machine a call may be stopped, and its size has to
+    # prove quick again.
     assert any([await computed_here(2) for _ in range(200)])
-    assert await computed_here(2)
     assert not await computed_here(500)
-    assert await computed_here(2)
+    assert any([await computed_here(2) for _ in range(200)])
     batcher.close()
 
 
