@@ -29,6 +29,10 @@ _COMPANIES = ((0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (4, 0), (1, 2, 5))
 # How far a row may move in company, as a share of its own largest number. Other kernels for other sizes round
 # otherwise; a dependence that is no larger than this is not told from rounding.
 _TOLERANCES = {2: 2e-2, 4: 1e-3, 8: 1e-6}
+# Some graphs subtract large numbers from each other and so magnify rounding. How much shows where a row is computed
+# beside copies of itself: nothing that rows could take from each other differs then. Rows may move so many times as far
+# in other company; where copies alone move a row by more than a share of its largest number, the rows show nothing.
+_TIMES_AMONG_COPIES, _MAX_AMONG_COPIES = 8, 0.05
 
 
 class TrialStopped(Exception):
@@ -96,26 +100,32 @@ class _Trial:
 
     def round(self, rows: Arrays, family: _Family) -> str | None:
         """Compute rows alone and in company; a problem, or None where there is none or the graph refuses the rows."""
-        alone = []
+        alone: list[Arrays] = []
         for row in range(_NUM_ROWS):
             try:
                 alone.append(self._call(rows, (row,)))
             except TrialStopped:
                 raise
             except Exception as error:  # whatever the engine raises
-                self._refusal = str(error)
+                self._refusal = f"it refuses invented rows: {error}"
                 return None
-        for company in _COMPANIES:
-            try:
-                together = self._call(rows, company)
-            except TrialStopped:
-                raise
-            except Exception as error:
-                return f"rows that it answers alone it refuses together: {error}"
-            for name, array in together.items():
-                problem = _difference([alone[row][name] for row in company], array)
-                if problem:
-                    return f"output {name!r} of a row {problem}"
+        try:
+            copies = [self._call(rows, (row,) * _NUM_ROWS) for row in range(_NUM_ROWS)]
+            moved = [_distances(*pair) for pair in zip(alone, copies, strict=True)]
+            largest = {name: max(distances[name] for distances in moved) for name in moved[0]}
+            unsteady = [name for name, distance in largest.items() if distance > _MAX_AMONG_COPIES]
+            if unsteady:
+                self._refusal = f"output {unsteady[0]!r} of a row changes with the number of rows"
+                return None
+            for company in _COMPANIES:
+                for name, array in self._call(rows, company).items():
+                    problem = _difference([alone[row][name] for row in company], array, largest[name])
+                    if problem:
+                        return f"output {name!r} of a row {problem}"
+        except TrialStopped:
+            raise
+        except Exception as error:
+            return f"rows that it answers alone it refuses together: {error}"
         self.shown, self.size = True, family.size
         for name in list(self._blank):
             if sum(_shows(result[name]) for result in alone) > 1:
@@ -125,7 +135,7 @@ class _Trial:
     def shortcoming(self) -> str | None:
         """Why what was shown is not enough."""
         if not self.shown:
-            return f"it refuses invented rows: {self._refusal}"
+            return self._refusal
         if self._blank:
             return f"output {min(self._blank)!r} of invented rows has no finite number"
         return None
@@ -211,7 +221,33 @@ def _shows(result: NDArray[Any]) -> bool:
     return bool(result.size) and (result.dtype.kind != "f" or bool(np.isfinite(result).any()))
 
 
-def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> str | None:
+def _distances(alone: Arrays, among_copies: Arrays) -> dict[str, float]:
+    """How far copies of a row lie from that row alone, by output, as a share of its largest number."""
+    distances = {}
+    for name, array in among_copies.items():
+        expected = alone[name]
+        if len(array) != _NUM_ROWS or expected.shape != (1, *array.shape[1:]):
+            distances[name] = math.inf
+        elif expected.dtype.kind != "f":
+            distances[name] = 0.0 if all(np.array_equal(expected[0], each) for each in array) else math.inf
+        else:
+            distances[name] = max(_distance(expected[0], each) for each in array)
+    return distances
+
+
+def _distance(expected: NDArray[Any], found: NDArray[Any]) -> float:
+    """The largest difference as a share of the largest number; infinite where not the same numbers are finite."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(expected[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
+        return math.inf
+    if not finite.any():
+        return 0.0
+    wide = expected[finite].astype(np.float64)
+    difference, largest = np.abs(wide - found[finite]).max(), np.abs(wide).max()
+    return float(difference / largest) if largest else float(difference and math.inf)
+
+
+def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any], among_copies: float) -> str | None:
     """How results of rows in company differ from those alone."""
     if len(together) != len(alone) or any(each.shape != (1, *together.shape[1:]) for each in alone):
         return "has another shape in company"
@@ -220,9 +256,7 @@ def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any]) -> str | 
             if not np.array_equal(expected[0], found):
                 return "depends on the other rows"
             continue
-        finite = np.isfinite(expected[0])
-        largest = np.abs(expected[0][finite]).max(initial=0.0)
-        tolerance = _TOLERANCES[expected.dtype.itemsize] * float(largest)
-        if not np.allclose(expected[0], found, rtol=0, atol=tolerance, equal_nan=True):
+        tolerance = max(_TOLERANCES[expected.dtype.itemsize], _TIMES_AMONG_COPIES * among_copies)
+        if _distance(expected[0], found) > tolerance:
             return "depends on the other rows"
     return None
