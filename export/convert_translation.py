@@ -57,8 +57,18 @@ from model_store.folder import (
     Tolerance,
     write_golden,
 )
-from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchRequest, Sentence, Translation
+from service.tasks.translation import (
+    GOLDEN_SEARCHES,
+    MODEL_DEFAULTS,
+    Hypothesis,
+    LanguageCodes,
+    SearchDefaults,
+    SearchRequest,
+    Sentence,
+    Translation,
+)
 
+UNKNOWN_CODE = ">>unknown<<"  # a language code that no model knows
 MAX_SCORE_DIFFERENCE = 1e-4  # float32: of the same translation; and between two that rounding has made change places
 
 
@@ -74,6 +84,8 @@ class TranslationSource:
     bos_id: int = BOS_ID
     eos_id: int = EOS_ID
     pad_id: int = PAD_ID
+    defaults: SearchDefaults = MODEL_DEFAULTS
+    language_codes: LanguageCodes | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def task(self) -> Translation:
@@ -86,7 +98,16 @@ class TranslationSource:
             source_language=self.source_language,
             target_language=self.target_language,
             target_tokenizer_json=self.target_tokenizer_json,
+            defaults=self.defaults,
+            language_codes=self.language_codes,
         )
+
+    def golden_texts(self) -> list[str]:
+        """The golden texts; of a model with language codes also one with a code and one with an unknown code."""
+        if self.language_codes is None:
+            return list(GOLDEN_TEXTS)
+        codes = [*list(self.language_codes.ids)[:1], UNKNOWN_CODE]
+        return [*GOLDEN_TEXTS, *(f"{code} {text}" for code, text in zip(codes, GOLDEN_TEXTS, strict=False))]
 
     def translate(self, translator: Translator, sentences: list[Sentence], batch_size: int = 64) -> list[Hypothesis]:
         """Translate with this model's beginning and end of a sentence."""
@@ -317,6 +338,14 @@ def describe(
             "source_language": source.source_language,
             "target_language": source.target_language,
             "max_position_embeddings": config.max_tokens,
+            **(
+                {}
+                if source.language_codes is None
+                else {
+                    "language_codes": dict(source.language_codes.ids),
+                    "unknown_language_id": source.language_codes.unknown_id,
+                }
+            ),
         },
         "generation_config.json": {
             "bos_token_id": source.bos_id,
@@ -324,8 +353,10 @@ def describe(
             "eos_token_id": source.eos_id,
             "pad_token_id": source.pad_id,
             "max_length": config.max_tokens,
-            "num_beams": 1,
-            "length_penalty": 1.0,
+            "num_beams": source.defaults.num_beams,
+            "length_penalty": source.defaults.length_penalty,
+            "early_stopping": source.defaults.early_stopping,
+            **({} if source.defaults.max_new_tokens is None else {"max_new_tokens": source.defaults.max_new_tokens}),
         },
     }
     for file_name, document in documents.items():
@@ -364,7 +395,7 @@ def golden_examples(source: TranslationSource) -> list[GoldenExample]:
     """Texts, their ids, and PyTorch's translations of them by each search, with their scores."""
     task, examples = source.task(), []
     translator = TorchTranslator(source.module, torch.device("cpu"))
-    for text in GOLDEN_TEXTS:
+    for text in source.golden_texts():
         sentence = task.preprocess(text, truncate=True, field="text")
         if sentence.truncated:
             continue

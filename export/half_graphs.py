@@ -65,7 +65,7 @@ from model_store.folder import (
 )
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchRequest, Translation
+from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchDefaults, SearchRequest, Translation
 
 BATCH_SIZE = 32
 OF_INT8 = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]")  # operators
@@ -278,6 +278,9 @@ def translation_of(folder: Path, manifest: Manifest) -> Translation:
         source_language=config["source_language"],
         target_language=config["target_language"],
         target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
+        defaults=SearchDefaults(
+            length_penalty=generation.get("length_penalty", 1.0), early_stopping=generation.get("early_stopping", True)
+        ),
     )
 
 

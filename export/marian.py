@@ -11,18 +11,54 @@ from typing import Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import AutoTokenizer, MarianMTModel
-from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model_pb2
+from transformers import MarianMTModel, MarianTokenizer
 
+from export.checkpoint import (
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    LoadRefused,
+    check_vocabulary,
+    load_weights,
+    path_of,
+    provide_sentencepiece_messages,
+    quiet,
+    read_config,
+    read_object,
+    reading,
+)
 from export.convert import MAX_LOGIT_DIFFERENCE
 from export.convert_translation import TranslationSource
-from export.golden_texts import GOLDEN_TEXTS
-from export.hugging_face import LoadRefused, provenance_of_loaded
+from export.hugging_face import provenance_of_loaded
 from export.transformer import NEGATIVE
 from export.translation_networks import TranslationConfig, TranslationTransformer
+from service.tasks.translation import MAX_BEAMS, MAX_LENGTH_PENALTY, LanguageCodes, SearchDefaults
 
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
+DEFAULT_MAX_LENGTH = 20  # of `transformers`, where a model does not say otherwise
 NEVER_READ = "\0"  # before pieces that only the target side has: no text contains it
+
+
+# Of `generation_config.json`: what changes a search and is not offered, with the values that change nothing.
+NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False, None),
+    "num_beam_groups": (1, None),
+    "diversity_penalty": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "encoder_repetition_penalty": (1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "encoder_no_repeat_ngram_size": (0, None),
+    "min_length": (0, None),
+    "min_new_tokens": (0, None),
+    "penalty_alpha": (None,),
+    "forced_bos_token_id": (None,),
+    "suppress_tokens": ([], None),
+    "begin_suppress_tokens": ([], None),
+    "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "guidance_scale": (None, 1.0),
+}
 
 
 def source_of_marian(name_or_path: str) -> TranslationSource:
@@ -31,39 +67,93 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
     Raises:
         LoadRefused: not a Marian model with one vocabulary for both languages, or one that comes out differently here.
     """
-    try:
-        model = MarianMTModel.from_pretrained(name_or_path).eval().float()
-        tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
-        raise LoadRefused(f"{name_or_path}: {error}") from error
+    read_config(name_or_path, ("marian",))
+    for file_name in (TOKENIZER_CONFIG, GENERATION_CONFIG, "vocab.json"):
+        read_object(name_or_path, file_name)
+    model, said = load_weights(MarianMTModel, name_or_path)
     config = model.config
-    if config.model_type != "marian":
-        raise LoadRefused(f"model type {config.model_type!r} is not marian")
-    if not config.share_encoder_decoder_embeddings or tokenizer.separate_vocabs:
+    if not config.share_encoder_decoder_embeddings:
         raise LoadRefused("a vocabulary of its own for each language is not offered")
     if config.activation_function not in ACTIVATIONS:
         raise LoadRefused(f"activation {config.activation_function!r} is not one of {', '.join(ACTIVATIONS)}")
     for name in ("attention_heads", "ffn_dim"):
         if getattr(config, f"encoder_{name}") != getattr(config, f"decoder_{name}"):
             raise LoadRefused(f"encoder_{name} and decoder_{name} differ")
+    tokenizer = _tokenizer(name_or_path)
     vocabulary = tokenizer.encoder
-    eos_id, pad_id = config.eos_token_id, config.pad_token_id
-    source_spm, target_spm = tokenizer.spm_files
-    source = TranslationSource(
-        module=_network(model, pad_id),
-        tokenizer_json=_source_tokenizer(
-            Path(source_spm), vocabulary, tokenizer.unk_token, tokenizer.eos_token
-        ).to_str(),
-        target_tokenizer_json=_target_tokenizer(Path(target_spm), vocabulary, tokenizer.all_special_tokens).to_str(),
-        source_language=tokenizer.source_lang or "source",
-        target_language=tokenizer.target_lang or "target",
-        bos_id=config.decoder_start_token_id,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        provenance=provenance_of_loaded(name_or_path, model),
-    )
-    _require_same(source, model, tokenizer)
+    check_vocabulary(vocabulary, config.vocab_size)
+    with reading(f"the tokenizer of {name_or_path} cannot be read"):
+        source_spm, target_spm = tokenizer.spm_files
+        source = TranslationSource(
+            module=_network(model, config.pad_token_id),
+            tokenizer_json=_source_tokenizer(
+                Path(source_spm), vocabulary, tokenizer.unk_token, tokenizer.eos_token
+            ).to_str(),
+            target_tokenizer_json=_target_tokenizer(
+                Path(target_spm), vocabulary, tokenizer.all_special_tokens
+            ).to_str(),
+            source_language=tokenizer.source_lang or "source",
+            target_language=tokenizer.target_lang or "target",
+            bos_id=config.decoder_start_token_id,
+            eos_id=config.eos_token_id,
+            pad_id=config.pad_token_id,
+            defaults=search_defaults(model.generation_config, config),
+            language_codes=LanguageCodes(
+                {code: vocabulary[code] for code in tokenizer.supported_language_codes},
+                vocabulary[tokenizer.unk_token],
+            ),
+            provenance=provenance_of_loaded(name_or_path, model) | said,
+        )
+    with reading("the model cannot be computed"):
+        _require_same(source, model, tokenizer)
     return source
+
+
+def _tokenizer(name_or_path: str) -> Any:
+    """The model's own tokenizer.
+
+    Raises:
+        LoadRefused: a file of it is missing or damaged, or each language has a vocabulary of its own.
+    """
+    for file_name in ("source.spm", "target.spm", "vocab.json"):
+        if path_of(name_or_path, file_name) is None:
+            raise LoadRefused(f"{name_or_path} has no tokenizer: {file_name} is missing")
+    with reading(f"the tokenizer of {name_or_path} cannot be loaded"), quiet():
+        tokenizer = MarianTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    if tokenizer.separate_vocabs:
+        raise LoadRefused("a vocabulary of its own for each language is not offered")
+    return tokenizer
+
+
+def search_defaults(generation: Any, config: Any) -> SearchDefaults:
+    """The model's own search, from its generation configuration.
+
+    Raises:
+        LoadRefused: it has a part that is not offered.
+    """
+    for name, harmless in NOT_OFFERED.items():
+        value = getattr(generation, name, None)
+        if value not in harmless:
+            raise LoadRefused(f"{GENERATION_CONFIG}: {name} is {value!r}, which is not offered")
+    if (bad := generation.bad_words_ids) and bad != [[config.pad_token_id]]:
+        raise LoadRefused(f"{GENERATION_CONFIG}: bad_words_ids is {bad!r}; only the padding may be forbidden")
+    num_beams = generation.num_beams or 1
+    penalty = 1.0 if generation.length_penalty is None else float(generation.length_penalty)
+    if not 1 <= num_beams <= MAX_BEAMS or not abs(penalty) <= MAX_LENGTH_PENALTY:
+        raise LoadRefused(
+            f"{GENERATION_CONFIG}: num_beams {num_beams} with length_penalty {penalty:g}; at most {MAX_BEAMS} beams and"
+            f" a penalty from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g} are offered"
+        )
+    # A translation begins with one token that counts as part of `max_length`; an end that is forced is its last token.
+    most = generation.max_new_tokens or (generation.max_length or DEFAULT_MAX_LENGTH) - 1
+    if generation.forced_eos_token_id is not None:
+        most -= 1
+    return SearchDefaults(
+        num_beams=num_beams,
+        length_penalty=penalty,
+        early_stopping="never" if generation.early_stopping == "never" else bool(generation.early_stopping),
+        max_new_tokens=max(1, min(most, config.max_position_embeddings)),
+    )
 
 
 @torch.inference_mode()
@@ -74,7 +164,7 @@ def _require_same(source: TranslationSource, model: Any, tokenizer: Any) -> None
         LoadRefused: something differs.
     """
     task = source.task()
-    for text in GOLDEN_TEXTS:
+    for text in source.golden_texts():
         sentence = task.preprocess(text, truncate=True, field="text")
         if not sentence.truncated and sentence.ids != tokenizer(text)["input_ids"]:
             raise LoadRefused(f"the tokenizer cuts {text!r} differently than transformers does")
@@ -151,6 +241,9 @@ def _read_pieces(path: Path) -> Any:
     Raises:
         LoadRefused: it is not of the unigram kind.
     """
+    provide_sentencepiece_messages()
+    from sentencepiece import sentencepiece_model_pb2  # of whichever of the two packages it can be
+
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(path.read_bytes())
     if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:

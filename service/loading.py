@@ -48,7 +48,16 @@ from service.priority import EngineCall, Terminated, terminable
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens
-from service.tasks.translation import GOLDEN_SEARCHES, Sentence, Translation
+from service.tasks.translation import (
+    GOLDEN_SEARCHES,
+    MAX_BEAMS,
+    MAX_LENGTH_PENALTY,
+    EarlyStopping,
+    LanguageCodes,
+    SearchDefaults,
+    Sentence,
+    Translation,
+)
 from service.tensors import Arrays
 
 log = structlog.get_logger(__name__)
@@ -404,6 +413,8 @@ class Loader:
             target_tokenizer_json=(
                 folder.read_text(TARGET_TOKENIZER) if TARGET_TOKENIZER in folder.manifest.files else None
             ),
+            defaults=generation.defaults(max_tokens),
+            language_codes=languages.codes(),
         )
         engine = self._open_translation_engine(folder, self._threads, self._device)
 
@@ -488,6 +499,14 @@ class _TranslationConfig(msgspec.Struct):
 
     source_language: str
     target_language: str
+    language_codes: dict[str, int] | None = None  # tokens that a text may begin with
+    unknown_language_id: int = 0
+
+    def codes(self) -> LanguageCodes | None:
+        """The tokens that choose a language, of a model that has some."""
+        if self.language_codes is None:
+            return None
+        return LanguageCodes(self.language_codes, self.unknown_language_id)
 
 
 class _GenerationConfig(msgspec.Struct):
@@ -495,6 +514,30 @@ class _GenerationConfig(msgspec.Struct):
 
     decoder_start_token_id: int
     eos_token_id: int
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = True
+    max_new_tokens: int | None = None
+
+    def defaults(self, max_tokens: int) -> SearchDefaults:
+        """How the model searches where a client does not say otherwise.
+
+        Raises:
+            FolderError: a number lies outside its limits.
+        """
+        for name, value, least, most in (
+            ("num_beams", self.num_beams, 1, MAX_BEAMS),
+            ("length_penalty", self.length_penalty, -MAX_LENGTH_PENALTY, MAX_LENGTH_PENALTY),
+            ("max_new_tokens", 1 if self.max_new_tokens is None else self.max_new_tokens, 1, max_tokens),
+        ):
+            if not least <= value <= most:
+                raise FolderError(f"generation_config.json: {name} is {value}, not between {least:g} and {most:g}")
+        return SearchDefaults(
+            num_beams=self.num_beams,
+            length_penalty=self.length_penalty,
+            early_stopping=self.early_stopping,
+            max_new_tokens=self.max_new_tokens,
+        )
 
 
 def _read_json(folder: ModelFolder, name: str, kind: type[C]) -> C:

@@ -320,6 +320,8 @@ class Predictor:
     ) -> AsyncGenerator[str | tuple[Translated, Receipt], None]:
         """A text in; its translation piece by piece as it is decoded, and at last the whole of it.
 
+        Without `num_beams` the search is greedy, whatever the model's default is: beams may change what was sent.
+
         Leaving the iteration early ends the work: the row is free at the next step.
 
         Raises:
@@ -334,7 +336,7 @@ class Predictor:
                 raise InvalidRequest(
                     f"num_beams is {call.num_beams}; a stream takes 1, for beams may change what was sent already"
                 )
-            return self._sentences(tasks[0], call, [text], field)
+            return self._sentences(tasks[0], msgspec.structs.replace(call, num_beams=1), [text], field)
 
         def finish(model: ServedModel, results: list[Any]) -> Translated:
             return tasks[0].postprocess(results[0])
@@ -461,7 +463,7 @@ class Predictor:
     def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Prepared:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
         task.check(request)
-        beams, most = request.num_beams or 1, self._config.max_batch_rows
+        beams, most = request.num_beams or task.defaults.num_beams, self._config.max_batch_rows
         if beams > most:
             raise InvalidRequest(f"num_beams is {beams}, the server's limit is {most} (max_batch_rows)")
         self._check_rows(len(texts), "texts", beams)

@@ -9,21 +9,23 @@ PyTorch, feeds them in and learns which rows to compute next. So training, conve
 Shapes: R rows of a decoder step, W beams of one sentence, N likeliest next tokens of a row.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
-from service.tasks.tokenization import TextEncoder
+from service.tasks.tokenization import TRUNCATE_HINT, Encoded, TextEncoder
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 NEVER = float("-inf")
 MAX_BEAMS = 16
 MAX_LENGTH_PENALTY = 10.0
+EarlyStopping = bool | Literal["never"]
+CODE_BEGINS, CODE_ENDS = ">>", "<<"  # of a language code
 INCOMPLETE = "\ufffd"  # what a character decodes to whose bytes are not all there yet
 
 
@@ -33,24 +35,65 @@ class SearchOptions:
 
     `num_beams` 1 is greedy search. `length_penalty` is the power of the length by which a hypothesis' log probability
     is divided: 0 prefers short ones, 1 compares means, more prefers long ones (names as in Hugging Face's generation).
+    With `num_beams` translations found, the search ends at once (`early_stopping` true), when no running one of its
+    present length would be better than the worst of them (false), or when none of any length would ("never").
     """
 
     max_new_tokens: int
     num_beams: int = 1
     length_penalty: float = 1.0
+    early_stopping: EarlyStopping = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchDefaults:
+    """How a model searches where a client does not say otherwise: its `generation_config.json`.
+
+    Without `max_new_tokens` a search that does not end by itself ends at `longest_translation`.
+    """
+
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = True
+    max_new_tokens: int | None = None
 
 
 class SearchRequest(NamedTuple):
-    """What a client may ask of the search; None leaves the choice to the server."""
+    """What a client may ask of the search; None leaves the choice to the model.
+
+    A `bounded` one ends at `longest_translation` whatever the model's own maximum is.
+    """
 
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
+    bounded: bool = False
 
 
-DEFAULT_SEARCH = SearchRequest()
+@dataclass(frozen=True)
+class LanguageCodes:
+    """Tokens such as `>>fra<<` at the beginning of a text, which choose the language that is translated into.
+
+    Attributes:
+        ids: the codes that the model knows, and their ids.
+        unknown_id: stands for any other text between `>>` and `<<` at the beginning.
+    """
+
+    ids: Mapping[str, int]
+    unknown_id: int
+
+    def split(self, text: str) -> tuple[str, str]:
+        """The code that a text begins with (empty without one), and the rest of the text."""
+        end = text.find(CODE_ENDS) if text.startswith(CODE_BEGINS) else -1
+        return (text[: end + len(CODE_ENDS)], text[end + len(CODE_ENDS) :]) if end >= 0 else ("", text)
+
+
+DEFAULT_SEARCH, MODEL_DEFAULTS = SearchRequest(), SearchDefaults()
 # The searches that translation models are compared and golden translations are made by.
-GOLDEN_SEARCHES = {"greedy": SearchRequest(num_beams=1), "beam 4": SearchRequest(num_beams=4)}
+GOLDEN_SEARCHES = {
+    "greedy": SearchRequest(num_beams=1, bounded=True),
+    "beam 4": SearchRequest(num_beams=4, bounded=True),
+}
 
 
 class Hypothesis(NamedTuple):
@@ -65,7 +108,7 @@ class Search:
 
     After Sutskever et al. 2014 (arXiv 1409.3215, section 3.2), with the rule that most translation systems share: a
     hypothesis that ends among the best `num_beams` candidates is kept, the search is over when there are `num_beams` of
-    them, and the best one by score is the answer.
+    them and `early_stopping` allows it, and the best one by score is the answer.
     """
 
     def __init__(self, options: SearchOptions, *, bos_id: int, eos_id: int) -> None:
@@ -116,13 +159,23 @@ class Search:
             elif len(going_on) < self.options.num_beams:
                 going_on.append((row, scores[number], token))
         parents = self._take_rows(going_on)
-        if len(self._finished) >= self.options.num_beams:
+        if len(self._finished) >= self.options.num_beams and not self._may_improve():
             self.done = True
         elif self.steps >= self.options.max_new_tokens:
             for unfinished, total in zip(self._ids, self._sums, strict=True):
                 self._finish(unfinished, total, self.steps)
             self.done = True
         return parents
+
+    def _may_improve(self) -> bool:
+        """Keep the best `num_beams` translations found; whether a running one may still take a place among them."""
+        options = self.options
+        self._finished = sorted(self._finished, key=lambda found: found.score, reverse=True)[: options.num_beams]
+        if options.early_stopping is True:
+            return False
+        to_the_end = options.early_stopping == "never" and options.length_penalty > 0
+        length = options.max_new_tokens if to_the_end else self.steps
+        return self._sums[self._likeliest] / length**options.length_penalty > self._finished[-1].score
 
     def _take_rows(self, going_on: list[tuple[int, float, int]]) -> list[int]:
         """Give each hypothesis a row, likeliest first: its parent's where that is free, for then nothing is moved."""
@@ -258,6 +311,8 @@ class Translation:
         source_language: str,
         target_language: str,
         target_tokenizer_json: str | None = None,
+        defaults: SearchDefaults = MODEL_DEFAULTS,
+        language_codes: LanguageCodes | None = None,
     ) -> None:
         """Set up from the contents of a model folder.
 
@@ -269,7 +324,10 @@ class Translation:
             source_language: such as "en".
             target_language: such as "de".
             target_tokenizer_json: of a model that writes in other pieces than it reads.
+            defaults: how it searches where a client does not say otherwise.
+            language_codes: of a model whose texts may begin with the language to translate into.
         """
+        self.defaults, self._codes = defaults, language_codes
         self._encoder = TextEncoder(tokenizer_json, max_tokens)
         self._decoding = Tokenizer.from_str(target_tokenizer_json) if target_tokenizer_json else self._encoder.tokenizer
         self.max_tokens, self._bos_id, self._eos_id = max_tokens, bos_id, eos_id
@@ -298,12 +356,37 @@ class Translation:
             Sentence(
                 ids, self._options(request, len(ids)), bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated
             )
-            for ids, truncated in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
+            for ids, truncated in self._encoded(texts, truncate=truncate, field=field, first=first)
         ]
 
+    def _encoded(self, texts: Sequence[str], *, truncate: bool, field: str, first: int) -> list[Encoded]:
+        """The ids of each text; a language code at its beginning is one token, and the rest a text of its own."""
+        split = [self._codes.split(text) if self._codes else ("", text) for text in texts]
+        rests = self._encoder.encode([rest for _, rest in split], truncate=truncate, field=field, first=first)
+        encoded = []
+        for number, ((code, _), (ids, truncated)) in enumerate(zip(split, rests, strict=True), first):
+            if self._codes is None or not code:
+                encoded.append(Encoded(ids, truncated))
+                continue
+            room = self.max_tokens - 1
+            if len(ids) > room and not truncate:
+                raise InvalidRequest(
+                    f"{field.format(number)} has {len(ids) + 1} tokens, the model takes at most {self.max_tokens};"
+                    f" {TRUNCATE_HINT}"
+                )
+            whole = [self._codes.ids.get(code, self._codes.unknown_id), *ids[:-1][: room - 1], ids[-1]]
+            encoded.append(Encoded(whole, truncated or len(ids) > room))
+        return encoded
+
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
-        """As `TextEncoder.spans`, of a text that was preprocessed."""
-        return self._encoder.spans(text, truncate=truncate)
+        """As `TextEncoder.spans`, of a text that was preprocessed; a language code is a token like any other."""
+        code, rest = self._codes.split(text) if self._codes else ("", text)
+        spans = self._encoder.spans(rest, truncate=truncate)
+        if not code:
+            return spans
+        moved = [None if span is None else (span[0] + len(code), span[1] + len(code)) for span in spans]
+        room = self.max_tokens - 1
+        return [(0, len(code)), *(moved if len(moved) <= room else [*moved[: room - 1], moved[-1]])]
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """As `TextEncoder.names`."""
@@ -341,7 +424,7 @@ class Translation:
         Raises:
             InvalidRequest: a parameter lies outside its limits.
         """
-        beams, new_tokens, penalty = request
+        beams, new_tokens, penalty, _ = request
         if beams is not None and not 1 <= beams <= MAX_BEAMS:
             raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
         if new_tokens is not None and not 1 <= new_tokens <= self.max_tokens:
@@ -364,11 +447,13 @@ class Translation:
                 raise InvalidRequest(f"{field} is {asked!r}, the model knows {known!r} alone")
 
     def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
-        beams, new_tokens, penalty = request
+        beams, new_tokens, penalty, bounded = request
+        most = None if bounded else self.defaults.max_new_tokens
         return SearchOptions(
-            max_new_tokens=new_tokens or longest_translation(source_tokens, self.max_tokens),
-            num_beams=beams or 1,
-            length_penalty=1.0 if penalty is None else penalty,
+            max_new_tokens=new_tokens or most or longest_translation(source_tokens, self.max_tokens),
+            num_beams=beams or self.defaults.num_beams,
+            length_penalty=self.defaults.length_penalty if penalty is None else penalty,
+            early_stopping=self.defaults.early_stopping,
         )
 
     def text_so_far(self, ids: list[int]) -> str:

@@ -467,7 +467,8 @@ class HttpApplication:
                     else:
                         translated, receipt = piece
                         whole = translation_text(translated.text) | {"score": translated.score}
-                        yield _event(whole | {"num_tokens": translated.num_tokens, "receipt": receipt.as_dict()})
+                        told = {"num_tokens": translated.num_tokens, "num_beams": 1, "receipt": receipt.as_dict()}
+                        yield _event(whole | told)
                         return
                     piece = await anext(pieces)
             except HeedError as error:
