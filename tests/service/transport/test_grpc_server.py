@@ -294,13 +294,15 @@ def test_connections_move_on_without_a_failed_call(small_store: Path) -> None:
 
         asking = threading.Thread(target=ask)
         asking.start()
-        for _ in range(3):  # ages of connections that are as old as the channel's at least
-            with Http2Client(server.grpc) as client:
-                while client.read().kind != GOAWAY:
-                    pass
-        alive = asking.is_alive()
-        enough.set()
-        asking.join()
+        try:
+            for _ in range(3):  # ages of connections that are as old as the channel's at least
+                with Http2Client(server.grpc) as client:
+                    while client.read().kind != GOAWAY:
+                        pass
+            alive = asking.is_alive()
+        finally:
+            enough.set()
+            asking.join()
         assert alive
         assert answered[0] > 0
 
