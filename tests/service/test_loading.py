@@ -207,8 +207,8 @@ async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) ->
         await batcher.submit(loaded.task.items({"x": np.ones((1, side, side), np.float32)}))
         return threads[-1] == threading.get_ident()
 
-    # Once the costs are known and the size has proved quick. On a busy machine a call may be stopped, and its size has to
-    # prove quick again.
+    # Once the costs are known and the size has proved quick. On a busy machine a call may be stopped, and its size has
+    # to prove quick again.
     assert any([await computed_here(2) for _ in range(200)])
     assert not await computed_here(500)
     assert any([await computed_here(2) for _ in range(200)])
