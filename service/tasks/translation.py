@@ -175,7 +175,8 @@ class Search:
             return False
         to_the_end = options.early_stopping == "never" and options.length_penalty > 0
         length = options.max_new_tokens if to_the_end else self.steps
-        return self._sums[self._likeliest] / length**options.length_penalty > self._finished[-1].score
+        best_score: float = self._sums[self._likeliest] / length**options.length_penalty
+        return best_score > self._finished[-1].score
 
     def _take_rows(self, going_on: list[tuple[int, float, int]]) -> list[int]:
         """Give each hypothesis a row, likeliest first: its parent's where that is free, for then nothing is moved."""
