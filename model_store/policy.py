@@ -11,13 +11,14 @@ Triton's `config.pbtxt` counts as a declaration where it sets `max_batch_size`: 
 independent, at most N a call; 0 declares that they must not share a call.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from google.protobuf import text_format
 
-from model_store.folder import FolderError
+from model_store.private_files import FolderCopy, FolderError
 
 POLICY, TRITON_CONFIG = "policy.toml", "config.pbtxt"
 MAX_POLICY_BYTES = 2**20
@@ -52,39 +53,37 @@ def read_batching_declaration(model: Path, state: Path | None = None) -> Batchin
         FolderError: a file is there, but cannot be understood; the message names the file and the field.
     """
     for folder in (state, model):
-        if folder is None:
-            continue
-        if (declaration := _read_policy(folder / POLICY)) is not None:
+        if folder is not None and (declaration := _read_policy(folder)) is not None:
             return declaration
-    return _read_triton_config(model / TRITON_CONFIG)
+    return _read_triton_config(model)
 
 
-def _read_policy(path: Path) -> BatchingDeclaration | None:
-    if (content := _content(path)) is None:
+def _read_policy(folder: Path) -> BatchingDeclaration | None:
+    if (content := _content(folder, POLICY)) is None:
         return None
     try:
         batching = msgspec.toml.decode(content, type=_Policy).batching
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path.name}: {error}") from error
+        raise FolderError(f"{POLICY}: {error}") from error
     if batching is None:
         return None
     if batching.max_rows is not None and batching.max_rows < 1:
-        raise FolderError(f"{path.name}: batching.max_rows is {batching.max_rows}, the least is 1")
-    return BatchingDeclaration(batching.rows_independent, batching.max_rows, path.name)
+        raise FolderError(f"{POLICY}: batching.max_rows is {batching.max_rows}, the least is 1")
+    return BatchingDeclaration(batching.rows_independent, batching.max_rows, POLICY)
 
 
-def _read_triton_config(path: Path) -> BatchingDeclaration | None:
-    if (content := _content(path)) is None:
+def _read_triton_config(folder: Path) -> BatchingDeclaration | None:
+    if (content := _content(folder, TRITON_CONFIG)) is None:
         return None
     try:
         max_batch_size = _top_level_integer(content.decode(), "max_batch_size")
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise FolderError(f"{path.name}: {error}") from error
+        raise FolderError(f"{TRITON_CONFIG}: {error}") from error
     if max_batch_size is None:
         return None
     if max_batch_size < 0:
-        raise FolderError(f"{path.name}: max_batch_size is {max_batch_size}, the least is 0")
-    return BatchingDeclaration(max_batch_size > 0, max_batch_size or None, path.name)
+        raise FolderError(f"{TRITON_CONFIG}: max_batch_size is {max_batch_size}, the least is 0")
+    return BatchingDeclaration(max_batch_size > 0, max_batch_size or None, TRITON_CONFIG)
 
 
 def _top_level_integer(text: str, name: str) -> int | None:
@@ -105,14 +104,15 @@ def _top_level_integer(text: str, name: str) -> int | None:
     return value
 
 
-def _content(path: Path) -> bytes | None:
-    if not path.is_file():
+def _content(folder: Path, name: str) -> bytes | None:
+    """Read a file of the model's folder, or None where there is none; links may lead within the store."""
+    path = folder / name
+    if not os.path.lexists(path):
         return None
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_POLICY_BYTES + 1)
+        num_bytes = path.stat().st_size
     except OSError as error:
-        raise FolderError(f"{path.name}: {error.strerror}") from error
-    if len(content) > MAX_POLICY_BYTES:
-        raise FolderError(f"{path.name}: more than {MAX_POLICY_BYTES} bytes")
-    return content
+        raise FolderError(f"{name}: {error.strerror}") from error
+    if num_bytes > MAX_POLICY_BYTES:
+        raise FolderError(f"{name}: more than {MAX_POLICY_BYTES} bytes")
+    return FolderCopy(folder, folder.parent).copy(name).read_bytes()

@@ -1,5 +1,6 @@
 """What a person declares about a model, as files of the store say it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,23 @@ def test_a_declaration_that_is_not_understood_is_refused(
     with pytest.raises(FolderError) as refusal:
         read_batching_declaration(tmp_path)
     assert expected in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["policy.toml", "config.pbtxt"])
+def test_a_declaration_is_read_from_the_store_alone(name: str, tmp_path: Path) -> None:
+    """A link within the store is followed, one that leaves it is refused, and a pipe is not waited for."""
+    model = tmp_path / "store/ranker"
+    model.mkdir(parents=True)
+    text = "max_batch_size: 8" if name == "config.pbtxt" else "[batching]\nrows_independent = true"
+    (tmp_path / "store/shared").write_text(text)
+    (tmp_path / "outside").write_text(text)
+    (model / name).symlink_to("../shared")
+    assert read_batching_declaration(model) is not None
+    (model / name).unlink()
+    (model / name).symlink_to("../../outside")
+    with pytest.raises(FolderError, match="a link that leaves the model store"):
+        read_batching_declaration(model)
+    (model / name).unlink()
+    os.mkfifo(model / name)
+    with pytest.raises(FolderError, match=name):
+        read_batching_declaration(model)
