@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from io import BytesIO
@@ -192,7 +193,7 @@ def test_golden_images_are_of_every_kind() -> None:
 
 @pytest.mark.slow
 def test_the_command_line_converts_image_runs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m export convert`, on a data set of bars where it looks for CIFAR-10."""
+    """`python -m export convert` measures a run on the data that it was trained on; of other data it claims nothing."""
     images = toy_images(600, 5)
     columns = {
         "img": [Image.fromarray(pixels.transpose(1, 2, 0)) for pixels in images.pixels_NCHW],
@@ -204,12 +205,18 @@ def test_the_command_line_converts_image_runs(runs: Path, tmp_path: Path, monkey
         datasets.Dataset.from_dict(columns, features).to_parquet(tmp_path / f"data/cifar10/{split}.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setenv("HEED_DATASETS", str(tmp_path / "data"))
-    store = tmp_path / "store"
-    command = ["export", "convert", "bars", "--run-dir", str(runs / "vit"), "--model-store", str(store)]
+    store, run = tmp_path / "store", shutil.copytree(runs / "vit", tmp_path / "vit")
+    command = ["export", "convert", "bars", "--run-dir", str(run), "--model-store", str(store)]
     monkeypatch.setattr(sys, "argv", command)
     assert main() == 0
     manifest = json.loads((store / "bars/1/manifest.json").read_text())
+    assert set(manifest["quality"]) == {"compared_with_pytorch"}
+    assert "licence" not in manifest["provenance"]
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"data": "CIFAR-10"}))
+    assert main() == 0
+    manifest = json.loads((store / "bars/2/manifest.json").read_text())
     assert manifest["quality"]["compared_with_pytorch"]["onnx"]["num_examples"] == 600
     assert manifest["quality"]["test"]["accuracy"] > 0.8
     assert "the test split as JPEG of quality 50" in manifest["quality"]
-    assert manifest["provenance"]["licence"].startswith("bars: none stated")
+    assert manifest["provenance"]["licence"].startswith("CIFAR-10: none stated")
