@@ -45,6 +45,18 @@ MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZE
     "target_tokenizer.json",
 )
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
+# Files that only a folder with a manifest makes use of; `export load` writes such folders.
+NEEDS_MANIFEST = (
+    "config.json",
+    GOLDEN,
+    TOKENIZER,
+    TARGET_TOKENIZER,
+    PREPROCESSOR,
+    "tokenizer_config.json",
+    "generation_config.json",
+    ENCODER,
+    EXPLAIN,
+)
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -174,6 +186,7 @@ class ModelFolder:
     card: str | None = None  # the text of `README.md`
     graph_name: str = GRAPH  # of the graphs that are served
     encoder_name: str = ENCODER
+    remark: str | None = None  # what its owner should know; None where nothing is unusual
 
     @property
     def graph(self) -> PrivateGraph:
@@ -303,7 +316,9 @@ def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
     if not copied.has(MANIFEST):
         copied.graph(GRAPH)
         card = _card(copied)
-        return ModelFolder(found.name, int(found.version), path, None, [], copied.files, card)
+        beside = [name for name in NEEDS_MANIFEST if copied.has(name)]
+        remark = f"served as bare tensors: {', '.join(beside)} not used, for {MANIFEST} is missing" if beside else None
+        return ModelFolder(found.name, int(found.version), path, None, [], copied.files, card, remark=remark)
     try:
         manifest = msgspec.json.decode(copied.copy(MANIFEST).read_bytes(), type=Manifest)
     except msgspec.DecodeError as error:

@@ -111,6 +111,7 @@ class LoadedTranslation:
     cache_place: Place
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
+    remark: str | None = None  # what the model's owner should know
     batching: Batching = field(kw_only=True)
 
 
@@ -128,6 +129,7 @@ class Loaded:
     precision: str | None = None  # the same
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
+    remark: str | None = None  # what the model's owner should know
     batching: Batching = field(kw_only=True)
 
 
@@ -241,7 +243,9 @@ class Loader:
             assert not isinstance(loaded.task, TensorRows)
             assert loaded.golden is not None
             graph = ExplainGraph(folder, loaded.task, loaded.golden)
-        return replace(loaded, card=folder.card, graph=graph)
+        if folder.remark is not None:
+            log.warning("model folder is unusual", model=folder.name, version=str(folder.version), why=folder.remark)
+        return replace(loaded, card=folder.card, graph=graph, remark=folder.remark)
 
     def _load_for_device(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
         if self._device == "cuda" and (halved := folder.in_half_precision()) is not None:

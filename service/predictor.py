@@ -890,6 +890,8 @@ def _properties(model: ServedModel) -> dict[str, str]:
     properties = {"batching": model.batching.describe()}
     if methods := methods_of(model):
         properties["explain"] = ",".join(methods)
+    if model.remark is not None:
+        properties["remark"] = model.remark
     if isinstance(model.task, TensorRows) and model.task.optional_inputs:
         properties["optional_inputs"] = ",".join(spec.name for spec in model.task.optional_inputs)
     return properties

@@ -46,6 +46,7 @@ class ServedModel:
     card: str | None = None  # the model card
     graph: ExplainGraph | None = None  # that explains, where the folder has one
     batching: Batching = field(kw_only=True)
+    remark: str | None = field(default=None, kw_only=True)  # what the model's owner should know
 
 
 @dataclass
@@ -234,6 +235,7 @@ class ModelRepository:
             loaded.card,
             loaded.graph,
             batching=loaded.batching,
+            remark=loaded.remark,
         )
 
     def get(self, name: str, version: str = "") -> ServedModel:

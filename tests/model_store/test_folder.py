@@ -37,6 +37,18 @@ def change_manifest(folder: Path, **changes: object) -> None:
     (folder / "manifest.json").write_text(json.dumps(document | changes))
 
 
+def test_a_folder_of_ours_without_its_manifest_says_that_it_is_bare(folder: Path) -> None:
+    """Its tokenizer and golden examples are not used; the remark names them. A graph alone is nothing unusual."""
+    (folder / "manifest.json").unlink()
+    remark = read(found(folder)).remark or ""
+    assert remark.startswith("served as bare tensors: config.json, golden.json, tokenizer.json")
+    assert remark.endswith("not used, for manifest.json is missing")
+    for path in folder.iterdir():
+        if path.name != "model.onnx":
+            path.unlink()
+    assert read(found(folder)).remark is None
+
+
 def test_the_committed_model_is_whole(folder: Path) -> None:
     """Checksums hold, and there are golden examples."""
     model = read(found(folder))
