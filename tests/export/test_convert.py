@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import torch
 from rich.console import Console
 
 from export import convert as conversion
-from export.__main__ import main
 from export.convert import (
     Comparison,
     ConversionRefused,
@@ -195,26 +193,6 @@ def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> N
         assert "random weights" in manifest.provenance["untrained"]
         assert manifest.skips_padding is packed
         assert manifest.quality["compared_with_pytorch"]["onnx"]["max_abs_logit_difference"] < 1e-4
-
-
-def test_a_run_on_other_data_is_not_measured_on_sst2(
-    toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Neither quality nor licence is claimed of data that nothing is known of; lossy precisions have no measure."""
-    command = ["export", "convert", "toy", "--run-dir", str(toy_run), "--model-store", str(tmp_path)]
-    monkeypatch.setattr(sys, "argv", command)
-    assert main() == 0
-    manifest = read(FoundFolder("toy", "1", tmp_path / "toy/1")).manifest
-    assert manifest is not None
-    assert set(manifest.quality) == {"compared_with_pytorch"}
-    assert manifest.provenance["data"] == "toy"
-    assert "licence" not in manifest.provenance
-    card = (tmp_path / "toy/1/README.md").read_text()
-    assert "Its accuracy was not measured" in card
-    assert "SST-2" not in card
-    monkeypatch.setattr(sys, "argv", [*command, "--precision", "int8"])
-    assert main() == 1
-    assert [path.name for path in (tmp_path / "toy").iterdir()] == ["1"]
 
 
 def test_nothing_is_left_of_a_conversion_that_ended(tmp_path: Path) -> None:
