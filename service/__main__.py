@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from service.allocator import give_long_allocations_own_pages
 from service.config import ServiceConfig, read_config
 from service.logs import Logs, log_hangup, log_uncaught
 
@@ -59,6 +60,7 @@ def prepare_process() -> None:
     # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time (docs/decisions.md).
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    give_long_allocations_own_pages()
     # One request's texts are tokenized in one thread: the library would else take all cores from the engines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # gRPC's core writes lines of its own format to standard error; what they tell, errors of ours tell as well.

@@ -788,6 +788,11 @@ class Predictor:
         methods = [f"explain:{method}" for method in METHODS]
         return ["binary_tensor_data", "explain", *methods, f"device:{self._repository.device}"]
 
+    @property
+    def holds_image_memory(self) -> bool:
+        """Whether images are being decoded."""
+        return self._image_memory.reserved_bytes > 0
+
     def not_ready_because(self) -> str | None:
         """Why the server should get no requests now, or None."""
         return self._repository.not_ready_because()

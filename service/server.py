@@ -8,11 +8,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from model_store.folder import FolderError
+from service.allocator import MemoryReturn
 from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.device import Device
@@ -85,7 +87,9 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
         else:
             report_loaded(repository, welcome(http_url, grpc_address, predictor))
         settle(device, stop)
-    await replay_until(stopping, Canary(repository, metrics, config.canary_interval_s), config)
+    canary = Canary(repository, metrics, config.canary_interval_s)
+    memory_return = MemoryReturn(lambda: request_memory.reserved_bytes > 0 or predictor.holds_image_memory)
+    await run_until(stopping, memory_return.run(), *([canary.run()] if config.canary_interval_s else []))
     shutdown = Shutdown(config, predictor, http, grpc_server, signals.second)
     if loading.done() and exit_status == 0 and config.unready_before_drain_s:
         await shutdown.announce()
@@ -104,12 +108,12 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
     return exit_status
 
 
-async def replay_until(stopping: asyncio.Task[Any], canary: Canary, config: ServiceConfig) -> None:
-    """Replay golden examples, where that is asked for, until the server is told to stop."""
-    replaying = asyncio.create_task(canary.run()) if config.canary_interval_s else None
+async def run_until(stopping: asyncio.Task[Any], *background: Coroutine[Any, Any, None]) -> None:
+    """Let work go on in the background until the server is told to stop."""
+    tasks = [asyncio.create_task(each) for each in background]
     await stopping
-    if replaying is not None:
-        replaying.cancel()
+    for task in tasks:
+        task.cancel()
 
 
 def report_loaded(repository: ModelRepository, greeting: str) -> None:

@@ -1,0 +1,87 @@
+"""Gives memory that is free again back to the operating system. Needs glibc; does nothing with another C library.
+
+glibc keeps what a program frees for its next allocations: after a burst of large requests a server would stay as large
+as it ever was. Long allocations get pages of their own, which leave with them (mallopt(3), M_MMAP_THRESHOLD). What many
+short ones leave behind is handed back in a quiet moment (malloc_trim(3)).
+"""
+
+import asyncio
+import ctypes
+import mmap
+import platform
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+_M_MMAP_THRESHOLD = -3  # mallopt(3)
+# Allocations from this size on get pages of their own. By itself glibc raises this bound up to 32 MiB as such
+# allocations are freed, and a body of 16 MiB then stays.
+OWN_PAGES_BYTES = 2 * 2**20
+INTERVAL_S = 5.0
+MIN_GROWTH_BYTES = 32 * 2**20
+
+
+def give_long_allocations_own_pages() -> None:
+    """Let memory of long allocations go back to the system as soon as it is freed; call once, before threads begin."""
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, OWN_PAGES_BYTES)
+
+
+def resident_bytes() -> int:
+    """Read how much memory of this process is resident; 0 where the system does not say (not Linux)."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
+class MemoryReturn:
+    """Hands free memory back when the process has grown and nothing large is held."""
+
+    def __init__(
+        self,
+        is_busy: Callable[[], bool],
+        *,
+        interval_s: float = INTERVAL_S,
+        min_growth_bytes: int = MIN_GROWTH_BYTES,
+    ) -> None:
+        """Set up; what is resident now counts as needed.
+
+        Args:
+            is_busy: whether requests hold memory that they will give back.
+            interval_s: between two looks.
+            min_growth_bytes: growth since the last return that is worth another one.
+        """
+        self._is_busy, self._interval_s, self._min_growth_bytes = is_busy, interval_s, min_growth_bytes
+        self._needed_bytes = resident_bytes()
+        self._libc = _glibc()
+
+    async def run(self) -> None:
+        """Look again and again, until cancelled."""
+        while self._libc is not None:
+            await asyncio.sleep(self._interval_s)
+            if self.is_due():
+                # In a thread: the call gives the interpreter's lock back, and takes about 0.1 ms for each MiB.
+                returned = await asyncio.to_thread(self.give_back)
+                log.debug("free memory has been given back", mib=returned >> 20)
+
+    def is_due(self) -> bool:
+        """Tell whether the process has grown enough, and nothing large is held."""
+        resident = resident_bytes()
+        self._needed_bytes = min(self._needed_bytes, resident)
+        return resident - self._needed_bytes >= self._min_growth_bytes and not self._is_busy()
+
+    def give_back(self) -> int:
+        """Hand free memory back to the system; by how many bytes the process shrank."""
+        before = resident_bytes()
+        if self._libc is not None:
+            self._libc.malloc_trim(0)
+        self._needed_bytes = resident_bytes()
+        return before - self._needed_bytes
+
+
+def _glibc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
