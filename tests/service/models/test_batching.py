@@ -30,6 +30,41 @@ def write_bare(store: Path, name: str, nodes: list[Any], columns: int | str = 64
     return folder
 
 
+def write_collatz(folder: Path) -> None:
+    """The steps of the Collatz sequence until all numbers are 1: for a 0 among them it never ends."""
+    node = helper.make_node
+    constants = {"zero": 0, "one": 1, "two": 2, "three": 3}
+    body = helper.make_graph(
+        [
+            node("Mod", ["v", "two"], ["rest"]),
+            node("Equal", ["rest", "zero"], ["even"]),
+            node("Div", ["v", "two"], ["half"]),
+            node("Mul", ["v", "three"], ["triple"]),
+            node("Add", ["triple", "one"], ["more"]),
+            node("Where", ["even", "half", "more"], ["next"]),
+            node("Equal", ["v", "one"], ["ended"]),
+            node("Where", ["ended", "one", "next"], ["v_out"]),
+            node("Sub", ["v_out", "one"], ["left"]),
+            node("ReduceMax", ["left"], ["most"], keepdims=0),
+            node("Cast", ["most"], ["goes_on"], to=TensorProto.BOOL),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("went_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.INT64, ["n"]),
+        ],
+        [
+            helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v_out", TensorProto.INT64, ["n"]),
+        ],
+        [numpy_helper.from_array(np.int64(value), name) for name, value in constants.items()],
+    )
+    loop = node("Loop", ["", "true", "n"], ["y"], body=body)
+    write_onnx(folder, [loop], {"n": (TensorProto.INT64, ["batch"])}, {"y": (TensorProto.INT64, ["batch"])})
+    add_initializer(folder, "true", np.bool_(True))
+
+
 def add_initializer(folder: Path, name: str, value: Any, ir_version: int = 9) -> None:
     """Give the graph of a folder one more initializer."""
     model = onnx.load(folder / "model.onnx")
@@ -84,6 +119,10 @@ def write_store(store: Path) -> None:
         inputs = {"a": (TensorProto.FLOAT, ["n", 4]), "b": (TensorProto.FLOAT, [4])}
         write_onnx(store / name / "1", adding, inputs, {"y": (TensorProto.FLOAT, ["n", 4])})
         add_initializer(store / name / "1", "b", np.arange(4, dtype=np.float32), ir_version)
+    write_collatz(store / "collatz/1")
+    beside = write_bare(store, "tokenizer-beside", [node("MatMul", ["x", "w"], ["y"])], w=layer)
+    for name in ("config.json", "tokenizer.json"):
+        (beside / name).write_text("{}")
     write_bare(store, "misspelt", mean)
     (store / "misspelt/policy.toml").write_text("[batching]\nrow_independent = true\n")
 
@@ -225,6 +264,19 @@ def test_the_index_the_metadata_and_the_log_say_why(bare_server: Server) -> None
         entry = bare_server.wait_for("model is served without batching", model=model)
         assert entry["why"] == said[model]
         assert bare_server.wait_for("model ready", model=model)["batching"] == said[model]
+
+
+def test_a_graph_that_never_ends_for_some_values_is_loaded(bare_server: Server) -> None:
+    """Nothing is tried on a graph that is not proved, so that no invented value can hold up the others."""
+    assert "Loop" in batching_of(bare_server)["collatz"] or "ReduceMax" in batching_of(bare_server)["collatz"]
+    assert infer(bare_server, "collatz", n=np.array([27, 1, 7]))[0]["y"].tolist() == [1, 1, 1]
+
+
+def test_a_folder_that_looks_like_one_of_ours_is_told_to_be_bare(bare_server: Server) -> None:
+    """In the log and in the metadata: its owner may have lost the manifest."""
+    remark = httpx.get(f"{bare_server.http}/v2/models/tokenizer-beside").json()["properties"]["remark"]
+    assert "tokenizer.json" in remark
+    assert bare_server.wait_for("model folder is unusual", model="tokenizer-beside")["why"] == remark
 
 
 def test_a_policy_that_is_not_understood_keeps_the_model_from_being_served(bare_server: Server) -> None:
