@@ -26,7 +26,7 @@ from load_tests.drivers import drive_grpc, drive_http
 from load_tests.explanation_bench import explanation_bars, measure_explanations, report_explanations
 from load_tests.material import load_sentences
 from load_tests.page import MarkedPart, command_of, commit, machine
-from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
+from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, pin, steal_s
 from load_tests.translation_bench import measure_translation, report_translation
 
 ROOT = Path(__file__).parent.parent
@@ -151,7 +151,7 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
     ]
     result["start_to_ready_s"] = [measure_start(name) for name in MODELS for _ in range(3)]
     with (
-        Process("service", *server_arguments) as server,
+        Process("service", *DRAIN_AT_ONCE, *server_arguments) as server,
         Process("load_tests.echo_server", str(echo_port)) as echo,
         Process(
             "load_tests.engine_loops",
@@ -214,7 +214,7 @@ def measure_start(model: str) -> float:
         "--grpc-port",
         "0",
     ]
-    with Process("service", *arguments) as server:
+    with Process("service", *DRAIN_AT_ONCE, *arguments) as server:
         return server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
 
 

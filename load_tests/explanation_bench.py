@@ -24,7 +24,7 @@ import aiohttp
 
 from load_tests.drivers import closed_loop
 from load_tests.model_tasks import TASKS, ModelTask
-from load_tests.processes import Process, free_port
+from load_tests.processes import DRAIN_AT_ONCE, Process, free_port
 
 MODELS = {
     "sentiment": "text-classification",
@@ -67,7 +67,9 @@ async def measure_explanations(store: Path, num_rounds: int, count: int, tell: C
     rounds = []
     for number in range(num_rounds):
         found = Round(requests_ms={}, cpu_ms={model: {} for model in MODELS})
-        with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", "0") as server:
+        with Process(
+            "service", *DRAIN_AT_ONCE, "--model-store", str(store), "--http-port", str(http), "--grpc-port", "0"
+        ) as server:
             server.wait_until_ready(f"{url}/readyz")
             async with aiohttp.ClientSession() as session:
                 for model, task in tasks.items():

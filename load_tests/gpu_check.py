@@ -38,7 +38,7 @@ from rich.console import Console
 from load_tests.drivers import drive_grpc
 from load_tests.material import load_sentences, load_translations
 from load_tests.page import MarkedPart, command_of, commit, machine
-from load_tests.processes import Process, free_port
+from load_tests.processes import DRAIN_AT_ONCE, Process, free_port
 
 ROOT = Path(__file__).parent.parent
 BATCH_SIZES, LENGTHS = (1, 8, 32, 128, 512), (16, 64, 128)
@@ -117,7 +117,7 @@ def measure_store(store: Path, bare: Path | None, arguments: argparse.Namespace,
         "left_out": [],
     }
     console.print(f"starting the server on {arguments.device}")
-    with Process("service", *options, "--device", arguments.device, core=None) as server:
+    with Process("service", *options, *DRAIN_AT_ONCE, "--device", arguments.device, core=None) as server:
         result["start_s"] = server.wait_until_ready(f"http://127.0.0.1:{http}/readyz", timeout_s=180)
         result["parity"] = parity(arguments.model_store, http)
         result["taken"] = taken(http)

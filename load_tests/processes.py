@@ -19,6 +19,10 @@ import psutil
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
+DRAIN_AT_ONCE = (
+    "--unready-before-drain-s",
+    "0",
+)  # no load balancer watches these servers, so their stops need no pause
 RESTING_S, MOST_AT_REST = 0.25, 0.05  # how long a process rests at least, and the share of a core that it uses then
 CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands what it was pinned to on to its children
 
@@ -127,7 +131,8 @@ class Process:
 def own_server() -> Iterator[tuple[Process, str, str]]:
     """`python -m service` on free ports of this machine, ready: its process, where HTTP and where gRPC listens."""
     http, grpc = free_port(), free_port()
-    with Process("service", "--http-port", str(http), "--grpc-port", str(grpc), core=None) as server:
+    ports = ("--http-port", str(http), "--grpc-port", str(grpc))
+    with Process("service", *ports, *DRAIN_AT_ONCE, core=None) as server:
         server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
         yield server, f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}"
 

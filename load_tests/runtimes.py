@@ -19,7 +19,7 @@ from rich.console import Console
 
 from load_tests.locust_run import Load, run_locust
 from load_tests.page import MarkedPart, command_of, commit, machine
-from load_tests.processes import LOAD_CORE, Process, free_port, steal_s
+from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, steal_s
 
 ROOT = Path(__file__).parent.parent
 MODELS = {
@@ -128,7 +128,7 @@ def start_heed(stack: ExitStack, store: Path, folder: Path) -> Running:
         (folder / "store" / name).symlink_to((store / name).resolve())
     http, grpc = free_port(), free_port()
     options = ["--model-store", str(folder / "store"), "--http-port", str(http), "--grpc-port", str(grpc)]
-    process = stack.enter_context(Process("service", *options, "--max-batch-rows", str(MAX_BATCH_ROWS)))
+    process = stack.enter_context(Process("service", *DRAIN_AT_ONCE, *options, "--max-batch-rows", str(MAX_BATCH_ROWS)))
     start_s = process.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
     return Running(process, f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", start_s)
 

@@ -21,7 +21,7 @@ from load_tests.bench import forget_unless_made_by
 from load_tests.drivers import drive_grpc
 from load_tests.material import load_sentences
 from load_tests.page import command_of, commit, machine
-from load_tests.processes import LOAD_CORE, Process, free_port, pin, steal_s
+from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, pin, steal_s
 
 ROOT = Path(__file__).parent.parent
 STORE = ROOT / "build" / "serving_store"
@@ -72,7 +72,8 @@ async def measure(
     http, grpc = free_port(), free_port()
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     begun_s, stolen_s = time.perf_counter(), steal_s()
-    with Process("service", "--model-store", str(store), "--http-port", str(http), "--grpc-port", str(grpc)) as server:
+    options = ("--model-store", str(store), "--http-port", str(http), "--grpc-port", str(grpc))
+    with Process("service", *options, *DRAIN_AT_ONCE) as server:
         server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
         server.wait_until_idle()
         for number in range(num_rounds):

@@ -16,7 +16,7 @@ import grpc
 
 from load_tests.drivers import START_S, closed_loop
 from load_tests.material import load_translations
-from load_tests.processes import Process, free_port
+from load_tests.processes import DRAIN_AT_ONCE, Process, free_port
 from proto import heed_pb2, heed_pb2_grpc
 
 PRECISIONS = ("float32", "int8")
@@ -54,7 +54,7 @@ async def measure_translation(
     folder = store / models["float32"] / "1"
     rounds = []
     with (
-        Process("service", *server_arguments) as server,
+        Process("service", *DRAIN_AT_ONCE, *server_arguments) as server,
         Process("load_tests.ctranslate2_server", str(folder), str(other_port), ",".join(models.values())),
         Process("load_tests.ctranslate2_loops", str(folder), str(count), pipes=True) as loops,
     ):
