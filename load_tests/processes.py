@@ -19,10 +19,8 @@ import psutil
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
-DRAIN_AT_ONCE = (
-    "--unready-before-drain-s",
-    "0",
-)  # no load balancer watches these servers, so their stops need no pause
+# No load balancer watches the servers that are started here, so that their stops need no pause.
+DRAIN_AT_ONCE = ("--unready-before-drain-s", "0")
 RESTING_S, MOST_AT_REST = 0.25, 0.05  # how long a process rests at least, and the share of a core that it uses then
 CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands what it was pinned to on to its children
 
@@ -38,6 +36,7 @@ class Process:
         core: int | None = SERVER_CORE,
         log: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        stderr: int | None = None,
     ) -> None:
         self.started_s = time.perf_counter()
 
@@ -46,7 +45,7 @@ class Process:
             [sys.executable, "-m", module, *arguments],
             stdin=subprocess.PIPE if pipes else None,
             stdout=subprocess.PIPE if pipes else subprocess.DEVNULL,
-            stderr=None if pipes and not log else self._log,
+            stderr=stderr if stderr is not None else None if pipes and not log else self._log,
             text=True,
             env=None if environment is None else os.environ | environment,
             preexec_fn=None if core is None else lambda: pin(core),

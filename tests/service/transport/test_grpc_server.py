@@ -19,7 +19,7 @@ from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.transport.frame import MAX_PARAMETERS, MAX_TENSORS
 from service.transport.grpc_messages import MAX_CONTROL_BYTES, MAX_FIELDS, MAX_PARSED_BYTES
 from tests.conftest import ROOT, Server, running_server, write_onnx
-from tests.service.transport.http2 import (
+from load_tests.http2 import (
     GOAWAY,
     HEADERS,
     INITIAL_WINDOW_SIZE,

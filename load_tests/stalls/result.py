@@ -1,0 +1,75 @@
+"""What was measured, what of it breaks a promise, and its part of docs/benchmarks.md."""
+
+from typing import Any
+
+MAX_WAIT_MS = 50.0
+MAX_PEAK_MIB, MAX_AFTERWARDS_MIB = 512.0, 64.0  # above the idle memory
+# Statuses that no request and no fault may get: the server has failed, and not the request.
+FAILURES = ("500", "502", "INTERNAL", "UNKNOWN")
+PERMITTED = ("200", "OK")
+
+
+def problems_of(result: dict[str, Any]) -> list[str]:
+    """Each promise that was missed, in a sentence."""
+    problems = []
+    for row in result["cases"]:
+        for window in row["rounds"]:
+            if window["p100_ms"] > MAX_WAIT_MS:
+                problems.append(f"{row['name']}: others waited {window['p100_ms']:.0f} ms, more than {MAX_WAIT_MS:g}")
+            if window["not_ok"]:
+                problems.append(f"{row['name']}: {window['not_ok']} answers of /healthz were not 200")
+            statuses = {answer.partition(" x ")[0] for answer in window["answer"].split(", ")}
+            if not statuses.isdisjoint(FAILURES):
+                problems.append(f"{row['name']}: answered {window['answer']}")
+            elif row["permitted"] and statuses.isdisjoint(PERMITTED):
+                problems.append(f"{row['name']}: permitted, and answered {window['answer']}")
+    if memory := result["memory"]:
+        for what, limit in (("peak_mib", MAX_PEAK_MIB), ("afterwards_mib", MAX_AFTERWARDS_MIB)):
+            if memory[what] - memory["idle_mib"] > limit:
+                problems.append(f"memory: {what} {memory[what]:.0f}, idle {memory['idle_mib']:.0f}, limit + {limit:g}")
+        if memory["answer"] != "200":
+            problems.append(f"memory: after the attacks a request was answered {memory['answer']}")
+    return problems
+
+
+def page_of(result: dict[str, Any]) -> str:
+    """The figures in Markdown."""
+    lines = [
+        f"`{result['command']}` at commit {result['commit']}, {result['date']}, {result['machine']}; server at default"
+        f" limits on one core, load and prober on the other, {result['num_rounds']} rounds."
+        f" Stolen by the host: {result['steal_s']:.1f} CPU s in {result['wall_s']:.0f} s."
+        " p100 is the longest wait of the prober in all rounds, p99 the largest of the rounds, *prober late* how late"
+        " the prober itself was woken at worst.",
+        "",
+        "| request or fault | answers | seconds | p99 ms | p100 ms | prober late ms |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in result["cases"]:
+        rounds = row["rounds"]
+        answers = " / ".join(dict.fromkeys(window["answer"] for window in rounds))
+        worst = {name: max(window[name] for window in rounds) for name in ("p99_ms", "p100_ms", "late_ms", "seconds")}
+        lines.append(
+            f"| {row['name']} | {answers} | {worst['seconds']:.1f} | {worst['p99_ms']:.1f} | {worst['p100_ms']:.1f}"
+            f" | {worst['late_ms']:.1f} |"
+        )
+    if memory := result["memory"]:
+        sent = ", ".join(f"{number:,} x {name}" for name, number in memory["sent"].items())
+        lines += [
+            "",
+            f"All attacks at once for {memory['seconds']:g} s ({sent}):",
+            "",
+            "| resident memory | MiB | above idle | limit |",
+            "| --- | --- | --- | --- |",
+            f"| idle | {memory['idle_mib']:.0f} | | |",
+        ]
+        for name, what, limit in (
+            ("at most, during the attacks", "peak_mib", MAX_PEAK_MIB),
+            (f"{memory['rest_s']:g} s after them", "afterwards_mib", MAX_AFTERWARDS_MIB),
+        ):
+            above = memory[what] - memory["idle_mib"]
+            lines.append(f"| {name} | {memory[what]:.0f} | {above:+.0f} | {limit:+.0f} |")
+        lines += ["", f"A request right after them: {memory['answer']}."]
+    problems = result["problems"]
+    lines += ["", "Every promise is kept." if not problems else "Missed:"]
+    lines += [f"- {problem}" for problem in problems]
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""Servers at default limits, on one core, whose log is read or is not, and the prober beside them."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port
+from load_tests.soak.servers import LogReader
+
+READY_S = 600.0  # a thousand models are proved one after the other
+MAX_QUIET_MS, MAX_QUIET_WINDOWS = 10.0, 20
+SETTLE_S = 0.3  # what a request leaves behind, memory that is freed say, belongs to its window
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that is ready."""
+
+    process: Process
+    http_port: int
+    grpc_port: int
+    reader: LogReader | None  # of its log; None where the log's disk is full
+
+    @property
+    def grpc(self) -> str:
+        """Address."""
+        return f"127.0.0.1:{self.grpc_port}"
+
+
+class Prober:
+    """Asks /healthz in a process of its own."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+
+    def window(self) -> dict[str, Any]:
+        """End a window; its figures.
+
+        Raises:
+            RuntimeError: the prober has ended, for its connection has.
+        """
+        popen = self._process.popen
+        assert popen.stdin
+        assert popen.stdout
+        try:
+            popen.stdin.write("\n")
+            popen.stdin.flush()
+            line = popen.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError("/healthz was not answered any more; the prober has said why above")
+        figures: dict[str, Any] = json.loads(line)
+        return figures
+
+
+@contextmanager
+def serving(store: Path, *, full_disk: bool = False) -> Iterator[Server]:
+    """`python -m service` on a store, ready and at rest.
+
+    Args:
+        store: its models.
+        full_disk: nothing can be written to its log.
+    """
+    http, grpc = free_port(), free_port()
+    options = ("--model-store", str(store), "--http-port", str(http), "--grpc-port", str(grpc))
+    taken = None
+    if full_disk:
+        given = os.open("/dev/full", os.O_WRONLY)
+    else:
+        taken, given = os.pipe()
+    try:
+        process = Process("service", *options, *DRAIN_AT_ONCE, stderr=given)
+    finally:
+        os.close(given)
+    reader = None if taken is None else LogReader(taken)
+    try:
+        with process:
+            process.wait_until_ready(f"http://127.0.0.1:{http}/readyz", READY_S)
+            process.wait_until_idle()
+            try:
+                yield Server(process, http, grpc, reader)
+            finally:
+                if reader is not None:
+                    reader.resume()
+    finally:
+        if reader is not None and taken is not None:
+            reader.join()
+            os.close(taken)
+
+
+@contextmanager
+def probing(server: Server) -> Iterator[Prober]:
+    """A prober of a server, on the core of the load."""
+    with Process("load_tests.stalls.prober", str(server.http_port), pipes=True, core=LOAD_CORE) as process:
+        prober = Prober(process)
+        prober.window()
+        yield prober
+
+
+def settle() -> None:
+    """Let what a request has left behind happen."""
+    time.sleep(SETTLE_S)
+
+
+def wait_until_quiet(prober: Prober) -> None:
+    """Return when nothing of an earlier request keeps the prober waiting, or after some seconds; a window begins."""
+    prober.window()
+    for _ in range(MAX_QUIET_WINDOWS):
+        settle()
+        if prober.window()["p100_ms"] < MAX_QUIET_MS:
+            return
