@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HEED_LOG_FORMAT ?= console
 
-.PHONY: serve torchserve test test-slow check format load load-ci bench soak gpu-check compose-test generate clean
+.PHONY: serve torchserve test test-slow check format load load-ci bench soak stalls gpu-check compose-test generate clean
 
 serve: .venv/serve.stamp  ## start the server on the models in model_store/
 	$(BIN)/python -m service
@@ -34,6 +34,9 @@ bench: .venv/dev.stamp  ## throughput, latency and cost beside the limits
 
 soak: .venv/dev.stamp  ## a million mixed requests while servers are rolled and files overwritten; hours; goes on where it stopped
 	$(BIN)/python -m load_tests.soak --document docs/benchmarks.md
+
+stalls: .venv/dev.stamp  ## how long one request keeps the others waiting, and what attacks cost in memory
+	$(BIN)/python -m load_tests.stalls --document docs/benchmarks.md
 
 gpu-check: .venv/gpu.stamp  ## parity, throughput and utilisation on a GPU; at most 8 minutes
 	$(BIN)/python -m load_tests.gpu_check --document docs/benchmarks.md

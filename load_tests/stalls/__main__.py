@@ -20,7 +20,7 @@ from rich.console import Console
 
 from load_tests.page import ROOT, MarkedPart, command_of, commit, machine
 from load_tests.processes import LOAD_CORE, pin, steal_s
-from load_tests.stalls.attacks import measure_memory
+from load_tests.stalls.attacks import ATTACKS, measure_memory
 from load_tests.stalls.cases import Case, cases
 from load_tests.stalls.result import page_of, problems_of
 from load_tests.stalls.sending import Send, at_once
@@ -67,7 +67,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--rounds", type=int, default=3, help="of every case")
     root.add_argument("--cases", nargs="*", default=[""], help="those with one of these in their names; default: all")
     root.add_argument("--models", type=int, default=1000, help="of the server whose metrics are scraped")
-    root.add_argument("--attack-s", type=float, default=20.0, help="of all attacks on memory at once; 0: none")
+    root.add_argument("--attacks", nargs="*", choices=list(ATTACKS), default=list(ATTACKS), help="default: all at once")
+    root.add_argument("--attack-s", type=float, default=20.0, help="how long they last; 0: none")
     root.add_argument("--rest-s", type=float, default=60.0, help="after them, before the memory is read again")
     root.add_argument("--model-store", type=Path, default=ROOT / "model_store", help="whose trained models are copied")
     root.add_argument("--work", type=Path, default=ROOT / "build/stalls", help="the folder of stores and result.json")
@@ -104,10 +105,10 @@ def measure(
                         markup=False,
                     )
     memory = None
-    if arguments.attack_s:
-        console.print(f"all attacks at once for {arguments.attack_s:g} s, then {arguments.rest_s:g} s of rest")
+    if arguments.attacks and arguments.attack_s:
+        console.print(f"attacks at once for {arguments.attack_s:g} s, then {arguments.rest_s:g} s of rest")
         with serving(stores["usual"]) as server:
-            memory = measure_memory(server, arguments.attack_s, arguments.rest_s)
+            memory = measure_memory(server, arguments.attacks, arguments.attack_s, arguments.rest_s)
     result: dict[str, Any] = {
         "command": command_of("load_tests.stalls"),
         "commit": commit(),

@@ -3,11 +3,12 @@
 import contextlib
 import functools
 import itertools
+import select
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ HALF_HEADS, HALF_HEAD_BYTES = 256, 60_000
 PIECE_BYTES = 64 * 1024
 PAUSE_S = 0.2  # before a client comes again
 POLL_S = 0.1
-REST_S = 60.0
 
 Attack = Callable[["Attackers"], None]
 
@@ -45,8 +45,8 @@ Attack = Callable[["Attackers"], None]
 class Attackers:
     """Threads that attack a server for a time, and keep what they have opened until its end."""
 
-    def __init__(self, server: Server, seconds: float) -> None:
-        self.server, self._seconds = server, seconds
+    def __init__(self, server: Server, seconds: float, names: Sequence[str]) -> None:
+        self.server, self._seconds, self._names = server, seconds, names
         self.sent: Counter[str] = Counter()
         self._over = threading.Event()
         self._sockets: list[socket.socket] = []
@@ -56,7 +56,8 @@ class Attackers:
         """Attack until the time is over; every connection is closed then."""
         threads = [
             threading.Thread(target=self._repeat, args=(attack,), daemon=True)
-            for attack, count in ATTACKS.items()
+            for name in self._names
+            for attack, count in ATTACKS[name]
             for _ in range(count)
         ]
         for thread in threads:
@@ -176,9 +177,8 @@ def flood(attackers: Attackers) -> None:
 
 def take_what_is_there(connection: socket.socket) -> None:
     """Read what the server has sent, so that it never waits for this client."""
-    with contextlib.suppress(BlockingIOError):
-        while connection.recv(PIECE_BYTES, socket.MSG_DONTWAIT):
-            pass
+    while select.select([connection], [], [], 0)[0] and connection.recv(PIECE_BYTES):
+        pass
 
 
 def send_trailers(attackers: Attackers) -> None:
@@ -213,19 +213,18 @@ def half_head(attackers: Attackers) -> None:
             pass
 
 
-ATTACKS: dict[Attack, int] = {
-    hold_body: HOLDERS,
-    hold_message: HOLDERS,
-    decode_over_http: DECODERS,
-    decode_over_grpc: DECODERS,
-    flood: FLOODERS,
-    send_trailers: TRAILER_CLIENTS,
-    half_calls: HALF_CALLS_CONNECTIONS,
-    half_head: HALF_HEADS,
+ATTACKS: dict[str, tuple[tuple[Attack, int], ...]] = {
+    "bodies": ((hold_body, HOLDERS),),
+    "messages": ((hold_message, HOLDERS),),
+    "webp": ((decode_over_http, DECODERS), (decode_over_grpc, DECODERS)),
+    "resets": ((flood, FLOODERS),),
+    "trailers": ((send_trailers, TRAILER_CLIENTS),),
+    "half-messages": ((half_calls, HALF_CALLS_CONNECTIONS),),
+    "half-headers": ((half_head, HALF_HEADS),),
 }
 
 
-def measure_memory(server: Server, seconds: float, rest_s: float = REST_S) -> dict[str, Any]:
+def measure_memory(server: Server, names: Sequence[str], seconds: float, rest_s: float) -> dict[str, Any]:
     """Resident memory of a server at rest, at most while it is attacked, and a time afterwards."""
     process = server.process
     ask = over_http(SENTIMENT, b'{"inputs": "a film to see again"}')
@@ -235,7 +234,7 @@ def measure_memory(server: Server, seconds: float, rest_s: float = REST_S) -> di
     idle_mib = process.memory_mib()["now"]
     Path(f"/proc/{process.popen.pid}/clear_refs").write_text("5")  # the peak counts from here (proc(5))
     bomb()
-    attackers = Attackers(server, seconds)
+    attackers = Attackers(server, seconds, names)
     attackers.run()
     answer = ask_until(ask, server)
     peak_mib = process.memory_mib()["peak"]

@@ -56,7 +56,7 @@ def page_of(result: dict[str, Any]) -> str:
         sent = ", ".join(f"{number:,} x {name}" for name, number in memory["sent"].items())
         lines += [
             "",
-            f"All attacks at once for {memory['seconds']:g} s ({sent}):",
+            f"Attacks at once for {memory['seconds']:g} s ({sent}):",
             "",
             "| resident memory | MiB | above idle | limit |",
             "| --- | --- | --- | --- |",

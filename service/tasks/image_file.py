@@ -120,21 +120,22 @@ def opened_image(
         DeadlineExceeded: other images held the memory until then.
     """
     with contextlib.ExitStack() as stack:
-        if memory is not None and (webp_bytes := _webp_bytes(file)):  # its decoder takes memory when it is opened
-            stack.enter_context(_reserved(memory, webp_bytes, field))
+        # A WebP decoder takes memory when it is opened. All is reserved at once: a thread that holds one part while it
+        # waits for another could wait for others that do the same, or for itself.
+        webp_size = _webp_size(file)
+        if memory is not None and webp_size is not None:
+            webp_bytes = WEBP_PIXEL_BYTES * math.prod(webp_size)
+            stack.enter_context(_reserved(memory, webp_bytes + _resizing_bytes(webp_size, narrow_width), field))
         opened = stack.enter_context(_opened(file, field, max_image_pixels))
         opened.getexif()
         if opened.format in JPEGS:
             full_size = opened.size
             opened.draft(None, (smallest_side, smallest_side))
-        if memory is not None:
-            pixel_bytes = 0 if opened.format == "WEBP" else PIXEL_BYTES.get(opened.mode, OTHER_PIXEL_BYTES)
-            decoded_bytes = math.prod(opened.size) * pixel_bytes
+        if memory is not None and webp_size is None:
+            decoded_bytes = math.prod(opened.size) * PIXEL_BYTES.get(opened.mode, OTHER_PIXEL_BYTES)
             if opened.format in JPEGS and _num_scans(file) > 1:
                 decoded_bytes += _coefficient_bytes(opened, full_size)
-            strips_bytes = COPIES_OF_A_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(opened.size))
-            narrow_bytes = NARROW_PIXEL_BYTES * max(opened.size) * min(narrow_width, max(opened.size))
-            stack.enter_context(_reserved(memory, decoded_bytes + strips_bytes + narrow_bytes, field))
+            stack.enter_context(_reserved(memory, decoded_bytes + _resizing_bytes(opened.size, narrow_width), field))
         yield opened
 
 
@@ -149,6 +150,12 @@ def _reserved(memory: DecodingMemory, num_bytes: int, field: str) -> Iterator[No
         yield
     finally:
         held.__exit__(None, None, None)
+
+
+def _resizing_bytes(size: tuple[int, int], narrow_width: int) -> int:
+    """Memory for the strips of a decoded image and for what they are resized to."""
+    strips_bytes = COPIES_OF_A_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(size))
+    return strips_bytes + NARROW_PIXEL_BYTES * max(size) * min(narrow_width, max(size))
 
 
 def _coefficient_bytes(opened: Image.Image, size: tuple[int, int]) -> int:
@@ -172,11 +179,6 @@ def _webp_size(file: bytes) -> tuple[int, int] | None:
     if kind == b"VP8X":
         return little(file[24:27], "little") + 1, little(file[27:30], "little") + 1
     return None
-
-
-def _webp_bytes(file: bytes) -> int:
-    size = _webp_size(file)
-    return 0 if size is None else WEBP_PIXEL_BYTES * math.prod(size)
 
 
 def _check_webp(file: bytes, field: str, max_image_pixels: int | None, limit: str) -> None:

