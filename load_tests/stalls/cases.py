@@ -47,6 +47,7 @@ from proto import heed_pb2, inference_pb2
 MAX_BODY_BYTES, MAX_JSON_BYTES, MAX_PARSED_BYTES = 16 * 2**20, 4 * 2**20, 2**20
 MAX_JSON_VALUES, MAX_JSON_LISTS, MAX_JSON_KEYS, MAX_JSON_ESCAPES = 200_000, 32_768, 65_536, 524_288
 MAX_TENSORS, MAX_FIELDS, MAX_BYTES_ELEMENTS, MAX_ROWS = 1024, 8192, 131_072, 512
+LISTS_A_ROW = (MAX_JSON_LISTS - MAX_ROWS) // MAX_ROWS - 1
 ROOM = 4096  # below a limit, for what stands around the largest part
 LOOP_TURNS, ENDLESS_TURNS = 6_000_000, 2**62
 # WebP takes 16 bytes a pixel, and 20 MB, of a budget of 224 MiB; other images may have 50 million pixels.
@@ -170,7 +171,7 @@ def largest_http() -> list[Case]:
             ("most JSON numbers", FLOATS, "FP32", [1, MAX_JSON_VALUES - ROOM], b"0.3333333", MAX_JSON_VALUES - ROOM),
             ("most JSON integers", INTEGERS, "INT64", [1, MAX_JSON_VALUES - ROOM], b"1", MAX_JSON_VALUES - ROOM),
             ("most JSON strings", TEXTS, "BYTES", [1, MAX_BYTES_ELEMENTS], b'"x"', MAX_BYTES_ELEMENTS),
-            ("most JSON lists", FLOATS, "FP32", [1, MAX_JSON_LISTS - ROOM, 1], b"[0.5]", MAX_JSON_LISTS - ROOM),
+            ("most JSON lists", FLOATS, "FP32", [MAX_ROWS, LISTS_A_ROW, 1], repeated(b"[0.5]", LISTS_A_ROW), MAX_ROWS),
         )
     ]
     return [

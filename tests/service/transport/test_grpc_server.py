@@ -15,10 +15,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from onnx import TensorProto, helper
 
-from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
-from service.transport.frame import MAX_PARAMETERS, MAX_TENSORS
-from service.transport.grpc_messages import MAX_CONTROL_BYTES, MAX_FIELDS, MAX_PARSED_BYTES
-from tests.conftest import ROOT, Server, running_server, write_onnx
 from load_tests.http2 import (
     GOAWAY,
     HEADERS,
@@ -27,6 +23,10 @@ from load_tests.http2 import (
     Http2Client,
     prefix,
 )
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.transport.frame import MAX_PARAMETERS, MAX_TENSORS
+from service.transport.grpc_messages import MAX_CONTROL_BYTES, MAX_FIELDS, MAX_PARSED_BYTES
+from tests.conftest import ROOT, Server, running_server, write_onnx
 
 MEBIBYTE = 2**20
 UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
