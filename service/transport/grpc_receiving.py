@@ -10,10 +10,9 @@ gRPC has long got, so a call that finds no memory to reserve goes on while the p
 """
 
 import asyncio
-import resource
-from pathlib import Path
 from typing import Any
 
+from service.allocator import resident_bytes
 from service.errors import DeadlineExceeded, HeedError, Unavailable
 from service.memory_budget import ByteBudget
 
@@ -121,8 +120,3 @@ class MessageReceiver:
     def _end(self, task: asyncio.Task[Any], error: HeedError) -> None:
         self._ended[task] = error
         task.cancel()
-
-
-def resident_bytes() -> int:
-    """Memory of this process that is in use now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
