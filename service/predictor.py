@@ -332,11 +332,12 @@ class Predictor:
 
         def prepare(model: ServedModel) -> Prepared:
             tasks.append(_translation(model))
-            if (call.num_beams or 1) != 1:
+            if call.num_beams is not None and call.num_beams > 1:
                 raise InvalidRequest(
                     f"num_beams is {call.num_beams}; a stream takes 1, for beams may change what was sent already"
                 )
-            return self._sentences(tasks[0], msgspec.structs.replace(call, num_beams=1), [text], field)
+            greedy = msgspec.structs.replace(call, num_beams=1) if call.num_beams is None else call
+            return self._sentences(tasks[0], greedy, [text], field)
 
         def finish(model: ServedModel, results: list[Any]) -> Translated:
             return tasks[0].postprocess(results[0])

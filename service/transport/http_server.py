@@ -244,7 +244,7 @@ class HttpApplication:
                         timeout.reschedule(min(deadline_s, loop.time() + self._config.client_timeout_s))
         except TimeoutError:
             request.scope[LEFT_UNREAD] = True
-            if loop.time() >= deadline_s:
+            if timeout.when() == deadline_s:  # the loop's clock is coarse, and may stand just before it
                 raise DeadlineExceeded(f"the deadline passed when {size} bytes of the body were there") from None
             raise TooSlow(
                 f"the body comes too slowly: {size} bytes were there, and each further {BODY_STEP_BYTES} must come"
