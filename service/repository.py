@@ -272,8 +272,7 @@ class ModelRepository:
 
     def versions(self, name: str) -> list[str]:
         """The versions of a model that are ready, lowest first."""
-        ready = [s.version for s in self.states.values() if s.name == name and s.current_problem() is None]
-        return sorted(ready, key=int)
+        return [s.version for s in reversed(self._newest_first.get(name, ())) if s.current_problem() is None]
 
     def problems(self) -> dict[str, str]:
         """Which models would not answer now, and why."""

@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from functools import partial
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -385,8 +384,7 @@ class HttpApplication:
         return json_response(document)
 
     async def _model_index(self, request: Request, request_id: str) -> Response:
-        models = [asdict(model) for model in self._predictor.index()]
-        return json_response({"models": models, "grpc_port": self._config.grpc_port or None})
+        return json_response({"models": self._predictor.index(), "grpc_port": self._config.grpc_port or None})
 
     async def _model_card(self, request: Request, request_id: str) -> Response:
         card = self._predictor.card(request.path_params["model"], request.path_params.get("version", ""))

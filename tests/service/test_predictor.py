@@ -1,8 +1,11 @@
 """What a request's work is done by: the event loop's thread, or others where that would hold up everybody."""
 
+import sys
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,3 +54,33 @@ async def test_strings_that_cannot_be_decoded_are_named_wherever_that_is_noticed
     text = np.array([[b"a"] * MAX_STRINGS_IN_LOOP + [b"\xff"]], dtype=object)
     with pytest.raises(InvalidRequest, match=rf"text\[{MAX_STRINGS_IN_LOOP}\] is not UTF-8"):
         await predictor.infer(CALL, {"text": text})
+
+
+async def steps_of_versions(store: Path, num_models: int) -> int:
+    """Steps of the interpreter that it takes to list the versions of one model among so many."""
+    strings = (TensorProto.STRING, ["rows"])
+    for number in range(num_models):
+        node = helper.make_node("Identity", ["text"], ["copy"])
+        write_onnx(store / f"model-{number}/1", [node], {"text": strings}, {"copy": strings})
+    repository = ModelRepository(ServiceConfig(model_store=store), Metrics(), num_cores=1)
+    await repository.load_all()
+    steps = 0
+
+    def count(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += event == "opcode"
+        return count
+
+    before = sys.gettrace()
+    sys.settrace(count)
+    versions = repository.versions("model-0")
+    sys.settrace(before)
+    repository.close()
+    assert versions == ["1"]
+    return steps
+
+
+async def test_the_versions_of_a_model_cost_the_same_in_a_large_store(tmp_path: Path) -> None:
+    """The index asks for them for every model, so they must not take a look at every other model."""
+    assert await steps_of_versions(tmp_path / "large", 8) == await steps_of_versions(tmp_path / "small", 1) > 0
