@@ -404,6 +404,8 @@ class Loader:
 
     def _load_translation(self, folder: ModelFolder) -> LoadedTranslation:
         assert folder.manifest is not None
+        if (declaration := self._declaration(folder)) is not None:
+            raise FolderError(f"{declaration.source}: batching cannot be declared for a translation model")
         max_tokens = max_tokens_of(folder.manifest)
         languages = _read_json(folder, "config.json", _TranslationConfig)
         generation = _read_json(folder, "generation_config.json", _GenerationConfig)

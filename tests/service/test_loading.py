@@ -269,3 +269,11 @@ def test_a_length_that_no_text_has_is_refused(max_tokens: int, store: Path, tmp_
     (folder / "manifest.json").write_text(json.dumps(manifest | {"limits": {"max_tokens": max_tokens}}))
     with pytest.raises(FolderError, match=f"limits.max_tokens is {max_tokens}; this server takes 1 to 131072"):
         Loader(8, 1, time.thread_time).load(FoundFolder("sentiment", "1", folder))
+
+
+def test_batching_cannot_be_declared_for_a_translation_model(tmp_path: Path) -> None:
+    """A declaration without effect would be a silent one: sentences join and leave a running batch."""
+    shutil.copytree(ROOT / "model_store/translation-en-de/1", tmp_path / "translation/1")
+    (tmp_path / "translation/policy.toml").write_text("[batching]\nrows_independent = false\n")
+    with pytest.raises(FolderError, match="policy.toml: batching cannot be declared for a translation model"):
+        Loader(8, 1, time.thread_time).load(FoundFolder("translation", "1", tmp_path / "translation/1"))
