@@ -22,7 +22,6 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
     group: Hashable
     length: int  # 1 where all rows have one size
     truncated: bool = False  # tensors never are
-    overrides: bool = False  # an optional input is among the arrays
 
 
 class TensorRows:
@@ -74,10 +73,10 @@ class TensorRows:
                 num_bytes += array.nbytes
             group.append(array.shape[1:])
         overrides = not self._optional_names.isdisjoint(inputs)
-        sizes = {len(array) for array in feeds.values()} if self.joined else set()
-        if overrides or len(sizes) != 1 or 0 in sizes:
-            return [Rows(feeds, 1, object(), _length(num_bytes), overrides=overrides)]
-        (num_rows,) = sizes
+        sizes = {array.shape[:1] for array in feeds.values()} if self.joined else set()
+        if overrides or len(sizes) != 1 or not sizes.isdisjoint(((), (0,))):
+            return [Rows(feeds, 1, object(), _length(num_bytes))]
+        ((num_rows,),) = sizes
         length = _length(num_bytes // num_rows) if self._sized else 1
         if num_rows <= self._max_rows:
             return [Rows(feeds, num_rows, tuple(group), length)]

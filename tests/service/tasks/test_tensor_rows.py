@@ -55,6 +55,15 @@ def test_only_rows_that_belong_together_are_split(shapes: dict[str, tuple[int, .
     assert shared == (rows != [1])
 
 
+def test_a_scalar_has_no_rows() -> None:
+    """An input without a declared shape takes one, also where a person declares that rows are independent."""
+    spec = TensorSpec("x", "FP32", (-1,), any_rank=True)
+    task = TensorRows([spec], [TensorSpec("y", "FP32", (-1,))], max_rows=4, joined=True)
+    (item,) = task.items({"x": np.array(2.0, np.float32)})
+    assert (item.rows, item.arrays["x"].shape) == (1, ())
+    assert [each.rows for each in task.items({"x": np.ones((6, 2), np.float32)})] == [4, 2]
+
+
 def test_requests_of_what_is_not_joined_stay_whole_and_apart() -> None:
     """However many rows they have."""
     specs = [TensorSpec("x", "FP32", (-1, 3))], [TensorSpec("y", "FP32", (-1, 3))]
