@@ -434,12 +434,13 @@ class Loader:
         def probe() -> None:
             decode(open_batches(), [task.preprocess(text, truncate=False, field="text")])
 
-        measured = []
+        # A row each: the model's own search may have beams.
+        measured, greedy = [], GOLDEN_SEARCHES["greedy"]
         for rows in STEP_COST_PROBES:
             if rows > self._max_rows:
                 break
             running = open_batches()
-            running.join([task.preprocess(text, truncate=False, field="text") for _ in range(rows)])
+            running.join([task.preprocess(text, truncate=False, field="text", request=greedy) for _ in range(rows)])
             running.step()
             started_s = time.perf_counter()
             running.step()

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from service.config import ServiceConfig
 from service.log_writer import LogWriter
@@ -34,6 +35,8 @@ NATIVE_LINES = {
 NATIVE_LEVELS = {"V": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 MAX_PIPE_READ_BYTES = 64 * 2**10
+# Without the values of variables: they may be long, and clients' own.
+TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 READER_END_S = 0.5
 
 
@@ -75,7 +78,7 @@ class Logs:
                 structlog.processors.add_log_level,
                 structlog.stdlib.add_logger_name,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                *((structlog.processors.dict_tracebacks,) if self._is_json else ()),
+                *((TRACEBACKS,) if self._is_json else ()),
                 self._renderer,
             ],
             wrapper_class=structlog.make_filtering_bound_logger(level),

@@ -24,7 +24,9 @@ logs = Logs(ServiceConfig())
 logging.getLogger("uvicorn.error").error("a %s of %d", "line", 2)
 logging.getLogger("asyncio").warning("not %d", "a number")
 warnings.warn("a warning")
-def fail(): raise ValueError("in a thread")
+def fail():
+    text = "what a client sent " * 100_000
+    raise ValueError("in a thread")
 thread = threading.Thread(target=fail, name="worker")
 thread.start(); thread.join()
 class Finalized:
@@ -63,6 +65,7 @@ def test_whoever_says_it_a_line_is_json_with_level_logger_and_event() -> None:
         ("critical", "python", "uncaught error"),
     } <= found
     assert any(logger == "py.warnings" and "a warning" in event for _, logger, event in found)
+    assert "what a client sent" not in run.stderr  # tracebacks tell no values, and no line is cut off
     raised = [entry["exception"][0]["exc_value"] for entry in entries if "exception" in entry]
     assert sorted(raised) == ["'in a finalizer'", "at the end", "in a thread"]
 
