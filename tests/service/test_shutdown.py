@@ -1,5 +1,6 @@
 """The end of a server: unready first, then drained, and nobody holds it up."""
 
+import contextlib
 import json
 import shutil
 import signal
@@ -224,6 +225,16 @@ def wait_until_up(stats: Path) -> None:
         threading.Event().wait(0.05)
 
 
+def wait_until_ready(port: int) -> None:
+    """Until a server says itself that it would answer."""
+    ends_s = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60):
+            return
+        assert time.monotonic() < ends_s
+        threading.Event().wait(0.05)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not here")
 def test_servers_behind_haproxy_are_rolled_without_a_failed_request(models: Path, tmp_path: Path) -> None:
@@ -250,7 +261,9 @@ def test_servers_behind_haproxy_are_rolled_without_a_failed_request(models: Path
         stack.callback(proxy.terminate)
         while not stats.exists():
             assert proxy.poll() is None
-        wait_until_up(stats)
+        wait_until_up(stats)  # which HAProxy believes of servers that it has not looked at yet
+        for each in ports:
+            wait_until_ready(each)
         pool, asked = stack.enter_context(ThreadPoolExecutor(64)), list[Future[str]]()
         load = threading.Thread(target=ask_at_a_rate, args=(pool, asked))
         load.start()
@@ -259,6 +272,7 @@ def test_servers_behind_haproxy_are_rolled_without_a_failed_request(models: Path
                 servers[number].send_signal(signal.SIGTERM)
                 assert servers[number].wait(timeout=60) == 0
                 servers[number] = stack.enter_context(served_at(models, each))
+                wait_until_ready(each)
                 wait_until_up(stats)
         finally:
             ended.set()
