@@ -70,11 +70,13 @@ class LogWriter:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._lines or self._closing)
-                if not self._lines:
-                    return
-                line = self._lines[0]
-            if self._num_lost > self._num_told and self._write(self._lost_line(self._num_lost - self._num_told)):
-                self._num_told = self._num_lost
+                line = self._lines[0] if self._lines else None
+                # Read once: further lines may be lost while these are told of.
+                num_untold = self._num_lost - self._num_told
+            if num_untold and self._write(self._lost_line(num_untold)):
+                self._num_told += num_untold
+            if line is None:
+                return
             written = self._write(line)
             with self._changed:
                 # It counts as buffered until it is written, so that a stopped reader costs no more than the buffer.

@@ -4,3 +4,7 @@ import os
 
 # ONNX Runtime reads this when it is imported, and sends telemetry otherwise. Empty means on: taken for unset here.
 os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"
+
+# Options of a server come from the test that starts it, never from the caller's shell or from `make`.
+for name in [name for name in os.environ if name.startswith("HEED_") and name != "HEED_DATASETS"]:
+    del os.environ[name]

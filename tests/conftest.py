@@ -69,7 +69,6 @@ class Server:
 @contextlib.contextmanager
 def running_server(store: Path, *options: str, until: str = "loaded") -> Iterator[Server]:
     """A server on this store, ready unless it says otherwise; `until` is the entry of its log that is waited for."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HEED_")}
     command = [
         sys.executable,
         "-m",
@@ -89,7 +88,6 @@ def running_server(store: Path, *options: str, until: str = "loaded") -> Iterato
         stdout=subprocess.DEVNULL,
         text=True,
         cwd=ROOT,
-        env=environment,
     )
     server = Server(popen)
     reader = threading.Thread(target=server.read_log)

@@ -1,9 +1,12 @@
 """What is freed leaves the process."""
 
 import ctypes
+import multiprocessing
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
 
 import pytest
 
@@ -26,25 +29,41 @@ def fragmented_bytes(num_bytes: int, block_bytes: int = 16 * 1024) -> None:
         libc.free(block)
 
 
-def test_memory_is_given_back_after_growth() -> None:
-    """Not before, and only once: what stays counts as needed from then on."""
+@pytest.fixture
+def fresh_process() -> Iterator[Executor]:
+    """A process of its own: in this one, other tests have left free memory, into which growth fits."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield process
+
+
+def returned_after_growth() -> tuple[bool, bool, int, bool]:
+    """Whether a return is due before and after growth, by how much the process shrank, whether one is due again."""
     returning = MemoryReturn(lambda: False, min_growth_bytes=64 * MIB)
-    assert not returning.is_due()
+    early = returning.is_due()
     fragmented_bytes(128 * MIB)
-    assert returning.is_due()
-    assert returning.give_back() > 96 * MIB
-    assert not returning.is_due()
+    return early, returning.is_due(), returning.give_back(), returning.is_due()
 
 
-def test_nothing_is_given_back_while_requests_hold_memory() -> None:
-    """Their memory would be asked for again at once."""
+def test_memory_is_given_back_after_growth(fresh_process: Executor) -> None:
+    """Not before, and only once: what stays counts as needed from then on."""
+    early, due, returned, again = fresh_process.submit(returned_after_growth).result()
+    assert (early, due, again) == (False, True, False)
+    assert returned > 96 * MIB
+
+
+def due_while_busy_and_after() -> tuple[bool, bool]:
+    """Whether a return is due after growth, while requests hold memory and when they do not."""
     busy = True
     returning = MemoryReturn(lambda: busy, min_growth_bytes=64 * MIB)
     fragmented_bytes(128 * MIB)
-    assert not returning.is_due()
+    while_busy = returning.is_due()
     busy = False
-    assert returning.is_due()
-    returning.give_back()
+    return while_busy, returning.is_due()
+
+
+def test_nothing_is_given_back_while_requests_hold_memory(fresh_process: Executor) -> None:
+    """Their memory would be asked for again at once."""
+    assert fresh_process.submit(due_while_busy_and_after).result() == (False, True)
 
 
 def test_a_long_allocation_leaves_when_it_is_freed() -> None:

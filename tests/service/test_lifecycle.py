@@ -190,10 +190,9 @@ def test_an_idle_server_uses_no_cpu(store: Path) -> None:
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A start that fails, or prints help."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEED_")}
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=kept | environment, check=False
+        command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=os.environ | environment, check=False
     )
 
 
