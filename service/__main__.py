@@ -4,16 +4,24 @@ import contextlib
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
-from service.allocator import give_long_allocations_own_pages
-from service.config import ServiceConfig, read_config
-from service.logs import Logs, log_hangup, log_uncaught
+from service.restart import restart_with_huge_pages
+
+if TYPE_CHECKING:
+    from service.config import ServiceConfig
+    from service.logs import Logs
 
 FLUSH_LOGS_S = 1.0  # at the end, for a reader of the log that is slow; one that has stopped is not waited for
 
 
 def main() -> int:
     """Run the server; its exit status."""
+    restart_with_huge_pages()
+    # Only now, for the above would have it all be imported twice.
+    from service.config import read_config
+    from service.logs import Logs, log_hangup, log_uncaught
+
     prepare_process()
     try:
         config = read_config(sys.argv[1:])
@@ -32,7 +40,7 @@ def main() -> int:
         logs.close(FLUSH_LOGS_S)
 
 
-def run(config: ServiceConfig, logs: Logs) -> int:
+def run(config: "ServiceConfig", logs: "Logs") -> int:
     """Import what serves, and serve; the exit status."""
     # Only now, for libraries look at the environment when they are imported.
     import uvloop
@@ -51,6 +59,8 @@ def run(config: ServiceConfig, logs: Logs) -> int:
 
 def prepare_process() -> None:
     """What the whole process is set to before threads begin and libraries are imported."""
+    from service.allocator import give_long_allocations_own_pages
+
     # Until `service.server` takes SIGTERM over. The first process of a container would otherwise not hear it: the
     # kernel keeps signals without a handler from it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

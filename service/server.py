@@ -29,6 +29,7 @@ from service.shutdown import Shutdown, StopSignals
 from service.transport import server_version
 from service.transport.grpc_server import start_grpc
 from service.transport.http_server import build_http
+from service.transport.turns import Turns
 
 if TYPE_CHECKING:
     from service.tracing import Tracing
@@ -62,9 +63,9 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
     metrics.show_lost_log_lines(lambda: logs.writer.num_lost)
     predictor = Predictor(repository, metrics, config, tracing)
     try:
-        request_memory = request_memory_budget(config, metrics)
-        http, listener = build_http(predictor, metrics, config, request_memory, tracing)
-        grpc_server = await start_grpc(predictor, config, request_memory, tracing)
+        request_memory, turns = request_memory_budget(config, metrics), Turns()
+        http, listener = build_http(predictor, metrics, config, request_memory, turns, tracing)
+        grpc_server = await start_grpc(predictor, config, request_memory, turns, tracing)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
         return 1

@@ -146,17 +146,17 @@ def _flatten(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
     return level
 
 
-def encode_json(name: str, array: NDArray[Any]) -> msgspec.Raw:
-    """JSON data of an array: flat, row-major.
+def encode_json(name: str, array: NDArray[Any]) -> list[bytes]:
+    """JSON data of an array, flat and row-major, in pieces; one after the other they are a list.
 
-    It is encoded in slices. Each call of the encoder holds the interpreter's lock to its end.
+    Each call of the encoder holds the interpreter's lock to its end, and so would putting many pieces together.
 
     Raises:
         InvalidRequest: JSON cannot carry the values; the client should ask for binary data.
     """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidRequest(f"output {name!r} has NaN or infinity, which JSON cannot carry; ask for binary data")
-    flat, parts = array.ravel(), list[bytes]()
+    flat, pieces, before = array.ravel(), list[bytes](), b"["
     for start in range(0, flat.size, JSON_SLICE_ELEMENTS):
         elements = flat[start : start + JSON_SLICE_ELEMENTS].tolist()
         if array.dtype.hasobject:
@@ -166,5 +166,6 @@ def encode_json(name: str, array: NDArray[Any]) -> msgspec.Raw:
                 raise InvalidRequest(
                     f"output {name!r} is not UTF-8, which JSON cannot carry; ask for binary data"
                 ) from None
-        parts.append(msgspec.json.encode(elements)[1:-1])
-    return msgspec.Raw(b"".join((b"[", b",".join(parts), b"]")))
+        pieces.append(b"".join((before, memoryview(msgspec.json.encode(elements))[1:-1])))
+        before = b","
+    return [*pieces, b"]" if pieces else b"[]"]

@@ -18,6 +18,7 @@ from service.transport.grpc_messages import CONTROL, MessageLimits
 from service.transport.grpc_receiving import MessageReceiver
 from service.transport.spans import TRACED_CALLS, traced_call
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
     from service.tracing import Tracing
@@ -55,10 +56,15 @@ class FramedService:
     calls_with_id: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, predictor: Predictor, receiver: MessageReceiver, activity: Activity, tracing: "Tracing | None" = None
+        self,
+        predictor: Predictor,
+        receiver: MessageReceiver,
+        turns: Turns,
+        activity: Activity,
+        tracing: "Tracing | None" = None,
     ) -> None:
         self._predictor, self._tracing = predictor, tracing
-        self._receiver, self._activity = receiver, activity
+        self._receiver, self._turns, self._activity = receiver, turns, activity
 
     def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
         """Add the calls of this service, by the generated code."""
@@ -140,11 +146,13 @@ class FramedService:
         Raises:
             HeedError: it has not arrived in time, or there is no memory for it.
         """
-        self._receiver.begin(task)
+        receiver = self._receiver
         try:
-            message = await context.read()
+            if not receiver.begin(task):
+                await receiver.wait_for_place(task, context.peer())
+            message = await self._turns.paced(context.read())
         finally:
-            if (error := self._receiver.end(task)) is not None:
+            if (error := receiver.end(task)) is not None:
                 task.uncancel()
                 raise error
         return message if isinstance(message, bytes) else None

@@ -1,66 +1,97 @@
-"""The one message of each gRPC call: received within a time, counted in the server's memory.
+"""The one message of each gRPC call: received within a time, and within the server's memory.
 
-    headers ──> begin ──> the message arrives ──> end ──> reserve its size ──> answer ──> release
-                  └─ not there after two looks: reserve the largest message; refused where that fails and memory grows
-                  └─ not there after `receive_timeout_s`: refused
+    headers ──> begin: a place ──────────────────> the message arrives ──> end ──> reserve its size ──> ... ──> release
+                  └─ none: wait for one ──┘            └─ not there after `timeout_s`: refused
+                     the connections in turn           └─ not there after two looks, while others wait: refused
 
-gRPC does not say how much of a message has arrived. Nearly all messages arrive with the headers; they cost a call two
-dictionary operations here. One timer looks at those that have not. On a busy machine a short message may seem late that
-gRPC has long got, so a call that finds no memory to reserve goes on while the process does not grow.
+gRPC takes a message in from the moment when it is asked for it, and does not say how much has arrived. So a call needs
+a place to ask in: memory for the largest message. A few places are free; nearly all messages have come with the headers
+of their call, and leave theirs after a turn or two of the event loop. All others are reserved from the budget. A call
+without a place costs what HTTP/2's flow control lets its client send unasked, at most `UNASKED_BYTES`.
 """
 
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
-from service.allocator import resident_bytes
-from service.errors import DeadlineExceeded, HeedError, Unavailable
-from service.memory_budget import ByteBudget
+from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
+from service.memory_budget import RETRY_AFTER_S, ByteBudget
 
 LOOK_INTERVAL_S = 0.05
+SLOW_LOOKS = 2  # the first look comes after a part of the interval
 # Messages and answers up to this size are not reserved: the queue's bound and gRPC's bound on streams are enough.
 MAX_UNRESERVED_BYTES = 64 * 2**10
-# The process may grow by so much while calls without a reservation receive.
-MAX_GROWTH_BYTES = 64 * 2**20
+MAX_FREE_BYTES = 32 * 2**20  # of all free places together
+MAX_WAITING = 1024  # calls without a place
+UNASKED_BYTES = 64 * 2**10  # HTTP/2's own window, which gRPC keeps where it may not probe for a larger one
+
+
+class _Waiting(NamedTuple):
+    """A call that waits for a place: done when it has one."""
+
+    place: "asyncio.Future[None]"
+    since_look: int
 
 
 class MessageReceiver:
-    """Ends calls whose message does not arrive in time, and keeps the memory of all others within a budget.
+    """Gives calls places to receive their messages in, and ends calls whose messages do not arrive.
 
     Attributes:
-        timeout_s: how long a message may take to arrive.
+        timeout_s: how long a message may take to arrive, and before that a place to become free.
     """
 
     def __init__(self, budget: ByteBudget, max_message_bytes: int, receive_timeout_s: float) -> None:
         self.timeout_s = receive_timeout_s
         self._budget, self._max_message_bytes = budget, max_message_bytes
-        self._max_looks = max(2, round(receive_timeout_s / LOOK_INTERVAL_S))
+        self._num_free_places = max(1, MAX_FREE_BYTES // max_message_bytes)
+        self._max_looks = max(SLOW_LOOKS, round(receive_timeout_s / LOOK_INTERVAL_S))
         self._too_slow = f"the message has not arrived within {receive_timeout_s} s"
         self._stop_at_look: int | None = None
         self._looks = 0
         self._timer: asyncio.TimerHandle | None = None
-        # Tasks that wait for a message: the number of looks before. Those that have reserved, those that are ended.
-        self._began: dict[asyncio.Task[Any], int] = {}
+        # Tasks that have a place, longest first: the number of looks before. Those whose place is reserved.
+        self._receiving: dict[asyncio.Task[Any], int] = {}
         self._reserved: set[asyncio.Task[Any]] = set()
+        # Tasks that wait for a place, by connection: the one whose turn it is first.
+        self._waiting: dict[str, dict[asyncio.Task[Any], _Waiting]] = {}
+        self._num_waiting = 0
         self._ended: dict[asyncio.Task[Any], HeedError] = {}
-        self._resident_bytes = resident_bytes()
 
     @property
     def num_receiving(self) -> int:
-        """Calls that wait for their message."""
-        return len(self._began)
+        """Calls that wait for their message, or for a place."""
+        return len(self._receiving) + self._num_waiting
 
-    def begin(self, task: asyncio.Task[Any]) -> None:
-        """Note that a call's task begins to wait for its message."""
-        self._began[task] = self._looks
+    def begin(self, task: asyncio.Task[Any]) -> bool:
+        """Give a call a place, if there is one; where there is not, it has to `wait_for_place`."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
+        return not self._waiting and self._give_place(task)
+
+    async def wait_for_place(self, task: asyncio.Task[Any], connection: str) -> None:
+        """Wait for a place.
+
+        Args:
+            task: the call's, which is the running one.
+            connection: whose call it is. Connections are given places in turn: one with many calls stops no other.
+        """
+        if self._num_waiting >= MAX_WAITING:
+            self._end_one_of_most()
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), self._looks)
+        self._waiting.setdefault(connection, {})[task] = waiting
+        self._num_waiting += 1
+        try:
+            await waiting.place
+        finally:
+            self._forget(task, connection)
 
     def end(self, task: asyncio.Task[Any]) -> HeedError | None:
         """Note that the task waits no longer; why it was ended by this object, if it was."""
-        del self._began[task]
-        if self._reserved and task in self._reserved:
-            self._reserved.discard(task)
-            self._budget.release(self._max_message_bytes)
+        if self._receiving.pop(task, None) is not None:
+            if self._reserved and task in self._reserved:
+                self._reserved.discard(task)
+                self._budget.release(self._max_message_bytes)
+            if self._waiting:
+                self._give_places()
         return self._ended.pop(task, None) if self._ended else None
 
     def reserve(self, num_bytes: int, until_done: asyncio.Task[Any] | None = None) -> int:
@@ -89,34 +120,82 @@ class MessageReceiver:
         """Refuse, after a time, the calls whose message has not arrived: the server shuts down."""
         self._stop_at_look = self._looks + round(within_s / LOOK_INTERVAL_S)
 
+    # --- places ------------------------------------------------------------------------------------------------------
+
+    def _give_place(self, task: asyncio.Task[Any]) -> bool:
+        if len(self._receiving) - len(self._reserved) < self._num_free_places or self._reserve_place(task):
+            self._receiving[task] = self._looks
+            return True
+        return False
+
+    def _reserve_place(self, task: asyncio.Task[Any]) -> bool:
+        if self._budget.reserved_bytes + self._max_message_bytes > self._budget.limit_bytes:
+            return False  # it waits, which is no refusal
+        self._budget.reserve(self._max_message_bytes)
+        self._reserved.add(task)
+        return True
+
+    def _give_places(self) -> None:
+        while self._waiting:
+            connection = next(iter(self._waiting))
+            task, waiting = next(iter(self._waiting[connection].items()))
+            if not self._give_place(task):
+                return
+            self._forget(task, connection)
+            if connection in self._waiting:  # its next call's turn comes after the others'
+                self._waiting[connection] = self._waiting.pop(connection)
+            waiting.place.set_result(None)
+
+    def _forget(self, task: asyncio.Task[Any], connection: str) -> None:
+        calls = self._waiting.get(connection, {})
+        if calls.pop(task, None) is not None:
+            self._num_waiting -= 1
+            if not calls:
+                del self._waiting[connection]
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
     def _look(self) -> None:
         self._timer = None
         self._looks += 1
-        resident = resident_bytes()
-        if not self._reserved:
-            self._resident_bytes = resident
-        has_grown = resident - self._resident_bytes > MAX_GROWTH_BYTES
-        for task, began in list(self._began.items()):
-            looks = self._looks - began
-            if looks < 2 or task in self._ended:  # the first comes after a part of the interval
+        stopping = self._stop_at_look is not None and self._looks >= self._stop_at_look
+        waiting = [each for calls in self._waiting.values() for each in calls.values()]
+        num_wanted = sum(self._looks - each.since_look >= SLOW_LOOKS for each in waiting)
+        for task, since_look in list(self._receiving.items()):
+            looks = self._looks - since_look
+            if looks < SLOW_LOOKS or task in self._ended:
                 continue
             if looks >= self._max_looks:
                 self._end(task, DeadlineExceeded(self._too_slow))
-            elif self._stop_at_look is not None and self._looks >= self._stop_at_look:
+            elif stopping:
                 self._end(task, Unavailable("the server is shutting down"))
-            elif task not in self._reserved and (has_grown or self._has_room()):
-                try:
-                    self._budget.reserve(self._max_message_bytes)
-                except HeedError as error:
-                    self._end(task, error)
-                else:
-                    self._reserved.add(task)
-        if self._began:
+            elif (task in self._reserved or not self._reserve_place(task)) and num_wanted > 0:
+                # A free place is for messages that are there; others keep a place only while nobody wants it.
+                num_wanted -= 1
+                self._end(task, self._refusal("the message has not arrived, and"))
+        for connection, calls in list(self._waiting.items()):
+            for task, each in list(calls.items()):
+                if stopping:
+                    self._end(task, Unavailable("the server is shutting down"), connection)
+                elif self._looks - each.since_look >= self._max_looks:
+                    self._end(task, self._refusal("the message has not been received:"), connection)
+        self._give_places()  # the budget may have room by now
+        if self._receiving or self._waiting:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
 
-    def _has_room(self) -> bool:
-        return self._budget.reserved_bytes + self._max_message_bytes <= self._budget.limit_bytes
+    def _end_one_of_most(self) -> None:
+        """End the call that has waited longest, of the connection that has most of them."""
+        connection = max(self._waiting, key=lambda name: len(self._waiting[name]))
+        task = next(iter(self._waiting[connection]))
+        self._end(task, self._refusal(f"more than {MAX_WAITING} messages wait to be received, and"), connection)
 
-    def _end(self, task: asyncio.Task[Any], error: HeedError) -> None:
+    def _refusal(self, why: str) -> Overloaded:
+        self._budget.refused += 1
+        text = f"{why} others hold {self._budget.reserved_bytes} of {self._budget.limit_bytes} bytes of"
+        return Overloaded(f"{text} {self._budget.name}", retry_after_s=RETRY_AFTER_S)
+
+    def _end(self, task: asyncio.Task[Any], error: HeedError, waits_on: str | None = None) -> None:
+        if waits_on is not None:
+            self._forget(task, waits_on)
         self._ended[task] = error
         task.cancel()

@@ -20,6 +20,7 @@ from service.transport.grpc_frame import Activity
 from service.transport.grpc_health import HealthService, ReflectionService
 from service.transport.grpc_receiving import MessageReceiver
 from service.transport.grpc_services import HeedService, InferenceService
+from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
     from service.tracing import Tracing
@@ -75,7 +76,11 @@ class GrpcServer:
 
 
 async def start_grpc(
-    predictor: Predictor, config: ServiceConfig, bodies: ByteBudget, tracing: "Tracing | None" = None
+    predictor: Predictor,
+    config: ServiceConfig,
+    bodies: ByteBudget,
+    turns: Turns,
+    tracing: "Tracing | None" = None,
 ) -> GrpcServer:
     """Start listening.
 
@@ -83,6 +88,7 @@ async def start_grpc(
         predictor: answers.
         config: the options.
         bodies: memory that requests and answers of both faces may hold.
+        turns: of long steps of both faces.
         tracing: where traces go, if anywhere.
 
     Raises:
@@ -97,7 +103,7 @@ async def start_grpc(
         (HealthService, health_pb2_grpc.add_HealthServicer_to_server),
         (ReflectionService, reflection_pb2_grpc.add_ServerReflectionServicer_to_server),
     ):
-        service(predictor, receiver, activity, tracing).register(add_to_server, handlers)
+        service(predictor, receiver, turns, activity, tracing).register(add_to_server, handlers)
     server.add_generic_rpc_handlers(tuple(handlers.all))
     address = address_of(config.host, config.grpc_port)
     try:
@@ -125,6 +131,8 @@ def channel_options(config: ServiceConfig) -> list[tuple[str, int]]:
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # Without a bound a client that begins and resets streams takes a gigabyte in a second.
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        # Clients would be let send megabytes before anybody asks for them.
+        ("grpc.http2.bdp_probe", 0),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", ABSOLUTE_MAX_METADATA_BYTES),

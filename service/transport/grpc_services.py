@@ -1,8 +1,8 @@
 """The calls that ask a model: the Open Inference Protocol, and the typed calls of heed.proto."""
 
-import asyncio
 import contextlib
 from dataclasses import asdict
+from functools import partial
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -94,7 +94,7 @@ class InferenceService(FramedService):
         inputs = read_inputs(message, MOST_READ_AT_ONCE)
         if inputs is None:
             self._predictor.check_target(call.model, call.version, byte_elements_of(request))
-            inputs = await asyncio.to_thread(read_inputs, message)
+            inputs = await self._turns.in_thread(partial(read_inputs, message))
             assert inputs is not None
         wanted = [output.name for output in request.outputs] if request.outputs else ()
         outputs, receipt = await self._predictor.infer(call, inputs, wanted)
@@ -111,7 +111,7 @@ class InferenceService(FramedService):
                 written[name].int64_param = value
         raw = len(message.raw) > 0 or is_raw_only(outputs)
         if not is_short(outputs, raw=raw):
-            return await asyncio.to_thread(long_answer, response, outputs, raw=raw)
+            return await self._turns.in_thread(partial(long_answer, response, outputs, raw=raw))
         write_outputs(response, outputs, raw=raw)
         return response
 

@@ -16,10 +16,12 @@ import msgspec
 import structlog
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import Overloaded
 from service.memory_budget import ByteBudget, Reservation
+from service.transport.turns import Turns
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +44,7 @@ class ConnectionLimits(NamedTuple):
     max_connections: int
     client_timeout_s: float
     request_memory: ByteBudget
+    turns: Turns
 
 
 class Settings(uvicorn.Config):
@@ -88,7 +91,8 @@ class HttpConnection(HttpToolsProtocol):
         # headers, trailers or a chunk's frame.
         self._stretch_bytes = 0
         self._refusal: tuple[int, str] | None = None
-        self._unparsed = bytearray()  # received behind a request that waits for its turn
+        self._unparsed = bytearray()  # received, but long, or behind a request that waits for an answer
+        self._has_turn = False  # among the long steps of all connections
         self._memory = Reservation(self._limits.request_memory)  # of what is not parsed, and of long headers
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -119,7 +123,20 @@ class HttpConnection(HttpToolsProtocol):
             self._parse(data)
             return
         self._unparsed += data
+        # Until its turn comes: uvloop would read 32 times before it turns to the next connection.
+        self.flow.pause_reading()
+        if not self._has_turn:
+            self._has_turn = True
+            self._limits.turns.call(self._take_turn)
+
+    def _take_turn(self) -> None:
+        self._has_turn = False
+        if self.transport.is_closing():
+            return
         self._parse_unparsed()
+        body_waits = self._is_busy() and len(self.cycle.body) > HIGH_WATER_LIMIT
+        if not self._unparsed and not self.pipeline and not body_waits and not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def _parse_unparsed(self) -> None:
         """Parse piece by piece, up to a request that has to wait for the answer to the one before it."""
@@ -314,6 +331,7 @@ class HttpServer(uvicorn.Server):
     def _accept(self, listener: socket.socket) -> None:
         """Accept all connections that wait."""
         loop = asyncio.get_running_loop()
+        places = self._limits.max_connections - self._num_connections()
         for _ in range(ACCEPTED_AT_ONCE):
             try:
                 connection, _ = listener.accept()
@@ -329,11 +347,12 @@ class HttpServer(uvicorn.Server):
                 loop.call_later(ACCEPT_PAUSE_S, self._listen, listener)
                 return
             connection.setblocking(False)
-            if self._num_connections() >= self._limits.max_connections:
+            if places <= 0:
                 with contextlib.suppress(OSError):
                     connection.send(refusal(503, f"there are {self._limits.max_connections} connections, the limit"))
                 connection.close()
                 continue
+            places -= 1
             protocol = HttpConnection(config=self.config, server_state=self.server_state, app_state={})
             self._opening[protocol] = loop.create_task(self._open(connection, protocol))
 

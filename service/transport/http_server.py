@@ -17,6 +17,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
@@ -65,6 +66,7 @@ from service.transport.json_bounds import read_bounded_json
 from service.transport.openapi import openapi_document
 from service.transport.spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
     from service.tracing import Tracing
@@ -99,17 +101,26 @@ def build_http(
     metrics: Metrics,
     config: ServiceConfig,
     request_memory: ByteBudget,
+    turns: Turns,
     tracing: "Tracing | None" = None,
 ) -> tuple[HttpServer, socket.socket]:
     """The server and the socket it will listen on, bound already so that its port is known.
+
+    Args:
+        predictor: answers.
+        metrics: what /metrics says.
+        config: the options.
+        request_memory: that requests and answers of both faces may hold.
+        turns: of long steps of both faces.
+        tracing: where traces go, if anywhere.
 
     Raises:
         OSError: the port is taken.
     """
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     listener = socket.create_server((config.host, config.http_port), family=family, backlog=2048)
-    limits = ConnectionLimits(config.max_connections, config.client_timeout_s, request_memory)
-    application = HttpApplication(predictor, metrics, config, tracing)
+    limits = ConnectionLimits(config.max_connections, config.client_timeout_s, request_memory, turns)
+    application = HttpApplication(predictor, metrics, config, turns, tracing)
     return HttpServer(application.asgi, limits), listener
 
 
@@ -121,10 +132,10 @@ class HttpApplication:
         predictor: Predictor,
         metrics: Metrics,
         config: ServiceConfig,
+        turns: Turns,
         tracing: "Tracing | None" = None,
     ) -> None:
-        self._predictor, self._metrics, self._config = predictor, metrics, config
-        self._json_thread = ThreadPoolExecutor(1, "json")
+        self._predictor, self._metrics, self._config, self._turns = predictor, metrics, config, turns
         self._scrape_thread = ThreadPoolExecutor(1, "scrape")
         # Those that are being written, by content type: who asks meanwhile gets the same.
         self._scrapes: dict[str, asyncio.Future[bytes]] = {}
@@ -179,11 +190,10 @@ class HttpApplication:
             request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
             try:
                 response = await answer(request, request_id)
-                if (
-                    not isinstance(response, StreamingResponse) and len(response.body) > MOST_UNCOUNTED_BYTES
-                ):  # its body is still there, or not needed any more
+                if (num_bytes := _body_bytes(response)) > MOST_UNCOUNTED_BYTES:
+                    # The request's body is still there, or not needed any more.
                     memory: Reservation = request.scope[MEMORY]
-                    memory.grow_to(len(response.body))
+                    memory.grow_to(num_bytes)
             except HeedError as error:
                 response = error_response(STATUS_OF[type(error)].http, str(error))
                 if infers and not error.counted:
@@ -255,14 +265,8 @@ class HttpApplication:
         return b"".join(parts)
 
     async def _in_turn(self, work: Callable[[], T], size: int) -> T:
-        """Read or write JSON: at once where it is small, else in one thread for all requests.
-
-        More than one such thread would keep the interpreter's lock among themselves, and the event loop would wait for
-        one after the other.
-        """
-        if size <= MOST_READ_AT_ONCE:
-            return work()
-        return await asyncio.get_running_loop().run_in_executor(self._json_thread, work)
+        """Read or write JSON: at once where it is small, else in the thread for long steps."""
+        return work() if size <= MOST_READ_AT_ONCE else await self._turns.in_thread(work)
 
     async def _while_connected(self, request: Request, work: Awaitable[Any]) -> Any:
         """Await `work`, or cancel it when the client hangs up.
@@ -343,14 +347,10 @@ class HttpApplication:
         if not all_binary and num_elements > MOST_READ_AT_ONCE:
             memory: Reservation = request.scope[MEMORY]
             memory.grow_to(num_elements * JSON_ELEMENT_BYTES)
-        reply, json_bytes = await self._in_turn(write, num_elements)
+        pieces, json_bytes = await self._in_turn(write, num_elements)
         if json_bytes is None:
-            return Response(reply, media_type="application/json")
-        return Response(
-            reply,
-            media_type="application/octet-stream",
-            headers={rest.BINARY_HEADER: str(json_bytes)},
-        )
+            return answer_in_pieces(pieces, "application/json")
+        return answer_in_pieces(pieces, "application/octet-stream", {rest.BINARY_HEADER: str(json_bytes)})
 
     async def _explain(self, request: Request, request_id: str) -> Response:
         message, _, call, _ = await self._read(request, request_id)
@@ -596,6 +596,37 @@ def receipt_headers(receipt: Receipt) -> dict[str, str]:
         f"x-heed-{name.replace('_', '-')}": str(value).lower() for name, value in receipt.as_parameters().items()
     }
     return headers | {"x-heed-model-version": receipt.model_version}
+
+
+class PiecesResponse(Response):
+    """An answer whose body is written piece by piece.
+
+    To put a long one together would take as much memory again, and hold the interpreter's lock meanwhile.
+    """
+
+    def __init__(self, pieces: Sequence[bytes], media_type: str, headers: dict[str, str]) -> None:
+        self._pieces, self.num_bytes = pieces, sum(map(len, pieces))
+        super().__init__(None, 200, headers | {"content-length": str(self.num_bytes)}, media_type)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the pieces, each when the client has taken most of those before."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self._pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def answer_in_pieces(pieces: Sequence[bytes], media_type: str, headers: dict[str, str] | None = None) -> Response:
+    """An answer of pieces, put together where it is short."""
+    if sum(map(len, pieces)) <= MOST_UNCOUNTED_BYTES:
+        return Response(b"".join(pieces), 200, headers, media_type)
+    return PiecesResponse(pieces, media_type, headers or {})
+
+
+def _body_bytes(response: Response) -> int:
+    if isinstance(response, PiecesResponse):
+        return response.num_bytes
+    return 0 if isinstance(response, StreamingResponse) else len(response.body)
 
 
 def json_response(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -21,6 +21,7 @@ from service.transport.json_bounds import read_bounded_json
 
 MAX_TENSORS = 1024  # of one request, and as many outputs that it asks for
 BINARY_HEADER = "inference-header-content-length"
+NO_OUTPUTS = b'"outputs":[]'  # in an encoded `InferResponse`
 
 
 class InferInput(msgspec.Struct):
@@ -50,13 +51,12 @@ class InferRequest(msgspec.Struct):
 
 
 class InferOutput(msgspec.Struct, omit_defaults=True):
-    """One output tensor, its data as JSON or in the binary part of the body."""
+    """One output tensor; its data as JSON come behind these fields, or are in the binary part of the body."""
 
     name: str
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
-    data: msgspec.Raw | None = None
 
 
 class InferResponse(msgspec.Struct, omit_defaults=True):
@@ -241,28 +241,31 @@ def write_infer(
     outputs: Arrays,
     *,
     all_binary: bool,
-) -> tuple[bytes, int | None]:
+) -> tuple[list[bytes], int | None]:
     """Encode a response body.
 
     Returns:
-        the body, and the length of its JSON part, or None where all of it is JSON.
+        the body in pieces, and the length of its JSON part, or None where all of it is JSON.
 
     Raises:
         InvalidRequest: an output has values that JSON cannot carry, and binary data was not asked for.
     """
     binary_wanted = {output.name: output.parameters.get("binary_data", all_binary) for output in message.outputs}
-    tensors, blobs = [], []
+    response = InferResponse(model, receipt.model_version, [], dict(receipt.as_parameters()), message.id)
+    # Within a string the quotation marks would have backslashes before them.
+    before, after = msgspec.json.encode(response).split(NO_OUTPUTS)
+    pieces, blobs, separator = [before, NO_OUTPUTS[:-1]], list[bytes](), b""
     for name, array in outputs.items():
-        tensor = InferOutput(name, list(array.shape), DATATYPE_OF_NUMPY[array.dtype])
+        tensor, data = InferOutput(name, list(array.shape), DATATYPE_OF_NUMPY[array.dtype]), list[bytes]()
         if binary_wanted.get(name, all_binary):
             blobs.append(encode_raw(array))
             tensor.parameters = {"binary_data_size": len(blobs[-1])}
         else:
-            tensor.data = encode_json(name, array)
-        tensors.append(tensor)
-    response = InferResponse(model, receipt.model_version, tensors, dict(receipt.as_parameters()), message.id)
-    header = msgspec.json.encode(response)
-    return (b"".join((header, *blobs)), len(header)) if blobs else (header, None)
+            data = [b',"data":', *encode_json(name, array)]
+        pieces += [separator, msgspec.json.encode(tensor)[:-1], *data, b"}"]
+        separator = b","
+    pieces += [b"]", after]
+    return [*pieces, *blobs], sum(map(len, pieces)) if blobs else None
 
 
 def explain_response(model: str, request_id: str, explanation: Explanation, receipt: Receipt) -> ExplainResponse:

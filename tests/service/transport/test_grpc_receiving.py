@@ -8,27 +8,43 @@ import pytest
 
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.memory_budget import ByteBudget
-from service.transport.grpc_receiving import MAX_GROWTH_BYTES, MAX_UNRESERVED_BYTES, MessageReceiver
+from service.transport.grpc_receiving import MAX_FREE_BYTES, MAX_UNRESERVED_BYTES, MAX_WAITING, MessageReceiver
 
-MESSAGE_BYTES = 1000
+MESSAGE_BYTES = MAX_FREE_BYTES  # so that there is one free place
 
 
 def receiver_of(num_messages: int, timeout_s: float = 60.0) -> tuple[MessageReceiver, ByteBudget]:
-    """A receiver whose budget holds so many messages."""
+    """A receiver with one free place, whose budget holds so many messages."""
     budget = ByteBudget("request memory", num_messages * MESSAGE_BYTES)
     return MessageReceiver(budget, MESSAGE_BYTES, timeout_s), budget
 
 
-async def wait_for_message(receiver: MessageReceiver, arrives: asyncio.Event) -> HeedError | None:
-    """Receive as a call does; why the call was ended, if it was."""
-    task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
-    receiver.begin(task)
-    try:
-        await arrives.wait()
-    except asyncio.CancelledError:
-        task.uncancel()
-        return receiver.end(task)
-    return receiver.end(task)
+class Call:
+    """A call that receives its message as a service does."""
+
+    def __init__(self, receiver: MessageReceiver, connection: str = "a") -> None:
+        self.arrives = asyncio.Event()
+        self.has_place = False
+        self.task = asyncio.create_task(self._receive(receiver, connection))
+
+    async def _receive(self, receiver: MessageReceiver, connection: str) -> HeedError | None:
+        """Why the call was ended, if it was."""
+        error = None
+        try:
+            if not receiver.begin(self.task):
+                await receiver.wait_for_place(self.task, connection)
+            self.has_place = True
+            await self.arrives.wait()
+        finally:
+            if (error := receiver.end(self.task)) is not None:
+                self.task.uncancel()
+                return error  # noqa: B012 - in the place of the cancellation
+        return None
+
+    async def arrive(self) -> HeedError | None:
+        """Have the message there; why the call was ended, if it was."""
+        self.arrives.set()
+        return await self.task
 
 
 async def until(condition: Any) -> None:
@@ -38,58 +54,124 @@ async def until(condition: Any) -> None:
             await asyncio.to_thread(threading.Event().wait, 0.01)
 
 
+async def turn() -> None:
+    """Let all calls come to where they wait."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 async def test_a_message_that_is_there_reserves_nothing_while_it_arrives() -> None:
-    """A call whose message has come with its headers costs the budget nothing."""
+    """The first call has a free place."""
     receiver, budget = receiver_of(1)
-    arrives = asyncio.Event()
-    arrives.set()
-    assert await asyncio.create_task(wait_for_message(receiver, arrives)) is None
+    call = Call(receiver)
+    await turn()
+    assert (call.has_place, receiver.num_receiving, budget.reserved_bytes) == (True, 1, 0)
+    assert await call.arrive() is None
     assert (receiver.num_receiving, budget.reserved_bytes, budget.refused) == (0, 0, 0)
 
 
-async def test_a_call_that_still_receives_reserves_the_largest_message() -> None:
-    """A message that does not arrive at once reserves what it may become, and gives that back when it has arrived."""
+async def test_calls_without_a_free_place_reserve_the_largest_message_or_wait() -> None:
+    """However many come at once, no more than the places may receive; an arrived message makes room for the next."""
     receiver, budget = receiver_of(2)
-    arrives = asyncio.Event()
-    calls = [asyncio.create_task(wait_for_message(receiver, arrives)) for _ in range(2)]
-    await until(lambda: budget.reserved_bytes == 2 * MESSAGE_BYTES)
-    arrives.set()
-    assert await asyncio.gather(*calls) == [None, None]
-    assert (receiver.num_receiving, budget.reserved_bytes) == (0, 0)
+    calls = [Call(receiver) for _ in range(5)]
+    await turn()
+    assert [call.has_place for call in calls] == [True, True, True, False, False]
+    assert (receiver.num_receiving, budget.reserved_bytes) == (5, 2 * MESSAGE_BYTES)
+    assert await calls[1].arrive() is None
+    await turn()
+    assert [call.has_place for call in calls[3:]] == [True, False]
+    assert [await call.arrive() for call in (calls[0], calls[2], calls[3], calls[4])] == [None] * 4
+    assert (receiver.num_receiving, budget.reserved_bytes, budget.refused) == (0, 0, 0)
 
 
-async def test_calls_without_a_reservation_end_when_the_process_grows() -> None:
-    """Late calls that find no memory go on on a busy machine, and are refused as soon as memory is taken."""
+async def test_a_call_takes_the_room_that_others_of_the_budget_give_back() -> None:
+    """Bodies over HTTP share the budget: their end is seen at the next look."""
     receiver, budget = receiver_of(1)
-    arrives = asyncio.Event()
-    calls = [asyncio.create_task(wait_for_message(receiver, arrives)) for _ in range(3)]
+    budget.reserve(MESSAGE_BYTES)
+    calls = [Call(receiver) for _ in range(2)]
+    await turn()
+    assert not calls[1].has_place
+    budget.release(MESSAGE_BYTES)
+    await until(lambda: calls[1].has_place)
+    assert [await call.arrive() for call in calls] == [None, None]
+
+
+async def test_late_messages_keep_their_places_until_somebody_wants_them() -> None:
+    """A slow one reserves its place, so that the free one is free for others; who comes then takes its place."""
+    receiver, budget = receiver_of(1)
+    slow = Call(receiver)
     await until(lambda: budget.reserved_bytes == MESSAGE_BYTES)
-    assert receiver.num_receiving == 3
-    taken = b"\1" * (2 * MAX_GROWTH_BYTES)
-    await until(lambda: receiver.num_receiving == 1)
-    arrives.set()
-    ended = await asyncio.gather(*calls)
-    assert [type(error) for error in ended if error] == [Overloaded, Overloaded]
+    others = [Call(receiver) for _ in range(2)]
+    await turn()
+    assert [call.has_place for call in others] == [True, False]
+    error = await slow.task
+    assert isinstance(error, Overloaded)
+    assert f"{MESSAGE_BYTES} bytes of request memory" in str(error)
+    await until(lambda: others[1].has_place)
+    assert [await call.arrive() for call in others] == [None, None]
     assert budget.reserved_bytes == 0
-    del taken
+
+
+async def test_connections_get_places_in_turn() -> None:
+    """A connection with many calls does not stop one with a single call."""
+    receiver, _ = receiver_of(0)
+    first = Call(receiver, "many")
+    many = [Call(receiver, "many") for _ in range(5)]
+    await turn()
+    one = Call(receiver, "one")
+    await turn()
+    assert await first.arrive() is None
+    assert await many[0].arrive() is None
+    await turn()
+    assert (one.has_place, many[1].has_place) == (True, False)
+    assert [await call.arrive() for call in (one, *many[1:])] == [None] * 5
+
+
+async def test_calls_that_wait_are_bounded() -> None:
+    """The connection with most of them loses the one that has waited longest."""
+    receiver, _ = receiver_of(0)
+    first = Call(receiver, "many")
+    one = Call(receiver, "one")
+    many = [Call(receiver, "many") for _ in range(MAX_WAITING)]
+    await turn()
+    assert receiver.num_receiving == 1 + MAX_WAITING
+    assert isinstance(await many[0].task, Overloaded)
+    assert not any(call.task.done() for call in (first, one, *many[1:]))
+    for call in (first, one, *many[1:]):
+        call.arrives.set()
+    assert [await call.task for call in (first, one, *many[1:])] == [None] * (1 + MAX_WAITING)
+
+
+async def test_a_caller_that_leaves_leaves_its_place() -> None:
+    """Whether it has one or waits for one."""
+    receiver, budget = receiver_of(1)
+    calls = [Call(receiver) for _ in range(4)]
+    await turn()
+    for call in (calls[1], calls[3]):
+        call.task.cancel()
+    await turn()
+    assert [call.has_place for call in calls] == [True, True, True, False]
+    assert [await call.arrive() for call in (calls[0], calls[2])] == [None, None]
+    assert (receiver.num_receiving, budget.reserved_bytes) == (0, 0)
 
 
 async def test_a_slow_message_is_given_up() -> None:
     """A call whose message has not arrived in time is ended and its reservation given back."""
     receiver, budget = receiver_of(1, timeout_s=0.2)
-    error = await asyncio.create_task(wait_for_message(receiver, asyncio.Event()))
+    error = await Call(receiver).task
     assert isinstance(error, DeadlineExceeded)
     assert "0.2 s" in str(error)
     assert budget.reserved_bytes == 0
 
 
 async def test_a_shutdown_waits_only_a_moment_for_messages() -> None:
-    """Calls that are still receiving when the server stops are refused long before their own time is over."""
-    receiver, _ = receiver_of(1, timeout_s=3600.0)
-    call = asyncio.create_task(wait_for_message(receiver, asyncio.Event()))
-    await until(lambda: receiver.num_receiving == 1)
+    """Calls that are still receiving, or wait, when the server stops are refused long before their own time is over."""
+    receiver, _ = receiver_of(0, timeout_s=3600.0)
+    calls = [Call(receiver) for _ in range(2)]
+    await until(lambda: receiver.num_receiving == 2)
     receiver.stop(within_s=0.1)
-    assert isinstance(await call, Unavailable)
+    assert {type(await call.task) for call in calls} <= {Unavailable, Overloaded}
+    assert isinstance(await calls[1].task, Unavailable)
 
 
 async def test_large_messages_and_answers_are_counted_until_they_are_gone() -> None:

@@ -24,6 +24,7 @@ from service.transport.http_connection import (
     ConnectionLimits,
     HttpServer,
 )
+from service.transport.turns import Turns
 from tests.conftest import Server, running_server, write_onnx
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
@@ -87,7 +88,7 @@ async def serving(
     """A server with this application and these limits."""
     budget = ByteBudget("request memory", memory_bytes)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    server = HttpServer(application, ConnectionLimits(max_connections, client_timeout_s, budget))
+    server = HttpServer(application, ConnectionLimits(max_connections, client_timeout_s, budget, Turns()))
     serving_task = asyncio.create_task(server.serve([listener]))
     await turns_until(lambda: server.started)
     try:

@@ -1,0 +1,83 @@
+"""Long steps of many requests, one after the other, so that nobody else waits for more than one of them.
+
+The event loop serves every socket that is ready before it turns to anything else. Large bodies and messages that are
+there at the same time would be taken, copied and parsed one right after the other, and everybody else would wait for
+all of them. They take turns instead: one in a turn of the loop, and everything else in between.
+
+What Python converts element by element is done in a thread, in pieces. It is one thread for all requests: several would
+keep the interpreter's lock among themselves, and the loop would wait for one after the other.
+"""
+
+import asyncio
+import types
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+# Messages of more bytes count as long steps; of so many bytes together one turn may be.
+MIN_COUNTED_BYTES = 64 * 2**10
+MAX_TURN_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+class Turns:
+    """Long steps, in the order in which they came. All methods belong to the event loop's thread."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._thread = ThreadPoolExecutor(1, "long-steps")
+        self._taken_bytes = 0  # of messages, in this turn
+
+    def call(self, step: Callable[[], None]) -> None:
+        """Call a function in a turn of its own; it must not raise."""
+        self._waiting.append(step)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._run)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Call a function in the one thread for long steps, after those that wait for it already."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    @types.coroutine
+    def paced(self, receiving: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Await gRPC's coroutine that receives a message.
+
+        It takes and copies the message, however long, once what it waits for is there. That step has to wait for a
+        later turn where this one has had as much as it may have.
+        """
+        steps, error = receiving.__await__(), None
+        while True:
+            try:
+                awaited = steps.send(None) if error is None else steps.throw(error)
+            except StopIteration as end:
+                self._note(end.value)
+                return end.value  # type: ignore[no-any-return]
+            try:
+                yield awaited
+                while self._taken_bytes >= MAX_TURN_BYTES:
+                    yield from self._come().__await__()
+                error = None
+            except BaseException as raised:  # cancelled, for example: what is awaited has to hear of it
+                error = raised
+
+    async def _come(self) -> None:
+        turn = asyncio.get_running_loop().create_future()
+        self.call(lambda: None if turn.done() else turn.set_result(None))
+        await turn
+
+    def _note(self, message: object) -> None:
+        if isinstance(message, bytes) and len(message) > MIN_COUNTED_BYTES:
+            if self._taken_bytes == 0:
+                asyncio.get_running_loop().call_soon(self._end_turn)
+            self._taken_bytes += len(message)
+
+    def _end_turn(self) -> None:
+        self._taken_bytes = 0
+
+    def _run(self) -> None:
+        step = self._waiting.popleft()
+        if self._waiting:
+            asyncio.get_running_loop().call_soon(self._run)
+        step()
