@@ -216,12 +216,17 @@ def let_go() -> None:
         _moments.quiet.set()
 
 
-def step_back(thread: threading.Thread, by: int) -> None:
-    """Let a thread that runs get less of a core that others want: `by` more of niceness (sched(7)); on Linux alone."""
-    if sys.platform == "linux" and thread.native_id is not None:
+def step_back(native_id: int, by: int) -> None:
+    """Let a thread that runs get less of a core that others want: `by` more of niceness (sched(7)); on Linux alone.
+
+    Args:
+        native_id: the system's number of the thread. Threads that it starts later are as nice as it is.
+        by: how much more.
+    """
+    if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            niceness = os.getpriority(os.PRIO_PROCESS, thread.native_id)
-            os.setpriority(os.PRIO_PROCESS, thread.native_id, min(niceness + by, 19))
+            niceness = os.getpriority(os.PRIO_PROCESS, native_id)
+            os.setpriority(os.PRIO_PROCESS, native_id, min(niceness + by, 19))
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:

@@ -1,13 +1,14 @@
 """The one message of each gRPC call: received within a time, and within the server's memory.
 
     headers ──> begin: a place ──────────────────> the message arrives ──> end ──> reserve its size ──> ... ──> release
-                  └─ none: wait for one ──┘            └─ not there after `timeout_s`: refused
-                     the connections in turn           └─ not there after two looks, while others wait: refused
+                  └─ none: wait for one ──┘            └─ late: reserve the place, or be refused
+                     the connections in turn           └─ slow, and others wait for a place: refused
+                                                       └─ not there after `timeout_s`: refused
 
 gRPC takes a message in from the moment when it is asked for it, and does not say how much has arrived. So a call needs
-a place to ask in: memory for the largest message. A few places are free; nearly all messages have come with the headers
-of their call, and leave theirs after a turn or two of the event loop. All others are reserved from the budget. A call
-without a place costs what HTTP/2's flow control lets its client send unasked, at most `UNASKED_BYTES`.
+a place to ask in. Nearly all messages have come with the headers of their call, and leave their place after a turn or
+two of the event loop: places are free for so long. Who stays longer has to reserve memory for the largest message. A
+call without a place costs what HTTP/2's flow control lets its client send unasked, at most `UNASKED_BYTES`.
 """
 
 import asyncio
@@ -16,11 +17,13 @@ from typing import Any, NamedTuple
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.memory_budget import RETRY_AFTER_S, ByteBudget
 
-LOOK_INTERVAL_S = 0.05
-SLOW_LOOKS = 2  # the first look comes after a part of the interval
+LOOK_INTERVAL_S = 0.01  # a client on this machine sends about 10 MB in it
+LATE_LOOKS = 2  # the first look comes after a part of the interval
+SLOW_LOOKS = 10
 # Messages and answers up to this size are not reserved: the queue's bound and gRPC's bound on streams are enough.
 MAX_UNRESERVED_BYTES = 64 * 2**10
-MAX_FREE_BYTES = 32 * 2**20  # of all free places together
+NUM_FREE_PLACES = 64
+MAX_LATE_BYTES = 32 * 2**20  # of messages that are late and have nothing reserved
 MAX_WAITING = 1024  # calls without a place
 UNASKED_BYTES = 64 * 2**10  # HTTP/2's own window, which gRPC keeps where it may not probe for a larger one
 
@@ -39,11 +42,17 @@ class MessageReceiver:
         timeout_s: how long a message may take to arrive, and before that a place to become free.
     """
 
-    def __init__(self, budget: ByteBudget, max_message_bytes: int, receive_timeout_s: float) -> None:
-        self.timeout_s = receive_timeout_s
+    def __init__(
+        self,
+        budget: ByteBudget,
+        max_message_bytes: int,
+        receive_timeout_s: float,
+        num_free_places: int = NUM_FREE_PLACES,
+    ) -> None:
+        self.timeout_s, self._num_free_places = receive_timeout_s, num_free_places
         self._budget, self._max_message_bytes = budget, max_message_bytes
-        self._num_free_places = max(1, MAX_FREE_BYTES // max_message_bytes)
-        self._max_looks = max(SLOW_LOOKS, round(receive_timeout_s / LOOK_INTERVAL_S))
+        self._max_unreserved_late = MAX_LATE_BYTES // max_message_bytes
+        self._max_looks = max(LATE_LOOKS, round(receive_timeout_s / LOOK_INTERVAL_S))
         self._too_slow = f"the message has not arrived within {receive_timeout_s} s"
         self._stop_at_look: int | None = None
         self._looks = 0
@@ -161,16 +170,20 @@ class MessageReceiver:
         stopping = self._stop_at_look is not None and self._looks >= self._stop_at_look
         waiting = [each for calls in self._waiting.values() for each in calls.values()]
         num_wanted = sum(self._looks - each.since_look >= SLOW_LOOKS for each in waiting)
+        num_unreserved_late = 0
         for task, since_look in list(self._receiving.items()):
             looks = self._looks - since_look
-            if looks < SLOW_LOOKS or task in self._ended:
+            if looks < LATE_LOOKS or task in self._ended:
                 continue
             if looks >= self._max_looks:
                 self._end(task, DeadlineExceeded(self._too_slow))
             elif stopping:
                 self._end(task, Unavailable("the server is shutting down"))
-            elif (task in self._reserved or not self._reserve_place(task)) and num_wanted > 0:
-                # A free place is for messages that are there; others keep a place only while nobody wants it.
+            elif task not in self._reserved and not self._reserve_place(task):
+                num_unreserved_late += 1
+                if num_unreserved_late > self._max_unreserved_late:
+                    self._end(task, self._refusal("the message has not arrived, and"))
+            elif looks >= SLOW_LOOKS and num_wanted > 0:
                 num_wanted -= 1
                 self._end(task, self._refusal("the message has not arrived, and"))
         for connection, calls in list(self._waiting.items()):

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -31,6 +32,9 @@ log = structlog.get_logger(__name__)
 # little behind the others it hands on several at once (docs/decisions.md).
 POLLER = "(_poll_wrapper)"
 POLLER_STEPS_BACK = 5
+# Threads of gRPC's core, which help where one client sends very much. Several of them would take most of a busy core.
+CORE = "event_engine"
+CORE_STEPS_BACK = 10
 # Metadata of a call: more than the first is refused by chance, more than the second always.
 MAX_METADATA_BYTES, ABSOLUTE_MAX_METADATA_BYTES = 8 * 2**10, 16 * 2**10
 # A connection has so long to say that it speaks HTTP/2.
@@ -114,9 +118,20 @@ async def start_grpc(
     if not take_calls_at_once(server, handlers.all):
         log.warning("this version of gRPC hands on one call at a time", grpcio=grpc.__version__)
     for thread in threading.enumerate():
-        if thread.name.endswith(POLLER):
-            step_back(thread, by=POLLER_STEPS_BACK)
+        if thread.name.endswith(POLLER) and thread.native_id is not None:
+            step_back(thread.native_id, by=POLLER_STEPS_BACK)
+    for native_id in native_threads(CORE):
+        step_back(native_id, by=CORE_STEPS_BACK)
     return GrpcServer(server, port, receiver, activity)
+
+
+def native_threads(name: str) -> list[int]:
+    """The system's numbers of this process's threads of a name; none where the system does not tell (not Linux)."""
+    try:
+        names = {int(task.name): (task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    except OSError:
+        return []
+    return [native_id for native_id, known in names.items() if known == name]
 
 
 def channel_options(config: ServiceConfig) -> list[tuple[str, int]]:

@@ -75,6 +75,7 @@ log = structlog.get_logger(__name__)
 
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
 MOST_UNCOUNTED_BYTES = 64 * 1024  # of an answer: a connection's own buffers take as much
+PIECE_BYTES = 256 * 1024  # of a body or an answer: what is moved in one step
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 # The page for people who try the models: no inline script, and nothing from elsewhere or to elsewhere. Pictures that it
 # shows are the person's own and the answer's.
@@ -262,6 +263,8 @@ class HttpApplication:
         except ClientDisconnect:
             self._count_failure(request, request_id, "cancelled", "the client hung up before its request was whole")
             raise
+        if size > PIECE_BYTES:
+            await self._turns.come()
         return b"".join(parts)
 
     async def _in_turn(self, work: Callable[[], T], size: int) -> T:
@@ -612,7 +615,9 @@ class PiecesResponse(Response):
         """Send the pieces, each when the client has taken most of those before."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in self._pieces:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            for start in range(0, len(piece), PIECE_BYTES):
+                part = memoryview(piece)[start : start + PIECE_BYTES]
+                await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -36,6 +36,12 @@ class Turns:
         if len(self._waiting) == 1:
             asyncio.get_running_loop().call_soon(self._run)
 
+    async def come(self) -> None:
+        """Return in a turn of the caller's own, which lasts up to its next `await`."""
+        turn = asyncio.get_running_loop().create_future()
+        self.call(lambda: None if turn.done() else turn.set_result(None))
+        await turn
+
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Call a function in the one thread for long steps, after those that wait for it already."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -57,15 +63,10 @@ class Turns:
             try:
                 yield awaited
                 while self._taken_bytes >= MAX_TURN_BYTES:
-                    yield from self._come().__await__()
+                    yield from self.come().__await__()
                 error = None
             except BaseException as raised:  # cancelled, for example: what is awaited has to hear of it
                 error = raised
-
-    async def _come(self) -> None:
-        turn = asyncio.get_running_loop().create_future()
-        self.call(lambda: None if turn.done() else turn.set_result(None))
-        await turn
 
     def _note(self, message: object) -> None:
         if isinstance(message, bytes) and len(message) > MIN_COUNTED_BYTES:

@@ -157,8 +157,8 @@ def test_a_thread_steps_back_from_where_it_is() -> None:
 
     own = niceness()
     with ThreadPoolExecutor(1) as pool:
-        thread = pool.submit(threading.current_thread).result()
+        native_id = pool.submit(threading.get_native_id).result()
         for by, expected in ((5, own + 5), (2, own + 7), (100, 19)):
-            step_back(thread, by)
+            step_back(native_id, by)
             assert pool.submit(niceness).result() == expected
     assert niceness() == own

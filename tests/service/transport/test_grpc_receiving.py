@@ -8,15 +8,15 @@ import pytest
 
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.memory_budget import ByteBudget
-from service.transport.grpc_receiving import MAX_FREE_BYTES, MAX_UNRESERVED_BYTES, MAX_WAITING, MessageReceiver
+from service.transport.grpc_receiving import MAX_LATE_BYTES, MAX_UNRESERVED_BYTES, MAX_WAITING, MessageReceiver
 
-MESSAGE_BYTES = MAX_FREE_BYTES  # so that there is one free place
+MESSAGE_BYTES = MAX_LATE_BYTES  # so that one may be late without a reservation
 
 
 def receiver_of(num_messages: int, timeout_s: float = 60.0) -> tuple[MessageReceiver, ByteBudget]:
     """A receiver with one free place, whose budget holds so many messages."""
     budget = ByteBudget("request memory", num_messages * MESSAGE_BYTES)
-    return MessageReceiver(budget, MESSAGE_BYTES, timeout_s), budget
+    return MessageReceiver(budget, MESSAGE_BYTES, timeout_s, num_free_places=1), budget
 
 
 class Call:
@@ -109,6 +109,20 @@ async def test_late_messages_keep_their_places_until_somebody_wants_them() -> No
     assert f"{MESSAGE_BYTES} bytes of request memory" in str(error)
     await until(lambda: others[1].has_place)
     assert [await call.arrive() for call in others] == [None, None]
+    assert budget.reserved_bytes == 0
+
+
+async def test_late_messages_without_room_to_reserve_are_refused() -> None:
+    """Places are free for messages that are there; of others only one may stay, where each may become so large."""
+    budget = ByteBudget("request memory", MESSAGE_BYTES)
+    receiver = MessageReceiver(budget, MESSAGE_BYTES, 60.0, num_free_places=5)
+    calls = [Call(receiver) for _ in range(5)]
+    await turn()
+    assert (all(call.has_place for call in calls), budget.reserved_bytes) == (True, 0)
+    await until(lambda: receiver.num_receiving == 2)
+    assert budget.reserved_bytes == MESSAGE_BYTES
+    ended = [await call.arrive() for call in calls]
+    assert [type(error) for error in ended] == [type(None)] * 2 + [Overloaded] * 3
     assert budget.reserved_bytes == 0
 
 

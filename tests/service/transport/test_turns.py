@@ -1,0 +1,140 @@
+"""Long steps take turns of the event loop, or go through one thread."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from service.transport.turns import MAX_TURN_BYTES, MIN_COUNTED_BYTES, Turns
+
+
+class LoopTurns:
+    """Counts the turns of the event loop from now on."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._next()
+
+    def _next(self) -> None:
+        self.count += 1
+        self._handle = asyncio.get_running_loop().call_soon(self._next)
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._handle.cancel()
+
+
+@pytest_asyncio.fixture
+async def loop_turns() -> AsyncIterator[LoopTurns]:
+    """A counter that ends with the test."""
+    counter = LoopTurns()
+    yield counter
+    counter.stop()
+
+
+async def test_each_step_has_a_turn_of_its_own(loop_turns: LoopTurns) -> None:
+    """In the order in which they came, those that come meanwhile too."""
+    turns, called, done = Turns(), list[tuple[str, int]](), asyncio.Event()
+
+    def step(name: str) -> None:
+        called.append((name, loop_turns.count))
+        if name == "a":
+            turns.call(lambda: step("d"))
+        if name == "d":
+            done.set()
+
+    for name in ("a", "b", "c"):
+        turns.call(lambda name=name: step(name))  # type: ignore[misc]
+    await done.wait()
+    assert [name for name, _ in called] == ["a", "b", "c", "d"]
+    assert len({turn for _, turn in called}) == 4
+    turns.call(lambda: step("d"))  # after all were done
+    done.clear()
+    await done.wait()
+    assert len(called) == 5
+
+
+async def test_a_turn_that_nobody_waits_for_any_more_passes() -> None:
+    """A request that is cancelled while it waits holds nobody up."""
+    turns = Turns()
+    first, second = (asyncio.create_task(turns.come()) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await second
+    assert first.cancelled()
+
+
+class Message:
+    """A message of gRPC: there after an event, and taken in one step."""
+
+    def __init__(self, loop_turns: LoopTurns, size: int, there: asyncio.Event) -> None:
+        self._loop_turns, self._size, self._there = loop_turns, size, there
+        self.taken_at = 0
+        self.cancelled = False
+
+    async def read(self) -> bytes:
+        """Receive it."""
+        try:
+            await self._there.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        self.taken_at = self._loop_turns.count
+        return bytes(self._size)
+
+
+@pytest.mark.parametrize(
+    ("size", "num_turns"), [(MIN_COUNTED_BYTES, 1), (MAX_TURN_BYTES // 2, 5), (10 * MAX_TURN_BYTES, 10)]
+)
+async def test_messages_that_are_there_at_once_are_taken_in_several_turns(
+    loop_turns: LoopTurns, size: int, num_turns: int
+) -> None:
+    """Short ones all in one turn, as many as are short enough together in one, very long ones one by one."""
+    turns, there = Turns(), asyncio.Event()
+    messages = [Message(loop_turns, size, there) for _ in range(10)]
+
+    async def receive(message: Message) -> int:
+        return len(await turns.paced(message.read()))
+
+    receiving = [asyncio.create_task(receive(message)) for message in messages]
+    await asyncio.sleep(0)
+    there.set()
+    assert await asyncio.gather(*receiving) == [size] * 10
+    assert len({message.taken_at for message in messages}) >= num_turns
+    assert size > MIN_COUNTED_BYTES or messages[0].taken_at == messages[-1].taken_at
+
+
+async def test_a_receiver_that_is_cancelled_hears_of_it(loop_turns: LoopTurns) -> None:
+    """While its message is not there, as without turns."""
+    message = Message(loop_turns, 1, asyncio.Event())
+
+    async def receive() -> bytes:
+        return await Turns().paced(message.read())
+
+    receiving = asyncio.create_task(receive())
+    await asyncio.sleep(0)
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert message.cancelled
+
+
+async def test_errors_of_what_is_received_pass() -> None:
+    """They are the caller's."""
+
+    async def fail() -> bytes:
+        await asyncio.sleep(0)
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"):
+        await Turns().paced(fail())
+
+
+async def test_work_in_the_thread_is_done_one_by_one() -> None:
+    """All of it in the same thread."""
+    turns = Turns()
+    threads = await asyncio.gather(*(turns.in_thread(threading.get_ident) for _ in range(20)))
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()
