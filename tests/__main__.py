@@ -1,15 +1,57 @@
 """`python -m tests [--slow]`: every test but the slow ones, or these alone; one line at the end says what passed.
 
 Clients that others wrote bring protobuf classes of the same names as ours, which cannot live in one process with them:
-their tests run in a process of their own.
+their tests run in a process of their own. The slow tests of conversion compute on one core, in Python most of the time:
+two processes share them, before those that start servers and load them, which have the machine to themselves.
 """
 
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
-SUITES = (["tests", "--ignore=tests/clients", "-m", "not slow"], ["tests/clients"])
-SLOW = (["tests", "--ignore=tests/clients", "-m", "slow"],)
+NO_TESTS = 5  # pytest's exit status where an option such as `-k` leaves a suite without any
+# Suites of a group run at once, the groups one after another.
+SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow"],), (["tests/clients"],))
+EXPLAINED = sorted(map(str, Path("tests/export").glob("test_explain_*.py")))  # they take as long as the others
+SLOW = (
+    (
+        [*EXPLAINED, "-m", "slow"],
+        ["tests/export", *(f"--ignore={path}" for path in EXPLAINED), "-m", "slow"],
+    ),
+    (["tests", "--ignore=tests/clients", "--ignore=tests/export", "-m", "slow"],),
+)
+
+
+def run_suite(suite: list[str], options: list[str], shown: bool) -> tuple[int, str]:
+    """Run a suite in a process of its own.
+
+    Args:
+        suite: arguments of pytest.
+        options: further ones.
+        shown: print each line as it comes, not all of them at the end.
+
+    Returns:
+        the exit status, and the line that counts the tests.
+    """
+    run = subprocess.Popen(
+        [sys.executable, "-m", "pytest", *suite, *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert run.stdout
+    last, kept = "", []
+    for line in run.stdout:
+        if shown:
+            print(line, end="", flush=True)
+        else:
+            kept.append(line)
+        last = line if re.search(r"\d+ (passed|failed|error)", line) else last
+    print("".join(kept), end="", flush=True)
+    return run.wait(), last
 
 
 def main() -> int:
@@ -17,24 +59,16 @@ def main() -> int:
     slow, options = "--slow" in sys.argv[1:], [each for each in sys.argv[1:] if each != "--slow"]
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     status = 0
-    for suite in SLOW if slow else SUITES:
-        run = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *suite, *options],
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        assert run.stdout
-        last = ""
-        for line in run.stdout:
-            print(line, end="", flush=True)
-            last = line if re.search(r"\d+ (passed|failed|error)", line) else last
-        status |= run.wait()
-        for number, outcome in re.findall(r"(\d+) (passed|failed|error|skipped)", last):
-            counts["failed" if outcome == "error" else outcome] += int(number)
+    for group in SLOW if slow else SUITES:
+        with ThreadPoolExecutor(len(group)) as threads:
+            outcomes = list(threads.map(partial(run_suite, options=options, shown=len(group) == 1), group))
+        for ended, last in outcomes:
+            status |= ended if ended != NO_TESTS else 0
+            for number, outcome in re.findall(r"(\d+) (passed|failed|error|skipped)", last):
+                counts["failed" if outcome == "error" else outcome] += int(number)
     print(f"tests: {counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped")
     print(f"{counts['passed']} passed, {counts['failed']} failed")
-    return 1 if status else 0
+    return 1 if status or not any(counts.values()) else 0
 
 
 if __name__ == "__main__":
