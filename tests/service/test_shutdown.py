@@ -21,7 +21,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from proto import inference_pb2, inference_pb2_grpc
 from tests.conftest import ROOT, Server, running_server, write_onnx
@@ -131,8 +131,12 @@ def suppress_shutdown(end: socket.socket) -> None:
 
 def test_nobody_holds_up_the_end(models: Path) -> None:
     """Half a header, half a body and an answer that its client does not read, with much time for the drain."""
-    numbers = (TensorProto.FLOAT, ["rows", WIDTH])
-    write_onnx(models / "wide/1", [helper.make_node("Add", ["x", "x"], ["y"])], {"x": numbers}, {"y": numbers})
+    nodes = [
+        helper.make_node("Constant", [], ["zeros"], value=numpy_helper.from_array(np.zeros(WIDTH, np.float32))),
+        helper.make_node("Add", ["x", "zeros"], ["y"]),
+    ]
+    narrow, wide = (TensorProto.FLOAT, ["rows", 1]), (TensorProto.FLOAT, ["rows", WIDTH])
+    write_onnx(models / "wide/1", nodes, {"x": narrow}, {"y": wide})
     with (
         running_server(models, "--drain-timeout-s", "900", "--client-timeout-s", "900") as server,
         connected(server) as half_header,
@@ -146,9 +150,9 @@ def test_nobody_holds_up_the_end(models: Path) -> None:
         assert stub.ServerReady(inference_pb2.ServerReadyRequest()).ready
         stopped.set()
         # An answer of 800 kB: a connection's window has 64 KiB.
-        tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, WIDTH])
+        tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="x", datatype="FP32", shape=[1, 1])
         request = inference_pb2.ModelInferRequest(model_name="wide", inputs=[tensor])
-        request.raw_input_contents.append(np.ones(WIDTH, np.float32).tobytes())
+        request.raw_input_contents.append(np.ones(1, np.float32).tobytes())
         unread = stub.ModelInfer.future(request)
         while not num_answered(server, "wide"):
             assert not unread.done()
