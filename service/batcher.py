@@ -59,6 +59,8 @@ COMPARED_ROWS = 16
 BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
 # What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
 HAND_OVER_S = 1e-4
+# What such a call may take in a thread, where it finds cold caches: up to twice as long as on the spot.
+QUICK_IN_THREAD_S = 2 * HAND_OVER_S
 # A call on the spot corrects the costs only when it is off by more than this share: the correction takes as long as
 # some of these calls do.
 TOLERATED_ERROR = 0.3
@@ -249,7 +251,7 @@ class Batcher:
         )
         if (
             self._quick_sizes is not None
-            and 0.0 < alone_s[0] < HAND_OVER_S
+            and 0.0 < alone_s[0] < QUICK_IN_THREAD_S
             and len(items) == 1
             and self._idle
             and not self._queue
@@ -497,8 +499,16 @@ class Batcher:
         self._on_batch(report)
         if not instance.low:  # a clock on the wall counts what such a call gives way to
             self._learn(sum(entry.expected_s for entry in batch), results, report)
-            if self._quick_sizes is not None and len(batch) == 1:
-                self._quick_sizes.record(_size(batch[0].item), quick=report.cost_s < HAND_OVER_S)
+            self._learn_quick_sizes(batch, quick=report.cost_s < QUICK_IN_THREAD_S)
+
+    def _learn_quick_sizes(self, batch: list[_Entry], *, quick: bool) -> None:
+        """Let a call tell which items would be quick alone: all that were quick together; of others nothing is known.
+
+        Under load hardly any item is alone, and none would ever prove quick otherwise.
+        """
+        if self._quick_sizes is not None and (quick or len(batch) == 1):
+            for entry in batch:
+                self._quick_sizes.record(_size(entry.item), quick=quick)
 
     def _free(self, instance: _Instance) -> None:
         instance.started_s = instance.call = None
@@ -507,7 +517,8 @@ class Batcher:
     def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
         """Make a call in the event loop's own thread."""
         # The clock of a thread is a system call, which so short a call would feel; nothing interrupts it here.
-        (result,), report, dead = self._execute([item], time.monotonic, EngineCall())
+        # Nor could anything terminate it.
+        (result,), report, dead = self._execute([item], time.monotonic, None)
         self._on_batch(report)
         assert self._quick_sizes is not None
         self._quick_sizes.record(_size(item), quick=report.compute_s < MAX_ON_THE_SPOT_S)
@@ -577,9 +588,12 @@ class Batcher:
             return  # the event loop has ended, and with it everybody who waited
 
     def _execute(
-        self, items: list[Any], clock: Callable[[], float], call: EngineCall
+        self, items: list[Any], clock: Callable[[], float], call: EngineCall | None
     ) -> tuple[list[Any], BatchReport, str | None]:
-        """Make the engine call: the results, what it took, and of what the engine died, if it did."""
+        """Make the engine call: the results, what it took, and of what the engine died, if it did.
+
+        `call` is what others may terminate it by.
+        """
         extent = _Extent.of(*items)
         started_s, clock_s = time.monotonic(), clock()
         dead: str | None = None
@@ -598,7 +612,7 @@ class Batcher:
         report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
         return results, report, dead
 
-    def _compute(self, items: list[Any], call: EngineCall) -> list[Any]:
+    def _compute(self, items: list[Any], call: EngineCall | None) -> list[Any]:
         """A result for each item, or the exception that it alone causes: a failing call is split in halves.
 
         Raises:
@@ -609,7 +623,7 @@ class Batcher:
             if len(results) != len(items):
                 raise RuntimeError(f"{len(results)} results for {len(items)} items")
         except Exception as error:
-            if call.terminated:
+            if call is not None and call.terminated:
                 raise Terminated from error
             if len(items) == 1:
                 failure = EngineFailed(f"the model failed on this input: {error}")

@@ -423,7 +423,7 @@ async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
         for _ in range(300):
             for rows in (1, 2, 4, 8, 16, 32, 64):
                 costs.record(rows, 8, fixed_s + 1e-3 * rows)
-        async with batcher_of(engine, costs=costs) as batcher:
+        async with batcher_of(engine, costs=costs, engine_clock=lambda: 0.0) as batcher:  # not this machine
             await busy(engine, batcher)
             for number in range(32):
                 submit(batcher, Text(str(number)))
@@ -520,6 +520,21 @@ def quick_costs() -> CostTable:
 def made_here(engine: HeldEngine) -> bool:
     """Whether the last call was made in the event loop's own thread."""
     return engine.threads[-1] == threading.get_ident()
+
+
+async def test_items_prove_quick_together_too() -> None:
+    """Under load none is alone: a whole batch that takes less than a hand-over says that each of its items does."""
+    engine = HeldEngine()
+    options = {"cost_follows_from_shapes": True, "engine_clock": lambda: 0.0}
+    async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
+        await busy(engine, batcher)
+        tasks = [submit(batcher, Text("a")) for _ in range(32)]
+        await turns()
+        engine.release(100)
+        await asyncio.gather(*tasks)
+        assert max(map(len, engine.calls)) > 1
+        assert await submit(batcher, Text("a")) == ["A"]
+        assert made_here(engine)
 
 
 async def test_a_lone_call_is_made_on_the_spot_once_its_size_has_proved_quick() -> None:
