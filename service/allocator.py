@@ -22,6 +22,9 @@ _M_MMAP_THRESHOLD = -3  # mallopt(3)
 OWN_PAGES_BYTES = 2 * 2**20
 INTERVAL_S = 5.0
 MIN_GROWTH_BYTES = 32 * 2**20
+# A return of less was in vain: the next one comes after twice as many looks, at most so many.
+MIN_RETURN_BYTES = 4 * 2**20
+MAX_LOOKS_BETWEEN = 64
 
 
 def give_long_allocations_own_pages() -> None:
@@ -53,10 +56,11 @@ class MemoryReturn:
         Args:
             is_busy: whether requests hold memory that they will give back.
             interval_s: between two looks.
-            min_growth_bytes: growth since the last return that is worth another one.
+            min_growth_bytes: growth above the least that was ever resident that is worth a return.
         """
         self._is_busy, self._interval_s, self._min_growth_bytes = is_busy, interval_s, min_growth_bytes
         self._needed_bytes = resident_bytes()
+        self._looks_between, self._looks_to_skip = 1, 0
         self._libc = _glibc()
 
     async def run(self) -> None:
@@ -69,7 +73,13 @@ class MemoryReturn:
                 log.debug("free memory has been given back", mib=returned >> 20)
 
     def is_due(self) -> bool:
-        """Tell whether the process has grown enough, and nothing large is held."""
+        """Look: whether the process has grown enough, nothing large is held, and a return seems not to be in vain.
+
+        What is freed after a return is not seen in the process's size, so one return is not enough.
+        """
+        if self._looks_to_skip:
+            self._looks_to_skip -= 1
+            return False
         resident = resident_bytes()
         self._needed_bytes = min(self._needed_bytes, resident)
         return resident - self._needed_bytes >= self._min_growth_bytes and not self._is_busy()
@@ -79,8 +89,10 @@ class MemoryReturn:
         before = resident_bytes()
         if self._libc is not None:
             self._libc.malloc_trim(0)
-        self._needed_bytes = resident_bytes()
-        return before - self._needed_bytes
+        returned = before - resident_bytes()
+        self._looks_between = 1 if returned >= MIN_RETURN_BYTES else min(2 * self._looks_between, MAX_LOOKS_BETWEEN)
+        self._looks_to_skip = self._looks_between - 1
+        return returned
 
 
 def _glibc() -> ctypes.CDLL | None:

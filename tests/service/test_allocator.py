@@ -17,16 +17,28 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only 
 MIB = 2**20
 
 
-def fragmented_bytes(num_bytes: int, block_bytes: int = 16 * 1024) -> None:
-    """Allocate short blocks, and free all but the last, which keeps glibc from returning the others by itself."""
-    libc = ctypes.CDLL(None)
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
-    blocks = [libc.malloc(block_bytes) for _ in range(num_bytes // block_bytes)]
+LIBC = ctypes.CDLL(None)
+LIBC.malloc.restype, LIBC.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+BLOCK_BYTES = 16 * 1024
+
+
+def held_blocks(num_bytes: int) -> list[int]:
+    """Allocate short blocks, and one more."""
+    blocks = [LIBC.malloc(BLOCK_BYTES) for _ in range(num_bytes // BLOCK_BYTES + 1)]
     for block in blocks:
-        ctypes.memset(block, 1, block_bytes)
-    libc.malloc(block_bytes)
-    for block in blocks:
-        libc.free(block)
+        ctypes.memset(block, 1, BLOCK_BYTES)
+    return blocks
+
+
+def free_all_but_last(blocks: list[int]) -> None:
+    """Free blocks; the last one keeps glibc from returning the others by itself."""
+    for block in blocks[:-1]:
+        LIBC.free(block)
+
+
+def fragmented_bytes(num_bytes: int) -> None:
+    """Leave memory behind that is free, but not returned."""
+    free_all_but_last(held_blocks(num_bytes))
 
 
 @pytest.fixture
@@ -64,6 +76,29 @@ def due_while_busy_and_after() -> tuple[bool, bool]:
 def test_nothing_is_given_back_while_requests_hold_memory(fresh_process: Executor) -> None:
     """Their memory would be asked for again at once."""
     assert fresh_process.submit(due_while_busy_and_after).result() == (False, True)
+
+
+def returns_until_free() -> list[bool]:
+    """Whether a return is due, and made, look by look: two while memory is held, the others when it has been freed."""
+    returning, due = MemoryReturn(lambda: False, min_growth_bytes=64 * MIB), list[bool]()
+
+    def look() -> None:
+        due.append(returning.is_due())
+        if due[-1]:
+            returning.give_back()
+
+    blocks = held_blocks(128 * MIB)
+    for _ in range(2):
+        look()
+    free_all_but_last(blocks)
+    for _ in range(3):
+        look()
+    return due
+
+
+def test_what_is_freed_after_a_return_is_returned_too(fresh_process: Executor) -> None:
+    """The process's size does not tell of it, so there are further returns, more seldom after one in vain."""
+    assert fresh_process.submit(returns_until_free).result() == [True, False, True, False, False]
 
 
 def test_a_long_allocation_leaves_when_it_is_freed() -> None:
