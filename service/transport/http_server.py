@@ -49,6 +49,7 @@ from service.task_api import (
 )
 from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, rest, server_version
+from service.transport.codec import LOCK_PAUSE_S
 from service.transport.frame import (
     MAX_DIGITS,
     MOST_READ_AT_ONCE,
@@ -91,7 +92,6 @@ PLAYGROUND_HEADERS = {
     "referrer-policy": "no-referrer",
     "cache-control": "no-cache",  # a newer server may have a newer page
 }
-SCRAPE_PAUSE_S = 0.0002  # between two pieces of a scrape, in which the event loop gets the interpreter's lock
 JSON_ELEMENT_BYTES = 20  # of an answer's tensor: digits, sign, point, comma
 T = TypeVar("T")
 CLIENT_CLOSED_REQUEST = 499  # nobody reads it; nginx's number for it
@@ -537,7 +537,7 @@ class HttpApplication:
             text = bytearray()
             for piece in pieces:
                 text += piece
-                time.sleep(SCRAPE_PAUSE_S)
+                time.sleep(LOCK_PAUSE_S)  # between two pieces
             return bytes(text)
 
         if (scrape := self._scrapes.get(content_type)) is None:
