@@ -50,8 +50,8 @@ MAX_TENSORS, MAX_FIELDS, MAX_BYTES_ELEMENTS, MAX_ROWS = 1024, 8192, 131_072, 512
 LISTS_A_ROW = (MAX_JSON_LISTS - MAX_ROWS) // MAX_ROWS - 1
 ROOM = 4096  # below a limit, for what stands around the largest part
 LOOP_TURNS, ENDLESS_TURNS = 6_000_000, 2**62
-# WebP takes 16 bytes a pixel, and 20 MB, of a budget of 224 MiB; other images may have 50 million pixels.
-LARGEST_SIDE, LARGEST_WEBP_SIDE = 7_000, 3_600
+# WebP takes 9 bytes a pixel, and 18 MB, of a budget of 224 MiB; other images may have 50 million pixels.
+LARGEST_SIDE, LARGEST_WEBP_SIDE = 7_000, 4_900
 
 Where = Literal["usual", "full disk", "many models"]
 

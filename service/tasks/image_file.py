@@ -21,6 +21,7 @@ from PIL import (
 
 from service.errors import HeedError, InvalidRequest, TooLarge
 from service.memory_budget import ByteBudget
+from service.tasks import webp
 
 # The decoders that are ever tried, by Pillow's names.
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -51,9 +52,9 @@ MIRRORED_ACROSS, MIRRORED_DOWN = {2, 3, 7, 8}, {3, 4, 6, 7}  # the stored image,
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Texts and profiles that a PNG holds compressed: Pillow unpacks up to 1 MiB of each when it opens the file.
 PNG_COMPRESSED_CHUNKS, MAX_PNG_COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}, 8
-# What libwebp and Pillow take for a pixel of a WebP file at the peak: two canvases, a decoder's buffer, and the image
-# as bytes and as pixels, of which one replaces another.
-WEBP_PIXEL_BYTES = 16
+# What Pillow itself takes for a pixel of a WebP file at the peak: two canvases, a decoder's buffer, and the image as
+# bytes and as pixels, of which one replaces another.
+PILLOWS_WEBP_PIXEL_BYTES = 16
 # What Pillow takes for a pixel of a decoded image, by its mode.
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 OTHER_PIXEL_BYTES = 4
@@ -120,11 +121,12 @@ def opened_image(
         DeadlineExceeded: other images held the memory until then.
     """
     with contextlib.ExitStack() as stack:
-        # A WebP decoder takes memory when it is opened. All is reserved at once: a thread that holds one part while it
-        # waits for another could wait for others that do the same, or for itself.
+        # Pillow's WebP decoder takes memory when it is opened. All is reserved at once: a thread that holds one part
+        # while it waits for another could wait for others that do the same, or for itself.
         webp_size = _webp_size(file)
         if memory is not None and webp_size is not None:
-            webp_bytes = WEBP_PIXEL_BYTES * math.prod(webp_size)
+            pixel_bytes = webp.BYTES_A_PIXEL if webp.is_offered() else PILLOWS_WEBP_PIXEL_BYTES
+            webp_bytes = pixel_bytes * math.prod(webp_size)
             stack.enter_context(_reserved(memory, webp_bytes + _resizing_bytes(webp_size, narrow_width), field))
         opened = stack.enter_context(_opened(file, field, max_image_pixels))
         opened.getexif()
@@ -136,6 +138,9 @@ def opened_image(
             if opened.format in JPEGS and _num_scans(file) > 1:
                 decoded_bytes += _coefficient_bytes(opened, full_size)
             stack.enter_context(_reserved(memory, decoded_bytes + _resizing_bytes(opened.size, narrow_width), field))
+        if opened.format == "WEBP" and webp.is_offered():
+            with decoding(field):
+                opened = webp.decoded(file, opened)
         yield opened
 
 
