@@ -33,6 +33,7 @@ from model_store.private_files import PrivateFile, PrivateGraph
 from service.engine import EngineError, computed, first_line, open_session
 from service.errors import EngineFailed, Unavailable
 from service.golden import Golden
+from service.priority import Terminated
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
@@ -111,6 +112,7 @@ class ExplainGraph:
 
         Raises:
             Unavailable: it cannot be used now.
+            Terminated: nobody waits for it any more.
         """
         if self.ready:
             return
@@ -129,6 +131,9 @@ class ExplainGraph:
             self._open()
         except FolderError as error:
             problem = self._problem = str(error)
+        except Terminated:  # whoever asked has left; who asks next opens it
+            self._session = None
+            raise
         except (EngineError, EngineFailed, OSError, MemoryError) as error:
             problem = str(error) or type(error).__name__
         except Exception as error:  # whatever is wrong with it, predictions go on
@@ -152,6 +157,7 @@ class ExplainGraph:
 
         Raises:
             EngineFailed: it cannot compute that.
+            Terminated: nobody waits for it any more.
         """
         feeds = {name: np.repeat(array[None], len(alphas_B), axis=0) for name, array in row.items()}
 
@@ -162,6 +168,8 @@ class ExplainGraph:
 
         try:
             found, cpu_s = computed(call, "cpu")
+        except Terminated:
+            raise
         except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
             raise EngineFailed(f"the graph that explains failed on this input: {first_line(error)}") from error
         return dict(zip(wanted, found, strict=True)), cpu_s

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from service.errors import DeadlineExceeded
-from service.priority import give_way, hold, let_go
+from service.priority import EngineCall, give_way, hold, let_go, terminable
 from service.worker_threads import Watchdog, WorkerThreads
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class SpareTime:
             let_go()
 
     async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
-        """Do a piece of work, alone among all pieces; once it has begun it is done to its end, whoever has left.
+        """Do a piece of work, alone among all pieces; when its caller leaves, its engine call is terminated.
 
         Args:
             piece: of a few milliseconds, where it can be cut so.
@@ -65,7 +65,17 @@ class SpareTime:
         """
         async with self._until(deadline_s), self._turn:
             await self._moment()
-            return await self._thread.submit(piece)
+            call = EngineCall()
+
+            def terminable_piece() -> T:
+                with terminable(call):
+                    return piece()
+
+            try:
+                return await self._thread.submit(terminable_piece)
+            except asyncio.CancelledError:  # by the caller, or by the deadline
+                call.terminate()
+                raise
 
     async def moment(self, deadline_s: float) -> None:
         """Return when a piece could begin: for work that others do.

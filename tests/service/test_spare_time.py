@@ -115,3 +115,20 @@ async def test_a_request_stops_the_engine_call_of_a_piece() -> None:
     spare.answered()
     assert await asyncio.wait_for(running, PATIENCE_S) == "done"
     assert call.begun == 2
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["the caller leaves", "the deadline passes"])
+async def test_the_engine_call_of_a_piece_ends_with_its_caller(leaves: bool) -> None:
+    """It is terminated, and the next piece begins."""
+    spare, began = SpareTime(1), threading.Semaphore(0)
+    call = StoppableCall(began, tries=2)
+    deadline_s = soon_s() if leaves else time.monotonic() + 1.0
+    running = asyncio.create_task(spare.run(lambda: compute_unless_held(call, Told), deadline_s))
+    await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
+    if leaves:
+        running.cancel()
+    with pytest.raises(asyncio.CancelledError if leaves else DeadlineExceeded):
+        await running
+    assert await spare.run(lambda: "next", soon_s()) == "next"
+    assert call.stopped.acquire(blocking=False)
+    assert call.begun == 1
