@@ -1,8 +1,8 @@
 """`python -m tests [--slow]`: every test but the slow ones, or these alone; one line at the end says what passed.
 
 Clients that others wrote bring protobuf classes of the same names as ours, which cannot live in one process with them:
-their tests run in a process of their own. The slow tests of conversion compute on one core, in Python most of the time:
-two processes share them, before those that start servers and load them, which have the machine to themselves.
+their tests run in a process of their own. The slow tests of conversions and of explanations compute on one core each:
+three processes share them, before those that start servers and load them, which have the machine to themselves.
 """
 
 import re
@@ -20,8 +20,9 @@ SLOW = (
     (
         [*EXPLAINED, "-m", "slow"],
         ["tests/export", *(f"--ignore={path}" for path in EXPLAINED), "-m", "slow"],
+        ["tests/service/explain", "-m", "slow"],
     ),
-    (["tests", "--ignore=tests/clients", "--ignore=tests/export", "-m", "slow"],),
+    (["tests", "--ignore=tests/clients", "--ignore=tests/export", "--ignore=tests/service/explain", "-m", "slow"],),
 )
 
 
