@@ -9,20 +9,27 @@ gRPC takes a message in from the moment when it is asked for it, and does not sa
 a place to ask in. Nearly all messages have come with the headers of their call, and leave their place after a turn or
 two of the event loop: places are free for so long. Who stays longer has to reserve memory for the largest message. A
 call without a place costs what HTTP/2's flow control lets its client send unasked, at most `UNASKED_BYTES`.
+
+Time alone does not make a message late: on a busy machine gRPC has long got it, and its thread has not handed it on. It
+hands on in order. So a message is late when one that was asked for some time after it has come; or, where none has come
+since, when the process has grown.
 """
 
 import asyncio
 from typing import Any, NamedTuple
 
+from service.allocator import resident_bytes
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.memory_budget import RETRY_AFTER_S, ByteBudget
 
 LOOK_INTERVAL_S = 0.01  # a client on this machine sends about 10 MB in it
 LATE_LOOKS = 2  # the first look comes after a part of the interval
 SLOW_LOOKS = 10
+STALE_LOOKS = 100  # a message that takes longer counts as late whatever comes
 # Messages and answers up to this size are not reserved: the queue's bound and gRPC's bound on streams are enough.
 MAX_UNRESERVED_BYTES = 64 * 2**10
 NUM_FREE_PLACES = 64
+MAX_GROWTH_BYTES = 64 * 2**20  # of the process, while no message comes
 MAX_LATE_BYTES = 32 * 2**20  # of messages that are late and have nothing reserved
 MAX_WAITING = 1024  # calls without a place
 UNASKED_BYTES = 64 * 2**10  # HTTP/2's own window, which gRPC keeps where it may not probe for a larger one
@@ -64,6 +71,10 @@ class MessageReceiver:
         self._waiting: dict[str, dict[asyncio.Task[Any], _Waiting]] = {}
         self._num_waiting = 0
         self._ended: dict[asyncio.Task[Any], HeedError] = {}
+        # Of the messages that have come: how many looks were before the last one came, and at most before one was
+        # asked for. How large the process was when nobody received.
+        self._last_came_at_look = self._latest_asked_at_look = 0
+        self._resident_at_rest = resident_bytes()
 
     @property
     def num_receiving(self) -> int:
@@ -73,6 +84,7 @@ class MessageReceiver:
     def begin(self, task: asyncio.Task[Any]) -> bool:
         """Give a call a place, if there is one; where there is not, it has to `wait_for_place`."""
         if self._timer is None:
+            self._resident_at_rest = resident_bytes()
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
         return not self._waiting and self._give_place(task)
 
@@ -95,7 +107,11 @@ class MessageReceiver:
 
     def end(self, task: asyncio.Task[Any]) -> HeedError | None:
         """Note that the task waits no longer; why it was ended by this object, if it was."""
-        if self._receiving.pop(task, None) is not None:
+        asked_at_look = self._receiving.pop(task, None)
+        if asked_at_look is not None:
+            if task not in self._ended:
+                self._last_came_at_look = self._looks
+                self._latest_asked_at_look = max(self._latest_asked_at_look, asked_at_look)
             if self._reserved and task in self._reserved:
                 self._reserved.discard(task)
                 self._budget.release(self._max_message_bytes)
@@ -170,15 +186,17 @@ class MessageReceiver:
         stopping = self._stop_at_look is not None and self._looks >= self._stop_at_look
         waiting = [each for calls in self._waiting.values() for each in calls.values()]
         num_wanted = sum(self._looks - each.since_look >= SLOW_LOOKS for each in waiting)
-        num_unreserved_late = 0
-        for task, since_look in list(self._receiving.items()):
-            looks = self._looks - since_look
+        num_unreserved_late, has_grown = 0, resident_bytes() - self._resident_at_rest > MAX_GROWTH_BYTES
+        for task, asked_at_look in list(self._receiving.items()):
+            looks = self._looks - asked_at_look
             if looks < LATE_LOOKS or task in self._ended:
                 continue
             if looks >= self._max_looks:
                 self._end(task, DeadlineExceeded(self._too_slow))
             elif stopping:
                 self._end(task, Unavailable("the server is shutting down"))
+            elif not self._is_late(asked_at_look, has_grown):
+                continue
             elif task not in self._reserved and not self._reserve_place(task):
                 num_unreserved_late += 1
                 if num_unreserved_late > self._max_unreserved_late:
@@ -195,6 +213,14 @@ class MessageReceiver:
         self._give_places()  # the budget may have room by now
         if self._receiving or self._waiting:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
+
+    def _is_late(self, asked_at_look: int, has_grown: bool) -> bool:
+        """Whether a message was not there when it was asked for, which was two looks ago at least."""
+        return (
+            self._latest_asked_at_look - asked_at_look >= LATE_LOOKS
+            or (has_grown and self._last_came_at_look < asked_at_look)
+            or self._looks - asked_at_look >= STALE_LOOKS
+        )
 
     def _end_one_of_most(self) -> None:
         """End the call that has waited longest, of the connection that has most of them."""

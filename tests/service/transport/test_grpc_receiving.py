@@ -8,7 +8,13 @@ import pytest
 
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.memory_budget import ByteBudget
-from service.transport.grpc_receiving import MAX_LATE_BYTES, MAX_UNRESERVED_BYTES, MAX_WAITING, MessageReceiver
+from service.transport.grpc_receiving import (
+    MAX_GROWTH_BYTES,
+    MAX_LATE_BYTES,
+    MAX_UNRESERVED_BYTES,
+    MAX_WAITING,
+    MessageReceiver,
+)
 
 MESSAGE_BYTES = MAX_LATE_BYTES  # so that one may be late without a reservation
 
@@ -124,6 +130,30 @@ async def test_late_messages_without_room_to_reserve_are_refused() -> None:
     ended = [await call.arrive() for call in calls]
     assert [type(error) for error in ended] == [type(None)] * 2 + [Overloaded] * 3
     assert budget.reserved_bytes == 0
+
+
+async def test_a_message_is_late_only_when_later_ones_have_come() -> None:
+    """Time alone says nothing: a thread of gRPC's that gets no core hands nothing on."""
+    receiver = MessageReceiver(budget := ByteBudget("request memory", 0), MESSAGE_BYTES, 60.0, num_free_places=5)
+    calls = [Call(receiver) for _ in range(3)]
+    clock, _ = receiver_of(1, timeout_s=0.2)
+    assert isinstance(await Call(clock).task, DeadlineExceeded)  # twenty looks later
+    assert (receiver.num_receiving, budget.refused) == (3, 0)
+    assert await Call(receiver).arrive() is None
+    await until(lambda: receiver.num_receiving == 1)
+    ended = [await call.arrive() for call in calls]
+    assert [type(error) for error in ended] == [type(None), Overloaded, Overloaded]
+
+
+async def test_messages_are_late_when_the_process_grows_and_none_comes() -> None:
+    """As when all clients send large ones at once."""
+    receiver = MessageReceiver(ByteBudget("request memory", 0), MESSAGE_BYTES, 60.0, num_free_places=5)
+    calls = [Call(receiver) for _ in range(3)]
+    await turn()
+    taken = b"\1" * (2 * MAX_GROWTH_BYTES)
+    await until(lambda: receiver.num_receiving == 1)
+    assert [type(await call.arrive()) for call in calls] == [type(None), Overloaded, Overloaded]
+    del taken
 
 
 async def test_connections_get_places_in_turn() -> None:
