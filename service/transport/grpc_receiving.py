@@ -8,7 +8,7 @@
 gRPC takes a message in from the moment when it is asked for it, and does not say how much has arrived. So a call needs
 a place to ask in. Nearly all messages have come with the headers of their call, and leave their place after a turn or
 two of the event loop: places are free for so long. Who stays longer has to reserve memory for the largest message. A
-call without a place costs what HTTP/2's flow control lets its client send unasked, at most `UNASKED_BYTES`.
+call without a place costs what HTTP/2's flow control lets its client send unasked, 64 KiB.
 
 Time alone does not make a message late: on a busy machine gRPC has long got it, and its thread has not handed it on. It
 hands on in order. So a message is late when one that was asked for some time after it has come; or, where none has come
@@ -32,7 +32,6 @@ NUM_FREE_PLACES = 64
 MAX_GROWTH_BYTES = 64 * 2**20  # of the process, while no message comes
 MAX_LATE_BYTES = 32 * 2**20  # of messages that are late and have nothing reserved
 MAX_WAITING = 1024  # calls without a place
-UNASKED_BYTES = 64 * 2**10  # HTTP/2's own window, which gRPC keeps where it may not probe for a larger one
 
 
 class _Waiting(NamedTuple):

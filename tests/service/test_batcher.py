@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from service.admission import BatchReport
-from service.batcher import HAND_OVER_S, LOW_PRIORITY_CALL_S, MAX_ON_THE_SPOT_S, Batcher, BatcherLimits
+from service.batcher import (
+    HAND_OVER_S,
+    LOW_PRIORITY_CALL_S,
+    MAX_ON_THE_SPOT_S,
+    QUICK_IN_THREAD_S,
+    Batcher,
+    BatcherLimits,
+)
 from service.cost_table import CostTable
 from service.errors import (
     DeadlineExceeded,
@@ -555,7 +562,7 @@ async def test_a_lone_call_is_made_on_the_spot_once_its_size_has_proved_quick() 
 
 @pytest.mark.parametrize(
     ("follows", "takes_s"),
-    [(False, 0.0), (True, 2 * HAND_OVER_S)],
+    [(False, 0.0), (True, 1.5 * QUICK_IN_THREAD_S)],
     ids=["a value may decide", "measured otherwise"],
 )
 async def test_a_call_that_may_be_long_is_never_made_on_the_spot(follows: bool, takes_s: float) -> None:

@@ -153,6 +153,36 @@ def test_connections_over_the_limit_are_refused() -> None:
     run(test)
 
 
+def test_long_bodies_that_come_at_once_take_turns() -> None:
+    """Each has a turn of the loop of its own, and everybody else is served in between."""
+
+    async def test() -> None:
+        count, parsed_at = 0, list[int]()
+
+        def next_turn() -> None:
+            nonlocal count, handle
+            count += 1
+            handle = asyncio.get_running_loop().call_soon(next_turn)
+
+        async def noting(scope: Scope, receive: Receive, send: Send) -> None:
+            parsed_at.append(count)
+            await answer_ok(scope, receive, send)
+
+        handle = asyncio.get_running_loop().call_soon(next_turn)
+        async with serving(noting) as running:
+            clients = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(16)]
+            await turns_until(lambda: len(running.server.server_state.connections) == 16)
+            for client in clients:
+                client.sendall(HEAD + b"content-length: 20000\r\n\r\n" + bytes(20_000))
+            await turns_until(lambda: len(parsed_at) == 16)
+            for client in clients:
+                client.close()
+        handle.cancel()
+        assert len(set(parsed_at)) == 16
+
+    run(test)
+
+
 def test_a_request_behind_a_large_body_is_not_refused() -> None:
     """Both come in one segment, and the body's bytes are not counted as the second one's headers."""
 
