@@ -37,14 +37,13 @@ from service.tasks.translation import GOLDEN_SEARCHES, Sentence
 CARD_HEADING = "\n## In company\n\n"
 # A translation takes a decoder step a token: fewer items, and fewer tries.
 TRANSLATION_EFFORT = SearchEffort(
-    max_items=48,
+    max_items=64,
     batch_sizes=(2, 8, 32),
-    num_probes=2,
-    num_candidates=4,
-    num_extremes=2,
-    num_targets=4,
-    num_neighbours=3,
-    num_rounds=1,
+    num_extremes=4,
+    num_targets=8,
+    company_sizes=(1, 1, 2, 3, 5),
+    num_climbs=2,
+    num_changes=24,
 )
 NUM_IMAGES = 6  # invented ones
 RANDOM_WORDS = 16  # of an invented text

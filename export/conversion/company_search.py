@@ -5,13 +5,15 @@ other items of its call. How far it moves is measured here against the answer th
 
     items alone ──> reference
     items in shuffled calls of several sizes ──> changes in random company: mean, worst, changed answers
-    candidates x probes, in pairs ──> the neighbours that move answers most ──> greedily combined ──> worst change
+    the items that moved most, and invented ones ──> random company of each ──> those that moved most
+    ──> their company changed member by member, as long as the answer moves further ──> worst change
 """
 
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from operator import attrgetter
+from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -31,14 +33,13 @@ class Answer(NamedTuple):
 class SearchEffort:
     """How much is computed."""
 
-    max_items: int = 256  # in random company
+    max_items: int = 512  # in random company
     batch_sizes: tuple[int, ...] = (2, 8, 32, 64)
-    num_probes: int = 6  # items that each candidate is paired with
-    num_candidates: int = 32  # drawn from the items, beside the longest, the shortest and the invented ones
-    num_extremes: int = 4  # longest items, and as many shortest ones
-    num_targets: int = 24  # items that company is chosen for
-    num_neighbours: int = 6  # best candidates, which company is chosen from
-    num_rounds: int = 3  # neighbours that are chosen one after another
+    num_extremes: int = 16  # longest items, and as many shortest ones: unusual company, as the invented items are
+    num_targets: int = 24  # items that company is drawn for, up to a third of them invented
+    company_sizes: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7)  # of what is drawn for each target
+    num_climbs: int = 8  # targets whose company is changed
+    num_changes: int = 128  # of each
     seed: int = 20
 
 
@@ -79,31 +80,29 @@ def search_company(
         answer: one engine call: items to answers.
         items: such as clients send.
         invented: items of unusual content, which company and targets are chosen from as well.
-        length: of an item; the longest and the shortest items are candidates.
+        length: of an item; the longest and the shortest items are unusual company.
         effort: how much is computed.
     """
     rng = random.Random(effort.seed)
     drawn = rng.sample(list(items), min(effort.max_items, len(items)))
     alone = [answer([item])[0] for item in drawn]
-    found = Found()
+    found, moved = Found(), [0.0] * len(drawn)
     for size in effort.batch_sizes:
-        _in_random_company(answer, drawn, alone, size, rng, found)
+        _in_random_company(answer, drawn, alone, size, rng, found, moved)
     by_length = sorted(items, key=length)
-    candidates = [
-        *invented,
-        *by_length[: effort.num_extremes],
-        *by_length[-effort.num_extremes :],
-        *rng.sample(drawn, min(effort.num_candidates, len(drawn))),
-    ]
-    neighbours = _strongest(answer, candidates, drawn[: effort.num_probes], alone[: effort.num_probes], effort)
-    num_invented = min(len(invented), effort.num_targets // 3)
-    strange = rng.sample(list(invented), num_invented)
-    targets = list(zip(drawn, alone, strict=True))[: effort.num_targets - num_invented]
+    extremes = by_length[: effort.num_extremes] + by_length[max(0, len(items) - effort.num_extremes) :]
+    pools = [drawn, [*invented, *extremes]]
+    strange = rng.sample(list(invented), min(len(invented), effort.num_targets // 3))
+    most_moved = sorted(range(len(drawn)), key=moved.__getitem__, reverse=True)[: effort.num_targets - len(strange)]
+    targets = [(drawn[number], alone[number]) for number in most_moved]
     targets += [(item, answer([item])[0]) for item in strange]
-    filling = drawn[: max(effort.batch_sizes)]
-    for target, reference in targets:
-        change = _in_chosen_company(answer, target, reference, neighbours, filling, effort)
-        found.worst_chosen = max(found.worst_chosen, change)
+    searches = [_ChosenCompany(answer, *target, pools, rng) for target in targets]
+    for search in searches:
+        search.draw(effort.company_sizes)
+    searches.sort(key=attrgetter("worst"), reverse=True)
+    for search in searches[: effort.num_climbs]:
+        search.climb(effort.num_changes, max(effort.batch_sizes) - 1)
+    found.worst_chosen = max(search.worst for search in searches)
     return found
 
 
@@ -114,51 +113,54 @@ def _in_random_company(
     size: int,
     rng: random.Random,
     found: Found,
+    moved: list[float],
 ) -> None:
+    """Compute all items in shuffled calls of `size`; `moved` has the largest change of each item."""
     order = rng.sample(range(len(items)), len(items))
     for first in range(0, len(order), size):
         members = order[first : first + size]
         if len(members) == 1:
             continue
         for number, got in zip(members, answer([items[number] for number in members]), strict=True):
-            found.changes.append(got.change(alone[number]))
+            change = got.change(alone[number])
+            found.changes.append(change)
             found.changed_answers += got.says != alone[number].says
+            moved[number] = max(moved[number], change)
 
 
-def _strongest(
-    answer: Callable[[Sequence[T]], list[Answer]],
-    candidates: Sequence[T],
-    probes: Sequence[T],
-    alone: Sequence[Answer],
-    effort: SearchEffort,
-) -> list[T]:
-    """The candidates that, as only company, move one of the probes most."""
+@dataclass
+class _ChosenCompany(Generic[T]):
+    """The search for one target: the company that has moved it most so far."""
 
-    def strength(candidate: T) -> float:
-        pairs = zip(probes, alone, strict=True)
-        return max(answer([probe, candidate])[0].change(reference) for probe, reference in pairs)
+    answer: Callable[[Sequence[T]], list[Answer]]
+    target: T
+    alone: Answer
+    pools: Sequence[Sequence[T]]  # a member is drawn from each with equal chance
+    rng: random.Random
+    worst: float = 0.0
+    company: list[T] = field(default_factory=list)
 
-    return sorted(candidates, key=strength, reverse=True)[: effort.num_neighbours]
+    def draw(self, sizes: Sequence[int]) -> None:
+        """Try random company of these sizes."""
+        for size in sizes:
+            self._try([self._member() for _ in range(size)])
 
+    def climb(self, num_changes: int, max_size: int) -> None:
+        """Add, replace or leave out a member again and again, and keep what moves the target further."""
+        for _ in range(num_changes):
+            company, change = list(self.company), self.rng.choice(("add", "replace", "leave out"))
+            if (change == "add" and len(company) < max_size) or not company:
+                company.append(self._member())
+            elif change == "leave out" and len(company) > 1:
+                del company[self.rng.randrange(len(company))]
+            else:
+                company[self.rng.randrange(len(company))] = self._member()
+            self._try(company)
 
-def _in_chosen_company(
-    answer: Callable[[Sequence[T]], list[Answer]],
-    target: T,
-    reference: Answer,
-    neighbours: Sequence[T],
-    filling: Sequence[T],
-    effort: SearchEffort,
-) -> float:
-    """Largest change of one target: neighbours added while they help, all of them, and both in calls filled up."""
-    company: list[T] = []
-    worst = 0.0
-    for _ in range(effort.num_rounds):
-        changes = [answer([target, *company, each])[0].change(reference) for each in neighbours]
-        if max(changes) <= worst:
-            break
-        worst = max(changes)
-        company.append(neighbours[changes.index(worst)])
-    largest = max(effort.batch_sizes)
-    for chosen in (neighbours, [*company, *filling][: largest - 1], filling[: largest - 1]):
-        worst = max(worst, answer([target, *chosen])[0].change(reference))
-    return worst
+    def _member(self) -> T:
+        return self.rng.choice(self.rng.choice([pool for pool in self.pools if pool]))
+
+    def _try(self, company: list[T]) -> None:
+        change = self.answer([self.target, *company])[0].change(self.alone)
+        if change > self.worst:
+            self.worst, self.company = change, company

@@ -7,7 +7,7 @@ whole answer while a server was being rolled, or the answer is 503 or UNAVAILABL
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,7 +17,7 @@ import grpc
 
 from load_tests.soak.servers import ServerSlot
 from load_tests.soak.tally import Outcome, Tally
-from load_tests.soak.wire import Answer, Request
+from load_tests.soak.wire import Answer, Request, StreamFailed
 from proto import heed_pb2_grpc, inference_pb2_grpc
 
 MAX_ATTEMPTS = 40
@@ -170,8 +170,17 @@ def judge(request: Request, reply: Reply) -> tuple[Outcome, str]:
         return outcome, f"status {reply.status}: {str(reply.content)[:200]}"
     if request.error or request.expected is None or request.read is None:
         return "right", ""
+    return _judge_content(request, request.read, reply.content)
+
+
+def _judge_content(request: Request, read: Callable[[Any], Answer], content: Any) -> tuple[Outcome, str]:
     try:
-        answer = request.read(reply.content)
+        answer = read(content)
+    except StreamFailed as error:
+        # The status was sent before the deadline passed.
+        if "deadline" in str(error) and request.timeout_s is not None:
+            return "cancelled", ""
+        return "unexpected", f"the stream ended with an error: {error}"
     except (ValueError, KeyError, IndexError, TypeError) as error:
         return "wrong", f"the answer cannot be read: {error!r}"
     return compare(request, answer)

@@ -14,6 +14,10 @@ FLOAT32_TOLERANCE = 1e-5
 HTTP_OF = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 413}
 
 
+class StreamFailed(Exception):
+    """A stream of answers ended with an error in place of the whole; the message is the server's."""
+
+
 class Answer(NamedTuple):
     """What was answered: labels or translations, and numbers."""
 
@@ -71,8 +75,15 @@ def read_translation(body: bytes) -> Answer:
 
 
 def read_events(body: bytes) -> Answer:
-    """The task API's stream: the pieces must make up the whole."""
+    """The task API's stream: the pieces must make up the whole.
+
+    Raises:
+        StreamFailed: the last event is an error.
+        ValueError: the pieces are others than the whole.
+    """
     events = [json.loads(line[6:]) for line in body.decode().splitlines() if line.startswith("data: ")]
+    if "error" in events[-1]:
+        raise StreamFailed(events[-1]["error"])
     whole, pieces = events[-1], "".join(event.get("text", "") for event in events[:-1])
     if pieces != whole["translation_text"]:
         raise ValueError(f"the pieces {pieces!r} are not {whole['translation_text']!r}")

@@ -13,7 +13,7 @@ import pytest
 
 from load_tests.soak.client import Reply, judge
 from load_tests.soak.tally import Tally
-from load_tests.soak.wire import Answer, Request, read_labels
+from load_tests.soak.wire import Answer, Request, read_events, read_labels
 from tests.conftest import ROOT
 
 NUM_REQUESTS = 240
@@ -23,6 +23,15 @@ ANSWER = Answer(("POSITIVE",), (0.9,))
 def labelled(label: str, score: float) -> bytes:
     """The task API's answer."""
     return json.dumps([[{"label": label, "score": score}]]).encode()
+
+
+def stream(*events: dict[str, Any]) -> bytes:
+    """The task API's stream."""
+    return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+
+
+WHOLE_STREAM = stream({"text": "Ein "}, {"text": "Hund"}, {"translation_text": "Ein Hund", "score": -0.5})
+STREAM_OUT_OF_TIME = stream({"text": "Ein "}, {"error": "the deadline passed before the answer was there"})
 
 
 def request(**changes: Any) -> Request:
@@ -52,6 +61,10 @@ def request(**changes: Any) -> Request:
         (request(error="RESOURCE_EXHAUSTED", expected=None), Reply("413", b"no"), "right"),
         (request(path="", call="ClassifyText", error="NOT_FOUND"), Reply("NOT_FOUND", "no"), "right"),
         (request(path="", call="ClassifyText"), Reply("INTERNAL", "oh"), "unexpected"),
+        (request(read=read_events, expected=Answer(("Ein Hund",), (-0.5,))), Reply("200", WHOLE_STREAM), "right"),
+        (request(read=read_events), Reply("200", STREAM_OUT_OF_TIME), "unexpected"),
+        (request(read=read_events, timeout_s=0.01), Reply("200", STREAM_OUT_OF_TIME), "cancelled"),
+        (request(read=read_events, timeout_s=0.01), Reply("200", stream({"error": "internal"})), "unexpected"),
     ],
 )
 def test_answers_are_judged(asked: Request, reply: Reply, outcome: str) -> None:

@@ -48,8 +48,8 @@ def test_conversion_to_int8_measures_company(converted_to_int8: Path) -> None:
     found = manifest_of(converted_to_int8).batch_sensitivity
     assert found is not None
     assert 0 < found.mean < found.worst_in_random_company <= found.worst < 1
-    assert (found.score, found.num_items, found.batch_sizes) == ("probability", 256, [2, 8, 32, 64])
-    assert found.num_answers == 4 * 256
+    assert (found.score, found.num_items, found.batch_sizes) == ("probability", 512, [2, 8, 32, 64])
+    assert found.num_answers == 4 * 512
     card = (converted_to_int8 / "README.md").read_text()
     assert f"not independent, worst change {found.worst:.3f}" in card
     assert f"{found.answers_changed} of {found.num_answers} labels change" in card

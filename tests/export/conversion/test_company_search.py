@@ -7,7 +7,7 @@ import pytest
 
 from export.conversion.company_search import Answer, SearchEffort, search_company
 
-EFFORT = SearchEffort(max_items=40, batch_sizes=(2, 8, 16), num_candidates=8, num_targets=12)
+EFFORT = SearchEffort(max_items=40, batch_sizes=(2, 8, 16), num_targets=12)
 
 
 def rounded_by_the_largest(items: Sequence[float]) -> list[Answer]:
@@ -56,3 +56,17 @@ def test_the_same_seed_finds_the_same(items: list[float]) -> None:
     assert first == second
     other = search_company(rounded_by_the_largest, items, [30.0], abs, SearchEffort(max_items=40, seed=21))
     assert first.changes != other.changes
+
+
+def test_company_is_chosen_for_the_items_that_moved_most(items: list[float]) -> None:
+    """Only the item 0.5 moves: a little beside any others, and by a tenth for each different strange neighbour."""
+
+    def one_is_sensitive(call: Sequence[float]) -> list[Answer]:
+        strange = len({item for item in call if item >= 2})
+        moved = 0.1 * strange + (0.01 if len(call) > 1 else 0.0)
+        return [Answer((0,), (item + moved * (item == 0.5),)) for item in call]
+
+    effort = SearchEffort(max_items=101, batch_sizes=(2, 8), num_extremes=0, num_targets=4)
+    found = search_company(one_is_sensitive, [*items, 0.5], [2.0, 3.0, 4.0, 5.0, 6.0], abs, effort)
+    assert found.worst_random == pytest.approx(0.01)
+    assert found.worst_chosen == pytest.approx(0.51)
