@@ -294,6 +294,7 @@ class Loader:
             max_rows=max_rows,
             joined=batching.joined,
             optional_inputs=engine.optional_inputs,
+            equal_sizes=batching.equal_sizes,
         )
         return Loaded(
             task,

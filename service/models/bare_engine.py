@@ -87,6 +87,6 @@ def _initialized_inputs(graph: Graph) -> tuple[TensorSpec, ...]:
     for name, shape in graph.inputs.items():
         datatype = _DATATYPE_OF.get(graph.input_types[name])
         if name in graph.constants and datatype is not None:
-            sizes = (-1,) if shape is None else tuple(-1 if size is None else size for size in shape)
+            sizes = (-1,) if shape is None else tuple(size if isinstance(size, int) else -1 for size in shape)
             specs.append(TensorSpec(name, datatype, sizes, any_rank=shape is None))
     return tuple(specs)

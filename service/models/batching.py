@@ -21,7 +21,7 @@ from model_store.folder import Manifest
 from model_store.policy import BatchingDeclaration
 from model_store.private_files import PrivateGraph
 from service.models import row_independence
-from service.models.row_independence import Finding, prove_rows_independent, try_rows
+from service.models.row_independence import EqualSizes, Finding, prove_rows_independent, try_rows
 from service.tensors import Arrays, TensorSpec
 
 log = structlog.get_logger(__name__)
@@ -40,6 +40,7 @@ class Batching:
     reason: str  # the declaring file; why not, where requests are not joined
     max_rows: int | None  # declared limit of one engine call
     constant_cost: bool  # the work of a call follows from the shapes of its inputs
+    equal_sizes: EqualSizes = ()  # a request in which these dimensions of its inputs differ is computed by itself
 
     def describe(self) -> str:
         """Say it in a line for the log and the model index."""
@@ -95,7 +96,7 @@ class BatchingRule:
             problem = self._try(inputs, outputs, run)
             self._trials.put(digest, problem)
         grounds: Literal["proved", "none"] = "none" if problem else "proved"
-        return Batching(not problem, grounds, problem, None, finding.constant_cost)
+        return Batching(not problem, grounds, problem, None, finding.constant_cost, finding.equal_sizes)
 
     def of_folder(self, graph: PrivateGraph, manifest: Manifest, declaration: BatchingDeclaration | None) -> Batching:
         """Decide for a folder with a manifest, whose golden examples are replayed alone and in a batch.

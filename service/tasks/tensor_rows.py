@@ -35,6 +35,7 @@ class TensorRows:
         max_rows: int,
         joined: bool,
         optional_inputs: Sequence[TensorSpec] = (),
+        equal_sizes: Sequence[Sequence[tuple[str, int]]] = (),
     ) -> None:
         """Set up.
 
@@ -44,17 +45,21 @@ class TensorRows:
             max_rows: largest number of rows of a call that several requests share.
             joined: rows of several requests may share a call. Otherwise each request is one call.
             optional_inputs: overridable initializers: inputs with a default value in the graph.
+            equal_sizes: groups of dimensions, each an input's name and an axis. Rows are independent where those of a
+                group are equal.
         """
         self.inputs, self.outputs, self.optional_inputs = tuple(inputs), tuple(outputs), tuple(optional_inputs)
         self.joined, self._max_rows = joined, max_rows
+        self._equal_sizes = equal_sizes
         self._optional_names = {spec.name for spec in optional_inputs}
         self._sized = any(spec.datatype == "BYTES" or -1 in spec.shape[1:] for spec in self.inputs)
 
     def items(self, inputs: Arrays) -> list[Rows]:
         """Turn a request's tensors into items of the batcher.
 
-        A joined model gets one item, or several where the request has more rows than a call takes. A request whose
-        inputs differ in their first dimension, has no rows, or brings an optional input is one call of its own.
+        A joined model gets one item, or several where the request has more rows than a call takes. A request is one
+        call of its own where its inputs differ in their first dimension, or in others that must be equal, where it has
+        no rows, and where it brings an optional input.
 
         Args:
             inputs: tensors that fit the model's metadata, by name.
@@ -72,6 +77,9 @@ class TensorRows:
                 feeds[name] = array
                 num_bytes += array.nbytes
             group.append(array.shape[1:])
+        for places in self._equal_sizes:
+            if len({inputs[name].shape[axis] for name, axis in places}) > 1:
+                return [Rows(feeds, 1, object(), _length(num_bytes))]
         overrides = not self._optional_names.isdisjoint(inputs)
         sizes = {array.shape[:1] for array in feeds.values()} if self.joined else set()
         if overrides or len(sizes) != 1 or not sizes.isdisjoint(((), (0,))):

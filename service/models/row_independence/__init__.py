@@ -5,6 +5,7 @@ batch axis through the graph: each operator either keeps the rows apart, or ends
 known proves nothing. `try_rows` is the second line: it shows the graph invented rows, made to give away a dependence.
 """
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -15,7 +16,10 @@ from service.models.row_independence.sizes import BATCH
 from service.models.row_independence.trial import TrialStopped, try_rows
 from service.models.row_independence.values import NotProved, Numbering
 
-__all__ = ["Finding", "TrialStopped", "prove_rows_independent", "try_rows"]
+__all__ = ["EqualSizes", "Finding", "TrialStopped", "prove_rows_independent", "try_rows"]
+
+
+EqualSizes = tuple[tuple[tuple[str, int], ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +31,14 @@ class Finding:
         reason: why not, in a sentence that names operator, node and output; empty where `independent`.
         constant_cost: the work of a call, and all shapes in it, follow from the shapes of the inputs alone. Where not,
             a value in a request may decide how long its call takes.
+        equal_sizes: groups of dimensions, each an input's name and an axis, that the graph gives one name. The proof
+            takes them for equal: a request in which they differ must be computed by itself.
     """
 
     independent: bool
     reason: str
     constant_cost: bool
+    equal_sizes: EqualSizes = ()
 
 
 def prove_rows_independent(
@@ -58,15 +65,20 @@ def prove_rows_independent(
         return Finding(independent=False, reason=str(error), constant_cost=False)
     constant_cost = has_constant_cost(model, overridable)
     try:
-        _prove(model, batched_inputs, frozenset(overridable))
+        equal_sizes = _prove(model, batched_inputs, frozenset(overridable))
     except NotProved as error:
         return Finding(independent=False, reason=reason_of(error), constant_cost=constant_cost)
-    return Finding(independent=True, reason="", constant_cost=constant_cost)
+    return Finding(independent=True, reason="", constant_cost=constant_cost, equal_sizes=equal_sizes)
 
 
-def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: frozenset[str]) -> None:
+def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: frozenset[str]) -> EqualSizes:
+    """Prove, and say which dimensions were taken for equal.
+
+    Raises:
+        NotProved: it cannot be proved.
+    """
     graph, tracing = model.graph, Tracing(model)
-    values = {}
+    values, places = {}, defaultdict[str, list[tuple[str, int]]](list)
     for name, shape in graph.inputs.items():
         if name in graph.constants:
             if name in overridable:
@@ -74,9 +86,12 @@ def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: fr
         elif batched_inputs is None or name in batched_inputs:
             if shape is None:
                 raise NotProved(f"input {name!r} has no declared shape")
-            if not shape or shape[0] is not None:
+            if not shape or isinstance(shape[0], int):
                 raise NotProved(f"the first dimension of input {name!r} is not of any size")
             values[name] = batch_of(shape, tracing)
+            for axis, size in enumerate(shape[1:], start=1):
+                if isinstance(size, str):
+                    places[size].append((name, axis))
         else:
             values[name] = shared_of(shape, tracing)
     if not any(value.axis is not None for value in values.values()):
@@ -87,3 +102,4 @@ def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: fr
             raise NotProved(f"output {name!r} does not have the rows along its first dimension")
         if value.numbering is not Numbering.NONE:
             raise NotProved(f"output {name!r} depends on the place of its row in the call")
+    return tuple(tuple(named) for named in places.values() if len(named) > 1)

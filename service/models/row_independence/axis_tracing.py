@@ -19,10 +19,10 @@ from service.models.row_independence import (
     row_numbers,
     selection,
 )
-from service.models.row_independence.onnx_graph import Constant, Function, Graph, Model, Node, Reference
+from service.models.row_independence.onnx_graph import Constant, DeclaredShape, Function, Graph, Model, Node, Reference
 from service.models.row_independence.operation import Operation, Rule, positive_axis
 from service.models.row_independence.sizes import BATCH, Size
-from service.models.row_independence.values import NotProved, Numbering, Shape, Value, of_array
+from service.models.row_independence.values import NotProved, Shape, Value, of_array
 
 MIN_STANDARD_VERSION = 6  # before, sizes were attributes, and operators meant other things
 _MAX_FUNCTION_DEPTH = 32
@@ -50,6 +50,7 @@ class Tracing:
         """Set up for a model."""
         self._model = model
         self._numbers = count()
+        self._named: dict[str, Size] = {}
         self._depth = 0
 
     def outputs(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
@@ -69,6 +70,12 @@ class Tracing:
     def fresh(self) -> Size:
         """A dimension of which nothing is known but that it does not depend on the batch."""
         return Operation(_NOTHING, 0, (), self._numbers).fresh()
+
+    def dimension(self, size: int | str | None) -> Size:
+        """A declared dimension of an input with rows, other than the batch; those of one name are equal."""
+        if isinstance(size, int):
+            return Size(size)
+        return self.fresh() if size is None else self._named.setdefault(size, self.fresh())
 
     def _run(
         self, nodes: Sequence[Node], values: dict[str, Value], wanted: Sequence[str], versions: Mapping[str, int]
@@ -112,9 +119,9 @@ class Tracing:
             results = [Value(None)] * len(node.outputs)
         if len(results) < len([name for name in node.outputs if name]):
             raise NotProved("has more outputs than are followed")
+        results = row_numbers.bounded(operation, results)
         if row_numbers.has_numbers(inputs):
-            numbering = row_numbers.numbering_of(operation) if node.domain == "" else Numbering.MIXED
-            return row_numbers.numbered(results, numbering)
+            return row_numbers.numbered(operation, results)
         return results
 
     def _call(self, node: Node, function: Function, inputs: Sequence[Value | None]) -> Sequence[Value]:
@@ -251,19 +258,17 @@ def reason_of(error: NotProved) -> str:
     return str(error).removeprefix(_NAMED)
 
 
-def batch_of(shape: Sequence[int | None], tracing: Tracing, axis: int = 0) -> Value:
+def batch_of(shape: DeclaredShape, tracing: Tracing, axis: int = 0) -> Value:
     """An input whose rows lie along an axis."""
-    sizes: Shape = tuple(
-        BATCH if place == axis else tracing.fresh() if size is None else Size(size) for place, size in enumerate(shape)
-    )
+    sizes: Shape = tuple(BATCH if place == axis else tracing.dimension(size) for place, size in enumerate(shape))
     return Value(sizes, axis)
 
 
-def shared_of(shape: Sequence[int | None] | None, tracing: Tracing) -> Value:
+def shared_of(shape: DeclaredShape | None, tracing: Tracing) -> Value:
     """An input that is the same for all rows of a call."""
     if shape is None:
         return Value(None)
-    return Value(tuple(tracing.fresh() if size is None else Size(size) for size in shape))
+    return Value(tuple(Size(size) if isinstance(size, int) else tracing.fresh() for size in shape))
 
 
 def _same(one: Value, other: Value) -> bool:

@@ -1,12 +1,13 @@
 """Operators that arrange elements: shapes, views, pieces. Here most graphs say what they take for the batch."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from service.models.row_independence.elementwise import broadcast_values
 from service.models.row_independence.operation import Operation, Rule, positive_axis
-from service.models.row_independence.sizes import BATCH, ONE, Size, derived, product
+from service.models.row_independence.sizes import BATCH, ONE, Size, derived, first_of, product
 from service.models.row_independence.values import (
     MAX_CONTENT,
     NotProved,
@@ -296,6 +297,8 @@ def _cut(operation: Operation, size: Size, start: Size, end: Size, step: Size) -
         return Size(len(range(*slice(*bounds).indices(size.known))))
     if start.known == 0 and step.known == 1 and end.known is None and end == size:
         return size
+    if start.known == 0 and step.known == 1 and end.is_dimension:
+        return first_of(size, end)
     return derived(f"{size}[{start}:{end}:{step}]", size, start, end, step)
 
 
@@ -376,12 +379,13 @@ def number_range(operation: Operation) -> list[Value]:
     exact = [each.known for each in bounds if isinstance(each, Size)]
     if len(exact) == 3 and None not in exact and exact[2]:
         numbers = range(*[each or 0 for each in exact])
+        below = Size(len(numbers)) if numbers.start == 0 and numbers.step == 1 else None
         if len(numbers) <= MAX_CONTENT:
-            return [of_array(np.array(numbers, np.int64))]
-        return [Value((Size(len(numbers)),))]
+            return [replace(of_array(np.array(numbers, np.int64)), below=below)]
+        return [Value((Size(len(numbers)),), below=below)]
     start, limit, step = bounds
     if isinstance(limit, Size) and limit.is_dimension and start == Size(0) and step == ONE:
-        return [Value((limit,))]
+        return [Value((limit,), below=limit)]
     return [Value((operation.fresh(),))]
 
 

@@ -80,20 +80,24 @@ class Node:
                     yield each
 
 
+DeclaredShape = tuple[int | str | None, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Graph:
     """Operators in topological order, and what goes in and out.
 
     Attributes:
         nodes: the operators.
-        inputs: declared shapes by name; None for a dimension of any size, and for a tensor without a declared shape.
+        inputs: declared shapes by name; a dimension of any size is its name, or None where it has none; None for a
+            tensor without a declared shape.
         input_types: element types of the inputs by name, in the numbers of ONNX's `TensorProto.DataType`.
         outputs: names.
         constants: the initializers, by name.
     """
 
     nodes: tuple[Node, ...]
-    inputs: dict[str, tuple[int | None, ...] | None]
+    inputs: dict[str, DeclaredShape | None]
     input_types: dict[str, int]
     outputs: tuple[str, ...]
     constants: dict[str, Constant]
@@ -165,11 +169,11 @@ def _versions(imports: Iterable[pb.OperatorSetIdProto]) -> dict[str, int]:
 
 
 def _graph(message: pb.GraphProto) -> Graph:
-    inputs: dict[str, tuple[int | None, ...] | None] = {}
+    inputs: dict[str, DeclaredShape | None] = {}
     for each in message.input:
         tensor = each.type.tensor_type
         inputs[each.name] = (
-            tuple(size.dim_value if size.HasField("dim_value") else None for size in tensor.shape.dim)
+            tuple(size.dim_value if size.HasField("dim_value") else size.dim_param or None for size in tensor.shape.dim)
             if each.type.HasField("tensor_type") and tensor.HasField("shape")
             else None
         )

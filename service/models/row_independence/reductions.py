@@ -1,5 +1,7 @@
 """Operators that combine elements along axes: rows stay apart where the batch axis is not among them."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from service.models.row_independence.layout import elements
@@ -41,7 +43,8 @@ def arg_extreme(operation: Operation) -> list[Value]:
     """The place of the largest or smallest along an axis."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
-    return [reduced(shape, value.axis, {axis}, keep=bool(operation.int_attribute("keepdims", 1)))]
+    place = reduced(shape, value.axis, {axis}, keep=bool(operation.int_attribute("keepdims", 1)))
+    return [replace(place, below=shape[axis])]
 
 
 def along_axis(operation: Operation) -> list[Value]:

@@ -1,17 +1,19 @@
 """Tensors that hold the number of each row, and how a row finds itself by it.
 
-Exporters write `x[arange(batch), ...]` so. A row's number depends on its place in the call, so what is computed from it
-does too, but for one use: to look up what belongs to the same row.
+Exporters write `x[arange(batch), ...]` so; or, where all rows of `x` lie in one line, `x[arange(batch) * length + n]`
+with 0 <= n < length. A row's number depends on its place in the call, so what is computed from it does too, but for one
+use: to look up what belongs to the same row.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from service.models.row_independence.operation import Operation, positive_axis
-from service.models.row_independence.sizes import BATCH, ONE
+from service.models.row_independence.sizes import ONE, Size
 from service.models.row_independence.values import NotProved, Numbering, Value
 
 _ARRANGING = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+_COUNTING = {"ArgMax", "ArgMin", "Range"}  # their rules say what their results are below
 _INT32, _INT64 = 6, 7
 
 
@@ -25,13 +27,15 @@ def is_own_row(operation: Operation) -> bool:
     if operation.node.op_type not in {"Gather", "GatherND"}:
         return False
     data, indices = operation.input(0), operation.input(1)
-    if data.numbering is not Numbering.NONE or data.axis != 0 or operation.shape(0)[0] != BATCH:
+    if data.numbering is not Numbering.NONE or data.axis != 0:
         return False
     if operation.node.op_type == "Gather":
-        return operation.int_attribute("axis", 0) == 0 and indices.numbering is Numbering.ALL
+        is_own = indices.numbering in {Numbering.ALL, Numbering.WITHIN} and indices.block == data.rows_in_block
+        return operation.int_attribute("axis", 0) == 0 and is_own
     shape = operation.shape(1)
     is_first = indices.numbering is Numbering.FIRST or (indices.numbering is Numbering.ALL and shape[-1] == ONE)
-    return is_first and indices.axis != len(shape) - 1 and operation.int_attribute("batch_dims", 0) == 0
+    is_own = is_first and indices.block == data.rows_in_block == ONE
+    return is_own and indices.axis != len(shape) - 1 and operation.int_attribute("batch_dims", 0) == 0
 
 
 def looked_up(operation: Operation) -> list[Value]:
@@ -45,25 +49,58 @@ def looked_up(operation: Operation) -> list[Value]:
     return [Value((*of_indices[:-1], *shape[depth:]), operation.input(1).axis)]
 
 
-def numbering_of(operation: Operation) -> Numbering:
-    """What the results hold of the rows' numbers, where an input has some."""
-    node = operation.node
-    if node.op_type in {"Shape", "Size"}:
-        return Numbering.NONE
-    first, others = operation.input(0), operation.inputs[1:]
-    if first.numbering is not Numbering.ALL or has_numbers(others):
-        return Numbering.MIXED
-    if node.op_type in _ARRANGING:
-        return Numbering.ALL
-    if node.op_type == "Cast" and operation.int_attribute("to", 0) in {_INT32, _INT64}:
-        return Numbering.ALL
-    if node.op_type == "Concat":
-        shape = operation.shape(0)
-        is_last = positive_axis(operation.int_attribute("axis", 1), len(shape)) == len(shape) - 1
-        return Numbering.FIRST if is_last and shape[-1] == ONE else Numbering.MIXED
-    return Numbering.MIXED
+def numbered(operation: Operation, results: Sequence[Value]) -> list[Value]:
+    """The results with what they hold of the rows' numbers, where an input has some."""
+    numbering, block = _numbering_of(operation)
+    return [replace(value, numbering=numbering, block=block) for value in results]
 
 
-def numbered(results: Sequence[Value], numbering: Numbering) -> list[Value]:
-    """The results with what they hold of the rows' numbers."""
-    return [replace(value, numbering=numbering) for value in results]
+def _numbering_of(operation: Operation) -> tuple[Numbering, Size]:
+    op_type = operation.node.op_type if operation.node.domain == "" else ""
+    if op_type in {"Shape", "Size"}:
+        return Numbering.NONE, ONE
+    if op_type in {"Add", "Mul"}:
+        return _arithmetic(operation)
+    first = operation.input(0)
+    if not has_numbers(operation.inputs[1:]):
+        if first.numbering in {Numbering.ALL, Numbering.WITHIN} and _keeps_elements(operation):
+            return first.numbering, first.block
+        if op_type == "Concat" and first.numbering is Numbering.ALL and first.block == ONE:
+            shape = operation.shape(0)
+            is_last = positive_axis(operation.int_attribute("axis", 1), len(shape)) == len(shape) - 1
+            return Numbering.FIRST if is_last and shape[-1] == ONE else Numbering.MIXED, ONE
+    return Numbering.MIXED, ONE
+
+
+def _arithmetic(operation: Operation) -> tuple[Numbering, Size]:
+    """A row's number times the length of a block, or that plus a place within the block."""
+    number, other = operation.input(0), operation.input(1)
+    if number.numbering is Numbering.NONE:
+        number, other = other, number
+    if number.numbering is not Numbering.ALL or other.numbering is not Numbering.NONE:
+        return Numbering.MIXED, ONE
+    if operation.node.op_type == "Add":
+        return (Numbering.WITHIN, number.block) if other.below == number.block else (Numbering.MIXED, ONE)
+    factors = set() if other.content is None else set(other.content.flat)
+    if len(factors) == 1:
+        (factor,) = factors
+        if isinstance(factor, Size) and factor.is_dimension and factor.is_batch_free:
+            return Numbering.ALL, number.block.times(factor)
+    return Numbering.MIXED, ONE
+
+
+def bounded(operation: Operation, results: Sequence[Value]) -> list[Value]:
+    """The results with what their elements are known to be below."""
+    if operation.node.domain == "" and operation.node.op_type in _COUNTING:
+        return list(results)
+    below = operation.input(0).below if operation.inputs and _keeps_elements(operation) else None
+    return [replace(value, below=below) if value.below != below else value for value in results]
+
+
+def _keeps_elements(operation: Operation) -> bool:
+    """Whether each element of the result is one of the first input."""
+    if operation.node.domain != "":
+        return False
+    if operation.node.op_type == "Cast":
+        return operation.int_attribute("to", 0) in {_INT32, _INT64}
+    return operation.node.op_type in _ARRANGING

@@ -1,5 +1,6 @@
 """Symbolic sizes: products of a number and of names, one of which is the batch size."""
 
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -109,11 +110,20 @@ def add(left: Size, right: Size, *, dimension: bool = False) -> Size:
     return derived(f"{first}+{second}", left, right, signed=not (dimension or both))
 
 
+def first_of(size: Size, number: Size) -> Size:
+    """The size of what is left where the first `number` of `size` elements are taken."""
+    return derived(f"first {number} of {size}", size, number)
+
+
 def broadcast(left: Size, right: Size) -> Size:
     """What two dimensions that are broadcast give; for dimensions without the batch.
 
     A known number other than 1 wins: the other can only be equal or 1.
     """
+    for one, other in ((left, right), (right, left)):
+        # As many elements of a table as `one`: fewer only where the table is too short, and then not 1 beside it.
+        if len(other.names) == 1 and re.fullmatch(rf"\(first {re.escape(str(one))} of [1-9]\d*\)", other.names[0]):
+            return one
     if left == right or right.known == 1:
         return left
     if left.known == 1 or right.known is not None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.models.row_independence.sizes import Size
+from service.models.row_independence.sizes import ONE, Size
 
 Shape = tuple[Size, ...]
 MAX_CONTENT = 256  # elements of a tensor that are followed one by one: shapes, axes and the like are short
@@ -21,7 +21,8 @@ class Numbering(Enum):
     """What a tensor holds of the number that each row has in a call."""
 
     NONE = "nothing"
-    ALL = "each element is the number of its row"
+    ALL = "each element is the number of its row times `block`"
+    WITHIN = "each element is that, plus a number from 0 to below `block`"
     FIRST = "each first element along the last axis is the number of its row, the others do not depend on it"
     MIXED = "elements depend on it somehow"
 
@@ -37,12 +38,16 @@ class Value:
         content: the elements (Size, float or bool) where they are known, in an array of the same shape. They may
             depend on the batch size: such a value has no `axis`, and is more than a constant.
         numbering: how the elements depend on the place of their row in the call.
+        block: what the number of a row is multiplied by.
+        below: all elements are whole numbers from 0 to below this; None where that is not known.
     """
 
     shape: Shape | None
     axis: int | None = None
     content: NDArray[Any] | None = None
     numbering: Numbering = Numbering.NONE
+    block: Size = ONE
+    below: Size | None = None
 
     @property
     def is_fixed(self) -> bool:
@@ -74,7 +79,7 @@ class Value:
         """The value when its elements are not followed any further."""
         if self.counts_rows:
             raise NotProved("uses the number of rows")
-        return replace(self, content=None)
+        return replace(self, content=None, below=None)
 
 
 UNKNOWN = Value(None)

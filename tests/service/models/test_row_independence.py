@@ -9,6 +9,11 @@ _NUMBERS = (
     "{ r = Constant<value_int=0>() d = Constant<value_int=1>() e = Constant<value_ints=[1]>() "
     "h = Shape<start=0,end=1>(x) b = Squeeze(h) a = Range(r, b, d) c = Unsqueeze(a, e)"
 )
+# Two numbers for each row of the mask `x`: where the line of all its rows has its row, and how long a row is.
+_LINE = (
+    "line = Flatten<axis=2>(x) l = Shape<start=1,end=2>(x) m = Mul(c, l) n = Squeeze(l) p = Range(r, n, d) "
+    "z = Constant<value_ints=[0]>() v = Unsqueeze(p, z)"
+)
 DEPENDENT = {
     "all axes standardised": (
         "(float[B,4] x) => (float[B,4] y) { m = ReduceMean<keepdims=0>(x) y = Sub(x, m) }",
@@ -107,6 +112,39 @@ DEPENDENT = {
         f"(float[B,4] x) => (float[B,4] y) <int64 one = {{1}}> {_NUMBERS} p = Add(c, one) y = GatherND(x, p) }}",
         "GatherND 'y' picks rows by number",
     ),
+    "a place beyond the row": (
+        f"(float[B,T] x) => (float[B,T,1] y) {_NUMBERS} {_LINE} w = Add(v, d) i = Add(m, w) y = Gather(line, i) }}",
+        "Gather 'y' looks rows up by numbers from rows",
+    ),
+    "a place that a loop moves on": (
+        f"(float[B,T] x) => (float[B,T,1] y) <bool go = {{1}}> {_NUMBERS} {_LINE} w = Loop<body = b "
+        "(int64 j, bool g, int64[1,T] u) => (bool h, int64[1,T] t) { h = Identity(g) one = Constant<value_int=1>() "
+        "t = Add(u, one) }>(d, go, v) i = Add(m, w) y = Gather(line, i) }",
+        "Gather 'y' looks rows up by numbers from rows",
+    ),
+    "a place that a value says": (
+        f"(float[B,T] x, int64[B,1] w) => (float[B,1,1] y) {_NUMBERS} {_LINE} i = Add(m, w) y = Gather(line, i) }}",
+        "Gather 'y' looks rows up by numbers from rows",
+    ),
+    "a place in rows of another length": (
+        f"(float[B,T] x, float[B,S] w) => (float[B,1,1] y) {_NUMBERS} {_LINE} k = ArgMax<axis=1>(w) i = Add(m, k) "
+        "y = Gather(line, i) }",
+        "Gather 'y' looks rows up by numbers from rows",
+    ),
+    "rows of another length": (
+        f"(float[B,T] x) => (float[B,T,1] y) {_NUMBERS} {_LINE} o = Add(l, d) q = Mul(c, o) i = Add(q, v) "
+        "y = Gather(line, i) }",
+        "Gather 'y' looks rows up by numbers from rows",
+    ),
+    "the place itself": (
+        f"(float[B,T] x) => (int64[B,T] y) {_NUMBERS} {_LINE} y = Add(m, v) }}",
+        "output 'y' depends on the place of its row in the call",
+    ),
+    "rows in pieces of another input's length": (
+        "(float[B,T] x, float[B,S] w) => (float[B,S] y) { e = Constant<value_ints=[-1]>() l = Shape<start=1,end=2>(w) "
+        "s = Concat<axis=0>(e, l) y = Reshape(x, s) }",
+        "Reshape 'y' may put parts of several rows together: (size#1) need not divide the size of a row",
+    ),
     "a mask of another length": (
         "(float[B,4] x, float[M,1] m) => (float[M,4] y) <int64[2] s = {1,-1}> { r = Reshape(m, s) y = Mul(x, r) }",
         "Mul 'y' combines rows along different axes, each with each",
@@ -165,6 +203,21 @@ INDEPENDENT = {
     "a place in each row, found by its number": (
         f"(float[B,4] x, int64[B,1] p) => (float[B] y) {_NUMBERS} q = Concat<axis=-1>(c, p) y = GatherND(x, q) }}"
     ),
+    "a place found in the line of all rows": (
+        f"(float[B,T] x) => (float[B,T,1] y) {_NUMBERS} {_LINE} i = Add(m, v) y = Gather(line, i) }}"
+    ),
+    "the place of the largest, found in the line": (
+        f"(float[B,T] x, float[B,T] w) => (float[B,1,1] y) {_NUMBERS} {_LINE} k = ArgMax<axis=1>(w) i = Add(k, m) "
+        "y = Gather(line, i) }"
+    ),
+    "rows in pieces of an equal input's length": (
+        "(float[B,T] x, float[B,T] w) => (float[B,T] y) { e = Constant<value_ints=[-1]>() l = Shape<start=1,end=2>(w) "
+        "s = Concat<axis=0>(e, l) r = Reshape(x, s) y = Add(r, w) }"
+    ),
+    "as many positions as there are words, as a piece of all positions": (
+        "(float[B,T] x) => (float[B,T] y) <float[300] t> { l = Shape<start=1,end=2>(x) z = Constant<value_ints=[0]>() "
+        "p = Slice(t, z, l) a = Add(x, p) e = Constant<value_ints=[-1]>() s = Concat<axis=0>(e, l) y = Reshape(a, s) }"
+    ),
     "steps along another axis": (
         "(float[B,7,4] x) => (float[B,7,4] y) <float[4] z = {0,0,0,0}> { h = Shape<start=0,end=1>(x) "
         "w = Shape<start=2,end=3>(x) k = Concat<axis=0>(h, w) s = Expand(z, k) "
@@ -184,3 +237,9 @@ def test_a_graph_that_keeps_rows_apart_is_proved(case: str) -> None:
     """Elementwise operators, products, reductions over other axes and shapes computed from the input's own."""
     finding = finding_of(INDEPENDENT[case])
     assert (finding.independent, finding.reason) == (True, "")
+
+
+def test_a_proof_says_which_sizes_it_takes_for_equal() -> None:
+    """Dimensions of one name, but for the batch; a name that occurs once says nothing."""
+    graph = "(float[B,T] x, float[B,T,N] w, float[M,N,K] v) => (float[B,T] y) { y = Add(x, x) }"
+    assert set(finding_of(graph).equal_sizes) == {(("x", 1), ("w", 1)), (("w", 2), ("v", 1))}

@@ -55,6 +55,17 @@ def test_only_rows_that_belong_together_are_split(shapes: dict[str, tuple[int, .
     assert shared == (rows != [1])
 
 
+def test_a_request_whose_sizes_differ_where_the_proof_takes_them_for_equal_stays_whole() -> None:
+    """Others share calls."""
+    specs = [TensorSpec(name, "FP32", (-1, -1)) for name in ("a", "b")]
+    outputs = [TensorSpec("y", "FP32", (-1, -1))]
+    task = TensorRows(specs, outputs, max_rows=4, joined=True, equal_sizes=[[("a", 1), ("b", 1)]])
+    alike, different = ({"a": np.ones((6, 4), np.float32), "b": np.ones((6, n), np.float32)} for n in (4, 2))
+    assert [item.rows for item in task.items(alike)] == [4, 2]
+    (whole,) = task.items(different)
+    assert (len(whole.arrays["a"]), whole.group == task.items(different)[0].group) == (6, False)
+
+
 def test_a_scalar_has_no_rows() -> None:
     """An input without a declared shape takes one, also where a person declares that rows are independent."""
     spec = TensorSpec("x", "FP32", (-1,), any_rank=True)
