@@ -7,10 +7,12 @@ short ones leave behind is handed back in a quiet moment (malloc_trim(3)).
 
 import asyncio
 import ctypes
+import functools
 import mmap
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -20,8 +22,9 @@ _M_MMAP_THRESHOLD = -3  # mallopt(3)
 # Allocations from this size on get pages of their own. By itself glibc raises this bound up to 32 MiB as such
 # allocations are freed, and a body of 16 MiB then stays.
 OWN_PAGES_BYTES = 2 * 2**20
-INTERVAL_S = 5.0
+INTERVAL_S = 1.0
 MIN_GROWTH_BYTES = 32 * 2**20
+MIN_GROWTH_WHILE_BUSY_BYTES = 192 * 2**20
 # A return of less was in vain: the next one comes after twice as many looks, at most so many.
 MIN_RETURN_BYTES = 4 * 2**20
 MAX_LOOKS_BETWEEN = 64
@@ -41,8 +44,18 @@ def resident_bytes() -> int:
         return 0
 
 
+def allocated_bytes() -> int:
+    """How much memory is allocated, without long allocations that have pages of their own.
+
+    Resident memory tells less: what was freed takes in the next allocations without any growth. It costs up to a
+    millisecond: glibc looks through what is free. Without glibc 2.33 it is what is resident.
+    """
+    mallinfo2 = _mallinfo2()
+    return resident_bytes() if mallinfo2 is None else int(mallinfo2().uordblks)
+
+
 class MemoryReturn:
-    """Hands free memory back when the process has grown and nothing large is held."""
+    """Hands free memory back when the process has grown and nothing large is held, or when it has grown very much."""
 
     def __init__(
         self,
@@ -50,6 +63,7 @@ class MemoryReturn:
         *,
         interval_s: float = INTERVAL_S,
         min_growth_bytes: int = MIN_GROWTH_BYTES,
+        min_growth_while_busy_bytes: int = MIN_GROWTH_WHILE_BUSY_BYTES,
     ) -> None:
         """Set up; what is resident now counts as needed.
 
@@ -57,8 +71,12 @@ class MemoryReturn:
             is_busy: whether requests hold memory that they will give back.
             interval_s: between two looks.
             min_growth_bytes: growth above the least that was ever resident that is worth a return.
+            min_growth_while_busy_bytes: the same while requests hold memory. Long requests that come again and again
+                leave holes in what short ones have allocated meanwhile, and the process would grow with each.
         """
-        self._is_busy, self._interval_s, self._min_growth_bytes = is_busy, interval_s, min_growth_bytes
+        self._is_busy, self._interval_s = is_busy, interval_s
+        self._min_growth_bytes = min_growth_bytes
+        self._min_growth_while_busy_bytes = min_growth_while_busy_bytes
         self._needed_bytes = resident_bytes()
         self._looks_between, self._looks_to_skip = 1, 0
         self._libc = _glibc()
@@ -73,7 +91,7 @@ class MemoryReturn:
                 log.debug("free memory has been given back", mib=returned >> 20)
 
     def is_due(self) -> bool:
-        """Look: whether the process has grown enough, nothing large is held, and a return seems not to be in vain.
+        """Look: whether the process has grown enough, and a return seems not to be in vain.
 
         What is freed after a return is not seen in the process's size, so one return is not enough.
         """
@@ -82,7 +100,8 @@ class MemoryReturn:
             return False
         resident = resident_bytes()
         self._needed_bytes = min(self._needed_bytes, resident)
-        return resident - self._needed_bytes >= self._min_growth_bytes and not self._is_busy()
+        worth = self._min_growth_while_busy_bytes if self._is_busy() else self._min_growth_bytes
+        return resident - self._needed_bytes >= worth
 
     def give_back(self) -> int:
         """Hand free memory back to the system; by how many bytes the process shrank."""
@@ -95,5 +114,22 @@ class MemoryReturn:
         return returned
 
 
+@functools.cache
+def _mallinfo2() -> Callable[[], Any] | None:
+    function = getattr(_glibc(), "mallinfo2", None)
+    if function is not None:
+        function.restype = _Mallinfo2
+    return function
+
+
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+class _Mallinfo2(ctypes.Structure):
+    """What glibc tells of its memory, in bytes but for numbers of blocks (mallinfo(3))."""
+
+    _fields_ = (
+        *((name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks")),
+        *((name, ctypes.c_size_t) for name in ("uordblks", "fordblks", "keepcost")),
+    )

@@ -86,9 +86,11 @@ class Attackers:
             self.sent[what] += number
 
     def keep(self, opened: socket.socket) -> None:
-        """Have a connection ended when the attacks are over."""
+        """Have a connection ended when the attacks are over, or at once where they are."""
         with self._lock:
             self._sockets.append(opened)
+            if not self.going:
+                opened.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def http(self) -> Iterator[socket.socket]:

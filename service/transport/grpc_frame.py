@@ -146,13 +146,14 @@ class FramedService:
         Raises:
             HeedError: it has not arrived in time, or there is no memory for it.
         """
-        receiver = self._receiver
+        receiver, message = self._receiver, None
         try:
             if not receiver.begin(task):
                 await receiver.wait_for_place(task, context.peer())
             message = await self._turns.paced(context.read())
         finally:
-            if (error := receiver.end(task)) is not None:
+            # Where the call has ended without a message there is none either: the client has reset it, or gone.
+            if (error := receiver.end(task, has_come=isinstance(message, bytes))) is not None:
                 task.uncancel()
                 raise error
         return message if isinstance(message, bytes) else None

@@ -12,13 +12,13 @@ call without a place costs what HTTP/2's flow control lets its client send unask
 
 Time alone does not make a message late: on a busy machine gRPC has long got it, and its thread has not handed it on. It
 hands on in order. So a message is late when one that was asked for some time after it has come; or, where none has come
-since, when the process has grown.
+since, when more and more memory is allocated.
 """
 
 import asyncio
 from typing import Any, NamedTuple
 
-from service.allocator import resident_bytes
+from service.allocator import allocated_bytes
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.memory_budget import RETRY_AFTER_S, ByteBudget
 
@@ -29,7 +29,7 @@ STALE_LOOKS = 100  # a message that takes longer counts as late whatever comes
 # Messages and answers up to this size are not reserved: the queue's bound and gRPC's bound on streams are enough.
 MAX_UNRESERVED_BYTES = 64 * 2**10
 NUM_FREE_PLACES = 64
-MAX_GROWTH_BYTES = 64 * 2**20  # of the process, while no message comes
+MAX_GROWTH_BYTES = 32 * 2**20  # of what is allocated, while no message comes
 MAX_LATE_BYTES = 32 * 2**20  # of messages that are late and have nothing reserved
 MAX_WAITING = 1024  # calls without a place
 
@@ -71,9 +71,10 @@ class MessageReceiver:
         self._num_waiting = 0
         self._ended: dict[asyncio.Task[Any], HeedError] = {}
         # Of the messages that have come: how many looks were before the last one came, and at most before one was
-        # asked for. How large the process was when nobody received.
+        # asked for.
         self._last_came_at_look = self._latest_asked_at_look = 0
-        self._resident_at_rest = resident_bytes()
+        # The least that was allocated while messages did not come, and when that was seen last.
+        self._least_allocated, self._missed_at_look = 0, -STALE_LOOKS
 
     @property
     def num_receiving(self) -> int:
@@ -83,7 +84,6 @@ class MessageReceiver:
     def begin(self, task: asyncio.Task[Any]) -> bool:
         """Give a call a place, if there is one; where there is not, it has to `wait_for_place`."""
         if self._timer is None:
-            self._resident_at_rest = resident_bytes()
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
         return not self._waiting and self._give_place(task)
 
@@ -104,11 +104,11 @@ class MessageReceiver:
         finally:
             self._forget(task, connection)
 
-    def end(self, task: asyncio.Task[Any]) -> HeedError | None:
-        """Note that the task waits no longer; why it was ended by this object, if it was."""
+    def end(self, task: asyncio.Task[Any], *, has_come: bool) -> HeedError | None:
+        """Note that the task waits no longer, and whether it has a message; why this object has ended it, if it has."""
         asked_at_look = self._receiving.pop(task, None)
         if asked_at_look is not None:
-            if task not in self._ended:
+            if has_come:
                 self._last_came_at_look = self._looks
                 self._latest_asked_at_look = max(self._latest_asked_at_look, asked_at_look)
             if self._reserved and task in self._reserved:
@@ -163,6 +163,9 @@ class MessageReceiver:
         while self._waiting:
             connection = next(iter(self._waiting))
             task, waiting = next(iter(self._waiting[connection].items()))
+            if waiting.place.cancelled():  # its call has been reset in this very turn of the loop
+                self._forget(task, connection)
+                continue
             if not self._give_place(task):
                 return
             self._forget(task, connection)
@@ -185,7 +188,7 @@ class MessageReceiver:
         stopping = self._stop_at_look is not None and self._looks >= self._stop_at_look
         waiting = [each for calls in self._waiting.values() for each in calls.values()]
         num_wanted = sum(self._looks - each.since_look >= SLOW_LOOKS for each in waiting)
-        num_unreserved_late, has_grown = 0, resident_bytes() - self._resident_at_rest > MAX_GROWTH_BYTES
+        num_unreserved_late, has_grown = 0, self._has_grown()
         for task, asked_at_look in list(self._receiving.items()):
             looks = self._looks - asked_at_look
             if looks < LATE_LOOKS or task in self._ended:
@@ -217,9 +220,23 @@ class MessageReceiver:
         """Whether a message was not there when it was asked for, which was two looks ago at least."""
         return (
             self._latest_asked_at_look - asked_at_look >= LATE_LOOKS
-            or (has_grown and self._last_came_at_look < asked_at_look)
+            or (has_grown and self._looks - self._last_came_at_look >= LATE_LOOKS)
             or self._looks - asked_at_look >= STALE_LOOKS
         )
+
+    def _has_grown(self) -> bool:
+        """Whether what is allocated has grown since messages that have nothing reserved do not come."""
+        missed = any(
+            self._looks - asked_at_look >= LATE_LOOKS and task not in self._reserved
+            for task, asked_at_look in self._receiving.items()
+        )
+        if not missed:
+            return False
+        allocated = allocated_bytes()
+        if self._looks - self._missed_at_look >= STALE_LOOKS:
+            self._least_allocated = allocated
+        self._least_allocated, self._missed_at_look = min(self._least_allocated, allocated), self._looks
+        return allocated - self._least_allocated > MAX_GROWTH_BYTES
 
     def _end_one_of_most(self) -> None:
         """End the call that has waited longest, of the connection that has most of them."""

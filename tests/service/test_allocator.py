@@ -10,7 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 
 import pytest
 
-from service.allocator import MemoryReturn, resident_bytes
+from service.allocator import MemoryReturn, allocated_bytes, give_long_allocations_own_pages, resident_bytes
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps, and returns, free memory")
@@ -63,19 +63,23 @@ def test_memory_is_given_back_after_growth(fresh_process: Executor) -> None:
     assert returned > 96 * MIB
 
 
-def due_while_busy_and_after() -> tuple[bool, bool]:
-    """Whether a return is due after growth, while requests hold memory and when they do not."""
+def due_while_busy_and_after() -> tuple[bool, bool, bool]:
+    """Whether a return is due after growth, while requests hold memory and when they do not; after more growth."""
     busy = True
-    returning = MemoryReturn(lambda: busy, min_growth_bytes=64 * MIB)
+    returning = MemoryReturn(lambda: busy, min_growth_bytes=64 * MIB, min_growth_while_busy_bytes=192 * MIB)
     fragmented_bytes(128 * MIB)
     while_busy = returning.is_due()
     busy = False
-    return while_busy, returning.is_due()
+    after = returning.is_due()
+    busy = True
+    kept = held_blocks(200 * MIB)
+    free_all_but_last(kept)
+    return while_busy, after, returning.is_due()
 
 
-def test_nothing_is_given_back_while_requests_hold_memory(fresh_process: Executor) -> None:
-    """Their memory would be asked for again at once."""
-    assert fresh_process.submit(due_while_busy_and_after).result() == (False, True)
+def test_little_is_not_given_back_while_requests_hold_memory(fresh_process: Executor) -> None:
+    """It would be asked for again at once; very much is."""
+    assert fresh_process.submit(due_while_busy_and_after).result() == (False, True, True)
 
 
 def returns_until_free() -> list[bool]:
@@ -121,6 +125,28 @@ print(held - before >= 16 << 20, resident_bytes() - before < 1 << 20)
 """
     answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert answer.stdout.split() == ["True", "True"], answer
+
+
+def allocated_by_steps() -> list[int]:
+    """What is allocated after each step: at first, with short blocks, with one that has its own pages, and freed."""
+    give_long_allocations_own_pages()
+    steps = [allocated_bytes()]
+    blocks = held_blocks(64 * MIB)
+    steps.append(allocated_bytes())
+    own_pages = bytes(64 * MIB)
+    steps.append(allocated_bytes())
+    free_all_but_last(blocks)
+    steps.append(allocated_bytes())
+    del own_pages
+    return steps
+
+
+def test_what_is_allocated_in_short_blocks_is_known(fresh_process: Executor) -> None:
+    """What is free, though it is resident still, does not count, nor do long allocations."""
+    first, short, long, freed = fresh_process.submit(allocated_by_steps).result()
+    assert 64 * MIB <= short - first < 66 * MIB
+    assert abs(long - short) < MIB
+    assert abs(freed - first) < MIB
 
 
 def test_what_is_resident_is_known() -> None:

@@ -16,6 +16,7 @@ from service.transport.grpc_receiving import (
     MessageReceiver,
 )
 
+PIECE_BYTES = 32 * 1024  # such allocations have no pages of their own
 MESSAGE_BYTES = MAX_LATE_BYTES  # so that one may be late without a reservation
 
 
@@ -35,14 +36,14 @@ class Call:
 
     async def _receive(self, receiver: MessageReceiver, connection: str) -> HeedError | None:
         """Why the call was ended, if it was."""
-        error = None
+        error, has_come = None, False
         try:
             if not receiver.begin(self.task):
                 await receiver.wait_for_place(self.task, connection)
             self.has_place = True
-            await self.arrives.wait()
+            has_come = await self.arrives.wait()
         finally:
-            if (error := receiver.end(self.task)) is not None:
+            if (error := receiver.end(self.task, has_come=has_come)) is not None:
                 self.task.uncancel()
                 return error  # noqa: B012 - in the place of the cancellation
         return None
@@ -138,6 +139,10 @@ async def test_a_message_is_late_only_when_later_ones_have_come() -> None:
     calls = [Call(receiver) for _ in range(3)]
     clock, _ = receiver_of(1, timeout_s=0.2)
     assert isinstance(await Call(clock).task, DeadlineExceeded)  # twenty looks later
+    reset = Call(receiver)
+    await turn()
+    reset.task.cancel()  # it has ended, and says nothing of others
+    assert isinstance(await Call(clock).task, DeadlineExceeded)
     assert (receiver.num_receiving, budget.refused) == (3, 0)
     assert await Call(receiver).arrive() is None
     await until(lambda: receiver.num_receiving == 1)
@@ -145,15 +150,20 @@ async def test_a_message_is_late_only_when_later_ones_have_come() -> None:
     assert [type(error) for error in ended] == [type(None), Overloaded, Overloaded]
 
 
-async def test_messages_are_late_when_the_process_grows_and_none_comes() -> None:
-    """As when all clients send large ones at once."""
+async def test_messages_are_late_when_more_and_more_is_allocated_and_none_comes() -> None:
+    """As when all clients send large ones at once; also where one had come a moment after they were asked for."""
     receiver = MessageReceiver(ByteBudget("request memory", 0), MESSAGE_BYTES, 60.0, num_free_places=5)
     calls = [Call(receiver) for _ in range(3)]
     await turn()
-    taken = b"\1" * (2 * MAX_GROWTH_BYTES)
-    await until(lambda: receiver.num_receiving == 1)
+    assert await Call(receiver).arrive() is None
+    taken: list[bytes] = []
+
+    def grow() -> None:
+        if len(taken) * PIECE_BYTES < 4 * MAX_GROWTH_BYTES:
+            taken.extend(bytes(PIECE_BYTES) for _ in range(MAX_GROWTH_BYTES // PIECE_BYTES // 4))
+
+    await until(lambda: grow() or receiver.num_receiving == 1)
     assert [type(await call.arrive()) for call in calls] == [type(None), Overloaded, Overloaded]
-    del taken
 
 
 async def test_connections_get_places_in_turn() -> None:
@@ -197,6 +207,19 @@ async def test_a_caller_that_leaves_leaves_its_place() -> None:
     assert [call.has_place for call in calls] == [True, True, True, False]
     assert [await call.arrive() for call in (calls[0], calls[2])] == [None, None]
     assert (receiver.num_receiving, budget.reserved_bytes) == (0, 0)
+
+
+async def test_a_caller_that_leaves_in_the_turn_in_which_it_would_get_a_place_stops_nobody() -> None:
+    """The next one gets it."""
+    receiver, budget = receiver_of(0)
+    first, reset, last = (Call(receiver) for _ in range(3))
+    await turn()
+    first.arrives.set()
+    reset.task.cancel()
+    assert await first.task is None
+    await turn()
+    assert (reset.task.cancelled(), last.has_place) == (True, True)
+    assert (await last.arrive(), receiver.num_receiving, budget.reserved_bytes) == (None, 0, 0)
 
 
 async def test_a_slow_message_is_given_up() -> None:
