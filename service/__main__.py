@@ -6,8 +6,6 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
-from service.restart import restart_with_huge_pages
-
 if TYPE_CHECKING:
     from service.config import ServiceConfig
     from service.logs import Logs
@@ -17,12 +15,11 @@ FLUSH_LOGS_S = 1.0  # at the end, for a reader of the log that is slow; one that
 
 def main() -> int:
     """Run the server; its exit status."""
-    restart_with_huge_pages()
-    # Only now, for the above would have it all be imported twice.
+    prepare_process()
+    # Only now, for libraries look at the environment when they are imported.
     from service.config import read_config
     from service.logs import Logs, log_hangup, log_uncaught
 
-    prepare_process()
     try:
         config = read_config(sys.argv[1:])
     except ValueError as error:
@@ -42,7 +39,6 @@ def main() -> int:
 
 def run(config: "ServiceConfig", logs: "Logs") -> int:
     """Import what serves, and serve; the exit status."""
-    # Only now, for libraries look at the environment when they are imported.
     import uvloop
 
     from service.device import DeviceMissing, choose_device

@@ -91,7 +91,7 @@ class FramedService:
         behaviour = handler.unary_unary or handler.unary_stream
         read = self.readers.get(name) or bounded(CONTROL, handler.request_deserializer)
         has_id = name in self.calls_with_id
-        activity, receiver = self._activity, self._receiver
+        activity, receiver, turns = self._activity, self._receiver, self._turns
 
         async def answer(_: Any, context: Context) -> bytes | None:
             task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always is one
@@ -118,6 +118,7 @@ class FramedService:
                     return None
                 encoded: bytes = reply if isinstance(reply, bytes) else reply.SerializeToString()
                 receiver.reserve(len(encoded), until_done=task)
+                await turns.copies(len(encoded))
             except HeedError as error:
                 await self._refuse(context, name, request, request_id or request_id_of(header), error)
             except DecodeError as error:

@@ -96,6 +96,8 @@ class InferenceService(FramedService):
             self._predictor.check_target(call.model, call.version, byte_elements_of(request))
             inputs = await self._turns.in_thread(partial(read_inputs, message))
             assert inputs is not None
+        is_raw = len(message.raw) > 0
+        message.raw.clear()  # the request may wait
         wanted = [output.name for output in request.outputs] if request.outputs else ()
         outputs, receipt = await self._predictor.infer(call, inputs, wanted)
         response = inference_pb2.ModelInferResponse(
@@ -109,10 +111,10 @@ class InferenceService(FramedService):
                 written[name].bool_param = value
             else:
                 written[name].int64_param = value
-        raw = len(message.raw) > 0 or is_raw_only(outputs)
-        if not is_short(outputs, raw=raw):
-            return await self._turns.in_thread(partial(long_answer, response, outputs, raw=raw))
-        write_outputs(response, outputs, raw=raw)
+        is_raw = is_raw or is_raw_only(outputs)
+        if not is_short(outputs, raw=is_raw):
+            return await self._turns.in_thread(partial(long_answer, response, outputs, raw=is_raw))
+        write_outputs(response, outputs, raw=is_raw)
         return response
 
 

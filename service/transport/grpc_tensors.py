@@ -5,7 +5,7 @@ chunks, in a thread, so that others get the lock in between.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +38,8 @@ CONTENTS_OF = {
 }
 # Datatypes whose elements have the same bytes in an array and in a packed field.
 PACKED_AS_IN_MEMORY = ("BOOL", "FP32", "FP64")
-# An answer of more bytes is put together in a thread, since copying them takes milliseconds.
-MAX_INLINE_ANSWER_BYTES = 2**20
+# Inputs and answers of more bytes are copied in a thread, since that takes milliseconds.
+MAX_INLINE_BYTES = 2**20
 # An answer is copied twice under the interpreter's lock, at about 3 GB/s.
 MAX_ANSWER_BYTES = 64 * 2**20
 
@@ -49,11 +49,11 @@ class InferMessage(NamedTuple):
 
     Attributes:
         request: the message; its own raw contents count only where it is short.
-        raw: raw contents of the inputs, in their order.
+        raw: raw contents of the inputs, in their order: bytes, or parts of the message as it was received.
     """
 
     request: inference_pb2.ModelInferRequest
-    raw: Sequence[bytes]
+    raw: MutableSequence[bytes] | MutableSequence[memoryview]
 
     @property
     def id(self) -> str:
@@ -82,9 +82,7 @@ def read_message(message: bytes) -> InferMessage:
         request = inference_pb2.ModelInferRequest.FromString(message)
         return InferMessage(request, request.raw_input_contents)
     parts = split(message, INFER)
-    request = inference_pb2.ModelInferRequest.FromString(parts.parsed)
-    # Copied, so that their elements lie at addresses that are multiples of their size.
-    return InferMessage(request, [bytes(contents) for contents in parts.bulk])
+    return InferMessage(inference_pb2.ModelInferRequest.FromString(parts.parsed), parts.bulk)
 
 
 def byte_elements_of(request: inference_pb2.ModelInferRequest) -> int:
@@ -110,10 +108,11 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
 
     Args:
         message: the request.
-        at_most: elements to look at one by one, which those of BYTES tensors and typed contents have to be.
+        at_most: elements to look at one by one, which those of BYTES tensors and typed contents have to be; others
+            count by their bytes. None: however many.
 
     Returns:
-        the tensors by name; None where there are more elements than `at_most`.
+        the tensors by name, which share no memory with a long message; None where there is more than `at_most`.
 
     Raises:
         InvalidRequest: they contradict what they say of themselves.
@@ -135,9 +134,17 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
             shape = tuple(shape)
             if datatype == "BYTES" or not is_raw:
                 left -= abs(math.prod(shape))
-                if left < 0:
-                    return None
-        arrays[name] = decode_raw(name, datatype, shape, raw[number]) if is_raw else _decode_contents(tensor)
+            elif at_most is not None and len(raw[number]) > MAX_INLINE_BYTES:
+                return None
+            if left < 0:
+                return None
+        if not is_raw:
+            arrays[name] = _decode_contents(tensor)
+            continue
+        array = decode_raw(name, datatype, shape, raw[number])
+        # A part of a message lies at any address; an engine wants multiples of an element's size.
+        is_part = isinstance(raw[number], memoryview) and not array.dtype.hasobject
+        arrays[name] = array.copy() if is_part else array
     return arrays
 
 
@@ -187,7 +194,7 @@ def is_short(outputs: Arrays, *, raw: bool) -> bool:
             num_elements += array.size
     if num_bytes > MAX_ANSWER_BYTES:
         raise TooLarge(f"the answer has {num_bytes} bytes, the limit is {MAX_ANSWER_BYTES}; ask for fewer rows")
-    return num_bytes <= MAX_INLINE_ANSWER_BYTES and num_elements <= MOST_READ_AT_ONCE
+    return num_bytes <= MAX_INLINE_BYTES and num_elements <= MOST_READ_AT_ONCE
 
 
 def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, raw: bool) -> None:
@@ -212,7 +219,7 @@ def long_answer(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, 
     Raises:
         TooLarge: the answer would have more bytes than an answer may have.
     """
-    pieces: list[bytes | memoryview] = [response.SerializeToString()]
+    pieces = [response.SerializeToString()]
     for name, array in outputs.items():
         datatype = DATATYPE_OF_NUMPY[array.dtype]
         tensor = [OutputTensor(name=name, datatype=datatype, shape=array.shape).SerializeToString()]
@@ -234,17 +241,17 @@ def _field(number: int, pieces: list[bytes]) -> list[bytes]:
 
 
 def _raw_pieces(array: NDArray[Any]) -> list[bytes]:
-    if not array.dtype.hasobject:
-        return [array.tobytes()]
+    """The raw form in pieces, between which others get the lock; putting them together gives it back (bytes.join)."""
+    at_once = MOST_READ_AT_ONCE if array.dtype.hasobject else MAX_INLINE_BYTES // array.itemsize
     flat = array.ravel()
-    return [encode_raw(flat[start : start + MOST_READ_AT_ONCE]) for start in range(0, flat.size, MOST_READ_AT_ONCE)]
+    return [encode_raw(flat[start : start + at_once]) for start in range(0, flat.size, at_once)]
 
 
 def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
     """Messages of a few elements each; one after the other they are the message of all (protobuf merges them)."""
     field = CONTENTS_OF[datatype]
     if datatype in PACKED_AS_IN_MEMORY:
-        yield from _field(Contents.DESCRIPTOR.fields_by_name[field].number, [array.tobytes()])
+        yield from _field(Contents.DESCRIPTOR.fields_by_name[field].number, _raw_pieces(array))
         return
     flat = array.ravel()
     for start in range(0, flat.size, MOST_READ_AT_ONCE):

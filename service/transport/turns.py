@@ -15,9 +15,11 @@ from collections.abc import Callable, Coroutine, Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-# Messages of more bytes count as long steps; of so many bytes together one turn may be.
+# Messages and answers of more bytes count as long steps; so many bytes together may be copied in one turn. Then come
+# turns without any: a request over HTTP is read in one, answered in the next.
 MIN_COUNTED_BYTES = 64 * 2**10
 MAX_TURN_BYTES = 2**20
+NUM_SHORT_TURNS = 3
 
 T = TypeVar("T")
 
@@ -28,7 +30,7 @@ class Turns:
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._thread = ThreadPoolExecutor(1, "long-steps")
-        self._taken_bytes = 0  # of messages, in this turn
+        self._copied_bytes = 0  # of messages and answers, in this turn or the last few
 
     def call(self, step: Callable[[], None]) -> None:
         """Call a function in a turn of its own; it must not raise."""
@@ -41,6 +43,13 @@ class Turns:
         turn = asyncio.get_running_loop().create_future()
         self.call(lambda: None if turn.done() else turn.set_result(None))
         await turn
+
+    async def copies(self, num_bytes: int) -> None:
+        """Return in a turn in which the caller may copy so many bytes before its next `await`."""
+        if num_bytes > MIN_COUNTED_BYTES:
+            while self._copied_bytes >= MAX_TURN_BYTES:
+                await self.come()
+            self._note(num_bytes)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Call a function in the one thread for long steps, after those that wait for it already."""
@@ -58,24 +67,28 @@ class Turns:
             try:
                 awaited = steps.send(None) if error is None else steps.throw(error)
             except StopIteration as end:
-                self._note(end.value)
+                if isinstance(end.value, bytes):
+                    self._note(len(end.value))
                 return end.value  # type: ignore[no-any-return]
             try:
                 yield awaited
-                while self._taken_bytes >= MAX_TURN_BYTES:
+                while self._copied_bytes >= MAX_TURN_BYTES:
                     yield from self.come().__await__()
                 error = None
             except BaseException as raised:  # cancelled, for example: what is awaited has to hear of it
                 error = raised
 
-    def _note(self, message: object) -> None:
-        if isinstance(message, bytes) and len(message) > MIN_COUNTED_BYTES:
-            if self._taken_bytes == 0:
-                asyncio.get_running_loop().call_soon(self._end_turn)
-            self._taken_bytes += len(message)
+    def _note(self, num_bytes: int) -> None:
+        if num_bytes > MIN_COUNTED_BYTES:
+            if self._copied_bytes == 0:
+                asyncio.get_running_loop().call_soon(self._end_turn, NUM_SHORT_TURNS)
+            self._copied_bytes += num_bytes
 
-    def _end_turn(self) -> None:
-        self._taken_bytes = 0
+    def _end_turn(self, num_short: int) -> None:
+        if num_short and self._copied_bytes >= MAX_TURN_BYTES:
+            asyncio.get_running_loop().call_soon(self._end_turn, num_short - 1)
+        else:
+            self._copied_bytes = 0
 
     def _run(self) -> None:
         step = self._waiting.popleft()

@@ -12,7 +12,7 @@ from service.transport.grpc_messages import MAX_UNCHECKED_BYTES
 from service.transport.grpc_tensors import (
     CONTENTS_OF,
     MAX_ANSWER_BYTES,
-    MAX_INLINE_ANSWER_BYTES,
+    MAX_INLINE_BYTES,
     InferMessage,
     is_short,
     long_answer,
@@ -47,6 +47,21 @@ def test_messages_are_read_up_to_so_many_elements(raw: bool, read_singly: int) -
         assert arrays["floats"].tolist() == FLOATS.tolist()
         assert arrays["texts"].tolist() == TEXTS.tolist()
     assert read_inputs(InferMessage(request, request.raw_input_contents), read_singly - 1) is None
+
+
+def test_long_tensors_are_copied_out_of_their_message() -> None:
+    """To where an engine can take them, in a thread; the message goes when its parts are forgotten."""
+    floats = np.arange(MAX_INLINE_BYTES // 4 + 1, dtype=np.float32)
+    for name in ("x", "xy", "xyz", "wxyz"):  # wherever the tensor lies in the message
+        request = inference_pb2.ModelInferRequest(model_name=name, raw_input_contents=[floats.tobytes()])
+        request.inputs.add(name="x", datatype="FP32", shape=floats.shape)
+        message = read_message(request.SerializeToString())
+        assert read_inputs(message, len(floats)) is None
+        inputs = read_inputs(message)
+        assert inputs is not None
+        assert np.array_equal(inputs["x"], floats)
+        assert inputs["x"].flags.aligned
+        assert not np.shares_memory(inputs["x"], np.frombuffer(message.raw[0], np.uint8))
 
 
 def arrays_of_all_types(num_rows: int) -> dict[str, Arrays]:
@@ -86,7 +101,7 @@ def test_only_short_answers_are_written_on_the_loop() -> None:
     assert not is_short({"y": many}, raw=False)
     assert is_short({"y": many}, raw=True)
     assert not is_short({"y": bytes_array([b""] * (MOST_READ_AT_ONCE + 1))}, raw=True)
-    assert not is_short({"y": np.zeros(MAX_INLINE_ANSWER_BYTES + 1, np.uint8)}, raw=True)
+    assert not is_short({"y": np.zeros(MAX_INLINE_BYTES + 1, np.uint8)}, raw=True)
     with pytest.raises(TooLarge, match=str(MAX_ANSWER_BYTES)):
         is_short({"y": np.broadcast_to(np.uint8(0), MAX_ANSWER_BYTES + 1)}, raw=True)
 

@@ -1,13 +1,14 @@
 """Long steps take turns of the event loop, or go through one thread."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from service.transport.turns import MAX_TURN_BYTES, MIN_COUNTED_BYTES, Turns
+from service.transport.turns import MAX_TURN_BYTES, MIN_COUNTED_BYTES, NUM_SHORT_TURNS, Turns
 
 
 class LoopTurns:
@@ -104,6 +105,21 @@ async def test_messages_that_are_there_at_once_are_taken_in_several_turns(
     assert await asyncio.gather(*receiving) == [size] * 10
     assert len({message.taken_at for message in messages}) >= num_turns
     assert size > MIN_COUNTED_BYTES or messages[0].taken_at == messages[-1].taken_at
+
+
+async def test_turns_without_long_steps_follow_a_long_one(loop_turns: LoopTurns) -> None:
+    """So that others are read in one of them and answered in the next."""
+    turns = Turns()
+
+    async def copy(num_bytes: int) -> int:
+        await turns.copies(num_bytes)
+        return loop_turns.count
+
+    taken_at = await asyncio.gather(*(copy(2 * MAX_TURN_BYTES) for _ in range(3)))
+    assert all(later - earlier > NUM_SHORT_TURNS for earlier, later in itertools.pairwise(taken_at))
+    long, *short = await asyncio.gather(copy(2 * MAX_TURN_BYTES), *(copy(MIN_COUNTED_BYTES) for _ in range(10)))
+    assert len(set(short)) == 1
+    assert short[0] < long  # which waits still
 
 
 async def test_a_receiver_that_is_cancelled_hears_of_it(loop_turns: LoopTurns) -> None:
