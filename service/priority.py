@@ -217,15 +217,15 @@ def let_go() -> None:
 
 
 def step_back(native_id: int, by: int) -> None:
-    """Let a thread that runs get less of a core that others want: `by` more of niceness (sched(7)); on Linux alone.
+    """Let a thread that runs get less of a core that others want: more niceness (sched(7)); on Linux alone.
 
     Args:
         native_id: the system's number of the thread. Threads that it starts later are as nice as it is.
-        by: how much more.
+        by: how much more than the process's first thread has.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
-            niceness = os.getpriority(os.PRIO_PROCESS, native_id)
+            niceness = os.getpriority(os.PRIO_PROCESS, os.getpid())
             os.setpriority(os.PRIO_PROCESS, native_id, min(niceness + by, 19))
 
 

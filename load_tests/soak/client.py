@@ -1,8 +1,9 @@
 """Sends the requests of a soak to two servers, and judges what comes back.
 
 A request is sent again, to the other server, where it was not answered: the connection was refused, or ended without a
-whole answer while a server was being rolled, or the answer is 503 or UNAVAILABLE. Each of these is counted. After
-`MAX_ATTEMPTS` the request is lost. Nothing else is sent again.
+whole answer while a server was being rolled, or the answer is 503 or UNAVAILABLE. gRPC's core ends calls that reach a
+server in the very moment in which it stops: the client sees CANCELLED, which it has not asked for, and which counts as an
+ended connection. Each of these is counted. After `MAX_ATTEMPTS` the request is lost. Nothing else is sent again.
 """
 
 import asyncio
@@ -107,6 +108,8 @@ class Client:
             status = error.code().name
             if status == "UNAVAILABLE":
                 raise Unanswered("UNAVAILABLE", refused=True) from error
+            if status == "CANCELLED":
+                raise Unanswered("CANCELLED", refused=False) from error
             if status == "DEADLINE_EXCEEDED" and request.timeout_s is None:
                 raise TimeoutError from error
             return Reply(status, error.details())

@@ -16,7 +16,7 @@ from service.config import ServiceConfig, address_of
 from service.memory_budget import ByteBudget
 from service.predictor import Predictor
 from service.priority import step_back
-from service.transport.grpc_calls import Handlers, take_calls_at_once
+from service.transport.grpc_calls import Handlers, take_all_calls, take_calls_at_once
 from service.transport.grpc_frame import Activity
 from service.transport.grpc_health import HealthService, ReflectionService
 from service.transport.grpc_receiving import MessageReceiver
@@ -35,6 +35,7 @@ POLLER_STEPS_BACK = 5
 # Threads of gRPC's core, which help where one client sends very much. Several of them would take most of a busy core.
 CORE = "event_engine"
 CORE_STEPS_BACK = 10
+CORE_LOOKS, CORE_LOOK_INTERVAL_S = 100, 0.01
 # Metadata of a call: more than the first is refused by chance, more than the second always.
 MAX_METADATA_BYTES, ABSOLUTE_MAX_METADATA_BYTES = 8 * 2**10, 16 * 2**10
 # A connection has so long to say that it speaks HTTP/2.
@@ -55,9 +56,11 @@ class GrpcServer:
         port: where it listens.
     """
 
-    def __init__(self, server: grpc.aio.Server, port: int, receiver: MessageReceiver, activity: Activity) -> None:
+    def __init__(
+        self, server: grpc.aio.Server, port: int, handlers: Handlers, receiver: MessageReceiver, activity: Activity
+    ) -> None:
         self.port = port
-        self._server, self._receiver, self._activity = server, receiver, activity
+        self._server, self._handlers, self._receiver, self._activity = server, handlers, receiver, activity
 
     async def stop(self, timeout_s: float) -> None:
         """Take no new connections or calls, and return when the last call has ended, at the latest after a time.
@@ -67,6 +70,7 @@ class GrpcServer:
         """
         stop_at_s = time.monotonic() + timeout_s
         self._receiver.stop(min(LATE_MESSAGES_S, timeout_s))
+        await take_all_calls(self._server, self._handlers.all)
         stopping = asyncio.create_task(self._server.stop(timeout_s))
         unread_since_s, writes = time.monotonic(), self._activity.writes
         while not stopping.done():
@@ -120,9 +124,22 @@ async def start_grpc(
     for thread in threading.enumerate():
         if thread.name.endswith(POLLER) and thread.native_id is not None:
             step_back(thread.native_id, by=POLLER_STEPS_BACK)
-    for native_id in native_threads(CORE):
-        step_back(native_id, by=CORE_STEPS_BACK)
-    return GrpcServer(server, port, receiver, activity)
+    await step_core_back()
+    return GrpcServer(server, port, handlers, receiver, activity)
+
+
+async def step_core_back() -> None:
+    """Let the threads of gRPC's core step back: they have their name a moment after they were started."""
+    found: set[int] = set()
+    for _ in range(CORE_LOOKS):
+        new = set(native_threads(CORE)) - found
+        if found and not new:
+            return
+        for native_id in new:
+            step_back(native_id, by=CORE_STEPS_BACK)
+        found |= new
+        await asyncio.sleep(CORE_LOOK_INTERVAL_S)
+    log.warning("gRPC's core has no threads of a known name", grpcio=grpc.__version__)
 
 
 def native_threads(name: str) -> list[int]:

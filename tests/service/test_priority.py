@@ -149,8 +149,8 @@ def test_a_thread_that_gives_way_knows_what_it_worked() -> None:
     assert computed_s <= worked_s < passed_s - 0.2
 
 
-def test_a_thread_steps_back_from_where_it_is() -> None:
-    """By so much, no further than there is, and no other thread with it."""
+def test_a_thread_steps_back_behind_the_first() -> None:
+    """By so much however often it is told, no further than there is, and no other thread with it."""
 
     def niceness() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
@@ -158,7 +158,7 @@ def test_a_thread_steps_back_from_where_it_is() -> None:
     own = niceness()
     with ThreadPoolExecutor(1) as pool:
         native_id = pool.submit(threading.get_native_id).result()
-        for by, expected in ((5, own + 5), (2, own + 7), (100, 19)):
+        for by, expected in ((5, own + 5), (5, own + 5), (7, own + 7), (100, 19)):
             step_back(native_id, by)
             assert pool.submit(niceness).result() == expected
     assert niceness() == own

@@ -9,7 +9,8 @@ from typing import Any
 
 import grpc
 
-from service.transport.grpc_calls import CALLS_AT_ONCE, Handlers, take_calls_at_once
+from load_tests.http2 import HEADERS, PING, Http2Client, frame, prefix
+from service.transport.grpc_calls import CALLS_AT_ONCE, Handlers, take_all_calls, take_calls_at_once
 
 NUM_CALLS = 3 * CALLS_AT_ONCE
 
@@ -62,6 +63,36 @@ async def test_every_call_is_answered_and_stopping_ends_it() -> None:
     left = asyncio.all_tasks() - {asyncio.current_task()}
     if left:
         await asyncio.wait_for(asyncio.gather(*left), 10)
+
+
+async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
+    """More than are asked for at once; gRPC's core would end them as CANCELLED."""
+
+    async def behaviour(request: bytes, context: Any) -> bytes:
+        return request
+
+    handlers = handlers_of(behaviour)
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(tuple(handlers.all))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    take_calls_at_once(server, handlers.all)
+    with await asyncio.to_thread(Http2Client, f"127.0.0.1:{port}") as raw:
+        streams = [raw.begin("/test.Test/Call") for _ in range(NUM_CALLS)]
+        for stream in streams:
+            raw.send(stream, prefix(1) + b"x", end=True)
+        # The event loop stands still meanwhile: the core has all calls, as its answer to this tells; nobody takes them.
+        raw.socket.sendall(frame(PING, 0, 0, b"are here"))
+        while raw.read().kind != PING:
+            pass
+        await take_all_calls(server, handlers.all)
+        await server.stop(30)
+        ends = {}
+        while len(raw.ended) < NUM_CALLS:
+            got = await asyncio.to_thread(raw.read)
+            if got.stream in raw.ended:
+                ends[got.stream] = got.kind
+    assert ends == dict.fromkeys(streams, HEADERS)  # none is RST_STREAM
 
 
 async def test_a_version_without_these_steps_takes_calls_one_at_a_time() -> None:
