@@ -1,9 +1,9 @@
 """Sends the requests of a soak to two servers, and judges what comes back.
 
 A request is sent again, to the other server, where it was not answered: the connection was refused, or ended without a
-whole answer while a server was being rolled, or the answer is 503 or UNAVAILABLE. gRPC's core ends calls that reach a
-server in the very moment in which it stops: the client sees CANCELLED, which it has not asked for, and which counts as an
-ended connection. Each of these is counted. After `MAX_ATTEMPTS` the request is lost. Nothing else is sent again.
+whole answer while a server was being rolled, or the answer is 503 or UNAVAILABLE. A call that reaches a server in the
+very moment in which it stops is ended by gRPC's core: CANCELLED, which the client has not asked for, counts as an ended
+connection. Each of these is counted. After `MAX_ATTEMPTS` the request is lost. Nothing else is sent again.
 """
 
 import asyncio
