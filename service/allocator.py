@@ -27,7 +27,7 @@ MIN_GROWTH_BYTES = 32 * 2**20
 MIN_GROWTH_WHILE_BUSY_BYTES = 192 * 2**20
 # A return of less was in vain: the next one comes after twice as many looks, at most so many.
 MIN_RETURN_BYTES = 4 * 2**20
-MAX_LOOKS_BETWEEN = 64
+MAX_LOOKS_BETWEEN = 32
 
 
 def give_long_allocations_own_pages() -> None:
