@@ -704,7 +704,7 @@ class Predictor:
         log.info("request refused", request_id=request_id, model=clipped(model), outcome=outcome, why=why)
         try:
             state = self._repository.state(model, version)
-        except NotFound:
+        except (NotFound, Unavailable):
             model, version = UNKNOWN_MODEL, ""
         else:
             model, version = state.name, state.version
@@ -773,7 +773,10 @@ class Predictor:
         """
         if self.draining or self._repository.ending:
             return "the server is shutting down"
-        return self._repository.state(name, version).current_problem()
+        try:
+            return self._repository.state(name, version).current_problem()
+        except Unavailable as error:
+            return str(error)
 
     @property
     def draining(self) -> bool:

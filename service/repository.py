@@ -75,6 +75,7 @@ class ModelRepository:
     draining: bool = False
     states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
     _newest_first: dict[str, list[ModelState]] = field(default_factory=dict)
+    _scanned: bool = False  # before, nothing is known of what the store has
 
     def __post_init__(self) -> None:
         """Share out the cores."""
@@ -103,6 +104,7 @@ class ModelRepository:
             state = ModelState(folder.name, folder.version)
             self.states[folder.name, folder.version] = state
             self._newest_first.setdefault(folder.name, []).insert(0, state)
+        self._scanned = True
         at_once = asyncio.Semaphore(self.num_cores)
 
         async def load(folder: FoundFolder) -> None:
@@ -255,7 +257,10 @@ class ModelRepository:
 
         Raises:
             NotFound: the store has no such model or version.
+            Unavailable: the store has not been read yet.
         """
+        if not self._scanned:
+            raise Unavailable("models are loading")
         if version:
             if (name, version) not in self.states:
                 known = ", ".join(self.versions(name)) or "none"
@@ -287,6 +292,8 @@ class ModelRepository:
         """
         if self.draining or self.ending:
             return "the server is shutting down"
+        if not self._scanned:
+            return "models are loading"
         for state in self.states.values():
             if state.problem == "loading":
                 return "models are loading"

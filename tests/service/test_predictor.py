@@ -7,12 +7,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
 from service.config import ServiceConfig
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotFound, Unavailable
 from service.metrics import Metrics
 from service.predictor import MAX_STRINGS_IN_LOOP, Call, Predictor
 from service.repository import ModelRepository
@@ -32,6 +33,22 @@ async def predictor(tmp_path: Path) -> AsyncIterator[Predictor]:
     repository = ModelRepository(config, metrics := Metrics(), num_cores=1)
     await repository.load_all()
     yield Predictor(repository, metrics, config)
+    repository.close()
+
+
+async def test_before_the_store_is_read_no_model_is_unknown(tmp_path: Path) -> None:
+    """The faces listen before: a call that comes so early is told to come again."""
+    repository = ModelRepository(config := ServiceConfig(model_store=tmp_path), metrics := Metrics(), num_cores=1)
+    predictor = Predictor(repository, metrics, config)
+    for version in ("", "1"):
+        with pytest.raises(Unavailable, match="models are loading"):
+            await predictor.infer(msgspec.structs.replace(CALL, version=version), {})
+        assert predictor.problem_of("same", version) == "models are loading"
+    predictor.count_failure("same", "", "grpc", "1", "unavailable", "models are loading")
+    assert repository.not_ready_because() == "models are loading"
+    await repository.load_all()
+    with pytest.raises(NotFound, match="'same' is not in the store"):
+        await predictor.infer(CALL, {})
     repository.close()
 
 
