@@ -31,6 +31,8 @@ from service.worker_threads import Watchdog
 
 log = structlog.get_logger(__name__)
 
+LOADING = "models are loading"
+
 
 @dataclass(frozen=True)
 class ServedModel:
@@ -260,7 +262,7 @@ class ModelRepository:
             Unavailable: the store has not been read yet.
         """
         if not self._scanned:
-            raise Unavailable("models are loading")
+            raise Unavailable(LOADING)
         if version:
             if (name, version) not in self.states:
                 known = ", ".join(self.versions(name)) or "none"
@@ -293,10 +295,10 @@ class ModelRepository:
         if self.draining or self.ending:
             return "the server is shutting down"
         if not self._scanned:
-            return "models are loading"
+            return LOADING
         for state in self.states.values():
             if state.problem == "loading":
-                return "models are loading"
+                return LOADING
             if state.served is not None and (trouble := state.served.batcher.trouble()):
                 return f"{state.name}/{state.version}: {trouble}"
         if not any(state.served for state in self.states.values()):

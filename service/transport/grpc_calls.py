@@ -19,7 +19,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know 
 # Besides the one that `grpc.aio` has outstanding itself. As many calls may begin in one turn of the event loop, about
 # 0.2 ms each, before it hands an engine its next batch.
 CALLS_AT_ONCE = 16
-# At the end of a server: more than clients are likely to have waiting. Each costs about 20 µs then.
+# At the end of a server: more than clients are likely to have waiting.
 CALLS_AT_THE_END = 1024
 # The parameters of gRPC's own steps: what becomes of a call, and the task that looks after it.
 _STEPS = {

@@ -1,6 +1,7 @@
 """The gRPC face: listens, bounds what connections may do, registers the services, and ends within a time."""
 
 import asyncio
+import sys
 import threading
 import time
 from pathlib import Path
@@ -130,6 +131,8 @@ async def start_grpc(
 
 async def step_core_back() -> None:
     """Let the threads of gRPC's core step back: they have their name a moment after they were started."""
+    if sys.platform != "linux":  # threads have no niceness of their own
+        return
     found: set[int] = set()
     for _ in range(CORE_LOOKS):
         new = set(native_threads(CORE)) - found

@@ -97,7 +97,7 @@ class InferenceService(FramedService):
             inputs = await self._turns.in_thread(partial(read_inputs, message))
             assert inputs is not None
         is_raw = len(message.raw) > 0
-        message.raw.clear()  # the request may wait
+        message.raw.clear()  # the inputs are copies where they are long, and the request may wait
         wanted = [output.name for output in request.outputs] if request.outputs else ()
         outputs, receipt = await self._predictor.infer(call, inputs, wanted)
         response = inference_pb2.ModelInferResponse(

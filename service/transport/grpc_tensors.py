@@ -40,7 +40,7 @@ CONTENTS_OF = {
 PACKED_AS_IN_MEMORY = ("BOOL", "FP32", "FP64")
 # Inputs and answers of more bytes are copied in a thread, since that takes milliseconds.
 MAX_INLINE_BYTES = 2**20
-# An answer is copied twice under the interpreter's lock, at about 3 GB/s.
+# An answer is copied twice, and once more by gRPC.
 MAX_ANSWER_BYTES = 64 * 2**20
 
 

@@ -18,7 +18,7 @@ from service.models.row_independence.values import NotProved, Numbering
 
 __all__ = ["EqualSizes", "Finding", "TrialStopped", "prove_rows_independent", "try_rows"]
 
-
+# Groups of dimensions that are equal, each an input's name and an axis.
 EqualSizes = tuple[tuple[tuple[str, int], ...], ...]
 
 

@@ -80,6 +80,7 @@ class Node:
                     yield each
 
 
+# Sizes, names of sizes, and None for a size without a name.
 DeclaredShape = tuple[int | str | None, ...]
 
 

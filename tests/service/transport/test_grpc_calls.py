@@ -23,6 +23,15 @@ def handlers_of(behaviour: Any) -> Handlers:
     return handlers
 
 
+async def started(handlers: Handlers) -> tuple[grpc.aio.Server, int]:
+    """A server, and its port."""
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers(tuple(handlers.all))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, port
+
+
 @contextmanager
 def client(port: int) -> Iterator[Any]:
     """Makes the call from a thread of its own."""
@@ -45,10 +54,7 @@ async def test_every_call_is_answered_and_stopping_ends_it() -> None:
         return request
 
     handlers = handlers_of(behaviour)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(tuple(handlers.all))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    server, port = await started(handlers)
     assert take_calls_at_once(server, handlers.all), "the pinned gRPC knows how"
     with client(port) as call, ThreadPoolExecutor(1) as pool:
 
@@ -72,10 +78,7 @@ async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
         return request
 
     handlers = handlers_of(behaviour)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers(tuple(handlers.all))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
+    server, port = await started(handlers)
     take_calls_at_once(server, handlers.all)
     with await asyncio.to_thread(Http2Client, f"127.0.0.1:{port}") as raw:
         streams = [raw.begin("/test.Test/Call") for _ in range(NUM_CALLS)]

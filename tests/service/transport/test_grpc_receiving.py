@@ -1,6 +1,7 @@
 """The one message of each gRPC call: its time, and its part in the server's memory."""
 
 import asyncio
+import itertools
 import threading
 from typing import Any
 
@@ -13,6 +14,7 @@ from service.transport.grpc_receiving import (
     MAX_LATE_BYTES,
     MAX_UNRESERVED_BYTES,
     MAX_WAITING,
+    STALE_LOOKS,
     MessageReceiver,
 )
 
@@ -162,7 +164,9 @@ async def test_messages_are_late_when_more_and_more_is_allocated_and_none_comes(
         if len(taken) * PIECE_BYTES < 4 * MAX_GROWTH_BYTES:
             taken.extend(bytes(PIECE_BYTES) for _ in range(MAX_GROWTH_BYTES // PIECE_BYTES // 4))
 
-    await until(lambda: grow() or receiver.num_receiving == 1)
+    polls = itertools.count()
+    await until(lambda: next(polls) < 0 or grow() or receiver.num_receiving == 1)
+    assert next(polls) < STALE_LOOKS // 2  # long before time alone makes them late
     assert [type(await call.arrive()) for call in calls] == [type(None), Overloaded, Overloaded]
 
 
