@@ -71,9 +71,6 @@ def prepare_process() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # gRPC's core writes lines of its own format to standard error; what they tell, errors of ours tell as well.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # gRPC waits for its sockets in the thread that hands their events on, as it did before version 1.80, and not in
-    # more threads behind that one: about 10 % less CPU time for a request without a model (docs/decisions.md).
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_poller_for_python")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The gRPC face against clients that send too much, too slowly or do not read; each on a real server."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from onnx import TensorProto, helper
 
 from load_tests.http2 import (
+    CANCEL,
+    DATA,
     GOAWAY,
     HEADERS,
     INITIAL_WINDOW_SIZE,
     MAX_CONCURRENT_STREAMS,
+    RST_STREAM,
     Http2Client,
+    frame,
     prefix,
 )
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
@@ -233,6 +239,39 @@ def test_connections_have_a_bound_and_leave_room_when_they_end(small_store: Path
                 inference_pb2.ServerLiveRequest(), wait_for_ready=True, timeout=60
             )
         assert live.live
+
+
+def test_clients_that_leave_in_the_middle_of_a_message_leave_room(small_store: Path) -> None:
+    """Connections whose clients reset a call while they send, and go, do not stay open in the server."""
+    message = prefix(15 * MEBIBYTE) + bytes(200_000)
+
+    def leave(address: str) -> None:
+        with contextlib.suppress(OSError), Http2Client(address) as client:
+            stream = client.begin()
+            client.send(stream, message)
+            client.socket.sendall(frame(RST_STREAM, 0, stream, CANCEL) + frame(DATA, 0, stream, bytes(10_000)))
+
+    with running_server(small_store) as server:
+        sockets_before = num_sockets(server.popen.pid)
+        with ThreadPoolExecutor(20) as pool:
+            list(pool.map(leave, [server.grpc] * 400))
+        with grpc.insecure_channel(server.grpc) as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            left = None
+            for _ in range(10_000):  # calls, each of which gives the server time to notice
+                assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status
+                if (left := num_sockets(server.popen.pid)) <= sockets_before + 1:
+                    break
+    assert left == sockets_before + 1  # the channel's
+
+
+def num_sockets(pid: int) -> int:
+    """How many sockets a process has open."""
+    links = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed in this moment
+            links.append(str(descriptor.readlink()))
+    return sum(link.startswith("socket:") for link in links)
 
 
 def test_a_call_without_a_message_is_told_so(default_server: Server) -> None:
