@@ -29,13 +29,14 @@ if TYPE_CHECKING:  # it needs an extra
 
 log = structlog.get_logger(__name__)
 
-# gRPC's thread that waits for sockets and hands on what comes. On a busy core it would interrupt for each message; a
-# little behind the others it hands on several at once (docs/decisions.md).
+# gRPC's thread that hands on what comes. On a busy core it would interrupt for each message; a little behind the others
+# it hands on several at once (docs/decisions.md).
 POLLER = "(_poll_wrapper)"
 POLLER_STEPS_BACK = 5
-# Threads of gRPC's core, which help where one client sends very much. Several of them would take most of a busy core.
+# Threads of gRPC's core, which read and write the sockets. Where clients send very much several of them would take most
+# of a busy core.
 CORE = "event_engine"
-CORE_STEPS_BACK = 10
+CORE_STEPS_BACK = 15
 CORE_LOOKS, CORE_LOOK_INTERVAL_S = 100, 0.01
 # Metadata of a call: more than the first is refused by chance, more than the second always.
 MAX_METADATA_BYTES, ABSOLUTE_MAX_METADATA_BYTES = 8 * 2**10, 16 * 2**10

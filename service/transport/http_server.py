@@ -76,7 +76,7 @@ log = structlog.get_logger(__name__)
 
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
 MOST_UNCOUNTED_BYTES = 64 * 1024  # of an answer: a connection's own buffers take as much
-PIECE_BYTES = 256 * 1024  # of a body or an answer: what is moved in one step
+PIECE_BYTES = 256 * 1024  # of an answer: what is written in one step
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 # The page for people who try the models: no inline script, and nothing from elsewhere or to elsewhere. Pictures that it
 # shows are the person's own and the answer's.
@@ -263,9 +263,7 @@ class HttpApplication:
         except ClientDisconnect:
             self._count_failure(request, request_id, "cancelled", "the client hung up before its request was whole")
             raise
-        if size > PIECE_BYTES:
-            await self._turns.come()
-        return b"".join(parts)
+        return await self._turns.joined(parts)
 
     async def _in_turn(self, work: Callable[[], T], size: int) -> T:
         """Read or write JSON: at once where it is small, else in the thread for long steps."""

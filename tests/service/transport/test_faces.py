@@ -23,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.transport.frame import MOST_READ_AT_ONCE
 from service.transport.grpc_server import CORE_STEPS_BACK, POLLER_STEPS_BACK
+from service.transport.turns import THREAD_STEPS_BACK
 from tests.conftest import Server
 
 TEXTS = [
@@ -871,7 +872,8 @@ def test_grpcs_threads_are_behind_the_others(server: Server) -> None:
     own = os.getpriority(os.PRIO_PROCESS, server.popen.pid)
     threads = [int(task.name) for task in Path(f"/proc/{server.popen.pid}/task").iterdir()]
     behind = [os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads]
-    assert sorted(set(behind)) == [0, POLLER_STEPS_BACK, CORE_STEPS_BACK]
+    # The thread for long steps is there once a request has needed it.
+    assert sorted({*behind} - {THREAD_STEPS_BACK}) == [0, POLLER_STEPS_BACK, CORE_STEPS_BACK]
     assert behind.count(POLLER_STEPS_BACK) == 1
 
 

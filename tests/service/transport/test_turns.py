@@ -2,13 +2,21 @@
 
 import asyncio
 import itertools
+import os
+import sys
 import threading
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from service.transport.turns import MAX_TURN_BYTES, MIN_COUNTED_BYTES, NUM_SHORT_TURNS, Turns
+from service.transport.turns import (
+    MAX_TURN_BYTES,
+    MIN_COUNTED_BYTES,
+    NUM_SHORT_TURNS,
+    THREAD_STEPS_BACK,
+    Turns,
+)
 
 
 class LoopTurns:
@@ -120,6 +128,27 @@ async def test_turns_without_long_steps_follow_a_long_one(loop_turns: LoopTurns)
     long, *short = await asyncio.gather(copy(2 * MAX_TURN_BYTES), *(copy(MIN_COUNTED_BYTES) for _ in range(10)))
     assert len(set(short)) == 1
     assert short[0] < long  # which waits still
+
+
+async def test_long_bodies_are_put_together_beside_the_loop() -> None:
+    """In the thread, where its other work comes first; short ones at once."""
+    turns, gate = Turns(), threading.Event()
+    blocking = asyncio.create_task(turns.in_thread(gate.wait))
+    long = asyncio.create_task(turns.joined([b"a" * MAX_TURN_BYTES, b"b"]))
+    assert await turns.joined([b"a", b"b"]) == b"ab"
+    assert len(await turns.joined([b"a" * MIN_COUNTED_BYTES] * 3)) == 3 * MIN_COUNTED_BYTES
+    assert not long.done()
+    gate.set()
+    assert await long == b"a" * MAX_TURN_BYTES + b"b"
+    assert await blocking
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has niceness of threads")
+async def test_the_thread_is_behind_the_loop() -> None:
+    """Where both want one core, a step of the loop takes little longer than alone."""
+    before = os.getpriority(os.PRIO_PROCESS, os.getpid())
+    behind = await Turns().in_thread(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    assert behind == min(before + THREAD_STEPS_BACK, 19)
 
 
 async def test_a_receiver_that_is_cancelled_hears_of_it(loop_turns: LoopTurns) -> None:
