@@ -5,9 +5,9 @@ there at the same time would be taken, copied and parsed one right after the oth
 all of them. They take turns instead: one in a turn of the loop, and everything else in between.
 
 What Python converts element by element is done in a thread, in pieces, and what is copied without the interpreter's
-lock is copied there. It is one thread for all requests: several would keep the lock among themselves, and the loop would
-wait for one after the other. It is a little behind the loop where both want the same core: a long step of the loop
-would otherwise take twice its time.
+lock is copied there. It is one thread for all requests: several would keep the lock among themselves, and the loop
+would wait for one after the other. It is a little behind the loop where both want the same core: a long step of the
+loop would otherwise take twice its time.
 """
 
 import asyncio
