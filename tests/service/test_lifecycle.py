@@ -248,7 +248,7 @@ def test_the_process_is_prepared_before_libraries_look_at_it() -> None:
     code = (
         "import os, sys; from service.__main__ import prepare_process;"
         "early = [name for name in ('grpc', 'tokenizers', 'onnxruntime') if name in sys.modules]; prepare_process();"
-        "print(early, os.environ['GRPC_EXPERIMENTS'], os.environ['TOKENIZERS_PARALLELISM'])"
+        "print(early, os.environ['GRPC_VERBOSITY'], os.environ['TOKENIZERS_PARALLELISM'])"
     )
     environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
     run = subprocess.run(
@@ -257,9 +257,9 @@ def test_the_process_is_prepared_before_libraries_look_at_it() -> None:
         text=True,
         check=True,
         cwd=ROOT,
-        env=environment | {"GRPC_EXPERIMENTS": "-a_users_own"},
+        env=environment | {"GRPC_VERBOSITY": "A_USERS_OWN"},
     )
-    assert run.stdout.split() == ["[]", "-a_users_own", "false"]
+    assert run.stdout.split() == ["[]", "A_USERS_OWN", "false"]
 
 
 def test_a_model_can_be_any_bare_graph(tmp_path: Path) -> None:
