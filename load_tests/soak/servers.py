@@ -129,6 +129,8 @@ class ServerSlot:
         """SIGTERM, and wait for the end.
 
         Raises:
+            RuntimeError: it ends with another status than 0.
+            RuntimeError: it ends with another status than 0.
             TimeoutError: it does not end.
         """
         process, reader = self._process, self.reader
@@ -145,6 +147,8 @@ class ServerSlot:
             await asyncio.to_thread(reader.join)
             assert process.stderr is not None
             process.stderr.close()
+        if process.returncode:
+            raise RuntimeError(f"a server has ended with status {process.returncode} after SIGTERM")
 
     async def roll(self) -> None:
         """Stop and start again."""
