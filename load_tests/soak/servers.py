@@ -130,7 +130,6 @@ class ServerSlot:
 
         Raises:
             RuntimeError: it ends with another status than 0.
-            RuntimeError: it ends with another status than 0.
             TimeoutError: it does not end.
         """
         process, reader = self._process, self.reader
