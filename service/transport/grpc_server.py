@@ -80,7 +80,7 @@ class GrpcServer:
             if self._activity.working > 0 or self._receiver.num_receiving > 0 or self._activity.writes != writes:
                 unread_since_s, writes = now_s, self._activity.writes
             if now_s >= min(stop_at_s, unread_since_s + UNREAD_ANSWERS_S):
-                # Only one may wait for the end: of two that are told of it together both would free gRPC's server.
+                # Two coroutines that wait for the end crash the process (grpcio 1.81, docs/decisions.md).
                 stopping.cancel()
                 await asyncio.wait([stopping])
                 await self._server.stop(None)

@@ -868,7 +868,7 @@ def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
 def test_grpcs_threads_are_behind_the_others(server: Server) -> None:
-    """The one that waits for sockets a little, its core's further; this fails when gRPC calls them by another name."""
+    """The one that hands events on a little, its core's further; this fails when gRPC calls them by another name."""
     own = os.getpriority(os.PRIO_PROCESS, server.popen.pid)
     threads = [int(task.name) for task in Path(f"/proc/{server.popen.pid}/task").iterdir()]
     behind = [os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads]
