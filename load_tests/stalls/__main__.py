@@ -4,6 +4,9 @@ Starts servers at default limits on loopback. Sends each request or fault that h
 that are permitted, while a process beside it asks /healthz every 10 ms on a connection of its own. Then attacks the
 memory of a fresh server in many ways at once.
 
+A round is repeated, and the page says so, where somebody waited for more than 50 ms, but for less without the time that
+the host took from a core within that wait (steal).
+
 Exit status 1 when somebody waited for more than 50 ms, when the memory rose by more than 512 MiB or stayed more than
 64 MiB above its idle level, or when a permitted request was not answered.
 """
@@ -22,10 +25,12 @@ from load_tests.page import ROOT, MarkedPart, command_of, commit, machine
 from load_tests.processes import LOAD_CORE, pin, steal_s
 from load_tests.stalls.attacks import ATTACKS, measure_memory
 from load_tests.stalls.cases import Case, cases
-from load_tests.stalls.result import page_of, problems_of
+from load_tests.stalls.result import is_disturbed, page_of, problems_of
 from load_tests.stalls.sending import Send, at_once
 from load_tests.stalls.servers import Prober, Server, probing, serving, settle, wait_until_quiet
 from load_tests.stalls.stores import make_many, make_store
+
+MAX_REPEATS = 5  # of a round in which the host took the time that others waited
 
 
 def main() -> int:
@@ -87,7 +92,7 @@ def measure(
     """
     begun_s, stolen_s = time.perf_counter(), steal_s()
     rows: dict[str, dict[str, Any]] = {
-        case.name: {"name": case.name, "permitted": case.permitted, "rounds": []} for case in chosen
+        case.name: {"name": case.name, "permitted": case.permitted, "rounds": [], "repeated": []} for case in chosen
     }
     done, total = 0, arguments.rounds * len(chosen)
     for where in dict.fromkeys(case.where for case in chosen):
@@ -95,7 +100,8 @@ def measure(
         with serving(stores[where], full_disk=where == "full disk") as server, probing(server) as prober:
             for case in [case for case in chosen if case.where == where]:
                 for _ in range(arguments.rounds):
-                    window = measure_case(case, server, prober)
+                    repeated, window = measure_undisturbed(case, server, prober)
+                    rows[case.name]["repeated"] += repeated
                     rows[case.name]["rounds"].append(window)
                     done += 1
                     left_s = (time.perf_counter() - begun_s) / done * (total - done)
@@ -121,6 +127,20 @@ def measure(
         "wall_s": time.perf_counter() - begun_s,
     }
     return result | {"problems": problems_of(result)}
+
+
+def measure_undisturbed(case: Case, server: Server, prober: Prober) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """One round, repeated where the limit was broken by what the host took, and by nothing else.
+
+    Returns:
+        The rounds that do not count, at most MAX_REPEATS, and the one that does.
+    """
+    repeated: list[dict[str, Any]] = []
+    window = measure_case(case, server, prober)
+    while is_disturbed(window) and len(repeated) < MAX_REPEATS:
+        repeated.append(window)
+        window = measure_case(case, server, prober)
+    return repeated, window
 
 
 def measure_case(case: Case, server: Server, prober: Prober) -> dict[str, Any]:

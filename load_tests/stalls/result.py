@@ -9,6 +9,11 @@ FAILURES = ("500", "502", "INTERNAL", "UNKNOWN")
 PERMITTED = ("200", "OK")
 
 
+def is_disturbed(window: dict[str, Any]) -> bool:
+    """Whether others waited for too long only because the host took a core: such a round measures the host."""
+    return bool(window["p100_unstolen_ms"] <= MAX_WAIT_MS < window["p100_ms"])
+
+
 def problems_of(result: dict[str, Any]) -> list[str]:
     """Each promise that was missed, in a sentence."""
     problems = []
@@ -39,7 +44,8 @@ def page_of(result: dict[str, Any]) -> str:
         f" limits on one core, load and prober on the other, {result['num_rounds']} rounds."
         f" Stolen by the host: {result['steal_s']:.1f} CPU s in {result['wall_s']:.0f} s."
         " p100 is the longest wait of the prober in all rounds, p99 the largest of the rounds, *prober late* how late"
-        " the prober itself was woken at worst.",
+        " the prober itself was woken at worst. A round in which others waited for more than"
+        f" {MAX_WAIT_MS:g} ms, but for less without what the host took within that wait, is repeated.",
         "",
         "| request or fault | answers | seconds | p99 ms | p100 ms | prober late ms |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -52,6 +58,12 @@ def page_of(result: dict[str, Any]) -> str:
             f"| {row['name']} | {answers} | {worst['seconds']:.1f} | {worst['p99_ms']:.1f} | {worst['p100_ms']:.1f}"
             f" | {worst['late_ms']:.1f} |"
         )
+    if repeated := [(row["name"], window) for row in result["cases"] for window in row["repeated"]]:
+        lines += ["", "Rounds that were repeated, since the host took a core within the longest wait:"]
+        lines += [
+            f"- {name}: waited {window['p100_ms']:.1f} ms, {window['p100_unstolen_ms']:.1f} without what the host took"
+            for name, window in repeated
+        ]
     if memory := result["memory"]:
         sent = ", ".join(f"{number:,} x {name}" for name, number in memory["sent"].items())
         lines += [

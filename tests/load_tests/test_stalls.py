@@ -8,17 +8,24 @@ from typing import Any
 
 import pytest
 
-from load_tests.stalls.result import problems_of
+from load_tests.stalls.prober import Window
+from load_tests.stalls.result import is_disturbed, page_of, problems_of
 from tests.conftest import ROOT
 
-WINDOW = {"answer": "200", "seconds": 0.1, "count": 10, "not_ok": 0, "p99_ms": 3.0, "p100_ms": 4.0, "late_ms": 0.1}
+WINDOW = {
+    "answer": "200", "seconds": 0.1, "count": 10, "not_ok": 0, "p99_ms": 3.0, "p100_ms": 4.0, "p100_unstolen_ms": 4.0,
+    "late_ms": 0.1,
+}  # fmt: skip
 MEMORY = {"idle_mib": 200.0, "peak_mib": 300.0, "afterwards_mib": 201.0, "answer": "200"}
 
 
 def result(window: dict[str, Any], memory: dict[str, Any], *, permitted: bool = True) -> dict[str, Any]:
     """One case of one round, and the attacks."""
     rounds = [WINDOW | window]
-    return {"cases": [{"name": "x", "permitted": permitted, "rounds": rounds}], "memory": MEMORY | memory}
+    return {
+        "cases": [{"name": "x", "permitted": permitted, "rounds": rounds, "repeated": []}],
+        "memory": MEMORY | memory,
+    }
 
 
 @pytest.mark.parametrize(
@@ -42,6 +49,37 @@ def test_broken_promises_are_told(measured: dict[str, Any], problem: str) -> Non
     problems = problems_of(measured)
     assert len(problems) == bool(problem)
     assert not problems or problem in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("p100_ms", "p100_unstolen_ms", "disturbed"),
+    [(49.0, 20.0, False), (90.0, 50.0, True), (90.0, 50.1, False), (90.0, 90.0, False)],
+)
+def test_a_round_is_disturbed_where_the_host_alone_broke_the_limit(
+    p100_ms: float, p100_unstolen_ms: float, disturbed: bool
+) -> None:
+    """A wait that is too long even without the time that the host took counts, whatever the host did."""
+    assert is_disturbed(WINDOW | {"p100_ms": p100_ms, "p100_unstolen_ms": p100_unstolen_ms}) is disturbed
+
+
+def test_the_page_tells_of_every_repeated_round() -> None:
+    """Case, wait, and the wait without what the host took."""
+    measured = result({}, {})
+    measured["cases"][0]["repeated"] = [WINDOW | {"p100_ms": 90.04, "p100_unstolen_ms": 41.0}]
+    measured |= {"memory": None, "problems": []}
+    measured |= {"command": "c", "commit": "c", "date": "d", "machine": "m", "num_rounds": 1, "steal_s": 0, "wall_s": 1}
+    assert "- x: waited 90.0 ms, 41.0 without what the host took" in page_of(measured)
+
+
+def test_a_window_keeps_the_longest_wait_with_and_without_steal() -> None:
+    """Each wait is charged with the steal of its own time only."""
+    window = Window()
+    window.add(0.09, 0.07, ok=True)
+    window.add(0.03, 0.0, ok=False)
+    figures = window.figures()
+    assert figures["p100_ms"] == pytest.approx(90)
+    assert figures["p100_unstolen_ms"] == pytest.approx(30)
+    assert figures["not_ok"] == 1
 
 
 def test_a_small_run_measures_cases_and_memory(tmp_path: Path) -> None:
