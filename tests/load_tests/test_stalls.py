@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from load_tests.stalls.prober import Window
+from load_tests.stalls.prober import Asked, Window
 from load_tests.stalls.result import is_disturbed, page_of, problems_of
 from tests.conftest import ROOT
 
@@ -74,8 +74,8 @@ def test_the_page_tells_of_every_repeated_round() -> None:
 def test_a_window_keeps_the_longest_wait_with_and_without_steal() -> None:
     """Each wait is charged with the steal of its own time only."""
     window = Window()
-    window.add(0.09, 0.07, ok=True)
-    window.add(0.03, 0.0, ok=False)
+    window.add(Asked(due_s=7.0, answered_s=7.09, ok=True), stolen_s=0.07)
+    window.add(Asked(due_s=7.01, answered_s=7.04, ok=False), stolen_s=0.0)
     figures = window.figures()
     assert figures["p100_ms"] == pytest.approx(90)
     assert figures["p100_unstolen_ms"] == pytest.approx(30)
