@@ -197,17 +197,7 @@ def pin(core: int) -> None:
 
 def steal_s() -> float:
     """CPU time that the host has taken from this machine since it booted, all cores together."""
-    return _steal_s(Path("/proc/stat").read_text().splitlines()[0])
-
-
-def steal_of_cores_s() -> list[float]:
-    """CPU time that the host has taken from each core since the machine booted, in ticks of 10 ms."""
-    lines = Path("/proc/stat").read_text().splitlines()[1:]
-    return [_steal_s(line) for line in lines if line.startswith("cpu")]
-
-
-def _steal_s(line: str) -> float:
-    return int(line.split()[8]) / CLOCK_TICKS_S
+    return int(Path("/proc/stat").read_text().splitlines()[0].split()[8]) / CLOCK_TICKS_S
 
 
 def free_port() -> int:

@@ -9,9 +9,27 @@ FAILURES = ("500", "502", "INTERNAL", "UNKNOWN")
 PERMITTED = ("200", "OK")
 
 
+def own_wait_ms(window: dict[str, Any]) -> float:
+    """The longest wait without the times in which a core was not available, in milliseconds."""
+    if not window["long_waits_s"]:
+        return float(window["p100_ms"])
+    waits_s: list[tuple[float, float]] = window["long_waits_s"]
+    return 1e3 * max(end_s - begin_s - overlap_s((begin_s, end_s), window["gaps_s"]) for begin_s, end_s in waits_s)
+
+
+def overlap_s(span_s: tuple[float, float], gaps_s: list[tuple[float, float]]) -> float:
+    """How much of a span lies within gaps, which may overlap each other."""
+    begin_s, end_s = span_s
+    covered_s, until_s = 0.0, begin_s
+    for gap_begin_s, gap_end_s in sorted(gaps_s):
+        covered_s += max(0.0, min(end_s, gap_end_s) - max(until_s, gap_begin_s))
+        until_s = max(until_s, gap_end_s)
+    return covered_s
+
+
 def is_disturbed(window: dict[str, Any]) -> bool:
-    """Whether others waited for too long only because the host took a core: such a round measures the host."""
-    return bool(window["p100_unstolen_ms"] <= MAX_WAIT_MS < window["p100_ms"])
+    """Whether others waited for too long only because a core was not available: such a round measures the host."""
+    return bool(own_wait_ms(window) <= MAX_WAIT_MS < window["p100_ms"])
 
 
 def problems_of(result: dict[str, Any]) -> list[str]:
@@ -44,8 +62,10 @@ def page_of(result: dict[str, Any]) -> str:
         f" limits on one core, load and prober on the other, {result['num_rounds']} rounds."
         f" Stolen by the host: {result['steal_s']:.1f} CPU s in {result['wall_s']:.0f} s."
         " p100 is the longest wait of the prober in all rounds, p99 the largest of the rounds, *prober late* how late"
-        " the prober itself was woken at worst. A round in which others waited for more than"
-        f" {MAX_WAIT_MS:g} ms, but for less without what the host took within that wait, is repeated.",
+        " the prober itself was woken at worst. Where others waited for more than"
+        f" {MAX_WAIT_MS:g} ms, but for less without the gaps in which a core was not available even to a process of the"
+        " highest real-time priority, the round is repeated"
+        f"{'.' if result['watched'] else '; not here, where such a priority is not permitted.'}",
         "",
         "| request or fault | answers | seconds | p99 ms | p100 ms | prober late ms |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -59,9 +79,9 @@ def page_of(result: dict[str, Any]) -> str:
             f" | {worst['late_ms']:.1f} |"
         )
     if repeated := [(row["name"], window) for row in result["cases"] for window in row["repeated"]]:
-        lines += ["", "Rounds that were repeated, since the host took a core within the longest wait:"]
+        lines += ["", "Rounds that were repeated:"]
         lines += [
-            f"- {name}: waited {window['p100_ms']:.1f} ms, {window['p100_unstolen_ms']:.1f} without what the host took"
+            f"- {name}: waited {window['p100_ms']:.1f} ms, {own_wait_ms(window):.1f} without the gaps"
             for name, window in repeated
         ]
     if memory := result["memory"]:

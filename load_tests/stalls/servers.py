@@ -4,12 +4,12 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port
+from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, SERVER_CORE, Process, free_port
 from load_tests.soak.servers import LogReader
 
 READY_S = 600.0  # a thousand models are proved one after the other
@@ -33,10 +33,15 @@ class Server:
 
 
 class Prober:
-    """Asks /healthz in a process of its own."""
+    """Asks /healthz in a process of its own, while other processes watch the cores.
 
-    def __init__(self, process: Process) -> None:
-        self._process = process
+    Attributes:
+        watches_cores: whether real-time priority is permitted, which that needs.
+    """
+
+    def __init__(self, process: Process, core_watches: list[Process]) -> None:
+        self._process, self._core_watches = process, core_watches
+        self.watches_cores = all(_ask(watch) is not None for watch in core_watches)
 
     def window(self) -> dict[str, Any]:
         """End a window; its figures.
@@ -44,19 +49,24 @@ class Prober:
         Raises:
             RuntimeError: the prober has ended, for its connection has.
         """
-        popen = self._process.popen
-        assert popen.stdin
-        assert popen.stdout
-        try:
-            popen.stdin.write("\n")
-            popen.stdin.flush()
-            line = popen.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
+        figures: dict[str, Any] | None = _ask(self._process)
+        if figures is None:
             raise RuntimeError("/healthz was not answered any more; the prober has said why above")
-        figures: dict[str, Any] = json.loads(line)
-        return figures
+        gaps_s = [gap for watch in self._core_watches for gap in _ask(watch) or []]
+        return figures | {"gaps_s": gaps_s}
+
+
+def _ask(process: Process) -> Any:
+    """What a process answers a line on its standard input with, in JSON; None where it has ended."""
+    assert process.popen.stdin
+    assert process.popen.stdout
+    try:
+        process.popen.stdin.write("\n")
+        process.popen.stdin.flush()
+        line = process.popen.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    return json.loads(line) if line else None
 
 
 @contextmanager
@@ -96,9 +106,14 @@ def serving(store: Path, *, full_disk: bool = False) -> Iterator[Server]:
 
 @contextmanager
 def probing(server: Server) -> Iterator[Prober]:
-    """A prober of a server, on the core of the load."""
-    with Process("load_tests.stalls.prober", str(server.http_port), pipes=True, core=LOAD_CORE) as process:
-        prober = Prober(process)
+    """A prober of a server, on the core of the load; watches on the cores of both."""
+    with ExitStack() as stack:
+        watches = [
+            stack.enter_context(Process("load_tests.stalls.core_watch", pipes=True, core=core))
+            for core in (SERVER_CORE, LOAD_CORE)
+        ]
+        process = Process("load_tests.stalls.prober", str(server.http_port), pipes=True, core=LOAD_CORE)
+        prober = Prober(stack.enter_context(process), watches)
         prober.window()
         yield prober
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from load_tests.stalls.prober import Asked, Window
-from load_tests.stalls.result import is_disturbed, page_of, problems_of
+from load_tests.stalls.result import is_disturbed, own_wait_ms, page_of, problems_of
 from tests.conftest import ROOT
 
 WINDOW = {
-    "answer": "200", "seconds": 0.1, "count": 10, "not_ok": 0, "p99_ms": 3.0, "p100_ms": 4.0, "p100_unstolen_ms": 4.0,
-    "late_ms": 0.1,
+    "answer": "200", "seconds": 0.1, "count": 10, "not_ok": 0, "p99_ms": 3.0, "p100_ms": 4.0, "long_waits_s": [],
+    "gaps_s": [], "late_ms": 0.1,
 }  # fmt: skip
 MEMORY = {"idle_mib": 200.0, "peak_mib": 300.0, "afterwards_mib": 201.0, "answer": "200"}
 
@@ -52,34 +51,34 @@ def test_broken_promises_are_told(measured: dict[str, Any], problem: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("p100_ms", "p100_unstolen_ms", "disturbed"),
-    [(49.0, 20.0, False), (90.0, 50.0, True), (90.0, 50.1, False), (90.0, 90.0, False)],
+    ("waits_s", "gaps_s", "own_ms"),
+    [
+        ([], [(7.0, 7.01)], 4),
+        ([(7.0, 7.09)], [], 90),
+        ([(7.0, 7.09)], [(6.0, 6.9), (7.1, 7.2)], 90),
+        ([(7.0, 7.09)], [(6.99, 7.02), (7.08, 7.5)], 60),
+        ([(7.0, 7.09)], [(7.01, 7.05), (7.03, 7.06)], 40),  # two cores at the same time: counted once
+        ([(7.0, 7.09), (8.0, 8.06)], [(7.01, 7.08)], 60),  # each wait has its own gaps
+    ],
 )
-def test_a_round_is_disturbed_where_the_host_alone_broke_the_limit(
-    p100_ms: float, p100_unstolen_ms: float, disturbed: bool
+def test_gaps_of_the_cores_are_taken_from_the_waits_in_which_they_lie(
+    waits_s: list[tuple[float, float]], gaps_s: list[tuple[float, float]], own_ms: float
 ) -> None:
-    """A wait that is too long even without the time that the host took counts, whatever the host did."""
-    assert is_disturbed(WINDOW | {"p100_ms": p100_ms, "p100_unstolen_ms": p100_unstolen_ms}) is disturbed
+    """Union of the gaps of both cores, within each wait."""
+    longest_ms = max([1e3 * (end_s - begin_s) for begin_s, end_s in waits_s], default=4.0)
+    window = WINDOW | {"p100_ms": longest_ms, "long_waits_s": waits_s, "gaps_s": gaps_s}
+    assert own_wait_ms(window) == pytest.approx(own_ms)
+    assert is_disturbed(window) is (own_ms <= 50 < longest_ms)
 
 
 def test_the_page_tells_of_every_repeated_round() -> None:
-    """Case, wait, and the wait without what the host took."""
+    """Case, wait, and the wait without the gaps."""
     measured = result({}, {})
-    measured["cases"][0]["repeated"] = [WINDOW | {"p100_ms": 90.04, "p100_unstolen_ms": 41.0}]
-    measured |= {"memory": None, "problems": []}
+    waits = {"p100_ms": 90.04, "long_waits_s": [(7.0, 7.09004)], "gaps_s": [(7.02, 7.069)]}
+    measured["cases"][0]["repeated"] = [WINDOW | waits]
+    measured |= {"memory": None, "problems": [], "watched": True}
     measured |= {"command": "c", "commit": "c", "date": "d", "machine": "m", "num_rounds": 1, "steal_s": 0, "wall_s": 1}
-    assert "- x: waited 90.0 ms, 41.0 without what the host took" in page_of(measured)
-
-
-def test_a_window_keeps_the_longest_wait_with_and_without_steal() -> None:
-    """Each wait is charged with the steal of its own time only."""
-    window = Window()
-    window.add(Asked(due_s=7.0, answered_s=7.09, ok=True), stolen_s=0.07)
-    window.add(Asked(due_s=7.01, answered_s=7.04, ok=False), stolen_s=0.0)
-    figures = window.figures()
-    assert figures["p100_ms"] == pytest.approx(90)
-    assert figures["p100_unstolen_ms"] == pytest.approx(30)
-    assert figures["not_ok"] == 1
+    assert "- x: waited 90.0 ms, 41.0 without the gaps" in page_of(measured)
 
 
 def test_a_small_run_measures_cases_and_memory(tmp_path: Path) -> None:
