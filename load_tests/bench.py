@@ -34,7 +34,8 @@ STORE = ROOT / "build" / "bench_store"
 MODELS = {"minilm": "float32", "minilm-int8": "int8"}
 PADDED = "minilm-padded"  # float32, the graph that computes padding: what other converters give; not served here
 CONCURRENCIES = (1, 16, 64)
-# The server moves its memory into huge pages (service/memory.py); so the loops get theirs there, by glibc (mallopt(3)).
+# The server moves its memory into huge pages (service/process/huge_pages.py); so the loops get theirs there, by glibc
+# (mallopt(3)).
 IN_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # With fewer of a measurement, nothing is answered while all users are at work, which throughput is measured by.
 LEAST_COUNT = 2 * max(CONCURRENCIES)

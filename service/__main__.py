@@ -55,7 +55,7 @@ def run(config: "ServiceConfig", logs: "Logs") -> int:
 
 def prepare_process() -> None:
     """What the whole process is set to before threads begin and libraries are imported."""
-    from service.allocator import give_long_allocations_own_pages
+    from service.process.allocator import give_long_allocations_own_pages
 
     # Until `service.server` takes SIGTERM over. The first process of a container would otherwise not hear it: the
     # kernel keeps signals without a handler from it.

@@ -44,8 +44,8 @@ from service.cost_table import CostTable, QuickSizes
 from service.errors import EngineFailed, Unavailable
 from service.metrics import SchedulingTally
 from service.priority import EngineCall, Terminated, give_way, terminable
+from service.process.worker_threads import SupervisedThread, Watchdog
 from service.wall_time import WallTimeFactor
-from service.worker_threads import SupervisedThread, Watchdog
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
 CANDIDATES = 256

@@ -38,8 +38,8 @@ from service.cost_table import CostTable
 from service.errors import EngineFailed, InvalidRequest
 from service.metrics import SchedulingTally
 from service.priority import EngineCall, Terminated, give_way, terminable, working_time
+from service.process.worker_threads import SupervisedThread, Watchdog
 from service.wall_time import WallTimeFactor
-from service.worker_threads import SupervisedThread, Watchdog
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).

@@ -21,7 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Exemplar
 
-from service.memory_budget import ByteBudget
+from service.process.memory_budget import ByteBudget
 
 Protocol = Literal["grpc", "http"]
 # How a request can end; the label is bounded by this list.

@@ -34,9 +34,9 @@ from service.explainer import METHODS, Explainer, Question, check, methods_of, t
 from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.inflight_batcher import InFlightBatcher
-from service.memory_budget import ByteBudget
 from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.preparation import Preparation
+from service.process.memory_budget import ByteBudget
 from service.repository import ModelRepository, ServedModel
 from service.spare_time import SpareTime
 from service.tasks.classification import Classification as Classification  # noqa: PLC0414, transports name it, and may not import tasks

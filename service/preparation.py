@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from service.errors import DeadlineExceeded, Overloaded
-from service.worker_threads import Watchdog, WorkerThreads
+from service.process.worker_threads import Watchdog, WorkerThreads
 
 LEARNING_RATE = 0.1  # of the mean time of a row, which says when to come again
 

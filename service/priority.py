@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from service.worker_threads import AssistantThread, ThreadEnded
+from service.process.worker_threads import AssistantThread, ThreadEnded
 
 T = TypeVar("T")
 

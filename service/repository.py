@@ -27,7 +27,7 @@ from service.loading import Loaded, LoadedTranslation, Loader, Task
 from service.metrics import Metrics
 from service.models.batching import Batching
 from service.priority import EngineCall, terminable
-from service.worker_threads import Watchdog
+from service.process.worker_threads import Watchdog
 
 log = structlog.get_logger(__name__)
 

@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from model_store.folder import FolderError
-from service.allocator import MemoryReturn
 from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.device import Device
 from service.log_writer import write_beside
 from service.logs import Logs, log_hangup
-from service.memory import keep_out_of_collections, move_to_huge_pages
-from service.memory_budget import ByteBudget
 from service.metrics import Metrics
 from service.predictor import Predictor
+from service.process.allocator import MemoryReturn
+from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages
+from service.process.memory_budget import ByteBudget
 from service.repository import ModelRepository
 from service.shutdown import Shutdown, StopSignals
 from service.transport import server_version

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from service.errors import DeadlineExceeded
 from service.priority import EngineCall, give_way, hold, let_go, terminable
-from service.worker_threads import Watchdog, WorkerThreads
+from service.process.worker_threads import Watchdog, WorkerThreads
 
 T = TypeVar("T")
 

@@ -20,7 +20,7 @@ from PIL import (
 )
 
 from service.errors import HeedError, InvalidRequest, TooLarge
-from service.memory_budget import ByteBudget
+from service.process.memory_budget import ByteBudget
 from service.tasks import webp
 
 # The decoders that are ever tried, by Pillow's names.

@@ -18,9 +18,9 @@ since, when more and more memory is allocated.
 import asyncio
 from typing import Any, NamedTuple
 
-from service.allocator import allocated_bytes
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
-from service.memory_budget import RETRY_AFTER_S, ByteBudget
+from service.process.allocator import allocated_bytes
+from service.process.memory_budget import RETRY_AFTER_S, ByteBudget
 
 LOOK_INTERVAL_S = 0.01  # a client on this machine sends about 10 MB in it
 LATE_LOOKS = 2  # the first look comes after a part of the interval

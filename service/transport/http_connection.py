@@ -20,7 +20,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import Overloaded
-from service.memory_budget import ByteBudget, Reservation
+from service.process.memory_budget import ByteBudget, Reservation
 from service.transport.turns import Turns
 
 log = structlog.get_logger(__name__)

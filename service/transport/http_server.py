@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
-from service.memory_budget import ByteBudget, Reservation
 from service.metrics import Metrics, Outcome
 from service.predictor import (
     Call,
@@ -34,6 +33,7 @@ from service.predictor import (
     Translated,
     outcome_of,
 )
+from service.process.memory_budget import ByteBudget, Reservation
 from service.task_api import (
     HUB_TOP_K,
     ExplainParameters,

@@ -30,7 +30,7 @@ from service.errors import (
 )
 from service.metrics import SchedulingTally
 from service.priority import compute_unless_held
-from service.worker_threads import Watchdog
+from service.process.worker_threads import Watchdog
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in
 

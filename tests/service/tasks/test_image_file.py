@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from service.errors import DeadlineExceeded, InvalidRequest, TooLarge
-from service.memory_budget import ByteBudget
+from service.process.memory_budget import ByteBudget
 from service.tasks import webp
 from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
 from service.tasks.image_file import ORIENTATION_TAG, STRIP_PIXELS, UPRIGHT_BY, DecodingMemory, opened_image, resized

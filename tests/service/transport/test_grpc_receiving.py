@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
-from service.memory_budget import ByteBudget
+from service.process.memory_budget import ByteBudget
 from service.transport.grpc_receiving import (
     MAX_GROWTH_BYTES,
     MAX_LATE_BYTES,

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.memory_budget import ByteBudget
+from service.process.memory_budget import ByteBudget
 from service.transport.http_connection import (
     MEMORY,
     MOST_HEADER_BYTES,

@@ -10,8 +10,15 @@ import pytest
 from service.errors import Unavailable
 from service.preparation import Preparation
 from service.priority import compute, give_way
+from service.process.worker_threads import (
+    AssistantThread,
+    SupervisedThread,
+    ThreadEnded,
+    Watchdog,
+    WorkerThreads,
+    is_running,
+)
 from service.spare_time import SpareTime
-from service.worker_threads import AssistantThread, SupervisedThread, ThreadEnded, Watchdog, WorkerThreads, is_running
 from tests.service.idle import assert_idle
 from tests.service.stoppable import PATIENCE_S, raise_in
 

@@ -10,7 +10,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 
 import pytest
 
-from service.allocator import MemoryReturn, allocated_bytes, give_long_allocations_own_pages, resident_bytes
+from service.process.allocator import MemoryReturn, allocated_bytes, give_long_allocations_own_pages, resident_bytes
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc keeps, and returns, free memory")
@@ -108,7 +108,7 @@ def test_what_is_freed_after_a_return_is_returned_too(fresh_process: Executor) -
 def test_a_long_allocation_leaves_when_it_is_freed() -> None:
     """Also after others before it, by which glibc learns to keep such allocations."""
     program = """
-from service.allocator import give_long_allocations_own_pages, resident_bytes
+from service.process.allocator import give_long_allocations_own_pages, resident_bytes
 give_long_allocations_own_pages()
 import ctypes
 libc = ctypes.CDLL(None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.memory import HUGE_PAGES, move_to_huge_pages
+from service.process.huge_pages import HUGE_PAGES, move_to_huge_pages
 from tests.conftest import ROOT
 
 SIZE = 16 * 2**20
@@ -82,7 +82,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 from service.device import identity_graph
-from service.memory import move_to_huge_pages
+from service.process.huge_pages import move_to_huge_pages
 
 session = onnxruntime.InferenceSession(identity_graph(), providers=["CPUExecutionProvider"])
 right, stop = [], threading.Event()

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
-from service.memory_budget import ByteBudget
 from service.metrics import Metrics
+from service.process.memory_budget import ByteBudget
 
 
 def test_a_full_budget_refuses_until_something_is_released() -> None:
