@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from service.config import ServiceConfig
-    from service.logs import Logs
+    from service.telemetry.logs import Logs
 
 FLUSH_LOGS_S = 1.0  # at the end, for a reader of the log that is slow; one that has stopped is not waited for
 
@@ -18,7 +18,7 @@ def main() -> int:
     prepare_process()
     # Only now, for libraries look at the environment when they are imported.
     from service.config import read_config
-    from service.logs import Logs, log_hangup, log_uncaught
+    from service.telemetry.logs import Logs, log_hangup, log_uncaught
 
     try:
         config = read_config(sys.argv[1:])

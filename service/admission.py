@@ -15,7 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
-from service.metrics import SchedulingTally
+from service.telemetry.metrics import SchedulingTally
 
 # Of the time until a deadline no more than this fraction is planned for. What is left bears the error of the estimates:
 # a request that ends just too late was computed in vain, and a queue that is a little shorter costs nothing.

@@ -42,9 +42,9 @@ import msgspec
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable, QuickSizes
 from service.errors import EngineFailed, Unavailable
-from service.metrics import SchedulingTally
 from service.priority import EngineCall, Terminated, give_way, terminable
 from service.process.worker_threads import SupervisedThread, Watchdog
+from service.telemetry.metrics import SchedulingTally
 from service.wall_time import WallTimeFactor
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.

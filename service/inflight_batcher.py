@@ -36,9 +36,9 @@ from typing import Any, NamedTuple, Protocol
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
 from service.errors import EngineFailed, InvalidRequest
-from service.metrics import SchedulingTally
 from service.priority import EngineCall, Terminated, give_way, terminable, working_time
 from service.process.worker_threads import SupervisedThread, Watchdog
+from service.telemetry.metrics import SchedulingTally
 from service.wall_time import WallTimeFactor
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up

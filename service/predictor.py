@@ -34,7 +34,6 @@ from service.explainer import METHODS, Explainer, Question, check, methods_of, t
 from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.inflight_batcher import InFlightBatcher
-from service.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.preparation import Preparation
 from service.process.memory_budget import ByteBudget
 from service.repository import ModelRepository, ServedModel
@@ -48,10 +47,11 @@ from service.tasks.text_classification import TextClassification
 from service.tasks.tokenization import texts_of
 from service.tasks.translation import SearchRequest, Translation
 from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
+from service.telemetry.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.tensors import DATATYPE_OF_NUMPY, DTYPE_OF, Arrays, TensorSpec
 
 if TYPE_CHECKING:  # it needs an extra, and is imported where that is asked for
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 

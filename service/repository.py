@@ -24,10 +24,10 @@ from service.explain_graph import ExplainGraph
 from service.golden import Golden
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
-from service.metrics import Metrics
 from service.models.batching import Batching
 from service.priority import EngineCall, terminable
 from service.process.worker_threads import Watchdog
+from service.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

@@ -17,22 +17,22 @@ from model_store.folder import FolderError
 from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.device import Device
-from service.log_writer import write_beside
-from service.logs import Logs, log_hangup
-from service.metrics import Metrics
 from service.predictor import Predictor
 from service.process.allocator import MemoryReturn
 from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages
 from service.process.memory_budget import ByteBudget
 from service.repository import ModelRepository
 from service.shutdown import Shutdown, StopSignals
+from service.telemetry.log_writer import write_beside
+from service.telemetry.logs import Logs, log_hangup
+from service.telemetry.metrics import Metrics
 from service.transport import server_version
 from service.transport.grpc_server import start_grpc
 from service.transport.http_server import build_http
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger("service")
 
@@ -157,7 +157,7 @@ def open_tracing() -> "Tracing":
         ValueError, RuntimeError: an OTEL_* variable is wrong.
     """
     try:
-        from service.tracing import Tracing
+        from service.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ImportError(f"--tracing on needs the extra: pip install 'heed[tracing]' ({error})") from None
     return Tracing(server_version())

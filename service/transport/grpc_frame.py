@@ -21,7 +21,7 @@ from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -25,7 +25,7 @@ from service.transport.grpc_services import HeedService, InferenceService
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 

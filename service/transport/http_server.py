@@ -21,7 +21,6 @@ from starlette.types import Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
-from service.metrics import Metrics, Outcome
 from service.predictor import (
     Call,
     Classification,
@@ -47,6 +46,7 @@ from service.task_api import (
     texts_and_field,
     translation_text,
 )
+from service.telemetry.metrics import Metrics, Outcome
 from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, rest, server_version
 from service.transport.codec import LOCK_PAUSE_S
@@ -70,7 +70,7 @@ from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,7 @@ import grpc
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.telemetry.tracing import Tracing
 
 # The calls that ask a model.
 TRACED_CALLS = ("ModelInfer", "ClassifyText", "ClassifyImage", "Translate", "TranslateStream", "Explain")

@@ -28,9 +28,9 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
-from service.metrics import SchedulingTally
 from service.priority import compute_unless_held
 from service.process.worker_threads import Watchdog
+from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in
 

@@ -10,8 +10,8 @@ from model_store.folder import FoundFolder, GoldenExample, read
 from service.canary import Canary
 from service.config import ServiceConfig
 from service.golden import GoldenLogits
-from service.metrics import Metrics
 from service.repository import ModelRepository
+from service.telemetry.metrics import Metrics
 from tests.conftest import ROOT
 
 

@@ -19,8 +19,8 @@ from service.inflight_batcher import (
     InFlightBatcher,
     InFlightLimits,
 )
-from service.metrics import SchedulingTally
 from service.priority import compute, compute_unless_held
+from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in
 

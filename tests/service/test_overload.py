@@ -12,7 +12,7 @@ from service.batcher import Batcher, BatcherLimits
 from service.cost_table import CostTable
 from service.errors import DeadlineExceeded
 from service.inflight_batcher import InFlightBatcher, InFlightLimits
-from service.metrics import SchedulingTally
+from service.telemetry.metrics import SchedulingTally
 from tests.service.virtual_time import VirtualTime
 
 DEADLINE_S = 0.5

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
-from service.metrics import Metrics
 from service.process.memory_budget import ByteBudget
+from service.telemetry.metrics import Metrics
 
 
 def test_a_full_budget_refuses_until_something_is_released() -> None:

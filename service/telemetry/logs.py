@@ -24,7 +24,7 @@ import structlog
 from structlog.tracebacks import ExceptionDictTransformer
 
 from service.config import ServiceConfig
-from service.log_writer import LogWriter
+from service.telemetry.log_writer import LogWriter
 
 STANDARD_ERROR = 2
 # How ONNX Runtime ("[E:onnxruntime:, file.cc:1 f] text") and gRPC ("E0000 00:00:17.5 42 file.cc:1] text") begin lines.

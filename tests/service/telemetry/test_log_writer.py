@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.log_writer import LogWriter, write_beside
+from service.telemetry.log_writer import LogWriter, write_beside
 
 PIPE_BYTES = 65536
 

@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.metrics import LATENCY_BUCKETS_S, SERIES_A_PIECE, Metrics
+from service.telemetry.metrics import LATENCY_BUCKETS_S, SERIES_A_PIECE, Metrics
 
 seconds = st.floats(0, 100) | st.sampled_from(LATENCY_BUCKETS_S)
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -23,8 +24,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, StatusCode, Tracer, format_trace_id, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.admission import Done
-from service.metrics import Outcome
+from service.telemetry.metrics import Outcome
 
 Attributes = Mapping[str, str | int | bool]
 
@@ -40,6 +40,34 @@ OFFERED = (
     ("OTEL_EXPORTER_OTLP_PROTOCOL", ("grpc",), "protocol"),
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ("grpc",), "protocol"),
 )
+
+
+class EngineCall(Protocol):
+    """What a span tells of one engine call."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all requests in it."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens computed, including padding where the engine computes it."""
+
+    @property
+    def compute_s(self) -> float:
+        """How long it took."""
+
+
+class ComputedRow(Protocol):
+    """What a span tells of one row of a request."""
+
+    @property
+    def queue_s(self) -> float:
+        """How long the row waited for its engine call."""
+
+    @property
+    def batch(self) -> EngineCall:
+        """The engine call."""
 
 
 class RequestTrace:
@@ -72,7 +100,7 @@ class RequestTrace:
         model: str,
         version: str,
         request_id: str,
-        done: Sequence[Done],
+        done: Sequence[ComputedRow],
         times_s: tuple[float, float, float, float],
         *,
         in_flight: bool,

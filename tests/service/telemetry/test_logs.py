@@ -19,7 +19,7 @@ from tests.conftest import ROOT, running_server
 SAYING = """
 import ctypes, gc, logging, sys, threading, warnings
 from service.config import ServiceConfig
-from service.logs import Logs, log_uncaught
+from service.telemetry.logs import Logs, log_uncaught
 logs = Logs(ServiceConfig())
 logging.getLogger("uvicorn.error").error("a %s of %d", "line", 2)
 logging.getLogger("asyncio").warning("not %d", "a number")
