@@ -17,7 +17,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.fusion_options import FusionOptions
 from torch import nn
 
-from service.int8_products import session_entries
+from service.engines.int8_products import session_entries
 
 OPSET = 20
 ATTENTION_OPSET = 23  # the first with `Attention`

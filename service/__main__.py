@@ -41,7 +41,7 @@ def run(config: "ServiceConfig", logs: "Logs") -> int:
     """Import what serves, and serve; the exit status."""
     import uvloop
 
-    from service.device import DeviceMissing, choose_device
+    from service.engines.device import DeviceMissing, choose_device
     from service.server import serve
 
     try:

@@ -41,8 +41,8 @@ import msgspec
 
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable, QuickSizes
+from service.engines.preemption import EngineCall, Terminated, give_way, terminable
 from service.errors import EngineFailed, Unavailable
-from service.priority import EngineCall, Terminated, give_way, terminable
 from service.process.worker_threads import SupervisedThread, Watchdog
 from service.telemetry.metrics import SchedulingTally
 from service.wall_time import WallTimeFactor

@@ -30,10 +30,10 @@ from model_store.folder import (
     decode_explain_golden,
 )
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.engine import EngineError, computed, first_line, open_session
+from service.engines.onnx import EngineError, computed, first_line, open_session
+from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
 from service.golden import Golden
-from service.priority import Terminated
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from service.admission import Done
+from service.engines.preemption import compute
 from service.errors import EngineFailed, InvalidRequest, Overloaded
 from service.explain.features import PATCHES_A_SIDE, Patches, Word, Words
 from service.explain.fidelity import Fidelity, area, curves
@@ -40,7 +41,6 @@ from service.explain.perturbation import Method as SamplingMethod
 from service.explain.perturbation import Plan, estimate, plan
 from service.explain_by_graph import Found, Looking, View, check_looking, look, open_graph, share_out
 from service.explain_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
-from service.priority import compute
 from service.repository import ServedModel
 from service.spare_time import SpareTime
 from service.tasks.image_classification import ImageClassification, Pixels

@@ -35,8 +35,8 @@ from typing import Any, NamedTuple, Protocol
 
 from service.admission import Admission, BatchReport, Done, Request
 from service.cost_table import CostTable
+from service.engines.preemption import EngineCall, Terminated, give_way, terminable, working_time
 from service.errors import EngineFailed, InvalidRequest
-from service.priority import EngineCall, Terminated, give_way, terminable, working_time
 from service.process.worker_threads import SupervisedThread, Watchdog
 from service.telemetry.metrics import SchedulingTally
 from service.wall_time import WallTimeFactor

@@ -18,7 +18,7 @@ import structlog
 from service.admission import Done
 from service.batcher import Item
 from service.config import ServiceConfig
-from service.device import Place
+from service.engines.device import Place
 from service.errors import (
     DeadlineExceeded,
     HeedError,

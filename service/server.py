@@ -16,7 +16,7 @@ import structlog
 from model_store.folder import FolderError
 from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
-from service.device import Device
+from service.engines.device import Device
 from service.predictor import Predictor
 from service.process.allocator import MemoryReturn
 from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages

@@ -5,7 +5,7 @@
 Work comes in short pieces. A piece begins only while at least one core has nothing to answer beside its own (of one
 core: while nothing is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one
 piece in work. Engine calls of a piece are stopped for it, like those of the batchers' low priority
-(`service.priority`). There is no timer: the end of a prediction lets the next piece begin.
+(`service.engines.preemption`). There is no timer: the end of a prediction lets the next piece begin.
 
 All state belongs to the event loop's thread.
 """
@@ -16,8 +16,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
+from service.engines.preemption import EngineCall, give_way, hold, let_go, terminable
 from service.errors import DeadlineExceeded
-from service.priority import EngineCall, give_way, hold, let_go, terminable
 from service.process.worker_threads import Watchdog, WorkerThreads
 
 T = TypeVar("T")

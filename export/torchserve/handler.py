@@ -23,8 +23,8 @@ import torch
 
 from export.torchserve.torchscript_engine import TorchScriptEngine
 from model_store.folder import TORCHSCRIPT, FolderError, FoundFolder, ModelFolder
-from service.device import Device
-from service.engine import Engine, EngineError
+from service.engines.device import Device
+from service.engines.onnx import Engine, EngineError
 from service.errors import InvalidRequest
 from service.loading import Loaded, Loader, decode, open_onnx
 from service.task_api import (

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Lock
 
-from service.engine import Engine
+from service.engines.onnx import Engine
 from service.models.row_independence.onnx_graph import Graph, Model
 from service.tensors import Arrays, TensorSpec
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from service.priority import step_back
+from service.engines.preemption import step_back
 
 # Messages and answers of more bytes count as long steps; so many bytes together may be copied in one turn. Then come
 # turns without any: a request over HTTP is read in one, answered in the next.

@@ -24,7 +24,7 @@ from export.half_graphs import HalfPrecisionRefused, add_half_graphs, add_to_sto
 from export.source import TextClassifierSource, source_of_run
 from export.stored_networks import StoredGraph
 from model_store.folder import CARD, ModelFolder, read, scan, sha256
-from service.decoder import TranslationEngine
+from service.engines.translation import TranslationEngine
 from service.loading import LoadedTranslation, Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data

@@ -159,7 +159,7 @@ def test_a_graph_reads_weights_from_its_own_folder_only(tmp_path: Path, location
 @pytest.mark.parametrize("location", ["weights/part.bin", "./model.onnx.data", "model.onnx.data"])
 def test_a_graph_may_read_weights_from_any_path_within_its_folder(tmp_path: Path, location: str) -> None:
     """Written as graphs write them."""
-    from service.engine import OnnxEngine
+    from service.engines.onnx import OnnxEngine
 
     folder = tmp_path / "model/1"
     write_external(folder, location)

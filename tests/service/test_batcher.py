@@ -21,6 +21,7 @@ from service.batcher import (
     BatcherLimits,
 )
 from service.cost_table import CostTable
+from service.engines.preemption import compute_unless_held
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -28,7 +29,6 @@ from service.errors import (
     Overloaded,
     Unavailable,
 )
-from service.priority import compute_unless_held
 from service.process.worker_threads import Watchdog
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle

@@ -11,6 +11,7 @@ import pytest
 
 from service.admission import BatchReport
 from service.cost_table import CostTable
+from service.engines.preemption import compute, compute_unless_held
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
 from service.inflight_batcher import (
     JOINING_TOKENS,
@@ -19,7 +20,6 @@ from service.inflight_batcher import (
     InFlightBatcher,
     InFlightLimits,
 )
-from service.priority import compute, compute_unless_held
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in

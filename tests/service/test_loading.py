@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from model_store.folder import FolderError, FoundFolder, ModelFolder
 from service.batcher import Batcher
-from service.decoder import TranslationEngine
-from service.engine import OnnxEngine
+from service.engines.onnx import OnnxEngine
+from service.engines.translation import TranslationEngine
 from service.loading import Loaded, LoadedTranslation, Loader, measure_padding_cost
 from tests.conftest import ROOT, running_server, write_endless, write_onnx
 

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from service.engines.preemption import compute_unless_held
 from service.errors import DeadlineExceeded
-from service.priority import compute_unless_held
 from service.spare_time import SpareTime
 from tests.service.stoppable import PATIENCE_S, StoppableCall, Told
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
+from service.engines.preemption import compute, give_way
 from service.errors import Unavailable
 from service.preparation import Preparation
-from service.priority import compute, give_way
 from service.process.worker_threads import (
     AssistantThread,
     SupervisedThread,

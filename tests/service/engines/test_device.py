@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from service.device import (
+from service.engines.device import (
     FLOAT,
     FLOAT16,
     PROVIDERS,

@@ -27,8 +27,8 @@ import structlog
 from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
-from service.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
-from service.engine import (
+from service.engines.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
+from service.engines.onnx import (
     DATATYPE_OF,
     BoundCalls,
     Buckets,
@@ -38,7 +38,7 @@ from service.engine import (
     open_session,
     session_options,
 )
-from service.priority import Terminated
+from service.engines.preemption import Terminated
 from service.tensors import NUMPY_OF
 
 log = structlog.get_logger(__name__)

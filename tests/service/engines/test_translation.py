@@ -13,9 +13,9 @@ import torch
 from export.train_translation import translate
 from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
-from service.decoder import RunningBatches, TranslationEngine
-from service.engine import EngineError
-from service.priority import give_way, hold, let_go
+from service.engines.onnx import EngineError
+from service.engines.preemption import give_way, hold, let_go
+from service.engines.translation import RunningBatches, TranslationEngine
 from service.tasks.translation import Forced, SearchOptions, Sentence
 
 MAX_TOKENS = 40

@@ -27,9 +27,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
-from service.device import CUDA, GPU_TURNS, Device, providers, turn
-from service.int8_products import session_entries
-from service.priority import Terminated, compute_unless_held, run_stoppable
+from service.engines.device import CUDA, GPU_TURNS, Device, providers, turn
+from service.engines.int8_products import session_entries
+from service.engines.preemption import Terminated, compute_unless_held, run_stoppable
 from service.process.worker_threads import AssistantThread
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 

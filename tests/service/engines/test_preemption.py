@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.priority import compute, compute_unless_held, give_way, hold, let_go, step_back, working_time
+from service.engines.preemption import compute, compute_unless_held, give_way, hold, let_go, step_back, working_time
 from tests.service.stoppable import PATIENCE_S, StoppableCall, Told
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no SCHED_IDLE")

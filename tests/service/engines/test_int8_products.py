@@ -7,8 +7,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.graphs import cpu_session
-from service.engine import OnnxEngine, session_options
-from service.int8_products import cpu_flags, session_entries
+from service.engines.int8_products import cpu_flags, session_entries
+from service.engines.onnx import OnnxEngine, session_options
 from tests.conftest import write_onnx
 
 EXACT = {"session.x64quantprecision": "1"}
