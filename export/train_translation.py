@@ -312,7 +312,8 @@ def translate(
 ) -> list[Hypothesis]:
     """Translate ids that end with the end of the sentence, those of similar length together; all with as many beams.
 
-    Batches begin and end together here: this is for measuring and comparing. `service.inflight_batcher` is for serving.
+    Batches begin and end together here: this is for measuring and comparing. `service.scheduling.continuous_batcher` is
+    for serving.
     """
     found: dict[int, Hypothesis] = {}
     order = sorted(range(len(sources)), key=lambda number: len(sources[number]))

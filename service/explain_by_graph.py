@@ -16,10 +16,10 @@ from service.errors import InvalidRequest
 from service.explain.attention import alignment, of_layer, received, rollout
 from service.explain.gradients import shared_out, steps
 from service.explain_graph import ExplainGraph
-from service.spare_time import SpareTime
+from service.scheduling.idle_executor import SpareTime
 from service.tensors import Arrays
 
-# A call may take so long, unless one step alone takes longer: as `service.batcher` has it for low priority.
+# A call may take so long, unless one step alone takes longer: as `service.scheduling.batcher` has it for low priority.
 CALL_S = 5e-3
 MAX_CALL_STEPS = 16  # attention weights of so many rows are computed beside; they take memory
 # The view of an attention is given up to so many numbers: a square of 256 tokens, half a megabyte of JSON.

@@ -2,9 +2,9 @@
 
     first request ──> copies made at load ──> session ──> golden rows compared ──> asked, some steps a call
 
-It belongs to one thread (`service.spare_time`), so it is opened once, whoever asks at the same time, and makes one call
-at a time. It computes on the CPU, on one thread, also beside a GPU: the GPU and its memory are the predictions', and
-what the golden rows are compared on is then the device that answers.
+It belongs to one thread (`service.scheduling.idle_executor`), so it is opened once, whoever asks at the same time, and
+makes one call at a time. It computes on the CPU, on one thread, also beside a GPU: the GPU and its memory are the
+predictions', and what the golden rows are compared on is then the device that answers.
 
 What goes in is a row of an input without padding, and `alphas`, how far it is on its way from no word at all to itself;
 what comes out has the names that `export/explained_networks.py` gives it.

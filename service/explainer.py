@@ -29,7 +29,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from service.admission import Done
 from service.engines.preemption import compute
 from service.errors import EngineFailed, InvalidRequest, Overloaded
 from service.explain.features import PATCHES_A_SIDE, Patches, Word, Words
@@ -42,7 +41,8 @@ from service.explain.perturbation import Plan, estimate, plan
 from service.explain_by_graph import Found, Looking, View, check_looking, look, open_graph, share_out
 from service.explain_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
 from service.repository import ServedModel
-from service.spare_time import SpareTime
+from service.scheduling.admission import Done
+from service.scheduling.idle_executor import SpareTime
 from service.tasks.image_classification import ImageClassification, Pixels
 from service.tasks.image_file import DecodingMemory
 from service.tasks.tensor_rows import TensorRows

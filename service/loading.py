@@ -33,18 +33,18 @@ from model_store.folder import (
 )
 from model_store.policy import BatchingDeclaration, read_batching_declaration
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.cost_table import CostTable
 from service.engines.device import Device, Place
 from service.engines.onnx import Buckets, Engine, EngineError, OnnxEngine
 from service.engines.preemption import EngineCall, Terminated, terminable
 from service.engines.translation import TranslationEngine
 from service.explain_graph import ExplainGraph
 from service.golden import Golden, GoldenLogits, GoldenTranslations
-from service.inflight_batcher import RunningBatches
 from service.models.bare_engine import BareEngine, with_overridable_initializers
 from service.models.batching import Batching, BatchingRule
 from service.models.row_independence import TrialStopped
 from service.models.row_independence.onnx_graph import Model, UnreadableGraph, read_model
+from service.scheduling.continuous_batcher import RunningBatches
+from service.scheduling.cost_table import CostTable
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import TensorRows
 from service.tasks.text_classification import TextClassification, Tokens

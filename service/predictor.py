@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import msgspec
 import structlog
 
-from service.admission import Done
-from service.batcher import Item
 from service.config import ServiceConfig
 from service.engines.device import Place
 from service.errors import (
@@ -33,11 +31,13 @@ from service.explain_by_graph import Looking as Looking  # noqa: PLC0414, transp
 from service.explainer import METHODS, Explainer, Question, check, methods_of, take_apart
 from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
-from service.inflight_batcher import InFlightBatcher
 from service.preparation import Preparation
 from service.process.memory_budget import ByteBudget
 from service.repository import ModelRepository, ServedModel
-from service.spare_time import SpareTime
+from service.scheduling.admission import Done
+from service.scheduling.batcher import Item
+from service.scheduling.continuous_batcher import InFlightBatcher
+from service.scheduling.idle_executor import SpareTime
 from service.tasks.classification import Classification as Classification  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tasks.classification import Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification

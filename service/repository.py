@@ -15,7 +15,6 @@ from pathlib import Path
 import structlog
 
 from model_store.folder import FolderError, FoundFolder, scan
-from service.batcher import Batcher, BatcherLimits
 from service.config import ServiceConfig
 from service.engines.device import Device, Place
 from service.engines.onnx import EngineError
@@ -23,10 +22,11 @@ from service.engines.preemption import EngineCall, terminable
 from service.errors import NotFound, Unavailable
 from service.explain_graph import ExplainGraph
 from service.golden import Golden
-from service.inflight_batcher import InFlightBatcher, InFlightLimits
 from service.loading import Loaded, LoadedTranslation, Loader, Task
 from service.models.batching import Batching
 from service.process.worker_threads import Watchdog
+from service.scheduling.batcher import Batcher, BatcherLimits
+from service.scheduling.continuous_batcher import InFlightBatcher, InFlightLimits
 from service.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)

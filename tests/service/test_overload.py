@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from service.admission import Done
-from service.batcher import Batcher, BatcherLimits
-from service.cost_table import CostTable
 from service.errors import DeadlineExceeded
-from service.inflight_batcher import InFlightBatcher, InFlightLimits
+from service.scheduling.admission import Done
+from service.scheduling.batcher import Batcher, BatcherLimits
+from service.scheduling.continuous_batcher import InFlightBatcher, InFlightLimits
+from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally
 from tests.service.virtual_time import VirtualTime
 

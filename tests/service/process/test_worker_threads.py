@@ -18,7 +18,7 @@ from service.process.worker_threads import (
     WorkerThreads,
     is_running,
 )
-from service.spare_time import SpareTime
+from service.scheduling.idle_executor import SpareTime
 from tests.service.idle import assert_idle
 from tests.service.stoppable import PATIENCE_S, raise_in
 

@@ -2,7 +2,7 @@
 
     submit(items) ──> queue ──> batch of similar lengths ──> engine thread ──> one result an item ──> submit returns
 
-What it promises (each a test in tests/service/test_batcher.py):
+What it promises (each a test in tests/service/scheduling/test_batcher.py):
 
 1. Work-conserving: an idle engine takes what is queued at once; batches form while it is busy. There is no timer.
 2. A batch is bounded by its padded size (longest x rows), and is only as large as the engine's measured costs justify.
@@ -39,13 +39,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from service.admission import Admission, BatchReport, Done, Request
-from service.cost_table import CostTable, QuickSizes
 from service.engines.preemption import EngineCall, Terminated, give_way, terminable
 from service.errors import EngineFailed, Unavailable
 from service.process.worker_threads import SupervisedThread, Watchdog
+from service.scheduling.admission import Admission, BatchReport, Done, Request
+from service.scheduling.cost_table import CostTable, QuickSizes
+from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
-from service.wall_time import WallTimeFactor
 
 # How many waiting entries are looked at for one batch: bounds the work of forming it when the queue is long.
 CANDIDATES = 256

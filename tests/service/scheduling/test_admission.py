@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from service.admission import PLANNED_FRACTION, Admission, BatchReport, Done, Request
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
+from service.scheduling.admission import PLANNED_FRACTION, Admission, BatchReport, Done, Request
 
 REPORT = BatchReport(1, 1, 0, 0.0, 1, 0.0)
 DONE = Done("answer", 0.0, REPORT)

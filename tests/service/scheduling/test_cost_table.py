@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.cost_table import CostTable
+from service.scheduling.cost_table import CostTable
 
 
 def line(rows: int, length: int) -> float:

@@ -8,7 +8,7 @@ import pytest
 
 from service.engines.preemption import compute_unless_held
 from service.errors import DeadlineExceeded
-from service.spare_time import SpareTime
+from service.scheduling.idle_executor import SpareTime
 from tests.service.stoppable import PATIENCE_S, StoppableCall, Told
 
 

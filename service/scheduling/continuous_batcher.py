@@ -3,7 +3,7 @@
     submit(sentences) ──> queue ──> room in a running batch? ──> engine thread: join ─> step ─> step ─> ... ─> done
                                                                    ^  others join and leave between any two steps
 
-What it promises (each a test in tests/service/test_inflight_batcher.py):
+What it promises (each a test in tests/service/scheduling/test_continuous_batcher.py):
 
 1. Work-conserving: a sentence joins at the next step where there is room; nobody waits for a batch to end.
 2. A running batch is bounded by its rows, and while sentences run, what joins between two steps by its tokens: reading
@@ -19,8 +19,9 @@ What it promises (each a test in tests/service/test_inflight_batcher.py):
    system takes the core from as soon as an ordinary step wants it. While ordinary sentences are decoded, they stand
    still; of several threads, as many as are busy with ordinary ones and one more. The rest holds for them too.
 
-It answers as `service.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's thread, the
-running sentences to their engine thread; both look at an entry's `cancelled` and at an instance's `busy_since_s` alone.
+It answers as `service.scheduling.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's
+thread, the running sentences to their engine thread; both look at an entry's `cancelled` and at an instance's
+`busy_since_s` alone.
 """
 
 import asyncio
@@ -33,13 +34,13 @@ from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from service.admission import Admission, BatchReport, Done, Request
-from service.cost_table import CostTable
 from service.engines.preemption import EngineCall, Terminated, give_way, terminable, working_time
 from service.errors import EngineFailed, InvalidRequest
 from service.process.worker_threads import SupervisedThread, Watchdog
+from service.scheduling.admission import Admission, BatchReport, Done, Request
+from service.scheduling.cost_table import CostTable
+from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
-from service.wall_time import WallTimeFactor
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).

@@ -9,17 +9,17 @@ from typing import Any
 
 import pytest
 
-from service.admission import BatchReport
-from service.cost_table import CostTable
 from service.engines.preemption import compute, compute_unless_held
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
-from service.inflight_batcher import (
+from service.scheduling.admission import BatchReport
+from service.scheduling.continuous_batcher import (
     JOINING_TOKENS,
     LOW_PRIORITY_JOINING_TOKENS,
     LOW_PRIORITY_STEP_S,
     InFlightBatcher,
     InFlightLimits,
 )
+from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in

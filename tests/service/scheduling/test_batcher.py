@@ -11,16 +11,6 @@ from typing import Any
 
 import pytest
 
-from service.admission import BatchReport
-from service.batcher import (
-    HAND_OVER_S,
-    LOW_PRIORITY_CALL_S,
-    MAX_ON_THE_SPOT_S,
-    QUICK_IN_THREAD_S,
-    Batcher,
-    BatcherLimits,
-)
-from service.cost_table import CostTable
 from service.engines.preemption import compute_unless_held
 from service.errors import (
     DeadlineExceeded,
@@ -30,6 +20,16 @@ from service.errors import (
     Unavailable,
 )
 from service.process.worker_threads import Watchdog
+from service.scheduling.admission import BatchReport
+from service.scheduling.batcher import (
+    HAND_OVER_S,
+    LOW_PRIORITY_CALL_S,
+    MAX_ON_THE_SPOT_S,
+    QUICK_IN_THREAD_S,
+    Batcher,
+    BatcherLimits,
+)
+from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import Told, raise_in

@@ -1,0 +1,1 @@
+"""When a request is computed: admission, batches, and idle moments."""
