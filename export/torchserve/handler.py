@@ -1,6 +1,6 @@
 """What TorchServe runs for a model: requests of the Hugging Face task API to answers, a batch at a time.
 
-    TorchServe's front end ── batch of requests ──> Handler.handle ── service.task_api, service.tasks ──> answers
+    TorchServe's front end ── batch of requests ──> Handler.handle ── service.tasks ──> answers
 
 Lies in an archive together with the model folder and the modules of the service that it uses (`archive.py`), so that
 reading, proving, preprocessing and postprocessing are the very code of `python -m service`. TorchServe finds the class
@@ -27,7 +27,7 @@ from service.engines.device import Device
 from service.engines.onnx import Engine, EngineError
 from service.errors import InvalidRequest
 from service.loading import Loaded, Loader, decode, open_onnx
-from service.task_api import (
+from service.tasks.hub_messages import (
     HUB_TOP_K,
     ImageClassificationParameters,
     ImageClassificationRequest,

@@ -33,7 +33,7 @@ from service.predictor import (
     outcome_of,
 )
 from service.process.memory_budget import ByteBudget, Reservation
-from service.task_api import (
+from service.tasks.hub_messages import (
     HUB_TOP_K,
     ExplainParameters,
     ImageClassificationParameters,

@@ -9,7 +9,7 @@ have.
 from typing import NamedTuple, TypeVar
 
 from service.errors import InvalidRequest, TooLarge
-from service.task_api import read_json
+from service.tasks.hub_messages import read_json
 
 MAX_JSON_BYTES = 4 * 2**20
 # Shorter documents are decoded within 10 ms whatever they hold.
