@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest
 from service.explain.attention import alignment, of_layer, received, rollout
 from service.explain.gradients import shared_out, steps
-from service.explain_graph import ExplainGraph
+from service.models.explanation_graph import ExplainGraph
 from service.scheduling.idle_executor import SpareTime
 from service.tensors import Arrays
 
@@ -97,7 +97,7 @@ async def look(graph: ExplainGraph, row: Arrays, looking: Looking, spare_time: S
 
     Args:
         graph: of the model, open.
-        row: the input, made by a function of `service.explain_graph`.
+        row: the input, made by a function of `service.models.explanation_graph`.
         looking: what is asked for, passed by `check_looking`.
         spare_time: what the graph is asked in.
         deadline_s: on `time.monotonic()`'s clock.

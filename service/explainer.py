@@ -39,8 +39,8 @@ from service.explain.perturbation import METHODS as SAMPLING_METHODS
 from service.explain.perturbation import Method as SamplingMethod
 from service.explain.perturbation import Plan, estimate, plan
 from service.explain_by_graph import Found, Looking, View, check_looking, look, open_graph, share_out
-from service.explain_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
-from service.repository import ServedModel
+from service.models.explanation_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
+from service.models.repository import ServedModel
 from service.scheduling.admission import Done
 from service.scheduling.idle_executor import SpareTime
 from service.tasks.image_classification import ImageClassification, Pixels

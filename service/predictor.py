@@ -31,9 +31,9 @@ from service.explain_by_graph import Looking as Looking  # noqa: PLC0414, transp
 from service.explainer import METHODS, Explainer, Question, check, methods_of, take_apart
 from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
+from service.models.repository import ModelRepository, ServedModel
 from service.preparation import Preparation
 from service.process.memory_budget import ByteBudget
-from service.repository import ModelRepository, ServedModel
 from service.scheduling.admission import Done
 from service.scheduling.batcher import Item
 from service.scheduling.continuous_batcher import InFlightBatcher

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from model_store.folder import FolderError
-from service.canary import Canary
 from service.config import ServiceConfig, address_of, available_cores
 from service.engines.device import Device
+from service.models.canary import Canary
+from service.models.repository import ModelRepository
 from service.predictor import Predictor
 from service.process.allocator import MemoryReturn
 from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages
 from service.process.memory_budget import ByteBudget
-from service.repository import ModelRepository
 from service.shutdown import Shutdown, StopSignals
 from service.telemetry.log_writer import write_beside
 from service.telemetry.logs import Logs, log_hangup

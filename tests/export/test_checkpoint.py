@@ -35,7 +35,7 @@ from export.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.hugging_face import source_of_hugging_face
 from export.tokenizer import train_tokenizer
 from model_store.folder import FolderError, FoundFolder, read, write_manifest
-from service.loading import Loader
+from service.models.loading import Loader
 from service.tasks.text_classification import TextClassification
 from tests.conftest import ROOT
 

@@ -27,7 +27,7 @@ from export.source import TextClassifierSource, source_of_run
 from export.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.untrained import write_untrained
 from model_store.folder import FoundFolder, read
-from service.loading import Loaded, Loader
+from service.models.loading import Loaded, Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
 from tests.export.test_transformer import VARIANTS

@@ -17,7 +17,7 @@ from export.convert_translation import (
 )
 from export.data import ParallelTexts
 from model_store.folder import FoundFolder, read
-from service.loading import LoadedTranslation, Loader
+from service.models.loading import LoadedTranslation, Loader
 from tests.toy_translation import toy_pairs
 
 

@@ -25,7 +25,7 @@ from export.source import TextClassifierSource, source_of_run
 from export.stored_networks import StoredGraph
 from model_store.folder import CARD, ModelFolder, read, scan, sha256
 from service.engines.translation import TranslationEngine
-from service.loading import LoadedTranslation, Loader
+from service.models.loading import LoadedTranslation, Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
 from tests.toy_translation import toy_pairs

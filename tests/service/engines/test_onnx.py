@@ -15,7 +15,7 @@ from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.engines.device import cuda_problem
 from service.engines.onnx import TOKEN_STEP, Buckets, EngineError, OnnxEngine, computed, open_session
 from service.engines.preemption import give_way, hold, let_go
-from service.loading import Loaded, Loader, buckets_of, capture_problem, open_onnx
+from service.models.loading import Loaded, Loader, buckets_of, capture_problem, open_onnx
 from service.tensors import NUMPY_OF, Arrays
 from tests.conftest import ROOT, write_onnx
 

@@ -14,8 +14,8 @@ import structlog
 
 from model_store.folder import FolderError
 from service.errors import EngineFailed, HeedError
-from service.golden import Golden
-from service.repository import ModelRepository, ServedModel
+from service.models.golden import Golden
+from service.models.repository import ModelRepository, ServedModel
 from service.telemetry.metrics import CanaryOutcome, Metrics
 
 log = structlog.get_logger(__name__)

@@ -33,7 +33,7 @@ from model_store.private_files import PrivateFile, PrivateGraph
 from service.engines.onnx import EngineError, computed, first_line, open_session
 from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
-from service.golden import Golden
+from service.models.golden import Golden
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation

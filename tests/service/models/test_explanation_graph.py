@@ -22,8 +22,8 @@ from model_store.folder import (
     write_manifest,
 )
 from service.errors import EngineFailed, Unavailable
-from service.explain_graph import ExplainGraph, text_row
-from service.loading import Loader
+from service.models.explanation_graph import ExplainGraph, text_row
+from service.models.loading import Loader
 from tests.conftest import ROOT, Server, running_server
 
 TEXT = "Not a wonderful film."

@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from model_store.folder import FolderError, FoundFolder, ModelFolder
 from service.engines.onnx import OnnxEngine
 from service.engines.translation import TranslationEngine
-from service.loading import Loaded, LoadedTranslation, Loader, measure_padding_cost
+from service.models.loading import Loaded, LoadedTranslation, Loader, measure_padding_cost
 from service.scheduling.batcher import Batcher
 from tests.conftest import ROOT, running_server, write_endless, write_onnx
 

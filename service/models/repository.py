@@ -1,6 +1,6 @@
 """The models of the store: which there are, which would answer correctly now, and their batchers.
 
-    folder ──> `service.loading` ──> batcher: ready
+    folder ──> `service.models.loading` ──> batcher: ready
 
 A folder that fails on the way is not served and says why; the others are not touched by it.
 """
@@ -20,10 +20,10 @@ from service.engines.device import Device, Place
 from service.engines.onnx import EngineError
 from service.engines.preemption import EngineCall, terminable
 from service.errors import NotFound, Unavailable
-from service.explain_graph import ExplainGraph
-from service.golden import Golden
-from service.loading import Loaded, LoadedTranslation, Loader, Task
 from service.models.batching import Batching
+from service.models.explanation_graph import ExplainGraph
+from service.models.golden import Golden
+from service.models.loading import Loaded, LoadedTranslation, Loader, Task
 from service.process.worker_threads import Watchdog
 from service.scheduling.batcher import Batcher, BatcherLimits
 from service.scheduling.continuous_batcher import InFlightBatcher, InFlightLimits

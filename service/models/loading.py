@@ -37,10 +37,10 @@ from service.engines.device import Device, Place
 from service.engines.onnx import Buckets, Engine, EngineError, OnnxEngine
 from service.engines.preemption import EngineCall, Terminated, terminable
 from service.engines.translation import TranslationEngine
-from service.explain_graph import ExplainGraph
-from service.golden import Golden, GoldenLogits, GoldenTranslations
 from service.models.bare_engine import BareEngine, with_overridable_initializers
 from service.models.batching import Batching, BatchingRule
+from service.models.explanation_graph import ExplainGraph
+from service.models.golden import Golden, GoldenLogits, GoldenTranslations
 from service.models.row_independence import TrialStopped
 from service.models.row_independence.onnx_graph import Model, UnreadableGraph, read_model
 from service.scheduling.continuous_batcher import RunningBatches

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from model_store.folder import FoundFolder, GoldenExample, read
-from service.canary import Canary
 from service.config import ServiceConfig
-from service.golden import GoldenLogits
-from service.repository import ModelRepository
+from service.models.canary import Canary
+from service.models.golden import GoldenLogits
+from service.models.repository import ModelRepository
 from service.telemetry.metrics import Metrics
 from tests.conftest import ROOT
 
