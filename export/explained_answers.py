@@ -1,6 +1,6 @@
 """An answer of a committed model, ready to be taken apart: what the study of explanations asks of the graphs.
 
-    input ──> features (service.explain) ──> variants ──> served graph ──> values
+    input ──> features (service.explanation.methods) ──> variants ──> served graph ──> values
           └─> rows at several alphas ──> explain.onnx ──> attention, gradients ──> weights of the same features
 
 What is explained is what the service explains: of a classifier the probability of the answer, of a translation the log
@@ -25,9 +25,9 @@ from export.explain_graphs import Row, at_alphas, batch_of, gauss_legendre, gene
 from export.train_translation import translate
 from export.translation_graphs import OnnxTranslator
 from model_store.folder import EXPLAIN, GRAPH, TOKENIZER, FolderError, Manifest
-from service.explain.attention import rollout
-from service.explain.features import Patches, Words
-from service.explain.perturbation import Method, estimate, plan
+from service.explanation.methods.attention import rollout
+from service.explanation.methods.features import Patches, Words
+from service.explanation.methods.perturbation import Method, estimate, plan
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import SearchOptions, Translation, longest_translation
 

@@ -31,9 +31,9 @@ from export.drawn_pictures import drawn_pictures
 from export.explained_answers import Answer, ImageModel, TextModel, TranslationAnswer, TranslationModel
 from export.provenance import commit_of_this_tree, hardware, this_command
 from model_store.folder import MANIFEST, sha256
-from service.explain.fidelity import area, curves
-from service.explain.perturbation import METHODS as PERTURBATIONS
-from service.explain.perturbation import Method
+from service.explanation.methods.fidelity import area, curves
+from service.explanation.methods.perturbation import METHODS as PERTURBATIONS
+from service.explanation.methods.perturbation import Method
 
 Floats = NDArray[np.float64]
 Figures = dict[str, Any]

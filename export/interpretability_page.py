@@ -16,7 +16,7 @@ from rich.console import Console
 from export.attention_patterns import IMAGE_KINDS, SOURCE_KINDS, TEXT_KINDS
 from export.drawn_pictures import drawn_pictures
 from export.page import pyplot_without_a_screen, table
-from service.explain.overlay import AGAINST_RGB, FOR_RGB
+from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB
 
 Record = dict[str, Any]
 
@@ -627,14 +627,15 @@ def how_measured() -> list[str]:
         "## How it was measured",
         "",
         "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour."
-        " Methods are those of `service/explain/`, with their defaults, on the committed graphs in one thread.",
+        " Methods are those of `service/explanation/methods/`, with their defaults, on the committed graphs in one"
+        " thread.",
         "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed"
         " alike; for translations the mean attention to the source, through the encoder's rollout (the service gives"
         " it without that). Gradients are integrated over 32 steps (Sundararajan et al. 2017; the service takes 64 or"
         " more) and summed over the tokens of a word.",
         "- Even attention, the same weight for every token, is what each figure of attention has to be compared with.",
         "- That the methods compute what lime, shap, captum and PyTorch compute is tested in"
-        " `tests/service/explain/test_oracles.py` and `tests/export/test_explain_oracles.py`.",
+        " `tests/service/explanation/methods/test_oracles.py` and `tests/export/test_explain_oracles.py`.",
         "- One model of each kind, trained here, on short sentences and small images; others may differ. sentiment is"
         " served in int8, whose scores change a little with the batch; its gradients are of the same weights in"
         " float32.",

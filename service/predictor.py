@@ -27,10 +27,10 @@ from service.errors import (
     Unsupported,
     clipped,
 )
-from service.explain_by_graph import Looking as Looking  # noqa: PLC0414, transports name it, and may not import it
-from service.explainer import METHODS, Explainer, Question, check, methods_of, take_apart
-from service.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
-from service.explainer import Explanation as Explanation  # noqa: PLC0414, the same
+from service.explanation.explainer import METHODS, Explainer, Question, check, methods_of, take_apart
+from service.explanation.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
+from service.explanation.explainer import Explanation as Explanation  # noqa: PLC0414, the same
+from service.explanation.graph_methods import Looking as Looking  # noqa: PLC0414, transports name it, and may not import it
 from service.models.repository import ModelRepository, ServedModel
 from service.preparation import Preparation
 from service.process.memory_budget import ByteBudget

@@ -20,9 +20,18 @@ SLOW = (
     (
         [*EXPLAINED, "-m", "slow"],
         ["tests/export", *(f"--ignore={path}" for path in EXPLAINED), "-m", "slow"],
-        ["tests/service/explain", "-m", "slow"],
+        ["tests/service/explanation/methods", "-m", "slow"],
     ),
-    (["tests", "--ignore=tests/clients", "--ignore=tests/export", "--ignore=tests/service/explain", "-m", "slow"],),
+    (
+        [
+            "tests",
+            "--ignore=tests/clients",
+            "--ignore=tests/export",
+            "--ignore=tests/service/explanation/methods",
+            "-m",
+            "slow",
+        ],
+    ),
 )
 
 

@@ -15,7 +15,7 @@ from export.data import load_everyday
 from export.explained_answers import TextModel, TranslationModel, features_of_tokens
 from export.interpretability import METHODS, RANDOM, Study, figures_of, measure, rank_correlations, summary, to_words
 from export.interpretability_page import page, write_page
-from service.explain.features import Words
+from service.explanation.methods.features import Words
 from tests.conftest import ROOT
 
 SMALL = ROOT / "model_store/sentiment-small/1"

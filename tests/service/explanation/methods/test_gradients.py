@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.explain.gradients import MAX_STEPS, MIN_STEPS, shared_out, steps
+from service.explanation.methods.gradients import MAX_STEPS, MIN_STEPS, shared_out, steps
 
 
 @pytest.mark.parametrize("count", [MIN_STEPS, MAX_STEPS])

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.explain.perturbation import MAX_SAMPLES, METHODS, Method, estimate, plan
+from service.explanation.methods.perturbation import MAX_SAMPLES, METHODS, Method, estimate, plan
 
 Game = Callable[[NDArray[np.bool_]], list[float]]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from service.explain.fidelity import MAX_STEPS, area, curves
+from service.explanation.methods.fidelity import MAX_STEPS, area, curves
 
 
 def areas(weights_M: NDArray[np.float64], gives_M: NDArray[np.float64]) -> tuple[float, float]:

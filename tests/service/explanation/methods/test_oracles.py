@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from export.data import load_cifar10, load_sst2
 from export.explained_answers import Answer, ImageAnswer, ImageModel, TextModel
-from service.explain.perturbation import Method, estimate, plan
+from service.explanation.methods.perturbation import Method, estimate, plan
 from tests.conftest import ROOT
 
 # The packages are imported late: they take seconds, also where these tests are left out.

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.explain.attention import alignment, of_layer, received, rollout
+from service.explanation.methods.attention import alignment, of_layer, received, rollout
 
 L, H, T, S = 3, 2, 4, 5
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.explain.attention import alignment, of_layer, received, rollout
-from service.explain.gradients import shared_out, steps
+from service.explanation.methods.attention import alignment, of_layer, received, rollout
+from service.explanation.methods.gradients import shared_out, steps
 from service.models.explanation_graph import ExplainGraph
 from service.scheduling.idle_executor import SpareTime
 from service.tensors import Arrays

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from service.explain.features import Patches, Words, words_of
+from service.explanation.methods.features import Patches, Words, words_of
 from tests.conftest import ROOT
 
 

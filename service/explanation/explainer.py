@@ -4,9 +4,9 @@
            └─> attention or gradients, from a graph of the model's folder ──┘
 
 Occlusion, LIME and SHAP ask the model again without some parts of the input, through its batcher like any request, so
-that they need no graph of their own; `service.explain_by_graph` asks the one that a folder may have. Either way an
-explanation gives way to whatever else there is to do, and ends when its caller leaves or its deadline passes; and the
-model itself is asked what is left of its answer while the weightiest parts go.
+that they need no graph of their own; `service.explanation.graph_methods` asks the one that a folder may have. Either
+way an explanation gives way to whatever else there is to do, and ends when its caller leaves or its deadline passes;
+and the model itself is asked what is left of its answer while the weightiest parts go.
 
 What is explained is a number: of a classifier the probability of a class; of a translation the log probability of that
 very translation. The second is exact, not a comparison of texts: the decoder step is fed the translation's own tokens
@@ -31,14 +31,14 @@ from PIL.Image import Image
 
 from service.engines.preemption import compute
 from service.errors import EngineFailed, InvalidRequest, Overloaded
-from service.explain.features import PATCHES_A_SIDE, Patches, Word, Words
-from service.explain.fidelity import Fidelity, area, curves
-from service.explain.gradients import DEFAULT_STEPS, MAX_STEPS, MIN_STEPS
-from service.explain.overlay import overlay_png
-from service.explain.perturbation import METHODS as SAMPLING_METHODS
-from service.explain.perturbation import Method as SamplingMethod
-from service.explain.perturbation import Plan, estimate, plan
-from service.explain_by_graph import Found, Looking, View, check_looking, look, open_graph, share_out
+from service.explanation.graph_methods import Found, Looking, View, check_looking, look, open_graph, share_out
+from service.explanation.methods.features import PATCHES_A_SIDE, Patches, Word, Words
+from service.explanation.methods.fidelity import Fidelity, area, curves
+from service.explanation.methods.gradients import DEFAULT_STEPS, MAX_STEPS, MIN_STEPS
+from service.explanation.methods.overlay import overlay_png
+from service.explanation.methods.perturbation import METHODS as SAMPLING_METHODS
+from service.explanation.methods.perturbation import Method as SamplingMethod
+from service.explanation.methods.perturbation import Plan, estimate, plan
 from service.models.explanation_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
 from service.models.repository import ServedModel
 from service.scheduling.admission import Done
@@ -208,7 +208,7 @@ class Explainer:
             the explanation, and what was computed for it.
 
         Raises:
-            HeedError: as `submit_low` of the batchers, or of `service.explain_by_graph`.
+            HeedError: as `submit_low` of the batchers, or of `service.explanation.graph_methods`.
         """
         started_s = time.monotonic()
         assert isinstance(model.task, Explainable)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.explain.overlay import AGAINST_RGB, FOR_RGB, MOST_OPAQUE, overlay_png
+from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB, MOST_OPAQUE, overlay_png
 
 
 @pytest.mark.parametrize("size", [(64, 48), (31, 50)])

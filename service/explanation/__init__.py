@@ -1,0 +1,1 @@
+"""Why a model answers so: asks it again, at low priority."""
