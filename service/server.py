@@ -18,7 +18,7 @@ from service.config import ServiceConfig, address_of, available_cores
 from service.engines.device import Device
 from service.models.canary import Canary
 from service.models.repository import ModelRepository
-from service.predictor import Predictor
+from service.prediction.predictor import Predictor
 from service.process.allocator import MemoryReturn
 from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages
 from service.process.memory_budget import ByteBudget

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from service.config import ServiceConfig
-from service.predictor import Predictor
+from service.prediction.predictor import Predictor
 from service.transport.grpc_server import GrpcServer
 from service.transport.http_connection import HttpServer
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.errors import InvalidRequest
-from service.predictor import ExplainRequest, Looking
+from service.prediction.predictor import ExplainRequest, Looking
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"

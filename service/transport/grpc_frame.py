@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know its public half
 
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded
-from service.predictor import Predictor, outcome_of
+from service.prediction.predictor import Predictor, outcome_of
 from service.transport.frame import REQUEST_ID_HEADER, request_id_of
 from service.transport.grpc_calls import Handlers
 from service.transport.grpc_messages import CONTROL, MessageLimits

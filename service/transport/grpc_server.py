@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 from proto import heed_pb2_grpc, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
 from service.engines.preemption import step_back
-from service.predictor import Predictor
+from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget
 from service.transport.grpc_calls import Handlers, take_all_calls, take_calls_at_once
 from service.transport.grpc_frame import Activity

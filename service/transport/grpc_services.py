@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from proto import heed_pb2, inference_pb2
 from service.errors import InvalidRequest
-from service.predictor import Call, Classification, ExplainRequest, Explanation, Looking, Receipt, Translated
+from service.prediction.predictor import Call, Classification, ExplainRequest, Explanation, Looking, Receipt, Translated
 from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.frame import MOST_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of

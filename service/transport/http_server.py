@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
-from service.predictor import (
+from service.prediction.predictor import (
     Call,
     Classification,
     Explained,

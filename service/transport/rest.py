@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from service.errors import InvalidRequest
-from service.predictor import Explanation, Receipt
+from service.prediction.predictor import Explanation, Receipt
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
 from service.transport.frame import number_of

@@ -9,7 +9,7 @@ import pytest
 
 from service.engines.preemption import compute, give_way
 from service.errors import Unavailable
-from service.preparation import Preparation
+from service.prediction.preprocessing_pool import Preparation
 from service.process.worker_threads import (
     AssistantThread,
     SupervisedThread,

@@ -32,7 +32,7 @@ from service.explanation.explainer import ExplainRequest as ExplainRequest  # no
 from service.explanation.explainer import Explanation as Explanation  # noqa: PLC0414, the same
 from service.explanation.graph_methods import Looking as Looking  # noqa: PLC0414, transports name it, and may not import it
 from service.models.repository import ModelRepository, ServedModel
-from service.preparation import Preparation
+from service.prediction.preprocessing_pool import Preparation
 from service.process.memory_budget import ByteBudget
 from service.scheduling.admission import Done
 from service.scheduling.batcher import Item

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from service.config import ServiceConfig
 from service.errors import InvalidRequest, NotFound, Unavailable
 from service.models.repository import ModelRepository
-from service.predictor import MAX_STRINGS_IN_LOOP, Call, Predictor
+from service.prediction.predictor import MAX_STRINGS_IN_LOOP, Call, Predictor
 from service.telemetry.metrics import Metrics
 from tests.conftest import write_onnx
 

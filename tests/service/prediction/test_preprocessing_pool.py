@@ -7,7 +7,7 @@ import time
 import pytest
 
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.preparation import Preparation
+from service.prediction.preprocessing_pool import Preparation
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
 WORDS = ("images", "decoded")

@@ -1,0 +1,1 @@
+"""One request, from its inputs to its answer and receipt."""
