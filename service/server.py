@@ -22,13 +22,13 @@ from service.prediction.predictor import Predictor
 from service.process.allocator import MemoryReturn
 from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages
 from service.process.memory_budget import ByteBudget
-from service.shutdown import Shutdown, StopSignals
 from service.telemetry.log_writer import write_beside
 from service.telemetry.logs import Logs, log_hangup
 from service.telemetry.metrics import Metrics
 from service.transport import server_version
-from service.transport.grpc_server import start_grpc
-from service.transport.http_server import build_http
+from service.transport.grpc.server import start_grpc
+from service.transport.http.application import build_http
+from service.transport.shutdown import Shutdown, StopSignals
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
-from service.transport.frame import MOST_READ_AT_ONCE
-from service.transport.grpc_server import CORE_STEPS_BACK, POLLER_STEPS_BACK
+from service.transport.grpc.server import CORE_STEPS_BACK, POLLER_STEPS_BACK
+from service.transport.request_metadata import MOST_READ_AT_ONCE
 from service.transport.turns import THREAD_STEPS_BACK
 from tests.conftest import Server
 

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from load_tests.http2 import HEADERS, PING, Http2Client, frame, prefix
-from service.transport.grpc_calls import CALLS_AT_ONCE, Handlers, take_all_calls, take_calls_at_once
+from service.transport.grpc.accept import CALLS_AT_ONCE, Handlers, take_all_calls, take_calls_at_once
 
 NUM_CALLS = 3 * CALLS_AT_ONCE
 

@@ -11,10 +11,9 @@ from service.errors import InvalidRequest
 from service.prediction.predictor import Call, Classification, ExplainRequest, Explanation, Looking, Receipt, Translated
 from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
-from service.transport.frame import MOST_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
-from service.transport.grpc_frame import Context, FramedService, bounded
-from service.transport.grpc_messages import EXPLAIN, IMAGE, TEXT
-from service.transport.grpc_tensors import (
+from service.transport.grpc.endpoint import Context, FramedService, bounded
+from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
+from service.transport.grpc.tensors import (
     InferMessage,
     byte_elements_of,
     check_counts,
@@ -26,6 +25,7 @@ from service.transport.grpc_tensors import (
     read_message,
     write_outputs,
 )
+from service.transport.request_metadata import MOST_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
 
 # Fields of ExplainRequest that may be left open; the last three are those of `Looking`.
 EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")

@@ -30,8 +30,8 @@ from load_tests.http2 import (
     prefix,
 )
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
-from service.transport.frame import MAX_PARAMETERS, MAX_TENSORS
-from service.transport.grpc_messages import MAX_CONTROL_BYTES, MAX_FIELDS, MAX_PARSED_BYTES
+from service.transport.grpc.messages import MAX_CONTROL_BYTES, MAX_FIELDS, MAX_PARSED_BYTES
+from service.transport.request_metadata import MAX_PARAMETERS, MAX_TENSORS
 from tests.conftest import ROOT, Server, running_server, write_onnx
 
 MEBIBYTE = 2**20

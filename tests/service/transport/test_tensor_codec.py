@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.errors import InvalidRequest, Unsupported
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, bytes_array
-from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
+from service.transport.tensor_codec import decode_json, decode_raw, encode_json, encode_raw
 
 shapes = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=4)
 any_array = st.sampled_from(sorted(NUMPY_OF)).flatmap(lambda name: arrays.arrays(NUMPY_OF[name], shapes))

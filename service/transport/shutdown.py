@@ -17,8 +17,8 @@ import structlog
 
 from service.config import ServiceConfig
 from service.prediction.predictor import Predictor
-from service.transport.grpc_server import GrpcServer
-from service.transport.http_connection import HttpServer
+from service.transport.grpc.server import GrpcServer
+from service.transport.http.connection import HttpServer
 
 log = structlog.get_logger("service")
 

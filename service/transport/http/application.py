@@ -48,9 +48,12 @@ from service.tasks.hub_messages import (
 )
 from service.telemetry.metrics import Metrics, Outcome
 from service.tensors import TensorSpec, bytes_array
-from service.transport import SERVER_NAME, rest, server_version
-from service.transport.codec import LOCK_PAUSE_S
-from service.transport.frame import (
+from service.transport import SERVER_NAME, server_version
+from service.transport.http import open_inference_json as rest
+from service.transport.http.connection import BODY_STEP_BYTES, MEMORY, ConnectionLimits, HttpServer
+from service.transport.http.json_bounds import read_bounded_json
+from service.transport.http.openapi import openapi_document
+from service.transport.request_metadata import (
     MAX_DIGITS,
     MOST_READ_AT_ONCE,
     REQUEST_ID_HEADER,
@@ -62,11 +65,9 @@ from service.transport.frame import (
     parameters_of,
     request_id_of,
 )
-from service.transport.http_connection import BODY_STEP_BYTES, MEMORY, ConnectionLimits, HttpServer
-from service.transport.json_bounds import read_bounded_json
-from service.transport.openapi import openapi_document
-from service.transport.spans import TracedRoute
+from service.transport.server_spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
+from service.transport.tensor_codec import LOCK_PAUSE_S
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
@@ -513,7 +514,7 @@ class HttpApplication:
 
     async def _playground(self, request: Request) -> Response:
         file, media_type = PLAYGROUND[request.url.path]
-        text = files("service.transport").joinpath(file).read_text()
+        text = files("service.transport.http.playground").joinpath(file).read_text()
         return Response(text, media_type=media_type, headers=PLAYGROUND_HEADERS)
 
     async def _healthz(self, request: Request) -> Response:
@@ -556,7 +557,7 @@ class HttpApplication:
         )
 
     async def _docs(self, request: Request) -> Response:
-        return HTMLResponse(files("service.transport").joinpath("docs.html").read_text())
+        return HTMLResponse(files("service.transport.http.playground").joinpath("docs.html").read_text())
 
 
 def _header_timeout_s(request: Request) -> float | None:

@@ -12,11 +12,11 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know 
 
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded
 from service.prediction.predictor import Predictor, outcome_of
-from service.transport.frame import REQUEST_ID_HEADER, request_id_of
-from service.transport.grpc_calls import Handlers
-from service.transport.grpc_messages import CONTROL, MessageLimits
-from service.transport.grpc_receiving import MessageReceiver
-from service.transport.spans import TRACED_CALLS, traced_call
+from service.transport.grpc.accept import Handlers
+from service.transport.grpc.messages import CONTROL, MessageLimits
+from service.transport.grpc.receiving import MessageReceiver
+from service.transport.request_metadata import REQUEST_ID_HEADER, request_id_of
+from service.transport.server_spans import TRACED_CALLS, traced_call
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 from service.transport.turns import Turns
 

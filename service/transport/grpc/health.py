@@ -11,8 +11,8 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from proto import heed_pb2, inference_pb2
 from service.errors import DeadlineExceeded, HeedError, NotFound, TooLarge
-from service.transport.grpc_frame import Context, FramedService, abort
-from service.transport.grpc_messages import MAX_CONTROL_BYTES
+from service.transport.grpc.endpoint import Context, FramedService, abort
+from service.transport.grpc.messages import MAX_CONTROL_BYTES
 from service.transport.status import STATUS_OF
 
 WATCH_INTERVAL_S = 1.0

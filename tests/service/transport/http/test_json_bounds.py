@@ -11,8 +11,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.errors import InvalidRequest, TooLarge
-from service.transport.codec import JSON_SLICE_ELEMENTS, encode_json
-from service.transport.json_bounds import MAX_JSON_BYTES, check_json, read_bounded_json
+from service.transport.http.json_bounds import MAX_JSON_BYTES, check_json, read_bounded_json
+from service.transport.tensor_codec import JSON_SLICE_ELEMENTS, encode_json
 from tests.conftest import Server, running_server, write_onnx
 
 

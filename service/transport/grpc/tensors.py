@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from proto import inference_pb2
 from service.errors import InvalidRequest, TooLarge
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, bytes_array
-from service.transport.codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, check_header, decode_raw, encode_raw
-from service.transport.frame import MAX_TENSORS, MOST_READ_AT_ONCE, check_parameter_count
-from service.transport.grpc_messages import INFER, MAX_UNCHECKED_BYTES, split, varint
+from service.transport.grpc.messages import INFER, MAX_UNCHECKED_BYTES, split, varint
+from service.transport.request_metadata import MAX_TENSORS, MOST_READ_AT_ONCE, check_parameter_count
+from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, check_header, decode_raw, encode_raw
 
 Contents = inference_pb2.InferTensorContents
 OutputTensor = inference_pb2.ModelInferResponse.InferOutputTensor

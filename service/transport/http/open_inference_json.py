@@ -15,9 +15,9 @@ import msgspec
 from service.errors import InvalidRequest
 from service.prediction.predictor import Explanation, Receipt
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
-from service.transport.codec import decode_json, decode_raw, encode_json, encode_raw
-from service.transport.frame import number_of
-from service.transport.json_bounds import read_bounded_json
+from service.transport.http.json_bounds import read_bounded_json
+from service.transport.request_metadata import number_of
+from service.transport.tensor_codec import decode_json, decode_raw, encode_json, encode_raw
 
 MAX_TENSORS = 1024  # of one request, and as many outputs that it asks for
 BINARY_HEADER = "inference-header-content-length"

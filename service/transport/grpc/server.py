@@ -17,11 +17,11 @@ from service.config import ServiceConfig, address_of
 from service.engines.preemption import step_back
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget
-from service.transport.grpc_calls import Handlers, take_all_calls, take_calls_at_once
-from service.transport.grpc_frame import Activity
-from service.transport.grpc_health import HealthService, ReflectionService
-from service.transport.grpc_receiving import MessageReceiver
-from service.transport.grpc_services import HeedService, InferenceService
+from service.transport.grpc.accept import Handlers, take_all_calls, take_calls_at_once
+from service.transport.grpc.endpoint import Activity
+from service.transport.grpc.health import HealthService, ReflectionService
+from service.transport.grpc.receiving import MessageReceiver
+from service.transport.grpc.services import HeedService, InferenceService
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.process.memory_budget import ByteBudget
-from service.transport.grpc_receiving import (
+from service.transport.grpc.receiving import (
     MAX_GROWTH_BYTES,
     MAX_LATE_BYTES,
     MAX_UNRESERVED_BYTES,

@@ -4,7 +4,7 @@ import pytest
 
 from proto import heed_pb2, inference_pb2
 from service.errors import InvalidRequest, TooLarge
-from service.transport.grpc_messages import (
+from service.transport.grpc.messages import (
     CONTROL,
     EXPLAIN,
     IMAGE,

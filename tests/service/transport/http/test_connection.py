@@ -16,7 +16,7 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.process.memory_budget import ByteBudget
-from service.transport.http_connection import (
+from service.transport.http.connection import (
     MEMORY,
     MOST_HEADER_BYTES,
     MOST_HEADERS,

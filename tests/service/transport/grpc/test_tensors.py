@@ -6,10 +6,8 @@ import pytest
 from proto import inference_pb2
 from service.errors import InvalidRequest, TooLarge
 from service.tensors import DTYPE_OF, Arrays, bytes_array
-from service.transport.codec import MAX_BYTES_ELEMENTS, decode_raw, encode_raw
-from service.transport.frame import MOST_READ_AT_ONCE
-from service.transport.grpc_messages import MAX_UNCHECKED_BYTES
-from service.transport.grpc_tensors import (
+from service.transport.grpc.messages import MAX_UNCHECKED_BYTES
+from service.transport.grpc.tensors import (
     CONTENTS_OF,
     MAX_ANSWER_BYTES,
     MAX_INLINE_BYTES,
@@ -20,6 +18,8 @@ from service.transport.grpc_tensors import (
     read_message,
     write_outputs,
 )
+from service.transport.request_metadata import MOST_READ_AT_ONCE
+from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, decode_raw, encode_raw
 
 FLOATS, TEXTS = np.arange(6, dtype=np.float32).reshape(2, 3), bytes_array([b"one", b"two"])
 

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 import msgspec
 
-from service.transport import rest
-from service.transport.frame import REQUEST_ID_HEADER, TIMEOUT_HEADER
+from service.transport.http import open_inference_json as rest
+from service.transport.request_metadata import REQUEST_ID_HEADER, TIMEOUT_HEADER
 
 ERRORS = {
     400: "The request is wrong; the text names the field and the limit.",

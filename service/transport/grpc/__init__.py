@@ -1,0 +1,1 @@
+"""The gRPC face: Open Inference Protocol, typed calls, health and reflection."""

@@ -1,0 +1,1 @@
+"""The page at / and the page of the API."""
