@@ -193,7 +193,7 @@ def seconds_of(text: str) -> float:
 
 def train(arguments: argparse.Namespace, console: Console) -> None:
     """Train one model."""
-    from export.run_queue import Run, train_run
+    from export.training.runs import Run, train_run
 
     run_dir = run_dir_of(arguments)
     train_run(Run(run_dir.name, arguments.model, arguments.set), run_dir, console, arguments.time_budget)
@@ -201,30 +201,30 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
 
 def queue(arguments: argparse.Namespace, console: Console) -> None:
     """Train a list of runs."""
-    from export.run_queue import read_queue, work_off
+    from export.training.runs import read_queue, work_off
 
     work_off(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> None:
     """Measure a finished run anew."""
-    from export.run_queue import measure_run
+    from export.training.runs import measure_run
 
     measure_run(run_dir_of(arguments), console)
 
 
 def report(arguments: argparse.Namespace, console: Console) -> None:
     """Write the page of the models."""
-    from export.report import report as write_report
+    from export.studies.model_report import report as write_report
 
     write_report(arguments.runs, arguments.docs, arguments.model_store, console)
 
 
 def convert(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run."""
-    from export.convert import convert as convert_source
-    from export.run_folder import read_result
-    from export.source import source_of_run
+    from export.conversion.classifier import convert as convert_source
+    from export.conversion.model_source import source_of_run
+    from export.training.run_folder import read_result
 
     if read_result(run_dir_of(arguments))["task"] == "translation":
         convert_translation(arguments, console)
@@ -243,10 +243,10 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 
 def material_of_run(source: Any, console: Console) -> dict[str, Any]:
     """What a run is compared with PyTorch and measured on: the data that it was trained on, or nothing with labels."""
-    from export.convert import MIN_COMPARED
-    from export.data import CIFAR10, SST2
-    from export.golden_images import made_up_images
-    from export.golden_texts import made_up_sentences
+    from export.conversion.classifier import MIN_COMPARED
+    from export.conversion.golden_images import made_up_images
+    from export.conversion.golden_texts import made_up_sentences
+    from export.data.readers import CIFAR10, SST2
 
     images, data = source.task_name == "image-classification", source.provenance["data"]
     if data == (CIFAR10 if images else SST2):
@@ -258,12 +258,12 @@ def material_of_run(source: Any, console: Console) -> dict[str, Any]:
 
 def convert_translation(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run of translation."""
-    from export.convert import MIN_COMPARED
-    from export.convert_translation import convert_translation, translation_source_of_run
-    from export.data import ParallelTexts
-    from export.golden_texts import made_up_sentences
-    from export.run_folder import read_result
-    from export.train_translation import LOADERS
+    from export.conversion.classifier import MIN_COMPARED
+    from export.conversion.golden_texts import made_up_sentences
+    from export.conversion.translation import convert_translation, translation_source_of_run
+    from export.data.readers import ParallelTexts
+    from export.training.run_folder import read_result
+    from export.training.translation import LOADERS
 
     result = read_result(run_dir_of(arguments))
     source = translation_source_of_run(run_dir_of(arguments))
@@ -287,7 +287,7 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
 
 def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
     """Add the graph that explains to versions that are there."""
-    from export.explain_graphs import add_to_store
+    from export.conversion.explanation_graph import add_to_store
 
     for folder in arguments.folder:
         add_to_store(folder, console)
@@ -295,7 +295,7 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
 
 def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
     """Add the graphs in half precision to versions that are there."""
-    from export.half_graphs import add_to_store
+    from export.conversion.float16 import add_to_store
 
     for folder in arguments.folder:
         add_to_store(folder, material_of, console)
@@ -303,7 +303,7 @@ def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
 
 def measure_batches(arguments: argparse.Namespace, console: Console) -> None:
     """Measure how far answers of versions that are there depend on their company."""
-    from export.conversion.batch_sensitivity import add_to_store
+    from export.conversion.sensitivity.batch_sensitivity import add_to_store
 
     for folder in arguments.folder:
         add_to_store(folder, material_of, console)
@@ -315,8 +315,8 @@ def material_of(manifest: Any) -> Any:
     Raises:
         ValueError: none are known for its classes, or for the data that it was trained on.
     """
-    from export.data import CIFAR10, SST2, encoded, load_cifar10, load_sst2
-    from export.train_translation import LOADERS
+    from export.data.readers import CIFAR10, SST2, encoded, load_cifar10, load_sst2
+    from export.training.translation import LOADERS
 
     known = {manifest.provenance.get("data"), manifest.provenance.get("measured_on")}
     if manifest.task == "translation":
@@ -332,12 +332,12 @@ def material_of(manifest: Any) -> Any:
 
 def explain(arguments: argparse.Namespace, console: Console) -> None:
     """Study explanations, and write the page about it."""
-    from export.interpretability import explain as study
+    from export.studies.interpretability import explain as study
 
     if arguments.page_only or study(
         arguments.model_store, arguments.docs, arguments.work, console, arguments.time_budget
     ):
-        from export.interpretability_page import write_page
+        from export.studies.interpretability_page import write_page
 
         write_page(arguments.docs, console)
 
@@ -363,7 +363,7 @@ def archive(arguments: argparse.Namespace, console: Console) -> None:
 
 def texts_to_measure_on() -> dict[str, Any]:
     """What text classifiers are compared with PyTorch and measured on."""
-    from export.data import load_everyday, load_sst2
+    from export.data.readers import load_everyday, load_sst2
 
     validation = load_sst2().validation
     return {
@@ -375,8 +375,8 @@ def texts_to_measure_on() -> dict[str, Any]:
 
 def images_to_measure_on() -> dict[str, Any]:
     """The same for image classifiers: files, as a client would send them."""
-    from export.data import encoded, load_cifar10
-    from export.train_image_classifier import JPEG_QUALITY
+    from export.data.readers import encoded, load_cifar10
+    from export.training.image_classifier import JPEG_QUALITY
 
     test = load_cifar10().test
     plain = encoded(test, "PNG")
@@ -392,7 +392,7 @@ def images_to_measure_on() -> dict[str, Any]:
 
 def licence_of(source: Any) -> dict[str, str]:
     """What the data and the weights of a run come under, as far as it is known."""
-    from export.data import CIFAR10, SST2
+    from export.data.readers import CIFAR10, SST2
 
     known = []
     if source.provenance["data"] in (CIFAR10, SST2):
@@ -404,12 +404,12 @@ def licence_of(source: Any) -> dict[str, str]:
 
 def load(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a Hugging Face model."""
-    from export.convert import MIN_COMPARED
-    from export.convert import convert as convert_source
-    from export.data import load_sst2
-    from export.golden_images import made_up_images
-    from export.golden_texts import made_up_sentences
-    from export.hugging_face import image_source_of_hugging_face, source_of_hugging_face
+    from export.conversion.classifier import MIN_COMPARED
+    from export.conversion.classifier import convert as convert_source
+    from export.conversion.golden_images import made_up_images
+    from export.conversion.golden_texts import made_up_sentences
+    from export.conversion.hugging_face import image_source_of_hugging_face, source_of_hugging_face
+    from export.data.readers import load_sst2
 
     if arguments.task != "text-classification" and arguments.validate_on:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
@@ -448,11 +448,11 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
 
 def load_translation(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a Hugging Face translation model."""
-    from export.convert import MIN_COMPARED
-    from export.convert_translation import convert_translation
-    from export.data import ParallelTexts
-    from export.golden_texts import made_up_sentences
-    from export.marian import source_of_marian
+    from export.conversion.classifier import MIN_COMPARED
+    from export.conversion.golden_texts import made_up_sentences
+    from export.conversion.marian import source_of_marian
+    from export.conversion.translation import convert_translation
+    from export.data.readers import ParallelTexts
 
     convert_translation(
         source_of_marian(arguments.source),
@@ -467,7 +467,7 @@ def load_translation(arguments: argparse.Namespace, console: Console) -> None:
 
 def untrained(arguments: argparse.Namespace, console: Console) -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
-    from export.untrained import write_untrained
+    from export.conversion.random_weights import write_untrained
 
     write_untrained(
         name=arguments.name or "untrained",

@@ -15,7 +15,8 @@ from pathlib import Path
 NO_TESTS = 5  # pytest's exit status where an option such as `-k` leaves a suite without any
 # Suites of a group run at once, the groups one after another.
 SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow"],), (["tests/clients"],))
-EXPLAINED = sorted(map(str, Path("tests/export").glob("test_explain_*.py")))  # they take as long as the others
+# They take as long as the others.
+EXPLAINED = sorted(map(str, Path("tests/export/conversion").glob("test_explanation_*.py")))
 SLOW = (
     (
         [*EXPLAINED, "-m", "slow"],

@@ -228,8 +228,8 @@ def untrained_image_sources() -> dict[str, Any]:
     """A vision transformer and a convolutional network with random weights, whose answers differ between images."""
     import torch
 
-    from export.image_networks import ResNet9, ResNetConfig, VisionTransformer, VitConfig
-    from export.source import ImageClassifierSource
+    from export.conversion.model_source import ImageClassifierSource
+    from export.networks.image import ResNet9, ResNetConfig, VisionTransformer, VitConfig
 
     torch.manual_seed(3)
     shape = VitConfig(
@@ -250,7 +250,7 @@ def noise_files(count: int, side: int = 32) -> list[bytes]:
     """Images of noise as PNG."""
     import numpy as np
 
-    from export.data import LabelledImages, encoded
+    from export.data.readers import LabelledImages, encoded
 
     pixels = np.random.default_rng(4).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
     return encoded(LabelledImages(pixels, np.zeros(count, np.int64)), "PNG").inputs
@@ -261,7 +261,7 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Both kinds of image classifier, converted, beside the sentiment model."""
     from rich.console import Console
 
-    from export.convert import convert
+    from export.conversion.classifier import convert
 
     store = tmp_path_factory.mktemp("images") / "models"
     for name, source in untrained_image_sources().items():
@@ -293,7 +293,7 @@ def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the toy translation task."""
     from rich.console import Console
 
-    from export.train_translation import train_translation
+    from export.training.translation import train_translation
     from tests.toy_translation import toy_config, toy_data
 
     run_dir = tmp_path_factory.mktemp("runs") / "dogs"
@@ -306,7 +306,7 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
     """The toy translation model, and one whose translations never end, converted, beside the sentiment model."""
     from rich.console import Console
 
-    from export.convert_translation import convert_translation, translation_source_of_run
+    from export.conversion.translation import convert_translation, translation_source_of_run
     from tests.toy_translation import endless_source, toy_pairs
 
     store = tmp_path_factory.mktemp("translation") / "models"

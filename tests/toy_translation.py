@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 
-from export.convert_translation import TranslationSource
-from export.data import ParallelTexts, TranslationData
-from export.train_translation import TranslationTrainConfig
-from export.translation_networks import EOS_ID, NEGATIVE, TranslationConfig, TranslationTransformer
+from export.conversion.translation import TranslationSource
+from export.data.readers import ParallelTexts, TranslationData
+from export.networks.translation import EOS_ID, NEGATIVE, TranslationConfig, TranslationTransformer
+from export.training.translation import TranslationTrainConfig
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "red": "rote", "blue": "blaue", "dogs": "Hunde", "and": "und"}
 

@@ -1,1 +1,1 @@
-"""Steps of conversion that judge or describe a finished graph."""
+"""From a trained model to a folder that is proved and served."""

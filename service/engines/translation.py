@@ -1,4 +1,4 @@
-"""The decoder: sentences to tokens, several at a time, by the two graphs of `export/translation_graphs.py`.
+"""The decoder: sentences to tokens, several at a time, by the two graphs of `export/onnx_graphs/translation.py`.
 
     join ── encoder ──> the source's keys and values ──┐       (on a GPU they never leave the device)
                                                        ├─> step ──> likeliest tokens ──> each sentence's search

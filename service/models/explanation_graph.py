@@ -7,7 +7,7 @@ makes one call at a time. It computes on the CPU, on one thread, also beside a G
 predictions', and what the golden rows are compared on is then the device that answers.
 
 What goes in is a row of an input without padding, and `alphas`, how far it is on its way from no word at all to itself;
-what comes out has the names that `export/explained_networks.py` gives it.
+what comes out has the names that `export/onnx_graphs/explanation_modules.py` gives it.
 
 Shapes: B alphas, T tokens, S source tokens, C channels, H height, W width (of attention weights: L layers, H heads).
 """

@@ -2,8 +2,8 @@
 
     JPEG, PNG or WebP ── decoded, upright, resized, on white ──> RGB ── normalised ──> graph ──> logits ──> label
 
-The same code prepares the images that conversion compares and measures with (`export/source.py`). Shapes: B rows of an
-engine call, C channels, H height, W width.
+The same code prepares the images that conversion compares and measures with (`export/conversion/model_source.py`).
+Shapes: B rows of an engine call, C channels, H height, W width.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from export.golden_images import golden_images
+from export.conversion.golden_images import golden_images
 from tests.conftest import LABELS, Server
 
 

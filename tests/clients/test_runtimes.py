@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import grpc
 import pytest
 
-from export.golden_images import golden_images
+from export.conversion.golden_images import golden_images
 from export.torchserve.archive import Batching, archive, newest_models
 from load_tests.model_tasks import TASKS, ModelTask
 from load_tests.processes import free_port

@@ -12,7 +12,7 @@ import tritonclient.http
 import tritonclient.http.aio
 from tritonclient.utils import InferenceServerException
 
-from export.golden_images import golden_images
+from export.conversion.golden_images import golden_images
 from tests.conftest import LABELS, Server
 
 TEXTS = ["A wonderful film.", "An awful, tedious mess."]

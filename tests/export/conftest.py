@@ -7,10 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from export.data import LabelledTexts, TextClassificationData
-from export.golden_texts import made_up_sentences
-from export.train_text_classifier import TextTrainConfig, train_text_classifier
-from export.transformer import EncoderConfig
+from export.conversion.golden_texts import made_up_sentences
+from export.data.readers import LabelledTexts, TextClassificationData
+from export.networks.transformer import EncoderConfig
+from export.training.text_classifier import TextTrainConfig, train_text_classifier
 
 GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
 

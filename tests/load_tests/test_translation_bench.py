@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from export.train_translation import translate
-from export.translation_graphs import OnnxTranslator
+from export.onnx_graphs.translation import OnnxTranslator
+from export.training.translation import translate
 from load_tests.bench import spread
 from load_tests.ctranslate2_model import open_ctranslate2, write_ctranslate2
 from load_tests.processes import Process, free_port

@@ -12,13 +12,13 @@ import httpx
 import pytest
 import sacrebleu
 
-from export.convert_translation import MAX_SCORE_DIFFERENCE
-from export.data import load_multi30k
-from export.explain_graphs import replay_golden_rows
-from export.golden_images import golden_images
-from export.train_translation import translate
-from export.translation_graphs import OnnxTranslator
-from export.translation_networks import BOS_ID, EOS_ID
+from export.conversion.explanation_graph import replay_golden_rows
+from export.conversion.golden_images import golden_images
+from export.conversion.translation import MAX_SCORE_DIFFERENCE
+from export.data.readers import load_multi30k
+from export.networks.translation import BOS_ID, EOS_ID
+from export.onnx_graphs.translation import OnnxTranslator
+from export.training.translation import translate
 from load_tests.material import OWN_PAIRS, load_images
 from model_store.folder import read_explain_golden
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc

@@ -18,8 +18,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.golden_images import golden_images
-from export.golden_texts import GOLDEN_TEXTS, made_up_sentences
+from export.conversion.golden_images import golden_images
+from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from model_store.folder import FoundFolder
 from service.models.loading import Loaded, LoadedTranslation, Loader, decode
 from service.tasks.classification import Classifier, scores_of

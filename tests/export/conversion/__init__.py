@@ -1,1 +1,1 @@
-"""Tests of the steps of conversion."""
+"""Tests of `export/conversion/`."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ts.context import Context, RequestProcessor
 
-from export.golden_images import golden_images
+from export.conversion.golden_images import golden_images
 from export.torchserve.archive import Batching, Runtime, archive, newest_models
 from export.torchserve.handler import Handler
 from model_store.folder import FolderError, read

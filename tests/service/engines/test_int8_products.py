@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from export.graphs import cpu_session
+from export.onnx_graphs.passes import cpu_session
 from service.engines.int8_products import cpu_flags, session_entries
 from service.engines.onnx import OnnxEngine, session_options
 from tests.conftest import write_onnx

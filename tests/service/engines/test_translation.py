@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.train_translation import translate
-from export.translation_graphs import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
-from export.translation_networks import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
+from export.networks.translation import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
+from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
+from export.training.translation import translate
 from service.engines.onnx import EngineError
 from service.engines.preemption import give_way, hold, let_go
 from service.engines.translation import RunningBatches, TranslationEngine

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.golden_images import faded, golden_images, gradient, shapes
+from export.conversion.golden_images import faded, golden_images, gradient, shapes
 from service.errors import InvalidRequest
 from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
 

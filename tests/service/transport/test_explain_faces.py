@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 from tokenizers import Tokenizer
 
-from export.golden_images import golden_images
+from export.conversion.golden_images import golden_images
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tests.conftest import ROOT, Server, make_store, running_server
 

@@ -1,0 +1,348 @@
+"""Files and weights of checkpoints in Hugging Face form: read as they were saved, or refused in a sentence.
+
+No code of a checkpoint is ever run, and nothing that a checkpoint lacks is made up.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import transformers
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
+
+CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+MAX_NAMED = 5  # weights that a message names, or tokens
+# Weights of the network itself, behind its head. Those that are not used are a sign of another network: more layers,
+# relative positions, adapters.
+BACKBONE = re.compile(r"(^|\.)(encoder|decoder|embeddings|transformer|layers?|shared)(\.|$)")
+# What checkpoints of other tasks, or of older versions of `transformers`, have beside it.
+UNUSED_WITHOUT_HARM = re.compile(r"(^|\.)(pooler|cls|lm_head|position_ids|token_type_ids|mask_token)(\.|$)")
+# A vocabulary is often padded to a round number of rows. One that is much smaller than the embedding is another one.
+MIN_VOCABULARY_FRACTION = 0.9
+# Texts that tokenizers differ in: special tokens as text, other scripts, odd spaces.
+ODD_TEXTS = (
+    " two  spaces\tand a tab ",
+    "ﬁne ② ☃ 日本 тест",
+    "<s> a </s> [SEP] b <mask> [MASK]",
+    "@user http://x.y #tag 1,000.5",
+)
+
+
+class LoadRefused(ValueError):
+    """A checkpoint that cannot be converted; the message says why."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """The first line of an error of another library, with its type where the text alone says little."""
+    text = str(error).strip().split("\n")[0]
+    return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Turn whatever a library raises for a damaged or unknown file into one sentence.
+
+    Raises:
+        LoadRefused: something was raised.
+    """
+    try:
+        yield
+    except LoadRefused:
+        raise
+    except Exception as error:
+        raise LoadRefused(f"{what}: {sentence_of(error)}") from error
+
+
+def check_files(name_or_path: str) -> None:
+    """Refuse a folder that does not hold a whole checkpoint. A hub id is left to the hub's own client.
+
+    Raises:
+        LoadRefused: no such folder, or files that are damaged, incomplete, or not there.
+    """
+    folder = Path(name_or_path)
+    if folder.is_file():
+        raise LoadRefused(f"{name_or_path} is a file; give the folder of the checkpoint")
+    if not folder.is_dir():
+        if folder.is_absolute() or len(folder.parts) > 2 or folder.parts[:1] in ((".",), ("..",), ("~",)):
+            raise LoadRefused(f"{name_or_path} is not a folder")
+        return
+    if not (folder / CONFIG).is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        hint = "; it holds an adapter (adapter_config.json): merge it into its model first" if adapter else ""
+        raise LoadRefused(f"{name_or_path} has no {CONFIG}{hint}")
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            _check_file(path)
+    _check_shards(folder)
+
+
+def _check_file(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise LoadRefused(f"{path.name} is a Git LFS pointer, not the file itself: run `git lfs pull`")
+    if path.suffix == ".safetensors":
+        with reading(f"{path.name} is damaged or incomplete"), safe_open(path, "pt") as weights:
+            weights.keys()
+
+
+def _check_shards(folder: Path) -> None:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file() and not (folder / "model.safetensors").is_file():
+        shards = read_object(str(folder), index.name).get("weight_map")
+        if not isinstance(shards, dict):
+            raise LoadRefused(f"{index.name} has no weight_map")
+        if missing := sorted({name for name in shards.values() if not (folder / str(name)).is_file()}):
+            raise LoadRefused(f"{index.name} names files that are not there: {few(missing)}")
+
+
+def read_object(name_or_path: str, file_name: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint; empty where there is none.
+
+    Raises:
+        LoadRefused: it is not JSON, or no object.
+    """
+    path = path_of(name_or_path, file_name)
+    if path is None:
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError) as error:
+        raise LoadRefused(f"{file_name} is not a JSON object: {error}") from error
+
+
+def path_of(name_or_path: str, file_name: str) -> Path | None:
+    """Where a file of a checkpoint lies, or None where there is none."""
+    with reading(name_or_path):
+        path = transformers.utils.cached_file(
+            name_or_path,
+            file_name,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    return Path(path) if path else None
+
+
+def read_config(name_or_path: str, model_types: Iterable[str]) -> dict[str, Any]:
+    """`config.json` of a checkpoint of one of the families, once its files are checked.
+
+    Raises:
+        LoadRefused: another family, weights that are quantized already, or a network that is code of its own.
+    """
+    check_files(name_or_path)
+    config = read_object(name_or_path, CONFIG)
+    if not config:
+        raise LoadRefused(f"{name_or_path}: no {CONFIG} was found, in a folder of this name or on the hub")
+    if config.get("model_type") not in set(model_types):
+        raise LoadRefused(f"model type {config.get('model_type')!r} is not one of {', '.join(model_types)}")
+    if config.get("quantization_config"):
+        quantization = config["quantization_config"]
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        raise LoadRefused(
+            f"{CONFIG}: quantization_config ({method!r}): weights that are quantized already are not offered; load the"
+            " checkpoint that they were made from"
+        )
+    for file_name, document in ((CONFIG, config), (TOKENIZER_CONFIG, read_object(name_or_path, TOKENIZER_CONFIG))):
+        if document.get("auto_map"):
+            raise LoadRefused(f"{file_name}: auto_map names code of the checkpoint's own, which is never run here")
+    if config.get("position_embedding_type", "absolute") not in ("absolute", None):
+        raise LoadRefused(
+            f"{CONFIG}: position_embedding_type {config['position_embedding_type']!r}: only 'absolute' is offered"
+        )
+    for name in ("is_decoder", "add_cross_attention"):
+        if config.get(name) and config["model_type"] != "marian":
+            raise LoadRefused(f"{CONFIG}: {name} is true: a decoder is not offered as a classifier")
+    return config
+
+
+def labels_of(config: Mapping[str, Any], num_labels: int) -> list[str]:
+    """Names of the classes by number, from the contents of `config.json`.
+
+    Raises:
+        LoadRefused: they are not texts for the numbers from 0 on.
+    """
+    names = config.get("id2label")
+    if names is None:
+        return [f"LABEL_{number}" for number in range(num_labels)]
+    if not isinstance(names, dict):
+        raise LoadRefused(f"{CONFIG}: id2label is not an object")
+    if sorted(names) != sorted(str(number) for number in range(len(names))) or not names:
+        raise LoadRefused(
+            f"{CONFIG}: id2label has the numbers {few(names)}; the classes must be numbered from 0 on, without a gap"
+        )
+    for number, label in names.items():
+        if not isinstance(label, str) or not label:
+            raise LoadRefused(f"{CONFIG}: id2label[{number}] is {label!r}; the name of a class must be a text")
+    return [names[str(number)] for number in range(len(names))]
+
+
+def check_single_label(config: Mapping[str, Any], num_labels: int) -> None:
+    """Refuse a classifier whose answer is not one of several classes.
+
+    Raises:
+        LoadRefused: several labels at once, one number, or a single class.
+    """
+    problem_type = config.get("problem_type")
+    if problem_type not in (None, "single_label_classification") or num_labels < 2:
+        raise LoadRefused(
+            f"{CONFIG}: problem_type {problem_type!r} with {num_labels} labels; only single-label classification"
+            " (softmax over at least 2 labels) is offered"
+        )
+
+
+def load_weights(auto_class: Any, name_or_path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The network with every one of its weights from the checkpoint, in single precision.
+
+    Args:
+        auto_class: of `transformers`, such as `AutoModelForSequenceClassification`.
+        name_or_path: the folder, or the hub id.
+        options: go to `from_pretrained`.
+
+    Returns:
+        the network, and what a model card must say of its weights.
+
+    Raises:
+        LoadRefused: weights are missing, have another shape, or belong to another network.
+    """
+    with reading(f"{name_or_path} cannot be loaded"), quiet():
+        model, info = auto_class.from_pretrained(
+            name_or_path,
+            output_loading_info=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are named below
+            **options,
+        )
+    # `transformers` leaves out of the missing ones those that are tied to others or computed.
+    if missing := sorted(info["missing_keys"]):
+        raise LoadRefused(f"{len(missing)} weights are missing from the checkpoint: {few(missing)}")
+    if mismatched := sorted(_mismatch(each) for each in info["mismatched_keys"]):
+        raise LoadRefused(f"{len(mismatched)} weights have another shape than {CONFIG} says: {few(mismatched)}")
+    if info.get("error_msgs"):
+        raise LoadRefused(f"{name_or_path} cannot be loaded: {few(info['error_msgs'])}")
+    unused = sorted(info["unexpected_keys"])
+    if foreign := [key for key in unused if BACKBONE.search(key) and not UNUSED_WITHOUT_HARM.search(key)]:
+        raise LoadRefused(
+            f"{len(foreign)} weights of the checkpoint have no place in the network that {CONFIG} describes:"
+            f" {few(foreign)}"
+        )
+    said: dict[str, Any] = {}
+    if unused:
+        said["weights_not_used"] = few(unused)
+    folder = Path(name_or_path)
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        said["weights_read_from"] = "a pickle, by PyTorch's reader of weights alone, which runs no code in it"
+    return model.eval().float(), said
+
+
+def _mismatch(entry: Any) -> str:
+    if isinstance(entry, tuple) and len(entry) == 3:
+        name, found, expected = entry
+        return f"{name} {tuple(found)} instead of {tuple(expected)}"
+    return str(entry)
+
+
+def load_tokenizer(name_or_path: str) -> Any:
+    """The tokenizer that was saved with the checkpoint.
+
+    Raises:
+        LoadRefused: there is none, it is damaged, or it has no fast form.
+    """
+    for file_name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json"):
+        read_object(name_or_path, file_name)
+    provide_sentencepiece_messages()
+    with reading(f"the tokenizer of {name_or_path} cannot be loaded"), quiet():
+        if (path := path_of(name_or_path, "tokenizer.json")) is not None:
+            with reading(f"tokenizer.json of {name_or_path} is damaged"):
+                Tokenizer.from_file(str(path))
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    _check_tokenizer_files(name_or_path, tokenizer)
+    return tokenizer
+
+
+def _check_tokenizer_files(name_or_path: str, tokenizer: Any) -> None:
+    """Where files are missing, `transformers` makes up a tokenizer that knows no word."""
+    needed = dict(tokenizer.vocab_files_names)
+    whole = needed.pop("tokenizer_file", "tokenizer.json")
+    if path_of(name_or_path, whole) is not None:
+        return
+    for optional in ("tokenizer_config_file", "target_vocab_file", "added_tokens_file"):
+        needed.pop(optional, None)
+    missing = [file_name for file_name in needed.values() if path_of(name_or_path, file_name) is None]
+    if missing or not needed:
+        either = f"{whole} or {' and '.join(needed.values())}" if needed else whole
+        raise LoadRefused(f"{name_or_path} has no tokenizer: {either} must be there")
+
+
+def check_vocabulary(tokens: Mapping[str, int], num_rows: int) -> None:
+    """Compare a tokenizer's ids with the rows of the embedding.
+
+    Raises:
+        LoadRefused: an id has no row, or so many rows have no token that the tokenizer must be that of another model.
+    """
+    if beyond := [token for token, number in tokens.items() if not 0 <= number < num_rows]:
+        raise LoadRefused(
+            f"the tokenizer has tokens without a row in the embedding, which has {num_rows} (vocab_size):"
+            f" {few(sorted(beyond))}"
+        )
+    if len(tokens) < MIN_VOCABULARY_FRACTION * num_rows:
+        raise LoadRefused(
+            f"the tokenizer has {len(tokens)} tokens, the embedding {num_rows} rows (vocab_size): it is the tokenizer"
+            " of another model, or not whole"
+        )
+
+
+def check_same_tokens(task: Any, tokenizer: Any, max_tokens: int) -> None:
+    """Prove that the service's tokenization is that of `transformers`: texts of every kind, and one that is cut.
+
+    Raises:
+        LoadRefused: a text becomes other ids.
+    """
+    for text in (*GOLDEN_TEXTS, *ODD_TEXTS, " ".join(made_up_sentences(max_tokens // 2 + 8))):
+        ours = task.preprocess(text, truncate=True, field="text").ids
+        theirs = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+        if list(ours) != list(theirs):
+            clipped = text if len(text) <= 80 else f"{text[:80]}..."
+            raise LoadRefused(f"the tokenizer cuts {clipped!r} differently than transformers does")
+
+
+def provide_sentencepiece_messages() -> None:
+    """Let `transformers` read SentencePiece models with any version of protobuf's runtime.
+
+    The generated code that the package `sentencepiece` ships refuses runtimes that are older than itself. That of
+    `transformers` has the same messages, and does not.
+    """
+    import sentencepiece
+
+    try:
+        from sentencepiece import sentencepiece_model_pb2  # noqa: F401, only whether it can be
+    except Exception:  # a type of protobuf's own, or TypeError where the messages are known already
+        from transformers.utils import sentencepiece_model_pb2_new
+
+        sentencepiece.sentencepiece_model_pb2 = sentencepiece_model_pb2_new
+
+
+def few(names: Iterable[Any]) -> str:
+    """The first few of many names, and how many there are beside them."""
+    known: Sequence[str] = [str(name) for name in names]
+    more = len(known) - MAX_NAMED
+    return ", ".join(known[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the reports of `transformers`: what is wrong becomes an error here."""
+    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

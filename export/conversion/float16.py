@@ -1,0 +1,420 @@
+"""`model.float16.onnx` and `encoder.float16.onnx`: the graphs of a folder in half precision, which a GPU gets.
+
+    served graph ── stored weights made float32 again ──> halved ──> weights shared ──> compared ──> manifest, card
+
+They are made of the folder alone, by the operators that its graphs have: of float32 and int8 versions of every task,
+with no training run at hand. What int8 made of the weights stays, what it makes of activations does not: a GPU has no
+kernel for that. The weights are read out of the served graphs (`export/onnx_graphs/external_weights.py`), so that a
+version takes some ten kilobytes more.
+
+What half precision may cost is the bar of every conversion to it: half a point of accuracy or of BLEU, here against the
+graphs of the folder, on labelled inputs or on sentences with references.
+
+Shapes: B inputs, C classes.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import sacrebleu
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from rich.console import Console
+
+from export.conversion.explanation_graph import CARD_HEADING as EXPLAINED_HEADING
+from export.conversion.explanation_graph import open_folder
+from export.conversion.model_source import Labelled
+from export.data.readers import ParallelTexts
+from export.onnx_graphs.external_weights import share_weights
+from export.onnx_graphs.import_weights import dequantized
+from export.onnx_graphs.passes import cpu_session, halve, use_own_attention
+from export.onnx_graphs.translation import OnnxTranslator, halve_translation
+from export.training.quality import (
+    LEAST_FLOAT16_TOLERANCE,
+    MAX_ACCURACY_LOSS,
+    MAX_BLEU_LOSS,
+    classification_quality,
+    twice,
+)
+from export.training.translation import translate
+from model_store.folder import (
+    CARD,
+    ENCODER,
+    ENCODER_FLOAT16,
+    GOLDEN,
+    GRAPH,
+    GRAPH_FLOAT16,
+    MANIFEST,
+    PREPROCESSOR,
+    TARGET_TOKENIZER,
+    TOKENIZER,
+    GoldenExample,
+    HalfPrecision,
+    Manifest,
+    Tolerance,
+    write_manifest,
+)
+from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+from service.tasks.text_classification import TextClassification
+from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchDefaults, SearchRequest, Translation
+
+BATCH_SIZE = 32
+OF_INT8 = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]")  # operators
+CARD_HEADING = "\n## On a GPU\n\n"
+
+
+class HalfPrecisionRefused(ValueError):
+    """Half precision costs too much of this model's quality."""
+
+
+# --- graphs ----------------------------------------------------------------------------------------------------------
+
+
+def write_half_graphs(folder: Path) -> None:
+    """Write the graphs in half precision beside those that are served, and of whose weights they are made.
+
+    Raises:
+        HalfPrecisionRefused: a graph has operators of int8 that conversion does not write.
+    """
+    graphs = [folder / name for name in (GRAPH, ENCODER) if (folder / name).is_file()]
+    halves = [folder / name for name in (GRAPH_FLOAT16, ENCODER_FLOAT16)][: len(graphs)]
+    for graph, half in zip(graphs, halves, strict=True):
+        onnx.save(in_float32(onnx.load(graph)), half)
+    if len(halves) == 1:
+        halve(halves[0])
+    else:
+        decoder, encoder = halves
+        halve_translation(encoder, decoder)
+    for half in halves:
+        share_weights(half, graphs)
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A served graph with its weights in single precision, as export wrote it before it made them smaller; in place.
+
+    What `export.onnx_graphs.passes.halve_exact_weights` and `quantize` have put around weights is taken out again, and
+    attention is ONNX Runtime's own operator.
+
+    Raises:
+        HalfPrecisionRefused: something of int8 is left.
+    """
+    use_own_attention(model)
+    graph = model.graph
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {output: node for node in graph.node for output in node.output}
+    takers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            takers.setdefault(name, []).append(node)
+    gone: list[Any] = []
+
+    def add(name: str, array: NDArray[np.float32]) -> str:
+        constants[name] = numpy_helper.from_array(np.ascontiguousarray(array, dtype=np.float32), name)
+        return name
+
+    def array_of(name: str) -> NDArray[Any]:
+        return numpy_helper.to_array(constants[name])
+
+    def whole(quantized: str, scale: str, zero_point: str) -> str:
+        name = f"{quantized.removesuffix('_quantized')}.whole"
+        if name not in constants:
+            add(name, dequantized(array_of(quantized), array_of(scale), array_of(zero_point)))
+        return name
+
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in constants and node.input[0].endswith(".half"):
+            add(node.output[0], array_of(node.input[0]))
+            gone.append(node)
+        elif node.op_type == "DequantizeLinear" and (gather := makers[node.input[0]]).op_type == "Gather":
+            gather.input[0] = whole(gather.input[0], *node.input[1:])
+            gather.output[0] = node.output[0]
+            gone.append(node)
+        elif node.op_type == "MatMulInteger":
+            # quantize(x) = scale(x), so that: MatMulInteger -> Cast -> Mul by scale(x) * scale(weight).
+            quantizing, (cast,) = makers[node.input[0]], takers[node.output[0]]
+            (scaled,) = takers[cast.output[0]]
+            scales = makers[next(name for name in scaled.input if name != cast.output[0])]
+            scale = next(name for name in scales.input if name in constants)
+            node.input[:] = [quantizing.input[0], whole(node.input[1], scale, node.input[3])]
+            node.op_type, node.output[0] = "MatMul", scaled.output[0]
+            gone += [cast, scaled]
+    kept = [node for node in graph.node if not any(node is each for each in gone)]
+    kept = _used(kept, [output.name for output in graph.output])
+    if left := {node.op_type for node in kept if OF_INT8.search(node.op_type)}:
+        raise HalfPrecisionRefused(f"nothing is known to put in place of {', '.join(sorted(left))}")
+    named = {name for node in kept for name in node.input}
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(tensor for name, tensor in constants.items() if name in named)
+    return model
+
+
+def _used(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
+    """Those that an output depends on, in their order."""
+    wanted, used = set(outputs), []
+    for node in reversed(nodes):
+        if wanted.intersection(node.output):
+            used.append(node)
+            wanted.update(node.input)
+    return used[::-1]
+
+
+# --- what they are worth ---------------------------------------------------------------------------------------------
+
+Material = Mapping[str, Labelled] | Mapping[str, ParallelTexts]  # splits by name
+
+
+def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, console: Console) -> Manifest:
+    """Write the graphs in half precision into a folder that is complete but for card and manifest.
+
+    Args:
+        folder: with its served graphs, golden examples and configuration.
+        manifest: of these, as it would be written without the graphs in half precision.
+        measured_on: labelled inputs, or sentences with references.
+        console: for progress.
+
+    Returns:
+        the manifest with what was measured.
+
+    Raises:
+        HalfPrecisionRefused: half precision costs too much; the folder is then as it was.
+    """
+    golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
+    try:
+        write_half_graphs(folder)
+        measure = measure_translations if manifest.task == "translation" else measure_classifier
+        found = measure(folder, manifest, golden, measured_on)
+    except HalfPrecisionRefused:
+        for name in (GRAPH_FLOAT16, ENCODER_FLOAT16):
+            (folder / name).unlink(missing_ok=True)
+        raise
+    console.print(f"in half precision: {found.quality}", highlight=False)
+    return msgspec.structs.replace(manifest, float16=found)
+
+
+def measure_classifier(
+    folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, Labelled]
+) -> HalfPrecision:
+    """Compare a classifier's graph in half precision with the one it is made of, and with PyTorch's golden logits.
+
+    Raises:
+        HalfPrecisionRefused: it loses too much accuracy.
+    """
+    field, collate, item = classifier_of(folder, manifest)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        # What int8 makes of activations half precision does not: of that it is no rounding.
+        whole = Path(temporary) / GRAPH
+        onnx.save(in_float32(onnx.load(folder / GRAPH)), whole)
+        with _refusing():
+            sessions = [cpu_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
+
+    def logits(session: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
+        items = [item(given) for given in inputs]
+        batches = [items[first : first + BATCH_SIZE] for first in range(0, len(items), BATCH_SIZE)]
+        return np.concatenate([session.run(["logits"], collate(batch))[0] for batch in batches])
+
+    quality: dict[str, Any] = {}
+    inputs = [example.inputs[field].encode() if field == "image" else example.inputs[field] for example in golden]
+    expected_BC = np.array([example.outputs["logits"] for example in golden])
+    worst = float(np.abs(logits(sessions[0], inputs) - expected_BC).max())
+    for split, labelled in measured_on.items():
+        half_BC, whole_BC, served_BC = (logits(session, labelled.inputs) for session in sessions)
+        difference, labels_B = float(np.abs(half_BC - whole_BC).max()), np.array(labelled.labels)
+        worst = max(worst, difference)
+        if not np.isfinite(worst):
+            raise HalfPrecisionRefused("what it computes goes beyond the numbers of half precision")
+        measured, before = (classification_quality(each, labels_B).accuracy for each in (half_BC, served_BC))
+        require_little_loss(100 * (before - measured), 100 * MAX_ACCURACY_LOSS, f"points of accuracy ({split})")
+        quality[split] = {
+            "num_examples": len(labels_B),
+            "accuracy": measured,
+            f"accuracy_in_{manifest.precision}": before,
+            "labels_changed": int((half_BC.argmax(axis=1) != served_BC.argmax(axis=1)).sum()),
+            "max_abs_logit_difference_to_float32": difference,
+        }
+    allowed = max(twice(worst), LEAST_FLOAT16_TOLERANCE)
+    return HalfPrecision(Tolerance(allowed, labels_must_agree=False), quality)
+
+
+def classifier_of(
+    folder: Path, manifest: Manifest
+) -> tuple[str, Callable[[Sequence[Any]], dict[str, NDArray[Any]]], Callable[[Any], Any]]:
+    """Of a classifier's folder: the name of what it takes, what makes a batch of items, and an item of an input."""
+    graph_inputs = [tensor.name for tensor in manifest.inputs]
+    if manifest.task == "image-classification":
+        config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
+        images = ImageClassification(config, labels=manifest.labels, graph_input=graph_inputs[0])
+        return "image", images.collate, lambda given: images.preprocess(given, field="image")
+    assert manifest.limits.max_tokens is not None
+    texts = TextClassification(
+        (folder / TOKENIZER).read_text(),
+        labels=manifest.labels,
+        max_tokens=manifest.limits.max_tokens,
+        pad_id=json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
+        graph_inputs=graph_inputs,
+    )
+    return "text", texts.collate, lambda given: texts.preprocess(given, truncate=True, field="text")
+
+
+def translation_of(folder: Path, manifest: Manifest) -> Translation:
+    """Pre- and postprocessing of a translation model's folder."""
+    config, generation = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config"))
+    target_tokenizer = folder / TARGET_TOKENIZER
+    assert manifest.limits.max_tokens is not None
+    return Translation(
+        (folder / TOKENIZER).read_text(),
+        max_tokens=manifest.limits.max_tokens,
+        bos_id=generation["decoder_start_token_id"],
+        eos_id=generation["eos_token_id"],
+        source_language=config["source_language"],
+        target_language=config["target_language"],
+        target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
+        defaults=SearchDefaults(
+            length_penalty=generation.get("length_penalty", 1.0), early_stopping=generation.get("early_stopping", True)
+        ),
+    )
+
+
+def measure_translations(
+    folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, ParallelTexts]
+) -> HalfPrecision:
+    """Compare translations in half precision with those of the served graphs, and with PyTorch's golden scores.
+
+    Raises:
+        HalfPrecisionRefused: they lose too much BLEU.
+    """
+    generation = json.loads((folder / "generation_config.json").read_text())
+    task = translation_of(folder, manifest)
+    with _refusing():
+        half, served = OnnxTranslator(folder, ENCODER_FLOAT16, GRAPH_FLOAT16), OnnxTranslator(folder)
+
+    def translated(translator: OnnxTranslator, texts: Sequence[str], request: SearchRequest) -> list[Hypothesis]:
+        sentences = [task.preprocess(text, truncate=True, field="text", request=request) for text in texts]
+        ids, options = [each.ids for each in sentences], [each.options for each in sentences]
+        return translate(
+            translator,
+            ids,
+            options,
+            2 * BATCH_SIZE,
+            bos_id=generation["decoder_start_token_id"],
+            eos_id=generation["eos_token_id"],
+        )
+
+    def bleu(found: Sequence[Hypothesis], references: Sequence[str]) -> float:
+        return float(sacrebleu.corpus_bleu([task.text_of(each.ids) for each in found], [references]).score)
+
+    worst, quality = 0.0, dict[str, Any]()
+    for search, request in GOLDEN_SEARCHES.items():
+        for example in golden:
+            (found,) = translated(half, [example.inputs["text"]], request)
+            worst = max(worst, abs(found.score - example.outputs[search][0]))
+        if not np.isfinite(worst):
+            raise HalfPrecisionRefused("what it computes goes beyond the numbers of half precision")
+        for split, texts in measured_on.items():
+            ours, theirs = (translated(each, texts.source, request) for each in (half, served))
+            measured, before = (bleu(each, texts.target) for each in (ours, theirs))
+            require_little_loss(before - measured, MAX_BLEU_LOSS, f"BLEU ({split}, {search})")
+            pairs = list(zip(ours, theirs, strict=True))
+            same = [abs(mine.score - its.score) for mine, its in pairs if mine.ids == its.ids]
+            quality.setdefault(split, {})[search] = {
+                "num_examples": len(pairs),
+                "bleu": measured,
+                f"bleu_in_{manifest.precision}": before,
+                "translations_changed": len(pairs) - len(same),
+                "max_abs_score_difference": max(same, default=0.0),
+            }
+    return HalfPrecision(Tolerance(max(twice(worst), LEAST_FLOAT16_TOLERANCE)), quality)
+
+
+def require_little_loss(loss: float, allowed: float, what: str) -> None:
+    """The bar.
+
+    Raises:
+        HalfPrecisionRefused: it is missed.
+    """
+    if not loss <= allowed:
+        raise HalfPrecisionRefused(f"half precision loses {loss:.2f} {what}, allowed are {allowed:g}")
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """A graph of others may have what ONNX Runtime computes in single precision alone."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
+        raise HalfPrecisionRefused(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}") from error
+
+
+# --- the folder ------------------------------------------------------------------------------------------------------
+
+
+def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], console: Console) -> Manifest:
+    """Give a version that is in the store its graphs in half precision, or new ones; its others stay as they are.
+
+    Args:
+        folder: of the version.
+        measured_on: finds what to judge a model by.
+        console: for progress.
+
+    Raises:
+        FolderError: the folder is damaged.
+        HalfPrecisionRefused: half precision costs too much; the folder is then as it was.
+        ValueError: it is a bare graph or in half precision already, or nothing is known to judge it by.
+    """
+    manifest = open_folder(folder).manifest
+    if manifest is None:
+        raise ValueError(f"{folder} is a bare ONNX graph: nothing says what it is worth")
+    if manifest.precision == "float16":
+        raise ValueError(f"{folder} is in half precision as it is")
+    material = measured_on(manifest)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".halving-") as temporary:
+        copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
+        manifest = add_half_graphs(copy, manifest, material, console)
+        before, *explained = (copy / CARD).read_text().split(EXPLAINED_HEADING, maxsplit=1)
+        card = before.split(CARD_HEADING, maxsplit=1)[0] + card_of_half_precision(manifest)
+        (copy / CARD).write_text(EXPLAINED_HEADING.join([card, *explained]))
+        write_manifest(copy, manifest)
+        for name in (GRAPH_FLOAT16, ENCODER_FLOAT16, CARD, MANIFEST):
+            if (copy / name).is_file():
+                (copy / name).replace(folder / name)
+    size = sum((folder / name).stat().st_size for name in (GRAPH_FLOAT16, ENCODER_FLOAT16) if (folder / name).is_file())
+    console.print(f"{folder}: {size / 1e3:.0f} kB more", soft_wrap=True, highlight=False)
+    return manifest
+
+
+def card_of_half_precision(manifest: Manifest) -> str:
+    """The card's section on the graphs in half precision; nothing for a folder without them."""
+    if manifest.float16 is None:
+        return ""
+    files = f"`{GRAPH_FLOAT16}`" + (f" and `{ENCODER_FLOAT16}`" if manifest.task == "translation" else "")
+    of_int8 = ", with the weights that int8 made" if manifest.precision == "int8" else ""
+    lines = [
+        f"A GPU gets {files}: the same network in half precision{of_int8}. The bytes of its weights are those of the"
+        f" graphs beside it. Measured on a CPU, beside these graphs in {manifest.precision}:",
+        "",
+    ]
+    for split, measured in manifest.float16.quality.items():
+        if manifest.task != "translation":
+            before = measured[f"accuracy_in_{manifest.precision}"]
+            lines.append(
+                f"- {split}, n = {measured['num_examples']}: accuracy {100 * measured['accuracy']:.2f} % instead of"
+                f" {100 * before:.2f} %, {measured['labels_changed']} labels change; logits differ by at most"
+                f" {measured['max_abs_logit_difference_to_float32']:.2g} from those of the same weights in float32"
+            )
+            continue
+        for search, found in measured.items():
+            lines.append(
+                f"- {split}, n = {found['num_examples']}, {search}: BLEU {found['bleu']:.2f} instead of"
+                f" {found[f'bleu_in_{manifest.precision}']:.2f}, {found['translations_changed']} translations change;"
+                f" scores of the others differ by at most {found['max_abs_score_difference']:.2g}"
+            )
+    return CARD_HEADING + "\n".join(lines) + "\n"

@@ -1,0 +1,142 @@
+"""Image processors of Hugging Face checkpoints, in the one form that the service reads.
+
+`preprocessor_config.json` has had many forms. `transformers` reads them all; what it makes of them is written anew, and
+proved on the golden images against the checkpoint's own processor.
+"""
+
+import json
+import tempfile
+from collections.abc import Mapping
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from PIL import Image
+from transformers import AutoImageProcessor
+
+from export.conversion.checkpoint import CONFIG, LoadRefused, check_files, quiet, read_object, reading
+from export.conversion.golden_images import golden_images
+from model_store.folder import PREPROCESSOR
+from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+
+# Steps that the service does, or that change nothing here: it decodes every image to RGB.
+OFFERED_STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+NO_CHANGE = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
+# Of the normalised pixels; rounding alone stays far below, and one level of 255 lies above.
+MAX_PIXEL_DIFFERENCE = 1e-3
+
+
+def load_processor(name_or_path: str, model_type: str) -> Any:
+    """The checkpoint's own processor, of any form that `preprocessor_config.json` has had.
+
+    Raises:
+        LoadRefused: there is none, it is damaged, or it prepares images by steps that are not offered.
+    """
+    check_files(name_or_path)
+    document = read_object(name_or_path, PREPROCESSOR)
+    if not document:
+        raise LoadRefused(f"{name_or_path} has no {PREPROCESSOR}")
+    if document.get("auto_map"):
+        raise LoadRefused(f"{PREPROCESSOR}: auto_map names code of the checkpoint's own, which is never run here")
+    _check_steps(document)
+    with tempfile.TemporaryDirectory() as temporary, reading(f"{PREPROCESSOR} is not understood"), quiet():
+        (Path(temporary) / PREPROCESSOR).write_text(json.dumps(_in_todays_form(document)))
+        (Path(temporary) / CONFIG).write_text(json.dumps({"model_type": model_type}))
+        return AutoImageProcessor.from_pretrained(temporary, trust_remote_code=False)
+
+
+def _in_todays_form(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Feature extractors are processors by an older name, fast processors the same steps on another library."""
+    renamed = {key: value for key, value in document.items() if value is not None}
+    kind = renamed.pop("image_processor_type", None) or renamed.pop("feature_extractor_type", None)
+    renamed.pop("feature_extractor_type", None)
+    if isinstance(kind, str):
+        renamed["image_processor_type"] = kind.replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    return renamed
+
+
+def _check_steps(document: Mapping[str, Any]) -> None:
+    for name, value in document.items():
+        if value and ((name.startswith("do_") and name not in OFFERED_STEPS) or name in ("rescale_offset", "crop_pct")):
+            raise LoadRefused(f"{PREPROCESSOR}: {name} is {value!r}, which is not offered")
+
+
+def served_processor(processor: Any) -> dict[str, Any]:
+    """`preprocessor_config.json` as the service reads it, with the same meaning.
+
+    Raises:
+        LoadRefused: the processor does what the service does not.
+    """
+    document = processor.to_dict()
+    _check_steps(document)
+    size = _height_and_width(document, "size")
+    if not document.get("do_resize"):
+        raise LoadRefused(f"{PREPROCESSOR}: do_resize is false; images of one size alone are not offered")
+    if document.get("resample") not in RESAMPLING:
+        offered = ", ".join(f"{number} ({name})" for number, name in RESAMPLING.items())
+        raise LoadRefused(f"{PREPROCESSOR}: resample {document.get('resample')!r} is not one of {offered}")
+    crops = bool(document.get("do_center_crop"))
+    colours = document if document.get("do_normalize") else NO_CHANGE
+    served = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": size,
+        "resample": int(document["resample"]),
+        "do_center_crop": crops,
+        **({"crop_size": _height_and_width(document, "crop_size")} if crops else {}),
+        "do_rescale": True,
+        "rescale_factor": document.get("rescale_factor", 1 / 255) if document.get("do_rescale") else 1.0,
+        "do_normalize": True,
+        "image_mean": _of_three(colours, "image_mean"),
+        "image_std": _of_three(colours, "image_std"),
+    }
+    try:
+        msgspec.convert(served, PreprocessorConfig)
+    except (ValueError, msgspec.ValidationError) as error:
+        raise LoadRefused(f"{PREPROCESSOR}: {error}") from error
+    return served
+
+
+def _height_and_width(document: Mapping[str, Any], name: str) -> dict[str, int]:
+    size = document.get(name)
+    found = dict(size) if isinstance(size, Mapping) else {"size": size}
+    found = {key: value for key, value in found.items() if value is not None}
+    if set(found) != {"height", "width"}:
+        raise LoadRefused(f"{PREPROCESSOR}: {name} is {found}; only a height and a width are offered")
+    return {key: int(value) for key, value in found.items()}
+
+
+def _of_three(document: Mapping[str, Any], name: str) -> list[float]:
+    values = document.get(name)
+    if not isinstance(values, list | tuple) or len(values) != 3:
+        raise LoadRefused(f"{PREPROCESSOR}: {name} is {values!r}; a number for each of the 3 channels is needed")
+    return [float(value) for value in values]
+
+
+def check_same_pixels(task: ImageClassification, processor: Any) -> None:
+    """Prove on the golden images that the service prepares the pixels that the checkpoint's own processor does.
+
+    They are decoded first: how files of many kinds become RGB is the service's own.
+
+    Raises:
+        LoadRefused: the pixels differ.
+    """
+    for name, file in golden_images().items():
+        # Without what else the file says, such as which colour is transparent.
+        image = Image.fromarray(np.asarray(Image.open(BytesIO(file)).convert("RGB")))
+        lossless = BytesIO()
+        image.save(lossless, "PNG")
+        ours_CHW = task.preprocess(lossless.getvalue(), field="image").pixels_CHW
+        with reading(f"the image processor cannot prepare {name}"):
+            theirs_CHW = np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0])
+        if theirs_CHW.shape != ours_CHW.shape:
+            raise LoadRefused(f"the image processor makes pixels of shape {theirs_CHW.shape}, not {ours_CHW.shape}")
+        difference = float(np.abs(theirs_CHW - ours_CHW).max())
+        if not difference <= MAX_PIXEL_DIFFERENCE * max(1.0, float(np.abs(ours_CHW).max())):
+            raise LoadRefused(
+                f"the image processor makes other pixels of {name} than are offered: they differ by {difference:.3g}"
+            )

@@ -1,0 +1,293 @@
+"""Translation models in Hugging Face's Marian form (Opus-MT and its kin), as sources for conversion.
+
+They become this repository's own network: the same layers under other names. What differs stands here: normalisation
+after each sub-layer, positions with all sines before all cosines, a bias on the logits, and a decoder that begins with
+the padding token. Their tokenizer is two SentencePiece models and one list of ids.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import MarianMTModel, MarianTokenizer
+
+from export.conversion.checkpoint import (
+    GENERATION_CONFIG,
+    TOKENIZER_CONFIG,
+    LoadRefused,
+    check_vocabulary,
+    load_weights,
+    path_of,
+    provide_sentencepiece_messages,
+    quiet,
+    read_config,
+    read_object,
+    reading,
+)
+from export.conversion.classifier import MAX_LOGIT_DIFFERENCE
+from export.conversion.hugging_face import provenance_of_loaded
+from export.conversion.translation import TranslationSource
+from export.networks.transformer import NEGATIVE
+from export.networks.translation import TranslationConfig, TranslationTransformer
+from service.tasks.translation import MAX_BEAMS, MAX_LENGTH_PENALTY, LanguageCodes, SearchDefaults
+
+ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
+DEFAULT_MAX_LENGTH = 20  # of `transformers`, where a model does not say otherwise
+NEVER_READ = "\0"  # before pieces that only the target side has: no text contains it
+
+
+# Of `generation_config.json`: what changes a search and is not offered, with the values that change nothing.
+NOT_OFFERED: dict[str, tuple[Any, ...]] = {
+    "do_sample": (False, None),
+    "num_beam_groups": (1, None),
+    "diversity_penalty": (0.0, None),
+    "repetition_penalty": (1.0, None),
+    "encoder_repetition_penalty": (1.0, None),
+    "no_repeat_ngram_size": (0, None),
+    "encoder_no_repeat_ngram_size": (0, None),
+    "min_length": (0, None),
+    "min_new_tokens": (0, None),
+    "penalty_alpha": (None,),
+    "forced_bos_token_id": (None,),
+    "suppress_tokens": ([], None),
+    "begin_suppress_tokens": ([], None),
+    "sequence_bias": (None,),
+    "exponential_decay_length_penalty": (None,),
+    "constraints": (None,),
+    "force_words_ids": (None,),
+    "guidance_scale": (None, 1.0),
+}
+
+
+def source_of_marian(name_or_path: str) -> TranslationSource:
+    """A saved model folder, or a hub id.
+
+    Raises:
+        LoadRefused: not a Marian model with one vocabulary for both languages, or one that comes out differently here.
+    """
+    read_config(name_or_path, ("marian",))
+    for file_name in (TOKENIZER_CONFIG, GENERATION_CONFIG, "vocab.json"):
+        read_object(name_or_path, file_name)
+    model, said = load_weights(MarianMTModel, name_or_path)
+    config = model.config
+    if not config.share_encoder_decoder_embeddings:
+        raise LoadRefused("a vocabulary of its own for each language is not offered")
+    if config.activation_function not in ACTIVATIONS:
+        raise LoadRefused(f"activation {config.activation_function!r} is not one of {', '.join(ACTIVATIONS)}")
+    for name in ("attention_heads", "ffn_dim"):
+        if getattr(config, f"encoder_{name}") != getattr(config, f"decoder_{name}"):
+            raise LoadRefused(f"encoder_{name} and decoder_{name} differ")
+    tokenizer = _tokenizer(name_or_path)
+    vocabulary = tokenizer.encoder
+    check_vocabulary(vocabulary, config.vocab_size)
+    with reading(f"the tokenizer of {name_or_path} cannot be read"):
+        source_spm, target_spm = tokenizer.spm_files
+        source = TranslationSource(
+            module=_network(model, config.pad_token_id),
+            tokenizer_json=_source_tokenizer(
+                Path(source_spm), vocabulary, tokenizer.unk_token, tokenizer.eos_token
+            ).to_str(),
+            target_tokenizer_json=_target_tokenizer(
+                Path(target_spm), vocabulary, tokenizer.all_special_tokens
+            ).to_str(),
+            source_language=tokenizer.source_lang or "source",
+            target_language=tokenizer.target_lang or "target",
+            bos_id=config.decoder_start_token_id,
+            eos_id=config.eos_token_id,
+            pad_id=config.pad_token_id,
+            defaults=search_defaults(model.generation_config, config),
+            language_codes=LanguageCodes(
+                {code: vocabulary[code] for code in tokenizer.supported_language_codes},
+                vocabulary[tokenizer.unk_token],
+            ),
+            provenance=provenance_of_loaded(name_or_path, model) | said,
+        )
+    with reading("the model cannot be computed"):
+        _require_same(source, model, tokenizer)
+    return source
+
+
+def _tokenizer(name_or_path: str) -> Any:
+    """The model's own tokenizer.
+
+    Raises:
+        LoadRefused: a file of it is missing or damaged, or each language has a vocabulary of its own.
+    """
+    for file_name in ("source.spm", "target.spm", "vocab.json"):
+        if path_of(name_or_path, file_name) is None:
+            raise LoadRefused(f"{name_or_path} has no tokenizer: {file_name} is missing")
+    with reading(f"the tokenizer of {name_or_path} cannot be loaded"), quiet():
+        tokenizer = MarianTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+    if tokenizer.separate_vocabs:
+        raise LoadRefused("a vocabulary of its own for each language is not offered")
+    return tokenizer
+
+
+def search_defaults(generation: Any, config: Any) -> SearchDefaults:
+    """The model's own search, from its generation configuration.
+
+    Raises:
+        LoadRefused: it has a part that is not offered.
+    """
+    for name, harmless in NOT_OFFERED.items():
+        value = getattr(generation, name, None)
+        if value not in harmless:
+            raise LoadRefused(f"{GENERATION_CONFIG}: {name} is {value!r}, which is not offered")
+    if (bad := generation.bad_words_ids) and bad != [[config.pad_token_id]]:
+        raise LoadRefused(f"{GENERATION_CONFIG}: bad_words_ids is {bad!r}; only the padding may be forbidden")
+    num_beams = generation.num_beams or 1
+    penalty = 1.0 if generation.length_penalty is None else float(generation.length_penalty)
+    if not 1 <= num_beams <= MAX_BEAMS or not abs(penalty) <= MAX_LENGTH_PENALTY:
+        raise LoadRefused(
+            f"{GENERATION_CONFIG}: num_beams {num_beams} with length_penalty {penalty:g}; at most {MAX_BEAMS} beams and"
+            f" a penalty from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g} are offered"
+        )
+    # A translation begins with one token that counts as part of `max_length`; an end that is forced is its last token.
+    most = generation.max_new_tokens or (generation.max_length or DEFAULT_MAX_LENGTH) - 1
+    if generation.forced_eos_token_id is not None:
+        most -= 1
+    return SearchDefaults(
+        num_beams=num_beams,
+        length_penalty=penalty,
+        early_stopping="never" if generation.early_stopping == "never" else bool(generation.early_stopping),
+        max_new_tokens=max(1, min(most, config.max_position_embeddings)),
+    )
+
+
+@torch.inference_mode()
+def _require_same(source: TranslationSource, model: Any, tokenizer: Any) -> None:
+    """The same tokens and the same next tokens as in `transformers`, for texts of every kind.
+
+    Raises:
+        LoadRefused: something differs.
+    """
+    task = source.task()
+    for text in source.golden_texts():
+        sentence = task.preprocess(text, truncate=True, field="text")
+        if not sentence.truncated and sentence.ids != tokenizer(text)["input_ids"]:
+            raise LoadRefused(f"the tokenizer cuts {text!r} differently than transformers does")
+        ids = torch.tensor([sentence.ids])
+        target = torch.tensor([[source.bos_id, *sentence.ids[:-1]]])
+        theirs_TV = model(input_ids=ids, decoder_input_ids=target).logits[0]
+        ours_TV = source.module(ids, torch.ones_like(ids), target, torch.ones_like(target))
+        readable = torch.arange(theirs_TV.shape[1]) != source.pad_id  # which is never written here
+        difference = float((ours_TV - theirs_TV)[:, readable].abs().max())
+        if not difference <= MAX_LOGIT_DIFFERENCE * max(1.0, float(theirs_TV[:, readable].abs().max())):
+            raise LoadRefused(f"the network is not the one in transformers: logits differ by up to {difference:.3g}")
+
+
+def _network(model: Any, pad_id: int) -> TranslationTransformer:
+    """The same weights in this repository's network."""
+    config = model.config
+    network = TranslationTransformer(
+        TranslationConfig(
+            vocab_size=config.vocab_size,
+            d_model=config.d_model,
+            num_layers=config.encoder_layers,
+            num_decoder_layers=config.decoder_layers,
+            num_heads=config.encoder_attention_heads,
+            d_ff=config.encoder_ffn_dim,
+            dropout=0.0,
+            max_tokens=config.max_position_embeddings,
+            norm_position="post",
+            activation=ACTIVATIONS[config.activation_function],  # type: ignore[arg-type]
+        )
+    )
+    theirs = model.state_dict()
+    ours = {"embedding.weight": theirs["model.shared.weight"]}
+    for side, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
+        for number in range(count):
+            ours |= _layer(theirs, f"model.{side}.layers.{number}", f"{side}.{number}", side == "decoder")
+    network.load_state_dict(ours)
+    network.embedding_scale = config.d_model**0.5 if config.scale_embedding else 1.0
+    network.positions_TD.copy_(theirs["model.encoder.embed_positions.weight"])
+    network.never_V.copy_(model.final_logits_bias[0])
+    network.never_V[pad_id] = NEGATIVE
+    return network.eval()
+
+
+def _layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> dict[str, Tensor]:
+    """A layer's weights under our names."""
+    ours: dict[str, Tensor] = {}
+    pairs = [
+        ("self_attn.out_proj", "attention.out"),
+        ("self_attn_layer_norm", "attention_norm"),
+        ("fc1", "feed_forward.up"),
+        ("fc2", "feed_forward.down"),
+        ("final_layer_norm", "feed_forward_norm"),
+    ]
+    joined = [(("q", "k", "v"), "self_attn", "attention.qkv")]
+    if decodes:
+        pairs += [
+            ("encoder_attn.out_proj", "cross.out"),
+            ("encoder_attn.q_proj", "cross.query"),
+            ("encoder_attn_layer_norm", "cross_norm"),
+        ]
+        joined.append((("k", "v"), "encoder_attn", "cross.key_value"))
+    for kind in ("weight", "bias"):
+        for theirs_name, ours_name in pairs:
+            ours[f"{our}.{ours_name}.{kind}"] = theirs[f"{their}.{theirs_name}.{kind}"]
+        for parts, attention, ours_name in joined:
+            tensors = [theirs[f"{their}.{attention}.{part}_proj.{kind}"] for part in parts]
+            ours[f"{our}.{ours_name}.{kind}"] = torch.cat(tensors)
+    return ours
+
+
+def _read_pieces(path: Path) -> Any:
+    """A SentencePiece model, as its file has it.
+
+    Raises:
+        LoadRefused: it is not of the unigram kind.
+    """
+    provide_sentencepiece_messages()
+    from sentencepiece import sentencepiece_model_pb2  # of whichever of the two packages it can be
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(path.read_bytes())
+    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
+        raise LoadRefused(f"{path.name} is not a unigram model")
+    return proto
+
+
+def _source_tokenizer(path: Path, vocabulary: dict[str, int], unk_token: str, eos_token: str) -> Tokenizer:
+    """SentencePiece's pieces and scores, with the ids of the model's own list.
+
+    Pieces of the list that the source side does not have keep their ids, but never match; a piece that the list does
+    not have is left out, and what it stood for is cut into others.
+    """
+    proto = _read_pieces(path)
+    scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
+    pieces = [(NEVER_READ + str(number), 0.0) for number in range(len(vocabulary))]
+    for piece, number in vocabulary.items():
+        if piece in scores:
+            pieces[number] = (piece, scores[piece])
+        elif piece in (unk_token, eos_token):
+            pieces[number] = (piece, 0.0)
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=vocabulary[unk_token], byte_fallback=False))
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            *([normalizers.Precompiled(charsmap)] if charsmap else []),
+            normalizers.Strip(),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    eos_id = vocabulary[eos_token]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {eos_token}", special_tokens=[(eos_token, eos_id)]
+    )
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer
+
+
+def _target_tokenizer(path: Path, vocabulary: dict[str, int], special_tokens: list[str]) -> Tokenizer:
+    """Ids to text, as the target side's SentencePiece model puts its pieces together."""
+    _read_pieces(path)
+    pieces = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokenizer = Tokenizer(models.Unigram([(piece, 0.0) for piece in pieces], unk_id=0, byte_fallback=False))
+    tokenizer.add_special_tokens([token for token in special_tokens if token in vocabulary])
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+    return tokenizer

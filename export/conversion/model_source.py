@@ -1,0 +1,364 @@
+"""A trained classifier, wherever it comes from: what conversion needs to know of it.
+
+Shapes: B rows, T tokens, C classes or, of pixels, channels, H height, W width.
+"""
+
+import base64
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from export.conversion.golden_images import golden_images
+from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
+from export.networks.transformer import PackedTextClassifier
+from export.training import image_classifier as train_image_classifier
+from export.training import text_classifier as train_text_classifier
+from export.training.run_folder import read_result
+from model_store.folder import PREPROCESSOR, TOKENIZER, Limits
+from service.tasks.classification import Classifier
+from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
+from service.tasks.text_classification import TextClassification
+
+IMAGES_PER_CALL = 50  # of the PyTorch network
+CIFAR10_IMAGE_SIZE = 32
+# Measured on one thread of a CPU: the network of `cifar10-cnn` takes 0.95 ms an image in float32, 1.03 in int8 (4.8
+# with signed weights). A vision transformer's linear maps gain: 1.07 ms instead of 1.74 for `cifar10-vit`.
+NO_INT8_CONVOLUTIONS = "the network is made of convolutions, which are no faster so; convert it in float32"
+
+
+class Labelled(Protocol):
+    """Inputs as a client would send them, with their class numbers."""
+
+    @property
+    def inputs(self) -> Sequence[Any]:
+        """Texts, or image files."""
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """One for each."""
+
+
+class Source(Protocol):
+    """What conversion needs to know of a PyTorch classifier. An input is what a client would send: a text, or a file.
+
+    `module` takes tensors in the order of `input_names` and returns logits [B, C]. `for_export` returns the same
+    network in a form that may only make sense inside an export; `skips_padding` says whether that form computes real
+    tokens only.
+    """
+
+    task_name: str
+    kind: str  # of inputs, in the plural
+    module: Any
+    for_export: Callable[[], nn.Module]
+    skips_padding: bool
+    input_names: tuple[str, ...]
+    labels: list[str]
+    provenance: dict[str, Any]
+    quantized_operators: Sequence[str] | None  # None: all that can be
+
+    @property
+    def not_quantized_because(self) -> str | None:
+        """Why int8 does not suit the network, or None where it does."""
+
+    @property
+    def input_form(self) -> tuple[str, list[int]]:
+        """Datatype and shape of each of the graph's inputs, as the manifest has them."""
+
+    @property
+    def limits(self) -> Limits:
+        """What one input may be."""
+
+    @property
+    def optimized_as(self) -> Mapping[str, Any] | None:
+        """Arguments of ONNX Runtime's transformer optimizer; None where it has nothing to do."""
+
+    @property
+    def task(self) -> Classifier:
+        """Pre- and postprocessing, as the service will do it."""
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Tensors to trace the network with."""
+
+    def dynamic_axes(self) -> dict[int, Any]:
+        """Which dimensions of each input may be of any size."""
+
+    def item(self, given: Any) -> Any:
+        """An input, preprocessed by the task."""
+
+    def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[Any]) -> NDArray[np.float32]:
+        """What `module` (this one, or its TorchScript) answers; [B, C]."""
+
+    def files(self) -> dict[str, str]:
+        """Further files of the model folder, by name."""
+
+    def golden_inputs(self) -> list[Any]:
+        """Inputs of our own that every conversion of the model must answer alike."""
+
+    def golden_example(self, given: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        """The raw input and its preprocessed tensors, as a golden example has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextClassifierSource:
+    """A PyTorch text classifier with its tokenizer and labels; its tensors are int64 [B, T]."""
+
+    module: nn.Module
+    for_export: Callable[[], nn.Module]
+    skips_padding: bool
+    input_names: tuple[str, ...]
+    tokenizer_json: str
+    labels: list[str]
+    max_tokens: int
+    pad_id: int
+    num_heads: int
+    hidden_size: int
+    model_type: str
+    cuts_left: bool = False  # a text that is too long loses its beginning
+    provenance: dict[str, Any] = field(default_factory=dict)
+    task_name: str = "text-classification"
+    kind: str = "texts"
+    quantized_operators: Sequence[str] | None = None
+    not_quantized_because: str | None = None
+    input_form: tuple[str, list[int]] = ("INT64", [-1, -1])
+
+    @property
+    def limits(self) -> Limits:
+        """The longest text."""
+        return Limits(max_tokens=self.max_tokens)
+
+    @property
+    def optimized_as(self) -> Mapping[str, Any]:
+        """An encoder like BERT."""
+        return {"model_type": "bert", "num_heads": self.num_heads, "hidden_size": self.hidden_size}
+
+    @cached_property
+    def task(self) -> TextClassification:
+        """Pre- and postprocessing, as the service will do it."""
+        return TextClassification(
+            self.tokenizer_json,
+            labels=self.labels,
+            max_tokens=self.max_tokens,
+            pad_id=self.pad_id,
+            graph_inputs=self.input_names,
+        )
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Two rows of 16 tokens; their type is 0, the only one that every network has."""
+        return tuple(torch.full((2, 16), int(name != "token_type_ids"), dtype=torch.int64) for name in self.input_names)
+
+    def dynamic_axes(self) -> dict[int, Any]:
+        """Rows and tokens."""
+        return {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=self.max_tokens)}
+
+    def item(self, given: str) -> Any:
+        """A text's ids, cut to the limit."""
+        return self.task.preprocess(given, truncate=True, field="text")
+
+    @torch.inference_mode()
+    def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[str]) -> NDArray[np.float32]:
+        """What `module` (this one, or its TorchScript) answers: one text at a time, without padding; [B, C]."""
+        rows = []
+        for text in inputs:
+            feeds = self.task.collate([self.item(text)])
+            rows.append(module(*(torch.from_numpy(feeds[name]) for name in self.input_names)).float().numpy())
+        return np.concatenate(rows)
+
+    def files(self) -> dict[str, str]:
+        """Tokenizer and configuration."""
+        config = {
+            "model_type": self.model_type,
+            "pad_token_id": self.pad_id,
+            "max_position_embeddings": self.max_tokens,
+            **_label_names(self.labels),
+        }
+        return {TOKENIZER: self.tokenizer_json, "config.json": json.dumps(config, indent=2) + "\n"}
+
+    def golden_inputs(self) -> list[str]:
+        """Those of the sentences that the model takes whole, and where it cuts the left side one that is cut."""
+        whole = [text for text in GOLDEN_TEXTS if not self.item(text).truncated]
+        return [*whole, " ".join(made_up_sentences(self.max_tokens // 4 + 8))] if self.cuts_left else whole
+
+    def golden_example(self, given: str) -> tuple[dict[str, str], dict[str, Any]]:
+        """The text and its ids, and whether it is to be cut."""
+        item = self.item(given)
+        return {"text": given} | ({"truncate": "true"} if item.truncated else {}), {"input_ids": item.ids}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifierSource:
+    """A PyTorch image classifier with its labels; its only tensor is float32 [B, 3, H, W], normalised as in training.
+
+    The service normalises with numpy, PyTorch is given what `export.training.image_classifier.normalised` makes of the
+    same levels: comparison and golden examples thus prove that the two are one.
+    """
+
+    module: nn.Module
+    labels: list[str]
+    image_size: int
+    model_type: str
+    # The `preprocessor_config.json` of a model that was not trained here. PyTorch is then given the pixels that the
+    # service prepares: there is no second implementation here to compare them with.
+    loaded_preprocessor: Mapping[str, Any] | None = None
+    quantized_operators: Sequence[str] | None = ("MatMul",)
+    not_quantized_because: str | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+    task_name: str = "image-classification"
+    kind: str = "images"
+    skips_padding: bool = False
+    input_names: tuple[str, ...] = ("pixel_values",)
+    limits: Limits = field(default_factory=Limits)
+    optimized_as: Mapping[str, Any] | None = None
+
+    @property
+    def for_export(self) -> Callable[[], nn.Module]:
+        """The network as it was trained."""
+        return lambda: self.module
+
+    @property
+    def input_form(self) -> tuple[str, list[int]]:
+        """Any number of images of one size."""
+        return "FP32", [-1, 3, self.image_size, self.image_size]
+
+    @property
+    def preprocessor_config(self) -> dict[str, Any]:
+        """`preprocessor_config.json`: levels to -1 ... 1, as `normalised` does it, or what the model came with."""
+        if self.loaded_preprocessor is not None:
+            return dict(self.loaded_preprocessor)
+        return {
+            "image_processor_type": "ViTImageProcessor",
+            "do_convert_rgb": True,
+            "do_resize": True,
+            "size": {"height": self.image_size, "width": self.image_size},
+            "resample": 3,
+            "do_rescale": True,
+            "rescale_factor": 1 / 255,
+            "do_normalize": True,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }
+
+    @cached_property
+    def task(self) -> ImageClassification:
+        """Pre- and postprocessing, as the service will do it."""
+        config = msgspec.convert(self.preprocessor_config, PreprocessorConfig)
+        return ImageClassification(config, labels=self.labels, graph_input=self.input_names[0])
+
+    def example(self) -> tuple[torch.Tensor, ...]:
+        """Two images."""
+        return (torch.zeros(2, 3, self.image_size, self.image_size),)
+
+    def dynamic_axes(self) -> dict[int, Any]:
+        """Images."""
+        return {0: torch.export.Dim("batch", min=1)}
+
+    def item(self, given: bytes) -> Pixels:
+        """A file's pixels."""
+        return self.task.preprocess(given, field="image")
+
+    def trained_pixels(self, files: Sequence[bytes]) -> torch.Tensor:
+        """The files' pixels, normalised as in training; float32 [B, 3, H, W]."""
+        if self.loaded_preprocessor is not None:
+            return torch.from_numpy(np.stack([self.item(file).pixels_CHW for file in files]))
+        levels_BHWC = np.stack([self.task.levels(file, field="image") for file in files])
+        return train_image_classifier.normalised(torch.from_numpy(levels_BHWC).permute(0, 3, 1, 2))
+
+    @torch.inference_mode()
+    def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[bytes]) -> NDArray[np.float32]:
+        """What `module` (this one, or its TorchScript) answers; [B, C]."""
+        starts = range(0, len(inputs), IMAGES_PER_CALL)
+        parts = [module(self.trained_pixels(inputs[first : first + IMAGES_PER_CALL])) for first in starts]
+        return torch.cat(parts).float().numpy()
+
+    def files(self) -> dict[str, str]:
+        """Preprocessing and configuration."""
+        config = {
+            "model_type": self.model_type,
+            "image_size": self.image_size,
+            "num_channels": 3,
+            **_label_names(self.labels),
+        }
+        return {
+            PREPROCESSOR: json.dumps(self.preprocessor_config, indent=2) + "\n",
+            "config.json": json.dumps(config, indent=2) + "\n",
+        }
+
+    def golden_inputs(self) -> list[bytes]:
+        """Every kind of file that clients send."""
+        return list(golden_images().values())
+
+    def golden_example(self, given: bytes) -> tuple[dict[str, str], dict[str, Any]]:
+        """The file in base64, and the digest of its pixels."""
+        pixels = Pixels(self.trained_pixels([given])[0].numpy())
+        return {"image": base64.b64encode(given).decode()}, {"pixel_values": pixels.digest()}
+
+
+def _label_names(labels: Sequence[str]) -> dict[str, Any]:
+    return {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+
+
+def source_of_run(run_dir: Path) -> TextClassifierSource | ImageClassifierSource:
+    """The best weights of a finished training run.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or there is none.
+        ValueError: its network has no form for serving.
+    """
+    result = read_result(run_dir)
+    if result["task"] == "image-classification":
+        return _image_source(run_dir, result)
+    return _text_source(run_dir, result)
+
+
+def _text_source(run_dir: Path, result: Any) -> TextClassifierSource:
+    network = result["network"]
+    if network != "transformer":
+        raise ValueError(f"{run_dir} holds a {network}: only the Transformer has a form for serving")
+    model = train_text_classifier.load_run_model(run_dir)
+    return TextClassifierSource(
+        module=model,
+        for_export=lambda: PackedTextClassifier(model),
+        skips_padding=True,
+        input_names=("input_ids", "attention_mask"),
+        tokenizer_json=(run_dir / "tokenizer.json").read_text(),
+        labels=result["labels"],
+        max_tokens=model.config.max_tokens,
+        pad_id=0,
+        num_heads=model.config.num_heads,
+        hidden_size=model.config.d_model,
+        model_type="heed-encoder",
+        provenance=provenance_of(result),
+    )
+
+
+def _image_source(run_dir: Path, result: Any) -> ImageClassifierSource:
+    network = result["network"]
+    return ImageClassifierSource(
+        module=train_image_classifier.load_run_model(run_dir),
+        labels=result["labels"],
+        # The first records did not have it; they are of CIFAR-10.
+        image_size=result.get("image_size", CIFAR10_IMAGE_SIZE),
+        model_type=f"heed-{network}",
+        not_quantized_because=None if network == "vit" else NO_INT8_CONVOLUTIONS,
+        provenance={"network": network} | provenance_of(result),
+    )
+
+
+def provenance_of(result: Any) -> dict[str, Any]:
+    """What a model card says of the run, of its record."""
+    kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters", "best_epoch")
+    choices = ("seed", "start_from", "teacher")
+    return {name: result[name] for name in kept} | {
+        name: result["config"][name] for name in choices if result["config"].get(name)
+    }

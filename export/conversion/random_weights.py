@@ -1,0 +1,89 @@
+"""Untrained text classifiers of a given size: for measuring speed, which does not depend on what the weights know."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+
+from export.conversion.classifier import (
+    GRAPH,
+    MIN_COMPARED,
+    Precision,
+    compare,
+    export_onnx,
+    folder_in_the_making,
+    onnx_logits,
+    publish,
+)
+from export.conversion.golden_texts import made_up_sentences
+from export.conversion.model_source import TextClassifierSource
+from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
+from export.onnx_graphs.passes import quantize, use_standard_attention
+from export.provenance import this_command
+
+
+def write_untrained(
+    *,
+    name: str,
+    store: Path,
+    layers: int,
+    width: int,
+    heads: int,
+    vocab_size: int,
+    tokenizer: Path,
+    precision: Precision,
+    packed: bool,
+    console: Console,
+) -> Path:
+    """Write a model folder with random weights; its manifest says so.
+
+    `packed` False exports the network as it is trained, padding computed: what other converters give.
+
+    Raises:
+        ValueError: the tokenizer has more pieces than `vocab_size`.
+    """
+    tokenizer_json = tokenizer.read_text()
+    if (num_pieces := Tokenizer.from_str(tokenizer_json).get_vocab_size()) > vocab_size:
+        raise ValueError(f"vocab_size is {vocab_size}, the tokenizer has {num_pieces} pieces")
+    config = EncoderConfig(
+        vocab_size=vocab_size,
+        num_labels=2,
+        d_model=width,
+        num_layers=layers,
+        num_heads=heads,
+        d_ff=4 * width,
+        max_tokens=512,
+        norm_position="post",
+    )
+    torch.manual_seed(1)
+    model = TextClassifier(config).eval()
+    source = TextClassifierSource(
+        module=model,
+        for_export=lambda: PackedTextClassifier(model) if packed else model,
+        skips_padding=packed,
+        input_names=("input_ids", "attention_mask"),
+        tokenizer_json=tokenizer_json,
+        labels=["NEGATIVE", "POSITIVE"],
+        max_tokens=config.max_tokens,
+        pad_id=0,
+        num_heads=heads,
+        hidden_size=width,
+        model_type="heed-encoder",
+        provenance={"num_parameters": sum(weight.numel() for weight in model.parameters())},
+    )
+    with folder_in_the_making(store) as folder:
+        export_onnx(source, folder / GRAPH)
+        if precision == "int8":
+            quantize(folder / GRAPH)
+        use_standard_attention(folder / GRAPH)
+        sample = made_up_sentences(MIN_COMPARED // 10)
+        comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(model, sample))
+        quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
+        about = {
+            "untrained": "random weights; for measuring speed only",
+            "command": this_command(),
+        }
+        target = publish(source, folder, name, store, precision, comparison, quality, about)
+    console.print(f"written: {target} ({comparison})")
+    return target

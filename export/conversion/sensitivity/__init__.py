@@ -1,0 +1,1 @@
+"""How far int8 answers move with their company."""

@@ -1,0 +1,1 @@
+"""Data sets: readers, tokenizers and what changes texts for training."""

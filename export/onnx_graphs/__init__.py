@@ -1,0 +1,1 @@
+"""PyTorch networks to ONNX graphs, and passes over these."""

@@ -1,0 +1,241 @@
+"""The networks in the form that explains: what they answer, where they look, and what each token adds to the answer.
+
+Comes in: what the network is given, the answer to explain, and `alpha`, how far each token is on its way from the
+baseline to itself. Goes out: the answer at that point, the attention weights, and one step of integrated gradients
+(Sundararajan, Taly and Yan 2017, arXiv 1703.01365): for each token the gradient of the answer there, times the token's
+distance from the baseline, summed over its numbers. The mean of the steps over alpha from 0 to 1 is the token's share
+of the difference between the answer and the baseline's; all shares together are that difference, but for the gap that
+the steps leave. The steps are rows of a batch, so that they are computed together.
+
+The baseline is zeros in place of the tokens' vectors: no word at all, where the vector of [PAD] is one that no training
+has ever touched. Of an image it is the tokens of a grey one, which a network of convolutions without biases turns into
+zeros too. Positions are not scaled: the baseline knows how long the input is. Rotary positions are not part of the
+vectors: the first normalisation undoes every alpha but 0, and the answer jumps there, a jump that no step sees.
+
+Every row stands by itself, so the gradient of the rows' sum is each row's own. Padding is computed here, and hidden:
+explaining is not the fast path.
+
+Shapes: B rows, T tokens, S source tokens, D width of the model, H heads, K width of a head, L layers, C classes, V
+vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from export.networks.image import VisionTransformer
+from export.networks.transformer import NEGATIVE, EncoderLayer, MultiHeadAttention, TextClassifier, rotate
+from export.networks.translation import CrossAttention, DecoderLayer, TranslationTransformer, padding_bias
+
+
+class ExplainedTextClassifier(nn.Module):
+    """A text classifier; `target` is the class whose logit is explained."""
+
+    inputs = ("input_ids", "attention_mask", "target", "alpha")
+    outputs = ("logits", "attention", "attribution")
+
+    def __init__(self, model: TextClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, target_B: Tensor, alpha_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Explain.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: int64 [B, T], 1 for a real token and 0 for padding.
+            target_B: int64, a class each.
+            alpha_B: float32, 0 for the baseline and 1 for the input.
+
+        Returns:
+            logits [B, C], attention weights [B, L, H, T, T] and attributions [B, T]; float32, all at `alpha_B`.
+        """
+        model, bias_B11T = self.model, padding_bias(attention_mask, alpha_B.dtype)
+        embedded_BTD = model.embed(input_ids)
+
+        def answer(x_BTD: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            if model.config.positions != "rotary":
+                x_BTD = x_BTD + model.positions_TD[: input_ids.size(1)]
+            x_BTD, weights = model.embedding_norm(x_BTD), list[Tensor]()
+            for layer in model.layers:
+                x_BTD = _layer(layer, x_BTD, bias_B11T, weights)
+            logits_BC = model.classify(model.final_norm(x_BTD), attention_mask)
+            return _of_class(logits_BC, target_B), (logits_BC, torch.stack(weights, dim=1))
+
+        attribution_BT, (logits_BC, attention_BLHTT) = _step(answer, embedded_BTD, alpha_B)
+        return logits_BC, attention_BLHTT, attribution_BT * attention_mask
+
+
+class ExplainedVisionTransformer(nn.Module):
+    """A vision transformer; `target` is the class whose logit is explained.
+
+    Tokens are patches, row by row, or what convolutions make of the pixels around their place in the same grid.
+    """
+
+    inputs = ("pixel_values", "target", "alpha")
+    outputs = ("logits", "attention", "attribution")
+
+    def __init__(self, model: VisionTransformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels_BCHW: Tensor, target_B: Tensor, alpha_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised pixels, float32; the rest, and what is returned, as of `ExplainedTextClassifier.forward`."""
+        model = self.model
+        grey_1CHW = pixels_BCHW[:1] * 0.0  # not a constant, out of which the exporter would compute another one
+        baseline_1TD = model.tokens(grey_1CHW).flatten(2).transpose(1, 2)
+        embedded_BTD = model.tokens(pixels_BCHW).flatten(2).transpose(1, 2)
+
+        def answer(x_BTD: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            x_BTD, weights = x_BTD + model.positions_TD, list[Tensor]()
+            for layer in model.layers:
+                x_BTD = _layer(layer, x_BTD, None, weights)
+            logits_BC = model.classify(model.final_norm(x_BTD))
+            return _of_class(logits_BC, target_B), (logits_BC, torch.stack(weights, dim=1))
+
+        attribution_BT, (logits_BC, attention_BLHTT) = _step(answer, embedded_BTD, alpha_B, baseline_1TD)
+        return logits_BC, attention_BLHTT, attribution_BT
+
+
+class ExplainedTranslation(nn.Module):
+    """A translation model and a translation of its source, all tokens at once (teacher forcing)."""
+
+    inputs = ("source_ids", "source_mask", "target_ids", "target_mask", "alpha")
+    outputs = ("log_probabilities", "cross_attention", "encoder_attention", "attribution")
+
+    def __init__(self, model: TranslationTransformer, bos_id: int, output_VD: Tensor | None = None) -> None:
+        """Set up.
+
+        Args:
+            model: the network.
+            bos_id: what the decoder begins with.
+            output_VD: what predicts the next token, where it is not the matrix that embeds.
+        """
+        super().__init__()
+        self.model, self.bos_id = model, bos_id
+        self.output_VD = model.embedding.weight if output_VD is None else nn.Parameter(output_VD)
+
+    def forward(
+        self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor, alpha_B: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Explain.
+
+        Args:
+            source_ids: int64 [B, S], ending with the end of the sentence.
+            source_mask: int64 [B, S], 1 for a real token and 0 for padding.
+            target_ids: int64 [B, T], the translation as it was written: without the beginning of the sentence, with
+                the end where it was reached.
+            target_mask: int64 [B, T], 1 for the tokens whose log probabilities, summed, are explained: all real ones,
+                or one alone. No token sees those behind it, so that padding needs no mask.
+            alpha_B: float32, 0 for the baseline and 1 for the source; the translation is never scaled.
+
+        Returns:
+            Log probabilities of the target tokens [B, T], 0 where the mask is 0, the weights of the attention to the
+            source [B, L, H, T, S], a row for what was written (its query is the token before), those of the encoder
+            [B, L, H, S, S], and attributions of the source tokens [B, S]; float32, all at `alpha_B`.
+        """
+        model, T = self.model, target_ids.size(1)
+        bias_B11S = padding_bias(source_mask, alpha_B.dtype)
+        later_TT = torch.full((T, T), NEGATIVE).triu(1)
+        given_BT = torch.cat((torch.full_like(target_ids[:, :1], self.bos_id), target_ids[:, :-1]), dim=1)
+        written_BTD = model.embedding(given_BT) * model.embedding_scale + model.positions_TD[:T]
+        embedded_BSD = model.embedding(source_ids) * model.embedding_scale
+
+        def answer(x_BSD: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+            x_BSD, weights, cross_weights = x_BSD + model.positions_TD[: x_BSD.size(1)], list[Tensor](), list[Tensor]()
+            for layer in model.encoder:
+                x_BSD = _layer(layer, x_BSD, bias_B11S, weights)
+            memory_BSD, x_BTD = model.encoder_norm(x_BSD), written_BTD
+            for layer in model.decoder:
+                x_BTD = _decoder_layer(layer, x_BTD, later_TT, memory_BSD, bias_B11S, cross_weights)
+            logits_BTV = nn.functional.linear(model.decoder_norm(x_BTD), self.output_VD, model.never_V)
+            log_probability_BTV = torch.log_softmax(logits_BTV, dim=-1)
+            written_BT = log_probability_BTV.gather(-1, target_ids[..., None])[..., 0] * target_mask
+            return written_BT.sum(), (written_BT, torch.stack(cross_weights, dim=1), torch.stack(weights, dim=1))
+
+        attribution_BS, (written_BT, cross_BLHTS, attention_BLHSS) = _step(answer, embedded_BSD, alpha_B)
+        return written_BT, cross_BLHTS, attention_BLHSS, attribution_BS * source_mask
+
+
+Explained = ExplainedTextClassifier | ExplainedVisionTransformer | ExplainedTranslation
+
+
+def _step(
+    answer: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]],
+    embedded_BTD: Tensor,
+    alpha_B: Tensor,
+    baseline_1TD: Tensor | float = 0.0,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A step of integrated gradients, [B, T], and what else `answer` tells of its input."""
+    distance_BTD = embedded_BTD - baseline_1TD
+    at_alpha_BTD = baseline_1TD + alpha_B[:, None, None] * distance_BTD
+    with torch.enable_grad():
+        at_alpha_BTD = at_alpha_BTD.detach().requires_grad_()
+        total, told = answer(at_alpha_BTD)
+        (gradient_BTD,) = torch.autograd.grad(total, at_alpha_BTD)
+    return (gradient_BTD * distance_BTD).sum(dim=-1), told
+
+
+def _of_class(logits_BC: Tensor, target_B: Tensor) -> Tensor:
+    """The sum of each row's own logit; as a product, for the gradient of a choice would be a scatter."""
+    classes_C = torch.arange(logits_BC.size(1))
+    return (logits_BC * (classes_C == target_B[:, None])).sum()
+
+
+def _attend(
+    query_BHTK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, bias: Tensor | None, weights: list[Tensor]
+) -> Tensor:
+    """Attention, [B, T, D]; the weights are kept."""
+    scores_BHTS = query_BHTK @ key_BHSK.transpose(-2, -1) / math.sqrt(query_BHTK.size(-1))
+    weights.append(torch.softmax(scores_BHTS if bias is None else scores_BHTS + bias, dim=-1))
+    return (weights[-1] @ value_BHSK).transpose(1, 2).flatten(2)
+
+
+def _self_attention(attention: MultiHeadAttention, x_BTD: Tensor, bias: Tensor | None, weights: list[Tensor]) -> Tensor:
+    B, T, D = x_BTD.shape
+    qkv_BTNHK = attention.qkv(x_BTD).view(B, T, 3, attention.num_heads, D // attention.num_heads)
+    query, key, value = qkv_BTNHK.permute(2, 0, 3, 1, 4).unbind(0)
+    if attention.rotary:
+        query = rotate(query, attention.cos_TK[:T], attention.sin_TK[:T])
+        key = rotate(key, attention.cos_TK[:T], attention.sin_TK[:T])
+    return attention.out(_attend(query, key, value, bias, weights))
+
+
+def _layer(layer: EncoderLayer, x_BTD: Tensor, bias_B11T: Tensor | None, weights: list[Tensor]) -> Tensor:
+    """An encoder layer; [B, T, D] to [B, T, D]."""
+    if layer.pre_norm:
+        x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), bias_B11T, weights)
+        return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+    x_BTD = layer.attention_norm(x_BTD + _self_attention(layer.attention, x_BTD, bias_B11T, weights))
+    return layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+
+
+def _cross_attention(
+    cross: CrossAttention, x_BTD: Tensor, memory_BSD: Tensor, bias_B11S: Tensor, weights: list[Tensor]
+) -> Tensor:
+    B, T, D = x_BTD.shape
+    query_BHTK = cross.query(x_BTD).view(B, T, cross.num_heads, D // cross.num_heads).transpose(1, 2)
+    return cross.out(_attend(query_BHTK, *cross.keys_and_values(memory_BSD), bias_B11S, weights))
+
+
+def _decoder_layer(
+    layer: DecoderLayer,
+    x_BTD: Tensor,
+    later_TT: Tensor,
+    memory_BSD: Tensor,
+    bias_B11S: Tensor,
+    cross_weights: list[Tensor],
+) -> Tensor:
+    """A decoder layer; [B, T, D] to [B, T, D]. Of its attentions the one to the source is kept."""
+    to_source = memory_BSD, bias_B11S, cross_weights
+    if layer.pre_norm:
+        x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), later_TT, [])
+        x_BTD = x_BTD + _cross_attention(layer.cross, layer.cross_norm(x_BTD), *to_source)
+        return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+    x_BTD = layer.attention_norm(x_BTD + _self_attention(layer.attention, x_BTD, later_TT, []))
+    x_BTD = layer.cross_norm(x_BTD + _cross_attention(layer.cross, x_BTD, *to_source))
+    return layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))

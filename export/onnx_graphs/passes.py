@@ -1,0 +1,230 @@
+"""ONNX graphs: out of PyTorch, smaller, quantized; whatever they compute."""
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.transformers import optimizer
+from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.fusion_options import FusionOptions
+from torch import nn
+
+from service.engines.int8_products import session_entries
+
+OPSET = 20
+ATTENTION_OPSET = 23  # the first with `Attention`
+# Weights smaller than this are not worth a node of their own.
+MIN_HALVED_ELEMENTS = 1024
+
+
+def export_graph(
+    module: nn.Module,
+    example: tuple[torch.Tensor, ...],
+    path: Path,
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    dynamic_shapes: Any,
+) -> None:
+    """Write a module as an ONNX graph, through torch.export.
+
+    Args:
+        module: in the form that is to be served.
+        example: its arguments, of any size.
+        path: of the file.
+        inputs: names, in the order of the arguments.
+        outputs: names, in the order of what it returns.
+        dynamic_shapes: which dimensions may have any size, as `torch.export.export` takes them.
+    """
+    with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnxruntime"):
+        warnings.simplefilter("ignore")  # about the exporter's own internals
+        program = torch.onnx.export(
+            module.eval(),
+            example,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_shapes=dynamic_shapes,
+            verbose=False,
+        )
+        assert program is not None
+        program.save(path)
+    keep_tanh_gelu(path)
+
+
+def keep_tanh_gelu(path: Path) -> None:
+    """Write GELU by tanh (`gelu_pytorch_tanh`) as ONNX Runtime's own operator for it, in place.
+
+    Its optimizers join ONNX's `Gelu` with the bias before it, and then compute GELU by the error function whatever
+    `approximate` says: logits of a small BERT were 0.0039 off.
+    """
+    model = onnx.load(path)
+    approximated = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Gelu"
+        and not node.domain
+        and any(each.name == "approximate" and each.s == b"tanh" for each in node.attribute)
+    ]
+    if not approximated:
+        return
+    for node in approximated:
+        node.CopyFrom(helper.make_node("FastGelu", node.input, node.output, node.name, domain="com.microsoft"))
+    if not any(imported.domain == "com.microsoft" for imported in model.opset_import):
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, path)
+
+
+def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
+    """Let ONNX Runtime's own tool fuse what it knows of BERT's kind, in place; `shape`: `num_heads` and the like."""
+    options = FusionOptions("bert")
+    # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
+    # docs/decisions.md).
+    options.enable_skip_layer_norm = False
+    with _quiet("onnxruntime"):
+        optimized = optimizer.optimize_model(str(path), **shape, opt_level=0, optimization_options=options)
+        optimized.save_model_to_file(str(path))
+
+
+def use_standard_attention(path: Path) -> None:
+    """Attention by ONNX's own operator instead of ONNX Runtime's older one, in place; where a bias hides the padding.
+
+    They compute the same. On a CPU the standard one takes half the time (docs/decisions.md); on a GPU there is the
+    older one for certain, so that `use_own_attention` goes the way back.
+    """
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.op_type == "MultiHeadAttention" and len(node.input) == 6 and not any(node.input[3:5]):
+            query, key, value, *_, bias = node.input
+            (num_heads,) = (each.i for each in node.attribute if each.name == "num_heads")
+            node.CopyFrom(
+                helper.make_node(
+                    "Attention",
+                    [query, key, value, bias],
+                    node.output,
+                    node.name,
+                    q_num_heads=num_heads,
+                    kv_num_heads=num_heads,
+                )
+            )
+            _import_opset(model, ATTENTION_OPSET)
+    onnx.save(model, path)
+
+
+def use_own_attention(model: onnx.ModelProto) -> None:
+    """Undo `use_standard_attention`, in place."""
+    for node in model.graph.node:
+        if node.op_type == "Attention" and not node.domain:  # ONNX Runtime has another one of this name
+            query, key, value, bias = node.input
+            (num_heads,) = (each.i for each in node.attribute if each.name == "q_num_heads")
+            node.CopyFrom(
+                helper.make_node(
+                    "MultiHeadAttention",
+                    [query, key, value, "", "", bias],
+                    node.output,
+                    node.name,
+                    domain="com.microsoft",
+                    num_heads=num_heads,
+                )
+            )
+            _import_opset(model, OPSET)
+
+
+def _import_opset(model: onnx.ModelProto, version: int) -> None:
+    """What conversion writes besides attention means the same in all versions from 20 to 23."""
+    for imported in model.opset_import:
+        if imported.domain in ("", "ai.onnx"):
+            imported.version = version
+
+
+def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
+    """Weights to int8 per channel, activations to int8 at run time (dynamic quantization), in place.
+
+    Of the given operators; without any, of all that can be.
+    """
+    with _quiet(None):
+        quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
+
+
+def halve(path: Path, *, kept: Sequence[str] | None = None, in_full: Sequence[str] = ()) -> None:
+    """Weights and products in half precision, in place.
+
+    For GPUs. ONNX Runtime computes such a graph on a CPU too, slowly, which is how it is compared with PyTorch.
+
+    Args:
+        path: of the graph.
+        kept: inputs and outputs that stay in single precision; None for all of them.
+        in_full: operators that compute in single precision all the same.
+    """
+    blocked = [*DEFAULT_OP_BLOCK_LIST, *in_full]
+    with _quiet("onnxruntime"):
+        halved = convert_float_to_float16(
+            onnx.load(path), keep_io_types=True if kept is None else list(kept), op_block_list=blocked
+        )
+        onnx.save(halved, path)
+
+
+def halve_exact_weights(path: Path) -> None:
+    """Store weights in half precision where that loses nothing, in place.
+
+    Training keeps weights that are half-precision numbers (`export.training.run_folder.halve_weights`); a Cast node,
+    which ONNX Runtime folds away when it loads the graph, makes them float32 again, bit for bit.
+    """
+    model = onnx.load(path)
+    graph = model.graph
+    casts = []
+    for tensor in graph.initializer:
+        if tensor.data_type != TensorProto.FLOAT:
+            continue
+        full = numpy_helper.to_array(tensor)
+        with np.errstate(over="ignore"):
+            half = full.astype(np.float16)
+        if full.size < MIN_HALVED_ELEMENTS or not np.array_equal(half.astype(np.float32), full):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(half, f"{name}.half"))
+        casts.append(
+            helper.make_node(
+                "Cast",
+                [f"{name}.half"],
+                [name],
+                name=f"{name}.cast",
+                to=TensorProto.FLOAT,
+            )
+        )
+    for node in reversed(casts):
+        graph.node.insert(0, node)
+    onnx.save(model, path)
+
+
+def cpu_session(path: Path) -> onnxruntime.InferenceSession:
+    """A session on the CPU that computes a graph as the service does: int8 products are exact."""
+    options = onnxruntime.SessionOptions()
+    for name, value in session_entries().items():
+        options.add_session_config_entry(name, value)
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+class _quiet:  # noqa: N801, used as a statement
+    """Silence loggers for a while: the exporters report every internal step."""
+
+    def __init__(self, *names: str | None) -> None:
+        self._loggers = [logging.getLogger(name) for name in names]
+
+    def __enter__(self) -> None:
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *error: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)

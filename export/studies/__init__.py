@@ -1,0 +1,1 @@
+"""Reports and measurements of models."""

@@ -1,0 +1,522 @@
+"""`python -m export explain`: what the committed models attend to, and how far explanations of them can be trusted.
+
+    data set examples ──> figures of each (build/interpretability/) ──> means ──> docs/interpretability.json
+    sentences and pictures of our own ──> examples that are shown ────────┘                │
+                                        docs/interpretability.md and its pictures <────────┘
+
+An example's figures are written as soon as they are known, so that a run that was stopped goes on where it was. No text
+or image of a data set is kept, only figures. What is drawn is drawn by a seed and the example's number.
+
+Shapes: M features, K values of an answer, L layers, H heads, T tokens, S source tokens.
+"""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from export.data.readers import load_cifar10, load_everyday, load_multi30k, load_sst2
+from export.provenance import commit_of_this_tree, hardware, this_command
+from export.studies.demo_images import drawn_pictures
+from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationAnswer, TranslationModel
+from export.studies.sweeps import attention_patterns as patterns
+from model_store.folder import MANIFEST, sha256
+from service.explanation.methods.fidelity import area, curves
+from service.explanation.methods.perturbation import METHODS as PERTURBATIONS
+from service.explanation.methods.perturbation import Method
+
+Floats = NDArray[np.float64]
+Figures = dict[str, Any]
+
+METHODS = ("attention", "gradients", *PERTURBATIONS)
+DRAWN: tuple[Method, ...] = ("lime", "shap")
+RANDOM = "random"  # an order, to compare the methods with
+NUM_EXAMPLES = 200
+# What is drawn is drawn a second time by another seed: of so many examples with so many samples (None: the default).
+REPEATED: tuple[tuple[int | None, int], ...] = ((None, 50), (1024, 10))
+MIN_FEATURES = 5  # ranks of fewer words say little
+SEED = 1
+MANY_SAMPLES = 2048  # of the pictures that are shown, beside the default
+NUM_SHOWN = 16  # of the sentences that are shown: the most confident wrong answers, and as many right ones
+# Sentences to be translated. Some come out well, with words in another order; of some, words are lost or mistaken.
+OWN_SENTENCES = (
+    "Yesterday the children played in the garden until it got dark.",
+    "I don't believe that she will come tomorrow.",
+    "The man who lives next door has not yet read the book that I gave him.",
+    "A woman in a red coat is waiting for the bus.",
+    "The quokka stole my umbrella.",
+    "My brother is fed up with the printer.",
+    "The bank of the river was muddy.",
+)
+GRID_SIDE, PIXELS_BETWEEN = 8, 4.0  # of the image model's tokens
+
+
+@dataclass(frozen=True)
+class Study:
+    """One model's part: what it is asked, and what the figures of its attention are."""
+
+    name: str
+    data: str  # where its examples come from
+    load: Callable[[Path], Any]
+    examples: Callable[[], tuple[Sequence[Any], Sequence[int] | None]]  # inputs, and their true classes
+    own: Callable[[Any], Iterator[Figures]]  # what is shown
+    patterns: Callable[[Answer, dict[str, NDArray[np.float32]]], Figures]
+
+
+def studies() -> list[Study]:
+    """The three models."""
+    return [
+        Study("sentiment", "SST-2 validation", TextModel, _sst2, _own_texts, _patterns_of_text),
+        Study(
+            "translation-en-de",
+            "Multi30k test2016",
+            TranslationModel,
+            lambda: (load_multi30k().test["Multi30k"].source, None),
+            _own_translations,
+            _patterns_of_translation,
+        ),
+        Study("cifar10-vit", "CIFAR-10 test", ImageModel, _cifar10, _own_pictures, _patterns_of_image),
+    ]
+
+
+def explain(
+    store: Path,
+    docs: Path,
+    work: Path,
+    console: Console,
+    time_budget_s: float = math.inf,
+    num_examples: int = NUM_EXAMPLES,
+) -> bool:
+    """Measure what is not measured yet; once all is, write the record.
+
+    Args:
+        store: the model store.
+        docs: where `interpretability.json` goes.
+        work: where the figures of single examples are kept.
+        console: for progress.
+        time_budget_s: stop after about so long; a further call goes on.
+        num_examples: of each model.
+
+    Returns:
+        whether all is measured.
+    """
+    end_s = time.monotonic() + time_budget_s
+    work.mkdir(parents=True, exist_ok=True)
+    record: Figures = {
+        "command": this_command(),
+        "machine": hardware_of_one_thread(),
+        "seed": SEED,
+        "methods": list(METHODS),
+        "models": {},
+    }
+    measured = {}
+    for study in studies():
+        folder = newest(store / study.name)
+        examples = measure(study, folder, work / f"{study.name}.jsonl", console, end_s, num_examples)
+        if examples is None:
+            console.print(f"{study.name}: not done yet; the same command goes on", highlight=False)
+            return False
+        measured[study.name] = examples
+        console.print(f"{study.name}: {len(examples)} examples", highlight=False)
+    for study in studies():
+        folder, examples = newest(store / study.name), measured[study.name]
+        model = study.load(folder)
+        record["models"][study.name] = {
+            "version": folder.name,
+            "precision": model.manifest.precision,
+            "data": study.data,
+            "commits": sorted({example.pop("commit") for example in examples}),
+            "num_examples": len(examples),
+            "shown": list(study.own(model)),
+            **summary(examples),
+        }
+    path = docs / "interpretability.json"
+    path.write_text(in_lines(json.loads(json.dumps(record, default=_rounded))) + "\n")
+    console.print(f"written: {path}")
+    return True
+
+
+def newest(model: Path) -> Path:
+    """The highest version of a model.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    versions = [folder for folder in model.glob("[0-9]*") if folder.is_dir()]
+    if not versions:
+        raise FileNotFoundError(f"{model} has no version")
+    return max(versions, key=lambda folder: int(folder.name))
+
+
+def hardware_of_one_thread() -> str:
+    """The processor."""
+    import torch
+
+    torch.set_num_threads(1)
+    return hardware(torch.device("cpu")).replace("1 threads", "one thread")
+
+
+def measure(
+    study: Study, folder: Path, path: Path, console: Console, end_s: float, num_examples: int
+) -> list[Figures] | None:
+    """The figures of every example of one model, those of earlier calls among them.
+
+    Args:
+        study: the model's part.
+        folder: its version.
+        path: where the figures of single examples stand.
+        console: for progress.
+        end_s: on `time.monotonic()`'s clock.
+        num_examples: that are wanted.
+
+    Returns:
+        the figures, or None if the time is over before.
+    """
+    about = {"model": sha256(folder / MANIFEST), "seed": SEED, "methods": list(METHODS)}
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not lines or lines[0] != about:  # of another model: nothing of it can be used
+        lines = [about]
+        path.write_text(json.dumps(about) + "\n")
+    if len(lines) > num_examples:
+        return lines[1 : num_examples + 1]
+    model, commit = study.load(folder), commit_of_this_tree()
+    inputs, labels = study.examples()
+    order = np.random.default_rng(SEED).permutation(len(inputs)).tolist()
+    columns = (
+        TextColumn(study.name),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("explained,"),
+        TimeElapsedColumn(),
+        TextColumn("so far, left:"),
+        TimeRemainingColumn(),
+    )
+    found, tried = lines[1:], lines[-1].get("place", -1) + 1
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress, path.open("a") as file:
+        bar = progress.add_task("", total=num_examples, completed=len(found))
+        for place in range(tried, len(order)):
+            if len(found) == num_examples:
+                break
+            if time.monotonic() >= end_s:
+                return None
+            answer = model.answer(inputs[order[place]])
+            if answer.num_features < MIN_FEATURES:
+                continue
+            figures = figures_of(answer, place)
+            figures["repeated"] = [
+                {"n_samples": n_samples, **agreement_of_seeds(answer, place, n_samples)}
+                for n_samples, num_examples in REPEATED
+                if len(found) < num_examples
+            ]
+            figures["patterns"] = study.patterns(answer, answer.outputs())
+            if labels is not None:
+                figures["right"] = bool(answer.target == labels[order[place]])
+            figures |= {"place": place, "commit": commit}
+            found.append(json.loads(json.dumps(figures, default=_rounded)))
+            file.write(json.dumps(found[-1]) + "\n")
+            file.flush()
+            progress.update(bar, advance=1)
+    return found
+
+
+# --- one answer ------------------------------------------------------------------------------------------------------
+
+
+def weights_of(answer: Answer, seed: int) -> tuple[dict[str, Floats], dict[str, float]]:
+    """The weights [M] by each method, and what each cost in seconds of the processor."""
+    weights, cpu_s = {}, {}
+    for method in METHODS:
+        answer.known.clear()  # what another method has asked shall not make this one look cheap
+        start_s = time.process_time()
+        weights[method] = weights_by(answer, method, seed)
+        cpu_s[method] = time.process_time() - start_s
+    return weights, cpu_s
+
+
+def weights_by(answer: Answer, method: str, seed: int) -> Floats:
+    """Those by one method, [M]."""
+    if method == "attention":
+        return answer.of_features(answer.attention_of_tokens(answer.outputs()))
+    if method == "gradients":
+        return answer.gradients()
+    return answer.by_perturbation(next(name for name in PERTURBATIONS if name == method), seed).sum(axis=1)
+
+
+def figures_of(answer: Answer, place: int) -> Figures:
+    """How far the methods agree on an answer, and what each is worth."""
+    seed = seed_of(place)
+    weights, cpu_s = weights_of(answer, seed)
+    stacked_NM = np.stack([weights[method] for method in METHODS])
+    top_N = stacked_NM.argmax(axis=1)
+    orders = weights | {RANDOM: np.random.default_rng(seed).normal(size=answer.num_features)}
+    return {
+        "features": answer.num_features,
+        "scores": [answer.share_of(values_K) for values_K in answer.whole_and_empty()],
+        "rank_correlation": rank_correlations(stacked_NM),
+        "rank_correlation_of_sizes": rank_correlations(np.abs(stacked_NM)),
+        "same_top": (top_N[:, None] == top_N[None]).astype(np.float64),
+        "areas": {name: areas_of(answer, order_M) for name, order_M in orders.items()},
+        "cpu_s": cpu_s,
+    }
+
+
+def agreement_of_seeds(answer: Answer, place: int, n_samples: int | None) -> dict[str, float]:
+    """Rank correlation of what a method that draws says with what it says by another seed."""
+    seeds = seed_of(place), seed_of(place) + 500_000
+    found = {}
+    for method in DRAWN:
+        weights = [answer.by_perturbation(method, seed, n_samples).sum(axis=1) for seed in seeds]
+        found[method] = float(rank_correlations(np.stack(weights))[0, 1])
+    return found
+
+
+def seed_of(place: int) -> int:
+    """Of what is drawn for an example."""
+    return 1_000_000 * SEED + place
+
+
+def areas_of(answer: Answer, weights_M: Floats) -> list[float]:
+    """Deletion and insertion area, as the service computes them."""
+    return [
+        area(kept_SM, [answer.share_of(values_K) for values_K in answer.values(kept_SM)])
+        for kept_SM in curves(weights_M)
+    ]
+
+
+def rank_correlations(weights_NM: Floats) -> Floats:
+    """Spearman's, of each pair of rows, [N, N]; a row that is all alike has none, and gets 0."""
+    from scipy.stats import rankdata
+
+    ranks_NM = rankdata(weights_NM, axis=1)
+    ranks_NM -= ranks_NM.mean(axis=1, keepdims=True)
+    lengths_N1 = np.linalg.norm(ranks_NM, axis=1, keepdims=True)
+    ranks_NM /= np.where(lengths_N1 > 0, lengths_N1, 1)
+    return np.asarray(ranks_NM @ ranks_NM.T)
+
+
+# --- what attention looks at -----------------------------------------------------------------------------------------
+
+
+def is_mark(answer: Any) -> list[bool]:
+    """Of each token, whether it is punctuation."""
+    texts = [answer.given[slice(*span)].strip() if span else "" for span in answer.spans]
+    return [bool(text) and not any(character.isalnum() for character in text) for text in texts]
+
+
+def _self_attention(
+    attention_LHTT: NDArray[np.float32], kind_TT: Any, kinds: Sequence[str], distance_TT: Floats
+) -> Figures:
+    """Figures of each head, [L, H], and of even attention."""
+    even = patterns.even(attention_LHTT)
+    return {
+        "entropy": patterns.entropy(attention_LHTT),
+        "distance": patterns.mean_distance(attention_LHTT, distance_TT),
+        "even_distance": float(patterns.mean_distance(even, distance_TT)[0, 0]),
+        "shares": patterns.shares(attention_LHTT, kind_TT, len(kinds)),
+        "even_shares": patterns.shares(even, kind_TT, len(kinds))[0, 0],
+    }
+
+
+def _patterns_of_text(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
+    kind_TT = patterns.kinds_of_text(is_mark(answer), has_first=True)
+    distance_TT = patterns.distance_in_text(len(kind_TT))
+    return {"self": _self_attention(outputs["attention"], kind_TT, patterns.TEXT_KINDS, distance_TT)}
+
+
+def _patterns_of_image(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
+    kind_TT = patterns.kinds_of_image(GRID_SIDE)
+    distance_TT = patterns.distance_in_image(GRID_SIDE, PIXELS_BETWEEN)
+    return {"self": _self_attention(outputs["attention"], kind_TT, patterns.IMAGE_KINDS, distance_TT)}
+
+
+def _patterns_of_translation(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
+    kind_SS = patterns.kinds_of_text(is_mark(answer), has_first=False)
+    distance_SS = patterns.distance_in_text(len(kind_SS))
+    cross_LHTS = outputs["cross_attention"]
+    T = cross_LHTS.shape[2]
+    kind_TS = patterns.kinds_of_source(is_mark(answer), T)
+    off_TS, even = patterns.off_the_diagonal(T, len(kind_SS)), patterns.even(cross_LHTS)
+    return {
+        "self": _self_attention(outputs["encoder_attention"], kind_SS, patterns.TEXT_KINDS, distance_SS),
+        "cross": {
+            "entropy": patterns.entropy(cross_LHTS),
+            "off_the_diagonal": patterns.mean_distance(cross_LHTS, off_TS),
+            "even_off_the_diagonal": float(patterns.mean_distance(even, off_TS)[0, 0]),
+            "shares": patterns.shares(cross_LHTS, kind_TS, len(patterns.SOURCE_KINDS)),
+            "even_shares": patterns.shares(even, kind_TS, len(patterns.SOURCE_KINDS))[0, 0],
+            **alignment(answer, cross_LHTS),
+        },
+    }
+
+
+def alignment(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Figures:
+    """How often attention looks at the word without which a token of the translation loses most.
+
+    The judge is occlusion, token by token. Beside the heads stand their mean, the word at the same place of the
+    sentence, and the share that any word would get by chance. The end of the sentence is left out on both sides.
+    """
+    influence_MK = answer.by_perturbation("occlusion", SEED)
+    K = len(answer.pieces) - answer.ends
+    judged_K = influence_MK.argmax(axis=0)[:K]
+    to_words_LHKM = to_words(answer, cross_LHTS)[:, :, :K]
+    words = answer.feature_of_T[answer.feature_of_T >= 0]
+    place_K = np.rint(np.linspace(0, len(words) - 1, K)).astype(int)
+    return {
+        "aligned": (to_words_LHKM.argmax(axis=-1) == judged_K).mean(axis=-1),
+        "aligned_mean_of_heads": float((to_words_LHKM.mean(axis=(0, 1)).argmax(axis=-1) == judged_K).mean()),
+        "aligned_same_place": float((words[place_K] == judged_K).mean()),
+        "aligned_by_chance": 1 / answer.num_features,
+    }
+
+
+def to_words(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Floats:
+    """The attention to each word of the source, [L, H, T, M]."""
+    found = np.zeros((*cross_LHTS.shape[:3], answer.num_features))
+    for token, feature in enumerate(answer.feature_of_T.tolist()):
+        if feature >= 0:
+            found[..., feature] += cross_LHTS[..., token]
+    return found
+
+
+# --- all answers -----------------------------------------------------------------------------------------------------
+
+
+def summary(examples: Sequence[Figures]) -> Figures:
+    """Means over examples, with what they spread."""
+    rank, sizes, top = (
+        np.array([one[key] for one in examples])
+        for key in ("rank_correlation", "rank_correlation_of_sizes", "same_top")
+    )
+    random_areas = np.array([one["areas"][RANDOM] for one in examples])
+    areas: Figures = {}
+    for name in (*METHODS, RANDOM):
+        found = np.array([one["areas"][name] for one in examples])
+        areas[name] = {
+            kind: {
+                **mean_and_half_width(found[:, number]),
+                "less_random": mean_and_half_width((found - random_areas)[:, number]),
+            }
+            for number, kind in enumerate(("deletion", "insertion"))
+        }
+    right = [one["right"] for one in examples if "right" in one]
+    return {
+        "features": mean_and_half_width([one["features"] for one in examples]),
+        "scores": np.mean([one["scores"] for one in examples], axis=0),
+        "right": statistics.mean(right) if right else None,
+        "rank_correlation": rank.mean(axis=0),
+        "rank_correlation_deviation": rank.std(axis=0, ddof=1),
+        "rank_correlation_of_sizes": sizes.mean(axis=0),
+        "same_top": top.mean(axis=0),
+        "areas": areas,
+        "cpu_s": {name: statistics.median(one["cpu_s"][name] for one in examples) for name in METHODS},
+        "repeated": [repeated_summary(examples, n_samples) for n_samples, _ in REPEATED],
+        "patterns": {
+            where: {name: np.mean([one["patterns"][where][name] for one in examples], axis=0) for name in found}
+            for where, found in examples[0]["patterns"].items()
+        },
+    }
+
+
+def repeated_summary(examples: Sequence[Figures], n_samples: int | None) -> Figures:
+    """How far a method that draws agrees with itself."""
+    chosen = [each for one in examples for each in one["repeated"] if each["n_samples"] == n_samples]
+    agreement = {name: mean_and_half_width([each[name] for each in chosen]) for name in DRAWN}
+    return {"n_samples": n_samples, "num_examples": len(chosen), **agreement}
+
+
+def mean_and_half_width(values: Any) -> dict[str, float]:
+    """The mean, and how far its 95 % interval reaches to each side (normal approximation)."""
+    array = np.asarray(values, dtype=np.float64)
+    return {"mean": float(array.mean()), "half_width": float(1.96 * array.std(ddof=1) / math.sqrt(len(array)))}
+
+
+def in_lines(value: Any, depth: int = 0) -> str:
+    """JSON with a line for each field, but lists of numbers in one."""
+    if isinstance(value, dict):
+        lines = [f"{' ' * (depth + 1)}{json.dumps(key)}: {in_lines(each, depth + 1)}" for key, each in value.items()]
+    elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        lines = [f"{' ' * (depth + 1)}{in_lines(each, depth + 1)}" for each in value]
+    else:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n" + ",\n".join(lines) + f"\n{' ' * depth}{closing}"
+
+
+def _rounded(value: Any) -> Any:
+    """Arrays for JSON, in five digits."""
+    if isinstance(value, np.ndarray | np.generic):
+        return np.vectorize(lambda number: float(f"{number:.5g}"), otypes=[float])(value).tolist()
+    raise TypeError(type(value).__name__)
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def _sst2() -> tuple[Sequence[Any], Sequence[int]]:
+    validation = load_sst2().validation
+    return validation.texts, validation.labels
+
+
+def _cifar10() -> tuple[Sequence[Any], Sequence[int]]:
+    test = load_cifar10().test
+    return test.pixels_NCHW.transpose(0, 2, 3, 1), test.labels_N.tolist()
+
+
+def _shown(answer: Answer, given: str, truth: str | None) -> Figures:
+    weights, _ = weights_of(answer, SEED)
+    stacked_NM = np.stack([weights[method] for method in METHODS])
+    return {
+        "given": given,
+        "names": list(answer.names),
+        "answer": answer.text,
+        "truth": truth,
+        "score": answer.share_of(answer.whole_and_empty()[0]),
+        "weights": weights,
+        "rank_correlation": rank_correlations(stacked_NM),
+    }
+
+
+def _own_texts(model: TextModel) -> Iterator[Figures]:
+    """Of the everyday sentences the most confident wrong answers, and the first that are right."""
+    everyday = load_everyday()
+    answers = [
+        (model.answer(text), model.task.labels[label])
+        for text, label in zip(everyday.texts, everyday.labels, strict=True)
+    ]
+    wrong = [each for each in answers if each[0].text != each[1]]
+    wrong.sort(key=lambda each: -each[0].share_of(each[0].whole_and_empty()[0]))
+    right = [each for each in answers if each[0].text == each[1] and each[0].num_features >= 2 * MIN_FEATURES]
+    for answer, truth in wrong[:NUM_SHOWN] + right[:NUM_SHOWN]:
+        yield _shown(answer, answer.given, truth)
+
+
+def _own_translations(model: TranslationModel) -> Iterator[Figures]:
+    for text in OWN_SENTENCES:
+        answer = model.answer(text)
+        cross_LHTS = answer.outputs()["cross_attention"]
+        yield _shown(answer, text, None) | {
+            "pieces": answer.pieces,
+            "influence": answer.by_perturbation("occlusion", SEED),
+            "attention_to_words": np.round(to_words(answer, cross_LHTS), 3),
+        }
+
+
+def _own_pictures(model: ImageModel) -> Iterator[Figures]:
+    for name, picture in drawn_pictures().items():
+        buffer = BytesIO()
+        picture.save(buffer, "PNG")
+        answer = model.answer(model.task.levels(buffer.getvalue(), field="image"))
+        shown = _shown(answer, name, name)
+        for method in DRAWN:
+            shown["weights"][f"{method}, {MANY_SAMPLES}"] = answer.by_perturbation(method, SEED, MANY_SAMPLES)[:, 0]
+        yield shown

@@ -1,0 +1,1 @@
+"""Training runs: loops, tasks, folders of runs, and what the results are worth."""

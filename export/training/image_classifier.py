@@ -1,0 +1,329 @@
+"""Trains an image classifier, from a data set to a run folder.
+
+    pixels (uint8, all in memory) ──> augmented on the device ──> `export.training.trainer` ──> best weights, measured
+
+A run folder holds what `export.training.run_folder` says.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.data.readers import ImageClassificationData, LabelledImages
+from export.networks.image import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
+from export.training.quality import classification_quality
+from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
+from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+
+NETWORKS: Networks = {
+    VitConfig: ("vit", VisionTransformer),
+    ResNetConfig: ("resnet9", ResNet9),
+}
+JPEG_QUALITY = 50  # of the compressed test images
+JPEG_QUALITIES = (30, 96)  # of the training images that are compressed: from, to below
+SHIFT_PIXELS = 2  # of the shifted ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTrainConfig(TrainerConfig):
+    """How an image classifier is trained. The defaults are the recipe of the lesson's vision transformer."""
+
+    epochs: int = 20
+    patience: int = 20
+    learning_rate: float = 1e-3
+    batch_size: int = 128
+    label_smoothing: float = 0.1
+    crop_padding: int = 4  # pixels an image may be shifted by, the edge mirrored
+    flip: bool = True
+    cutout: int = 0  # side of a square that is blanked out; 0 for none (DeVries and Taylor 2017, arXiv 1708.04552)
+    mix: float = 0.0  # share of the batches that are mixed with CutMix (Yun et al. 2019, arXiv 1905.04899)
+    jpeg: float = 0.0  # share of the images that go through JPEG, as what a service is sent has
+    # The name of a finished run beside this one whose answers are learned too (Hinton et al. 2015, arXiv 1503.02531).
+    teacher: str = ""
+    teacher_share: float = 0.7  # of the loss
+    model: VitConfig | ResNetConfig = dataclasses.field(
+        default_factory=lambda: VitConfig(
+            d_model=128, num_layers=4, num_heads=4, d_ff=256, dropout=0.0, positions="learned"
+        )
+    )
+
+
+# Recipes by the name of the run; `python -m export train <name>`.
+RECIPES = {
+    "cifar10-vit-lesson": ImageTrainConfig(),
+    "cifar10-cnn": ImageTrainConfig(
+        epochs=15,
+        learning_rate=4e-3,
+        cutout=8,
+        ema_decay=0.99,
+        model=ResNetConfig(width=32),
+    ),
+    "cifar10-vit": ImageTrainConfig(
+        epochs=40,
+        patience=40,
+        cutout=8,
+        mix=0.3,
+        jpeg=0.3,
+        teacher="cifar10-cnn",
+        model=VitConfig(
+            d_model=192,
+            num_layers=6,
+            num_heads=6,
+            d_ff=384,
+            dropout=0.0,
+            positions="learned",
+            tokens="convolutions",
+            pooling="attention",
+            drop_path=0.1,
+        ),
+    ),
+}
+
+
+def train_image_classifier(
+    data: ImageClassificationData,
+    config: ImageTrainConfig,
+    run_dir: Path,
+    console: Console,
+    time_budget_s: float = math.inf,
+    command: str = "",
+) -> bool:
+    """Train, or go on training; arguments as of `export.training.text_classifier.train_text_classifier`.
+
+    Returns:
+        whether the run is finished.
+
+    Raises:
+        ValueError: `run_dir` holds a run with another configuration.
+        FileNotFoundError: the teacher's run is not finished.
+    """
+    if not begin_run(run_dir, config.model, NETWORKS):
+        return True
+    device = this_device()
+    torch.manual_seed(config.seed)
+    model, average = build_network(config.model), build_network(config.model)
+    problem = ImageProblem(data, config, device)
+    if config.teacher:
+        problem.learn_from(run_dir.parent / config.teacher)
+    trainer = Trainer(problem, model, average, config, run_dir, device)
+    trainer.resume(console)
+    if not trainer.fit(console, time_budget_s):
+        return False
+    finish(trainer, problem, command, console)
+    return True
+
+
+class ImageBatch(NamedTuple):
+    """One step's images, augmented and normalised."""
+
+    pixels_BCHW: Tensor
+    clean_BCHW: Tensor  # the same before JPEG, for a teacher that never saw any
+    targets_BK: Tensor  # the share of each class
+    labels_B: Tensor  # the class with the largest share
+
+
+class ImageProblem:
+    """Images to classes, for `export.training.trainer`; the pixels stay on the device as bytes."""
+
+    def __init__(self, data: ImageClassificationData, config: ImageTrainConfig, device: torch.device) -> None:
+        self.data, self.config, self.device = data, config, device
+        self.autocast_bf16 = bf16_is_fast(device)
+        self.train_pixels = torch.from_numpy(data.train.pixels_NCHW).to(device)
+        self.train_labels = torch.from_numpy(data.train.labels_N).to(device)
+        self.teacher: nn.Module | None = None
+        self.steps_per_epoch = len(data.train) // config.batch_size
+        if not self.steps_per_epoch:
+            raise ValueError(f"batch_size {config.batch_size} is more than the {len(data.train)} training images")
+
+    def learn_from(self, teacher_dir: Path) -> None:
+        """Let a finished run judge every augmented image too.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+        """
+        require_finished(teacher_dir)
+        self.teacher = load_run_model(teacher_dir).to(self.device)
+
+    def batches(self, epoch: int) -> Iterator[ImageBatch]:
+        """Every image once, but for what is left over from whole batches; crops, flips, squares, mixtures anew."""
+        generator = torch.Generator().manual_seed(self.config.seed * 10_000 + epoch)
+        order = torch.randperm(len(self.data.train), generator=generator)
+        for step in range(self.steps_per_epoch):
+            members = order[step * self.config.batch_size : (step + 1) * self.config.batch_size].to(self.device)
+            # A generator of the batch's own: what one batch draws does not hang on those before.
+            drawn = torch.Generator().manual_seed((self.config.seed * 10_000 + epoch) * 100_000 + step)
+            yield self._augmented(self.train_pixels[members], self.train_labels[members], drawn)
+
+    def _augmented(self, pixels: Tensor, labels_B: Tensor, drawn: torch.Generator) -> ImageBatch:
+        config, B = self.config, len(pixels)
+        x_BCHW = normalised(pixels)
+        if config.crop_padding:
+            x_BCHW = _shifted(x_BCHW, config.crop_padding, drawn)
+        if config.flip:
+            flipped_B = (torch.rand(B, generator=drawn) < 0.5).to(self.device)
+            x_BCHW = torch.where(flipped_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
+        if config.cutout:
+            x_BCHW = x_BCHW.masked_fill(_squares(x_BCHW, config.cutout, drawn), 0.0)
+        targets_BK = functional.one_hot(labels_B, len(self.data.label_names)).float()
+        if config.mix and float(torch.rand(1, generator=drawn)) < config.mix:
+            side = int(x_BCHW.size(2) * float(torch.rand(1, generator=drawn)) ** 0.5)
+            other = torch.randperm(B, generator=drawn).to(self.device)
+            inside_1 = _squares(x_BCHW[:1], side, drawn)  # the same square in all images of the batch
+            x_BCHW = torch.where(inside_1, x_BCHW[other], x_BCHW)
+            share = float(inside_1.float().mean())
+            targets_BK = (1 - share) * targets_BK + share * targets_BK[other]
+        compressed_BCHW = _through_jpeg(x_BCHW, config.jpeg, drawn) if config.jpeg else x_BCHW
+        return ImageBatch(compressed_BCHW, x_BCHW, targets_BK, targets_BK.argmax(dim=1))
+
+    def step(self, model: nn.Module, batch: ImageBatch) -> StepOutcome:
+        """Cross entropy with the labels, and with what the teacher thinks of the same images."""
+        pixels_BCHW = batch.pixels_BCHW.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
+            logits_BK = model(pixels_BCHW).float()
+            if self.teacher is not None:
+                with torch.no_grad():
+                    clean_BCHW = batch.clean_BCHW.contiguous(memory_format=torch.channels_last)
+                    taught_BK = torch.softmax(self.teacher(clean_BCHW).float(), dim=1)
+        loss = functional.cross_entropy(logits_BK, batch.targets_BK, label_smoothing=self.config.label_smoothing)
+        if self.teacher is not None:
+            share = self.config.teacher_share
+            loss = (1 - share) * loss + share * functional.cross_entropy(logits_BK, taught_BK)
+        return StepOutcome(loss, int((logits_BK.argmax(1) == batch.labels_B).sum()), len(batch.labels_B))
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy, which is the score, on the images kept back from training."""
+        quality = quality_of(model, self.data.validation, self.device, self.autocast_bf16)
+        return {"score": quality["accuracy"], "calibration_error": quality["expected_calibration_error"]}
+
+
+def quality_of(
+    model: nn.Module, images: LabelledImages, device: torch.device, autocast_bf16: bool = False
+) -> dict[str, Any]:
+    """What the model's answers for these images are worth."""
+    return classification_quality(predict(model, images.pixels_NCHW, device, autocast_bf16), images.labels_N).as_dict()
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes [B, 3, H, W] to float32 between -1 and 1."""
+    return pixels.float() / 127.5 - 1.0
+
+
+def _shifted(x_BCHW: Tensor, padding: int, drawn: torch.Generator) -> Tensor:
+    """Each image moved by up to `padding` pixels, the edge mirrored."""
+    B, _, H, W = x_BCHW.shape
+    padded = functional.pad(x_BCHW, (padding,) * 4, mode="reflect")
+    offset_B2 = torch.randint(0, 2 * padding + 1, (B, 2), generator=drawn).to(x_BCHW.device)
+    rows_BH = offset_B2[:, :1] + torch.arange(H, device=x_BCHW.device)
+    columns_BW = offset_B2[:, 1:] + torch.arange(W, device=x_BCHW.device)
+    image_B11 = torch.arange(B, device=x_BCHW.device)[:, None, None]
+    return padded.permute(0, 2, 3, 1)[image_B11, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _squares(x_BCHW: Tensor, side: int, drawn: torch.Generator) -> Tensor:
+    """For each image the mask of a square somewhere, cut off at the edge; bool [B, 1, H, W]."""
+    B, _, H, W = x_BCHW.shape
+    top_B1 = torch.randint(0, H, (B, 1), generator=drawn).to(x_BCHW.device) - side // 2
+    left_B1 = torch.randint(0, W, (B, 1), generator=drawn).to(x_BCHW.device) - side // 2
+    row_H, column_W = torch.arange(H, device=x_BCHW.device), torch.arange(W, device=x_BCHW.device)
+    rows_BH = (row_H >= top_B1) & (row_H < top_B1 + side)
+    columns_BW = (column_W >= left_B1) & (column_W < left_B1 + side)
+    return (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
+
+
+def _through_jpeg(x_BCHW: Tensor, share: float, drawn: torch.Generator) -> Tensor:
+    """A share of the images compressed and read again, each at a quality of its own."""
+    chosen = torch.nonzero(torch.rand(len(x_BCHW), generator=drawn) < share).flatten()
+    qualities = torch.randint(*JPEG_QUALITIES, (len(chosen),), generator=drawn).tolist()
+    members = chosen.to(x_BCHW.device)
+    pixels = ((x_BCHW[members] + 1.0) * 127.5).round().to(torch.uint8).cpu().numpy()
+    for image, quality in zip(pixels, qualities, strict=True):
+        image[:] = _compressed(image, quality)
+    compressed_BCHW = x_BCHW.clone()
+    compressed_BCHW[members] = normalised(torch.from_numpy(pixels).to(x_BCHW.device))
+    return compressed_BCHW
+
+
+def _compressed(pixels_CHW: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
+    """What is left of an image's bytes after JPEG."""
+    buffer = BytesIO()
+    Image.fromarray(pixels_CHW.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
+    return np.asarray(Image.open(buffer)).transpose(2, 0, 1)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    pixels_NCHW: NDArray[np.uint8],
+    device: torch.device,
+    autocast_bf16: bool = False,
+    batch_size: int = 500,
+) -> NDArray[np.float32]:
+    """Logits [N, K], dropout off."""
+    model.eval()
+    parts = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=autocast_bf16):
+        for first in range(0, len(pixels_NCHW), batch_size):
+            pixels = torch.from_numpy(pixels_NCHW[first : first + batch_size]).to(device)
+            parts.append(model(normalised(pixels)).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+def jpeg_compressed(images: LabelledImages, quality: int = JPEG_QUALITY) -> LabelledImages:
+    """The same images after a trip through JPEG, which is what services are sent."""
+    pixels = np.stack([_compressed(image, quality) for image in images.pixels_NCHW])
+    return LabelledImages(pixels, images.labels_N)
+
+
+def moved(images: LabelledImages, shift: int = SHIFT_PIXELS) -> LabelledImages:
+    """The same images moved down and to the right, the edge repeated."""
+    padded = np.pad(images.pixels_NCHW, ((0, 0), (0, 0), (shift, 0), (shift, 0)), mode="edge")
+    return LabelledImages(np.ascontiguousarray(padded[:, :, :-shift, :-shift]), images.labels_N)
+
+
+def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Console) -> None:
+    """Measure the weights that are kept on the test split, and write down what was found and how."""
+    run_dir, data = trainer.run_dir, problem.data
+    halve_weights(run_dir)
+    about = {
+        "task": "image-classification",
+        "network": NETWORKS[type(trainer.model.config)][0],
+        "data": data.name,
+        "num_training_examples": len(data.train),
+        "labels": data.label_names,
+        "image_size": data.train.pixels_NCHW.shape[2],
+        "multiply_accumulates": multiply_accumulates(load_run_model(run_dir), data.train.pixels_NCHW.shape[2]),
+        "bf16": problem.autocast_bf16,
+    }
+    end_run(trainer, command=command, about=about, measured=measure(run_dir, data, trainer.device), console=console)
+
+
+def measure(run_dir: Path, data: ImageClassificationData, device: torch.device) -> dict[str, Any]:
+    """What the weights of a run are worth on the test split, plain, compressed and moved; in float32, as served."""
+    model = load_run_model(run_dir).to(device)
+    return {
+        "quality": quality_of(model, data.test, device),
+        "quality_jpeg": quality_of(model, jpeg_compressed(data.test), device) | {"jpeg_quality": JPEG_QUALITY},
+        "quality_moved": quality_of(model, moved(data.test), device) | {"shift_pixels": SHIFT_PIXELS},
+    }
+
+
+def build_network(config: VitConfig | ResNetConfig) -> nn.Module:
+    """The network of a shape, with random weights, its filters laid out as the processor wants them."""
+    return NETWORKS[type(config)][1](config).to(memory_format=torch.channels_last)
+
+
+def load_run_model(run_dir: Path) -> Any:
+    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    return read_network(run_dir, NETWORKS).to(memory_format=torch.channels_last)

@@ -1,0 +1,159 @@
+"""Run folders: what training leaves behind, and how it is read again.
+
+`model.json` is the network's name and shape, `model.safetensors` its best weights (large ones in parts, as
+`model.safetensors.01` and so on), `result.json` the record of a finished run, `checkpoint.pt` the state of an
+unfinished one.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from export.provenance import commit_of_this_tree, this_command
+from export.training.trainer import CHECKPOINT, WEIGHTS, Trainer, best_epoch
+
+SHAPE, RESULT = "model.json", "result.json"
+MOST_FILE_BYTES = 16 * 2**20  # of what a finished run leaves behind, so that it can be copied from any machine
+# The kinds of network of a task: the type of the configuration to its name and class.
+Networks = Mapping[type, tuple[str, type[nn.Module]]]
+
+
+def begin_run(run_dir: Path, config: Any, networks: Networks) -> bool:
+    """Make the folder and write the network's shape; False when the run is finished already."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if is_finished(run_dir):
+        return False
+    shape = {"network": networks[type(config)][0], **dataclasses.asdict(config)}
+    (run_dir / SHAPE).write_text(json.dumps(shape, indent=2) + "\n")
+    return True
+
+
+class RunIsBusyError(ValueError):
+    """Another process trains in this folder."""
+
+
+@contextmanager
+def sole_trainer(run_dir: Path) -> Iterator[None]:
+    """Keep other processes from training in the folder at the same time.
+
+    Raises:
+        RunIsBusyError: one does so already.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = os.open(run_dir, os.O_RDONLY)
+    try:
+        try:
+            # The system gives the lock back when the process ends, however it ends.
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunIsBusyError(f"another process is training in {run_dir}") from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether the folder has the record of a finished run."""
+    return (run_dir / RESULT).is_file()
+
+
+def require_finished(run_dir: Path) -> None:
+    """Raises FileNotFoundError: there is no finished run in this folder."""
+    if not is_finished(run_dir):
+        raise FileNotFoundError(f"{run_dir} holds no finished run: train it first (python -m export train)")
+
+
+def read_result(run_dir: Path) -> Any:
+    """The record of a finished run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    require_finished(run_dir)
+    return json.loads((run_dir / RESULT).read_text())
+
+
+def read_network(run_dir: Path, networks: Networks) -> Any:
+    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    shape = json.loads((run_dir / SHAPE).read_text())
+    name = shape.pop("network")
+    kind, network = next((kind, network) for kind, (known, network) in networks.items() if known == name)
+    model: Any = network(kind(**shape))
+    weights = read_weights(run_dir)
+    model.load_state_dict({name: w.float() if w.is_floating_point() else w for name, w in weights.items()})
+    return model.eval()
+
+
+def read_weights(run_dir: Path) -> dict[str, Tensor]:
+    """The best weights of a run, from one file or from the parts of one."""
+    whole = run_dir / WEIGHTS
+    return load(b"".join(path.read_bytes() for path in ([whole] if whole.exists() else _parts(run_dir))))
+
+
+def _parts(run_dir: Path) -> list[Path]:
+    return sorted(run_dir.glob(f"{WEIGHTS}.*"))
+
+
+def halve_weights(run_dir: Path) -> None:
+    """Keep the weights in half precision: what is measured, compared and served from then on are the rounded ones.
+
+    A file that would be too large to copy is cut into parts.
+    """
+    halves = save({name: w.half() if w.is_floating_point() else w for name, w in read_weights(run_dir).items()})
+    cuts = range(0, len(halves), MOST_FILE_BYTES)
+    names = [WEIGHTS] if len(cuts) == 1 else [f"{WEIGHTS}.{number:02}" for number in range(1, len(cuts) + 1)]
+    for name, first in zip(names, cuts, strict=True):
+        # Written beside and renamed: who is stopped here finds the old weights whole, or the new ones.
+        partial = run_dir / "weights.partial"
+        partial.write_bytes(halves[first : first + MOST_FILE_BYTES])
+        partial.replace(run_dir / name)
+    if len(cuts) > 1:
+        (run_dir / WEIGHTS).unlink(missing_ok=True)
+
+
+def end_run(
+    trainer: Trainer, *, command: str, about: dict[str, Any], measured: dict[str, Any], console: Console
+) -> None:
+    """Write the record of a finished run, and remove its checkpoint.
+
+    Args:
+        trainer: of the run.
+        command: that trains the same again; "" for the one that runs now.
+        about: the task, the network and the data.
+        measured: what the weights are worth.
+        console: for the last line.
+    """
+    # The shape that was trained: pre-trained weights bring their own.
+    config = dataclasses.asdict(trainer.config) | {"model": dataclasses.asdict(trainer.model.config)}
+    result = about | {
+        "num_parameters": sum(weight.numel() for weight in trainer.model.parameters()),
+        "best_epoch": best_epoch(trainer.history) + 1,
+        "training_s": round(trainer.training_s, 1),
+        "command": command or this_command(),
+        "commit": ", ".join(trainer.commits),
+        "hardware": ", ".join(trainer.hardware_s),
+        "hardware_s": trainer.hardware_s,
+        "torch": str(torch.__version__),
+        "config": config,
+        "history": trainer.history,
+    }
+    write_measured(trainer.run_dir, result, measured, console)
+    (trainer.run_dir / CHECKPOINT).unlink()
+    console.print(f"trained in {trainer.training_s:.0f} s; {trainer.run_dir / RESULT} has the whole record")
+
+
+def write_measured(run_dir: Path, result: Any, measured: dict[str, Any], console: Console) -> None:
+    """Write the record of a run with what its weights are worth, in place of what it may have said of that before."""
+    result = result | measured | {"measured_at": commit_of_this_tree()}
+    (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    console.print_json(json.dumps(measured))

@@ -1,0 +1,187 @@
+"""Lists of training runs: which recipe, with which changes, under which name."""
+
+import dataclasses
+import shlex
+import time
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from rich.console import Console
+
+from export.data.readers import CIFAR10, SST2, load_cifar10, load_sst2
+from export.training import image_classifier as train_image_classifier
+from export.training import text_classifier as train_text_classifier
+from export.training import translation as train_translation
+from export.training.run_folder import RunIsBusyError, is_finished, read_result, sole_trainer, write_measured
+from export.training.text_classifier import TextTrainConfig
+from export.training.trainer import this_device
+from export.training.translation import TranslationTrainConfig
+
+RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES | train_translation.RECIPES
+
+
+class Run(NamedTuple):
+    """One training run."""
+
+    name: str  # of its folder
+    recipe: str
+    changes: list[str]  # NAME=VALUE
+
+    @property
+    def command(self) -> str:
+        """The command that trains this run alone."""
+        words = ["python", "-m", "export", "train", self.recipe]
+        if self.name != self.recipe:
+            words += ["--run-dir", f"runs/{self.name}"]
+        return shlex.join([*words, "--set", *self.changes] if self.changes else words)
+
+
+def read_queue(path: Path) -> list[Run]:
+    """The runs of a TOML file: tables `[[run]]` with `name`, `recipe` and, if it is changed, `set`.
+
+    Raises:
+        ValueError: something is missing, unknown or given twice.
+    """
+    runs = []
+    for entry in tomllib.loads(path.read_text())["run"]:
+        if not {"name", "recipe"} <= entry.keys() <= {"name", "recipe", "set"}:
+            raise ValueError(f"{path}: a run has name, recipe and set, not {', '.join(entry)}")
+        runs.append(Run(entry["name"], entry["recipe"], entry.get("set", [])))
+        with_changes(recipe_of(runs[-1]), runs[-1].changes)  # found wrong now, not after hours of training
+    if twice := {run.name for run in runs if sum(run.name == other.name for other in runs) > 1}:
+        raise ValueError(f"{path}: more than one run is named {', '.join(sorted(twice))}")
+    return runs
+
+
+def recipe_of(run: Run) -> Any:
+    """The unchanged configuration.
+
+    Raises:
+        ValueError: there is no such recipe.
+    """
+    if run.recipe not in RECIPES:
+        raise ValueError(f"there is no recipe {run.recipe!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[run.recipe]
+
+
+def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
+    """Train one run, or go on with it; whether it is finished.
+
+    Raises:
+        ValueError: unknown recipe or change, or the folder holds a run with other settings.
+        RunIsBusyError: another process trains it.
+        FileNotFoundError: the data or the pre-trained weights are not here.
+    """
+    config = with_changes(recipe_of(run), run.changes)
+    if is_finished(run_dir):
+        console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
+        return True
+    how: Any = (config, run_dir, console, time_budget_s, run.command)
+    with sole_trainer(run_dir):
+        if isinstance(config, TextTrainConfig):
+            return train_text_classifier.train_text_classifier(load_sst2(), *how)
+        if isinstance(config, TranslationTrainConfig):
+            return train_translation.train_translation(train_translation.LOADERS[config.data](), *how)
+        return train_image_classifier.train_image_classifier(load_cifar10(), *how)
+
+
+def measure_run(run_dir: Path, console: Console) -> None:
+    """Measure the weights of a finished run anew, as they would be measured if it ended now.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or the data is not here.
+        ValueError: it was trained on data that is not known here.
+    """
+    result, device = read_result(run_dir), this_device()
+    if result["task"] != "translation" and result["data"] not in (SST2, CIFAR10):
+        raise ValueError(
+            f"{run_dir} was trained on {result['data']!r}, which is not known here: nothing to measure it on"
+        )
+    if result["task"] == "text-classification":
+        measured = train_text_classifier.measure(run_dir, load_sst2(), device)
+    elif result["task"] == "translation":
+        data = train_translation.LOADERS[result["config"]["data"]]()
+        measured = train_translation.measure(run_dir, data, device, console)
+    else:
+        measured = train_image_classifier.measure(run_dir, load_cifar10(), device)
+    write_measured(run_dir, result, measured, console)
+
+
+def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
+    """Train the runs in order until all are finished or the time is up; what another process trains is left to it."""
+    ends_s = time.monotonic() + time_budget_s
+    left_to_others = []
+    for number, run in enumerate(runs):
+        left_s = ends_s - time.monotonic()
+        console.rule(f"{run.name} ({number + 1} of {len(runs)})")
+        try:
+            require_teacher_at_rest(run, folder)
+            finished = left_s > 0 and train_run(run, folder / run.name, console, left_s)
+        except RunIsBusyError as busy:
+            console.print(f"passed over: {busy}")
+            left_to_others.append(run.name)
+            continue
+        if not finished:
+            unfinished = sum([not is_finished(folder / run.name) for run in runs])
+            console.print(f"the time is up; {unfinished} of {len(runs)} runs are unfinished")
+            return
+    if left_to_others:
+        console.print(f"all but {', '.join(left_to_others)} are finished")
+    else:
+        console.print(f"all {len(runs)} runs are finished")
+
+
+def require_teacher_at_rest(run: Run, folder: Path) -> None:
+    """Raises RunIsBusyError: the run learns from another that a process is still training."""
+    teacher = getattr(with_changes(recipe_of(run), run.changes), "teacher", "")
+    if teacher and (folder / teacher).is_dir() and not is_finished(folder / teacher):
+        with sole_trainer(folder / teacher):
+            pass
+
+
+def with_changes(config: Any, changes: list[str]) -> Any:
+    """A configuration with NAME=VALUE changes; `model.` leads into the network's own.
+
+    Raises:
+        ValueError: no such field, or a value of the wrong type.
+    """
+    for change in changes:
+        name, separator, text = change.partition("=")
+        inner, dot, rest = name.partition(".")
+        if not separator:
+            raise ValueError(f"--set takes NAME=VALUE, not {change!r}")
+        if dot and inner == "model":
+            config = dataclasses.replace(config, model=with_changes(config.model, [f"{rest}={text}"]))
+            continue
+        known = [field.name for field in dataclasses.fields(config) if field.name != "model"]
+        if name not in known:
+            raise ValueError(f"--set: {name!r} is not one of {', '.join(known)}")
+        try:
+            value = _parsed(text, getattr(config, name), _choices(config, name))
+        except ValueError as error:
+            raise ValueError(f"--set {name}: {error}") from error
+        config = dataclasses.replace(config, **{name: value})
+    return config
+
+
+def _choices(config: Any, name: str) -> tuple[str, ...]:
+    """The values that a field may have, where its type lists them."""
+    hint = get_type_hints(type(config))[name]
+    return get_args(hint) if get_origin(hint) is Literal else ()
+
+
+def _parsed(text: str, old: Any, choices: tuple[str, ...]) -> Any:
+    if choices and text not in choices:
+        raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
+    kind = type(old)
+    if kind is bool:
+        if text not in ("true", "false"):
+            raise ValueError(f"{text!r} is neither true nor false")
+        return text == "true"
+    if kind is tuple:
+        return tuple(int(number) for number in text.split(","))
+    try:
+        return kind(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no {kind.__name__}") from error

@@ -1,0 +1,539 @@
+"""Trains a text classifier, from a data set to a run folder.
+
+    texts ──> tokenizer ──> ids ──> batches of similar length ──> `export.training.trainer` ──> best weights, measured
+
+A run folder holds `tokenizer.json`, `model.json` (the network's shape), `model.safetensors` (the best weights),
+`result.json` (what was measured, and how), `curves.png`, and `checkpoint.pt` while the run is unfinished. A run that
+was stopped goes on from its checkpoint when the same command is given again, to the same result.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.data.readers import LabelledTexts, TextClassificationData
+from export.data.text_augmentation import changed_texts, neighbours_of
+from export.data.tokenizers import train_tokenizer, with_everyday_spelling
+from export.markdown import pyplot_without_a_screen
+from export.networks import bert_weights as pretrained
+from export.networks.text_baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
+from export.networks.transformer import EncoderConfig, TextClassifier
+from export.training.distillation import Teacher, directions_of, distance_of_tokens, judge
+from export.training.quality import classification_quality
+from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
+from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+
+PAD_ID = 0
+NUM_TEXTS_FOR_DIRECTIONS = 4_096  # of the training texts, by which a student's aims are laid out
+BERT_VOCAB_SIZE = 30522
+NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
+NETWORKS: Networks = {
+    EncoderConfig: ("transformer", TextClassifier),
+    BiLstmConfig: ("bilstm", BiLstmClassifier),
+    KimCnnConfig: ("kim-cnn", KimCnnClassifier),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTrainConfig(TrainerConfig):
+    """How a text classifier is trained. The defaults are the recipe of the small sentiment model."""
+
+    batch_size: int = 64
+    label_smoothing: float = 0.1
+    token_dropout: float = 0.3  # share of tokens left out of each training text, anew each epoch
+    train_share: float = 1.0  # of the training examples that are used, the same ones for the same seed
+    # What training starts from: nothing; the MiniLM of `export.networks.bert_weights`, whose shape (but for the
+    # dropout) and tokenizer then take the place of those given here; its shape and tokenizer alone, with random
+    # weights; or `vocab_size` of its words, whose vectors are brought to the network's width.
+    start_from: Literal["scratch", "minilm", "minilm-shape", "minilm-words"] = "scratch"
+    # Of a pre-trained network: what the rate falls by from each layer to the one below it (Howard and Ruder 2018, arXiv
+    # 1801.06146; Clark et al. 2020, arXiv 2003.10555), and whether words keep the vectors they came with, so that those
+    # of the training texts stay beside those that are not among them (Lee et al. 2019, arXiv 1911.03090).
+    layer_decay: float = 1.0
+    freeze_embeddings: bool = False
+    # Above 0, each batch is computed twice with other dropout, and this is the weight of the divergence between the two
+    # beside their mean cross entropy with the labels (Liang et al. 2021, "R-Drop", arXiv 2106.14448, half equation 4).
+    r_drop: float = 0.0
+    # The name of a finished run beside this one, whose logits are then the target in place of the labels, and beside
+    # them, with this weight, its token vectors (`export.training.distillation`; the student must read in the teacher's
+    # pieces). It
+    # judges the very texts that the student sees, so these may be changed as no label would bear (`changed_texts`):
+    # words are left out (`token_dropout` then counts words), a share of the texts gets another one behind it, and a
+    # share of the words gives way to others that both know and that lie near them in the teacher's vectors.
+    teacher: str = ""
+    token_vectors_weight: float = 0.0
+    join_share: float = 0.0
+    replace_share: float = 0.0
+    vocab_size: int = 8000
+    model: NetworkConfig = dataclasses.field(
+        default_factory=lambda: EncoderConfig(
+            vocab_size=8000,
+            num_labels=2,
+            d_model=128,
+            num_layers=2,
+            num_heads=4,
+            d_ff=256,
+            dropout=0.3,
+            pooling="max",
+        )
+    )
+
+
+# Recipes by the name of the run; `python -m export train <name>`.
+RECIPES = {
+    "sentiment": TextTrainConfig(),
+    "sentiment-minilm": TextTrainConfig(
+        seed=3,  # the better of the two that were trained, by three sentences of validation: what is served
+        start_from="minilm",
+        layer_decay=0.8,
+        freeze_embeddings=True,
+        r_drop=1.0,
+        epochs=3,
+        batch_size=32,
+        learning_rate=1.5e-4,
+        weight_decay=0.01,
+        label_smoothing=0.0,
+        token_dropout=0.1,
+        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.1),
+    ),
+    "sentiment-minilm-shape": TextTrainConfig(
+        start_from="minilm-shape",
+        learning_rate=2e-4,
+        label_smoothing=0.1,
+        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.3),
+    ),
+    # As many epochs on the same tokens, but a rate and a share of left out tokens of their own: with the Transformer's
+    # the LSTM did not even learn the training texts.
+    "sentiment-bilstm": TextTrainConfig(
+        learning_rate=2e-3, token_dropout=0.1, model=BiLstmConfig(vocab_size=8000, num_labels=2)
+    ),
+    "sentiment-kim-cnn": TextTrainConfig(
+        learning_rate=1e-3, token_dropout=0.1, model=KimCnnConfig(vocab_size=8000, num_labels=2)
+    ),
+    "sentiment-distilled": TextTrainConfig(
+        start_from="minilm-words",
+        vocab_size=21000,
+        teacher="sentiment-minilm",
+        epochs=14,
+        patience=14,  # the rate falls to the very end, and the best epochs come last
+        learning_rate=1e-3,
+        token_dropout=0.15,
+        join_share=0.4,
+        replace_share=0.2,
+        token_vectors_weight=1.0,
+        model=EncoderConfig(
+            vocab_size=21000,
+            num_labels=2,
+            d_model=192,
+            embedding_width=96,
+            num_layers=3,
+            num_heads=4,
+            d_ff=384,
+            dropout=0.1,
+            pooling="mean",
+        ),
+    ),
+}
+
+
+def train_text_classifier(
+    data: TextClassificationData,
+    config: TextTrainConfig,
+    run_dir: Path,
+    console: Console,
+    time_budget_s: float = math.inf,
+    command: str = "",
+) -> bool:
+    """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+
+    Args:
+        data: what is learned.
+        config: how.
+        run_dir: the run folder.
+        console: for progress.
+        time_budget_s: after so many seconds it stops, to be gone on with.
+        command: that trains the same, for the record; "" for the one that runs now.
+
+    Returns:
+        whether the run is finished.
+
+    Raises:
+        ValueError: `run_dir` holds a run with another configuration, or settings contradict each other.
+    """
+    check_settings(config)
+    data = dataclasses.replace(data, train=share_of(data.train, config.train_share, config.seed))
+    start = starting_point(data, config)
+    if not begin_run(run_dir, start.config, NETWORKS):
+        return True
+    start.tokenizer.save(str(run_dir / "tokenizer.json"))
+    device = this_device()
+    torch.manual_seed(config.seed)
+    model = build_network(start.config)
+    model.load_state_dict(model.state_dict() | start.weights)
+    if config.freeze_embeddings:
+        freeze_embeddings(model)
+    problem = TextProblem(data, config, start, device)
+    if config.teacher:
+        problem.learn_from(run_dir.parent / config.teacher)
+    trainer = Trainer(
+        problem,
+        model,
+        build_network(start.config),
+        config,
+        run_dir,
+        device,
+        rate_of=layer_rates(config.layer_decay, model),
+    )
+    trainer.resume(console)
+    if not trainer.fit(console, time_budget_s):
+        return False
+    finish(trainer, problem, command, console)
+    return True
+
+
+def check_settings(config: TextTrainConfig) -> None:
+    """Raises ValueError: a setting would be passed over in silence."""
+    for name in ("token_vectors_weight", "join_share", "replace_share"):
+        if getattr(config, name) and not config.teacher:
+            raise ValueError(f"{name} is {getattr(config, name)}, but there is no teacher")
+    if config.r_drop and config.teacher:
+        raise ValueError(f"r_drop is {config.r_drop}, but a student of {config.teacher} learns from no labels")
+
+
+def freeze_embeddings(model: nn.Module) -> None:
+    """Let what comes before the first layer stay as it is."""
+    for name, weight in model.named_parameters():
+        if name.startswith(("embedding", "positions")):
+            weight.requires_grad_(False)
+
+
+def layer_rates(decay: float, model: nn.Module) -> Callable[[str], float]:
+    """What the rate of a weight is multiplied by: 1 behind the last layer, less the further down it lies."""
+    depths = [int(name.split(".")[1]) for name, _ in model.named_parameters() if name.startswith("layers.")]
+    num_layers = 1 + max(depths, default=-1)
+
+    def rate_of(name: str) -> float:
+        if name.startswith(("embedding", "positions")):
+            return decay ** (num_layers + 1)
+        return decay ** (num_layers - int(name.split(".")[1])) if name.startswith("layers.") else 1.0
+
+    return rate_of
+
+
+class StartingPoint(NamedTuple):
+    """What training starts from."""
+
+    tokenizer: Tokenizer
+    config: NetworkConfig
+    weights: dict[str, Tensor]  # empty: random ones
+
+
+def starting_point(data: TextClassificationData, config: TextTrainConfig) -> StartingPoint:
+    """A new tokenizer and random weights, or pre-trained ones.
+
+    Raises:
+        FileNotFoundError: the pre-trained weights are not installed.
+        ValueError: another shape was asked for than the pre-trained one.
+    """
+    num_labels = len(data.label_names)
+    if config.start_from == "minilm-words":
+        return starting_point_from_words(data, config)
+    if config.start_from != "scratch":
+        if config.model != EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=config.model.dropout):
+            raise ValueError(f"start_from={config.start_from} brings its own shape: only model.dropout can be changed")
+        folder = pretrained.minilm_folder()
+        model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
+        weights = pretrained.bert_weights(folder) if config.start_from == "minilm" else {}
+        return StartingPoint(with_everyday_spelling(pretrained.bert_tokenizer(folder)), model_config, weights)
+    tokenizer = train_tokenizer(data.train.texts, config.vocab_size)
+    # A small data set gives fewer pieces than were asked for.
+    vocab_size = tokenizer.get_vocab_size()
+    return StartingPoint(tokenizer, dataclasses.replace(config.model, vocab_size=vocab_size, num_labels=num_labels), {})
+
+
+def starting_point_from_words(data: TextClassificationData, config: TextTrainConfig) -> StartingPoint:
+    """A part of the pre-trained vocabulary with its vectors, under a network of the shape that was asked for.
+
+    Raises:
+        FileNotFoundError: the pre-trained weights are not installed.
+        ValueError: `vocab_size` is too small, or the network is no Transformer.
+    """
+    if not isinstance(config.model, EncoderConfig):
+        raise ValueError("start_from=minilm-words: the network must be a Transformer")  # noqa: TRY004, a setting of a run
+    folder = pretrained.minilm_folder()
+    tokenizer = with_everyday_spelling(pretrained.bert_tokenizer(folder))
+    kept = pretrained.pieces_to_keep(tokenizer, data.train.texts, config.vocab_size)
+    vectors_VD = pretrained.bert_weights(folder)["embedding.weight"][kept]
+    shape = dataclasses.replace(config.model, vocab_size=len(kept), num_labels=len(data.label_names))
+    width = config.model.embedding_width or config.model.d_model
+    weights = {"embedding.weight": pretrained.in_fewer_dimensions(vectors_VD, width)}
+    return StartingPoint(pretrained.with_pieces(tokenizer, kept), shape, weights)
+
+
+def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
+    """A random share of the examples, in their order.
+
+    Raises:
+        ValueError: the share is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"train_share must be above 0 and at most 1, not {share}")
+    if share == 1:
+        return examples
+    count = max(1, round(share * len(examples)))
+    members = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
+    return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
+
+
+class TextBatch(NamedTuple):
+    """One step's texts."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    labels_B: Tensor
+    judged_ids: list[NDArray[np.int64]] | None  # the same texts in the teacher's tokens
+
+
+class TextProblem:
+    """Texts to classes, for `export.training.trainer`."""
+
+    def __init__(
+        self, data: TextClassificationData, config: TextTrainConfig, start: StartingPoint, device: torch.device
+    ) -> None:
+        self.data, self.config, self.device = data, config, device
+        self.autocast_bf16 = bf16_is_fast(device)
+        self.train_ids = encode(start.tokenizer, data.train, start.config.max_tokens)
+        self.validation_ids = encode(start.tokenizer, data.validation, start.config.max_tokens)
+        self.loss_of = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+        self.start = start
+        added = start.tokenizer.get_added_tokens_decoder()
+        self.special_ids = [number for number, token in added.items() if token.special]
+        self.teacher: Teacher | None = None
+        self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
+
+    def learn_from(self, teacher_dir: Path) -> None:
+        """Take what a finished run says as targets.
+
+        Raises:
+            FileNotFoundError: the run is not finished.
+            ValueError: token vectors are wanted of a network that has none, or by one that is wider.
+        """
+        require_finished(teacher_dir)
+        tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
+        model = load_run_model(teacher_dir)
+        neighbours = {}
+        if self.config.replace_share:
+            words = chain.from_iterable(text.split() for text in self.data.train.texts)
+            candidates = (piece for piece in self.start.tokenizer.get_vocab() if piece.isalpha() and len(piece) > 1)
+            neighbours = neighbours_of(words, candidates, tokenizer, model.embedding.weight.detach())
+        model, directions = model.to(self.device), []
+        if self.config.token_vectors_weight:
+            shape = self.start.config
+            if not isinstance(shape, EncoderConfig) or not isinstance(model.config, EncoderConfig):
+                raise ValueError("token_vectors_weight: both networks must be Transformers")
+            if shape.d_model > model.config.d_model:
+                raise ValueError(f"token_vectors_weight: the student is wider than {teacher_dir}")
+            sample = encode(tokenizer, self.data.train, model.config.max_tokens)[:NUM_TEXTS_FOR_DIRECTIONS]
+            batches = (pad(sample[first : first + 64], self.device) for first in range(0, len(sample), 64))
+            directions = directions_of(model, batches, shape.num_layers, shape.d_model)
+        self.teacher = Teacher(model, tokenizer, neighbours, directions)
+
+    def batches(self, epoch: int) -> Iterator[TextBatch]:
+        """Texts of similar length together, some of their tokens left out."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        if self.teacher is None:
+            texts = [drop_tokens(ids, self.config.token_dropout, rng, self.special_ids) for ids in self.train_ids]
+            judged = None
+        else:
+            texts_now = changed_texts(
+                self.data.train.texts,
+                rng,
+                drop_share=self.config.token_dropout,
+                join_share=self.config.join_share,
+                replace_share=self.config.replace_share,
+                neighbours=self.teacher.neighbours,
+            )
+            changed = LabelledTexts(texts_now, self.data.train.labels)
+            texts = encode(self.start.tokenizer, changed, self.start.config.max_tokens)
+            judged = encode(self.teacher.tokenizer, changed, self.teacher.model.config.max_tokens)
+        for members in batches_of_similar_length(texts, self.config.batch_size, rng):
+            labels_B = torch.tensor([self.data.train.labels[member] for member in members], device=self.device)
+            ids_BT, mask_BT = pad([texts[member] for member in members], self.device)
+            judged_ids = [judged[member] for member in members] if judged else None
+            yield TextBatch(ids_BT, mask_BT, labels_B, judged_ids)
+
+    def step(self, model: nn.Module, batch: TextBatch) -> StepOutcome:
+        """Cross entropy with the labels, or the squared distance to what the teacher says."""
+        if self.teacher is not None and batch.judged_ids is not None:
+            loss, logits_BC = self._distance_to_teacher(self.teacher, model, batch, batch.judged_ids)
+        else:
+            with self._autocast():
+                logits_BC = model(batch.ids_BT, batch.mask_BT).float()
+            loss = self.loss_of(logits_BC, batch.labels_B)
+            if self.config.r_drop and model.training:
+                with self._autocast():
+                    again_BC = model(batch.ids_BT, batch.mask_BT).float()
+                loss = (loss + self.loss_of(again_BC, batch.labels_B)) / 2
+                loss = loss + self.config.r_drop * divergence(logits_BC, again_BC)
+        return StepOutcome(loss, int((logits_BC.argmax(-1) == batch.labels_B).sum()), len(batch.labels_B))
+
+    def _distance_to_teacher(
+        self, teacher: Teacher, model: Any, batch: TextBatch, judged_ids: list[NDArray[np.int64]]
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of a student, and its logits."""
+        with self._autocast():
+            aim = judge(teacher, *pad(judged_ids, self.device))
+            if not aim.vectors_BTE:
+                logits_BC = model(batch.ids_BT, batch.mask_BT).float()
+                return functional.mse_loss(logits_BC, aim.logits_BC), logits_BC
+            vectors_BTE = model.token_vectors(batch.ids_BT, batch.mask_BT)
+            logits_BC = model.classify(vectors_BTE[-1], batch.mask_BT).float()
+        # A text that both have in as many pieces, they have in the same ones: the student's are some of the teacher's.
+        counts_B = batch.mask_BT.sum(1).tolist()
+        same_B = torch.tensor([count == len(ids_T) for count, ids_T in zip(counts_B, judged_ids, strict=True)])
+        same_BT = batch.mask_BT * same_B.to(self.device)[:, None]
+        distance = distance_of_tokens(vectors_BTE, aim.vectors_BTE, same_BT)
+        logits_loss = functional.mse_loss(logits_BC, aim.logits_BC)
+        return logits_loss + self.config.token_vectors_weight * distance, logits_BC
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Accuracy, which is the score, and calibration."""
+        logits_BC = predict(model, self.validation_ids, self.device)
+        quality = classification_quality(logits_BC, np.array(self.data.validation.labels))
+        return {"score": quality.accuracy, "calibration_error": quality.expected_calibration_error}
+
+
+def divergence(logits_BC: Tensor, others_BC: Tensor) -> Tensor:
+    """The mean over both directions and the batch of the Kullback-Leibler divergence of two lots of logits; 0-dim."""
+    log_p_BC, log_q_BC = logits_BC.log_softmax(-1), others_BC.log_softmax(-1)
+    return ((log_p_BC.exp() - log_q_BC.exp()) * (log_p_BC - log_q_BC)).sum(-1).mean() / 2
+
+
+def finish(trainer: Trainer, problem: TextProblem, command: str, console: Console) -> None:
+    """Measure the weights that are kept, and write down what was found and how."""
+    run_dir, data = trainer.run_dir, problem.data
+    halve_weights(run_dir)
+    about = {
+        "task": "text-classification",
+        "network": NETWORKS[type(trainer.model.config)][0],
+        "data": data.name,
+        "num_training_examples": len(data.train),
+        "labels": data.label_names,
+        "bf16": problem.autocast_bf16,
+    }
+    plot_curves(trainer.history, run_dir / "curves.png")
+    measured = measure(run_dir, data, trainer.device)
+    end_run(trainer, command=command, about=about, measured=measured, console=console)
+
+
+def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -> dict[str, Any]:
+    """What the weights of a run are worth on the validation split."""
+    model = load_run_model(run_dir).to(device)
+    tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
+    logits_BC = predict(model, encode(tokenizer, data.validation, model.config.max_tokens), device)
+    return {"quality": classification_quality(logits_BC, np.array(data.validation.labels)).as_dict()}
+
+
+def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:
+    """The ids of each text; a training text beyond the limit is cut."""
+    return [np.array(encoding.ids[:max_tokens]) for encoding in tokenizer.encode_batch(split.texts)]
+
+
+def drop_tokens(
+    ids_T: NDArray[np.int64], share: float, rng: np.random.Generator, special_ids: list[int]
+) -> NDArray[np.int64]:
+    """Leave out tokens at random, as augmentation; [CLS] and its kin stay."""
+    if share == 0.0:
+        return ids_T
+    kept_T = rng.random(len(ids_T)) >= share
+    return ids_T[kept_T | np.isin(ids_T, special_ids)]
+
+
+def batches_of_similar_length(
+    texts: list[NDArray[np.int64]],
+    batch_size: int,
+    rng: np.random.Generator,
+    window: int = 50,
+) -> list[NDArray[np.int64]]:
+    """Random batches whose members are of similar length: sorted within windows of `window` batches, then shuffled."""
+    order = rng.permutation(len(texts))
+    lengths = np.array([len(text) for text in texts])
+    batches = []
+    for start in range(0, len(order), batch_size * window):
+        chunk = order[start : start + batch_size * window]
+        chunk = chunk[np.argsort(lengths[chunk], kind="stable")]
+        batches += [chunk[first : first + batch_size] for first in range(0, len(chunk), batch_size)]
+    return [batches[number] for number in rng.permutation(len(batches))]
+
+
+def pad(texts: list[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids [B, T], filled with [PAD] to the longest, and the mask of the real tokens [B, T]; int64."""
+    longest = max(len(ids_T) for ids_T in texts)
+    ids_BT = np.full((len(texts), longest), PAD_ID, dtype=np.int64)
+    mask_BT = np.zeros_like(ids_BT)
+    for row, ids_T in enumerate(texts):
+        ids_BT[row, : len(ids_T)] = ids_T
+        mask_BT[row, : len(ids_T)] = 1
+    return torch.from_numpy(ids_BT).to(device), torch.from_numpy(mask_BT).to(device)
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    texts: list[NDArray[np.int64]],
+    device: torch.device,
+    batch_size: int = 64,
+) -> NDArray[np.float32]:
+    """Logits [B, C] for each text, in the given order; float32, dropout off."""
+    model.eval()
+    order = np.argsort([len(ids_T) for ids_T in texts], kind="stable")
+    parts = [
+        model(*pad([texts[member] for member in order[first : first + batch_size]], device)).float().cpu().numpy()
+        for first in range(0, len(order), batch_size)
+    ]
+    logits_BC = np.concatenate(parts)
+    return logits_BC[np.argsort(order)]
+
+
+def build_network(config: NetworkConfig) -> nn.Module:
+    """The network of a shape, with random weights."""
+    return NETWORKS[type(config)][1](config)
+
+
+def load_run_model(run_dir: Path) -> Any:
+    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    return read_network(run_dir, NETWORKS)
+
+
+def plot_curves(history: list[dict[str, float]], path: Path) -> None:
+    """Accuracy on both splits and training loss, epoch by epoch."""
+    pyplot = pyplot_without_a_screen()
+    epochs = range(1, len(history) + 1)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(
+        epochs,
+        [entry["train_accuracy"] for entry in history],
+        label="train (with dropout)",
+    )
+    left.plot(epochs, [entry["score"] for entry in history], label="validation")
+    left.set(xlabel="epoch", ylabel="accuracy")
+    left.legend()
+    right.plot(epochs, [entry["train_loss"] for entry in history])
+    right.set(xlabel="epoch", ylabel="training loss")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

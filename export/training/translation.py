@@ -1,0 +1,411 @@
+"""Trains a translation network, from a data set to a run folder.
+
+    sentence pairs ──> one tokenizer ──> ids ──> batches of so many tokens ──> `trainer` ──> weights, measured
+
+A run folder holds what `export.training.run_folder` says, `tokenizer.json`, and `translations.tsv`: the test sentences
+and what became of them.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from export.data.bpe_dropout import SubwordDropout
+from export.data.readers import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
+from export.data.tokenizers import train_translation_tokenizer
+from export.networks.fused_cross_entropy import smoothed_cross_entropy
+from export.networks.translation import (
+    BOS_ID,
+    EOS_ID,
+    PAD_ID,
+    RecurrentTranslationConfig,
+    RecurrentTranslator,
+    State,
+    TranslationConfig,
+    TranslationTransformer,
+)
+from export.training.quality import translation_quality
+from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
+from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from service.tasks.translation import Hypothesis, Search, SearchOptions, likeliest, longest_translation
+
+NetworkConfig = TranslationConfig | RecurrentTranslationConfig
+NETWORKS: Networks = {
+    TranslationConfig: ("translation-transformer", TranslationTransformer),
+    RecurrentTranslationConfig: ("translation-lstm", RecurrentTranslator),
+}
+BEAMS_OF_PAPERS = 5  # Wu et al. 2021 (arXiv 2105.14462), whom Multi30k is compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranslationTrainConfig(TrainerConfig):
+    """How a translation network is trained. The defaults are the recipe of the benchmark on Multi30k."""
+
+    data: Literal["multi30k", "multi30k+tatoeba"] = "multi30k"
+    epochs: int = 60
+    patience: int = 60  # the rate falls to the very end, and the best epochs come last
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    batch_tokens: int = 4096  # of each side, padding included
+    label_smoothing: float = 0.1
+    vocab_size: int = 10000
+    lowercase: bool = False
+    subword_dropout: float = 0.1  # see export/data/bpe_dropout.py
+    model: NetworkConfig = dataclasses.field(
+        default_factory=lambda: TranslationConfig(
+            vocab_size=10000,
+            d_model=128,
+            num_layers=4,
+            num_decoder_layers=4,
+            num_heads=4,
+            d_ff=256,
+            dropout=0.3,
+            inner_dropout=False,
+            activation="relu",
+        )
+    )
+
+
+# Recipes by the name of the run; `python -m export train <name>`.
+RECIPES = {
+    "multi30k": TranslationTrainConfig(),
+    "multi30k-lstm": TranslationTrainConfig(
+        learning_rate=2e-3, model=RecurrentTranslationConfig(vocab_size=10000, d_model=256, dropout=0.3)
+    ),
+    "translation-en-de": TranslationTrainConfig(
+        data="multi30k+tatoeba",
+        vocab_size=8000,
+        subword_dropout=0.0,
+        epochs=10,
+        patience=4,
+        learning_rate=1.5e-3,
+        model=TranslationConfig(
+            vocab_size=8000,
+            d_model=256,
+            num_layers=4,
+            num_decoder_layers=2,
+            num_heads=8,
+            d_ff=1024,
+            dropout=0.1,
+            activation="relu",
+        ),
+    ),
+}
+LOADERS = {"multi30k": load_multi30k, "multi30k+tatoeba": load_multi30k_and_tatoeba}
+
+
+def train_translation(
+    data: TranslationData,
+    config: TranslationTrainConfig,
+    run_dir: Path,
+    console: Console,
+    time_budget_s: float = math.inf,
+    command: str = "",
+) -> bool:
+    """Train, or go on training; arguments as of `export.training.text_classifier.train_text_classifier`.
+
+    Returns:
+        whether the run is finished.
+
+    Raises:
+        ValueError: `run_dir` holds a run with another configuration.
+    """
+    tokenizer = train_translation_tokenizer(data.train.source + data.train.target, config.vocab_size, config.lowercase)
+    # A small data set gives fewer pieces than were asked for.
+    shape = dataclasses.replace(config.model, vocab_size=tokenizer.get_vocab_size())
+    if not begin_run(run_dir, shape, NETWORKS):
+        return True
+    tokenizer.save(str(run_dir / "tokenizer.json"))
+    device = this_device()
+    torch.manual_seed(config.seed)
+    problem = TranslationProblem(data, config, tokenizer, shape.max_tokens, device)
+    trainer = Trainer(problem, build_network(shape), build_network(shape), config, run_dir, device)
+    trainer.resume(console)
+    if not trainer.fit(console, time_budget_s):
+        return False
+    finish(trainer, problem, command, console)
+    return True
+
+
+class Pair(NamedTuple):
+    """A sentence and its translation, as ids that end with [EOS]."""
+
+    source: list[int]
+    target: list[int]
+
+
+class TranslationBatch(NamedTuple):
+    """One step's sentences; `labels_N` are the tokens to be predicted, of all sentences one after another."""
+
+    source_ids: Tensor
+    source_mask: Tensor
+    target_ids: Tensor
+    target_mask: Tensor
+    labels_N: Tensor
+
+
+class TranslationProblem:
+    """Sentences to sentences, for `export.training.trainer`."""
+
+    def __init__(
+        self,
+        data: TranslationData,
+        config: TranslationTrainConfig,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        device: torch.device,
+    ) -> None:
+        self.data, self.config, self.tokenizer, self.device = data, config, tokenizer, device
+        self.max_tokens = max_tokens
+        self.autocast_bf16 = bf16_is_fast(device)
+        self.train_pairs = encode(tokenizer, data.train, max_tokens)
+        self._dropouts: list[SubwordDropout] = []
+        if config.subword_dropout:
+            if len(self.train_pairs) < len(data.train):
+                raise ValueError(f"subword_dropout needs sentences of at most {max_tokens} tokens")
+            self._dropouts = [
+                SubwordDropout(tokenizer, side, config.subword_dropout, end_id=EOS_ID, seed=config.seed)
+                for side in (data.train.source, data.train.target)
+            ]
+        self.validation_pairs = encode(tokenizer, data.validation, max_tokens)
+        if not self.train_pairs or not self.validation_pairs:
+            raise ValueError(f"no sentence pair of {data.name} has at most {max_tokens} tokens")
+        self.steps_per_epoch = len(batches_of_tokens(self.train_pairs, config.batch_tokens, np.random.default_rng()))
+
+    def batches(self, epoch: int) -> Iterator[TranslationBatch]:
+        """Sentences of similar length together; without dropped merges, so that every epoch has as many batches."""
+        rng = np.random.default_rng((self.config.seed, epoch))
+        batches, pairs = batches_of_tokens(self.train_pairs, self.config.batch_tokens, rng), self.train_pairs
+        if self._dropouts:
+            pairs = [Pair(*sides) for sides in zip(*(side.encode(rng) for side in self._dropouts), strict=True)]
+        for number in rng.permutation(len(batches)):
+            # Words in more pieces may go beyond the limit, by what then is left out at the end.
+            members = [Pair(*(side[: self.max_tokens] for side in pairs[member])) for member in batches[number]]
+            yield collate(members, self.device)
+
+    def step(self, model: nn.Module, batch: TranslationBatch) -> StepOutcome:
+        """Cross entropy of the next token, each counted alike."""
+        network: Any = model
+        with self._autocast():
+            x_ND = network.features(*batch[:4])
+        loss, correct_N = smoothed_cross_entropy(
+            x_ND,
+            network.embedding.weight,
+            network.never_V,
+            batch.labels_N,
+            self.config.label_smoothing,
+            torch.bfloat16 if self.autocast_bf16 else torch.float32,
+        )
+        return StepOutcome(loss, int(correct_N.sum()), len(batch.labels_N))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
+
+    @torch.inference_mode()
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """The share of tokens that are predicted when all before them are given, which is the score, and the loss."""
+        model.eval()
+        correct, loss_sum, count = 0, 0.0, 0
+        for members in batches_of_tokens(self.validation_pairs, self.config.batch_tokens, np.random.default_rng(0)):
+            batch = collate([self.validation_pairs[member] for member in members], self.device)
+            with self._autocast():
+                logits_NV = model(*batch[:4]).float()
+            correct += int((logits_NV.argmax(1) == batch.labels_N).sum())
+            loss_sum += float(functional.cross_entropy(logits_NV, batch.labels_N, reduction="sum"))
+            count += len(batch.labels_N)
+        return {"score": correct / count, "loss": loss_sum / count}
+
+
+def encode(tokenizer: Tokenizer, texts: ParallelTexts, max_tokens: int) -> list[Pair]:
+    """The ids of each pair; pairs beyond the limit are left out."""
+    sides = (tokenizer.encode_batch(side) for side in (texts.source, texts.target))
+    pairs = [Pair(source.ids, target.ids) for source, target in zip(*sides, strict=True)]
+    return [pair for pair in pairs if max(len(pair.source), len(pair.target)) <= max_tokens]
+
+
+def batches_of_tokens(pairs: list[Pair], batch_tokens: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Batches of at most `batch_tokens` a side, padding included; members of the same lengths are drawn anew.
+
+    All pairs are put in order of length, so that every epoch has as many batches, of the same sizes.
+    """
+    source_N = np.array([len(pair.source) for pair in pairs])
+    target_N = np.array([len(pair.target) for pair in pairs])
+    order = np.lexsort((rng.random(len(pairs)), source_N, target_N))
+    batches, first, longest = [], 0, 0
+    for place, member in enumerate(order):
+        longer = max(longest, source_N[member], target_N[member])
+        if place > first and longer * (place - first + 1) > batch_tokens:
+            batches.append(order[first:place])
+            first, longer = place, max(source_N[member], target_N[member])
+        longest = longer
+    return [*batches, order[first:]]
+
+
+def collate(pairs: list[Pair], device: torch.device) -> TranslationBatch:
+    """Pairs as one batch; the decoder is fed the target shifted by one, beginning with [BOS]."""
+    source_ids, source_mask = pad([pair.source for pair in pairs], device)
+    target_ids, target_mask = pad([[BOS_ID, *pair.target[:-1]] for pair in pairs], device)
+    labels_N = torch.tensor([token for pair in pairs for token in pair.target], device=device)
+    return TranslationBatch(source_ids, source_mask, target_ids, target_mask, labels_N)
+
+
+def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids [B, T], filled with [PAD] to the longest, and the mask of the real tokens [B, T]; int64."""
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows], device=device)
+    mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
+    return ids_BT, mask_BT
+
+
+class Translator(Protocol):
+    """A translation model that `translate` can ask, whatever computes it."""
+
+    def begin(self, sources: list[list[int]]) -> State:
+        """What the first step needs, a row for each source."""
+
+    def next_tokens(
+        self, last_R: list[int], state: State, count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
+        """One token more in each row: the `count` likeliest, log probabilities and ids [R, count]; the next state."""
+
+
+class TorchTranslator:
+    """A network of this repository, in float32."""
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self._model, self._device = model.eval(), device
+
+    @torch.inference_mode()
+    def begin(self, sources: list[list[int]]) -> State:
+        """As `Translator.begin`."""
+        return self._model.begin(*pad(sources, self._device))
+
+    @torch.inference_mode()
+    def next_tokens(
+        self, last_R: list[int], state: State, count: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
+        """As `Translator.next_tokens`."""
+        logits_RV, state = self._model.step(torch.tensor(last_R, device=self._device), state)
+        return *likeliest(logits_RV.float().cpu().numpy(), count), state
+
+
+def translate(
+    translator: Translator,
+    sources: list[list[int]],
+    options: list[SearchOptions],
+    batch_size: int = 64,
+    *,
+    bos_id: int = BOS_ID,
+    eos_id: int = EOS_ID,
+) -> list[Hypothesis]:
+    """Translate ids that end with the end of the sentence, those of similar length together; all with as many beams.
+
+    Batches begin and end together here: this is for measuring and comparing. `service.scheduling.continuous_batcher` is
+    for serving.
+    """
+    found: dict[int, Hypothesis] = {}
+    order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
+    for first in range(0, len(order), batch_size):
+        members = order[first : first + batch_size]
+        beams = options[members[0]].num_beams
+        searches = {number: Search(options[number], bos_id=bos_id, eos_id=eos_id) for number in members}
+        state = translator.begin([sources[number] for number in members for _ in range(beams)])
+        while searches:
+            last_R = [token for search in searches.values() for token in search.next_ids]
+            count = next(iter(searches.values())).num_candidates
+            top, ids, state = translator.next_tokens(last_R, state, count)
+            going_on: list[int] = []
+            for place, (number, search) in enumerate(list(searches.items())):
+                rows = slice(place * beams, (place + 1) * beams)
+                parents = search.advance(top[rows].tolist(), ids[rows].tolist())
+                if search.done:
+                    found[number] = searches.pop(number).best()
+                else:
+                    going_on += [place * beams + parent for parent in parents]
+            chosen = torch.tensor(going_on, dtype=torch.int64)
+            state = {name: tensor.index_select(0, chosen.to(tensor.device)) for name, tensor in state.items()}
+    return [found[number] for number in range(len(sources))]
+
+
+def translate_texts(
+    model: Any,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    device: torch.device,
+    console: Console,
+    *,
+    num_beams: int = BEAMS_OF_PAPERS,
+) -> list[str]:
+    """Texts to texts, with progress; a text beyond the limit is cut."""
+    sources = [encoding.ids[: model.config.max_tokens] for encoding in tokenizer.encode_batch(texts)]
+    parts = []
+    for first in track(range(0, len(sources), 256), description="translating", console=console, transient=True):
+        part = sources[first : first + 256]
+        options = [
+            SearchOptions(
+                max_new_tokens=longest_translation(len(source), model.config.max_tokens),
+                num_beams=num_beams,
+            )
+            for source in part
+        ]
+        parts += translate(TorchTranslator(model, device), part, options)
+    return [tokenizer.decode(hypothesis.ids) for hypothesis in parts]
+
+
+def finish(trainer: Trainer, problem: TranslationProblem, command: str, console: Console) -> None:
+    """Measure the weights that are kept on the test splits, and write down what was found and how."""
+    run_dir, data = trainer.run_dir, problem.data
+    halve_weights(run_dir)
+    about = {
+        "task": "translation",
+        "network": NETWORKS[type(trainer.model.config)][0],
+        "data": data.name,
+        "source_language": data.source_language,
+        "target_language": data.target_language,
+        "num_training_examples": len(data.train),
+        "bf16": problem.autocast_bf16,
+    }
+    measured = measure(run_dir, data, trainer.device, console)
+    end_run(trainer, command=command, about=about, measured=measured, console=console)
+
+
+def measure(run_dir: Path, data: TranslationData, device: torch.device, console: Console) -> dict[str, Any]:
+    """What the weights of a run are worth on the test splits, whose translations are written beside them."""
+    model = load_run_model(run_dir).to(device)
+    tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
+    quality, lines = {}, []
+    for name, split in data.test.items():
+        by_search = {
+            "greedy": translate_texts(model, tokenizer, split.source, device, console, num_beams=1),
+            f"beam {BEAMS_OF_PAPERS}": translate_texts(model, tokenizer, split.source, device, console),
+        }
+        quality[name] = {
+            search: translation_quality(texts, split.target, data.target_language).as_dict()
+            for search, texts in by_search.items()
+        }
+        best = by_search[f"beam {BEAMS_OF_PAPERS}"]
+        lines += ["\t".join(row) for row in zip(split.source, split.target, best, strict=True)]
+    (run_dir / "translations.tsv").write_text("\n".join(lines) + "\n")
+    return {"quality": quality}
+
+
+def build_network(config: NetworkConfig) -> nn.Module:
+    """The network of a shape, with random weights."""
+    return NETWORKS[type(config)][1](config)
+
+
+def load_run_model(run_dir: Path) -> Any:
+    """The best network of a run, in float32, ready to translate; its shape is its `config`."""
+    return read_network(run_dir, NETWORKS)

@@ -1,0 +1,61 @@
+"""Training texts that a teacher judges anew."""
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+
+from export.data.text_augmentation import NUM_NEIGHBOURS, changed_texts, neighbours_of
+
+TEXTS = [f"one{number} two{number} three{number} four{number}" for number in range(500)]
+
+
+def test_without_shares_nothing_changes() -> None:
+    """And the same generator gives the same texts."""
+    assert changed_texts(TEXTS, np.random.default_rng(1), drop_share=0.0, join_share=0.0) == TEXTS
+    shares = {"drop_share": 0.3, "join_share": 0.3}
+    first, second = (changed_texts(TEXTS, np.random.default_rng(1), **shares) for _ in range(2))
+    assert first == second != TEXTS
+
+
+def test_the_shares_are_kept() -> None:
+    """A third of the words left out, half of the texts joined, and never an empty text."""
+    dropped = changed_texts(TEXTS, np.random.default_rng(2), drop_share=1 / 3, join_share=0.0)
+    assert 0.6 < sum(len(text.split()) for text in dropped) / 2000 < 0.73
+    joined = changed_texts(TEXTS, np.random.default_rng(2), drop_share=0.0, join_share=0.5)
+    assert 0.4 < sum(len(text.split()) == 8 for text in joined) / 500 < 0.6
+    assert all(text.startswith(before) for text, before in zip(joined, TEXTS, strict=True))
+    assert all(changed_texts(TEXTS, np.random.default_rng(2), drop_share=1.0, join_share=0.0))
+
+
+def test_words_give_way_to_their_neighbours_alone() -> None:
+    """A quarter of those that have any; the others stay."""
+    neighbours = {f"two{number}": ["zwei", "deux"] for number in range(500)}
+    changed = changed_texts(
+        TEXTS, np.random.default_rng(3), drop_share=0.0, join_share=0.0, replace_share=0.25, neighbours=neighbours
+    )
+    replaced = 0
+    for text, before in zip(changed, TEXTS, strict=True):
+        (one, two, *rest), (one_before, two_before, *rest_before) = text.split(), before.split()
+        assert (one, rest) == (one_before, rest_before)
+        assert two in ("zwei", "deux", two_before)
+        replaced += two != two_before
+    assert 0.18 < replaced / 500 < 0.32
+
+
+def test_neighbours_point_the_same_way() -> None:
+    """Words in two directions: each has its own as neighbours, not itself, and none that may not take its place."""
+    words = [f"left{number}" for number in range(20)] + [f"right{number}" for number in range(20)]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="left0"))
+    generator = torch.Generator().manual_seed(0)
+    vectors_VD = torch.cat([torch.tensor([[1.0, 0.0]]).repeat(20, 1), torch.tensor([[0.0, 3.0]]).repeat(20, 1)])
+    vectors_VD = vectors_VD + 0.1 * torch.rand(40, 2, generator=generator)
+    found = neighbours_of(["left1", "right7", "unknown"], words, tokenizer, vectors_VD)
+    assert found.keys() == {"left1", "right7"}
+    for word, direction in (("left1", "left"), ("right7", "right")):
+        assert len(found[word]) == NUM_NEIGHBOURS
+        assert word not in found[word]
+        assert all(other.startswith(direction) for other in found[word])
+    few = [f"left{number}" for number in range(18)]
+    assert set(neighbours_of(["left1"], few, tokenizer, vectors_VD)["left1"]) <= set(few)
+    assert neighbours_of(["left1"], few[:3], tokenizer, vectors_VD) == {}

@@ -1,0 +1,86 @@
+"""Lists of runs, and changes of a recipe."""
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from export.training.run_folder import RunIsBusyError, sole_trainer
+from export.training.runs import RECIPES, Run, read_queue, train_run, with_changes, work_off
+from export.training.text_classifier import TextTrainConfig
+
+ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
+
+
+def test_the_queue_of_the_repository_is_sound() -> None:
+    """Its recipes exist, their changes too, and every recipe is in it."""
+    runs = read_queue(ROOT_QUEUE)
+    assert {run.recipe for run in runs} == set(RECIPES)
+
+
+def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    """Unknown recipes, fields and keys, missing and double names."""
+    path = tmp_path / "queue.toml"
+    sound = 'name = "a"\nrecipe = "sentiment"\n'
+    path.write_text(f'[[run]]\n{sound}set = ["seed=2"]\n')
+    assert read_queue(path) == [Run("a", "sentiment", ["seed=2"])]
+    for wrong in (
+        f"[[run]]\n{sound}[[run]]\n{sound}",
+        '[[run]]\nname = "a"\n',
+        f"[[run]]\n{sound}epochs = 3\n",
+        f'[[run]]\n{sound}set = ["epoch=3"]\n',
+        '[[run]]\nname = "a"\nrecipe = "sentimental"\n',
+    ):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"run|--set|recipe"):
+            read_queue(path)
+
+
+def test_the_recipe_is_changed_by_name() -> None:
+    """Fields of the run and of the network; anything else is refused."""
+    changes = ["epochs=3", "model.d_model=64", "learning_rate=1e-2", "model.embedding_norm=true"]
+    changed = with_changes(TextTrainConfig(), changes)
+    assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
+    assert changed.model.embedding_norm is True
+    for wrong in (
+        "epoch=3",
+        "model.width=3",
+        "epochs",
+        "epochs=many",
+        "model.embedding_norm=no",
+        "start_from=bert",
+        "model.pooling=sum",
+    ):
+        with pytest.raises(ValueError, match="--set"):
+            with_changes(TextTrainConfig(), [wrong])
+
+
+def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Finished folders are left alone without reading any data; with no time left, nothing is begun."""
+    runs = [Run("first", "sentiment", []), Run("second", "sentiment", [])]
+    (tmp_path / "first").symlink_to(toy_run)
+    work_off(runs, tmp_path, Console(width=200), time_budget_s=0.0)
+    assert "1 of 2 runs are unfinished" in capsys.readouterr().out
+    (tmp_path / "second").symlink_to(toy_run)
+    work_off(runs, tmp_path, Console(width=200), time_budget_s=60.0)
+    assert "all 2 runs are finished" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
+
+
+def test_what_another_process_trains_is_left_to_it(
+    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So is what learns from it; what comes behind them in the list is trained."""
+    console = Console(width=200)
+    taught = Run("taught", "sentiment-distilled", ["teacher=busy"])
+    runs = [Run("busy", "sentiment", []), taught, Run("done", "sentiment", [])]
+    (tmp_path / "done").symlink_to(toy_run)
+    with sole_trainer(tmp_path / "busy"):
+        work_off(runs, tmp_path, console, time_budget_s=60.0)
+        with pytest.raises(RunIsBusyError, match="another process is training in .*busy"):
+            train_run(runs[0], tmp_path / "busy", console, time_budget_s=60.0)
+    said = capsys.readouterr().out
+    assert "holds a finished run" in said
+    assert "all but busy, taught are finished" in said
