@@ -15,11 +15,11 @@ from typing import Any
 from rich.console import Console
 
 from load_tests.judging import judge, missed, table_of
-from load_tests.locust_run import Load, run_locust
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import own_server
 from load_tests.slo import Limits, chosen, read_slo
 from load_tests.targets import TARGETS
+from load_tests.user_load.run import Load, run_locust
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"

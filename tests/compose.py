@@ -287,7 +287,7 @@ def locust_runs(stack: Stack) -> str:
 
 def torchserve_answers(stack: Stack) -> str:
     """The same load on the second runtime, without an error; Prometheus scrapes it too."""
-    command = ["run", "--rm", "--no-TTY", "--entrypoint", "locust", "load", "-f", "load_tests/locustfile.py"]
+    command = ["run", "--rm", "--no-TTY", "--entrypoint", "locust", "load", "-f", "load_tests/user_load/locustfile.py"]
     command += ["--headless", "--only-summary", "--target", TORCHSERVE, "--model", "sentiment", "-u", "4", "-t", "5s"]
     command += ["--host", "http://torchserve:8090", "--grpc-host", "torchserve:8091", "--report", "/dev/stdout"]
     said = stack.run(*command)

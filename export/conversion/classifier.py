@@ -2,8 +2,8 @@
 
     PyTorch ──> torch.export ──> ONNX ──> (ONNX Runtime's transformer optimizer, int8) ──> compared ──> folder
            └──> TorchScript ────────────────────────────────────────────────────────> compared ──┤
-                                 ONNX ──> the graph that explains (export/conversion/explanation_graph.py) ────┤
-                                 ONNX ──> in half precision, for GPUs (export/conversion/float16.py) ───┘
+                                 ONNX ──> the graph that explains (`explanation_graph`) ─────────┤
+                                 ONNX ──> in half precision, for GPUs (`float16`) ───────────────┘
 
 The folder appears in the store only when every comparison has passed. What is peculiar to texts or to images is in
 `export/conversion/model_source.py`.

@@ -31,7 +31,8 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     Args:
         runs: the folder of run folders; may be missing.
         store: the model store, whose manifests say what is served; may be missing.
-        docs: where `models.md` and `runs/` lie, and `serving.json` when `python -m load_tests.serving` has run.
+        docs: where `models.md` and `runs/` lie, and `serving.json` when `python -m load_tests.bench.trained_runs` has
+            run.
         console: for what was done.
     """
     kept = docs / "runs"

@@ -114,7 +114,7 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
 
     Args:
         records: all runs of the task.
-        serving: what `python -m load_tests.serving` wrote, or None.
+        serving: what `python -m load_tests.bench.trained_runs` wrote, or None.
         picture: where the picture goes.
     """
     settings = swept_settings(records, serving["models"] if serving else {})

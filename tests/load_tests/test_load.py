@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.bench import LEAST_COUNT, forget_unless_made_by
-from load_tests.bench import main as bench
+from load_tests.bench.__main__ import LEAST_COUNT, forget_unless_made_by
+from load_tests.bench.__main__ import main as bench
 from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
 from load_tests.material import load_sentences
 from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_port, pin
@@ -24,7 +24,7 @@ def test_a_server_under_measurement_has_its_own_core() -> None:
     before = os.sched_getaffinity(0)
     try:
         pin(LOAD_CORE)
-        with Process("load_tests.echo_server", str(free_port())) as server:
+        with Process("load_tests.bench.echo_server", str(free_port())) as server:
             assert os.sched_getaffinity(server.popen.pid) == {CORES[SERVER_CORE]}
             assert os.sched_getaffinity(0) == {CORES[LOAD_CORE]}
     finally:
@@ -102,7 +102,7 @@ async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
     """Both protocols, and the bare echo that the server is compared with."""
     texts: Sequence[str] = load_sentences().texts
     port = free_port()
-    with Process("load_tests.echo_server", str(port), core=None) as echo:
+    with Process("load_tests.bench.echo_server", str(port), core=None) as echo:
         for drive, address in ((drive_grpc, server.grpc), (drive_http, server.http)):
             summary = (await drive(int(address.rsplit(":", 1)[1]), "sentiment", texts, 4, 40)).summary()
             assert summary["requests_per_s"] > 0

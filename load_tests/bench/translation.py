@@ -1,8 +1,8 @@
 """Translation in the benchmark: tokens per second over gRPC, beside CTranslate2 with the same weights.
 
 The server translates on one core what users on the other ask for, one sentence a request. CTranslate2 is measured
-twice: behind a server of its own (`load_tests.ctranslate2_server`), asked by the same users, and in a loop in process
-(`load_tests.ctranslate2_loops`), which is the limit.
+twice: behind a server of its own (`load_tests.bench.ctranslate2_server`), asked by the same users, and in a loop in
+process (`load_tests.bench.ctranslate2_loops`), which is the limit.
 """
 
 import asyncio
@@ -55,8 +55,8 @@ async def measure_translation(
     rounds = []
     with (
         Process("service", *DRAIN_AT_ONCE, *server_arguments) as server,
-        Process("load_tests.ctranslate2_server", str(folder), str(other_port), ",".join(models.values())),
-        Process("load_tests.ctranslate2_loops", str(folder), str(count), pipes=True) as loops,
+        Process("load_tests.bench.ctranslate2_server", str(folder), str(other_port), ",".join(models.values())),
+        Process("load_tests.bench.ctranslate2_loops", str(folder), str(count), pipes=True) as loops,
     ):
         server.wait_until_ready(f"http://127.0.0.1:{http}/readyz")
         assert loops.popen.stdin and loops.popen.stdout

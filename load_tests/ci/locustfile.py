@@ -1,6 +1,6 @@
 """The gate run of slo.toml: a warm-up, arrivals at a constant rate, then ever more users; all models mixed.
 
-    locust -f load_tests/ci_locustfile.py --headless --slo load_tests/slo.toml --host http://127.0.0.1:8080 \
+    locust -f load_tests/ci/locustfile.py --headless --slo load_tests/slo.toml --host http://127.0.0.1:8080 \
         --grpc-host 127.0.0.1:8081 --report report.json
 
 `python -m load_tests.ci` runs it, judges the report and draws it.
@@ -18,12 +18,12 @@ import grpc.experimental.gevent as grpc_gevent
 from locust import FastHttpUser, LoadTestShape, User, constant, events, task
 from locust.env import Environment
 
-from load_tests.arrivals import send_on_schedule
+from load_tests.ci.arrivals import send_on_schedule
 from load_tests.measurement import NOT_STARTED, Window, figures, gate_report
 from load_tests.processes import CpuReading
 from load_tests.slo import Gate, chosen, read_slo
 from load_tests.targets import TARGETS, TIMEOUT_S, Target
-from load_tests.users import GrpcModelUser, HttpModelUser, Run, Sample
+from load_tests.user_load.users import GrpcModelUser, HttpModelUser, Run, Sample
 
 TICK_S = 1.0  # Locust asks a shape about once a second
 AT_ONCE = 100  # users that start or stop in a second; Locust warns of more
@@ -164,7 +164,7 @@ class Course(LoadTestShape):
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Our own flags."""
-    parser.add_argument("--slo", default=str(Path(__file__).parent / "slo.toml"), help="the course and the limits")
+    parser.add_argument("--slo", default=str(Path(__file__).parents[1] / "slo.toml"), help="the course and the limits")
     parser.add_argument("--gate-models", default="", help="names, separated by commas; default: all")
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="what kind of server it is")
     parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="where gRPC listens")

@@ -22,14 +22,14 @@ import onnx
 from onnx import TensorProto, helper
 from rich.console import Console
 
+from load_tests.bench.explanation import explanation_bars, measure_explanations, report_explanations
+from load_tests.bench.translation import measure_translation, report_translation
 from load_tests.drivers import drive_grpc, drive_http
-from load_tests.explanation_bench import explanation_bars, measure_explanations, report_explanations
 from load_tests.material import load_sentences
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, pin, steal_s
-from load_tests.translation_bench import measure_translation, report_translation
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STORE = ROOT / "build" / "bench_store"
 MODELS = {"minilm": "float32", "minilm-int8": "int8"}
 PADDED = "minilm-padded"  # float32, the graph that computes padding: what other converters give; not served here
@@ -153,9 +153,9 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
     result["start_to_ready_s"] = [measure_start(name) for name in MODELS for _ in range(3)]
     with (
         Process("service", *DRAIN_AT_ONCE, *server_arguments) as server,
-        Process("load_tests.echo_server", str(echo_port)) as echo,
+        Process("load_tests.bench.echo_server", str(echo_port)) as echo,
         Process(
-            "load_tests.engine_loops",
+            "load_tests.bench.engine_loops",
             str(STORE),
             ",".join([*MODELS, PADDED]),
             str(len(texts)),

@@ -55,7 +55,7 @@ def run_locust(load: Load, base: Path) -> dict[str, Any]:
     subprocess.run(
         [*command, *USERS[load.protocol]],
         check=False,
-        cwd=HERE.parent,
+        cwd=HERE.parents[1],
         preexec_fn=None if core is None else lambda: pin(core),
     )
     if not Path(f"{base}.json").exists():

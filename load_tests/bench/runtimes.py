@@ -1,4 +1,4 @@
-"""`python -m load_tests.runtimes`: Heed and TorchServe side by side, on the same models, in one run.
+"""`python -m load_tests.bench.runtimes`: Heed and TorchServe side by side, on the same models, in one run.
 
 Each server has the same core to itself while it is asked, Locust the other; both compute on one thread, in batches of
 at most 32 rows. The same Locust users ask the same inputs and judge the answers, one runtime right after the other.
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from load_tests.locust_run import Load, run_locust
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, steal_s
+from load_tests.user_load.run import Load, run_locust
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 MODELS = {
     "sentiment": "text-classification",
     "sentiment-small": "text-classification",
@@ -44,7 +44,7 @@ class Running(NamedTuple):
 
 def main() -> int:
     """Measure, and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m load_tests.runtimes", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m load_tests.bench.runtimes", description=__doc__)
     parser.add_argument("--archives", type=Path, default=ROOT / "build/archives", help="of python -m export archive")
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--rounds", type=int, default=2)
@@ -108,7 +108,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
             left_s = (time.monotonic() - began_s) / (number + 1) * (total - number - 1)
             console.print(f"{number + 1} of {total}: {model}, {users} users, {protocol}; {left_s / 60:.0f} min left")
         return {
-            "command": command_of("load_tests.runtimes"),
+            "command": command_of("load_tests.bench.runtimes"),
             "commit": commit(),
             "machine": machine(),
             "seconds": arguments.seconds,

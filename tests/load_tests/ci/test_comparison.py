@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from load_tests.comparison import compare, differences, previous, read_run
+from load_tests.ci.comparison import compare, differences, previous, read_run
 from load_tests.slo import Tolerance
 
 TOLERANCE = Tolerance(latency_share=0.5, latency_ms=10.0, throughput_share=0.25, quality_share=0.02)

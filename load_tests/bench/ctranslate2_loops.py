@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from load_tests.ctranslate2_model import max_positions, open_ctranslate2, write_ctranslate2
+from load_tests.bench.ctranslate2_model import max_positions, open_ctranslate2, write_ctranslate2
+from load_tests.bench.translation import BEAMS, CONCURRENCIES, MAX_NEW_TOKENS, PRECISIONS, sentences_of
 from load_tests.material import load_translations
-from load_tests.translation_bench import BEAMS, CONCURRENCIES, MAX_NEW_TOKENS, PRECISIONS, sentences_of
 
 
 def main() -> None:

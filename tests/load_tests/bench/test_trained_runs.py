@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from load_tests.serving import measure
+from load_tests.bench.trained_runs import measure
 
 
 async def test_every_model_is_measured_in_a_server_of_its_own(image_store: Path) -> None:

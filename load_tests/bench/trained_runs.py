@@ -1,4 +1,4 @@
-"""`python -m load_tests.serving runs/sweep-*`: what trained runs cost when they are served, side by side.
+"""`python -m load_tests.bench.trained_runs runs/sweep-*`: what trained runs cost when they are served, side by side.
 
 Each run becomes a model of one store, and all are served by one server on one core. In each round every model answers
 one user, then many; the medians of the rounds go to docs/serving.json, for `python -m export report`.
@@ -17,20 +17,20 @@ from typing import Any
 
 from rich.console import Console
 
-from load_tests.bench import forget_unless_made_by
+from load_tests.bench.__main__ import forget_unless_made_by
 from load_tests.drivers import drive_grpc
 from load_tests.material import load_sentences
 from load_tests.page import command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, pin, steal_s
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 STORE = ROOT / "build" / "serving_store"
 MANY_USERS = 64
 
 
 def main() -> int:
     """Convert, measure, write."""
-    parser = argparse.ArgumentParser(prog="python -m load_tests.serving", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m load_tests.bench.trained_runs", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of text classification")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--requests", type=int, default=872, help="of a model in a round, by many users")
@@ -83,7 +83,7 @@ async def measure(
             left_s = passed_s / (number + 1) * (num_rounds - number - 1)
             console.print(f"round {number + 1} of {num_rounds}: {passed_s:.0f} s, about {left_s:.0f} s left")
     return {
-        "command": command_of("load_tests.serving"),
+        "command": command_of("load_tests.bench.trained_runs"),
         "commit": commit(),
         "machine": machine(),
         "rounds": num_rounds,

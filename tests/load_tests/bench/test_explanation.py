@@ -2,8 +2,8 @@
 
 import pytest
 
-from load_tests.bench import spread
-from load_tests.explanation_bench import (
+from load_tests.bench.__main__ import spread
+from load_tests.bench.explanation import (
     METHODS,
     MODELS,
     USERS,

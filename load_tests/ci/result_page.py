@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
-from load_tests.comparison import Change, cells_of, differences
+from load_tests.ci.comparison import Change, cells_of, differences
 from load_tests.judging import Verdict
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
 """Locust users of one model, over HTTP and gRPC, that check each answer they get.
 
-    locust -f load_tests/locustfile.py --headless -u 32 -t 20s --host http://127.0.0.1:8080 --grpc-host 127.0.0.1:8081
+    locust -f load_tests/user_load/locustfile.py --headless -u 32 -t 20s --host http://127.0.0.1:8080 \
+        --grpc-host 127.0.0.1:8081
 
-`--target` says which runtime listens there (`targets.py`), what the model does (`--model-task`) what is sent and how
-answers are judged (`model_tasks.py`). At the end `--report FILE` gets what
-Locust's own tables do not have: quality of the answers and batch sizes.
+`--target` says which runtime listens there (`load_tests/targets.py`), what the model does (`--model-task`) what is
+sent and how answers are judged (`load_tests/model_tasks.py`). At the end `--report FILE` gets what Locust's own tables
+do not have: quality of the answers and batch sizes.
 """
 
 import json
@@ -19,7 +20,7 @@ from locust.env import Environment
 from load_tests.measurement import by_protocol, figures, quality
 from load_tests.model_tasks import TASKS
 from load_tests.targets import TARGETS
-from load_tests.users import GrpcModelUser, HttpModelUser, Run
+from load_tests.user_load.users import GrpcModelUser, HttpModelUser, Run
 
 __all__ = ["GrpcModelUser", "HttpModelUser"]  # Locust takes the users that it finds here
 

@@ -14,8 +14,8 @@ import ctranslate2
 import grpc
 from tokenizers import Tokenizer
 
-from load_tests.ctranslate2_model import max_positions, open_ctranslate2, write_ctranslate2
-from load_tests.translation_bench import MAX_BATCH_SIZE, MAX_NEW_TOKENS, PRECISIONS
+from load_tests.bench.ctranslate2_model import max_positions, open_ctranslate2, write_ctranslate2
+from load_tests.bench.translation import MAX_BATCH_SIZE, MAX_NEW_TOKENS, PRECISIONS
 from proto import heed_pb2, heed_pb2_grpc
 
 Waiting = list[tuple[list[str], asyncio.Future[list[str]]]]

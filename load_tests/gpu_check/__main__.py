@@ -40,7 +40,7 @@ from load_tests.material import load_sentences, load_translations
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, Process, free_port
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BATCH_SIZES, LENGTHS = (1, 8, 32, 128, 512), (16, 64, 128)
 PROVIDER = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CAPTURED = {False: "as it is", True: "CUDA graph"}

@@ -18,14 +18,16 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from load_tests import comparison, judging
+from load_tests import judging
+from load_tests.ci.__main__ import comparison
+from load_tests.ci.result_page import page_of
 from load_tests.page import command_of, commit, machine
 from load_tests.processes import Process, own_server
-from load_tests.result_page import page_of
 from load_tests.slo import Gate, chosen, read_slo
 from load_tests.targets import TARGETS
 
 HERE = Path(__file__).parent
+LOAD_TESTS = HERE.parent
 
 
 def main() -> int:
@@ -69,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
     root.add_argument("--http", help="address of a running server, http://host:port")
     root.add_argument("--grpc", help="its gRPC address, host:port")
     root.add_argument("--server-pid", type=int, help="its process, if it runs here, to read its CPU time")
-    root.add_argument("--slo", type=Path, default=HERE / "slo.toml")
-    root.add_argument("--results", type=Path, default=HERE / "results")
+    root.add_argument("--slo", type=Path, default=LOAD_TESTS / "slo.toml")
+    root.add_argument("--results", type=Path, default=LOAD_TESTS / "results")
     root.add_argument("--compare", type=Path, help="the JSON of an earlier run; default: the latest in --results")
     return root
 
@@ -111,7 +113,7 @@ def measure(arguments: argparse.Namespace, gate: Gate, base: Path) -> dict[str, 
         RuntimeError: it did not report.
     """
     raw = Path(f"{base}.locust.json")
-    command = [sys.executable, "-m", "locust", "-f", str(HERE / "ci_locustfile.py"), "--headless", "--only-summary"]
+    command = [sys.executable, "-m", "locust", "-f", str(HERE / "locustfile.py"), "--headless", "--only-summary"]
     command += ["--loglevel", "WARNING", "--stop-timeout", "30", "--exit-code-on-error", "0", "--report", str(raw)]
     command += ["--slo", str(arguments.slo), "--gate-models", ",".join(gate.models), "--target", arguments.target]
     with ExitStack() as stack:
@@ -121,7 +123,7 @@ def measure(arguments: argparse.Namespace, gate: Gate, base: Path) -> dict[str, 
             server, http, grpc = stack.enter_context(own_server())
             pid = server.popen.pid
         command += ["--host", http, "--grpc-host", grpc, *(["--server-pid", str(pid)] if pid else [])]
-        subprocess.run(command, check=False, cwd=HERE.parent)
+        subprocess.run(command, check=False, cwd=LOAD_TESTS.parent)
     if not raw.exists():
         raise RuntimeError("Locust ended without a report")
     report: dict[str, Any] = json.loads(raw.read_text())

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer
 
 from export.onnx_graphs.translation import OnnxTranslator
 from export.training.translation import translate
-from load_tests.bench import spread
-from load_tests.ctranslate2_model import open_ctranslate2, write_ctranslate2
+from load_tests.bench.__main__ import spread
+from load_tests.bench.ctranslate2_model import open_ctranslate2, write_ctranslate2
+from load_tests.bench.translation import drive, measure_translation, report_translation
 from load_tests.processes import Process, free_port
-from load_tests.translation_bench import drive, measure_translation, report_translation
 from service.tasks.translation import SearchOptions
 from tests.conftest import Server
 from tests.toy_translation import toy_pairs
@@ -42,7 +42,9 @@ async def test_both_servers_answer_the_driver(translation_server: Server, transl
     """Nearly the same number of tokens, for the translations are the same, but where two are as likely."""
     texts, port = toy_pairs(40, 8).source, free_port()
     models = "dogs,dogs-int8"
-    with Process("load_tests.ctranslate2_server", str(translation_store / "dogs" / "1"), str(port), models, core=None):
+    with Process(
+        "load_tests.bench.ctranslate2_server", str(translation_store / "dogs" / "1"), str(port), models, core=None
+    ):
         ours = await drive(int(translation_server.grpc.rsplit(":", 1)[1]), "dogs", texts, 2, 8)
         theirs = await drive(port, "dogs", texts, 2, 8)
     assert ours["mean_tokens"] == pytest.approx(theirs["mean_tokens"], rel=0.05)

@@ -4,7 +4,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
-from load_tests.arrivals import send_on_schedule
+from load_tests.ci.arrivals import send_on_schedule
 
 
 def test_a_server_that_does_not_answer_does_not_slow_the_arrivals() -> None:

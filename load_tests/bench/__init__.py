@@ -1,0 +1,1 @@
+"""Throughput, latency and cost beside the limits, and beside other servers."""
