@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from service.models.row_independence import (
+from service.models.row_independence import row_numbers
+from service.models.row_independence.onnx_graph import Constant, DeclaredShape, Function, Graph, Model, Node, Reference
+from service.models.row_independence.operation import Operation, Rule, positive_axis
+from service.models.row_independence.operators import (
     classical,
     elementwise,
     fused,
@@ -16,11 +19,8 @@ from service.models.row_independence import (
     networks,
     products,
     reductions,
-    row_numbers,
     selection,
 )
-from service.models.row_independence.onnx_graph import Constant, DeclaredShape, Function, Graph, Model, Node, Reference
-from service.models.row_independence.operation import Operation, Rule, positive_axis
 from service.models.row_independence.sizes import BATCH, Size
 from service.models.row_independence.values import NotProved, Shape, Value, of_array
 

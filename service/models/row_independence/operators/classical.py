@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from service.models.row_independence.elementwise import unary
-from service.models.row_independence.networks import images
 from service.models.row_independence.operation import Operation, Rule
-from service.models.row_independence.selection import array_feature_extractor
+from service.models.row_independence.operators.elementwise import unary
+from service.models.row_independence.operators.networks import images
+from service.models.row_independence.operators.selection import array_feature_extractor
 from service.models.row_independence.sizes import Size
 from service.models.row_independence.values import NotProved, Shape, Value
 

@@ -1,7 +1,7 @@
 """Operators of neural networks: convolutions, pooling, normalisation, recurrence."""
 
-from service.models.row_independence.elementwise import broadcast_values
 from service.models.row_independence.operation import Operation, Rule, positive_axis
+from service.models.row_independence.operators.elementwise import broadcast_values
 from service.models.row_independence.sizes import ONE, Size, derived
 from service.models.row_independence.values import NotProved, Shape, Value
 

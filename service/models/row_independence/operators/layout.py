@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from service.models.row_independence.elementwise import broadcast_values
 from service.models.row_independence.operation import Operation, Rule, positive_axis
+from service.models.row_independence.operators.elementwise import broadcast_values
 from service.models.row_independence.sizes import BATCH, ONE, Size, derived, first_of, product
 from service.models.row_independence.values import (
     MAX_CONTENT,

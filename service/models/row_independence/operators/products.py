@@ -1,7 +1,7 @@
 """Matrix products: rows stay apart where the batch axis is not contracted."""
 
-from service.models.row_independence.elementwise import broadcast_values
 from service.models.row_independence.operation import Operation, Rule, positive_axis
+from service.models.row_independence.operators.elementwise import broadcast_values
 from service.models.row_independence.sizes import ONE, Size, broadcast
 from service.models.row_independence.values import NotProved, Value
 

@@ -1,10 +1,16 @@
 """Operators of com.microsoft: what ONNX Runtime's own optimizers and quantizers write."""
 
-from service.models.row_independence.elementwise import broadcast_values, unary
-from service.models.row_independence.networks import convolve, global_pool, images, layer_normalization, same_rows
 from service.models.row_independence.operation import Operation, Rule
-from service.models.row_independence.products import fused_matmul, gemm, matmul, quantize
-from service.models.row_independence.reductions import softmax
+from service.models.row_independence.operators.elementwise import broadcast_values, unary
+from service.models.row_independence.operators.networks import (
+    convolve,
+    global_pool,
+    images,
+    layer_normalization,
+    same_rows,
+)
+from service.models.row_independence.operators.products import fused_matmul, gemm, matmul, quantize
+from service.models.row_independence.operators.reductions import softmax
 from service.models.row_independence.sizes import ONE, Size
 from service.models.row_independence.values import NotProved, Value
 
