@@ -201,9 +201,9 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
 
 def queue(arguments: argparse.Namespace, console: Console) -> None:
     """Train a list of runs."""
-    from export.training.runs import read_queue, work_off
+    from export.training.runs import read_queue, run_all
 
-    work_off(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
+    run_all(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> None:

@@ -21,7 +21,7 @@ CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
 # No load balancer watches the servers that are started here, so that their stops need no pause.
 DRAIN_AT_ONCE = ("--unready-before-drain-s", "0")
-RESTING_S, MOST_AT_REST = 0.25, 0.05  # how long a process rests at least, and the share of a core that it uses then
+RESTING_S, MAX_AT_REST = 0.25, 0.05  # how long a process rests at least, and the share of a core that it uses then
 CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands what it was pinned to on to its children
 
 
@@ -119,7 +119,7 @@ class Process:
             TimeoutError: it does not rest.
         """
         until_s, cpu_s = time.perf_counter() + timeout_s, -math.inf
-        while (now_s := self.cpu_s()) - cpu_s > MOST_AT_REST * RESTING_S:
+        while (now_s := self.cpu_s()) - cpu_s > MAX_AT_REST * RESTING_S:
             if time.perf_counter() > until_s:
                 raise TimeoutError(f"the process was not idle after {timeout_s} s")
             cpu_s = now_s

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 # Variables of other parts of the project, which may stand in the same environment: training's, docker-compose.yml's.
 FOREIGN_VARIABLES = {"HEED_DATASETS", "HEED_BIND_ADDRESS", "HEED_CPUS", "HEED_MEMORY"}
-MOST_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
-MOST_BODY_BYTES = 2**31 - 1  # gRPC counts in 32 bits
+MAX_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
+MAX_BODY_BYTES = 2**31 - 1  # gRPC counts in 32 bits
 
 
 def option(default: Any, text: str) -> Any:
@@ -110,7 +110,7 @@ class ServiceConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        for name, most in (("max_image_pixels", MOST_IMAGE_PIXELS), ("max_body_bytes", MOST_BODY_BYTES)):
+        for name, most in (("max_image_pixels", MAX_IMAGE_PIXELS), ("max_body_bytes", MAX_BODY_BYTES)):
             if getattr(self, name) > most:
                 raise ValueError(f"{name} must be at most {most}, not {getattr(self, name)}")
         for name in (

@@ -39,9 +39,9 @@ from export.onnx_graphs.import_weights import dequantized
 from export.onnx_graphs.passes import cpu_session, halve, use_own_attention
 from export.onnx_graphs.translation import OnnxTranslator, halve_translation
 from export.training.quality import (
-    LEAST_FLOAT16_TOLERANCE,
     MAX_ACCURACY_LOSS,
     MAX_BLEU_LOSS,
+    MIN_FLOAT16_TOLERANCE,
     classification_quality,
     twice,
 )
@@ -241,7 +241,7 @@ def measure_classifier(
             "labels_changed": int((half_BC.argmax(axis=1) != served_BC.argmax(axis=1)).sum()),
             "max_abs_logit_difference_to_float32": difference,
         }
-    allowed = max(twice(worst), LEAST_FLOAT16_TOLERANCE)
+    allowed = max(twice(worst), MIN_FLOAT16_TOLERANCE)
     return HalfPrecision(Tolerance(allowed, labels_must_agree=False), quality)
 
 
@@ -332,7 +332,7 @@ def measure_translations(
                 "translations_changed": len(pairs) - len(same),
                 "max_abs_score_difference": max(same, default=0.0),
             }
-    return HalfPrecision(Tolerance(max(twice(worst), LEAST_FLOAT16_TOLERANCE)), quality)
+    return HalfPrecision(Tolerance(max(twice(worst), MIN_FLOAT16_TOLERANCE)), quality)
 
 
 def require_little_loss(loss: float, allowed: float, what: str) -> None:

@@ -34,8 +34,8 @@ from export.onnx_graphs.passes import halve_exact_weights, quantize, use_standar
 from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.provenance import this_command
 from export.training.quality import (
-    LEAST_FLOAT16_TOLERANCE,
     MAX_BLEU_LOSS,
+    MIN_FLOAT16_TOLERANCE,
     TranslationQuality,
     translation_quality,
     twice,
@@ -374,7 +374,7 @@ def describe(
     # float16 the CPU, which was seen here, computes most of it in float32.
     allowed = MAX_SCORE_DIFFERENCE if precision == "float32" else twice(difference)
     if precision == "float16":
-        allowed = max(allowed, LEAST_FLOAT16_TOLERANCE)
+        allowed = max(allowed, MIN_FLOAT16_TOLERANCE)
     return Manifest(
         format=FORMAT,
         name=name,

@@ -113,11 +113,11 @@ def train_image_classifier(
         return True
     device = this_device()
     torch.manual_seed(config.seed)
-    model, average = build_network(config.model), build_network(config.model)
+    model, ema_model = build_network(config.model), build_network(config.model)
     problem = ImageProblem(data, config, device)
     if config.teacher:
         problem.learn_from(run_dir.parent / config.teacher)
-    trainer = Trainer(problem, model, average, config, run_dir, device)
+    trainer = Trainer(problem, model, ema_model, config, run_dir, device)
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False

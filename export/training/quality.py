@@ -19,7 +19,7 @@ MAX_ACCURACY_LOSS = 0.005
 MAX_BLEU_LOSS = 0.5
 # Of golden scores and logits in float16, for the CPU, which is asked at conversion, computes most of it in float32: a
 # hundredth in the likelihood of a token, less than that in the probability of a class.
-LEAST_FLOAT16_TOLERANCE = 0.01
+MIN_FLOAT16_TOLERANCE = 0.01
 NUM_BOOTSTRAP = 1_000  # resampled test splits (Koehn 2004, "Statistical Significance Tests for Machine Translation")
 
 
@@ -48,7 +48,7 @@ def classification_quality(logits_BC: NDArray[np.float32], labels_B: NDArray[np.
         num_examples=len(labels_B),
         accuracy=accuracy,
         accuracy_standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(labels_B))),
-        f1_macro=float(f1_score(labels_B, predicted_B, average="macro")),
+        f1_macro=float(f1_score(labels_B, predicted_B, ema_model="macro")),
         confusion_matrix=confusion_matrix(labels_B, predicted_B, labels=range(logits_BC.shape[1])).tolist(),
         expected_calibration_error=expected_calibration_error(probabilities_BC, labels_B),
     )

@@ -23,7 +23,7 @@ from export.provenance import commit_of_this_tree, this_command
 from export.training.trainer import CHECKPOINT, WEIGHTS, Trainer, best_epoch
 
 SHAPE, RESULT = "model.json", "result.json"
-MOST_FILE_BYTES = 16 * 2**20  # of what a finished run leaves behind, so that it can be copied from any machine
+MAX_FILE_BYTES = 16 * 2**20  # of what a finished run leaves behind, so that it can be copied from any machine
 # The kinds of network of a task: the type of the configuration to its name and class.
 Networks = Mapping[type, tuple[str, type[nn.Module]]]
 
@@ -110,12 +110,12 @@ def halve_weights(run_dir: Path) -> None:
     A file that would be too large to copy is cut into parts.
     """
     halves = save({name: w.half() if w.is_floating_point() else w for name, w in read_weights(run_dir).items()})
-    cuts = range(0, len(halves), MOST_FILE_BYTES)
+    cuts = range(0, len(halves), MAX_FILE_BYTES)
     names = [WEIGHTS] if len(cuts) == 1 else [f"{WEIGHTS}.{number:02}" for number in range(1, len(cuts) + 1)]
     for name, first in zip(names, cuts, strict=True):
         # Written beside and renamed: who is stopped here finds the old weights whole, or the new ones.
         partial = run_dir / "weights.partial"
-        partial.write_bytes(halves[first : first + MOST_FILE_BYTES])
+        partial.write_bytes(halves[first : first + MAX_FILE_BYTES])
         partial.replace(run_dir / name)
     if len(cuts) > 1:
         (run_dir / WEIGHTS).unlink(missing_ok=True)

@@ -108,7 +108,7 @@ def measure_run(run_dir: Path, console: Console) -> None:
     write_measured(run_dir, result, measured, console)
 
 
-def work_off(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
+def run_all(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
     """Train the runs in order until all are finished or the time is up; what another process trains is left to it."""
     ends_s = time.monotonic() + time_budget_s
     left_to_others = []

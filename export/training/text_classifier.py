@@ -194,7 +194,7 @@ def train_text_classifier(
         config,
         run_dir,
         device,
-        rate_of=layer_rates(config.layer_decay, model),
+        lr_scale=layer_rates(config.layer_decay, model),
     )
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
@@ -224,12 +224,12 @@ def layer_rates(decay: float, model: nn.Module) -> Callable[[str], float]:
     depths = [int(name.split(".")[1]) for name, _ in model.named_parameters() if name.startswith("layers.")]
     num_layers = 1 + max(depths, default=-1)
 
-    def rate_of(name: str) -> float:
+    def lr_scale(name: str) -> float:
         if name.startswith(("embedding", "positions")):
             return decay ** (num_layers + 1)
         return decay ** (num_layers - int(name.split(".")[1])) if name.startswith("layers.") else 1.0
 
-    return rate_of
+    return lr_scale
 
 
 class StartingPoint(NamedTuple):

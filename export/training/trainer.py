@@ -51,7 +51,7 @@ class StepOutcome(NamedTuple):
     count: int
 
 
-class Problem(Protocol):
+class TrainingTask(Protocol):
     """What is learned: the batches, the loss, and the measure of success."""
 
     @property
@@ -83,32 +83,32 @@ class Trainer:
 
     def __init__(
         self,
-        problem: Problem,
+        problem: TrainingTask,
         model: nn.Module,
-        average: nn.Module,
+        ema_model: nn.Module,
         config: TrainerConfig,
         run_dir: Path,
         device: torch.device,
-        rate_of: Callable[[str], float] = lambda name: 1.0,
+        lr_scale: Callable[[str], float] = lambda name: 1.0,
     ) -> None:
         """Set up.
 
         Args:
             problem: what is learned.
             model: the network; weights that need no gradient stay as they are.
-            average: of the same shape; becomes its running mean.
+            ema_model: of the same shape; becomes its running mean.
             config: how it is trained.
             run_dir: where the weights go.
             device: that computes.
-            rate_of: what the learning rate of a weight is multiplied by, by its name.
+            lr_scale: what the learning rate of a weight is multiplied by, by its name.
         """
         self.problem, self.config, self.run_dir, self.device = problem, config, run_dir, device
-        self.model, self.average = model.to(device), average.to(device)
-        self.average.load_state_dict(self.model.state_dict())
+        self.model, self.ema_model = model.to(device), ema_model.to(device)
+        self.ema_model.load_state_dict(self.model.state_dict())
         weights_by_rate: dict[float, list[Tensor]] = {}
         for name, weight in self.model.named_parameters():
             if weight.requires_grad:
-                weights_by_rate.setdefault(config.learning_rate * rate_of(name), []).append(weight)
+                weights_by_rate.setdefault(config.learning_rate * lr_scale(name), []).append(weight)
         self.optimizer = torch.optim.AdamW(
             [{"params": weights, "lr": rate} for rate, weights in weights_by_rate.items()],
             weight_decay=config.weight_decay,
@@ -143,7 +143,7 @@ class Trainer:
         if state["config"] != dataclasses.asdict(self.config):
             raise ValueError(f"{path} belongs to a run with other settings; name another folder with --run-dir")
         self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        self.ema_model.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.hardware_s, self.commits = state["history"], state["hardware_s"], state["commits"]
@@ -155,7 +155,7 @@ class Trainer:
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.ema_model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "history": self.history,
@@ -234,7 +234,7 @@ class Trainer:
                 self.history.append(measured)
                 self._epoch = _Epoch()
                 if len(self.history) - 1 == best_epoch(self.history):
-                    weights = {name: value.contiguous() for name, value in self.average.state_dict().items()}
+                    weights = {name: value.contiguous() for name, value in self.ema_model.state_dict().items()}
                     save_file(weights, self.run_dir / WEIGHTS)
                 self._save_checkpoint()
                 progress.update(bar, epoch=len(self.history) + 1, val=measured["score"])
@@ -259,7 +259,7 @@ class Trainer:
         return {
             "train_loss": progress.loss_sum / progress.count,
             "train_accuracy": progress.correct / progress.count,
-            **self.problem.validate(self.average),
+            **self.problem.validate(self.ema_model),
         }
 
     def _out_of_patience(self) -> bool:
@@ -305,11 +305,11 @@ class Trainer:
     def _update_average(self, step: int) -> None:
         # Early on the mean must forget faster than later, or it stays near the random start.
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
-        for mean, weight in zip(self.average.parameters(), self.model.parameters(), strict=True):
+        for mean, weight in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
             if weight.requires_grad:
                 mean.lerp_(weight, 1 - decay)
         # Running statistics (of batch normalisation) are means already.
-        for mean, value in zip(self.average.buffers(), self.model.buffers(), strict=True):
+        for mean, value in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
             mean.copy_(value)
 
 

@@ -39,7 +39,7 @@ from export.networks.translation import (
 from export.training.quality import translation_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
-from service.tasks.translation import Hypothesis, Search, SearchOptions, likeliest, longest_translation
+from service.tasks.translation import Hypothesis, Search, SearchOptions, longest_translation, top_k_log_probs
 
 NetworkConfig = TranslationConfig | RecurrentTranslationConfig
 NETWORKS: Networks = {
@@ -298,7 +298,7 @@ class TorchTranslator:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
         """As `Translator.next_tokens`."""
         logits_RV, state = self._model.step(torch.tensor(last_R, device=self._device), state)
-        return *likeliest(logits_RV.float().cpu().numpy(), count), state
+        return *top_k_log_probs(logits_RV.float().cpu().numpy(), count), state
 
 
 def translate(

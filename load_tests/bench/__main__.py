@@ -38,7 +38,7 @@ CONCURRENCIES = (1, 16, 64)
 # (mallopt(3)).
 IN_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 # With fewer of a measurement, nothing is answered while all users are at work, which throughput is measured by.
-LEAST_COUNT = 2 * max(CONCURRENCIES)
+MIN_COUNT = 2 * max(CONCURRENCIES)
 
 
 def prepare_store(console: Console) -> None:
@@ -100,10 +100,8 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
     arguments = parser.parse_args(given)
     for name in ("requests", "sentences"):
-        if getattr(arguments, name) < LEAST_COUNT:
-            parser.error(
-                f"--{name} must be at least {LEAST_COUNT}, twice the most users, not {getattr(arguments, name)}"
-            )
+        if getattr(arguments, name) < MIN_COUNT:
+            parser.error(f"--{name} must be at least {MIN_COUNT}, twice the most users, not {getattr(arguments, name)}")
     try:
         part = MarkedPart.of(arguments.document, "bench") if arguments.document else None
     except ValueError as error:

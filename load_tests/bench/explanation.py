@@ -32,8 +32,8 @@ MODELS = {
     "translation-en-de": "translation",
 }
 USERS = (1, 16)
-MOST_PAUSE_S = 0.01  # of the lone user
-MOST_TIMES = 1.3
+MAX_PAUSE_S = 0.01  # of the lone user
+MAX_TIMES = 1.3
 SLICES = 5
 WARM_UP = 5  # requests of each user at the beginning of a slice, which are not counted
 HEAD_START_S = 0.1  # of an explanation, so that a slice does not begin with its arrival
@@ -118,7 +118,7 @@ async def _measure(
         await _predict(session, url, model, task, number)
         into.append(1e3 * (time.perf_counter() - started_s))
         if users == 1:
-            await asyncio.sleep(pauses.uniform(0, MOST_PAUSE_S))
+            await asyncio.sleep(pauses.uniform(0, MAX_PAUSE_S))
         return {}
 
     into: list[float] = []
@@ -202,10 +202,10 @@ def explanation_bars(
     return [
         (
             f"p99 during an explanation, times p99 alone: {key}",
-            f"at most {MOST_TIMES}",
+            f"at most {MAX_TIMES}",
             [times_alone(measured["requests_ms"][key]) for measured in rounds],
             "{:.2f}",
-            MOST_TIMES,
+            MAX_TIMES,
             False,
         )
         for key in rounds[0]["requests_ms"]
@@ -223,7 +223,7 @@ def report_explanations(rounds: list[Round], spread: Callable[[list[float], str]
         "",
         f"KernelSHAP of up to {METHODS['shap']} evaluations, or integrated gradients of {METHODS['gradients']} steps,"
         f" in the background; task API over HTTP, {count} requests a figure and round, in turns alone and during. The"
-        f" lone user pauses for up to {1e3 * MOST_PAUSE_S:.0f} ms after each answer.",
+        f" lone user pauses for up to {1e3 * MAX_PAUSE_S:.0f} ms after each answer.",
         "",
         "| model, users, method | p50 ms alone | during | p99 ms alone | during | p99 during / alone |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -80,9 +80,9 @@ class DeviceMissing(Exception):
     """The device that was asked for cannot compute; the message says why."""
 
 
-def providers(device: Device, *, captures: bool = False) -> list[Any]:
-    """What ONNX Runtime gets to compute with; where it can capture CUDA graphs, and `captures` is true, it does."""
-    if not captures:
+def providers(device: Device, *, cuda_graphs: bool = False) -> list[Any]:
+    """What ONNX Runtime gets to compute with; where it can capture CUDA graphs, and `cuda_graphs` is true, it does."""
+    if not cuda_graphs:
         return PROVIDERS[device]
     return [(each[0], each[1] | CAPTURE) if each[0] == CUDA else each for each in PROVIDERS[device]]
 

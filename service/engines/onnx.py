@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from model_store.private_files import PrivateGraph
 from service.engines.device import CUDA, GPU_TURNS, Device, providers, turn
 from service.engines.int8_products import session_entries
-from service.engines.preemption import Terminated, compute_unless_held, run_stoppable
+from service.engines.preemption import Terminated, run_preemptible, run_stoppable
 from service.process.worker_threads import AssistantThread
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 
@@ -125,7 +125,7 @@ class OnnxEngine:
         device: Device = "cpu",
         buckets: Buckets | None = None,
         *,
-        captures: bool = False,
+        cuda_graphs: bool = False,
         binds: bool | None = None,
     ) -> None:
         """Load `graph`; each call then computes on `threads` threads, or on the device.
@@ -135,20 +135,20 @@ class OnnxEngine:
             threads: of a call on the CPU.
             device: where it is computed.
             buckets: what calls are rounded up to; None leaves each as it is.
-            captures: the calls of each bucket are captured as a CUDA graph, and replayed.
+            cuda_graphs: the calls of each bucket are captured as a CUDA graph, and replayed.
             binds: calls without buckets have their inputs and outputs in the device's memory; None: on a GPU.
 
         Raises:
             EngineError: ONNX Runtime refuses the graph, or it has tensors that the protocol cannot carry, or none that
                 buckets are known for.
         """
-        self._session = open_session(graph, threads, device, captures=captures)
+        self._session = open_session(graph, threads, device, cuda_graphs=cuda_graphs)
         self.inputs, self.outputs = _specs(self._session)
         self.optional_inputs = tuple(map(_spec, self._session.get_overridable_initializers()))
         self._output_names = [spec.name for spec in self.outputs]
         self._device, self._bound = device, None
         if buckets is not None:
-            self._bound = BoundCalls(self._session, device, buckets, captures=captures)
+            self._bound = BucketedSession(self._session, device, buckets, cuda_graphs=cuda_graphs)
         # Texts lie in the host's memory, whatever the device.
         bindable = all(spec.datatype in NUMPY_OF for spec in (*self.inputs, *self.outputs))
         self.binds = bindable and (device == "cuda" if binds is None else binds)
@@ -165,10 +165,10 @@ class OnnxEngine:
                 return self._bound.run(feeds)
             call = partial(self._session.run, self._output_names, feeds)
             if self._device == "cpu" and not self.binds:
-                outputs = computed(call, "cpu")
+                outputs = run_session(call, "cpu")
             else:
                 with turn(self._device):
-                    outputs = self._run_bound(feeds) if self.binds else computed(call, self._device)
+                    outputs = self._run_bound(feeds) if self.binds else run_session(call, self._device)
         except Terminated:
             raise
         except Exception as error:
@@ -185,12 +185,12 @@ class OnnxEngine:
             binding.bind_ortvalue_input(name, on_device)
         for name in self._output_names:
             binding.bind_output(name, self._device)
-        computed(lambda options: self._session.run_with_iobinding(binding, options), self._device)
+        run_session(lambda options: self._session.run_with_iobinding(binding, options), self._device)
         # Of the CPU's own memory `numpy` gives the memory itself, which ends with the binding.
         return [np.array(value.numpy()) for value in binding.get_outputs()]
 
 
-class BoundCalls:
+class BucketedSession:
     """Calls of one session on memory that is allocated once for each bucket; from any number of threads.
 
     A bucket's memory is in use by one call at a time: a second one beside it allocates its own, which is kept as well.
@@ -206,7 +206,7 @@ class BoundCalls:
         device: Device,
         buckets: Buckets,
         *,
-        captures: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
         """Set up.
 
@@ -214,7 +214,7 @@ class BoundCalls:
             session: of ONNX Runtime.
             device: where it computes.
             buckets: what calls are rounded up to.
-            captures: they are captured as CUDA graphs.
+            cuda_graphs: they are captured as CUDA graphs.
 
         Raises:
             EngineError: the graph has tensors that no buckets are known for.
@@ -224,7 +224,7 @@ class BoundCalls:
         for spec in inputs:
             if spec.shape[:dimensions] != (-1,) * dimensions or -1 in spec.shape[dimensions:]:
                 raise EngineError(f"input {spec.name!r} has shape {list(spec.shape)}: no buckets are known for it")
-        if captures and (unknown := [spec.name for spec in outputs if not _has_known_size(spec)]):
+        if cuda_graphs and (unknown := [spec.name for spec in outputs if not _has_known_size(spec)]):
             raise EngineError(f"output {unknown[0]!r} has a size that only a call tells: no CUDA graph can write it")
         self._session, self._inputs, self._outputs = session, inputs, outputs
         self._device, self._buckets = device, buckets
@@ -238,7 +238,7 @@ class BoundCalls:
         self._free: defaultdict[Bucket, list[_Buffers]] = defaultdict(list)
         self.allocated: dict[Bucket, int] = {}
         # Were it to end, the engine would be dead: no other thread may replay what it has captured.
-        self._thread = AssistantThread("cuda-graphs") if captures else None
+        self._thread = AssistantThread("cuda-graphs") if cuda_graphs else None
         self._calling = Lock()
         self._graph_ids = itertools.count(1)  # 0 is ONNX Runtime's own
 
@@ -257,7 +257,7 @@ class BoundCalls:
         first_call = self._buckets.of(rows, tokens) not in self.allocated
         with (
             GPU_TURNS.alone() if self._thread and first_call else turn(self._device),
-            self.computed(feeds) as outputs,
+            self.run_session(feeds) as outputs,
         ):
             return {
                 # Of the CPU's own memory `numpy` gives the memory itself, which the next call writes to.
@@ -266,7 +266,7 @@ class BoundCalls:
             }
 
     @contextmanager
-    def computed(self, feeds: Arrays) -> Iterator[list[Any]]:
+    def run_session(self, feeds: Arrays) -> Iterator[list[Any]]:
         """A call within a turn of the caller's; its outputs as they lie on the device, rounded up like the call.
 
         They are the caller's until the end of the `with`: then the next call may write to them.
@@ -281,7 +281,7 @@ class BoundCalls:
         try:
             for spec in self._inputs:
                 buffers.put(spec.name, feeds[spec.name])
-            computed(
+            run_session(
                 lambda options: self._session.run_with_iobinding(buffers.binding, buffers.run_options or options),
                 self._device,
             )
@@ -362,8 +362,8 @@ def _on_device(shape: list[int], dtype: np.dtype[Any], device: Device) -> Any:
     return onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, dtype.type, device)
 
 
-def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Device, *, captures: bool = False) -> Any:
-    """A session of ONNX Runtime; with `captures`, one that captures CUDA graphs.
+def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Device, *, cuda_graphs: bool = False) -> Any:
+    """A session of ONNX Runtime; with `cuda_graphs`, one that captures CUDA graphs.
 
     Private copies are needed no longer when the session is there: it has its own copy of all weights, in the form that
     it computes with.
@@ -371,7 +371,7 @@ def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Devic
     Raises:
         EngineError: it refuses the graph, or would compute it elsewhere.
     """
-    chosen, options = providers(device, captures=captures), session_options(threads)
+    chosen, options = providers(device, cuda_graphs=cuda_graphs), session_options(threads)
     name = "the graph" if isinstance(graph, bytes) else graph.name
     source = graph.file.path if isinstance(graph, PrivateGraph) else graph
     try:
@@ -391,7 +391,7 @@ def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Devic
     return session
 
 
-def computed(call: Callable[[Any], T], device: Device) -> T:
+def run_session(call: Callable[[Any], T], device: Device) -> T:
     """Make a call of a session at the calling thread's priority; it takes ONNX Runtime's `RunOptions`, or None.
 
     On the CPU a call of low priority is stopped for a request, after the operator that is being computed, and made
@@ -401,7 +401,7 @@ def computed(call: Callable[[Any], T], device: Device) -> T:
     Raises:
         Terminated: it was.
     """
-    return run_stoppable(call, new_run_options) if device == "cuda" else compute_unless_held(call, new_run_options)
+    return run_stoppable(call, new_run_options) if device == "cuda" else run_preemptible(call, new_run_options)
 
 
 def new_run_options() -> Any:

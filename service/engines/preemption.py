@@ -1,9 +1,9 @@
 """Which thread gets a core that several want, and which engine calls are stopped.
 
-Work of low priority is computed by threads that have called `give_way`. Their engine calls begin in a quiet moment,
-give up the core to whoever wants it, and are stopped when `hold` says that a request has come; the same call is made
-again in the next quiet moment. The priority alone would not do: Linux lets a thread of the lowest one that can run have
-a whole tick of 4 ms now and then.
+Work of low priority is computed by threads that have called `lower_engine_priority`. Their engine calls begin in a
+quiet moment, give up the core to whoever wants it, and are stopped when `preempt_background` says that a request has
+come; the same call is made again in the next quiet moment. The priority alone would not do: Linux lets a thread of the
+lowest one that can run have a whole tick of 4 ms now and then.
 
 Any engine call is terminated (`EngineCall`) when nobody waits for its answer any more, or when it has taken too long.
 
@@ -38,7 +38,7 @@ class _Moments:
     """Whether work of low priority may begin now."""
 
     def __init__(self) -> None:
-        self.held = False  # between `hold` and `let_go`
+        self.held = False  # between `preempt_background` and `resume_background`
         self.waited_for = False  # some thread has given way
         self.quiet = threading.Event()  # the opposite of `held`, for threads to wait for, once there are any
         self.quiet.set()
@@ -52,7 +52,7 @@ class EngineCall:
     """One engine call of a batcher, which another thread may terminate.
 
     An engine makes it within `terminable`; ONNX Runtime then stops after the operator that is being computed, also
-    within the body of a Loop. An engine that does not call `compute_unless_held` is not stopped.
+    within the body of a Loop. An engine that does not call `run_preemptible` is not stopped.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ _moments = _Moments()
 _stops: set[Stop] = set()  # of the calls that are being computed
 
 
-def give_way() -> None:
+def lower_engine_priority() -> None:
     """From now on, what the calling thread does by `compute` gives way to all other threads of the machine.
 
     The thread itself keeps its priority: what it does in Python holds the interpreter's lock, which a thread that does
@@ -107,7 +107,7 @@ def give_way() -> None:
     _moments.waited_for = True
     if _moments.held:
         _moments.quiet.clear()
-        if not _moments.held:  # `let_go` came in between
+        if not _moments.held:  # `resume_background` came in between
             _moments.quiet.set()
 
 
@@ -138,7 +138,7 @@ def working_time() -> float:
     return time.thread_time() + computed_s
 
 
-def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], patience_s: float = PATIENCE_S) -> T:
+def run_preemptible(call: Callable[[Any], T], new_stop: Callable[[], Stop], patience_s: float = PATIENCE_S) -> T:
     """As `compute`, for a call that can be stopped; a thread that has given way waits for its moment, and tries again.
 
     Args:
@@ -157,7 +157,7 @@ def compute_unless_held(call: Callable[[Any], T], new_stop: Callable[[], Stop], 
     while _moments.quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
         stop.terminate = False
         _stops.add(stop)
-        if not _moments.quiet.is_set():  # `hold` may have come before there was anything to stop
+        if not _moments.quiet.is_set():  # `preempt_background` may have come before there was anything to stop
             stop.terminate = True
         try:
             return _terminable_call(engine_call, call, stop)
@@ -191,7 +191,7 @@ def _terminable_call(engine_call: EngineCall | None, call: Callable[[Any], T], s
 
 
 def run_stoppable(call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
-    """As `compute`, for a call that only `EngineCall.terminate` may stop; see `compute_unless_held`.
+    """As `compute`, for a call that only `EngineCall.terminate` may stop; see `run_preemptible`.
 
     Raises:
         Terminated: it did.
@@ -200,8 +200,8 @@ def run_stoppable(call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
     return compute(call, None) if engine_call is None else _terminable_call(engine_call, call, new_stop())
 
 
-def hold() -> None:
-    """Stop what is computed at low priority, and let nothing of it begin until `let_go`."""
+def preempt_background() -> None:
+    """Stop what is computed at low priority, and let nothing of it begin until `resume_background`."""
     _moments.held = True
     if _moments.waited_for:  # most servers never explain, and all hold for each request
         _moments.quiet.clear()
@@ -209,14 +209,14 @@ def hold() -> None:
             stop.terminate = True
 
 
-def let_go() -> None:
+def resume_background() -> None:
     """A quiet moment has come."""
     _moments.held = False
     if _moments.waited_for:
         _moments.quiet.set()
 
 
-def step_back(native_id: int, by: int) -> None:
+def renice_thread(native_id: int, by: int) -> None:
     """Let a thread that runs get less of a core that others want: more niceness (sched(7)); on Linux alone.
 
     Args:

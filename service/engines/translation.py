@@ -7,7 +7,7 @@
 A `RunningBatch` is what one thread decodes at present. Sentences join and leave it between steps; rows lie close
 together at the front of each tensor, so that a step reads them where they are, without a copy.
 
-Keys and values lie in the host's memory (`HostTensors`) or on the device (`DeviceTensors`), where the encoder or a step
+Keys and values lie in the host's memory (`HostKvCache`) or on the device (`DeviceKvCache`), where the encoder or a step
 leaves them and the next step finds them. What else a call takes and gives is a few kilobytes.
 
 Shapes: N sentences, W beams, R = N x W rows, P places of the cache, S source tokens, H heads, K width of a head, C
@@ -30,12 +30,12 @@ from model_store.private_files import PrivateGraph
 from service.engines.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
 from service.engines.onnx import (
     DATATYPE_OF,
-    BoundCalls,
+    BucketedSession,
     Buckets,
     EngineError,
-    computed,
     first_line,
     open_session,
+    run_session,
     session_options,
 )
 from service.engines.preemption import Terminated
@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 SOURCE_STEP_TOKENS = 8
 # More candidates than a search ever needs are handed on as arrays: lists of a whole vocabulary take longer to make than
 # a step.
-MOST_LISTED = 64
+MAX_LISTED = 64
 FILL_ID = 0  # in padding, which the mask hides
 # Calls of the encoder that keep their memory on the device: of up to four times the tokens that join running sentences
 # at once. All their buckets together have room for 25,000 tokens.
@@ -127,11 +127,11 @@ class TranslationEngine:
         self._cross_on_device = on_gpu if keeps_on_device is None else keeps_on_device
         # Inputs that are computed with elsewhere are copied there when they are bound, and not when they have changed.
         self.reads_in_place = not on_gpu and not self._cross_on_device
-        self._encoder_calls: BoundCalls | None = None
+        self._encoder_calls: BucketedSession | None = None
         self._gathers: _Gathers | None = None
         if self._cross_on_device:
             buckets = Buckets(max_tokens, {"input_ids": FILL_ID}, KEPT_TOKENS)
-            self._encoder_calls = BoundCalls(self._encoder, device, buckets)
+            self._encoder_calls = BucketedSession(self._encoder, device, buckets)
             self._gathers = _Gathers(len(self.cache_names), self.dtype, device)
         if on_gpu:
             log.info(
@@ -148,7 +148,7 @@ class TranslationEngine:
         """As `OnnxEngine.buffers`, of the encoder."""
         return dict(self._encoder_calls.allocated) if self._encoder_calls else {}
 
-    def cache(self, rows: int, places: int) -> "HostTensors | DeviceTensors":
+    def cache(self, rows: int, places: int) -> "HostKvCache | DeviceKvCache":
         """Room for the keys and values of the rows' earlier tokens; zeros.
 
         What was never written must be a number: a masked place has the weight 0, and 0 times what is no number is no
@@ -156,18 +156,18 @@ class TranslationEngine:
         """
         return self._tensors(self.cache_names, (rows, places), on_device=self._cache_on_device, zeros=True)
 
-    def cross(self, sentences: int, tokens: int) -> "HostTensors | DeviceTensors":
+    def cross(self, sentences: int, tokens: int) -> "HostKvCache | DeviceKvCache":
         """Room for the keys and values of the sentences' sources, whose rows are always written as a whole."""
         return self._tensors(self.cross_names, (sentences, tokens), on_device=self._cross_on_device, zeros=False)
 
     def _tensors(
         self, names: list[str], size: tuple[int, int], *, on_device: bool, zeros: bool
-    ) -> "HostTensors | DeviceTensors":
+    ) -> "HostKvCache | DeviceKvCache":
         shape = (size[0], self.num_heads, size[1], self.head_width)
         if on_device:
             assert self._gathers is not None
-            return DeviceTensors(names, shape, self.dtype, self.device, self._gathers, zeros=zeros)
-        return HostTensors(names, shape, self.dtype)
+            return DeviceKvCache(names, shape, self.dtype, self.device, self._gathers, zeros=zeros)
+        return HostKvCache(names, shape, self.dtype)
 
     @contextmanager
     def encoded(self, sources: Sequence[list[int]]) -> Iterator[Sequence[Any]]:
@@ -189,9 +189,11 @@ class TranslationEngine:
         with ExitStack() as using:
             with _refusing():
                 if calls is None:
-                    outputs = computed(lambda options: self._encoder.run(self.cross_names, feeds, options), self.device)
+                    outputs = run_session(
+                        lambda options: self._encoder.run(self.cross_names, feeds, options), self.device
+                    )
                 else:
-                    outputs = using.enter_context(calls.computed(feeds))
+                    outputs = using.enter_context(calls.run_session(feeds))
             yield outputs
 
     def decoder_binding(self) -> Any:
@@ -281,7 +283,7 @@ def _fresh_zeros(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 
-class HostTensors:
+class HostKvCache:
     """Keys and values in the host's memory: for each name a tensor [R, H, L, K], whose first rows are in use."""
 
     active = 0  # which of its memories the next step reads: there is one
@@ -291,7 +293,7 @@ class HostTensors:
         self._arrays = [_fresh_zeros(shape, dtype) for _ in names]
         self.length = shape[2]
 
-    def put(self, row: int, parts_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
+    def write_rows(self, row: int, parts_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
         """Write rows, from `row` on, which is the one behind those in use: some of an encoder's, by their numbers.
 
         What lies behind a row's own tokens is hidden by the mask.
@@ -300,13 +302,13 @@ class HostTensors:
             length = min(self.length, part_NHSK.shape[2])
             array_RHLK[row : row + len(numbers), :, :length] = part_NHSK[numbers, :, :length]
 
-    def move(self, targets: "Rows", sources: "Rows", length: int) -> None:
+    def copy_rows(self, targets: "Rows", sources: "Rows", length: int) -> None:
         """Make the first `length` places of the target rows what those of the source rows are."""
         for array_RHLK in self._arrays:
             # A list of rows is copied as a whole before anything is written, so that rows may change places.
             array_RHLK[targets, :, :length] = array_RHLK[sources, :, :length]
 
-    def lengthen(self, length: int, rows: int) -> None:
+    def resize(self, length: int, rows: int) -> None:
         """Lay out anew for rows of another length; what the first `rows` rows hold is kept, as far as it goes."""
         before, kept = self._arrays, min(length, self.length)
         R, H, _, K = before[0].shape
@@ -315,7 +317,7 @@ class HostTensors:
             after_RHLK[:rows, :, :kept] = before_RHLK[:rows, :, :kept]
         self.length = length
 
-    def settle(self, rows: int) -> None:
+    def flush(self, rows: int) -> None:
         """Be as the calls before have said: here each has done what it says."""
 
     def bind(self, binding: Any, rows: int, *, new: bool) -> None:
@@ -370,8 +372,8 @@ class _Gathers:
         _run(session, binding, self._device)
 
 
-class DeviceTensors:
-    """As `HostTensors`, in the device's memory, by the same methods; nothing of it goes through the host's.
+class DeviceKvCache:
+    """As `HostKvCache`, in the device's memory, by the same methods; nothing of it goes through the host's.
 
     Rows that move are noted, and picked all at once before the next step, by a Gather on the device from one memory
     into a second one, which the next step then reads. Rows that are put are picked in the same way, out of the memory
@@ -406,18 +408,18 @@ class DeviceTensors:
         """L."""
         return self._shape[2]
 
-    def put(self, row: int, parts_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
-        """As `HostTensors.put`, at once."""
+    def write_rows(self, row: int, parts_NHSK: Sequence[Any], numbers: Sequence[int]) -> None:
+        """As `HostKvCache.write_rows`, at once."""
         self._pick(row)  # they go behind the others as they now are
         picked = np.array(numbers, dtype=np.int64)
         self._gathers.copy(parts_NHSK, picked, self._memories[self.active], self._shape[1:], row)
 
-    def move(self, targets: "Rows", sources: "Rows", length: int) -> None:
-        """As `HostTensors.move`; of whole rows."""
+    def copy_rows(self, targets: "Rows", sources: "Rows", length: int) -> None:
+        """As `HostKvCache.copy_rows`; of whole rows."""
         self._order_R[targets] = self._order_R[sources].copy()
 
-    def lengthen(self, length: int, rows: int) -> None:
-        """As `HostTensors.lengthen`."""
+    def resize(self, length: int, rows: int) -> None:
+        """As `HostKvCache.resize`."""
         (R, H, _, K), before, order_R = self._shape, self._memories[self.active], self._order_R[:rows].copy()
         self._shape = (R, H, length, K)
         self._memories, self.active = [self._allocate()], 0
@@ -425,12 +427,12 @@ class DeviceTensors:
         if rows:
             self._gathers.copy(before, order_R, self._memories[0], self._shape[1:])
 
-    def settle(self, rows: int) -> None:
+    def flush(self, rows: int) -> None:
         """Be as the calls before have said, so that the first `rows` rows can be bound."""
         self._pick(rows)
 
     def bind(self, binding: Any, rows: int, *, new: bool) -> None:
-        """As `HostTensors.bind`."""
+        """As `HostKvCache.bind`."""
         for name, value in zip(self._names, self._memories[self.active], strict=True):
             bound = self._device, 0, self._dtype.type, (rows, *self._shape[1:]), value.data_ptr()
             binding.bind_input(name, *bound)
@@ -454,7 +456,7 @@ Rows = slice | list[int]
 
 def _run(session: Any, binding: Any, device: Device) -> None:
     with _refusing():
-        computed(lambda options: session.run_with_iobinding(binding, options), device)
+        run_session(lambda options: session.run_with_iobinding(binding, options), device)
 
 
 @contextmanager
@@ -494,7 +496,7 @@ class RunningBatch:
         place, W, lengths = len(self.sentences), self._num_beams, [len(sentence.ids) for sentence in sentences]
         assert place + len(lengths) <= self._max_sentences
         self._make_room(max(self._lengths + lengths))
-        self._cross.put(place, cross_NHSK, numbers)
+        self._cross.write_rows(place, cross_NHSK, numbers)
         tokens = np.arange(self._mask_NS.shape[1])
         self._mask_NS[place : place + len(lengths)] = tokens < np.array(lengths)[:, None]
         self._past_R[place * W : (place + len(lengths)) * W] = 0
@@ -509,7 +511,7 @@ class RunningBatch:
             return
         kept, before_NS = min(tokens, present), self._mask_NS
         self._bindings.clear()
-        self._cross.lengthen(tokens, len(self.sentences))
+        self._cross.resize(tokens, len(self.sentences))
         self._mask_NS = np.zeros((self._max_sentences, tokens), dtype=np.int32)
         self._mask_NS[:, :kept] = before_NS[:, :kept]
 
@@ -520,8 +522,8 @@ class RunningBatch:
         for place, sentence in enumerate(self.sentences):
             self._ids_NW[place] = sentence.next_ids
         self._longest[()] = self._past_R[:R].max() + 1
-        self._cache.settle(R)
-        self._cross.settle(N)
+        self._cache.flush(R)
+        self._cross.flush(N)
         key = N, self._cache.active, self._cross.active
         if key not in self._bindings:
             self._bindings[key] = self._bind(self.sentences[0].num_candidates)
@@ -533,7 +535,7 @@ class RunningBatch:
         self._past_R[:R] += 1
         top: Any = self._top_RC[:R]
         top_ids: Any = self._top_ids_RC[:R]
-        if top.shape[1] <= MOST_LISTED:
+        if top.shape[1] <= MAX_LISTED:
             top, top_ids = top.tolist(), top_ids.tolist()
         moved, sources = [], []
         for place, sentence in enumerate(self.sentences):
@@ -545,15 +547,15 @@ class RunningBatch:
                         moved.append(first + row)
                         sources.append(first + parent)
         if moved:
-            self._cache.move(moved, sources, int(self._past_R[moved].max()))
+            self._cache.copy_rows(moved, sources, int(self._past_R[moved].max()))
 
     def leave(self, sentence: Sentence) -> None:
         """Take a sentence out; the last one takes its place."""
         place, last, W = self.sentences.index(sentence), len(self.sentences) - 1, self._num_beams
         if place != last:
             ours, its = slice(place * W, (place + 1) * W), slice(last * W, (last + 1) * W)
-            self._cache.move(ours, its, int(self._past_R[last * W]))
-            self._cross.move(slice(place, place + 1), slice(last, last + 1), self._cross.length)
+            self._cache.copy_rows(ours, its, int(self._past_R[last * W]))
+            self._cross.copy_rows(slice(place, place + 1), slice(last, last + 1), self._cross.length)
             self._mask_NS[place] = self._mask_NS[last]
             self._past_R[ours] = self._past_R[its]
             self._lengths[place] = self._lengths[last]

@@ -31,7 +31,15 @@ from PIL.Image import Image
 
 from service.engines.preemption import compute
 from service.errors import EngineFailed, InvalidRequest, Overloaded
-from service.explanation.graph_methods import Found, Looking, View, check_looking, look, open_graph, share_out
+from service.explanation.graph_methods import (
+    AttentionMap,
+    AttentionSelector,
+    TokenAttributions,
+    check_selector,
+    integrated_gradients,
+    look,
+    open_graph,
+)
 from service.explanation.methods.features import PATCHES_A_SIDE, Patches, Word, Words
 from service.explanation.methods.fidelity import Fidelity, area, curves
 from service.explanation.methods.gradients import DEFAULT_STEPS, MAX_STEPS, MIN_STEPS
@@ -41,11 +49,11 @@ from service.explanation.methods.perturbation import Method as SamplingMethod
 from service.explanation.methods.perturbation import Plan, estimate, plan
 from service.models.explanation_graph import Explainable, ExplainGraph, image_row, text_row, translation_row
 from service.models.repository import ServedModel
-from service.scheduling.admission import Done
-from service.scheduling.idle_executor import SpareTime
+from service.scheduling.admission import ItemResult
+from service.scheduling.idle_executor import IdleExecutor
 from service.tasks.image_classification import ImageClassification, Pixels
 from service.tasks.image_file import DecodingMemory
-from service.tasks.tensor_rows import TensorRows
+from service.tasks.tensor_rows import RawTensors
 from service.tasks.text_classification import TextClassification, Tokens
 from service.tasks.translation import Sentence, Translation
 from service.tensors import Arrays
@@ -70,7 +78,7 @@ class ExplainRequest(NamedTuple):
     target: str | None = None  # the class whose probability is explained; the predicted one if None
     n_samples: int | None = None  # of gradients the steps
     seed: int | None = None
-    looking: Looking = Looking()  # of attention alone
+    selector: AttentionSelector = AttentionSelector()  # of attention alone
 
 
 class Token(NamedTuple):
@@ -104,10 +112,10 @@ class Explanation:
     patches: list[list[float]] | None = None
     overlay: bytes | None = None
     tokens: Sequence[Token] | None = None
-    attention: View | None = None
+    attention: AttentionMap | None = None
 
 
-class Question(NamedTuple):
+class ExplanationPlan(NamedTuple):
     """An input taken apart, before the model is asked."""
 
     method: Method
@@ -115,7 +123,7 @@ class Question(NamedTuple):
     features: Words | Patches
     plan: Plan | None  # of methods that sample
     steps: int  # of gradients
-    looking: Looking
+    selector: AttentionSelector
     target: int | None  # the class that is asked for
     spans: Sequence[tuple[int, int] | None] = ()  # of a text, where its tokens stand
     picture: Callable[[], Image] | None = None  # of an image: makes what is drawn on
@@ -140,24 +148,24 @@ class _Weighed(NamedTuple):
     completeness_gap: float | None
     evaluations: int = 0  # of the graph; the model's own are counted where it is asked
     tokens: list[Token] | None = None
-    view: View | None = None
+    view: AttentionMap | None = None
     of_each_target: bool = True  # of a translation: K are its tokens
 
 
 class Explainer:
     """Explains answers; bounds how many at once."""
 
-    def __init__(self, max_queue_rows: int, spare_time: SpareTime) -> None:
+    def __init__(self, max_queue_rows: int, idle_executor: IdleExecutor) -> None:
         """Set up.
 
         Args:
             max_queue_rows: may wait at low priority for one model: so many that no explanation is refused half-way.
-            spare_time: what graphs are asked in.
+            idle_executor: what graphs are asked in.
         """
         self._piece_rows = min(PIECE_ROWS, max_queue_rows)
         self._most = max_queue_rows // self._piece_rows
         self._running = 0
-        self._spare_time = spare_time
+        self._idle_executor = idle_executor
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
@@ -189,12 +197,12 @@ class Explainer:
         """
         if request.method in GRAPH_METHODS:
             assert model.graph is not None
-            await open_graph(model.graph, self._spare_time, deadline_s)
-            check_looking(model.graph, request.looking)
+            await open_graph(model.graph, self._idle_executor, deadline_s)
+            check_selector(model.graph, request.selector)
 
     async def explain(
-        self, model: ServedModel, question: Question, item: Any, answer: Any, deadline_s: float
-    ) -> tuple[Explanation, list[Done]]:
+        self, model: ServedModel, question: ExplanationPlan, item: Any, answer: Any, deadline_s: float
+    ) -> tuple[Explanation, list[ItemResult]]:
         """Ask the model about the parts of an input.
 
         Args:
@@ -213,7 +221,7 @@ class Explainer:
         started_s = time.monotonic()
         assert isinstance(model.task, Explainable)
         game, features = _game_of(model.task, question, item, answer), question.features
-        asked = _Asked(model, game, self._piece_rows, deadline_s)
+        asked = _EvaluationCache(model, game, self._piece_rows, deadline_s)
         whole_M = np.ones(features.num_features, dtype=np.bool_)
         if game.whole is not None:
             asked.know(whole_M, game.whole)
@@ -233,7 +241,7 @@ class Explainer:
             patches_RC = weights_M.reshape(features.rows, features.columns)
             # Nothing of an image is looked at not at all: what gets least is left clear.
             drawn_RC = patches_RC - patches_RC.min() if question.method == "attention" else patches_RC
-            details["overlay"] = await self._spare_time.run(
+            details["overlay"] = await self._idle_executor.run(
                 partial(compute, _drawn, question.picture, drawn_RC), deadline_s
             )
             details["patches"] = patches_RC.tolist()
@@ -253,29 +261,33 @@ class Explainer:
         )
         return Explanation(question.method, game.target, float(whole_K.sum()), fidelity, **details), asked.done
 
-    async def _by_samples(self, asked: "_Asked", question: Question, made: Plan, deadline_s: float) -> _Weighed:
+    async def _by_samples(
+        self, asked: "_EvaluationCache", question: ExplanationPlan, made: Plan, deadline_s: float
+    ) -> _Weighed:
         """Weigh features by what the model says without some of them."""
         whole_M = np.ones(question.features.num_features, dtype=np.bool_)
         values = await asked.values(np.concatenate([whole_M[None], ~whole_M[None], made.kept_SM]))
         whole_K, empty_K, values_SK = values[0], values[1], values[2:]
         method: SamplingMethod = next(known for known in SAMPLING_METHODS if known == question.method)
         estimating = partial(compute, estimate, method, made, values_SK, whole_K, empty_K)
-        weights_MK = await self._spare_time.run(estimating, deadline_s)
+        weights_MK = await self._idle_executor.run(estimating, deadline_s)
         gap = abs(weights_MK.sum() - (whole_K.sum() - empty_K.sum()))
         return _Weighed(weights_MK, float(gap) if method == "shap" else None)
 
-    async def _by_graph(self, model: ServedModel, question: Question, game: _Game, deadline_s: float) -> _Weighed:
+    async def _by_graph(
+        self, model: ServedModel, question: ExplanationPlan, game: _Game, deadline_s: float
+    ) -> _Weighed:
         """Weigh tokens by the model's graph, and add up those of each word; the tokens of an image are its patches."""
         assert model.graph is not None
         row = game.row()
-        found: Found
+        found: TokenAttributions
         if question.method == "attention":
-            found = await look(model.graph, row, question.looking, self._spare_time, deadline_s)
+            found = await look(model.graph, row, question.selector, self._idle_executor, deadline_s)
         else:
-            found = await share_out(model.graph, row, question.steps, self._spare_time, deadline_s)
+            found = await integrated_gradients(model.graph, row, question.steps, self._idle_executor, deadline_s)
         weights_MK, tokens = found.weights_TK, None
         if isinstance(question.features, Words):
-            assert not isinstance(model.task, ImageClassification | TensorRows)
+            assert not isinstance(model.task, ImageClassification | RawTensors)
             weights_MK = question.features.merged(found.weights_TK)
             tokens = _tokens_of(model.task, question, question.features, found.weights_TK.sum(axis=1))
         aligned = found.view is not None and found.view.part == "cross"
@@ -287,7 +299,7 @@ def _drawn(picture: Callable[[], Image], weights_RC: NDArray[np.float64]) -> byt
 
 
 def _tokens_of(
-    task: TextClassification | Translation, question: Question, features: Words, weights_T: NDArray[np.float64]
+    task: TextClassification | Translation, question: ExplanationPlan, features: Words, weights_T: NDArray[np.float64]
 ) -> list[Token]:
     """The tokens of a text as it was sent; `spans` of what the tokenizer itself puts in are None."""
     names = task.names(features.ids)
@@ -300,13 +312,13 @@ def _tokens_of(
     ]
 
 
-class _Asked:
+class _EvaluationCache:
     """What the model was asked in one explanation, each variant once."""
 
     def __init__(self, model: ServedModel, game: _Game, piece_rows: int, deadline_s: float) -> None:
         self._model, self._game, self._piece_rows, self._deadline_s = model, game, piece_rows, deadline_s
         self.known: dict[bytes, NDArray[np.float64]] = {}
-        self.done: list[Done] = []
+        self.done: list[ItemResult] = []
 
     def know(self, kept_M: NDArray[np.bool_], values: Sequence[float]) -> None:
         """Take in what the model says to a variant."""
@@ -351,7 +363,7 @@ def check(model: ServedModel, request: ExplainRequest) -> None:
     if method is not None and method not in METHODS:
         raise InvalidRequest(f"method {method!r} is not known; {name} has {offered}")
     if method != "attention":
-        for field, value in request.looking._asdict().items():
+        for field, value in request.selector._asdict().items():
             if value is not None:
                 raise InvalidRequest(f"{field} is of method 'attention', not of {method or DEFAULT_METHOD!r}")
     elif request.n_samples is not None:
@@ -380,7 +392,7 @@ def take_apart(
     field: str,
     max_image_pixels: int,
     memory: DecodingMemory | None = None,
-) -> Question:
+) -> ExplanationPlan:
     """Find the parts of an input and plan which of them to take away; may be called in any thread.
 
     Args:
@@ -423,10 +435,10 @@ def take_apart(
         target = task.labels.index(request.target)
     made = None if sampling is None else plan(sampling, features.num_features, request.n_samples, seed)
     num_steps = request.n_samples or DEFAULT_STEPS
-    return Question(method, seed, features, made, num_steps, request.looking, target, spans, picture)
+    return ExplanationPlan(method, seed, features, made, num_steps, request.selector, target, spans, picture)
 
 
-def _game_of(task: Explainable, question: Question, item: Any, answer: Any) -> _Game:
+def _game_of(task: Explainable, question: ExplanationPlan, item: Any, answer: Any) -> _Game:
     """The game of an input, and what is explained."""
     features = question.features
     if isinstance(task, Translation):

@@ -16,7 +16,7 @@ from service.errors import InvalidRequest
 from service.explanation.methods.attention import alignment, of_layer, received, rollout
 from service.explanation.methods.gradients import shared_out, steps
 from service.models.explanation_graph import ExplainGraph
-from service.scheduling.idle_executor import SpareTime
+from service.scheduling.idle_executor import IdleExecutor
 from service.tensors import Arrays
 
 # A call may take so long, unless one step alone takes longer: as `service.scheduling.batcher` has it for low priority.
@@ -28,7 +28,7 @@ VIEW_DECIMALS = 6
 WHOLE, NOTHING = 1.0, 0.0  # alphas
 
 
-class Looking(NamedTuple):
+class AttentionSelector(NamedTuple):
     """Which attention is asked for; None leaves the choice to the server."""
 
     part: str | None = None
@@ -36,7 +36,7 @@ class Looking(NamedTuple):
     head: int | None = None
 
 
-class View(NamedTuple):
+class AttentionMap(NamedTuple):
     """An attention as it was asked for.
 
     `weights` has a row for each token that looks, and a column for each token that is looked at; None where these would
@@ -51,26 +51,26 @@ class View(NamedTuple):
     weights: list[list[float]] | None
 
 
-class Found(NamedTuple):
+class TokenAttributions(NamedTuple):
     """The weights of tokens, [T, K] or [T, 1]; from which view, or how far the steps miss their sum; calls' rows."""
 
     weights_TK: NDArray[np.float64]
-    view: View | None
+    view: AttentionMap | None
     completeness_gap: float | None
     evaluations: int
 
 
-def check_looking(graph: ExplainGraph, looking: Looking) -> None:
+def check_selector(graph: ExplainGraph, selector: AttentionSelector) -> None:
     """Refuse an attention that the model has not.
 
     Args:
         graph: of the model, open.
-        looking: what is asked for.
+        selector: what is asked for.
 
     Raises:
         InvalidRequest: names the parameter and its limits.
     """
-    part, layer, head = looking
+    part, layer, head = selector
     if part is not None and part not in graph.attentions:
         raise InvalidRequest(f"part {part!r} is not known; the model has {', '.join(graph.attentions)}")
     kind = graph.attentions[part or next(iter(graph.attentions))]
@@ -81,7 +81,7 @@ def check_looking(graph: ExplainGraph, looking: Looking) -> None:
         raise InvalidRequest("head is of a layer, and layer is missing")
 
 
-async def open_graph(graph: ExplainGraph, spare_time: SpareTime, deadline_s: float) -> None:
+async def open_graph(graph: ExplainGraph, idle_executor: IdleExecutor, deadline_s: float) -> None:
     """Make a graph ready, the first time.
 
     Raises:
@@ -89,41 +89,45 @@ async def open_graph(graph: ExplainGraph, spare_time: SpareTime, deadline_s: flo
         DeadlineExceeded: it passed first.
     """
     if not graph.ready:
-        await spare_time.run(graph.open, deadline_s)
+        await idle_executor.run(graph.open, deadline_s)
 
 
-async def look(graph: ExplainGraph, row: Arrays, looking: Looking, spare_time: SpareTime, deadline_s: float) -> Found:
+async def look(
+    graph: ExplainGraph, row: Arrays, selector: AttentionSelector, idle_executor: IdleExecutor, deadline_s: float
+) -> TokenAttributions:
     """Where the model looks while it answers.
 
     Args:
         graph: of the model, open.
         row: the input, made by a function of `service.models.explanation_graph`.
-        looking: what is asked for, passed by `check_looking`.
-        spare_time: what the graph is asked in.
+        selector: what is asked for, passed by `check_selector`.
+        idle_executor: what the graph is asked in.
         deadline_s: on `time.monotonic()`'s clock.
 
     Raises:
         EngineFailed, DeadlineExceeded: no answer, or none in time.
     """
-    part = looking.part or next(iter(graph.attentions))
+    part = selector.part or next(iter(graph.attentions))
     kind = graph.attentions[part]
 
     def piece() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         outputs, _ = graph.ask(row, np.array([WHOLE], dtype=np.float32), [kind.output])
         attention = outputs[kind.output][0]
-        if looking.layer is not None:
-            seen = of_layer(attention, looking.layer, looking.head)
+        if selector.layer is not None:
+            seen = of_layer(attention, selector.layer, selector.head)
         else:
             seen = alignment(attention) if part == "cross" else rollout(attention)
         return seen, (seen.T if part == "cross" else received(seen)[:, None])
 
-    seen, weights_TK = await spare_time.run(piece, deadline_s)
+    seen, weights_TK = await idle_executor.run(piece, deadline_s)
     weights = seen.round(VIEW_DECIMALS).tolist() if seen.size <= MAX_VIEW_NUMBERS else None
-    view = View(part, kind.layers, kind.heads, looking.layer, looking.head, weights)
-    return Found(weights_TK, view, None, evaluations=1)
+    view = AttentionMap(part, kind.layers, kind.heads, selector.layer, selector.head, weights)
+    return TokenAttributions(weights_TK, view, None, evaluations=1)
 
 
-async def share_out(graph: ExplainGraph, row: Arrays, count: int, spare_time: SpareTime, deadline_s: float) -> Found:
+async def integrated_gradients(
+    graph: ExplainGraph, row: Arrays, count: int, idle_executor: IdleExecutor, deadline_s: float
+) -> TokenAttributions:
     """What each token adds to the answer, by `count` steps of integrated gradients; the rest as of `look`.
 
     Of a classifier the answer is the logit of a class, of a translation its log probability.
@@ -135,7 +139,7 @@ async def share_out(graph: ExplainGraph, row: Arrays, count: int, spare_time: Sp
     first, most = 0, 1  # `most` rows of a call; one, until it is known what a row takes
     while first < len(alphas):
         piece = partial(graph.ask, row, alphas[first : first + most], (answered, "attribution"))
-        outputs, took_s = await spare_time.run(piece, deadline_s)
+        outputs, took_s = await idle_executor.run(piece, deadline_s)
         answers += list(outputs[answered].astype(np.float64))
         attributions += list(outputs["attribution"])
         first += most
@@ -143,7 +147,7 @@ async def share_out(graph: ExplainGraph, row: Arrays, count: int, spare_time: Sp
     shares_T = shared_out(np.stack(attributions[2:]), weights_N)
     whole, nothing = (_answer(answer, row) for answer in answers[:2])
     gap = abs(float(shares_T.sum()) - (whole - nothing))
-    return Found(shares_T[:, None], None, gap, evaluations=len(alphas))
+    return TokenAttributions(shares_T[:, None], None, gap, evaluations=len(alphas))
 
 
 def _answer(answer: NDArray[np.float64], row: Arrays) -> float:

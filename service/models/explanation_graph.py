@@ -30,7 +30,7 @@ from model_store.folder import (
     decode_explain_golden,
 )
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.engines.onnx import EngineError, computed, first_line, open_session
+from service.engines.onnx import EngineError, first_line, open_session, run_session
 from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
 from service.models.golden import Golden
@@ -167,7 +167,7 @@ class ExplainGraph:
             return found, time.thread_time() - started_s
 
         try:
-            found, cpu_s = computed(call, "cpu")
+            found, cpu_s = run_session(call, "cpu")
         except Terminated:
             raise
         except Exception as error:  # ONNX Runtime raises many types, without a common base of their own

@@ -46,7 +46,7 @@ from service.models.row_independence.onnx_graph import Model, UnreadableGraph, r
 from service.scheduling.continuous_batcher import RunningBatches
 from service.scheduling.cost_table import CostTable
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
-from service.tasks.tensor_rows import TensorRows
+from service.tasks.tensor_rows import RawTensors
 from service.tasks.text_classification import TextClassification, Tokens
 from service.tasks.translation import (
     GOLDEN_SEARCHES,
@@ -94,7 +94,7 @@ MAX_TOKENS = 131_072
 # Steps of a translation model that are timed at load: rows.
 STEP_COST_PROBES = (1, 4, 16, 32, 64)
 
-Task = TextClassification | ImageClassification | Translation | TensorRows
+Task = TextClassification | ImageClassification | Translation | RawTensors
 C = TypeVar("C")
 
 
@@ -119,7 +119,7 @@ class LoadedTranslation:
 class Loaded:
     """Any other model, ready to be batched."""
 
-    task: TextClassification | ImageClassification | TensorRows
+    task: TextClassification | ImageClassification | RawTensors
     run: Callable[[list[Any]], list[Any]]
     probe: Callable[[], None]
     costs: CostTable
@@ -147,7 +147,7 @@ def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engi
     problem, model = capture_problem(folder), {"model": folder.name, "version": str(folder.version)}
     if problem is None:
         try:
-            engine = OnnxEngine(graph, threads, device, buckets, captures=True)
+            engine = OnnxEngine(graph, threads, device, buckets, cuda_graphs=True)
         except EngineError as error:
             problem = f"refused: {error}"
         else:
@@ -240,7 +240,7 @@ class Loader:
         folder = read(found)
         loaded, graph = self._load_for_device(folder), None
         if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
-            assert not isinstance(loaded.task, TensorRows)
+            assert not isinstance(loaded.task, RawTensors)
             assert loaded.golden is not None
             graph = ExplainGraph(folder, loaded.task, loaded.golden)
         if folder.remark is not None:
@@ -288,7 +288,7 @@ class Loader:
             why = batching.describe()
             log.info("model is served without batching", model=folder.name, version=str(folder.version), why=why)
         max_rows = min(self._max_rows, batching.max_rows or self._max_rows)
-        task = TensorRows(
+        task = RawTensors(
             engine.inputs,
             engine.outputs,
             max_rows=max_rows,
@@ -298,7 +298,7 @@ class Loader:
         )
         return Loaded(
             task,
-            run=lambda items: task.separate(engine.run(task.collate(items)), items),
+            run=lambda items: task.split_batch(engine.run(task.collate(items)), items),
             # Without golden examples nothing is known that a sound engine must be able to compute.
             probe=lambda: None,
             costs=CostTable(self._max_rows, LONGEST_ROW),
@@ -333,7 +333,7 @@ class Loader:
         )
 
         def run(items: list[Any]) -> list[Any]:
-            return task.separate(engine.run(task.collate(items)), items)
+            return task.split_batch(engine.run(task.collate(items)), items)
 
         def item_of(example: GoldenExample) -> Tokens:
             truncate = example.inputs.get("truncate") == "true"
@@ -376,7 +376,7 @@ class Loader:
         )
 
         def run(items: list[Any]) -> list[Any]:
-            return task.separate(engine.run(task.collate(items)), items)
+            return task.split_batch(engine.run(task.collate(items)), items)
 
         def item_of(example: GoldenExample) -> Pixels:
             pixels = task.preprocess(example.inputs["image"].encode(), field="image")

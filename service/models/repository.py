@@ -26,7 +26,7 @@ from service.models.golden import Golden
 from service.models.loading import Loaded, LoadedTranslation, Loader, Task
 from service.process.worker_threads import Watchdog
 from service.scheduling.batcher import Batcher, BatcherLimits
-from service.scheduling.continuous_batcher import InFlightBatcher, InFlightLimits
+from service.scheduling.continuous_batcher import ContinuousBatcher, InFlightLimits
 from service.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -41,7 +41,7 @@ class ServedModel:
     name: str
     version: str
     task: Task
-    batcher: Batcher | InFlightBatcher
+    batcher: Batcher | ContinuousBatcher
     golden: Golden | None  # of a bare model
     precision: str | None = None  # of the graphs that were taken; None of a bare model
     cache_place: Place | None = None  # of a translation model
@@ -62,7 +62,7 @@ class ModelState:
 
     def current_problem(self) -> str | None:
         """Why the model would not answer now, or None when it would."""
-        return self.problem if self.served is None else self.served.batcher.trouble()
+        return self.problem if self.served is None else self.served.batcher.health_problem()
 
 
 @dataclass
@@ -188,9 +188,9 @@ class ModelRepository:
     def _start(self, folder: FoundFolder, loaded: Loaded | LoadedTranslation) -> ServedModel:
         labels = (folder.name, folder.version)
         batches = self.metrics.batches(*labels)
-        batcher: Batcher | InFlightBatcher
+        batcher: Batcher | ContinuousBatcher
         if isinstance(loaded, LoadedTranslation):
-            batcher = InFlightBatcher(
+            batcher = ContinuousBatcher(
                 loaded.open_batches,
                 probe=loaded.probe,
                 costs=loaded.costs,
@@ -299,7 +299,7 @@ class ModelRepository:
         for state in self.states.values():
             if state.problem == "loading":
                 return LOADING
-            if state.served is not None and (trouble := state.served.batcher.trouble()):
+            if state.served is not None and (trouble := state.served.batcher.health_problem()):
                 return f"{state.name}/{state.version}: {trouble}"
         if not any(state.served for state in self.states.values()):
             return "no model could be loaded"

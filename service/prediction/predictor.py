@@ -27,22 +27,22 @@ from service.errors import (
     Unsupported,
     clipped,
 )
-from service.explanation.explainer import METHODS, Explainer, Question, check, methods_of, take_apart
+from service.explanation.explainer import METHODS, Explainer, ExplanationPlan, check, methods_of, take_apart
 from service.explanation.explainer import ExplainRequest as ExplainRequest  # noqa: PLC0414, the same
 from service.explanation.explainer import Explanation as Explanation  # noqa: PLC0414, the same
-from service.explanation.graph_methods import Looking as Looking  # noqa: PLC0414, transports name it, and may not import it
+from service.explanation.graph_methods import AttentionSelector as AttentionSelector  # noqa: PLC0414, transports name it, and may not import it
 from service.models.repository import ModelRepository, ServedModel
-from service.prediction.preprocessing_pool import Preparation
+from service.prediction.preprocessing_pool import PreprocessingPool
 from service.process.memory_budget import ByteBudget
-from service.scheduling.admission import Done
+from service.scheduling.admission import ItemResult
 from service.scheduling.batcher import Item
-from service.scheduling.continuous_batcher import InFlightBatcher
-from service.scheduling.idle_executor import SpareTime
+from service.scheduling.continuous_batcher import ContinuousBatcher
+from service.scheduling.idle_executor import IdleExecutor
 from service.tasks.classification import Classification as Classification  # noqa: PLC0414, transports name it, and may not import tasks
 from service.tasks.classification import Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
 from service.tasks.image_file import DecodingMemory
-from service.tasks.tensor_rows import TensorRows
+from service.tasks.tensor_rows import RawTensors
 from service.tasks.text_classification import TextClassification
 from service.tasks.tokenization import texts_of
 from service.tasks.translation import SearchRequest, Translation
@@ -85,7 +85,7 @@ TASK_NAMES: dict[type, TaskName] = {
     TextClassification: "text-classification",
     ImageClassification: "image-classification",
     Translation: "translation",
-    TensorRows: "tensors",
+    RawTensors: "tensors",
 }
 
 T = TypeVar("T")
@@ -94,7 +94,7 @@ I = TypeVar("I", bound=Item)
 Prepared = list[Any] | Awaitable[list[Any]]
 
 
-class Call(msgspec.Struct, frozen=True, gc=False):
+class RequestOptions(msgspec.Struct, frozen=True, gc=False):
     """What a transport knows of a request besides its inputs."""
 
     model: str
@@ -186,24 +186,24 @@ class Predictor:
         self._tracing = tracing
         # Asked once: even a log line that is dropped costs time on every request.
         self._log_answers = config.log_level == "debug"
-        self._preparation = Preparation(repository.num_cores, config.max_queue, repository.watchdog)
+        self._preparation = PreprocessingPool(repository.num_cores, config.max_queue, repository.watchdog)
         self._image_memory = ByteBudget("image memory", config.max_image_memory_bytes)
         metrics.show_budget(self._image_memory)
-        self._spare_time = SpareTime(repository.num_cores, repository.watchdog)
-        self._explainer = Explainer(config.max_queue, self._spare_time)
+        self._idle_executor = IdleExecutor(repository.num_cores, repository.watchdog)
+        self._explainer = Explainer(config.max_queue, self._idle_executor)
         self._num_answering = 0  # requests between their admission and their answer, whatever they wait for
         self._all_answered = asyncio.Event()
         metrics.preparing_rows.set_function(lambda: self._preparation.rows)
 
     def infer(
-        self, call: Call, inputs: Arrays, wanted: Sequence[str] = ()
+        self, call: RequestOptions, inputs: Arrays, requested_outputs: Sequence[str] = ()
     ) -> Coroutine[Any, Any, tuple[Arrays, Receipt]]:
         """Named tensors in, named tensors out, as the model's metadata describes them.
 
         Args:
             call: the request's frame.
             inputs: each input tensor by name; BYTES as object arrays.
-            wanted: names of the outputs to return; empty for all.
+            requested_outputs: names of the outputs to return; empty for all.
 
         Raises:
             HeedError: see `service.errors`.
@@ -211,9 +211,9 @@ class Predictor:
 
         def prepare(model: ServedModel) -> Prepared:
             _check_inputs(model, inputs)
-            if wanted and (unknown := set(wanted) - {spec.name for spec in model.task.outputs}):
+            if requested_outputs and (unknown := set(requested_outputs) - {spec.name for spec in model.task.outputs}):
                 raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_names(model.task.outputs)}")
-            if isinstance(model.task, TensorRows):
+            if isinstance(model.task, RawTensors):
                 if sum([array.size for array in inputs.values() if array.dtype.hasobject]) > MAX_STRINGS_IN_LOOP:
                     return self._many_strings(model.task, call, inputs)
                 rows = model.task.items(inputs)
@@ -228,13 +228,13 @@ class Predictor:
 
         def finish(model: ServedModel, results: list[Any]) -> Arrays:
             outputs = model.task.tensors(results)
-            return {name: outputs[name] for name in wanted} if wanted else outputs
+            return {name: outputs[name] for name in requested_outputs} if requested_outputs else outputs
 
         return self._answer(call, prepare, finish)
 
     def classify_texts(
         self,
-        call: Call,
+        call: RequestOptions,
         texts: Sequence[str],
         field: str = "text",
         function: ScoreFunction = "softmax",
@@ -264,7 +264,7 @@ class Predictor:
 
     def classify_images(
         self,
-        call: Call,
+        call: RequestOptions,
         images: Sequence[bytes],
         field: str = "image",
         function: ScoreFunction = "softmax",
@@ -293,7 +293,7 @@ class Predictor:
         return self._answer(call, prepare, finish)
 
     def translate_texts(
-        self, call: Call, texts: Sequence[str], field: str = "text"
+        self, call: RequestOptions, texts: Sequence[str], field: str = "text"
     ) -> Coroutine[Any, Any, tuple[list[Translated], Receipt]]:
         """Texts in, their translations out.
 
@@ -316,7 +316,7 @@ class Predictor:
         return self._answer(call, prepare, finish)
 
     async def stream_translation(
-        self, call: Call, text: str, field: str = "text"
+        self, call: RequestOptions, text: str, field: str = "text"
     ) -> AsyncGenerator[str | tuple[Translated, Receipt], None]:
         """A text in; its translation piece by piece as it is decoded, and at last the whole of it.
 
@@ -327,7 +327,7 @@ class Predictor:
         Raises:
             HeedError: see `service.errors`; before the first piece, unless it happens later.
         """
-        told: asyncio.Queue[list[int] | None] = asyncio.Queue()
+        token_queue: asyncio.Queue[list[int] | None] = asyncio.Queue()
         tasks: list[Translation] = []
 
         def prepare(model: ServedModel) -> Prepared:
@@ -343,12 +343,12 @@ class Predictor:
             return tasks[0].postprocess(results[0])
 
         working = asyncio.create_task(
-            self._answer(call, prepare, finish, on_tokens=lambda number, ids: told.put_nowait(ids))
+            self._answer(call, prepare, finish, on_tokens=lambda number, ids: token_queue.put_nowait(ids))
         )
-        working.add_done_callback(lambda _: told.put_nowait(None))
+        working.add_done_callback(lambda _: token_queue.put_nowait(None))
         sent = ""
         try:
-            while (ids := await told.get()) is not None:
+            while (ids := await token_queue.get()) is not None:
                 so_far = tasks[0].text_so_far(ids)
                 if len(so_far) > len(sent):
                     if not sent and self._tracing is not None and (trace := self._tracing.current()) is not None:
@@ -364,7 +364,7 @@ class Predictor:
 
     async def explain(
         self,
-        call: Call,
+        call: RequestOptions,
         inputs: Arrays,
         request: ExplainRequest,
         field: str = "",
@@ -387,7 +387,7 @@ class Predictor:
             HeedError: see `service.errors`.
         """
         started_s = time.monotonic()
-        questions: list[Question] = []
+        questions: list[ExplanationPlan] = []
         explanations: list[Explanation] = []
         admitted = contextlib.ExitStack()
 
@@ -395,13 +395,13 @@ class Predictor:
             check(model, request)
             _check_inputs(model, inputs)
             task = model.task
-            assert not isinstance(task, TensorRows)
+            assert not isinstance(task, RawTensors)
             if (count := sum(array.size for array in inputs.values())) != 1:
                 raise InvalidRequest(f"an explanation is of one input, the request has {count}")
             admitted.enter_context(self._explainer.admitted())
             deadline_s = started_s + self._timeout_s(call)
             await self._explainer.get_ready(model, request, deadline_s)
-            await self._spare_time.moment(deadline_s)
+            await self._idle_executor.moment(deadline_s)
             given: str | bytes
             prepared: Prepared
             if isinstance(task, ImageClassification):
@@ -424,10 +424,10 @@ class Predictor:
                 max_image_pixels=limit,
                 memory=memory,
             )
-            questions.append(await self._spare_time.run(taking_apart, deadline_s))
+            questions.append(await self._idle_executor.run(taking_apart, deadline_s))
             return items
 
-        async def submit(model: ServedModel, items: Sequence[Any], deadline_s: float) -> list[Done]:
+        async def submit(model: ServedModel, items: Sequence[Any], deadline_s: float) -> list[ItemResult]:
             (done,) = await model.batcher.submit_low(items, deadline_s)
             explanation, others = await self._explainer.explain(model, questions[0], items[0], done.result, deadline_s)
             explanations.append(explanation)
@@ -435,7 +435,7 @@ class Predictor:
 
         def finish(model: ServedModel, results: list[Any]) -> Explained:
             task, result = model.task, results[0]
-            assert not isinstance(task, TensorRows)
+            assert not isinstance(task, RawTensors)
             answer: Classification | Translated
             if isinstance(task, Translation):
                 answer = task.postprocess(result)
@@ -461,7 +461,7 @@ class Predictor:
             return
         served.task.check_languages(source, target)
 
-    def _sentences(self, task: Translation, call: Call, texts: Sequence[str], field: str) -> Prepared:
+    def _sentences(self, task: Translation, call: RequestOptions, texts: Sequence[str], field: str) -> Prepared:
         request = SearchRequest(call.num_beams, call.max_new_tokens, call.length_penalty)
         task.check(request)
         beams, most = request.num_beams or task.defaults.num_beams, self._config.max_batch_rows
@@ -473,7 +473,7 @@ class Predictor:
     def _tokens(
         self,
         task: TextClassification | Translation,
-        call: Call,
+        call: RequestOptions,
         texts: Sequence[str],
         field: str,
         **options: Any,
@@ -489,7 +489,7 @@ class Predictor:
     async def _tokens_of_long(
         self,
         task: TextClassification | Translation,
-        call: Call,
+        call: RequestOptions,
         texts: Sequence[str],
         weights: Sequence[int],
         options: dict[str, Any],
@@ -505,14 +505,14 @@ class Predictor:
         timeout_s, words = self._timeout_s(call), ("texts", "tokenized")
         return list(chain(*await self._preparation.run(tokenizing, rows=len(texts), timeout_s=timeout_s, words=words)))
 
-    async def _many_strings(self, task: TensorRows, call: Call, inputs: Arrays) -> list[Any]:
+    async def _many_strings(self, task: RawTensors, call: RequestOptions, inputs: Arrays) -> list[Any]:
         """The items of a request with many strings, which are decoded in a thread."""
         timeout_s, words = self._timeout_s(call), ("strings", "decoded")
         (rows,) = await self._preparation.run([partial(task.items, inputs)], rows=1, timeout_s=timeout_s, words=words)
         self._check_rows(sum([item.rows for item in rows]), "rows")
         return rows
 
-    def _pixels(self, task: ImageClassification, call: Call, images: Sequence[bytes], field: str) -> Prepared:
+    def _pixels(self, task: ImageClassification, call: RequestOptions, images: Sequence[bytes], field: str) -> Prepared:
         """Decode the images of a request, side by side."""
         self._check_rows(len(images))
         limit = self._config.max_image_pixels
@@ -548,10 +548,10 @@ class Predictor:
             InvalidRequest: more texts or images than a request may have.
         """
         served = self._repository.get(name, version)
-        if byte_elements > self._config.max_request_rows and not isinstance(served.task, TensorRows):
+        if byte_elements > self._config.max_request_rows and not isinstance(served.task, RawTensors):
             raise self._too_many(byte_elements)
 
-    def _timeout_s(self, call: Call) -> float:
+    def _timeout_s(self, call: RequestOptions) -> float:
         return self._config.default_timeout_s if call.timeout_s is None else call.timeout_s
 
     def _check_rows(self, inputs: int, what: str = "inputs", rows_each: int = 1) -> None:
@@ -568,11 +568,11 @@ class Predictor:
 
     async def _answer(
         self,
-        call: Call,
+        call: RequestOptions,
         prepare: Callable[[ServedModel], Prepared],
         finish: Callable[[ServedModel, list[Any]], T],
         on_tokens: Callable[[int, list[int]], None] | None = None,
-        submit: Callable[[ServedModel, Sequence[Any], float], Awaitable[list[Done]]] | None = None,
+        submit: Callable[[ServedModel, Sequence[Any], float], Awaitable[list[ItemResult]]] | None = None,
     ) -> tuple[T, Receipt]:
         """The way of every request, with its stages timed and its end counted.
 
@@ -593,7 +593,7 @@ class Predictor:
             prepared_s = time.monotonic()
             if submit is not None:
                 done = await submit(model, items, started_s + timeout_s)
-            elif isinstance(model.batcher, InFlightBatcher):
+            elif isinstance(model.batcher, ContinuousBatcher):
                 done = await model.batcher.submit(items, started_s + timeout_s, on_tokens)
             else:
                 done = await model.batcher.submit(items, started_s + timeout_s)
@@ -642,22 +642,22 @@ class Predictor:
         admitted = not self._repository.draining
         self._num_answering += admitted
         if urgent:
-            self._spare_time.answering()
+            self._idle_executor.answering()
         return admitted
 
     def _leave(self, admitted: bool, *, urgent: bool) -> None:
         """It has ended."""
         if urgent:
-            self._spare_time.answered()
+            self._idle_executor.answered()
         self._num_answering -= admitted
         if self._repository.draining and not self._num_answering:
             self._all_answered.set()
 
     def _trace_answer(
         self,
-        call: Call,
+        call: RequestOptions,
         model: ServedModel,
-        done: list[Done],
+        done: list[ItemResult],
         times_s: tuple[float, float, float, float],
         receipt: Receipt,
         *,
@@ -666,7 +666,7 @@ class Predictor:
         """The spans of an answer's stages, and the trace beside what was just counted of them."""
         if self._tracing is None or (trace := self._tracing.current()) is None:
             return
-        in_flight = isinstance(model.batcher, InFlightBatcher)
+        in_flight = isinstance(model.batcher, ContinuousBatcher)
         trace.answered(
             model.name, model.version, call.request_id, done, times_s, in_flight=in_flight, explained=explained
         )
@@ -683,7 +683,14 @@ class Predictor:
         )
 
     def _answer_failed(
-        self, call: Call, name: str, version: str, outcome: Outcome, why: str, started_s: float, prepared_s: float
+        self,
+        call: RequestOptions,
+        name: str,
+        version: str,
+        outcome: Outcome,
+        why: str,
+        started_s: float,
+        prepared_s: float,
     ) -> None:
         self.count_failure(name, version, call.protocol, call.request_id, outcome, why)
         if self._tracing is None or (trace := self._tracing.current()) is None:
@@ -859,7 +866,7 @@ def _image_classification(model: ServedModel) -> ImageClassification:
 
 
 def _taken(model: ServedModel) -> str:
-    if isinstance(model.task, TensorRows):
+    if isinstance(model.task, RawTensors):
         return "tensors"
     if isinstance(model.task, Translation):
         return "texts, and gives translations"
@@ -869,7 +876,7 @@ def _taken(model: ServedModel) -> str:
 def _check_inputs(model: ServedModel, inputs: Arrays) -> None:
     """Refuse tensors that do not fit the model's metadata, by name, type or shape."""
     specs = model.task.inputs
-    optional = model.task.optional_inputs if isinstance(model.task, TensorRows) else ()
+    optional = model.task.optional_inputs if isinstance(model.task, RawTensors) else ()
     if optional:
         specs = (*specs, *(spec for spec in optional if spec.name in inputs))
     if len(inputs) > len(specs):
@@ -901,7 +908,7 @@ def _properties(model: ServedModel) -> dict[str, str]:
         properties["explain"] = ",".join(methods)
     if model.remark is not None:
         properties["remark"] = model.remark
-    if isinstance(model.task, TensorRows) and model.task.optional_inputs:
+    if isinstance(model.task, RawTensors) and model.task.optional_inputs:
         properties["optional_inputs"] = ",".join(spec.name for spec in model.task.optional_inputs)
     return properties
 
@@ -913,7 +920,7 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 def _receipt(
     version: str,
     items: Sequence[Any],
-    done: list[Done],
+    done: list[ItemResult],
     started_s: float,
     prepared_s: float,
     computed_s: float,

@@ -14,7 +14,7 @@ LEARNING_RATE = 0.1  # of the mean time of a row, which says when to come again
 T = TypeVar("T")
 
 
-class Preparation:
+class PreprocessingPool:
     """As many threads as there are cores; more would only take memory."""
 
     def __init__(self, num_threads: int, max_rows: int, watchdog: Watchdog | None = None) -> None:

@@ -24,7 +24,7 @@ MADV_COLLAPSE = 25  # madvise(2), since Linux 6.1
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2  # mremap(2)
 MAP_FAILED = ctypes.c_void_p(-1).value
 # Of the small pages in the place of a huge one, so many must be in use: the others will take memory too.
-LEAST_SHARE_IN_USE = 0.5
+MIN_SHARE_IN_USE = 0.5
 # /proc/self/pagemap has a word for each page; its highest bit says that the page is in memory.
 PAGE_BYTES, WORD_BYTES, IN_MEMORY = 4096, 8, np.uint64(1 << 63)
 
@@ -86,7 +86,7 @@ def _move(area: _Area, huge_bytes: int, pagemap: BinaryIO, stopped: Callable[[],
     for address in range(-(-area.start // huge_bytes) * huge_bytes, area.end - huge_bytes + 1, huge_bytes):
         if stopped():
             break
-        if _share_in_use(pagemap, address, huge_bytes) < LEAST_SHARE_IN_USE:
+        if _share_in_use(pagemap, address, huge_bytes) < MIN_SHARE_IN_USE:
             continue
         if area.is_code:
             moved = _replace_code(libc, address, huge_bytes)

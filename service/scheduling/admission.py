@@ -22,7 +22,7 @@ from service.telemetry.metrics import SchedulingTally
 PLANNED_FRACTION = 0.8
 
 
-class BatchReport(msgspec.Struct, frozen=True, gc=False):
+class BatchStats(msgspec.Struct, frozen=True, gc=False):
     """One engine call, seen from outside."""
 
     rows: int
@@ -33,20 +33,20 @@ class BatchReport(msgspec.Struct, frozen=True, gc=False):
     cost_s: float  # of the call, on the engine's own clock
 
 
-class Done(msgspec.Struct, frozen=True, gc=False):
+class ItemResult(msgspec.Struct, frozen=True, gc=False):
     """The result of one item, how long it waited for its engine call, and that call."""
 
     result: Any
     queue_s: float
-    batch: BatchReport
+    batch: BatchStats
 
 
 @dataclass(slots=True, eq=False)
 class Request:
     """One `submit`: done when all its items are, or when the first of them fails."""
 
-    future: asyncio.Future[list[Done]]
-    results: list[Done | None]
+    future: asyncio.Future[list[ItemResult]]
+    results: list[ItemResult | None]
     missing: int
     deadline_s: float = math.inf  # on the batcher's clock
     rest_s: float = 0.0  # expected engine time of the items that are not done, one by one
@@ -64,7 +64,7 @@ class Request:
             loop.create_future(), [None] * num_items, num_items, math.inf if deadline_s is None else deadline_s, rest_s
         )
 
-    def settle(self, index: int, outcome: Done | Exception) -> None:
+    def settle(self, index: int, outcome: ItemResult | Exception) -> None:
         """Take in what became of one item; nobody waits for it any more if the request is done."""
         if self.future.done():
             return
@@ -168,17 +168,17 @@ class Admission(Generic[E]):
                 f" takes about {1e3 * wait_s:.0f} ms, its own about {1e3 * own_s:.0f} ms"
             )
 
-    def enter(self, entries: Sequence[E]) -> None:
-        """Put the items of one request into the queue; `outcome` must be awaited next."""
+    def enqueue(self, entries: Sequence[E]) -> None:
+        """Put the items of one request into the queue; `wait` must be awaited next."""
         for entry in entries:
             self.queue[entry] = None
             self.queued_rows += entry.rows
             self.queued_s += entry.expected_s
         self._admitted += 1
 
-    async def outcome(
+    async def wait(
         self, request: Request, entries: Sequence[E], deadline_s: float | None, now_s: float
-    ) -> list[Done]:
+    ) -> list[ItemResult]:
         """What becomes of a request that was admitted; in the end none of its items waits any more.
 
         Raises:
@@ -197,7 +197,7 @@ class Admission(Generic[E]):
             if request.missing:
                 self._count_unanswered(request, entries)
             for entry in entries:
-                self.leave(entry)
+                self.remove(entry)
             self._admitted -= 1
             if self._draining and not self._admitted:
                 self._drained.set()
@@ -221,7 +221,7 @@ class Admission(Generic[E]):
         if future.done() and (future.cancelled() or future.exception() is not None):
             self.tally.rows_in_vain += entry.rows
 
-    def leave(self, entry: E) -> None:
+    def remove(self, entry: E) -> None:
         """Take an item out of the queue, if it is still there."""
         if entry in self.queue:
             del self.queue[entry]
@@ -249,17 +249,17 @@ class Admission(Generic[E]):
                         "the deadline cannot be met any more: the request has waited, and was not computed"
                     )
                 )
-            self.leave(entry)  # it ended in this very turn of the loop, and would have left in the next
+            self.remove(entry)  # it ended in this very turn of the loop, and would have left in the next
         return None
 
-    def die(self, reason: str, given: Iterable[E] = ()) -> None:
+    def fail_all(self, reason: str, given: Iterable[E] = ()) -> None:
         """The engine gives no answers any more: fail what waits and what it was given, and say so from now on."""
         self.dead_reason = reason
         error = Unavailable(f"the engine of {self.name} has failed: {reason}")
         for entry in [*self.queue, *given]:
             if not entry.request.future.done():
                 entry.request.future.set_exception(error)
-            self.leave(entry)
+            self.remove(entry)
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""

@@ -39,10 +39,10 @@ from typing import Any, Protocol
 
 import msgspec
 
-from service.engines.preemption import EngineCall, Terminated, give_way, terminable
+from service.engines.preemption import EngineCall, Terminated, lower_engine_priority, terminable
 from service.errors import EngineFailed, Unavailable
 from service.process.worker_threads import SupervisedThread, Watchdog
-from service.scheduling.admission import Admission, BatchReport, Done, Request
+from service.scheduling.admission import Admission, BatchStats, ItemResult, Request
 from service.scheduling.cost_table import CostTable, QuickSizes
 from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
@@ -87,7 +87,7 @@ class Item(Protocol):
         """Length of each row, in tokens; the engine pads to the longest of the call."""
 
     @property
-    def group(self) -> Hashable:
+    def batch_key(self) -> Hashable:
         """Only items of equal group may share a call."""
 
 
@@ -145,7 +145,7 @@ class _Instance:
 
     def _loop(self) -> None:
         if self.low:
-            give_way()
+            lower_engine_priority()
         while (given := self.inbox.get()) is not None:
             self._work(self, *given)
 
@@ -162,7 +162,7 @@ class Batcher:
         instances: int = 1,
         skipped_padding_cost: float | None = None,
         limits: BatcherLimits | None = None,
-        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_batch: Callable[[BatchStats], None] = lambda report: None,
         engine_clock: Callable[[], float] = time.monotonic,
         clock: Callable[[], float] = time.monotonic,
         cost_follows_from_shapes: bool = False,
@@ -224,7 +224,7 @@ class Batcher:
 
     # --- in the event loop -------------------------------------------------------------------------------------------
 
-    async def submit(self, items: Sequence[Item], deadline_s: float | None = None) -> list[Done]:
+    async def submit(self, items: Sequence[Item], deadline_s: float | None = None) -> list[ItemResult]:
         """Compute all items of one request, in whatever batches suit; cancelling this call takes them back.
 
         Args:
@@ -260,11 +260,11 @@ class Batcher:
             return self._compute_here(items[0], alone_s[0])
         request = Request.of(len(items), self._loop, deadline_s, sum(alone_s))
         entries = self._entries(request, items, alone_s, now_s)
-        self._admission.enter(entries)
+        self._admission.enqueue(entries)
         self._wake_up()
         return await self._outcome(self._admission, request, entries, now_s)
 
-    async def submit_low(self, items: Sequence[Item], deadline_s: float | None = None) -> list[Done]:
+    async def submit_low(self, items: Sequence[Item], deadline_s: float | None = None) -> list[ItemResult]:
         """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
         now_s, factor = self._clock(), self._wall_factor.value
         alone_s = [self._costs.estimate(item.rows, item.length) for item in items]
@@ -280,17 +280,17 @@ class Batcher:
         if not self._low_instances:
             names = [f"{self._name}-low-{number}" for number in range(self._num_low)]
             self._low_instances = [self._new_instance(name, low=True) for name in names]
-        self._low.enter(entries)
+        self._low.enqueue(entries)
         self._wake_up()
         return await self._outcome(self._low, request, entries, now_s)
 
     async def _outcome(
         self, admission: Admission[_Entry], request: Request, entries: list[_Entry], now_s: float
-    ) -> list[Done]:
+    ) -> list[ItemResult]:
         """What becomes of a request; a call that was made for it alone ends with it."""
         deadline_s = None if request.deadline_s == math.inf else request.deadline_s
         try:
-            return await admission.outcome(request, entries, deadline_s, now_s)
+            return await admission.wait(request, entries, deadline_s, now_s)
         finally:
             if request.missing:
                 for instance in {entry.instance for entry in entries if entry.instance is not None}:
@@ -417,12 +417,12 @@ class Batcher:
     def _form(self, admission: Admission[_Entry], oldest: _Entry, max_rows: int, max_tokens: int) -> list[_Entry]:
         """A batch: the oldest entry, and those whose company costs less engine time than a call of their own."""
         # By distance from the oldest one's length, then by age.
-        length, group = oldest.length, oldest.item.group
+        length, batch_key = oldest.length, oldest.item.batch_key
         candidates = sorted(
             [
                 (abs(entry.length - length), place, entry)
                 for place, entry in enumerate(islice(admission.queue, CANDIDATES))
-                if entry is not oldest and entry.item.group == group
+                if entry is not oldest and entry.item.batch_key == batch_key
             ]
         )
         batch, extent, work_s = [oldest], _Extent.of(oldest.item), oldest.work_s
@@ -456,7 +456,7 @@ class Batcher:
                 best_size, best_share = len(batch), share
         del batch[max(1, int(stretch * best_size)) :]
         for entry in batch:
-            admission.leave(entry)
+            admission.remove(entry)
         return batch
 
     def _cost_s(self, extent: "_Extent") -> float:
@@ -467,7 +467,7 @@ class Batcher:
         instance: _Instance,
         batch: list[_Entry],
         results: list[Any],
-        report: BatchReport,
+        report: BatchStats,
         dead: str | None,
     ) -> None:
         """Hand out the results of an engine call, and give the engine its next one."""
@@ -486,7 +486,7 @@ class Batcher:
                     f"the engine call took longer than {self._limits.engine_timeout_s:g} s (engine_timeout_s)"
                 )
             elif not isinstance(result, Exception):
-                result = Done(result, started_s - entry.enqueued_s, report)  # noqa: PLW2901
+                result = ItemResult(result, started_s - entry.enqueued_s, report)  # noqa: PLW2901
             entry.request.rest_s -= entry.expected_s
             entry.request.settle(entry.index, result)
         # A call that gives way takes as long as the others let it; one that was terminated has not done its work.
@@ -514,7 +514,7 @@ class Batcher:
         instance.started_s = instance.call = None
         instance.batch = []
 
-    def _compute_here(self, item: Item, alone_s: float) -> list[Done]:
+    def _compute_here(self, item: Item, alone_s: float) -> list[ItemResult]:
         """Make a call in the event loop's own thread."""
         # The clock of a thread is a system call, which so short a call would feel; nothing interrupts it here.
         # Nor could anything terminate it.
@@ -528,9 +528,9 @@ class Batcher:
             raise result
         if abs(report.cost_s - alone_s) > TOLERATED_ERROR * alone_s:
             self._learn(alone_s, [result], report)
-        return [Done(result, 0.0, report)]
+        return [ItemResult(result, 0.0, report)]
 
-    def _learn(self, alone_s: float, results: list[Any], report: BatchReport) -> None:
+    def _learn(self, alone_s: float, results: list[Any], report: BatchStats) -> None:
         """Let a call that went well correct the costs; `alone_s` is what its items were expected to cost one by one."""
         for result in results:
             if isinstance(result, Exception):
@@ -541,7 +541,7 @@ class Batcher:
 
     def _die(self, reason: str) -> None:
         for admission in (self._admission, self._low):
-            admission.die(reason)
+            admission.fail_all(reason)
 
     def _thread_ended(self, instance: _Instance, reason: str) -> None:
         """An engine thread has ended: answer those whom it computed for, and give none of its kind another call."""
@@ -554,7 +554,7 @@ class Batcher:
             instance.idle.remove(instance)
         self._die(f"an engine thread has ended: {reason}")
 
-    def trouble(self) -> str | None:
+    def health_problem(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
         if self._admission.dead_reason is not None:
             return self._admission.dead_reason
@@ -589,7 +589,7 @@ class Batcher:
 
     def _execute(
         self, items: list[Any], clock: Callable[[], float], call: EngineCall | None
-    ) -> tuple[list[Any], BatchReport, str | None]:
+    ) -> tuple[list[Any], BatchStats, str | None]:
         """Make the engine call: the results, what it took, and of what the engine died, if it did.
 
         `call` is what others may terminate it by.
@@ -609,7 +609,7 @@ class Batcher:
         tokens = extent.tokens if self._padding_cost is not None else extent.rows * extent.longest
         compute_s, cost_s = time.monotonic() - started_s, clock() - clock_s
         length = extent.effective_length(self._padding_cost)
-        report = BatchReport(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
+        report = BatchStats(extent.rows, tokens, tokens - extent.tokens, compute_s, length, cost_s)
         return results, report, dead
 
     def _compute(self, items: list[Any], call: EngineCall | None) -> list[Any]:
@@ -636,7 +636,7 @@ class Batcher:
 
 def _size(item: Item) -> Hashable:
     """What has to be equal for two calls of one item to cost the same."""
-    return item.rows, item.length, item.group
+    return item.rows, item.length, item.batch_key
 
 
 class _Extent(msgspec.Struct, frozen=True, gc=False):

@@ -34,17 +34,17 @@ from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from service.engines.preemption import EngineCall, Terminated, give_way, terminable, working_time
+from service.engines.preemption import EngineCall, Terminated, lower_engine_priority, terminable, working_time
 from service.errors import EngineFailed, InvalidRequest
 from service.process.worker_threads import SupervisedThread, Watchdog
-from service.scheduling.admission import Admission, BatchReport, Done, Request
+from service.scheduling.admission import Admission, BatchStats, ItemResult, Request
 from service.scheduling.cost_table import CostTable
 from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
 # for about two steps of a full batch (docs/decisions.md).
-JOINING_TOKENS = 256
+PREFILL_TOKENS_PER_STEP = 256
 # A thread holds so many rows more than run, as a share of these: sentences that join at once when others are done. From
 # the queue they would come a step later, for the event loop has to hear of the free rows first.
 RESERVE_SHARE = 0.25
@@ -134,13 +134,13 @@ class _Ended(NamedTuple):
     """A sentence that has left its running batch: its result, or None when nobody waits for it any more."""
 
     entry: _Entry
-    outcome: Done | Exception | None
+    outcome: ItemResult | Exception | None
 
 
 class _Signal(Enum):
     """What an engine thread is told besides its sentences."""
 
-    LOOK = 1  # something has changed
+    WAKE = 1  # something has changed
     CLOSE = 2
 
 
@@ -170,7 +170,7 @@ class _Instance:
     # Of the event loop: what was given to it and has not ended.
     entries: dict[_Entry, None] = field(default_factory=dict)
     rows: int = 0
-    stands_still: bool = False  # seen by the engine thread before its next step
+    paused: bool = False  # seen by the engine thread before its next step
     thread: SupervisedThread | None = None
     timer: asyncio.TimerHandle | None = None  # looks whether the step is overdue
     # Of the engine thread; the event loop looks at the first two:
@@ -184,7 +184,7 @@ class _Instance:
     untold_steps: list[_Step] = field(default_factory=list)
 
 
-class InFlightBatcher:
+class ContinuousBatcher:
     """Decodes the sentences of one model in a number of engine threads."""
 
     def __init__(
@@ -195,7 +195,7 @@ class InFlightBatcher:
         costs: CostTable,
         instances: int = 1,
         limits: InFlightLimits | None = None,
-        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_batch: Callable[[BatchStats], None] = lambda report: None,
         clock: Callable[[], float] = time.monotonic,
         tally: SchedulingTally | None = None,
         watchdog: Watchdog | None = None,
@@ -268,7 +268,7 @@ class InFlightBatcher:
         items: Sequence[Sentence],
         deadline_s: float | None = None,
         on_tokens: Callable[[int, list[int]], None] | None = None,
-    ) -> list[Done]:
+    ) -> list[ItemResult]:
         """Decode all sentences of one request; cancelling this call frees their rows.
 
         Args:
@@ -299,14 +299,14 @@ class InFlightBatcher:
             _Entry(request, number, item, item.rows, self._expected_s(item), now_s, on_tokens)
             for number, item in enumerate(items)
         ]
-        self._admission.enter(entries)
+        self._admission.enqueue(entries)
         self._dispatch()
         try:
-            return await self._admission.outcome(request, entries, deadline_s, now_s)
+            return await self._admission.wait(request, entries, deadline_s, now_s)
         finally:
             self._cancel(entries, self._instances)
 
-    async def submit_low(self, items: Sequence[Sentence], deadline_s: float | None = None) -> list[Done]:
+    async def submit_low(self, items: Sequence[Sentence], deadline_s: float | None = None) -> list[ItemResult]:
         """As `submit`, for work that gives way: under steady ordinary load it may wait until its deadline."""
         now_s = self._clock()
         rows = self._rows_of(items)
@@ -325,14 +325,14 @@ class InFlightBatcher:
         if not self._low_instances:
             names = [f"{self._name}-low-{number}" for number in range(self._num_low)]
             self._low_instances = [self._start(name, low=True) for name in names]
-        self._low.enter(entries)
+        self._low.enqueue(entries)
         self._dispatch()
         try:
-            return await self._low.outcome(request, entries, deadline_s, now_s)
+            return await self._low.wait(request, entries, deadline_s, now_s)
         finally:
             self._cancel(entries, self._low_instances)
             for instance in self._low_instances:
-                instance.inbox.put(_Signal.LOOK)
+                instance.inbox.put(_Signal.WAKE)
 
     def _cancel(self, entries: Sequence[_Entry], instances: Sequence[_Instance]) -> None:
         """Nobody waits for these any more: they leave before the next step, and a long step for nobody is stopped."""
@@ -401,7 +401,7 @@ class InFlightBatcher:
             reserve = int(RESERVE_SHARE * self._limits.max_running_rows)
             if not self._has_room(instance, entry.rows - reserve):
                 return
-            self._admission.leave(entry)
+            self._admission.remove(entry)
             self._running_s += entry.expected_s
             self._give(instance, entry)
         if self._low_instances:
@@ -413,9 +413,9 @@ class InFlightBatcher:
         idle = sum(not instance.rows for instance in self._instances)
         spare = idle - (len(self._instances) > 1)
         for number, instance in enumerate(sorted(self._low_instances, key=lambda each: not each.rows)):
-            stood_still, instance.stands_still = instance.stands_still, number >= spare
-            if stood_still and not instance.stands_still:
-                instance.inbox.put(_Signal.LOOK)
+            stood_still, instance.paused = instance.paused, number >= spare
+            if stood_still and not instance.paused:
+                instance.inbox.put(_Signal.WAKE)
 
     def _dispatch_low(self) -> None:
         """The same for low priority, when no ordinary sentence waits."""
@@ -423,7 +423,7 @@ class InFlightBatcher:
             instance = min(self._low_instances, key=lambda each: each.rows)
             if instance.rows and instance.rows + entry.rows > self._most_low_rows():
                 return
-            self._low.leave(entry)
+            self._low.remove(entry)
             self._give(instance, entry)
 
     def _give(self, instance: _Instance, entry: _Entry) -> None:
@@ -453,7 +453,7 @@ class InFlightBatcher:
                 self._admission.count_in_vain(entry)
             if outcome is None:
                 continue
-            if isinstance(outcome, Done) and not instance.low:
+            if isinstance(outcome, ItemResult) and not instance.low:
                 self._steps_per_token += 0.05 * (entry.steps / entry.sentence.length - self._steps_per_token)
             entry.request.settle(entry.index, outcome)
         if progress.dead is not None:
@@ -466,15 +466,15 @@ class InFlightBatcher:
             else:
                 self._wall_factor.record(turn_s, self._costs.estimate(rows, 1))
                 self._costs.record(rows, 1, seconds)
-            self._on_batch(BatchReport(rows, rows, 0, seconds, 1, seconds))
+            self._on_batch(BatchStats(rows, rows, 0, seconds, 1, seconds))
 
     def _die(self, instance: _Instance, reason: str) -> None:
-        self._admission.die(reason, given=[] if instance.low else instance.entries)
-        self._low.die(reason, given=instance.entries if instance.low else [])
+        self._admission.fail_all(reason, given=[] if instance.low else instance.entries)
+        self._low.fail_all(reason, given=instance.entries if instance.low else [])
         instance.entries.clear()
         instance.rows = 0
 
-    def trouble(self) -> str | None:
+    def health_problem(self) -> str | None:
         """Why this batcher would not answer now, or None when it would."""
         if self._admission.dead_reason is not None:
             return self._admission.dead_reason
@@ -503,7 +503,7 @@ class InFlightBatcher:
     def _decode(self, instance: _Instance) -> None:
         """Step after step, until closed or dead."""
         if instance.low:
-            give_way()
+            lower_engine_priority()
         dead: str | None = None
         while dead is None and self._gather(instance):
             ended: list[_Ended] = []
@@ -535,10 +535,10 @@ class InFlightBatcher:
         """
         if dropped := self._drop_cancelled(instance):
             self._tell(instance, _Progress(dropped, [], [], None))
-        if not instance.stands_still:
+        if not instance.paused:
             instance.running = instance.running or self._open()
             self._join(instance, ended)
-        if not instance.stands_still:  # it may since have been told to
+        if not instance.paused:  # it may since have been told to
             self._step(instance, ended)
 
     def _give_up(self, instance: _Instance) -> list[_Ended]:
@@ -560,13 +560,13 @@ class InFlightBatcher:
         """What has come in since the last step; waits for something when there is nothing to do. False: closed."""
         try:
             while True:
-                idle = instance.stands_still or not (instance.members or instance.waiting)
+                idle = instance.paused or not (instance.members or instance.waiting)
                 if idle:
                     instance.turn_since_s = None
                 given = instance.inbox.get() if idle else instance.inbox.get_nowait()
                 if given is _Signal.CLOSE:
                     return False
-                if given is _Signal.LOOK:
+                if given is _Signal.WAKE:
                     return True
                 instance.waiting.append(given)
         except Empty:
@@ -592,7 +592,7 @@ class InFlightBatcher:
             if rows > self._limits.max_running_rows:
                 break
             # Nobody is held up by what joins an idle thread; those of low priority keep to short calls all the same.
-            most = LOW_PRIORITY_JOINING_TOKENS if instance.low else JOINING_TOKENS
+            most = LOW_PRIORITY_JOINING_TOKENS if instance.low else PREFILL_TOKENS_PER_STEP
             if joining and (instance.members or instance.low) and tokens > most:
                 break
             joining.append(instance.waiting.popleft())
@@ -684,10 +684,10 @@ def _raise_if_terminated(instance: _Instance, error: Exception) -> None:
         raise Terminated from error
 
 
-def _result(entry: _Entry, ended_s: float) -> Done:
+def _result(entry: _Entry, ended_s: float) -> ItemResult:
     compute_s, mean_rows = ended_s - entry.joined_s, round(entry.step_rows / entry.steps)
-    report = BatchReport(mean_rows, entry.step_rows, 0, compute_s, 1, compute_s)
-    return Done(entry.sentence, entry.joined_s - entry.enqueued_s, report)
+    report = BatchStats(mean_rows, entry.step_rows, 0, compute_s, 1, compute_s)
+    return ItemResult(entry.sentence, entry.joined_s - entry.enqueued_s, report)
 
 
 def _failure(error: Exception) -> EngineFailed:

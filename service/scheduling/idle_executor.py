@@ -16,14 +16,20 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from service.engines.preemption import EngineCall, give_way, hold, let_go, terminable
+from service.engines.preemption import (
+    EngineCall,
+    lower_engine_priority,
+    preempt_background,
+    resume_background,
+    terminable,
+)
 from service.errors import DeadlineExceeded
 from service.process.worker_threads import Watchdog, WorkerThreads
 
 T = TypeVar("T")
 
 
-class SpareTime:
+class IdleExecutor:
     """The thread, and how many requests are being answered beside it."""
 
     def __init__(self, num_cores: int, watchdog: Watchdog | None = None) -> None:
@@ -37,20 +43,20 @@ class SpareTime:
         self._answering = 0
         self._quiet = asyncio.Event()  # cleared by those who wait for it
         self._turn = asyncio.Lock()
-        self._thread = WorkerThreads(1, "spare-time", initializer=give_way, watchdog=watchdog)
+        self._thread = WorkerThreads(1, "spare-time", initializer=lower_engine_priority, watchdog=watchdog)
 
     def answering(self) -> None:
         """A request has come that must not wait; `answered` must follow."""
         self._answering += 1
         if self._answering == self._too_many:
-            hold()
+            preempt_background()
 
     def answered(self) -> None:
         """It has ended, in whatever way."""
         self._answering -= 1
         if self._answering == self._too_many - 1:
             self._quiet.set()
-            let_go()
+            resume_background()
 
     async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
         """Do a piece of work, alone among all pieces; when its caller leaves, its engine call is terminated.

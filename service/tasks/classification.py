@@ -38,7 +38,7 @@ class Classifier:
             TensorSpec("probabilities", "FP32", (-1, len(self.labels))),
         )
 
-    def separate(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
+    def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
         """The logits [C] of each item."""
         return list(outputs["logits"])
 

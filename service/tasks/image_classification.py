@@ -73,7 +73,7 @@ class Pixels:
     pixels_CHW: NDArray[np.float32]
     rows: int = 1
     length: int = 1
-    group: None = None
+    batch_key: None = None
     truncated: bool = False
 
     def digest(self) -> str:

@@ -15,16 +15,16 @@ BYTES_PER_TOKEN = 1024
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Rows of one request. An item of the batcher: only rows of equal `group` share a call, and none is padded."""
+    """Rows of one request. An item of the batcher: only rows of equal `batch_key` share a call, and none is padded."""
 
     arrays: Arrays
     rows: int
-    group: Hashable
+    batch_key: Hashable
     length: int  # 1 where all rows have one size
     truncated: bool = False  # tensors never are
 
 
-class TensorRows:
+class RawTensors:
     """Tensors of requests to calls of a bare ONNX graph, and its outputs back to the requests."""
 
     def __init__(
@@ -67,7 +67,7 @@ class TensorRows:
         Raises:
             InvalidRequest: a BYTES element is not UTF-8.
         """
-        num_bytes, feeds, group = 0, {}, []
+        num_bytes, feeds, batch_key = 0, {}, []
         for name, array in inputs.items():
             if array.dtype.hasobject:
                 elements = array.ravel().tolist()
@@ -76,7 +76,7 @@ class TensorRows:
             else:
                 feeds[name] = array
                 num_bytes += array.nbytes
-            group.append(array.shape[1:])
+            batch_key.append(array.shape[1:])
         for places in self._equal_sizes:
             if len({inputs[name].shape[axis] for name, axis in places}) > 1:
                 return [Rows(feeds, 1, object(), _length(num_bytes))]
@@ -87,12 +87,12 @@ class TensorRows:
         ((num_rows,),) = sizes
         length = _length(num_bytes // num_rows) if self._sized else 1
         if num_rows <= self._max_rows:
-            return [Rows(feeds, num_rows, tuple(group), length)]
+            return [Rows(feeds, num_rows, tuple(batch_key), length)]
         return [
             Rows(
                 {name: array[first : first + self._max_rows] for name, array in feeds.items()},
                 rows=min(self._max_rows, num_rows - first),
-                group=tuple(group),
+                batch_key=tuple(batch_key),
                 length=length,
             )
             for first in range(0, num_rows, self._max_rows)
@@ -104,7 +104,7 @@ class TensorRows:
             return items[0].arrays
         return {name: np.concatenate([item.arrays[name] for item in items]) for name in items[0].arrays}
 
-    def separate(self, outputs: Arrays, items: Sequence[Rows]) -> list[Arrays]:
+    def split_batch(self, outputs: Arrays, items: Sequence[Rows]) -> list[Arrays]:
         """Each item's rows of the outputs, with strings as BYTES: here, in an engine's thread, they hold up nobody.
 
         Raises:

@@ -22,7 +22,7 @@ class Tokens:
     ids: list[int]
     truncated: bool
     rows: int = 1
-    group: None = None
+    batch_key: None = None
 
     @property
     def length(self) -> int:

@@ -489,7 +489,7 @@ def num_candidates(num_beams: int) -> int:
     return 1 if num_beams == 1 else 2 * num_beams
 
 
-def likeliest(logits_RV: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def top_k_log_probs(logits_RV: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The `count` likeliest tokens of each row, likeliest first: log probabilities and ids, [R, count]."""
     highest_R1 = logits_RV.max(axis=1, keepdims=True)
     normaliser_R1 = highest_R1 + np.log(np.exp(logits_RV - highest_R1).sum(axis=1, keepdims=True))

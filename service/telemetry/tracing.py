@@ -32,7 +32,7 @@ Attributes = Mapping[str, str | int | bool]
 # server span unset, as the semantic conventions ask for 4xx.
 OF_THE_SERVER: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
 # Of a request whose rows went through more engine calls, the last ones to end are shown.
-MOST_CALLS_SHOWN = 8
+MAX_CALLS_SHOWN = 8
 GIVE_UP_S = 1.0  # until a flush that was ended is over
 # Of the standard variables, those that choose what is not offered: variable, what is offered, and what it means.
 OFFERED = (
@@ -124,7 +124,7 @@ class RequestTrace:
         self._stage("preprocess", started_s, prepared_s)
         calls = {id(row.batch): row for row in done}  # rows of one engine call share its report
         shown = done[:1] if explained else calls.values()
-        last = sorted(shown, key=lambda row: row.queue_s + row.batch.compute_s)[-MOST_CALLS_SHOWN:]
+        last = sorted(shown, key=lambda row: row.queue_s + row.batch.compute_s)[-MAX_CALLS_SHOWN:]
         for row in last:
             taken_s = min(prepared_s + row.queue_s, computed_s)
             self._stage("queue", prepared_s, taken_s)

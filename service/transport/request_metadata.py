@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.errors import InvalidRequest
-from service.prediction.predictor import ExplainRequest, Looking
+from service.prediction.predictor import AttentionSelector, ExplainRequest
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -16,7 +16,7 @@ MAX_TIMEOUT_US = 2**63 - 1  # what a parameter over gRPC can be
 
 # Requests with more to read than so many elements or bytes are read in a thread, so that they do not hold up all
 # others: an element of its own takes about 0.25 microseconds, a byte of JSON at most as much, the hand-over 0.1 ms.
-MOST_READ_AT_ONCE = 16_384
+MAX_READ_AT_ONCE = 16_384
 # Of a request's inputs and of its outputs; graphs with an input for each column of a table have hundreds.
 MAX_TENSORS = 1024
 MAX_PARAMETERS = 64  # of a request
@@ -106,7 +106,7 @@ def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
             raise InvalidRequest(f"parameter {name!r} must be a text, not {text!r}")
         texts[name] = text
     counts = {name: _count(name, given.get(name)) for name in ("n_samples", "seed", "layer", "head")}
-    looking = Looking(texts["part"], counts["layer"], counts["head"])
+    looking = AttentionSelector(texts["part"], counts["layer"], counts["head"])
     return ExplainRequest(texts["method"], texts["target"], counts["n_samples"], counts["seed"], looking)
 
 

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from service.engines.preemption import step_back
+from service.engines.preemption import renice_thread
 
 # Messages and answers of more bytes count as long steps; so many bytes together may be copied in one turn. Then come
 # turns without any: a request over HTTP is read in one, answered in the next.
@@ -113,4 +113,4 @@ class Turns:
 
 
 def _step_back() -> None:
-    step_back(threading.get_native_id(), by=THREAD_STEPS_BACK)
+    renice_thread(threading.get_native_id(), by=THREAD_STEPS_BACK)

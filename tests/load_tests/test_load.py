@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.bench.__main__ import LEAST_COUNT, forget_unless_made_by
+from load_tests.bench.__main__ import MIN_COUNT, forget_unless_made_by
 from load_tests.bench.__main__ import main as bench
 from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
 from load_tests.material import load_sentences
@@ -94,8 +94,8 @@ def test_a_missed_limit_is_named_and_the_exit_status_says_so(server: Server, tmp
 def test_a_benchmark_of_too_few_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is measured that could not be reported."""
     with pytest.raises(SystemExit):
-        bench([f"--{name}", str(LEAST_COUNT - 1)])
-    assert f"--{name} must be at least {LEAST_COUNT}" in capsys.readouterr().err
+        bench([f"--{name}", str(MIN_COUNT - 1)])
+    assert f"--{name} must be at least {MIN_COUNT}" in capsys.readouterr().err
 
 
 async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:

@@ -7,7 +7,7 @@ import time
 PATIENCE_S = 20.0  # only a failing test waits so long
 
 
-class Told:
+class StopFlag:
     """How it is stopped."""
 
     terminate = False
@@ -21,7 +21,7 @@ class StoppableCall:
         self.begun, self.stopped = 0, threading.Semaphore(0)
         self._began, self._tries = began, tries
 
-    def __call__(self, told: Told | None) -> str:
+    def __call__(self, told: StopFlag | None) -> str:
         """Try."""
         self.begun += 1
         self._began.release()

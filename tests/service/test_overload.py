@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded
-from service.scheduling.admission import Done
+from service.scheduling.admission import ItemResult
 from service.scheduling.batcher import Batcher, BatcherLimits
-from service.scheduling.continuous_batcher import InFlightBatcher, InFlightLimits
+from service.scheduling.continuous_batcher import ContinuousBatcher, InFlightLimits
 from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally
 from tests.service.virtual_time import VirtualTime
@@ -57,7 +57,7 @@ class Text:
 
     rows: int = 1
     length: int = 8
-    group: None = None
+    batch_key: None = None
 
 
 class Sentence:
@@ -87,7 +87,7 @@ async def offer(
         load.offered += 1
         deadline_s = time.now_s + DEADLINE_S
         try:
-            done: list[Done] = await submit(deadline_s)
+            done: list[ItemResult] = await submit(deadline_s)
         except DeadlineExceeded:
             load.refused += time.now_s < deadline_s - 1e-6
         else:
@@ -197,7 +197,7 @@ def run_inflight_batcher(slowness: Slowness) -> Load:
     time, load = VirtualTime(), Load()
 
     async def serve() -> None:
-        batcher = InFlightBatcher(
+        batcher = ContinuousBatcher(
             lambda: Steps(time, load, slowness),
             probe=lambda: None,
             costs=costs(step_s, 1),

@@ -42,7 +42,7 @@ class Handlers:
         """The same calls once more, for servers that look them up by name."""
 
 
-def take_calls_at_once(
+def keep_calls_outstanding(
     server: grpc.aio.Server, handlers: list[grpc.GenericRpcHandler], count: int = CALLS_AT_ONCE
 ) -> bool:
     """Have so many calls more handed on at once, until the server stops; whether this version of gRPC can do it.
@@ -85,7 +85,7 @@ async def take_all_calls(server: grpc.aio.Server, handlers: list[grpc.GenericRpc
         server: runs, and is stopped next, without anything between.
         handlers: what it was given to answer calls with.
     """
-    if take_calls_at_once(server, handlers, CALLS_AT_THE_END):
+    if keep_calls_outstanding(server, handlers, CALLS_AT_THE_END):
         await asyncio.sleep(0)  # they are asked for now
 
 

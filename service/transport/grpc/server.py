@@ -14,10 +14,10 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from proto import heed_pb2_grpc, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
-from service.engines.preemption import step_back
+from service.engines.preemption import renice_thread
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget
-from service.transport.grpc.accept import Handlers, take_all_calls, take_calls_at_once
+from service.transport.grpc.accept import Handlers, keep_calls_outstanding, take_all_calls
 from service.transport.grpc.endpoint import Activity
 from service.transport.grpc.health import HealthService, ReflectionService
 from service.transport.grpc.receiving import MessageReceiver
@@ -125,11 +125,11 @@ async def start_grpc(
     except RuntimeError:  # its text names variables of gRPC's core
         raise RuntimeError(f"gRPC cannot listen on {address}: it is in use, or no address of this machine") from None
     await server.start()
-    if not take_calls_at_once(server, handlers.all):
+    if not keep_calls_outstanding(server, handlers.all):
         log.warning("this version of gRPC hands on one call at a time", grpcio=grpc.__version__)
     for thread in threading.enumerate():
         if thread.name.endswith(POLLER) and thread.native_id is not None:
-            step_back(thread.native_id, by=POLLER_STEPS_BACK)
+            renice_thread(thread.native_id, by=POLLER_STEPS_BACK)
     await step_core_back()
     return GrpcServer(server, port, handlers, receiver, activity)
 
@@ -144,7 +144,7 @@ async def step_core_back() -> None:
         if found and not new:
             return
         for native_id in new:
-            step_back(native_id, by=CORE_STEPS_BACK)
+            renice_thread(native_id, by=CORE_STEPS_BACK)
         found |= new
         await asyncio.sleep(CORE_LOOK_INTERVAL_S)
     log.warning("gRPC's core has no threads of a known name", grpcio=grpc.__version__)

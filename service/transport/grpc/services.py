@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 
 from proto import heed_pb2, inference_pb2
 from service.errors import InvalidRequest
-from service.prediction.predictor import Call, Classification, ExplainRequest, Explanation, Looking, Receipt, Translated
+from service.prediction.predictor import (
+    AttentionSelector,
+    Classification,
+    ExplainRequest,
+    Explanation,
+    Receipt,
+    RequestOptions,
+    Translated,
+)
 from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.grpc.endpoint import Context, FramedService, bounded
@@ -25,9 +33,9 @@ from service.transport.grpc.tensors import (
     read_message,
     write_outputs,
 )
-from service.transport.request_metadata import MOST_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
+from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
 
-# Fields of ExplainRequest that may be left open; the last three are those of `Looking`.
+# Fields of ExplainRequest that may be left open; the last three are those of `AttentionSelector`.
 EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
 
 
@@ -80,7 +88,7 @@ class InferenceService(FramedService):
         check_counts(request)
         given = request.parameters
         parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
-        call = Call(
+        call = RequestOptions(
             model=request.model_name,
             version=request.model_version,
             protocol="grpc",
@@ -91,7 +99,7 @@ class InferenceService(FramedService):
             max_new_tokens=parameters.max_new_tokens,
             length_penalty=parameters.length_penalty,
         )
-        inputs = read_inputs(message, MOST_READ_AT_ONCE)
+        inputs = read_inputs(message, MAX_READ_AT_ONCE)
         if inputs is None:
             self._predictor.check_target(call.model, call.version, byte_elements_of(request))
             inputs = await self._turns.in_thread(partial(read_inputs, message))
@@ -133,7 +141,7 @@ class HeedService(FramedService):
         self, request: heed_pb2.ClassifyTextRequest, context: Context, request_id: str
     ) -> heed_pb2.ClassifyTextResponse:
         """Text in, label out."""
-        call = Call(
+        call = RequestOptions(
             model=request.model,
             version=request.version,
             protocol="grpc",
@@ -148,7 +156,7 @@ class HeedService(FramedService):
         self, request: heed_pb2.ClassifyImageRequest, context: Context, request_id: str
     ) -> heed_pb2.ClassifyImageResponse:
         """Image in, label out."""
-        call = Call(
+        call = RequestOptions(
             model=request.model,
             version=request.version,
             protocol="grpc",
@@ -186,8 +194,8 @@ class HeedService(FramedService):
         if given is None:
             raise InvalidRequest("the request has no input: text or image")
         element = request.text.encode() if given == "text" else request.image
-        target, n_samples, seed, *looking = (_given(request, name) for name in EXPLAIN_FIELDS)
-        asked = ExplainRequest(request.method or None, target, n_samples, seed, Looking(*looking))
+        target, n_samples, seed, *selector = (_given(request, name) for name in EXPLAIN_FIELDS)
+        asked = ExplainRequest(request.method or None, target, n_samples, seed, AttentionSelector(*selector))
         call = _translation_call(request, context, request_id)
         inputs = {given: bytes_array([element])}
         explained, receipt = await self._predictor.explain(call, inputs, asked, field=given)
@@ -201,8 +209,8 @@ def _given(request: Any, name: str) -> Any:
 
 def _translation_call(
     request: heed_pb2.TranslateRequest | heed_pb2.ExplainRequest, context: Context, request_id: str
-) -> Call:
-    return Call(
+) -> RequestOptions:
+    return RequestOptions(
         model=request.model,
         version=request.version,
         protocol="grpc",

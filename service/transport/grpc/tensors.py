@@ -15,7 +15,7 @@ from proto import inference_pb2
 from service.errors import InvalidRequest, TooLarge
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, bytes_array
 from service.transport.grpc.messages import INFER, MAX_UNCHECKED_BYTES, split, varint
-from service.transport.request_metadata import MAX_TENSORS, MOST_READ_AT_ONCE, check_parameter_count
+from service.transport.request_metadata import MAX_READ_AT_ONCE, MAX_TENSORS, check_parameter_count
 from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, check_header, decode_raw, encode_raw
 
 Contents = inference_pb2.InferTensorContents
@@ -161,11 +161,11 @@ def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -
     if tensor.datatype == "BYTES" and count > MAX_BYTES_ELEMENTS:
         raise TooLarge(f"tensor {tensor.name!r}: {count} BYTES elements, the limit is {MAX_BYTES_ELEMENTS}")
     try:
-        if count <= MOST_READ_AT_ONCE:
+        if count <= MAX_READ_AT_ONCE:
             return _array(elements, tensor.datatype).reshape(tensor.shape)
         chunks = [
-            _array(elements[start : start + MOST_READ_AT_ONCE], tensor.datatype)
-            for start in range(0, count, MOST_READ_AT_ONCE)
+            _array(elements[start : start + MAX_READ_AT_ONCE], tensor.datatype)
+            for start in range(0, count, MAX_READ_AT_ONCE)
         ]
     except OverflowError:
         raise InvalidRequest(f"tensor {tensor.name!r}: a number lies outside the range of {tensor.datatype}") from None
@@ -194,7 +194,7 @@ def is_short(outputs: Arrays, *, raw: bool) -> bool:
             num_elements += array.size
     if num_bytes > MAX_ANSWER_BYTES:
         raise TooLarge(f"the answer has {num_bytes} bytes, the limit is {MAX_ANSWER_BYTES}; ask for fewer rows")
-    return num_bytes <= MAX_INLINE_BYTES and num_elements <= MOST_READ_AT_ONCE
+    return num_bytes <= MAX_INLINE_BYTES and num_elements <= MAX_READ_AT_ONCE
 
 
 def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, raw: bool) -> None:
@@ -242,7 +242,7 @@ def _field(number: int, pieces: list[bytes]) -> list[bytes]:
 
 def _raw_pieces(array: NDArray[Any]) -> list[bytes]:
     """The raw form in pieces, between which others get the lock; putting them together gives it back (bytes.join)."""
-    at_once = MOST_READ_AT_ONCE if array.dtype.hasobject else MAX_INLINE_BYTES // array.itemsize
+    at_once = MAX_READ_AT_ONCE if array.dtype.hasobject else MAX_INLINE_BYTES // array.itemsize
     flat = array.ravel()
     return [encode_raw(flat[start : start + at_once]) for start in range(0, flat.size, at_once)]
 
@@ -254,8 +254,8 @@ def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
         yield from _field(Contents.DESCRIPTOR.fields_by_name[field].number, _raw_pieces(array))
         return
     flat = array.ravel()
-    for start in range(0, flat.size, MOST_READ_AT_ONCE):
-        chunk: Any = {field: flat[start : start + MOST_READ_AT_ONCE].tolist()}
+    for start in range(0, flat.size, MAX_READ_AT_ONCE):
+        chunk: Any = {field: flat[start : start + MAX_READ_AT_ONCE].tolist()}
         yield Contents(**chunk).SerializeToString()
 
 

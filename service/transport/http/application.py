@@ -22,13 +22,13 @@ from starlette.types import Receive, Scope, Send
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
 from service.prediction.predictor import (
-    Call,
+    AttentionSelector,
     Classification,
     Explained,
     ExplainRequest,
-    Looking,
     Predictor,
     Receipt,
+    RequestOptions,
     Translated,
     outcome_of,
 )
@@ -55,7 +55,7 @@ from service.transport.http.json_bounds import read_bounded_json
 from service.transport.http.openapi import openapi_document
 from service.transport.request_metadata import (
     MAX_DIGITS,
-    MOST_READ_AT_ONCE,
+    MAX_READ_AT_ONCE,
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     Parameters,
@@ -76,7 +76,7 @@ if TYPE_CHECKING:  # it needs an extra
 log = structlog.get_logger(__name__)
 
 ARRIVED_S = "heed.arrived_s"  # in a request's scope: when its headers were there, on `time.monotonic()`'s clock
-MOST_UNCOUNTED_BYTES = 64 * 1024  # of an answer: a connection's own buffers take as much
+MAX_UNCOUNTED_BYTES = 64 * 1024  # of an answer: a connection's own buffers take as much
 PIECE_BYTES = 256 * 1024  # of an answer: what is written in one step
 LEFT_UNREAD = "heed.left_unread"  # there when the rest of the body will not be read
 # The page for people who try the models: no inline script, and nothing from elsewhere or to elsewhere. Pictures that it
@@ -192,7 +192,7 @@ class HttpApplication:
             request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
             try:
                 response = await answer(request, request_id)
-                if (num_bytes := _body_bytes(response)) > MOST_UNCOUNTED_BYTES:
+                if (num_bytes := _body_bytes(response)) > MAX_UNCOUNTED_BYTES:
                     # The request's body is still there, or not needed any more.
                     memory: Reservation = request.scope[MEMORY]
                     memory.grow_to(num_bytes)
@@ -268,7 +268,7 @@ class HttpApplication:
 
     async def _in_turn(self, work: Callable[[], T], size: int) -> T:
         """Read or write JSON: at once where it is small, else in the thread for long steps."""
-        return work() if size <= MOST_READ_AT_ONCE else await self._turns.in_thread(work)
+        return work() if size <= MAX_READ_AT_ONCE else await self._turns.in_thread(work)
 
     async def _while_connected(self, request: Request, work: Awaitable[Any]) -> Any:
         """Await `work`, or cancel it when the client hangs up.
@@ -306,11 +306,11 @@ class HttpApplication:
         parameter_timeout_s: float | None,
         truncate: bool,
         search: SearchParameters | Parameters | None = None,
-    ) -> Call:
+    ) -> RequestOptions:
         timeout_s = earliest(_header_timeout_s(request), parameter_timeout_s)
         if timeout_s is not None:
             timeout_s -= time.monotonic() - request.scope[ARRIVED_S]
-        return Call(
+        return RequestOptions(
             model=request.path_params["model"],
             version=request.path_params.get("version", ""),
             protocol="http",
@@ -324,7 +324,9 @@ class HttpApplication:
 
     # --- Open Inference Protocol -------------------------------------------------------------------------------------
 
-    async def _read(self, request: Request, request_id: str) -> tuple[rest.InferMessage, Parameters, Call, int | None]:
+    async def _read(
+        self, request: Request, request_id: str
+    ) -> tuple[rest.InferMessage, Parameters, RequestOptions, int | None]:
         """A request with tensors, its parameters, and the length of its JSON part; None where all of it is JSON."""
         body = await self._body(request, request_id)
         name, version = request.path_params["model"], request.path_params.get("version", "")
@@ -346,7 +348,7 @@ class HttpApplication:
         all_binary = parameters.binary_data_output or header_bytes == 0
         write = partial(rest.write_infer, call.model, receipt, message, outputs, all_binary=all_binary)
         num_elements = sum(array.size for array in outputs.values())
-        if not all_binary and num_elements > MOST_READ_AT_ONCE:
+        if not all_binary and num_elements > MAX_READ_AT_ONCE:
             memory: Reservation = request.scope[MEMORY]
             memory.grow_to(num_elements * JSON_ELEMENT_BYTES)
         pieces, json_bytes = await self._in_turn(write, num_elements)
@@ -498,7 +500,9 @@ class HttpApplication:
         (answered,), receipt = await self._while_connected(request, answer)
         return json_response(labelled_scores(answered.labels, answered.scores), headers=receipt_headers(receipt))
 
-    async def _explained(self, request: Request, call: Call, asking: Awaitable[tuple[Explained, Receipt]]) -> Response:
+    async def _explained(
+        self, request: Request, call: RequestOptions, asking: Awaitable[tuple[Explained, Receipt]]
+    ) -> Response:
         """The usual answer, and beside it its explanation."""
         (answer, explanation), receipt = await self._while_connected(request, asking)
         document: object
@@ -588,8 +592,8 @@ def _event(document: object) -> bytes:
 
 def explain_request(parameters: ExplainParameters) -> ExplainRequest:
     """What the task API asks of an explanation."""
-    looking = Looking(parameters.part, parameters.layer, parameters.head)
-    return ExplainRequest(parameters.method, parameters.target, parameters.n_samples, parameters.seed, looking)
+    selector = AttentionSelector(parameters.part, parameters.layer, parameters.head)
+    return ExplainRequest(parameters.method, parameters.target, parameters.n_samples, parameters.seed, selector)
 
 
 def receipt_headers(receipt: Receipt) -> dict[str, str]:
@@ -622,7 +626,7 @@ class PiecesResponse(Response):
 
 def answer_in_pieces(pieces: Sequence[bytes], media_type: str, headers: dict[str, str] | None = None) -> Response:
     """An answer of pieces, put together where it is short."""
-    if sum(map(len, pieces)) <= MOST_UNCOUNTED_BYTES:
+    if sum(map(len, pieces)) <= MAX_UNCOUNTED_BYTES:
         return Response(b"".join(pieces), 200, headers, media_type)
     return PiecesResponse(pieces, media_type, headers or {})
 

@@ -25,11 +25,11 @@ from service.transport.turns import Turns
 
 log = structlog.get_logger(__name__)
 
-MOST_HEADER_BYTES = 64 * 1024  # of one request, its first line included; as many of the trailers behind a body
-MOST_HEADERS = 128  # of one request: each takes more memory than its bytes
+MAX_HEADER_BYTES = 64 * 1024  # of one request, its first line included; as many of the trailers behind a body
+MAX_HEADERS = 128  # of one request: each takes more memory than its bytes
 # Received bytes are parsed in pieces, so that bounds hold within what comes at once: uvloop reads up to 250 KiB.
 PIECE_BYTES = 8 * 1024
-MOST_PIPELINED = 64  # requests that wait for the answer to one before them; browsers and HTTP libraries send none
+MAX_PIPELINED = 64  # requests that wait for the answer to one before them; browsers and HTTP libraries send none
 BODY_STEP_BYTES = 64 * 1024  # of a body and of an answer: so many must be moved within the client's time-out
 ACCEPTED_AT_ONCE = 256  # connections in one turn of the event loop, about 10 ms
 ACCEPT_PAUSE_S = 0.1  # when the process has no file descriptors left
@@ -165,8 +165,8 @@ class HttpConnection(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._refusal is None and self._stretch_bytes > MOST_HEADER_BYTES + PIECE_BYTES:
-            self._refusal = (431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
+        if self._refusal is None and self._stretch_bytes > MAX_HEADER_BYTES + PIECE_BYTES:
+            self._refusal = (431, f"the request's headers have more than {MAX_HEADER_BYTES} bytes")
         if self._refusal is None and self._in_head and self._stretch_bytes > PIECE_BYTES:
             self._reserve_head()
         if self._refusal is not None:
@@ -176,7 +176,7 @@ class HttpConnection(HttpToolsProtocol):
 
     def _reserve_head(self) -> None:
         try:
-            self._memory.grow_to(MOST_HEADER_BYTES)
+            self._memory.grow_to(MAX_HEADER_BYTES)
         except Overloaded as error:
             self._refusal = (429, str(error))
 
@@ -196,17 +196,17 @@ class HttpConnection(HttpToolsProtocol):
         if not self._in_head or self._refusal is not None:
             return
         self._head_bytes += len(name) + len(value) + 4
-        if self._head_bytes > MOST_HEADER_BYTES:
-            self._refusal = (431, f"the request's headers have more than {MOST_HEADER_BYTES} bytes")
-        elif len(self.headers) >= MOST_HEADERS:
-            self._refusal = (431, f"the request has more than {MOST_HEADERS} headers")
+        if self._head_bytes > MAX_HEADER_BYTES:
+            self._refusal = (431, f"the request's headers have more than {MAX_HEADER_BYTES} bytes")
+        elif len(self.headers) >= MAX_HEADERS:
+            self._refusal = (431, f"the request has more than {MAX_HEADERS} headers")
         else:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The body begins, and with it the work."""
-        if self._refusal is None and len(self.pipeline) >= MOST_PIPELINED:
-            self._refusal = (503, f"more than {MOST_PIPELINED} requests wait for the answer to one before them")
+        if self._refusal is None and len(self.pipeline) >= MAX_PIPELINED:
+            self._refusal = (503, f"more than {MAX_PIPELINED} requests wait for the answer to one before them")
         if self._refusal is not None:
             return
         self._in_head, self._stretch_bytes = False, 0

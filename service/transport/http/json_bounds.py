@@ -13,7 +13,7 @@ from service.tasks.hub_messages import read_json
 
 MAX_JSON_BYTES = 4 * 2**20
 # Shorter documents are decoded within 10 ms whatever they hold.
-MOST_UNCHECKED_BYTES = 16 * 1024
+MAX_UNCHECKED_BYTES = 16 * 1024
 SLICE_BYTES = 64 * 1024
 
 DIGIT, EXPONENT, OTHER = b"0", b"e", b"."
@@ -68,7 +68,7 @@ def check_json(document: memoryview, max_bytes: int = MAX_JSON_BYTES) -> None:
         raise TooLarge(
             f"the JSON has {len(document)} bytes, the limit is {max_bytes}; send large tensors as binary data"
         )
-    if len(document) <= MOST_UNCHECKED_BYTES:
+    if len(document) <= MAX_UNCHECKED_BYTES:
         return
     counts = [0] * len(BOUNDS)
     for start in range(0, len(document), SLICE_BYTES):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from export.training.run_folder import RunIsBusyError, sole_trainer
-from export.training.runs import RECIPES, Run, read_queue, train_run, with_changes, work_off
+from export.training.runs import RECIPES, Run, read_queue, run_all, train_run, with_changes
 from export.training.text_classifier import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
@@ -61,10 +61,10 @@ def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
     """Finished folders are left alone without reading any data; with no time left, nothing is begun."""
     runs = [Run("first", "sentiment", []), Run("second", "sentiment", [])]
     (tmp_path / "first").symlink_to(toy_run)
-    work_off(runs, tmp_path, Console(width=200), time_budget_s=0.0)
+    run_all(runs, tmp_path, Console(width=200), time_budget_s=0.0)
     assert "1 of 2 runs are unfinished" in capsys.readouterr().out
     (tmp_path / "second").symlink_to(toy_run)
-    work_off(runs, tmp_path, Console(width=200), time_budget_s=60.0)
+    run_all(runs, tmp_path, Console(width=200), time_budget_s=60.0)
     assert "all 2 runs are finished" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
@@ -78,7 +78,7 @@ def test_what_another_process_trains_is_left_to_it(
     runs = [Run("busy", "sentiment", []), taught, Run("done", "sentiment", [])]
     (tmp_path / "done").symlink_to(toy_run)
     with sole_trainer(tmp_path / "busy"):
-        work_off(runs, tmp_path, console, time_budget_s=60.0)
+        run_all(runs, tmp_path, console, time_budget_s=60.0)
         with pytest.raises(RunIsBusyError, match="another process is training in .*busy"):
             train_run(runs[0], tmp_path / "busy", console, time_budget_s=60.0)
     said = capsys.readouterr().out

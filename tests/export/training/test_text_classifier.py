@@ -114,7 +114,7 @@ def test_large_weights_are_kept_in_parts(toy_run: Path, tmp_path: Path, monkeypa
     """Each small enough to copy; read together they are the same network."""
     shutil.copytree(toy_run, tmp_path / "run")
     expected = measure(toy_run, toy_data(), torch.device("cpu"))
-    monkeypatch.setattr(run_folder, "MOST_FILE_BYTES", 10_000)
+    monkeypatch.setattr(run_folder, "MAX_FILE_BYTES", 10_000)
     run_folder.halve_weights(tmp_path / "run")
     parts = sorted((tmp_path / "run").glob("model.safetensors*"))
     assert len(parts) > 3

@@ -60,9 +60,9 @@ def test_the_graph_that_moves_rows_picks_places_as_well(axis: int, places: list[
 
 def test_graphs_are_captured_by_a_gpu_alone() -> None:
     """An option of the CUDA provider more, and nothing where there is none."""
-    plain, capturing = providers("cuda"), providers("cuda", captures=True)
+    plain, capturing = providers("cuda"), providers("cuda", cuda_graphs=True)
     assert [each[1].get("enable_cuda_graph") for each in (plain[0], capturing[0])] == [None, "1"]
-    assert plain[1:] == capturing[1:] == providers("cpu") == providers("cpu", captures=True)
+    assert plain[1:] == capturing[1:] == providers("cpu") == providers("cpu", cuda_graphs=True)
     assert PROVIDERS["cuda"] == plain
 
 

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.engines.device import cuda_problem
-from service.engines.onnx import TOKEN_STEP, Buckets, EngineError, OnnxEngine, computed, open_session
-from service.engines.preemption import give_way, hold, let_go
+from service.engines.onnx import TOKEN_STEP, Buckets, EngineError, OnnxEngine, open_session, run_session
+from service.engines.preemption import lower_engine_priority, preempt_background, resume_background
 from service.models.loading import Loaded, Loader, buckets_of, capture_problem, open_onnx
 from service.tensors import NUMPY_OF, Arrays
 from tests.conftest import ROOT, write_onnx
@@ -74,9 +74,9 @@ def test_rounding_up_changes_no_text(plain: dict[str, OnnxEngine], rows: int, to
 
 @pytest.mark.parametrize("captures", [False, True])
 @pytest.mark.parametrize("rows", [1, *edges(2), *edges(4), 13])
-def test_rounding_up_changes_no_image(plain: dict[str, OnnxEngine], rows: int, captures: bool) -> None:
+def test_rounding_up_changes_no_image(plain: dict[str, OnnxEngine], rows: int, cuda_graphs: bool) -> None:
     """The same of images, also where the calls are made as for a CUDA graph."""
-    found = bucketed(IMAGES, captures=captures).run(images(rows))["logits"]
+    found = bucketed(IMAGES, cuda_graphs=cuda_graphs).run(images(rows))["logits"]
     assert found.shape == (rows, 10)
     np.testing.assert_allclose(found, plain[IMAGES].run(images(rows))["logits"], rtol=0, atol=2e-5)
 
@@ -96,9 +96,9 @@ def test_buckets_are_allocated_once_and_nothing_of_a_call_stays() -> None:
 
 
 @pytest.mark.parametrize("captures", [False, True])
-def test_threads_share_an_engine(plain: dict[str, OnnxEngine], captures: bool) -> None:
+def test_threads_share_an_engine(plain: dict[str, OnnxEngine], cuda_graphs: bool) -> None:
     """Each gets its own answers; memory is allocated for as many calls as ran at once, of captured ones for one."""
-    engine, num_threads = bucketed(IMAGES, captures=captures), 6
+    engine, num_threads = bucketed(IMAGES, cuda_graphs=cuda_graphs), 6
     together = threading.Barrier(num_threads)
     calls = [[images(1 + (number + call) % 4, number) for call in range(5)] for number in range(num_threads)]
 
@@ -112,7 +112,7 @@ def test_threads_share_an_engine(plain: dict[str, OnnxEngine], captures: bool) -
         for feeds, logits in zip(asked, answered, strict=True):
             np.testing.assert_allclose(logits, plain[IMAGES].run(feeds)["logits"], rtol=0, atol=2e-5)
     assert engine.buffers.keys() == {(1, None), (2, None), (4, None)}
-    assert max(engine.buffers.values()) <= (1 if captures else num_threads)
+    assert max(engine.buffers.values()) <= (1 if cuda_graphs else num_threads)
 
 
 def graph(path: Path, operator: str, inputs: dict[str, list[Any]], outputs: dict[str, list[Any]]) -> Path:
@@ -144,7 +144,7 @@ def test_outputs_of_unknown_size_are_left_to_onnx_runtime(tmp_path: Path) -> Non
         x_B3 = np.random.default_rng(rows).standard_normal((rows, 3), dtype=np.float32)
         np.testing.assert_array_equal(engine.run({"x": x_B3})["y"], x_B3.clip(min=0)[:, ::2])
     with pytest.raises(EngineError, match=r"^output 'y' has a size that only a call tells"):
-        OnnxEngine(path, 1, buckets=Buckets(), captures=True)
+        OnnxEngine(path, 1, buckets=Buckets(), cuda_graphs=True)
 
 
 def test_what_has_no_buckets_is_refused(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_what_has_no_buckets_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("captures", [False, True])
-def test_a_call_that_fails_harms_none_after_it(plain: dict[str, OnnxEngine], captures: bool) -> None:
+def test_a_call_that_fails_harms_none_after_it(plain: dict[str, OnnxEngine], cuda_graphs: bool) -> None:
     """Inputs that are missing or have another size: an error in words, and the bucket's memory goes on being used."""
-    engine, feeds = bucketed(IMAGES, captures=captures), images(2)
+    engine, feeds = bucketed(IMAGES, cuda_graphs=cuda_graphs), images(2)
     for wrong in ({}, {"other": feeds["pixel_values"]}, {"pixel_values": feeds["pixel_values"][..., :7]}):
         with pytest.raises(EngineError):
             engine.run(wrong)
@@ -182,9 +182,9 @@ def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str)
 
     def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
         assert device == "cuda"
-        captures = capture_problem(folder) is None
+        cuda_graphs = capture_problem(folder) is None
         assert folder.graph_name == "model.float16.onnx"
-        opened.append(OnnxEngine(folder.graph, threads, buckets=buckets_of(folder), captures=captures))
+        opened.append(OnnxEngine(folder.graph, threads, buckets=buckets_of(folder), cuda_graphs=cuda_graphs))
         return opened[0]
 
     found = next(found for found in scan(ROOT / "model_store") if found.name == name)
@@ -283,15 +283,15 @@ def test_a_call_of_low_priority_is_stopped_and_made_again(plain: dict[str, OnnxE
 
     def call(options: Any) -> list[Any]:
         if not told:
-            hold()
+            preempt_background()
         told.append(options.terminate)
         held.set()
         return list(session.run(names, feeds, options))
 
-    with ThreadPoolExecutor(1, initializer=give_way) as thread:
-        computing = thread.submit(computed, call, "cpu")
+    with ThreadPoolExecutor(1, initializer=lower_engine_priority) as thread:
+        computing = thread.submit(run_session, call, "cpu")
         assert held.wait(20)
-        let_go()
+        resume_background()
         (found, *_) = computing.result(20)
     assert told == [True, False]
     np.testing.assert_array_equal(found, plain[TEXTS].run(feeds)[names[0]])

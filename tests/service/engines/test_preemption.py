@@ -7,8 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.engines.preemption import compute, compute_unless_held, give_way, hold, let_go, step_back, working_time
-from tests.service.stoppable import PATIENCE_S, StoppableCall, Told
+from service.engines.preemption import (
+    compute,
+    lower_engine_priority,
+    preempt_background,
+    renice_thread,
+    resume_background,
+    run_preemptible,
+    working_time,
+)
+from tests.service.stoppable import PATIENCE_S, StopFlag, StoppableCall
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no SCHED_IDLE")
 
@@ -22,7 +30,7 @@ def test_what_a_thread_computes_gives_way_and_the_thread_does_not() -> None:
     """Engine calls have the lowest priority, the Python around them the usual one."""
 
     def low() -> tuple[int, int, int]:
-        give_way()
+        lower_engine_priority()
         return compute(policy), policy(), compute(policy)
 
     with ThreadPoolExecutor(1) as thread:
@@ -39,7 +47,7 @@ def test_a_call_that_fails_raises() -> None:
     """What the function raises, wherever it is called."""
 
     def low() -> None:
-        give_way()
+        lower_engine_priority()
         with pytest.raises(ZeroDivisionError):
             compute(divmod, 1, 0)
         assert compute(divmod, 7, 2) == (3, 1)
@@ -50,7 +58,7 @@ def test_a_call_that_fails_raises() -> None:
 
 def low_thread() -> ThreadPoolExecutor:
     """A thread that gives way."""
-    return ThreadPoolExecutor(1, initializer=give_way)
+    return ThreadPoolExecutor(1, initializer=lower_engine_priority)
 
 
 def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
@@ -58,14 +66,14 @@ def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
     began = threading.Semaphore(0)
     call = StoppableCall(began, tries=20)
     with low_thread() as thread:
-        done = thread.submit(compute_unless_held, call, Told, PATIENCE_S)
+        done = thread.submit(run_preemptible, call, StopFlag, PATIENCE_S)
         for number in range(19):
             assert began.acquire(timeout=PATIENCE_S)
             assert call.begun == number + 1
-            hold()
+            preempt_background()
             assert call.stopped.acquire(timeout=PATIENCE_S)
             assert not done.done()
-            let_go()
+            resume_background()
         assert done.result(PATIENCE_S) == "done"
     assert call.begun == 20
 
@@ -74,58 +82,58 @@ def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
 def test_in_the_end_a_call_is_left_to_its_end(lets_go: bool) -> None:
     """Whether it was stopped all the time or could not begin: nothing can stop it then."""
 
-    def call(told: Told | None) -> bool:
+    def call(told: StopFlag | None) -> bool:
         while told is not None and not told.terminate:
             pass
         if told is not None:
             raise RuntimeError("told to stop")
         return True
 
-    hold()
+    preempt_background()
     try:
         with low_thread() as thread:
-            done = thread.submit(compute_unless_held, call, Told, 0.1)
+            done = thread.submit(run_preemptible, call, StopFlag, 0.1)
             until_s = time.monotonic() + PATIENCE_S
             while lets_go and not done.done() and time.monotonic() < until_s:
-                let_go()
-                hold()
+                resume_background()
+                preempt_background()
             assert done.result(PATIENCE_S)
     finally:
-        let_go()
+        resume_background()
 
 
 def test_nothing_of_low_priority_begins_while_it_is_held() -> None:
     """An ordinary thread's calls do, and nothing could stop them."""
-    hold()
+    preempt_background()
     try:
-        assert compute_unless_held(lambda stop: stop, Told) is None
+        assert run_preemptible(lambda stop: stop, StopFlag) is None
         with low_thread() as thread:
-            waiting = thread.submit(compute_unless_held, type, Told)
+            waiting = thread.submit(run_preemptible, type, StopFlag)
             with pytest.raises(TimeoutError):
                 waiting.result(0.05)
-            let_go()
-            assert waiting.result(PATIENCE_S) is Told
+            resume_background()
+            assert waiting.result(PATIENCE_S) is StopFlag
     finally:
-        let_go()
+        resume_background()
 
 
 def test_a_call_that_fails_unasked_is_not_made_again() -> None:
     """Its error is the caller's."""
     tries = []
 
-    def failing(stop: Told) -> None:
+    def failing(stop: StopFlag) -> None:
         tries.append(stop)
         raise ZeroDivisionError
 
     with low_thread() as thread, pytest.raises(ZeroDivisionError):
-        thread.submit(compute_unless_held, failing, Told).result(PATIENCE_S)
+        thread.submit(run_preemptible, failing, StopFlag).result(PATIENCE_S)
     assert len(tries) == 1
 
 
 def test_a_thread_that_gives_way_knows_what_it_worked() -> None:
     """What is computed for it counts, what it waits for the moment to compute does not."""
 
-    def work(stop: Told | None) -> float:
+    def work(stop: StopFlag | None) -> float:
         began_s = time.monotonic()
         while time.monotonic() - began_s < 0.02:
             pass
@@ -133,19 +141,19 @@ def test_a_thread_that_gives_way_knows_what_it_worked() -> None:
 
     def measured() -> tuple[float, float, float]:
         began_s, before_s = time.monotonic(), working_time()
-        computed_s = compute_unless_held(work, Told)
+        computed_s = run_preemptible(work, StopFlag)
         return time.monotonic() - began_s, working_time() - before_s, computed_s
 
-    hold()
+    preempt_background()
     try:
         with low_thread() as thread:
             measuring = thread.submit(measured)
             with pytest.raises(TimeoutError):
                 measuring.result(0.3)
-            let_go()
+            resume_background()
             passed_s, worked_s, computed_s = measuring.result(PATIENCE_S)
     finally:
-        let_go()
+        resume_background()
     assert computed_s <= worked_s < passed_s - 0.2
 
 
@@ -159,6 +167,6 @@ def test_a_thread_steps_back_behind_the_first() -> None:
     with ThreadPoolExecutor(1) as pool:
         native_id = pool.submit(threading.get_native_id).result()
         for by, expected in ((5, own + 5), (5, own + 5), (7, own + 7), (100, 19)):
-            step_back(native_id, by)
+            renice_thread(native_id, by)
             assert pool.submit(niceness).result() == expected
     assert niceness() == own

@@ -14,7 +14,7 @@ from export.networks.translation import BOS_ID, EOS_ID, TranslationConfig, Trans
 from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.training.translation import translate
 from service.engines.onnx import EngineError
-from service.engines.preemption import give_way, hold, let_go
+from service.engines.preemption import lower_engine_priority, preempt_background, resume_background
 from service.engines.translation import RunningBatches, TranslationEngine
 from service.tasks.translation import Forced, SearchOptions, Sentence
 
@@ -103,7 +103,7 @@ def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bo
     sentences = random_sentences(20, 5)
 
     def decode() -> None:
-        give_way()
+        lower_engine_priority()
         batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=200, max_places=MAX_TOKENS)
         running = list(sentences)
         batches.join(running)
@@ -112,8 +112,8 @@ def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bo
     with ThreadPoolExecutor(1) as thread:
         decoding = thread.submit(decode)
         while not decoding.done():
-            hold()
-            let_go()
+            preempt_background()
+            resume_background()
             with suppress(TimeoutError):
                 decoding.result(0.0005)
     alone = OnnxTranslator(graphs)

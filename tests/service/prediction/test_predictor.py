@@ -15,11 +15,11 @@ from onnx import TensorProto, helper
 from service.config import ServiceConfig
 from service.errors import InvalidRequest, NotFound, Unavailable
 from service.models.repository import ModelRepository
-from service.prediction.predictor import MAX_STRINGS_IN_LOOP, Call, Predictor
+from service.prediction.predictor import MAX_STRINGS_IN_LOOP, Predictor, RequestOptions
 from service.telemetry.metrics import Metrics
 from tests.conftest import write_onnx
 
-CALL = Call(model="same", version="", protocol="grpc", request_id="1")
+CALL = RequestOptions(model="same", version="", protocol="grpc", request_id="1")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
-from service.prediction.preprocessing_pool import Preparation
+from service.prediction.preprocessing_pool import PreprocessingPool
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
 WORDS = ("images", "decoded")
@@ -15,7 +15,7 @@ WORDS = ("images", "decoded")
 
 async def test_results_come_in_the_order_of_the_work() -> None:
     """Whichever ends first; the second is what lets the first go on."""
-    preparation, gate = Preparation(2, max_rows=10), threading.Event()
+    preparation, gate = PreprocessingPool(2, max_rows=10), threading.Event()
     work = [lambda: gate.wait(PATIENCE_S) and "first", lambda: gate.set() or "second"]
     assert await preparation.run(work, rows=2, timeout_s=PATIENCE_S, words=WORDS) == ["first", "second"]
     assert preparation.rows == 0
@@ -23,7 +23,7 @@ async def test_results_come_in_the_order_of_the_work() -> None:
 
 async def test_the_event_loop_goes_on() -> None:
     """What runs in the loop is what the thread waits for."""
-    preparation, gate = Preparation(1, max_rows=10), threading.Event()
+    preparation, gate = PreprocessingPool(1, max_rows=10), threading.Event()
     running = asyncio.ensure_future(
         preparation.run([lambda: gate.wait(PATIENCE_S)], rows=1, timeout_s=PATIENCE_S, words=WORDS)
     )
@@ -35,7 +35,7 @@ async def test_the_event_loop_goes_on() -> None:
 
 async def test_too_many_rows_are_refused_with_the_limit() -> None:
     """At once; those that wait are not touched."""
-    preparation, gate = Preparation(1, max_rows=3), threading.Event()
+    preparation, gate = PreprocessingPool(1, max_rows=3), threading.Event()
     running = asyncio.ensure_future(
         preparation.run([lambda: gate.wait(PATIENCE_S)], rows=2, timeout_s=PATIENCE_S, words=WORDS)
     )
@@ -48,7 +48,7 @@ async def test_too_many_rows_are_refused_with_the_limit() -> None:
 
 async def test_at_the_deadline_what_has_not_begun_never_does() -> None:
     """The second piece waits for the one thread, which the first one holds."""
-    preparation, gate = Preparation(1, max_rows=10), threading.Event()
+    preparation, gate = PreprocessingPool(1, max_rows=10), threading.Event()
     begun: list[str] = []
     work = [lambda: gate.wait(PATIENCE_S), lambda: begun.append("second")]
     with pytest.raises(DeadlineExceeded, match="the deadline passed before the images were decoded"):
@@ -65,7 +65,7 @@ async def test_the_first_piece_that_fails_is_the_error() -> None:
     def refuse(number: int) -> None:
         raise InvalidRequest(f"image[{number}] is not an image")
 
-    preparation = Preparation(2, max_rows=10)
+    preparation = PreprocessingPool(2, max_rows=10)
     work = [lambda: None, lambda: refuse(1), lambda: refuse(2)]
     with pytest.raises(InvalidRequest, match=r"image\[1\] is not an image"):
         await preparation.run(work, rows=3, timeout_s=PATIENCE_S, words=WORDS)
@@ -74,7 +74,7 @@ async def test_the_first_piece_that_fails_is_the_error() -> None:
 
 async def test_who_is_refused_hears_when_to_come_again() -> None:
     """What waits, by the mean time of recent rows."""
-    preparation, gate = Preparation(1, max_rows=2), threading.Event()
+    preparation, gate = PreprocessingPool(1, max_rows=2), threading.Event()
     started_s = time.monotonic()
     await preparation.run([lambda: gate.wait(0.05)], rows=1, timeout_s=PATIENCE_S, words=WORDS)
     took_s = time.monotonic() - started_s

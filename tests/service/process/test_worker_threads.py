@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from service.engines.preemption import compute, give_way
+from service.engines.preemption import compute, lower_engine_priority
 from service.errors import Unavailable
-from service.prediction.preprocessing_pool import Preparation
+from service.prediction.preprocessing_pool import PreprocessingPool
 from service.process.worker_threads import (
     AssistantThread,
     SupervisedThread,
@@ -18,7 +18,7 @@ from service.process.worker_threads import (
     WorkerThreads,
     is_running,
 )
-from service.scheduling.idle_executor import SpareTime
+from service.scheduling.idle_executor import IdleExecutor
 from tests.service.idle import assert_idle
 from tests.service.stoppable import PATIENCE_S, raise_in
 
@@ -130,15 +130,15 @@ def test_a_caller_does_not_wait_for_an_assistant_that_has_ended(end: Callable[[]
 
 async def test_preparation_and_explanations_go_on_after_their_thread_has_ended() -> None:
     """The request whose work it did is told that the server could not answer; the next ones are answered."""
-    preparation, spare_time = Preparation(1, max_rows=10), SpareTime(1)
+    preparation, idle_executor = PreprocessingPool(1, max_rows=10), IdleExecutor(1)
     until_s = asyncio.get_running_loop().time() + PATIENCE_S
     words = ("texts", "tokenized")
     with pytest.raises(Unavailable, match="preparer has ended"):
         await preparation.run([end_thread], rows=1, timeout_s=PATIENCE_S, words=words)
     assert await preparation.run([lambda: "done"], rows=1, timeout_s=PATIENCE_S, words=words) == ["done"]
     with pytest.raises(Unavailable, match="spare-time has ended"):
-        await spare_time.run(end_thread, until_s)
-    assert await spare_time.run(lambda: "done", until_s) == "done"
+        await idle_executor.run(end_thread, until_s)
+    assert await idle_executor.run(lambda: "done", until_s) == "done"
 
 
 def test_a_thread_that_gives_way_gets_another_assistant() -> None:
@@ -146,7 +146,7 @@ def test_a_thread_that_gives_way_gets_another_assistant() -> None:
     outcomes: list[object] = []
 
     def low() -> None:
-        give_way()
+        lower_engine_priority()
         try:
             compute(end_thread)
         except ThreadEnded as error:

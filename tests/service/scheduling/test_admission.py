@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
-from service.scheduling.admission import PLANNED_FRACTION, Admission, BatchReport, Done, Request
+from service.scheduling.admission import PLANNED_FRACTION, Admission, BatchStats, ItemResult, Request
 
-REPORT = BatchReport(1, 1, 0, 0.0, 1, 0.0)
-DONE = Done("answer", 0.0, REPORT)
+REPORT = BatchStats(1, 1, 0, 0.0, 1, 0.0)
+DONE = ItemResult("answer", 0.0, REPORT)
 
 
 @dataclass(slots=True, eq=False)
@@ -28,18 +28,18 @@ def check(admission: Admission[Entry], rows: int = 1, **changes: Any) -> None:
     admission.check(rows, **({"wait_s": 0.0, "own_s": 0.0, "deadline_s": None, "now_s": 100.0} | changes))
 
 
-def enter(admission: Admission[Entry], num_items: int = 1) -> tuple[Request, list[Entry]]:
+def enqueue(admission: Admission[Entry], num_items: int = 1) -> tuple[Request, list[Entry]]:
     """A request in the queue."""
     request = Request.of(num_items, admission.loop)
     entries = [Entry(request) for _ in range(num_items)]
-    admission.enter(entries)
+    admission.enqueue(entries)
     return request, entries
 
 
 async def test_what_can_be_answered_is_admitted() -> None:
     """Up to the last row, and to the planned fraction of the time left; always where nothing is before it."""
     admission: Admission[Entry] = Admission("m/1", 3)
-    enter(admission, 2)
+    enqueue(admission, 2)
     check(admission, 1, wait_s=1.0, own_s=2.0, deadline_s=100.0 + 3.0 / PLANNED_FRACTION)
     check(admission, 1, wait_s=0.0, own_s=9.0, deadline_s=103.0)
 
@@ -61,7 +61,7 @@ async def test_what_can_be_answered_is_admitted() -> None:
 async def test_what_cannot_be_answered_is_refused(rows: int, changes: Any, kind: type[Exception], text: str) -> None:
     """At once, in words."""
     admission: Admission[Entry] = Admission("m/1", 3)
-    enter(admission, 2)
+    enqueue(admission, 2)
     with pytest.raises(kind, match=text) as refusal:
         check(admission, rows, **changes)
     if isinstance(refusal.value, Overloaded):
@@ -71,12 +71,12 @@ async def test_what_cannot_be_answered_is_refused(rows: int, changes: Any, kind:
 async def test_a_request_is_answered_when_all_its_items_are() -> None:
     """In their order, whichever comes first; and what is answered does not wait any more."""
     admission: Admission[Entry] = Admission("m/1", 9)
-    request, entries = enter(admission, 2)
-    waiting = asyncio.create_task(admission.outcome(request, entries, None, time.monotonic()))
-    request.settle(1, Done("second", 0.0, REPORT))
+    request, entries = enqueue(admission, 2)
+    waiting = asyncio.create_task(admission.wait(request, entries, None, time.monotonic()))
+    request.settle(1, ItemResult("second", 0.0, REPORT))
     await asyncio.sleep(0)
     assert not waiting.done()
-    request.settle(0, Done("first", 0.0, REPORT))
+    request.settle(0, ItemResult("first", 0.0, REPORT))
     assert [done.result for done in await waiting] == ["first", "second"]
     assert (admission.queued_rows, admission.queued_s, admission.oldest()) == (0, 0.0, None)
 
@@ -84,27 +84,27 @@ async def test_a_request_is_answered_when_all_its_items_are() -> None:
 async def test_the_first_failure_is_the_requests() -> None:
     """What becomes of its other items does not matter any more."""
     admission: Admission[Entry] = Admission("m/1", 9)
-    request, entries = enter(admission, 2)
+    request, entries = enqueue(admission, 2)
     request.settle(1, EngineFailed("not this one"))
     request.settle(0, DONE)
     with pytest.raises(EngineFailed, match="not this one"):
-        await admission.outcome(request, entries, None, time.monotonic())
+        await admission.wait(request, entries, None, time.monotonic())
 
 
 async def test_a_deadline_ends_the_wait() -> None:
     """And takes the items out of the queue."""
     admission: Admission[Entry] = Admission("m/1", 9)
-    request, entries = enter(admission)
+    request, entries = enqueue(admission)
     now_s = time.monotonic()
     with pytest.raises(DeadlineExceeded, match="before the answer was there"):
-        await admission.outcome(request, entries, now_s + 0.01, now_s)
+        await admission.wait(request, entries, now_s + 0.01, now_s)
     assert admission.queued_rows == 0
 
 
 async def test_the_oldest_that_is_waited_for() -> None:
     """What has ended meanwhile is passed over, and leaves."""
     admission: Admission[Entry] = Admission("m/1", 9)
-    (first, _), (_, second) = enter(admission), enter(admission)
+    (first, _), (_, second) = enqueue(admission), enqueue(admission)
     first.settle(0, DONE)
     assert admission.oldest() is second[0]
     assert admission.queued_rows == 1
@@ -113,12 +113,12 @@ async def test_the_oldest_that_is_waited_for() -> None:
 async def test_a_dead_engine_fails_what_waits_and_what_it_was_given() -> None:
     """With its reason, which whoever comes later hears too."""
     admission: Admission[Entry] = Admission("m/1", 9)
-    (waiting, entries), (given, given_entries) = enter(admission), enter(admission)
-    admission.leave(given_entries[0])
-    admission.die("out of memory", given=given_entries)
+    (waiting, entries), (given, given_entries) = enqueue(admission), enqueue(admission)
+    admission.remove(given_entries[0])
+    admission.fail_all("out of memory", given=given_entries)
     for request, members in ((waiting, entries), (given, given_entries)):
         with pytest.raises(Unavailable, match="m/1 has failed: out of memory"):
-            await admission.outcome(request, members, None, time.monotonic())
+            await admission.wait(request, members, None, time.monotonic())
     with pytest.raises(Unavailable, match="out of memory"):
         check(admission)
 
@@ -126,8 +126,8 @@ async def test_a_dead_engine_fails_what_waits_and_what_it_was_given() -> None:
 async def test_drain_waits_for_what_was_admitted() -> None:
     """Nothing new comes in; an empty queue has nothing to wait for."""
     admission: Admission[Entry] = Admission("m/1", 9)
-    request, entries = enter(admission)
-    waiting = asyncio.create_task(admission.outcome(request, entries, None, time.monotonic()))
+    request, entries = enqueue(admission)
+    waiting = asyncio.create_task(admission.wait(request, entries, None, time.monotonic()))
     draining = asyncio.create_task(admission.drain())
     await asyncio.sleep(0)
     with pytest.raises(Unavailable, match="shutting down"):

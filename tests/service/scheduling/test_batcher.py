@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.engines.preemption import compute_unless_held
+from service.engines.preemption import run_preemptible
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -20,7 +20,7 @@ from service.errors import (
     Unavailable,
 )
 from service.process.worker_threads import Watchdog
-from service.scheduling.admission import BatchReport
+from service.scheduling.admission import BatchStats
 from service.scheduling.batcher import (
     HAND_OVER_S,
     LOW_PRIORITY_CALL_S,
@@ -32,7 +32,7 @@ from service.scheduling.batcher import (
 from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
-from tests.service.stoppable import Told, raise_in
+from tests.service.stoppable import StopFlag, raise_in
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
 
@@ -44,7 +44,7 @@ class Text:
     name: str
     length: int = 8
     rows: int = 1
-    group: Hashable = None
+    batch_key: Hashable = None
 
 
 class HeldEngine:
@@ -220,7 +220,7 @@ async def test_a_batch_that_fails_whole_fails_only_its_members() -> None:
         with pytest.raises(EngineFailed, match="cannot compute this"):
             await submit(batcher, Text("bad one"), Text("bad two"))
         assert await submit(batcher, Text("good")) == ["GOOD"]
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
 
 
 @pytest.mark.parametrize("poisoned", range(5))
@@ -475,7 +475,7 @@ async def test_batches_that_were_thought_cheap_become_smaller() -> None:
 async def test_the_limits_of_a_batch_hold() -> None:
     """At most 4 rows and at most 64 padded tokens a call."""
     engine = HeldEngine(held=False)
-    reports: list[BatchReport] = []
+    reports: list[BatchStats] = []
     async with batcher_of(engine, max_batch_rows=4, max_batch_tokens=64, on_batch=reports.append) as batcher:
         texts = [Text(str(number), length=8 + number % 9) for number in range(50)]
         assert await submit(batcher, *texts) == [text.name for text in texts]
@@ -490,7 +490,7 @@ async def test_items_of_different_groups_never_share_a_call() -> None:
     async with batcher_of(engine, costs=linear_costs(1e-2, 1e-5)) as batcher:
         await busy(engine, batcher)
         for name in "axbxcx":
-            submit(batcher, Text(name, group=name == "x"))
+            submit(batcher, Text(name, batch_key=name == "x"))
         await turns()
         engine.release(100)
         assert await engine.next_call() == ["a", "b", "c"]
@@ -554,7 +554,7 @@ async def test_a_lone_call_is_made_on_the_spot_once_its_size_has_proved_quick() 
             assert not made_here(engine)
         assert await submit(batcher, Text("b", length=16)) == ["B"]
         assert not made_here(engine), "the first call of a size allocates"
-        assert await submit(batcher, Text("c", group="another shape")) == ["C"]
+        assert await submit(batcher, Text("c", batch_key="another shape")) == ["C"]
         assert not made_here(engine)
         assert await submit(batcher, Text("a")) == ["A"]
         assert made_here(engine)
@@ -610,7 +610,7 @@ class EndlessEngine:
         """The engine call."""
         self.calls.append([item.name for item in items])
 
-        def compute(stop: Told | None) -> list[str]:
+        def compute(stop: StopFlag | None) -> list[str]:
             self.began.release()
             until_s = time.monotonic() + PATIENCE_S
             while any(item.name == "endless" for item in items):
@@ -620,7 +620,7 @@ class EndlessEngine:
                 time.sleep(1e-4)
             return [item.name.upper() for item in items]
 
-        return compute_unless_held(compute, Told)
+        return run_preemptible(compute, StopFlag)
 
     async def next_call(self) -> None:
         """Wait for the next call to begin."""
@@ -660,7 +660,7 @@ async def test_a_call_that_nobody_waits_for_is_terminated(ends: str, low: bool) 
         assert await asyncio.wait_for(asking(batcher, Text("next")), PATIENCE_S) == ["NEXT"]
         assert engine.calls[0][0] == "endless"
         assert engine.calls[1:] == [["next"]]
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
         assert tally.terminated == {"abandoned": 1, "overdue": 0}
         assert tally.rows_in_vain == len(engine.calls[0])
 
@@ -690,7 +690,7 @@ async def test_a_call_beyond_the_engine_timeout_is_terminated_and_the_engine_liv
         with pytest.raises(EngineFailed, match=r"took longer than 0\.2 s \(engine_timeout_s\)"):
             await submit(batcher, Text("endless"))
         assert await submit(batcher, Text("next")) == ["NEXT"]
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
         assert tally.terminated == {"abandoned": 0, "overdue": 1}
 
 
@@ -712,7 +712,7 @@ async def test_an_engine_thread_that_has_ended_is_noticed() -> None:
         for task in (running, waiting, submit(batcher, Text("later"))):
             with pytest.raises(Unavailable, match="EndsThread"):
                 await asyncio.wait_for(task, PATIENCE_S)
-        assert "EndsThread" in (batcher.trouble() or "")
+        assert "EndsThread" in (batcher.health_problem() or "")
         assert (batcher.queued_rows, batcher.in_flight_rows) == (0, 0)
 
 
@@ -724,7 +724,7 @@ async def test_an_idle_engine_thread_that_has_ended_is_noticed() -> None:
         raise_in(own, EndsThread)  # it is raised when the thread next runs Python
         with pytest.raises(Unavailable, match="EndsThread"):
             await asyncio.wait_for(submit(batcher, Text("a")), PATIENCE_S)
-        assert "EndsThread" in (batcher.trouble() or "")
+        assert "EndsThread" in (batcher.health_problem() or "")
 
 
 async def test_a_dead_engine_is_noticed() -> None:
@@ -744,7 +744,7 @@ async def test_a_dead_engine_is_noticed() -> None:
         for task in (running, waiting, submit(batcher, Text("later"))):
             with pytest.raises(Unavailable, match="device lost"):
                 await task
-        assert batcher.trouble() == "RuntimeError: device lost"
+        assert batcher.health_problem() == "RuntimeError: device lost"
         assert batcher.queued_rows == 0
 
 
@@ -752,12 +752,12 @@ async def test_an_engine_call_that_does_not_come_back_is_trouble() -> None:
     """Beyond the engine's time limit."""
     engine = HeldEngine()
     async with batcher_of(engine, engine_timeout_s=1e-9) as batcher:
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
         task = await busy(engine, batcher)
-        assert "has not come back" in (batcher.trouble() or "")
+        assert "has not come back" in (batcher.health_problem() or "")
         engine.release()
         await task
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
 
 
 async def test_an_idle_batcher_uses_no_cpu() -> None:
@@ -774,7 +774,7 @@ async def test_an_idle_batcher_uses_no_cpu() -> None:
 async def test_queue_and_batch_are_reported() -> None:
     """Waiting rows, computing rows and padding add up."""
     engine = HeldEngine()
-    reports: list[BatchReport] = []
+    reports: list[BatchStats] = []
     async with batcher_of(engine, on_batch=reports.append) as batcher:
         await busy(engine, batcher)
         task = submit(batcher, Text("a", length=4), Text("b", length=6))
@@ -968,4 +968,4 @@ async def test_an_engine_thread_that_vanishes_is_noticed() -> None:
     async with batcher_of(engine, watchdog=Watchdog()) as batcher:
         with pytest.raises(Unavailable, match="the thread is gone"):
             await asyncio.wait_for(submit(batcher, Text("a")), PATIENCE_S)
-        assert "the thread is gone" in (batcher.trouble() or "")
+        assert "the thread is gone" in (batcher.health_problem() or "")

@@ -9,20 +9,20 @@ from typing import Any
 
 import pytest
 
-from service.engines.preemption import compute, compute_unless_held
+from service.engines.preemption import compute, run_preemptible
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
-from service.scheduling.admission import BatchReport
+from service.scheduling.admission import BatchStats
 from service.scheduling.continuous_batcher import (
-    JOINING_TOKENS,
     LOW_PRIORITY_JOINING_TOKENS,
     LOW_PRIORITY_STEP_S,
-    InFlightBatcher,
+    PREFILL_TOKENS_PER_STEP,
+    ContinuousBatcher,
     InFlightLimits,
 )
 from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
-from tests.service.stoppable import Told, raise_in
+from tests.service.stoppable import StopFlag, raise_in
 
 PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
 
@@ -121,12 +121,12 @@ class HeldBatches:
 
 
 @contextlib.asynccontextmanager
-async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[InFlightBatcher]:
+async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[ContinuousBatcher]:
     """A batcher on this decoder; limits may be given by name."""
     names = InFlightLimits.__dataclass_fields__
     limits = InFlightLimits(**{name: options.pop(name) for name in list(options) if name in names})
     costs = options.pop("costs", None) or CostTable(64, 2)
-    batcher = InFlightBatcher(decoder.open, probe=decoder.probe, costs=costs, limits=limits, **options)
+    batcher = ContinuousBatcher(decoder.open, probe=decoder.probe, costs=costs, limits=limits, **options)
     try:
         yield batcher
     finally:
@@ -135,7 +135,7 @@ async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[InFl
 
 
 def submit(
-    batcher: InFlightBatcher, *sentences: Sentence, deadline_s: float | None = None, on_tokens: Any = None
+    batcher: ContinuousBatcher, *sentences: Sentence, deadline_s: float | None = None, on_tokens: Any = None
 ) -> asyncio.Task[list[str]]:
     """Submit the sentences as one request; the task gives their names back."""
 
@@ -148,7 +148,7 @@ def submit(
 
 
 def submit_low(
-    batcher: InFlightBatcher, *sentences: Sentence, deadline_s: float | None = None
+    batcher: ContinuousBatcher, *sentences: Sentence, deadline_s: float | None = None
 ) -> asyncio.Task[list[str]]:
     """The same at low priority."""
 
@@ -237,7 +237,7 @@ async def test_many_that_join_at_once_do_not_stop_those_that_run() -> None:
     async with batcher_of(decoder) as batcher:
         running = submit(batcher, Sentence("running", steps=3))
         await decoder.next_step()
-        long = [submit(batcher, Sentence(name, steps=1, length=JOINING_TOKENS // 2 + 1)) for name in "ab"]
+        long = [submit(batcher, Sentence(name, steps=1, length=PREFILL_TOKENS_PER_STEP // 2 + 1)) for name in "ab"]
         await turns()
         decoder.release()
         assert await decoder.next_step() == ["running", "a"]
@@ -348,7 +348,7 @@ async def test_a_failing_step_fails_only_its_cause() -> None:
         with pytest.raises(EngineFailed, match="failed on this input: not a number"):
             await tasks["bad"]
         assert await submit(batcher, Sentence("after", steps=2)) == ["after"]
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
         assert batcher.in_flight_rows == 0
 
 
@@ -391,7 +391,7 @@ async def test_a_dead_engine_is_noticed(refused: str) -> None:
         for task in tasks:
             with pytest.raises(Unavailable, match="device lost"):
                 await asyncio.wait_for(task, PATIENCE_S)
-        assert "device lost" in (batcher.trouble() or "")
+        assert "device lost" in (batcher.health_problem() or "")
         with pytest.raises(Unavailable, match="device lost"):
             await submit(batcher, Sentence("late"))
         assert batcher.in_flight_rows == batcher.queued_rows == 0
@@ -405,10 +405,10 @@ async def test_a_decoder_that_cannot_begin_is_noticed() -> None:
     def no_memory() -> HeldBatches:
         raise MemoryError("no room for the cache")
 
-    batcher = InFlightBatcher(no_memory, probe=decoder.probe, costs=CostTable(64, 2))
+    batcher = ContinuousBatcher(no_memory, probe=decoder.probe, costs=CostTable(64, 2))
     with pytest.raises(Unavailable, match="no room for the cache"):
         await asyncio.wait_for(submit(batcher, Sentence("a")), PATIENCE_S)
-    assert "no room" in (batcher.trouble() or "")
+    assert "no room" in (batcher.health_problem() or "")
     batcher.close()
 
 
@@ -418,7 +418,7 @@ async def test_a_step_that_does_not_come_back_is_noticed() -> None:
     async with batcher_of(decoder, engine_timeout_s=0.0) as batcher:
         running = submit(batcher, Sentence("running"))
         await decoder.next_step()
-        assert "has not come back" in (batcher.trouble() or "")
+        assert "has not come back" in (batcher.health_problem() or "")
         decoder.release()
         await running
 
@@ -469,7 +469,7 @@ async def test_threads_share_out_the_sentences() -> None:
 async def test_every_step_is_reported() -> None:
     """For the metrics: rows of each step, and for each sentence those of its own steps."""
     decoder = HeldDecoder(held=False)
-    reports: list[BatchReport] = []
+    reports: list[BatchStats] = []
     async with batcher_of(decoder, on_batch=reports.append) as batcher:
         (done,) = await batcher.submit([Sentence("beams", steps=3, rows=4)])
         await turns()
@@ -667,7 +667,7 @@ class EndlessDecoder:
     def compute(self, sentences: Sequence[Sentence], *, joining: bool) -> None:
         """A call of the engine."""
 
-        def call(stop: Told | None) -> None:
+        def call(stop: StopFlag | None) -> None:
             self.began.release()
             until_s = time.monotonic() + PATIENCE_S
             while joining is self._in_join and any(sentence.name == "endless" for sentence in sentences):
@@ -676,7 +676,7 @@ class EndlessDecoder:
                     raise RuntimeError("Exiting due to terminate flag")
                 time.sleep(1e-4)
 
-        compute_unless_held(call, Told)
+        run_preemptible(call, StopFlag)
 
 
 class EndlessBatches:
@@ -705,10 +705,10 @@ class EndlessBatches:
 @contextlib.asynccontextmanager
 async def endless_batcher(
     decoder: EndlessDecoder, engine_timeout_s: float = PATIENCE_S
-) -> AsyncIterator[tuple[InFlightBatcher, SchedulingTally]]:
+) -> AsyncIterator[tuple[ContinuousBatcher, SchedulingTally]]:
     """A batcher on this decoder, whose probe succeeds, and what it counts."""
     tally, limits = SchedulingTally(), InFlightLimits(engine_timeout_s=engine_timeout_s)
-    batcher = InFlightBatcher(
+    batcher = ContinuousBatcher(
         decoder.open, probe=lambda: None, costs=CostTable(64, 2), limits=limits, tally=tally, name="endless"
     )
     try:
@@ -730,7 +730,7 @@ async def test_a_step_that_nobody_waits_for_is_terminated(in_join: bool, low: bo
         with pytest.raises(asyncio.CancelledError):
             await leaving
         assert await asyncio.wait_for(asking(batcher, Sentence("next")), PATIENCE_S) == ["next"]
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
         assert decoder.opened == 2
         assert tally.terminated == {"abandoned": 1, "overdue": 0}
 
@@ -742,7 +742,7 @@ async def test_a_step_beyond_the_engine_timeout_is_terminated_and_the_engine_liv
         with pytest.raises(EngineFailed, match=r"took longer than 0\.2 s \(engine_timeout_s\)"):
             await submit(batcher, Sentence("endless"))
         assert await submit(batcher, Sentence("next")) == ["next"]
-        assert batcher.trouble() is None
+        assert batcher.health_problem() is None
         assert tally.terminated == {"abandoned": 0, "overdue": 1}
 
 
@@ -767,5 +767,5 @@ async def test_an_engine_thread_that_has_ended_is_noticed(idle: bool) -> None:
         for task in tasks:
             with pytest.raises(Unavailable, match="EndsThread"):
                 await asyncio.wait_for(task, PATIENCE_S)
-        assert "EndsThread" in (batcher.trouble() or "")
+        assert "EndsThread" in (batcher.health_problem() or "")
         assert (batcher.queued_rows, batcher.in_flight_rows) == (0, 0)

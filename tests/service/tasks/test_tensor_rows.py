@@ -5,14 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.tasks.tensor_rows import TensorRows
+from service.tasks.tensor_rows import RawTensors
 from service.tensors import TensorSpec, bytes_array
 
 
-def task_of(datatype: str, *shape: int) -> TensorRows:
+def task_of(datatype: str, *shape: int) -> RawTensors:
     """One input, one output, at most four rows a call."""
     specs = [TensorSpec("x", datatype, shape)], [TensorSpec("y", datatype, shape)]
-    return TensorRows(*specs, max_rows=4, joined=shape[0] == -1)
+    return RawTensors(*specs, max_rows=4, joined=shape[0] == -1)
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ def task_of(datatype: str, *shape: int) -> TensorRows:
         (task_of("BYTES", -1), bytes_array([b"x" * 10_000, b"y"]), [5]),
     ],
 )
-def test_the_length_of_rows_says_how_large_they_are(task: TensorRows, array: Any, lengths: list[int]) -> None:
+def test_the_length_of_rows_says_how_large_they_are(task: RawTensors, array: Any, lengths: list[int]) -> None:
     """In KiB, where that is not the same for all."""
     assert [item.length for item in task.items({"x": array})] == lengths
 
@@ -46,12 +46,12 @@ def test_only_rows_that_belong_together_are_split(shapes: dict[str, tuple[int, .
     """A request whose inputs differ in their rows, that has none, or that brings an optional input stays whole."""
     specs = [TensorSpec(name, "FP32", (-1, -1)) for name in ("a", "b")]
     optional = [TensorSpec("c", "FP32", (-1,))]
-    task = TensorRows(specs, [TensorSpec("y", "FP32", (-1, -1))], max_rows=4, joined=True, optional_inputs=optional)
+    task = RawTensors(specs, [TensorSpec("y", "FP32", (-1, -1))], max_rows=4, joined=True, optional_inputs=optional)
     feeds = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
     items = task.items(feeds)
     assert [item.rows for item in items] == rows
     assert sum(len(item.arrays["a"]) for item in items) == len(feeds["a"])
-    shared = len({item.group for item in [*items, *task.items(feeds)]}) == 1
+    shared = len({item.batch_key for item in [*items, *task.items(feeds)]}) == 1
     assert shared == (rows != [1])
 
 
@@ -59,17 +59,17 @@ def test_a_request_whose_sizes_differ_where_the_proof_takes_them_for_equal_stays
     """Others share calls."""
     specs = [TensorSpec(name, "FP32", (-1, -1)) for name in ("a", "b")]
     outputs = [TensorSpec("y", "FP32", (-1, -1))]
-    task = TensorRows(specs, outputs, max_rows=4, joined=True, equal_sizes=[[("a", 1), ("b", 1)]])
+    task = RawTensors(specs, outputs, max_rows=4, joined=True, equal_sizes=[[("a", 1), ("b", 1)]])
     alike, different = ({"a": np.ones((6, 4), np.float32), "b": np.ones((6, n), np.float32)} for n in (4, 2))
     assert [item.rows for item in task.items(alike)] == [4, 2]
     (whole,) = task.items(different)
-    assert (len(whole.arrays["a"]), whole.group == task.items(different)[0].group) == (6, False)
+    assert (len(whole.arrays["a"]), whole.batch_key == task.items(different)[0].batch_key) == (6, False)
 
 
 def test_a_scalar_has_no_rows() -> None:
     """An input without a declared shape takes one, also where a person declares that rows are independent."""
     spec = TensorSpec("x", "FP32", (-1,), any_rank=True)
-    task = TensorRows([spec], [TensorSpec("y", "FP32", (-1,))], max_rows=4, joined=True)
+    task = RawTensors([spec], [TensorSpec("y", "FP32", (-1,))], max_rows=4, joined=True)
     (item,) = task.items({"x": np.array(2.0, np.float32)})
     assert (item.rows, item.arrays["x"].shape) == (1, ())
     assert [each.rows for each in task.items({"x": np.ones((6, 2), np.float32)})] == [4, 2]
@@ -78,6 +78,6 @@ def test_a_scalar_has_no_rows() -> None:
 def test_requests_of_what_is_not_joined_stay_whole_and_apart() -> None:
     """However many rows they have."""
     specs = [TensorSpec("x", "FP32", (-1, 3))], [TensorSpec("y", "FP32", (-1, 3))]
-    task = TensorRows(*specs, max_rows=4, joined=False)
+    task = RawTensors(*specs, max_rows=4, joined=False)
     items = [item for _ in range(3) for item in task.items({"x": np.ones((100, 3), np.float32)})]
-    assert len({item.group for item in items}) == len(items) == 3
+    assert len({item.batch_key for item in items}) == len(items) == 3

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from service.tasks.translation import Hypothesis, Search, SearchOptions, SearchRequest, Translation, likeliest
+from service.tasks.translation import Hypothesis, Search, SearchOptions, SearchRequest, Translation, top_k_log_probs
 from tests.conftest import ROOT
 
 EOS, WORDS = 0, (1, 2, 3)
@@ -127,7 +127,7 @@ def test_rows_go_on_from_their_parents() -> None:
 def test_likeliest_are_log_probabilities_in_order() -> None:
     """As a softmax over the whole row gives them."""
     logits_RV = np.random.default_rng(1).normal(size=(3, 50)).astype(np.float32) * 4
-    found_RN, ids_RN = likeliest(logits_RV, 6)
+    found_RN, ids_RN = top_k_log_probs(logits_RV, 6)
     for row, logits_V in enumerate(logits_RV):
         order = np.argsort(-logits_V)[:6]
         assert ids_RN[row].tolist() == order.tolist()

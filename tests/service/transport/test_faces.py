@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.transport.grpc.server import CORE_STEPS_BACK, POLLER_STEPS_BACK
-from service.transport.request_metadata import MOST_READ_AT_ONCE
+from service.transport.request_metadata import MAX_READ_AT_ONCE
 from service.transport.turns import THREAD_STEPS_BACK
 from tests.conftest import Server
 
@@ -642,7 +642,7 @@ def test_bare_models_take_and_give_every_datatype(
 
 def test_a_message_of_many_elements_is_read_and_judged_alike(oip: inference_pb2_grpc.GRPCInferenceServiceStub) -> None:
     """Typed numbers are read one by one, in a thread where there are many; raw ones all at once."""
-    numbers = np.zeros((MOST_READ_AT_ONCE, 3), dtype=np.float32)
+    numbers = np.zeros((MAX_READ_AT_ONCE, 3), dtype=np.float32)
     typed = inference_pb2.ModelInferRequest(model_name="double")
     tensor = typed.inputs.add(name="x", datatype="FP32", shape=numbers.shape)
     tensor.contents.fp32_contents.extend(numbers.ravel().tolist())
@@ -651,7 +651,7 @@ def test_a_message_of_many_elements_is_read_and_judged_alike(oip: inference_pb2_
     for request in (typed, raw):
         with pytest.raises(grpc.RpcError) as raised:
             oip.ModelInfer(request)
-        expected = f"the request has {MOST_READ_AT_ONCE} rows, the limit is 64 (max_request_rows)"
+        expected = f"the request has {MAX_READ_AT_ONCE} rows, the limit is 64 (max_request_rows)"
         assert raised.value.details() == expected
     tensor.contents.fp32_contents.append(1.0)
     with pytest.raises(grpc.RpcError) as raised:

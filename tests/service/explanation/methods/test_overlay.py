@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB, MOST_OPAQUE, overlay_png
+from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB, MAX_OPAQUE, overlay_png
 
 
 @pytest.mark.parametrize("size", [(64, 48), (31, 50)])
@@ -23,9 +23,9 @@ def test_patches_are_coloured_by_their_weights(size: tuple[int, int]) -> None:
 
     for place, expected in (
         ((0, 0), list(grey)),
-        ((width - 1, 0), mixed(FOR_RGB, MOST_OPAQUE / 2)),
-        ((0, height - 1), mixed(AGAINST_RGB, MOST_OPAQUE)),
-        ((width - 1, height - 1), mixed(FOR_RGB, MOST_OPAQUE)),
+        ((width - 1, 0), mixed(FOR_RGB, MAX_OPAQUE / 2)),
+        ((0, height - 1), mixed(AGAINST_RGB, MAX_OPAQUE)),
+        ((width - 1, height - 1), mixed(FOR_RGB, MAX_OPAQUE)),
     ):
         pixel = drawn.getpixel(place)
         assert isinstance(pixel, tuple)

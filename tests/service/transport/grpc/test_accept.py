@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 
 from load_tests.http2 import HEADERS, PING, Http2Client, frame, prefix
-from service.transport.grpc.accept import CALLS_AT_ONCE, Handlers, take_all_calls, take_calls_at_once
+from service.transport.grpc.accept import CALLS_AT_ONCE, Handlers, keep_calls_outstanding, take_all_calls
 
 NUM_CALLS = 3 * CALLS_AT_ONCE
 
@@ -55,7 +55,7 @@ async def test_every_call_is_answered_and_stopping_ends_it() -> None:
 
     handlers = handlers_of(behaviour)
     server, port = await started(handlers)
-    assert take_calls_at_once(server, handlers.all), "the pinned gRPC knows how"
+    assert keep_calls_outstanding(server, handlers.all), "the pinned gRPC knows how"
     with client(port) as call, ThreadPoolExecutor(1) as pool:
 
         def call_all() -> list[bytes]:
@@ -79,7 +79,7 @@ async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
 
     handlers = handlers_of(behaviour)
     server, port = await started(handlers)
-    take_calls_at_once(server, handlers.all)
+    keep_calls_outstanding(server, handlers.all)
     with await asyncio.to_thread(Http2Client, f"127.0.0.1:{port}") as raw:
         streams = [raw.begin("/test.Test/Call") for _ in range(NUM_CALLS)]
         for stream in streams:
@@ -102,5 +102,5 @@ async def test_a_version_without_these_steps_takes_calls_one_at_a_time() -> None
     """It says so, and nothing is begun."""
     before = asyncio.all_tasks()
     unknown: Any = SimpleNamespace()
-    assert not take_calls_at_once(unknown, [])
+    assert not keep_calls_outstanding(unknown, [])
     assert asyncio.all_tasks() == before

@@ -18,7 +18,7 @@ from service.transport.grpc.tensors import (
     read_message,
     write_outputs,
 )
-from service.transport.request_metadata import MOST_READ_AT_ONCE
+from service.transport.request_metadata import MAX_READ_AT_ONCE
 from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, decode_raw, encode_raw
 
 FLOATS, TEXTS = np.arange(6, dtype=np.float32).reshape(2, 3), bytes_array([b"one", b"two"])
@@ -87,7 +87,7 @@ def arrays_of_all_types(num_rows: int) -> dict[str, Arrays]:
 )
 def test_a_long_answer_is_the_message_that_protobuf_would_write(datatype: str, raw: bool) -> None:
     """An answer that is put together in pieces parses as the same message as one that protobuf has serialized."""
-    outputs = arrays_of_all_types(num_rows=MOST_READ_AT_ONCE // 2)[datatype]
+    outputs = arrays_of_all_types(num_rows=MAX_READ_AT_ONCE // 2)[datatype]
     whole = inference_pb2.ModelInferResponse(model_name="any", id="one")
     pieces = long_answer(whole, outputs, raw=raw)
     write_outputs(whole, outputs, raw=raw)
@@ -96,11 +96,11 @@ def test_a_long_answer_is_the_message_that_protobuf_would_write(datatype: str, r
 
 def test_only_short_answers_are_written_on_the_loop() -> None:
     """Typed and BYTES elements count one by one, raw tensors by their bytes; an answer that is too large is refused."""
-    many, few = np.zeros(MOST_READ_AT_ONCE + 1, np.float32), np.zeros(MOST_READ_AT_ONCE, np.float32)
+    many, few = np.zeros(MAX_READ_AT_ONCE + 1, np.float32), np.zeros(MAX_READ_AT_ONCE, np.float32)
     assert is_short({"y": few}, raw=False)
     assert not is_short({"y": many}, raw=False)
     assert is_short({"y": many}, raw=True)
-    assert not is_short({"y": bytes_array([b""] * (MOST_READ_AT_ONCE + 1))}, raw=True)
+    assert not is_short({"y": bytes_array([b""] * (MAX_READ_AT_ONCE + 1))}, raw=True)
     assert not is_short({"y": np.zeros(MAX_INLINE_BYTES + 1, np.uint8)}, raw=True)
     with pytest.raises(TooLarge, match=str(MAX_ANSWER_BYTES)):
         is_short({"y": np.broadcast_to(np.uint8(0), MAX_ANSWER_BYTES + 1)}, raw=True)
@@ -119,7 +119,7 @@ def test_a_tensor_has_a_bounded_number_of_texts() -> None:
 
 def test_typed_elements_are_read_in_pieces() -> None:
     """Tensors longer than one piece are read whole, and an element out of range in a later piece is refused."""
-    numbers = np.arange(2 * MOST_READ_AT_ONCE + 7, dtype=np.int64) % 100
+    numbers = np.arange(2 * MAX_READ_AT_ONCE + 7, dtype=np.int64) % 100
     request = inference_pb2.ModelInferRequest()
     tensor = request.inputs.add(name="x", datatype="INT8", shape=numbers.shape)
     tensor.contents.int_contents.extend(numbers.tolist())

@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.process.memory_budget import ByteBudget
 from service.transport.http.connection import (
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_PIPELINED,
     MEMORY,
-    MOST_HEADER_BYTES,
-    MOST_HEADERS,
-    MOST_PIPELINED,
     ConnectionLimits,
     HttpServer,
 )
@@ -242,9 +242,9 @@ def test_trailers_are_no_headers() -> None:
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        (b"x: y\r\n" * (MOST_HEADERS + 1), f"the request has more than {MOST_HEADERS} headers"),
-        (b"x: " + b"y" * 70_000 + b"\r\n", f"the request's headers have more than {MOST_HEADER_BYTES} bytes"),
-        (b"x" * 300_000, f"the request's headers have more than {MOST_HEADER_BYTES} bytes"),
+        (b"x: y\r\n" * (MAX_HEADERS + 1), f"the request has more than {MAX_HEADERS} headers"),
+        (b"x: " + b"y" * 70_000 + b"\r\n", f"the request's headers have more than {MAX_HEADER_BYTES} bytes"),
+        (b"x" * 300_000, f"the request's headers have more than {MAX_HEADER_BYTES} bytes"),
     ],
     ids=["many", "long", "endless"],
 )
@@ -333,10 +333,10 @@ def test_requests_that_wait_for_an_answer_are_bounded() -> None:
                 assert await reader.read() == b""  # more than 64 wait behind the first
             assert len(asked) == 1
             reader, writer = await running.connect()
-            writer.write(request * MOST_PIPELINED)
+            writer.write(request * MAX_PIPELINED)
             await turns_until(lambda: len(asked) == 2)
             answering.set()
-            for _ in range(MOST_PIPELINED):
+            for _ in range(MAX_PIPELINED):
                 await reader.readuntil(b"ok\r\n0\r\n\r\n")
 
     run(test)
