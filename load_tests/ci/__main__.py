@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from load_tests import judging
-from load_tests.ci.__main__ import comparison
+from load_tests.ci import comparison
 from load_tests.ci.result_page import page_of
 from load_tests.page import command_of, commit, machine
 from load_tests.processes import Process, own_server
