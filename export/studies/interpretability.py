@@ -27,9 +27,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from export.data.readers import load_cifar10, load_everyday, load_multi30k, load_sst2
 from export.provenance import commit_of_this_tree, hardware, this_command
+from export.studies import attention_patterns as patterns
 from export.studies.demo_images import drawn_pictures
 from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationAnswer, TranslationModel
-from export.studies.sweeps import attention_patterns as patterns
 from model_store.folder import MANIFEST, sha256
 from service.explanation.methods.fidelity import area, curves
 from service.explanation.methods.perturbation import METHODS as PERTURBATIONS

@@ -30,7 +30,7 @@ from model_store.folder import FoundFolder, read
 from service.models.loading import Loaded, Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
-from tests.export.test_transformer import VARIANTS
+from tests.export.networks.test_transformer import VARIANTS
 
 
 def converted(source: TextClassifierSource, store: Path, console: Console, precision: conversion.Precision) -> Path:

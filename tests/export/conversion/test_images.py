@@ -29,7 +29,7 @@ from export.networks.image import ResNetConfig
 from export.training.image_classifier import jpeg_compressed, normalised, train_image_classifier
 from model_store.folder import FoundFolder, read
 from tests.conftest import LABELS, noise_files, untrained_image_sources
-from tests.export.test_train_image_classifier import toy_config, toy_data, toy_images
+from tests.export.training.test_image_classifier import toy_config, toy_data, toy_images
 from tests.service.tasks.test_image_classification import file_of
 
 

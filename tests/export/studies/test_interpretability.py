@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from export.data.readers import load_everyday
+from export.studies import interpretability
 from export.studies.explained_answers import TextModel, TranslationModel, features_of_tokens
 from export.studies.interpretability import (
     METHODS,
@@ -23,7 +24,6 @@ from export.studies.interpretability import (
     to_words,
 )
 from export.studies.interpretability_page import page, write_page
-from export.studies.sweeps import interpretability
 from service.explanation.methods.features import Words
 from tests.conftest import ROOT
 
