@@ -246,7 +246,8 @@ def material_of_run(source: Any, console: Console) -> dict[str, Any]:
     from export.conversion.classifier import MIN_COMPARED
     from export.conversion.golden_images import made_up_images
     from export.conversion.golden_texts import made_up_sentences
-    from export.data.readers import CIFAR10, SST2
+    from export.data.image_classification import CIFAR10
+    from export.data.text_classification import SST2
 
     images, data = source.task_name == "image-classification", source.provenance["data"]
     if data == (CIFAR10 if images else SST2):
@@ -261,7 +262,7 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
     from export.conversion.classifier import MIN_COMPARED
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.translation import convert_translation, translation_source_of_run
-    from export.data.readers import ParallelTexts
+    from export.data.translation import ParallelTexts
     from export.training.run_folder import read_result
     from export.training.translation import LOADERS
 
@@ -315,7 +316,8 @@ def material_of(manifest: Any) -> Any:
     Raises:
         ValueError: none are known for its classes, or for the data that it was trained on.
     """
-    from export.data.readers import CIFAR10, SST2, encoded, load_cifar10, load_sst2
+    from export.data.image_classification import CIFAR10, encoded, load_cifar10
+    from export.data.text_classification import SST2, load_sst2
     from export.training.translation import LOADERS
 
     known = {manifest.provenance.get("data"), manifest.provenance.get("measured_on")}
@@ -363,7 +365,7 @@ def archive(arguments: argparse.Namespace, console: Console) -> None:
 
 def texts_to_measure_on() -> dict[str, Any]:
     """What text classifiers are compared with PyTorch and measured on."""
-    from export.data.readers import load_everyday, load_sst2
+    from export.data.text_classification import load_everyday, load_sst2
 
     validation = load_sst2().validation
     return {
@@ -375,7 +377,7 @@ def texts_to_measure_on() -> dict[str, Any]:
 
 def images_to_measure_on() -> dict[str, Any]:
     """The same for image classifiers: files, as a client would send them."""
-    from export.data.readers import encoded, load_cifar10
+    from export.data.image_classification import encoded, load_cifar10
     from export.training.image_classifier import JPEG_QUALITY
 
     test = load_cifar10().test
@@ -392,7 +394,8 @@ def images_to_measure_on() -> dict[str, Any]:
 
 def licence_of(source: Any) -> dict[str, str]:
     """What the data and the weights of a run come under, as far as it is known."""
-    from export.data.readers import CIFAR10, SST2
+    from export.data.image_classification import CIFAR10
+    from export.data.text_classification import SST2
 
     known = []
     if source.provenance["data"] in (CIFAR10, SST2):
@@ -409,7 +412,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     from export.conversion.golden_images import made_up_images
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.hugging_face import image_source_of_hugging_face, source_of_hugging_face
-    from export.data.readers import load_sst2
+    from export.data.text_classification import load_sst2
 
     if arguments.task != "text-classification" and arguments.validate_on:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
@@ -452,7 +455,7 @@ def load_translation(arguments: argparse.Namespace, console: Console) -> None:
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.marian import source_of_marian
     from export.conversion.translation import convert_translation
-    from export.data.readers import ParallelTexts
+    from export.data.translation import ParallelTexts
 
     convert_translation(
         source_of_marian(arguments.source),

@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from export.data.readers import load_cifar10, load_everyday, load_multi30k, load_sst2
+from export.data.image_classification import load_cifar10
+from export.data.text_classification import load_everyday, load_sst2
+from export.data.translation import load_multi30k
 from export.provenance import commit_of_this_tree, hardware, this_command
 from export.studies import attention_patterns as patterns
 from export.studies.demo_images import drawn_pictures

@@ -24,7 +24,7 @@ from export.__main__ import main
 from export.conversion.classifier import ConversionRefused, convert
 from export.conversion.golden_images import golden_images, shapes
 from export.conversion.model_source import ImageClassifierSource, source_of_run
-from export.data.readers import LabelledImages, encoded
+from export.data.image_classification import LabelledImages, encoded
 from export.networks.image import ResNetConfig
 from export.training.image_classifier import jpeg_compressed, normalised, train_image_classifier
 from model_store.folder import FoundFolder, read

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from export.data.readers import load_everyday
+from export.data.text_classification import load_everyday
 from export.studies import interpretability
 from export.studies.explained_answers import TextModel, TranslationModel, features_of_tokens
 from export.studies.interpretability import (
