@@ -5,8 +5,6 @@ explain | load | untrained | archive`.
 """
 
 import argparse
-import math
-import re
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from export.command_line import parser
 from model_store.folder import NAME, FolderError
 
 NUM_COMPARED_IMAGES = 2_000  # of the 10,000 that quality is measured on
@@ -50,145 +49,6 @@ def main() -> int:
         )
         return 1
     return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    root = argparse.ArgumentParser(
-        prog="python -m export",
-        description="From training data to a served model folder.",
-    )
-    commands = root.add_subparsers(dest="command", required=True)
-
-    one = commands.add_parser(
-        "train",
-        help="train a model into a run folder; goes on where it stopped",
-    )
-    one.add_argument("model", help="name of a recipe: RECIPES in export/train_*.py")
-    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
-    one.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change the recipe: a field of its configuration, or model.<field> of its network's",
-    )
-    add_time_budget(one)
-
-    one = commands.add_parser("queue", help="train a list of runs in order; what is finished is skipped")
-    one.add_argument("--file", type=Path, default=Path(__file__).parent / "queue.toml")
-    one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
-    add_time_budget(one)
-
-    one = commands.add_parser("measure", help="measure the weights of a finished run anew, for its record")
-    one.add_argument("model", help="the name it was trained under")
-    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
-
-    one = commands.add_parser("report", help="write docs/models.md anew from the records of the runs")
-    one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
-    one.add_argument("--docs", type=Path, default=Path("docs"))
-    one.add_argument("--model-store", type=Path, default=Path("model_store"))
-
-    one = commands.add_parser("convert", help="turn a finished run into the next version in the model store")
-    one.add_argument("model", help="the name it was trained under")
-    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
-    add_target_options(one)
-
-    one = commands.add_parser("explain-graph", help="give a version that is in the model store its graph that explains")
-    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
-
-    one = commands.add_parser("half-graphs", help="give a version that is in the model store its graphs for GPUs")
-    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
-
-    one = commands.add_parser(
-        "measure-batches",
-        help="measure how far answers of an int8 version in the model store move with their company in a batch",
-    )
-    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
-
-    one = commands.add_parser(
-        "explain",
-        help="study what the committed models attend to and how far explanations hold; goes on where it stopped",
-    )
-    one.add_argument("--model-store", type=Path, default=Path("model_store"))
-    one.add_argument("--docs", type=Path, default=Path("docs"))
-    one.add_argument("--work", type=Path, default=Path("build/interpretability"), help="figures of single examples")
-    one.add_argument("--page-only", action="store_true", help="write the page anew from docs/interpretability.json")
-    add_time_budget(one)
-
-    one = commands.add_parser(
-        "load",
-        help="turn a Hugging Face model into the next version in the model store",
-    )
-    one.add_argument("source", help="a folder with a saved model, or a hub id")
-    one.add_argument("--task", required=True, choices=["text-classification", "image-classification", "translation"])
-    one.add_argument(
-        "--validate-on",
-        choices=["sst2"],
-        help="labelled texts to measure quality on; needed for int8",
-    )
-    add_target_options(one)
-
-    one = commands.add_parser("untrained", help="write a model with random weights, for measuring speed")
-    one.add_argument("--layers", type=int, default=6)
-    one.add_argument("--width", type=int, default=384)
-    one.add_argument("--heads", type=int, default=12)
-    one.add_argument("--vocab-size", type=int, default=30522)
-    one.add_argument(
-        "--padded",
-        action="store_true",
-        help="export the graph that computes padding too",
-    )
-    one.add_argument("--tokenizer", type=Path, default=Path("model_store/sentiment/1/tokenizer.json"))
-    add_target_options(one)
-    add_archive(commands)
-    return root
-
-
-def add_archive(commands: Any) -> None:
-    """The command that packs model folders for TorchServe."""
-    one = commands.add_parser("archive", help="pack models of the store for TorchServe, into <name>.mar")
-    one.add_argument("models", nargs="*", metavar="model", help="names in the store; default: all that have a task")
-    one.add_argument("--model-store", type=Path, default=Path("model_store"))
-    one.add_argument("--into", type=Path, default=Path("build/archives"), help="the folder of the archives")
-    one.add_argument("--runtime", choices=["torchscript", "onnx"], help="default: TorchScript where the folder has it")
-    for name, default, what in (
-        ("batch-size", 32, "requests that a worker gets at once, at most"),
-        ("max-batch-delay-ms", 5, "how long the front end waits for them"),
-        ("workers", 1, "processes of a model, each with a copy of the weights"),
-        ("threads", 0, "of a worker's engine calls; 0: the cores"),
-    ):
-        one.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default {default})")
-
-
-def add_target_options(command: argparse.ArgumentParser) -> None:
-    """Options of the commands that write to the model store."""
-    command.add_argument("--name", help="of the model in the store; default: that of the model or folder")
-    command.add_argument("--model-store", type=Path, default=Path("model_store"))
-    command.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32")
-
-
-def add_time_budget(command: argparse.ArgumentParser) -> None:
-    """The option that slices long runs."""
-    command.add_argument(
-        "--time-budget",
-        type=seconds_of,
-        default=math.inf,
-        metavar="8m",
-        help="stop after so many s, m or h, with a checkpoint to go on from; default: when it is done",
-    )
-
-
-def seconds_of(text: str) -> float:
-    """Seconds of a duration such as 90s, 8m or 1.5h.
-
-    Raises:
-        ArgumentTypeError: it is none.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of s, m or h, such as 8m")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def train(arguments: argparse.Namespace, console: Console) -> None:
@@ -246,7 +106,8 @@ def material_of_run(source: Any, console: Console) -> dict[str, Any]:
     from export.conversion.classifier import MIN_COMPARED
     from export.conversion.golden_images import made_up_images
     from export.conversion.golden_texts import made_up_sentences
-    from export.data.readers import CIFAR10, SST2
+    from export.data.image_classification import CIFAR10
+    from export.data.text_classification import SST2
 
     images, data = source.task_name == "image-classification", source.provenance["data"]
     if data == (CIFAR10 if images else SST2):
@@ -261,7 +122,7 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
     from export.conversion.classifier import MIN_COMPARED
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.translation import convert_translation, translation_source_of_run
-    from export.data.readers import ParallelTexts
+    from export.data.translation import ParallelTexts
     from export.training.run_folder import read_result
     from export.training.translation import LOADERS
 
@@ -315,7 +176,8 @@ def material_of(manifest: Any) -> Any:
     Raises:
         ValueError: none are known for its classes, or for the data that it was trained on.
     """
-    from export.data.readers import CIFAR10, SST2, encoded, load_cifar10, load_sst2
+    from export.data.image_classification import CIFAR10, encoded, load_cifar10
+    from export.data.text_classification import SST2, load_sst2
     from export.training.translation import LOADERS
 
     known = {manifest.provenance.get("data"), manifest.provenance.get("measured_on")}
@@ -363,7 +225,7 @@ def archive(arguments: argparse.Namespace, console: Console) -> None:
 
 def texts_to_measure_on() -> dict[str, Any]:
     """What text classifiers are compared with PyTorch and measured on."""
-    from export.data.readers import load_everyday, load_sst2
+    from export.data.text_classification import load_everyday, load_sst2
 
     validation = load_sst2().validation
     return {
@@ -375,7 +237,7 @@ def texts_to_measure_on() -> dict[str, Any]:
 
 def images_to_measure_on() -> dict[str, Any]:
     """The same for image classifiers: files, as a client would send them."""
-    from export.data.readers import encoded, load_cifar10
+    from export.data.image_classification import encoded, load_cifar10
     from export.training.image_classifier import JPEG_QUALITY
 
     test = load_cifar10().test
@@ -392,7 +254,8 @@ def images_to_measure_on() -> dict[str, Any]:
 
 def licence_of(source: Any) -> dict[str, str]:
     """What the data and the weights of a run come under, as far as it is known."""
-    from export.data.readers import CIFAR10, SST2
+    from export.data.image_classification import CIFAR10
+    from export.data.text_classification import SST2
 
     known = []
     if source.provenance["data"] in (CIFAR10, SST2):
@@ -409,7 +272,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     from export.conversion.golden_images import made_up_images
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.hugging_face import image_source_of_hugging_face, source_of_hugging_face
-    from export.data.readers import load_sst2
+    from export.data.text_classification import load_sst2
 
     if arguments.task != "text-classification" and arguments.validate_on:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
@@ -452,7 +315,7 @@ def load_translation(arguments: argparse.Namespace, console: Console) -> None:
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.marian import source_of_marian
     from export.conversion.translation import convert_translation
-    from export.data.readers import ParallelTexts
+    from export.data.translation import ParallelTexts
 
     convert_translation(
         source_of_marian(arguments.source),

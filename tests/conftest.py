@@ -250,7 +250,7 @@ def noise_files(count: int, side: int = 32) -> list[bytes]:
     """Images of noise as PNG."""
     import numpy as np
 
-    from export.data.readers import LabelledImages, encoded
+    from export.data.image_classification import LabelledImages, encoded
 
     pixels = np.random.default_rng(4).integers(0, 256, (count, 3, side, side), dtype=np.uint8)
     return encoded(LabelledImages(pixels, np.zeros(count, np.int64)), "PNG").inputs

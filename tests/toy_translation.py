@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from export.conversion.translation import TranslationSource
-from export.data.readers import ParallelTexts, TranslationData
+from export.data.translation import ParallelTexts, TranslationData
 from export.networks.translation import EOS_ID, NEGATIVE, TranslationConfig, TranslationTransformer
 from export.training.translation import TranslationTrainConfig
 

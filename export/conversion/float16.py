@@ -33,7 +33,7 @@ from rich.console import Console
 from export.conversion.explanation_graph import CARD_HEADING as EXPLAINED_HEADING
 from export.conversion.explanation_graph import open_folder
 from export.conversion.model_source import Labelled
-from export.data.readers import ParallelTexts
+from export.data.translation import ParallelTexts
 from export.onnx_graphs.external_weights import share_weights
 from export.onnx_graphs.import_weights import dequantized
 from export.onnx_graphs.passes import cpu_session, halve, use_own_attention

@@ -28,7 +28,7 @@ from export.conversion.classifier import (
 from export.conversion.golden_texts import GOLDEN_TEXTS
 from export.conversion.model_source import provenance_of
 from export.conversion.sensitivity.batch_sensitivity import inputs_of, with_batch_sensitivity
-from export.data.readers import ParallelTexts
+from export.data.translation import ParallelTexts
 from export.networks.translation import BOS_ID, EOS_ID, PAD_ID, TranslationConfig, TranslationTransformer
 from export.onnx_graphs.passes import halve_exact_weights, quantize, use_standard_attention
 from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder, halve_translation

@@ -25,27 +25,33 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from export.data.readers import load_cifar10, load_everyday, load_multi30k, load_sst2
+from export.data.image_classification import load_cifar10
+from export.data.text_classification import load_everyday, load_sst2
+from export.data.translation import load_multi30k
 from export.provenance import commit_of_this_tree, hardware, this_command
 from export.studies.demo_images import drawn_pictures
-from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationAnswer, TranslationModel
-from export.studies.sweeps import attention_patterns as patterns
+from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationModel
+from export.studies.explanation_figures import (
+    DRAWN,
+    METHODS,
+    RANDOM,
+    SEED,
+    Figures,
+    agreement_of_seeds,
+    figures_of,
+    patterns_of_image,
+    patterns_of_text,
+    patterns_of_translation,
+    rank_correlations,
+    to_words,
+    weights_of,
+)
 from model_store.folder import MANIFEST, sha256
-from service.explanation.methods.fidelity import area, curves
-from service.explanation.methods.perturbation import METHODS as PERTURBATIONS
-from service.explanation.methods.perturbation import Method
 
-Floats = NDArray[np.float64]
-Figures = dict[str, Any]
-
-METHODS = ("attention", "gradients", *PERTURBATIONS)
-DRAWN: tuple[Method, ...] = ("lime", "shap")
-RANDOM = "random"  # an order, to compare the methods with
 NUM_EXAMPLES = 200
 # What is drawn is drawn a second time by another seed: of so many examples with so many samples (None: the default).
 REPEATED: tuple[tuple[int | None, int], ...] = ((None, 50), (1024, 10))
 MIN_FEATURES = 5  # ranks of fewer words say little
-SEED = 1
 MANY_SAMPLES = 2048  # of the pictures that are shown, beside the default
 NUM_SHOWN = 16  # of the sentences that are shown: the most confident wrong answers, and as many right ones
 # Sentences to be translated. Some come out well, with words in another order; of some, words are lost or mistaken.
@@ -58,7 +64,6 @@ OWN_SENTENCES = (
     "My brother is fed up with the printer.",
     "The bank of the river was muddy.",
 )
-GRID_SIDE, PIXELS_BETWEEN = 8, 4.0  # of the image model's tokens
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,16 @@ class Study:
 def studies() -> list[Study]:
     """The three models."""
     return [
-        Study("sentiment", "SST-2 validation", TextModel, _sst2, _own_texts, _patterns_of_text),
+        Study("sentiment", "SST-2 validation", TextModel, _sst2, _own_texts, patterns_of_text),
         Study(
             "translation-en-de",
             "Multi30k test2016",
             TranslationModel,
             lambda: (load_multi30k().test["Multi30k"].source, None),
             _own_translations,
-            _patterns_of_translation,
+            patterns_of_translation,
         ),
-        Study("cifar10-vit", "CIFAR-10 test", ImageModel, _cifar10, _own_pictures, _patterns_of_image),
+        Study("cifar10-vit", "CIFAR-10 test", ImageModel, _cifar10, _own_pictures, patterns_of_image),
     ]
 
 
@@ -169,24 +174,20 @@ def hardware_of_one_thread() -> str:
 def measure(
     study: Study, folder: Path, path: Path, console: Console, end_s: float, num_examples: int
 ) -> list[Figures] | None:
-    """The figures of every example of one model, those of earlier calls among them.
+    """Compute the figures of every example of one model, and keep those of earlier calls.
 
     Args:
         study: the model's part.
-        folder: its version.
-        path: where the figures of single examples stand.
+        folder: the model's version.
+        path: the file with the figures of single examples.
         console: for progress.
-        end_s: on `time.monotonic()`'s clock.
-        num_examples: that are wanted.
+        end_s: when to stop, on `time.monotonic()`'s clock.
+        num_examples: how many examples are wanted.
 
     Returns:
-        the figures, or None if the time is over before.
+        the figures, or None if the time is over before all are measured.
     """
-    about = {"model": sha256(folder / MANIFEST), "seed": SEED, "methods": list(METHODS)}
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if not lines or lines[0] != about:  # of another model: nothing of it can be used
-        lines = [about]
-        path.write_text(json.dumps(about) + "\n")
+    lines = measured_before(path, {"model": sha256(folder / MANIFEST), "seed": SEED, "methods": list(METHODS)})
     if len(lines) > num_examples:
         return lines[1 : num_examples + 1]
     model, commit = study.load(folder), commit_of_this_tree()
@@ -212,13 +213,7 @@ def measure(
             answer = model.answer(inputs[order[place]])
             if answer.num_features < MIN_FEATURES:
                 continue
-            figures = figures_of(answer, place)
-            figures["repeated"] = [
-                {"n_samples": n_samples, **agreement_of_seeds(answer, place, n_samples)}
-                for n_samples, num_examples in REPEATED
-                if len(found) < num_examples
-            ]
-            figures["patterns"] = study.patterns(answer, answer.outputs())
+            figures = example_figures(study, answer, place, num_before=len(found))
             if labels is not None:
                 figures["right"] = bool(answer.target == labels[order[place]])
             figures |= {"place": place, "commit": commit}
@@ -229,163 +224,28 @@ def measure(
     return found
 
 
-# --- one answer ------------------------------------------------------------------------------------------------------
+def measured_before(path: Path, about: Figures) -> list[Figures]:
+    """Read the lines that earlier calls have written: `about` first, then the figures of each example.
 
-
-def weights_of(answer: Answer, seed: int) -> tuple[dict[str, Floats], dict[str, float]]:
-    """The weights [M] by each method, and what each cost in seconds of the processor."""
-    weights, cpu_s = {}, {}
-    for method in METHODS:
-        answer.known.clear()  # what another method has asked shall not make this one look cheap
-        start_s = time.process_time()
-        weights[method] = weights_by(answer, method, seed)
-        cpu_s[method] = time.process_time() - start_s
-    return weights, cpu_s
-
-
-def weights_by(answer: Answer, method: str, seed: int) -> Floats:
-    """Those by one method, [M]."""
-    if method == "attention":
-        return answer.of_features(answer.attention_of_tokens(answer.outputs()))
-    if method == "gradients":
-        return answer.gradients()
-    return answer.by_perturbation(next(name for name in PERTURBATIONS if name == method), seed).sum(axis=1)
-
-
-def figures_of(answer: Answer, place: int) -> Figures:
-    """How far the methods agree on an answer, and what each is worth."""
-    seed = seed_of(place)
-    weights, cpu_s = weights_of(answer, seed)
-    stacked_NM = np.stack([weights[method] for method in METHODS])
-    top_N = stacked_NM.argmax(axis=1)
-    orders = weights | {RANDOM: np.random.default_rng(seed).normal(size=answer.num_features)}
-    return {
-        "features": answer.num_features,
-        "scores": [answer.share_of(values_K) for values_K in answer.whole_and_empty()],
-        "rank_correlation": rank_correlations(stacked_NM),
-        "rank_correlation_of_sizes": rank_correlations(np.abs(stacked_NM)),
-        "same_top": (top_N[:, None] == top_N[None]).astype(np.float64),
-        "areas": {name: areas_of(answer, order_M) for name, order_M in orders.items()},
-        "cpu_s": cpu_s,
-    }
-
-
-def agreement_of_seeds(answer: Answer, place: int, n_samples: int | None) -> dict[str, float]:
-    """Rank correlation of what a method that draws says with what it says by another seed."""
-    seeds = seed_of(place), seed_of(place) + 500_000
-    found = {}
-    for method in DRAWN:
-        weights = [answer.by_perturbation(method, seed, n_samples).sum(axis=1) for seed in seeds]
-        found[method] = float(rank_correlations(np.stack(weights))[0, 1])
-    return found
-
-
-def seed_of(place: int) -> int:
-    """Of what is drawn for an example."""
-    return 1_000_000 * SEED + place
-
-
-def areas_of(answer: Answer, weights_M: Floats) -> list[float]:
-    """Deletion and insertion area, as the service computes them."""
-    return [
-        area(kept_SM, [answer.share_of(values_K) for values_K in answer.values(kept_SM)])
-        for kept_SM in curves(weights_M)
-    ]
-
-
-def rank_correlations(weights_NM: Floats) -> Floats:
-    """Spearman's, of each pair of rows, [N, N]; a row that is all alike has none, and gets 0."""
-    from scipy.stats import rankdata
-
-    ranks_NM = rankdata(weights_NM, axis=1)
-    ranks_NM -= ranks_NM.mean(axis=1, keepdims=True)
-    lengths_N1 = np.linalg.norm(ranks_NM, axis=1, keepdims=True)
-    ranks_NM /= np.where(lengths_N1 > 0, lengths_N1, 1)
-    return np.asarray(ranks_NM @ ranks_NM.T)
-
-
-# --- what attention looks at -----------------------------------------------------------------------------------------
-
-
-def is_mark(answer: Any) -> list[bool]:
-    """Of each token, whether it is punctuation."""
-    texts = [answer.given[slice(*span)].strip() if span else "" for span in answer.spans]
-    return [bool(text) and not any(character.isalnum() for character in text) for text in texts]
-
-
-def _self_attention(
-    attention_LHTT: NDArray[np.float32], kind_TT: Any, kinds: Sequence[str], distance_TT: Floats
-) -> Figures:
-    """Figures of each head, [L, H], and of even attention."""
-    even = patterns.even(attention_LHTT)
-    return {
-        "entropy": patterns.entropy(attention_LHTT),
-        "distance": patterns.mean_distance(attention_LHTT, distance_TT),
-        "even_distance": float(patterns.mean_distance(even, distance_TT)[0, 0]),
-        "shares": patterns.shares(attention_LHTT, kind_TT, len(kinds)),
-        "even_shares": patterns.shares(even, kind_TT, len(kinds))[0, 0],
-    }
-
-
-def _patterns_of_text(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
-    kind_TT = patterns.kinds_of_text(is_mark(answer), has_first=True)
-    distance_TT = patterns.distance_in_text(len(kind_TT))
-    return {"self": _self_attention(outputs["attention"], kind_TT, patterns.TEXT_KINDS, distance_TT)}
-
-
-def _patterns_of_image(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
-    kind_TT = patterns.kinds_of_image(GRID_SIDE)
-    distance_TT = patterns.distance_in_image(GRID_SIDE, PIXELS_BETWEEN)
-    return {"self": _self_attention(outputs["attention"], kind_TT, patterns.IMAGE_KINDS, distance_TT)}
-
-
-def _patterns_of_translation(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
-    kind_SS = patterns.kinds_of_text(is_mark(answer), has_first=False)
-    distance_SS = patterns.distance_in_text(len(kind_SS))
-    cross_LHTS = outputs["cross_attention"]
-    T = cross_LHTS.shape[2]
-    kind_TS = patterns.kinds_of_source(is_mark(answer), T)
-    off_TS, even = patterns.off_the_diagonal(T, len(kind_SS)), patterns.even(cross_LHTS)
-    return {
-        "self": _self_attention(outputs["encoder_attention"], kind_SS, patterns.TEXT_KINDS, distance_SS),
-        "cross": {
-            "entropy": patterns.entropy(cross_LHTS),
-            "off_the_diagonal": patterns.mean_distance(cross_LHTS, off_TS),
-            "even_off_the_diagonal": float(patterns.mean_distance(even, off_TS)[0, 0]),
-            "shares": patterns.shares(cross_LHTS, kind_TS, len(patterns.SOURCE_KINDS)),
-            "even_shares": patterns.shares(even, kind_TS, len(patterns.SOURCE_KINDS))[0, 0],
-            **alignment(answer, cross_LHTS),
-        },
-    }
-
-
-def alignment(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Figures:
-    """How often attention looks at the word without which a token of the translation loses most.
-
-    The judge is occlusion, token by token. Beside the heads stand their mean, the word at the same place of the
-    sentence, and the share that any word would get by chance. The end of the sentence is left out on both sides.
+    A file about another model, seed or list of methods is started anew, because none of its figures can be used.
     """
-    influence_MK = answer.by_perturbation("occlusion", SEED)
-    K = len(answer.pieces) - answer.ends
-    judged_K = influence_MK.argmax(axis=0)[:K]
-    to_words_LHKM = to_words(answer, cross_LHTS)[:, :, :K]
-    words = answer.feature_of_T[answer.feature_of_T >= 0]
-    place_K = np.rint(np.linspace(0, len(words) - 1, K)).astype(int)
-    return {
-        "aligned": (to_words_LHKM.argmax(axis=-1) == judged_K).mean(axis=-1),
-        "aligned_mean_of_heads": float((to_words_LHKM.mean(axis=(0, 1)).argmax(axis=-1) == judged_K).mean()),
-        "aligned_same_place": float((words[place_K] == judged_K).mean()),
-        "aligned_by_chance": 1 / answer.num_features,
-    }
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not lines or lines[0] != about:
+        lines = [about]
+        path.write_text(json.dumps(about) + "\n")
+    return lines
 
 
-def to_words(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Floats:
-    """The attention to each word of the source, [L, H, T, M]."""
-    found = np.zeros((*cross_LHTS.shape[:3], answer.num_features))
-    for token, feature in enumerate(answer.feature_of_T.tolist()):
-        if feature >= 0:
-            found[..., feature] += cross_LHTS[..., token]
-    return found
+def example_figures(study: Study, answer: Answer, place: int, num_before: int) -> Figures:
+    """Compute the figures of one example; the first ones are also explained by a second seed (`REPEATED`)."""
+    figures = figures_of(answer, place)
+    figures["repeated"] = [
+        {"n_samples": n_samples, **agreement_of_seeds(answer, place, n_samples)}
+        for n_samples, num_examples in REPEATED
+        if num_before < num_examples
+    ]
+    figures["patterns"] = study.patterns(answer, answer.outputs())
+    return figures
 
 
 # --- all answers -----------------------------------------------------------------------------------------------------

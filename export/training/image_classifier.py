@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.data.readers import ImageClassificationData, LabelledImages
+from export.data.image_classification import ImageClassificationData, LabelledImages
 from export.networks.image import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
 from export.training.quality import classification_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished

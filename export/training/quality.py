@@ -48,7 +48,7 @@ def classification_quality(logits_BC: NDArray[np.float32], labels_B: NDArray[np.
         num_examples=len(labels_B),
         accuracy=accuracy,
         accuracy_standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(labels_B))),
-        f1_macro=float(f1_score(labels_B, predicted_B, ema_model="macro")),
+        f1_macro=float(f1_score(labels_B, predicted_B, average="macro")),
         confusion_matrix=confusion_matrix(labels_B, predicted_B, labels=range(logits_BC.shape[1])).tolist(),
         expected_calibration_error=expected_calibration_error(probabilities_BC, labels_B),
     )

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from rich.console import Console
 
-from export.data.readers import CIFAR10, SST2, load_cifar10, load_sst2
+from export.data.image_classification import CIFAR10, load_cifar10
+from export.data.text_classification import SST2, load_sst2
 from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
 from export.training import translation as train_translation

@@ -23,8 +23,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.data.readers import LabelledTexts, TextClassificationData
 from export.data.text_augmentation import changed_texts, neighbours_of
+from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.data.tokenizers import train_tokenizer, with_everyday_spelling
 from export.markdown import pyplot_without_a_screen
 from export.networks import bert_weights as pretrained

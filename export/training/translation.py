@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.data.bpe_dropout import SubwordDropout
-from export.data.readers import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
 from export.data.tokenizers import train_translation_tokenizer
+from export.data.translation import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
 from export.networks.fused_cross_entropy import smoothed_cross_entropy
 from export.networks.translation import (
     BOS_ID,

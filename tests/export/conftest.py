@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from export.conversion.golden_texts import made_up_sentences
-from export.data.readers import LabelledTexts, TextClassificationData
+from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.networks.transformer import EncoderConfig
 from export.training.text_classifier import TextTrainConfig, train_text_classifier
 

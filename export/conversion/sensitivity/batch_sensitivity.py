@@ -26,7 +26,7 @@ from export.conversion.float16 import CARD_HEADING as HALF_PRECISION_HEADING
 from export.conversion.float16 import Material, classifier_of, translation_of
 from export.conversion.golden_images import golden_images, made_up_images
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
-from export.data.readers import ParallelTexts
+from export.data.translation import ParallelTexts
 from export.onnx_graphs.passes import cpu_session
 from export.onnx_graphs.translation import OnnxTranslator
 from export.training.quality import softmax

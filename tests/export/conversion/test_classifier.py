@@ -30,7 +30,7 @@ from model_store.folder import FoundFolder, read
 from service.models.loading import Loaded, Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
-from tests.export.test_transformer import VARIANTS
+from tests.export.networks.test_transformer import VARIANTS
 
 
 def converted(source: TextClassifierSource, store: Path, console: Console, precision: conversion.Precision) -> Path:
@@ -212,7 +212,7 @@ def test_golden_texts_are_our_own() -> None:
 
     if not os.environ.get("HEED_DATASETS"):
         pytest.skip("HEED_DATASETS is not set: SST-2 is not at hand")
-    from export.data.readers import load_sst2
+    from export.data.text_classification import load_sst2
 
     data = load_sst2()
     rows = {text.lower() for text in (*data.train.texts, *data.validation.texts) if len(text.split()) > 3}

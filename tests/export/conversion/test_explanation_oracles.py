@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.data.readers import load_cifar10, load_multi30k, load_sst2
+from export.data.image_classification import load_cifar10
+from export.data.text_classification import load_sst2
+from export.data.translation import load_multi30k
 from export.networks.translation import BOS_ID, TranslationTransformer
 from export.onnx_graphs.import_weights import stored_network
 from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationModel

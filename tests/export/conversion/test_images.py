@@ -24,12 +24,12 @@ from export.__main__ import main
 from export.conversion.classifier import ConversionRefused, convert
 from export.conversion.golden_images import golden_images, shapes
 from export.conversion.model_source import ImageClassifierSource, source_of_run
-from export.data.readers import LabelledImages, encoded
+from export.data.image_classification import LabelledImages, encoded
 from export.networks.image import ResNetConfig
 from export.training.image_classifier import jpeg_compressed, normalised, train_image_classifier
 from model_store.folder import FoundFolder, read
 from tests.conftest import LABELS, noise_files, untrained_image_sources
-from tests.export.test_train_image_classifier import toy_config, toy_data, toy_images
+from tests.export.training.test_image_classifier import toy_config, toy_data, toy_images
 from tests.service.tasks.test_image_classification import file_of
 
 

@@ -15,7 +15,7 @@ from export.conversion.translation import (
     require_same,
     translation_source_of_run,
 )
-from export.data.readers import ParallelTexts
+from export.data.translation import ParallelTexts
 from model_store.folder import FoundFolder, read
 from service.models.loading import LoadedTranslation, Loader
 from tests.toy_translation import toy_pairs

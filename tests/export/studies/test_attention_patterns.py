@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from export.studies.sweeps import attention_patterns as patterns
+from export.studies import attention_patterns as patterns
 
 
 def to_one(T: int, offset: int) -> np.ndarray:

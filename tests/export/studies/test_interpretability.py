@@ -10,20 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from export.data.readers import load_everyday
+from export.data.text_classification import load_everyday
+from export.studies import interpretability
 from export.studies.explained_answers import TextModel, TranslationModel, features_of_tokens
-from export.studies.interpretability import (
-    METHODS,
-    RANDOM,
-    Study,
-    figures_of,
-    measure,
-    rank_correlations,
-    summary,
-    to_words,
-)
+from export.studies.explanation_figures import METHODS, RANDOM, figures_of, rank_correlations, to_words
+from export.studies.interpretability import Study, measure, summary
 from export.studies.interpretability_page import page, write_page
-from export.studies.sweeps import interpretability
 from service.explanation.methods.features import Words
 from tests.conftest import ROOT
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from export.studies.model_report import report
 from export.training.image_classifier import train_image_classifier
 from tests.conftest import ROOT
-from tests.export.test_train_image_classifier import toy_config as bars_config
-from tests.export.test_train_image_classifier import toy_data as bars
+from tests.export.training.test_image_classifier import toy_config as bars_config
+from tests.export.training.test_image_classifier import toy_data as bars
 
 
 def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> None:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from safetensors.numpy import load_file
 
-from export.data.readers import ImageClassificationData, LabelledImages
+from export.data.image_classification import ImageClassificationData, LabelledImages
 from export.networks.image import ResNetConfig, VitConfig
 from export.training.image_classifier import (
     ImageProblem,

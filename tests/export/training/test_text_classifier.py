@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 from torch.nn.functional import kl_div
 
-from export.data.readers import LabelledTexts
+from export.data.text_classification import LabelledTexts
 from export.networks.text_baselines import BiLstmConfig
 from export.training import run_folder
 from export.training import text_classifier as training

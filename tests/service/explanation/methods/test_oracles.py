@@ -16,7 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.data.readers import load_cifar10, load_sst2
+from export.data.image_classification import load_cifar10
+from export.data.text_classification import load_sst2
 from export.studies.explained_answers import Answer, ImageAnswer, ImageModel, TextModel
 from service.explanation.methods.perturbation import Method, estimate, plan
 from tests.conftest import ROOT

@@ -1,0 +1,19 @@
+"""Where data sets are read from: the Hugging Face hub, or the folder that HEED_DATASETS names."""
+
+import os
+from pathlib import Path
+
+
+def source_of(hub_id: str, folder: str) -> str:
+    """Where a data set is read from: `$HEED_DATASETS/<folder>` when that is set, else the hub.
+
+    Raises:
+        FileNotFoundError: HEED_DATASETS is set, but has no such folder; a silent download would be a surprise.
+    """
+    root = os.environ.get("HEED_DATASETS")
+    if not root:
+        return hub_id
+    path = Path(root) / folder
+    if not path.is_dir():
+        raise FileNotFoundError(f"HEED_DATASETS is set to {root}, but there is no folder {path}")
+    return str(path)
