@@ -43,7 +43,8 @@ from service.tasks.hub_messages import (
 )
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import SearchRequest, Translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import SearchRequest
 
 MODEL_FOLDER = "model"  # within the archive
 MAX_IMAGE_PIXELS, MAX_REQUEST_ROWS = 50_000_000, 512  # as the service's defaults

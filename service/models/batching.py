@@ -63,7 +63,7 @@ class BatchingRule:
             state: the folder in which outcomes of trials are remembered; None: each start tries again.
         """
         self._trials = TrialStore(state)
-        rules = b"".join(path.read_bytes() for path in sorted(Path(row_independence.__path__[0]).glob("*.py")))
+        rules = b"".join(path.read_bytes() for path in sorted(Path(row_independence.__path__[0]).rglob("*.py")))
         self._rules_digest = hashlib.sha256(rules + onnxruntime.__version__.encode()).hexdigest()
 
     def of_bare_graph(

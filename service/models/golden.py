@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from model_store.folder import FolderError, GoldenExample, ModelFolder
 from service.errors import InvalidRequest
-from service.tasks.translation import GOLDEN_SEARCHES, Sentence, Translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
 ONE_BY_ONE = "greedy"  # of `GOLDEN_SEARCHES`: what a canary asks for
 

@@ -46,17 +46,16 @@ from service.models.row_independence.onnx_graph import Model, UnreadableGraph, r
 from service.scheduling.continuous_batcher import RunningBatches
 from service.scheduling.cost_table import CostTable
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
-from service.tasks.tensor_rows import RawTensors
+from service.tasks.raw_tensors import RawTensors
 from service.tasks.text_classification import TextClassification, Tokens
-from service.tasks.translation import (
+from service.tasks.translation import LanguageCodes, Translation
+from service.tasks.translation_search import (
     GOLDEN_SEARCHES,
     MAX_BEAMS,
     MAX_LENGTH_PENALTY,
     EarlyStopping,
-    LanguageCodes,
     SearchDefaults,
     Sentence,
-    Translation,
 )
 from service.tensors import Arrays
 

@@ -25,7 +25,7 @@ from service.models.loading import Loaded, LoadedTranslation, Loader, decode
 from service.tasks.classification import Classifier, scores_of
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import SearchRequest
+from service.tasks.translation_search import SearchRequest
 from tests.conftest import ROOT, Server, running_server
 
 MAX_DIFFERENCE = 1e-5

@@ -20,6 +20,7 @@ from service.models.row_independence.operators import (
     products,
     reductions,
     selection,
+    shapes,
 )
 from service.models.row_independence.sizes import BATCH, Size
 from service.models.row_independence.values import NotProved, Shape, Value, of_array
@@ -30,6 +31,7 @@ _MAX_LOOP_PASSES = 8
 RULES: dict[str, Mapping[str, Rule]] = {
     "": {
         **elementwise.RULES,
+        **shapes.RULES,
         **layout.RULES,
         **reductions.RULES,
         **products.RULES,

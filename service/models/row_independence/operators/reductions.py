@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from service.models.row_independence.operation import Operation, Rule, positive_axis
-from service.models.row_independence.operators.layout import elements
+from service.models.row_independence.operators.shapes import elements
 from service.models.row_independence.sizes import ONE, Size, product
 from service.models.row_independence.values import NotProved, Shape, Value, of_content
 

@@ -1,8 +1,8 @@
 """Operators that pick, place, pad and resize elements."""
 
 from service.models.row_independence.operation import Operation, Rule, positive_axis
-from service.models.row_independence.operators.layout import elements
 from service.models.row_independence.operators.networks import images, same_rows
+from service.models.row_independence.operators.shapes import elements
 from service.models.row_independence.sizes import ONE, Size, add, product
 from service.models.row_independence.values import NotProved, Value, ints
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.models.row_independence import prove_rows_independent
 from service.tensors import Arrays
-from tests.service.models.backend_graphs import Case, along, cases, rows_of, with_any_rows
+from tests.service.models.row_independence.backend_graphs import Case, along, cases, rows_of, with_any_rows
 
 # The package makes its cases with casts that overflow, and so do rows that are made larger.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from service.models.row_independence import prove_rows_independent
-from tests.service.models.graphs import computed
+from tests.service.models.row_independence.graphs import computed
 
 SMALL = {
     "hidden_size": 32,

@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.models.row_independence import prove_rows_independent
-from tests.service.models.graphs import model_of, serialized
+from tests.service.models.row_independence.graphs import model_of, serialized
 
 
 def with_weights(array: np.ndarray, ir_version: int = 8, *, is_input: bool = False) -> onnx.ModelProto:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.service.models.graphs import finding_of
+from tests.service.models.row_independence.graphs import finding_of
 
 _BODY = "body = b (int64 i, bool c, float[r,k] v) => (bool co, float[r,k] vo) { co = Identity(c) vo = Add(v, v) }"
 BY_VALUE = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.service.models.graphs import finding_of
+from tests.service.models.row_independence.graphs import finding_of
 
 # A column with the number of each row.
 _NUMBERS = (

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.tasks.tensor_rows import RawTensors
+from service.tasks.raw_tensors import RawTensors
 from service.tensors import TensorSpec, bytes_array
 
 
