@@ -26,7 +26,9 @@ from model_store.folder import TORCHSCRIPT, FolderError, FoundFolder, ModelFolde
 from service.engines.device import Device
 from service.engines.onnx import Engine, EngineError
 from service.errors import InvalidRequest
-from service.models.loading import Loaded, Loader, decode, open_onnx
+from service.models.engine_opening import open_onnx
+from service.models.golden_replay import decode
+from service.models.loading import Loaded, Loader
 from service.tasks.hub_messages import (
     HUB_TOP_K,
     ImageClassificationParameters,

@@ -166,7 +166,7 @@ def expected_of(store: Path, model: str, **inputs: Any) -> Any:
 
 
 def batching_of(server: Server) -> dict[str, str]:
-    """What the model index says, by model."""
+    """The batching entry of the model index, by model."""
     models = httpx.get(f"{server.http}/v2/models").raise_for_status().json()["models"]
     return {model["name"]: model["batching"] for model in models}
 

@@ -28,7 +28,7 @@ async def repository(tmp_path: Path) -> AsyncIterator[ModelRepository]:
 
 
 def runs(repository: ModelRepository, model: str, outcome: str) -> float:
-    """How often a replay ended so."""
+    """Number of replays with an outcome."""
     labels = {"model": model, "version": "1", "outcome": outcome}
     return repository.metrics.registry.get_sample_value("heed_canary_runs_total", labels) or 0.0
 

@@ -136,7 +136,7 @@ def test_it_is_opened_at_the_next_request_after_file_descriptors_were_used_up(tm
 
 
 def ready_entries(server: Server) -> list[dict[str, Any]]:
-    """What the log says of explaining graphs."""
+    """Log entries of explanation graphs."""
     return [entry for entry in server.log if entry["event"].startswith("explaining graph")]
 
 

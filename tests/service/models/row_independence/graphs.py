@@ -27,7 +27,7 @@ def model_of(graph: str, opset: int = 17, ir_version: int = 8) -> bytes:
 
 
 def finding_of(graph: str, opset: int = 17) -> Finding:
-    """What the proof says about a graph."""
+    """Run the proof on a graph."""
     return prove_rows_independent(model_of(graph, opset))
 
 

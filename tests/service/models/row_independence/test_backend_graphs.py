@@ -22,7 +22,7 @@ JOINED_BY_TRIAL = frozenset((Path(__file__).parent / "joined_by_trial.txt").read
 
 
 def compared(model: onnx.ModelProto, rows: Arrays) -> str | None:
-    """How rows joined differ from each alone: "" where they do not, None where ONNX Runtime refuses graph or rows."""
+    """Compare rows in a batch with each alone: "" if they are equal, None if ONNX Runtime refuses graph or rows."""
     options, quiet = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = quiet.log_severity_level = 4
     options.intra_op_num_threads = 1
