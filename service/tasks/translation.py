@@ -29,30 +29,30 @@ from service.tasks.translation_search import (
 )
 from service.tensors import Arrays, TensorSpec, bytes_array
 
-CODE_BEGINS, CODE_ENDS = ">>", "<<"  # of a language code
-INCOMPLETE = "\ufffd"  # what a character decodes to whose bytes are not all there yet
+CODE_BEGINS, CODE_ENDS = ">>", "<<"  # around a language code
+INCOMPLETE = "\ufffd"  # decoded from a character of which some bytes are still missing
 
 
 @dataclass(frozen=True)
 class LanguageCodes:
-    """Tokens such as `>>fra<<` at the beginning of a text, which choose the language that is translated into.
+    """Language codes such as `>>fra<<`, which begin a text and choose the target language.
 
     Attributes:
-        ids: the codes that the model knows, and their ids.
-        unknown_id: stands for any other text between `>>` and `<<` at the beginning.
+        ids: ids of the codes that the model knows.
+        unknown_id: id of any other text between `>>` and `<<` at the beginning.
     """
 
     ids: Mapping[str, int]
     unknown_id: int
 
     def split(self, text: str) -> tuple[str, str]:
-        """The code that a text begins with (empty without one), and the rest of the text."""
+        """Split a text into the code that it begins with (empty if there is none) and the rest."""
         end = text.find(CODE_ENDS) if text.startswith(CODE_BEGINS) else -1
         return (text[: end + len(CODE_ENDS)], text[end + len(CODE_ENDS) :]) if end >= 0 else ("", text)
 
 
 class Translated(NamedTuple):
-    """The answer for one text; `score` is its log probability, divided by its length to the power of the penalty."""
+    """The answer for one text; `score` is its log probability divided by length**length_penalty."""
 
     text: str
     score: float
@@ -60,7 +60,7 @@ class Translated(NamedTuple):
 
 
 class Translation:
-    """The pure part of a translation model."""
+    """Preprocessing and postprocessing of a translation model."""
 
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
     outputs = (TensorSpec("translation", "BYTES", (-1,)), TensorSpec("score", "FP32", (-1,)))
@@ -81,15 +81,15 @@ class Translation:
         """Set up from the contents of a model folder.
 
         Args:
-            tokenizer_json: `tokenizer.json`; what it encodes ends with the end of the sentence.
-            max_tokens: the longest source and the longest translation, special tokens included.
-            bos_id: what every translation begins with.
-            eos_id: what every translation ends with.
-            source_language: such as "en".
-            target_language: such as "de".
-            target_tokenizer_json: of a model that writes in other pieces than it reads.
-            defaults: how it searches where a client does not say otherwise.
-            language_codes: of a model whose texts may begin with the language to translate into.
+            tokenizer_json: contents of `tokenizer.json`; encoded texts end with the end-of-sentence token.
+            max_tokens: longest source and longest translation, including special tokens.
+            bos_id: first token of every translation, which is not part of its text.
+            eos_id: the end-of-sentence token.
+            source_language: a language code such as "en".
+            target_language: a language code such as "de".
+            target_tokenizer_json: the tokenizer of translations, if it is another one.
+            defaults: search settings that apply where a client gives none.
+            language_codes: codes at the beginning of a text that choose the target language, if the model has any.
         """
         self.defaults, self._codes = defaults, language_codes
         self._encoder = TextEncoder(tokenizer_json, max_tokens)
@@ -98,7 +98,7 @@ class Translation:
         self.source_language, self.target_language = source_language, target_language
 
     def preprocess(self, text: str, *, truncate: bool, field: str, request: SearchRequest = DEFAULT_SEARCH) -> Sentence:
-        """Text to a sentence that can be decoded, as `preprocess_all`."""
+        """Tokenize a text into a sentence to decode; see `preprocess_all`."""
         return self.preprocess_all([text], truncate=truncate, field=field, request=request)[0]
 
     def preprocess_all(
@@ -110,7 +110,7 @@ class Translation:
         first: int = 0,
         request: SearchRequest = DEFAULT_SEARCH,
     ) -> list[Sentence]:
-        """Texts to sentences that can be decoded; arguments are those of `TextEncoder.encode`, and how to search.
+        """Tokenize texts into sentences to decode; takes search settings and the arguments of `TextEncoder.encode`.
 
         Raises:
             InvalidRequest: a text is empty or too long, or a search parameter lies outside its limits.
@@ -124,7 +124,7 @@ class Translation:
         ]
 
     def _encoded(self, texts: Sequence[str], *, truncate: bool, field: str, first: int) -> list[Encoded]:
-        """The ids of each text; a language code at its beginning is one token, and the rest a text of its own."""
+        """Tokenize each text; a language code at its beginning is one token, and the rest is tokenized separately."""
         split = [self._codes.split(text) if self._codes else ("", text) for text in texts]
         rests = self._encoder.encode([rest for _, rest in split], truncate=truncate, field=field, first=first)
         encoded = []
@@ -143,7 +143,7 @@ class Translation:
         return encoded
 
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
-        """As `TextEncoder.spans`, of a text that was preprocessed; a language code is a token like any other."""
+        """Locate each token in a text that was preprocessed, its language code included; see `TextEncoder.spans`."""
         code, rest = self._codes.split(text) if self._codes else ("", text)
         spans = self._encoder.spans(rest, truncate=truncate)
         if not code:
@@ -153,25 +153,25 @@ class Translation:
         return [(0, len(code)), *(moved if len(moved) <= room else [*moved[: room - 1], moved[-1]])]
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """As `TextEncoder.names`."""
+        """Return the source tokenizer's name of each token."""
         return self._encoder.names(ids)
 
     def tokens_of(self, sentence: Sentence) -> list[int]:
-        """The translation of a sentence whose search is done, with the end of the sentence where the model wrote it."""
+        """Return the translation of a finished sentence, with its end-of-sentence token if the model wrote one."""
         ids = sentence.search.best().ids
-        # What was cut off has exactly so many tokens; any other ended by itself, one token later.
+        # A translation of the maximum length was cut off. Any other ended by itself, one token later.
         return ids if len(ids) == sentence.options.max_new_tokens else self.ended(ids)
 
     def ended(self, ids: Sequence[int]) -> list[int]:
-        """A translation that ended by itself, as the model wrote it."""
+        """Append the end-of-sentence token."""
         return [*ids, self._eos_id]
 
     def forced(self, ids: list[int], target_ids: Sequence[int]) -> Forced:
-        """A source, and the translation of it whose log probability is asked for."""
+        """Make an item that computes the log probability of a given translation of a source."""
         return Forced(ids, target_ids, bos_id=self._bos_id, num_candidates=self._decoding.get_vocab_size())
 
     def pieces_of(self, target_ids: Sequence[int]) -> list[str]:
-        """What each token adds to the text of a translation; the end of the sentence by its name."""
+        """Return the text that each token adds to a translation; the end-of-sentence token gives its name."""
         pieces, before = [], ""
         for number, token in enumerate(target_ids, 1):
             if token == self._eos_id:
@@ -183,7 +183,7 @@ class Translation:
         return pieces
 
     def check(self, request: SearchRequest) -> None:
-        """Refuse a search that is not offered.
+        """Check the search settings of a request.
 
         Raises:
             InvalidRequest: a parameter lies outside its limits.
@@ -198,10 +198,10 @@ class Translation:
             raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
 
     def check_languages(self, source: str | None, target: str | None) -> None:
-        """Refuse a request that names other languages than those of the model.
+        """Check the languages that a request names.
 
         Raises:
-            InvalidRequest: it does.
+            InvalidRequest: they are not those of the model.
         """
         for field, asked, known in (
             ("src_lang", source, self.source_language),
@@ -221,20 +221,20 @@ class Translation:
         )
 
     def text_so_far(self, ids: list[int]) -> str:
-        """The text of the first tokens of a translation, without a last character that is not whole yet."""
+        """Decode the first tokens of a translation, without a last character that is incomplete."""
         return self.text_of(ids).rstrip(INCOMPLETE)
 
     def text_of(self, ids: list[int]) -> str:
-        """The text of a whole translation."""
+        """Decode a whole translation."""
         return str(self._decoding.decode(ids))
 
     def postprocess(self, sentence: Sentence) -> Translated:
-        """The text of a sentence whose search is done."""
+        """Make the answer for a finished sentence."""
         ids, score = sentence.search.best()
         return Translated(self.text_of(ids), score, len(ids))
 
     def tensors(self, sentences: Sequence[Sentence]) -> Arrays:
-        """Output tensors for n results, as the metadata describes them."""
+        """Make the output tensors of n results, as the metadata describes them."""
         translated = [self.postprocess(sentence) for sentence in sentences]
         return {
             "translation": bytes_array([each.text.encode() for each in translated]),

@@ -23,12 +23,16 @@ EarlyStopping = bool | Literal["never"]
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How a translation is searched for.
+    """Settings of a search, with the names of Hugging Face's generation.
 
-    `num_beams` 1 is greedy search. `length_penalty` is the power of the length by which a hypothesis' log probability
-    is divided: 0 prefers short ones, 1 compares means, more prefers long ones (names as in Hugging Face's generation).
-    With `num_beams` translations found, the search ends at once (`early_stopping` true), when no running one of its
-    present length would be better than the worst of them (false), or when none of any length would ("never").
+    Attributes:
+        max_new_tokens: length at which the search ends in any case.
+        num_beams: number of beams; 1 is greedy search.
+        length_penalty: a hypothesis' log probability is divided by its length to this power. 0 prefers short
+            hypotheses, 1 compares means, and more prefers long ones.
+        early_stopping: when the search ends once `num_beams` translations are found: at once (true), when no running
+            hypothesis of the present length would be better than the worst of them (false), or when none of any length
+            would be ("never").
     """
 
     max_new_tokens: int
@@ -39,9 +43,9 @@ class SearchOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchDefaults:
-    """How a model searches where a client does not say otherwise: its `generation_config.json`.
+    """A model's search settings, from its `generation_config.json`, for requests that give none.
 
-    Without `max_new_tokens` a search that does not end by itself ends at `longest_translation`.
+    Without `max_new_tokens`, a search ends at `longest_translation` at the latest.
     """
 
     num_beams: int = 1
@@ -51,9 +55,9 @@ class SearchDefaults:
 
 
 class SearchRequest(NamedTuple):
-    """What a client may ask of the search; None leaves the choice to the model.
+    """A client's search settings; None leaves a setting to the model.
 
-    A `bounded` one ends at `longest_translation` whatever the model's own maximum is.
+    With `bounded`, the search ends at `longest_translation` whatever the model's own maximum is.
     """
 
     num_beams: int | None = None
@@ -63,7 +67,7 @@ class SearchRequest(NamedTuple):
 
 
 DEFAULT_SEARCH, MODEL_DEFAULTS = SearchRequest(), SearchDefaults()
-# The searches that translation models are compared and golden translations are made by.
+# Searches with which golden translations are made and models are compared.
 GOLDEN_SEARCHES = {
     "greedy": SearchRequest(num_beams=1, bounded=True),
     "beam 4": SearchRequest(num_beams=4, bounded=True),
@@ -71,24 +75,24 @@ GOLDEN_SEARCHES = {
 
 
 class Hypothesis(NamedTuple):
-    """A translation: its tokens without the end of the sentence, and its score after the length penalty."""
+    """A translation: its tokens without the end-of-sentence token, and its length-penalised score."""
 
     ids: list[int]
     score: float
 
 
 class Search:
-    """One sentence's way to its translation: greedy or beam search.
+    """Greedy or beam search for the translation of one sentence.
 
-    After Sutskever et al. 2014 (arXiv 1409.3215, section 3.2), with the rule that most translation systems share: a
-    hypothesis that ends among the best `num_beams` candidates is kept, the search is over when there are `num_beams` of
-    them and `early_stopping` allows it, and the best one by score is the answer.
+    Beam search follows Sutskever et al. 2014 (arXiv 1409.3215, section 3.2), with the rule of most translation systems:
+    a hypothesis that ends among the best `num_beams` candidates is kept, the search ends when there are `num_beams` of
+    them and `early_stopping` allows it, and the one with the best score is the answer.
     """
 
     def __init__(self, options: SearchOptions, *, bos_id: int, eos_id: int) -> None:
-        """Begin with the empty translation, in all rows."""
+        """Start with the empty translation in all rows."""
         self.options, self._eos_id = options, eos_id
-        # All beams begin alike, so at first all candidates come from one row.
+        # All beams start equal, so the first candidates must come from one row.
         self._sums = [0.0] + [NEVER] * (options.num_beams - 1)
         self._ids: list[list[int]] = [[] for _ in range(options.num_beams)]
         self._last = [bos_id] * options.num_beams
@@ -99,35 +103,36 @@ class Search:
 
     @property
     def num_candidates(self) -> int:
-        """Likeliest next tokens of a row that must be known: half of them may be the end of the sentence."""
+        """The number of most probable next tokens that `advance` needs for each row."""
         return num_candidates(self.options.num_beams)
 
     @property
     def next_ids(self) -> list[int]:
-        """The newest token of each row, which the next decoder step takes; [W]."""
+        """The newest token of each row [W], which is the input of the next decoder step."""
         return self._last
 
     def advance(self, log_probabilities: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> list[int]:
-        """Take in the likeliest next tokens of each row, likeliest first.
+        """Extend the hypotheses by one token.
 
         Args:
-            log_probabilities: [W, N], N at least `num_candidates`.
-            ids: the tokens they belong to, [W, N].
+            log_probabilities: the highest log probabilities of each row's next tokens, in descending order: [W, N] with
+                N at least `num_candidates`.
+            ids: the tokens that they belong to, [W, N].
 
         Returns:
-            for each row of the next step, the row of this one that it continues; [W].
+            for each row of the next step, the row of this step that it continues: [W].
         """
         self.steps += 1
         if self.options.num_beams == 1:
             return self._advance_greedily(log_probabilities[0][0], ids[0][0])
         scores = [total + each for total, row in zip(self._sums, log_probabilities, strict=True) for each in row]
         best = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: self.num_candidates]
-        going_on: list[tuple[int, float, int]] = []  # row that is continued, its new sum, its new token
+        going_on: list[tuple[int, float, int]] = []  # (parent row, sum of log probabilities, new token)
         for rank, number in enumerate(best):
             row, place = divmod(number, len(log_probabilities[0]))
             token = ids[row][place]
             if token == self._eos_id:
-                # Kept only where it would have had a row; else a short, unlikely ending would count as found.
+                # Only among the best candidates, or a short, improbable ending would count as found.
                 if rank < self.options.num_beams:
                     self._finish(self._ids[row], scores[number], self.steps)
             elif len(going_on) < self.options.num_beams:
@@ -142,7 +147,7 @@ class Search:
         return parents
 
     def _may_improve(self) -> bool:
-        """Keep the best `num_beams` translations found; whether a running one may still take a place among them."""
+        """Keep the best `num_beams` finished hypotheses; return whether a running one may still become one of them."""
         options = self.options
         self._finished = sorted(self._finished, key=lambda found: found.score, reverse=True)[: options.num_beams]
         if options.early_stopping is True:
@@ -153,7 +158,7 @@ class Search:
         return best_score > self._finished[-1].score
 
     def _take_rows(self, going_on: list[tuple[int, float, int]]) -> list[int]:
-        """Give each hypothesis a row, likeliest first: its parent's where that is free, for then nothing is moved."""
+        """Assign hypotheses to rows, most probable first, and to the parent's row if it is free, to avoid a copy."""
         parents, before = [-1] * len(going_on), self._ids
         self._ids, self._sums, self._last = [[]] * len(going_on), [NEVER] * len(going_on), [0] * len(going_on)
         free = set(range(len(going_on))) - {parent for parent, _, _ in going_on}
@@ -180,16 +185,16 @@ class Search:
 
     @property
     def so_far(self) -> list[int]:
-        """The tokens of the likeliest row; under greedy search they will not change any more."""
+        """The tokens of the most probable row; in greedy search they are final."""
         return self._ids[self._likeliest]
 
     def best(self) -> Hypothesis:
-        """The translation; to be asked for once the search is done."""
+        """Return the best hypothesis of a finished search."""
         return max(self._finished, key=lambda hypothesis: hypothesis.score)
 
 
 class Sentence:
-    """One text on its way: its source, and its search. An item of the in-flight batcher."""
+    """A source sentence with its search, which is an item of the continuous batcher."""
 
     def __init__(self, ids: list[int], options: SearchOptions, *, bos_id: int, eos_id: int, truncated: bool) -> None:
         self.ids, self.options, self.truncated = ids, options, truncated
@@ -199,7 +204,7 @@ class Sentence:
         self.restart()
 
     def restart(self) -> None:
-        """Begin the search again."""
+        """Start the search again from the beginning."""
         self.search = Search(self.options, bos_id=self._bos_id, eos_id=self._eos_id)
         self.advance = self.search.advance
 
@@ -215,16 +220,16 @@ class Sentence:
 
     @property
     def so_far(self) -> list[int]:
-        """Tokens of the likeliest row."""
+        """The tokens of the most probable row."""
         return self.search.so_far
 
 
 class Forced:
-    """A given translation of a text, to learn how likely each of its tokens is. An item of the in-flight batcher.
+    """A given translation whose token log probabilities are computed; an item of the continuous batcher.
 
-    No search: each step takes the next token of the translation, whatever the model would have chosen. For its log
-    probability the decoder step is asked for as many of the likeliest tokens as there are, so that it is always among
-    them; sorting them all makes such a step several times as dear as one of a search.
+    There is no search: each step takes the next token of the translation, whatever the model would choose. The decoder
+    step returns log probabilities of the whole vocabulary, so that this token is among them. Sorting them makes such a
+    step several times as expensive as one of a search.
     """
 
     rows = 1
@@ -236,12 +241,12 @@ class Forced:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was learnt."""
+        """Discard all log probabilities."""
         self.log_probabilities: list[float] = []
 
     @property
     def next_ids(self) -> list[int]:
-        """The newest token."""
+        """The newest token, in a list of one row."""
         step = len(self.log_probabilities)
         return [self.target_ids[step - 1] if step else self._bos_id]
 
@@ -256,24 +261,24 @@ class Forced:
         return self.target_ids[: len(self.log_probabilities)]
 
     def advance(self, log_probabilities: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> list[int]:
-        """As `Search.advance`, of a single row."""
+        """Record the log probability of the next token; arguments and result are those of `Search.advance`."""
         (place,) = np.flatnonzero(np.asarray(ids[0]) == self.target_ids[len(self.log_probabilities)])
         self.log_probabilities.append(float(log_probabilities[0][int(place)]))
         return [0]
 
 
 def longest_translation(source_tokens: int, max_tokens: int) -> int:
-    """Where a search ends that does not end by itself: translations are seldom more than twice as long."""
+    """Return the length at which a search is cut off; translations are seldom more than twice as long as the source."""
     return min(max_tokens, 2 * source_tokens + 10)
 
 
 def num_candidates(num_beams: int) -> int:
-    """Likeliest next tokens of a row that a search needs."""
+    """Return the number of next tokens that a search needs for each row; half may be end-of-sentence tokens."""
     return 1 if num_beams == 1 else 2 * num_beams
 
 
 def top_k_log_probs(logits_RV: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The `count` likeliest tokens of each row, likeliest first: log probabilities and ids, [R, count]."""
+    """Return log probabilities and ids of the `count` most probable tokens of each row, highest first: [R, count]."""
     highest_R1 = logits_RV.max(axis=1, keepdims=True)
     normaliser_R1 = highest_R1 + np.log(np.exp(logits_RV - highest_R1).sum(axis=1, keepdims=True))
     ids_RN = np.argpartition(-logits_RV, count - 1, axis=1)[:, :count]

@@ -21,7 +21,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def missing_in(read: Any, written: Any, path: str = "") -> list[str]:
-    """What was read and is not there any more when it is written again."""
+    """Return the parts of a document that are lost when it is written again."""
     if isinstance(read, dict):
         return [
             found

@@ -60,7 +60,7 @@ def test_every_alert_is_tested_firing_and_silent() -> None:
 
 
 def test_every_alert_has_its_section_in_the_runbook() -> None:
-    """Where its annotation says."""
+    """The anchor of its annotation exists."""
     headings = {
         re.sub(r"[^\w -]", "", line[3:].strip().lower()).replace(" ", "-")
         for line in RUNBOOK.read_text().splitlines()
@@ -157,7 +157,7 @@ def load(server: Server) -> bool:
 
 
 def expressions(document: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of a dashboard: title and expression of each query, its variables filled in."""
+    """List title and expression of each query of a dashboard, with its variables filled in."""
     filled = {"$__rate_interval": "10s", "$model": ".*", "$version": ".*"}
     found = []
     for panel in document["panels"]:

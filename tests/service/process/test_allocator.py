@@ -1,4 +1,4 @@
-"""What is freed leaves the process."""
+"""Freed memory is returned to the system."""
 
 import ctypes
 import multiprocessing
@@ -128,7 +128,7 @@ print(held - before >= 16 << 20, resident_bytes() - before < 1 << 20)
 
 
 def allocated_by_steps() -> list[int]:
-    """What is allocated after each step: at first, with short blocks, with one that has its own pages, and freed."""
+    """Allocated bytes after each step: at first, with short blocks, with a block on its own pages, after freeing."""
     give_long_allocations_own_pages()
     steps = [allocated_bytes()]
     blocks = held_blocks(64 * MIB)
@@ -142,7 +142,7 @@ def allocated_by_steps() -> list[int]:
 
 
 def test_what_is_allocated_in_short_blocks_is_known(fresh_process: Executor) -> None:
-    """What is free, though it is resident still, does not count, nor do long allocations."""
+    """Free memory that is still resident does not count, and neither do long allocations."""
     first, short, long, freed = fresh_process.submit(allocated_by_steps).result()
     assert 64 * MIB <= short - first < 66 * MIB
     assert abs(long - short) < MIB

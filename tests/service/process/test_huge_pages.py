@@ -17,7 +17,7 @@ SIZE = 16 * 2**20
 
 
 def kib_of(what: str) -> int:
-    """Of this process, by proc(5)."""
+    """Read the value for this process from proc(5)."""
     found = re.search(rf"^{what}: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])
@@ -67,7 +67,7 @@ def test_it_stops_when_told() -> None:
 
 @pytest.mark.parametrize("mode", [[], ["-X", "dev"]])
 def test_code_goes_on_in_its_copy(mode: list[str]) -> None:
-    """Of a library that computes in other threads meanwhile; it has no name any more, but in development mode."""
+    """A library's code is moved while it computes in other threads; only development mode keeps its symbols."""
     needs_huge_pages()
     if platform.machine() != "x86_64":
         pytest.skip("code is moved on x86_64 alone")

@@ -73,7 +73,7 @@ async def test_a_watchdog_hardly_wakes_an_idle_process() -> None:
 
 @pytest.mark.parametrize("end", [end_thread, vanish])
 async def test_a_worker_that_ends_fails_its_job_and_is_replaced(end: Callable[[], None]) -> None:
-    """What waits behind it is done by another thread."""
+    """Another thread runs the jobs that wait behind it."""
     workers = WorkerThreads(1, "worker", watchdog=Watchdog())
     try:
         failing, waiting = workers.submit(end), workers.submit(threading.get_ident)
@@ -100,7 +100,7 @@ async def test_an_idle_worker_that_ends_is_replaced() -> None:
 
 
 async def test_a_job_that_is_taken_back_is_not_done() -> None:
-    """Those behind it are, and an error is its own job's."""
+    """Later jobs run, and an error fails only its own job."""
     workers, go, done = WorkerThreads(1, "worker"), threading.Event(), list[str]()
     try:
         first, taken_back = workers.submit(go.wait), workers.submit(lambda: done.append("taken back"))

@@ -39,7 +39,7 @@ def file_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> byt
 
 
 def levels(file: bytes) -> NDArray[np.int64]:
-    """What the task makes of it, signed, so that differences can be taken."""
+    """The task's levels as signed integers, so that they can be subtracted."""
     return TASK.levels(file, field="image").astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out, without a graph."""
+"""Requests become items and calls, and outputs become answers, without a graph."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The search: against all translations there are, and its rules one by one."""
+"""The search is compared with exhaustive search, and its rules are tested one by one."""
 
 import itertools
 import math
@@ -13,13 +13,13 @@ BOS = 9
 
 
 def next_token(ids: tuple[int, ...]) -> np.ndarray:
-    """Log probabilities of [EOS, three words] after these tokens; made up, but always the same."""
+    """Simulated log probabilities of [EOS, three words] after these tokens; deterministic."""
     logits = np.random.default_rng([7, *ids]).normal(size=(1, 4)).astype(np.float32) * 1.5
     return np.asarray((logits - np.log(np.exp(logits).sum()))[0])
 
 
 def search_all(options: SearchOptions) -> Hypothesis:
-    """The best of every translation, by trying them all."""
+    """Find the best translation by trying all of them."""
     found = []
     for length in range(options.max_new_tokens + 1):
         for ids in itertools.product(WORDS, repeat=length):
@@ -32,7 +32,7 @@ def search_all(options: SearchOptions) -> Hypothesis:
 
 
 def run(options: SearchOptions) -> tuple[Hypothesis, int]:
-    """Search with the made-up probabilities; the translation, and the steps it took."""
+    """Search with the simulated probabilities; return the translation and the number of steps."""
     search = Search(options, bos_id=BOS, eos_id=EOS)
     rows: list[tuple[int, ...]] = [()] * options.num_beams
     while not search.done:
@@ -75,7 +75,7 @@ def test_greedy_takes_the_likeliest_token_of_each_step() -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_the_limit_ends_the_search(num_beams: int) -> None:
-    """Where no end of the sentence is likely, `max_new_tokens` tokens are the translation."""
+    """If the end of the sentence is improbable, the translation has `max_new_tokens` tokens."""
     search = Search(SearchOptions(max_new_tokens=3, num_beams=num_beams), bos_id=BOS, eos_id=EOS)
     for _ in range(3):
         assert not search.done
@@ -124,7 +124,7 @@ def test_rows_go_on_from_their_parents() -> None:
 
 
 def test_likeliest_are_log_probabilities_in_order() -> None:
-    """As a softmax over the whole row gives them."""
+    """They equal a softmax over the whole row."""
     logits_RV = np.random.default_rng(1).normal(size=(3, 50)).astype(np.float32) * 4
     found_RN, ids_RN = top_k_log_probs(logits_RV, 6)
     for row, logits_V in enumerate(logits_RV):

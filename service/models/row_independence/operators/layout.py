@@ -7,11 +7,11 @@ from service.models.row_independence.operators.shapes import elements
 from service.models.row_independence.sizes import ONE, Size, derived, first_of
 from service.models.row_independence.values import MAX_CONTENT, NotProved, Value, ints, of_content
 
-_WHOLE = 10**9  # exporters write an end beyond all sizes, from here on
+_WHOLE = 10**9  # exporters write an end of at least this for "to the end of the axis"
 
 
 def transpose(operation: Operation) -> list[Value]:
-    """Axes in another order."""
+    """Trace Transpose."""
     value, shape = operation.input(0), operation.shape(0)
     order = operation.ints_attribute("perm") or list(range(len(shape)))[::-1]
     if sorted(order) != list(range(len(shape))):
@@ -22,7 +22,7 @@ def transpose(operation: Operation) -> list[Value]:
 
 
 def concat(operation: Operation) -> list[Value]:
-    """Tensors one after another, along another axis than the batch."""
+    """Trace Concat along another axis than the batch."""
     values = operation.given()
     axis = operation.int_attribute("axis", 1)
     if any(value.content is not None for value in values) and all(
@@ -69,7 +69,7 @@ def _plus(left: Size, right: Size) -> Size:
 
 
 def split(operation: Operation) -> list[Value]:
-    """Parts along another axis than the batch."""
+    """Trace Split along another axis than the batch."""
     value, shape = operation.input(0), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
     if axis == value.axis:
@@ -91,7 +91,7 @@ def split(operation: Operation) -> list[Value]:
 
 
 def slice_of(operation: Operation) -> list[Value]:
-    """A range of other axes than the batch, or all of it."""
+    """Trace Slice: a range of other axes than the batch, or the whole batch."""
     value, shape = operation.input(0), operation.shape(0)
     if operation.version < 10:
         starts = [Size(each) for each in operation.ints_attribute("starts") or []]
@@ -144,7 +144,7 @@ def _cut(operation: Operation, size: Size, start: Size, end: Size, step: Size) -
 
 
 def gather(operation: Operation) -> list[Value]:
-    """Slices of a tensor by number."""
+    """Trace Gather: slices of a tensor by index."""
     data, indices = operation.input(0), operation.input(1)
     shape, of_indices = operation.shape(0), operation.shape(1)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))

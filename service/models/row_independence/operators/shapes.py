@@ -1,4 +1,4 @@
-"""Operators that compute shapes or give a tensor another one: most graphs say here which dimension is the batch."""
+"""Operators that compute shapes or change the shape of a tensor. Most graphs state here which axis is the batch."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,10 +20,10 @@ from service.models.row_independence.values import (
 
 
 def of_shape(shape: Sequence[Size]) -> Value:
-    """A tensor of a computed shape in which all rows are alike.
+    """Make a tensor of a computed shape in which all rows are equal.
 
     Raises:
-        NotProved: the shape depends on the batch size otherwise than by a block for each row.
+        NotProved: the shape depends on the batch size, but not by one block for each row.
     """
     axes = [axis for axis, size in enumerate(shape) if not size.is_batch_free]
     if not axes:
@@ -34,7 +34,7 @@ def of_shape(shape: Sequence[Size]) -> Value:
 
 
 def elements(operation: Operation, value: Value) -> list[Size] | None:
-    """The numbers of a short vector, unknown ones by name; None where not even its length is known.
+    """Return the elements of a short vector, unknown ones by name; None if its length is unknown.
 
     Raises:
         NotProved: they depend on rows.
@@ -50,7 +50,7 @@ def elements(operation: Operation, value: Value) -> list[Size] | None:
 
 
 def dimensions(operation: Operation, value: Value) -> Shape | None:
-    """A vector that becomes a shape."""
+    """Return the elements of a vector that is used as a shape; None if its length is unknown."""
     sizes = elements(operation, value)
     if sizes is None:
         return None
@@ -58,7 +58,7 @@ def dimensions(operation: Operation, value: Value) -> Shape | None:
 
 
 def reshape(operation: Operation) -> list[Value]:
-    """Another shape for the same elements in the same order."""
+    """Trace Reshape."""
     value = operation.input(0)
     target = elements(operation, operation.input(1))
     if target is None:
@@ -108,7 +108,7 @@ def _reshaped(operation: Operation, value: Value, target: list[Size]) -> Value:
 
 
 def flatten(operation: Operation) -> list[Value]:
-    """Two dimensions of many."""
+    """Trace Flatten to two dimensions."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axis = operation.int_attribute("axis", 1)
     axis = axis + len(shape) if axis < 0 else axis
@@ -116,7 +116,7 @@ def flatten(operation: Operation) -> list[Value]:
 
 
 def shape_of(operation: Operation) -> list[Value]:
-    """The dimensions as elements."""
+    """Trace Shape: the dimensions become elements."""
     shape = operation.input(0).shape
     if shape is None:
         return [Value((operation.fresh(),))]
@@ -129,7 +129,7 @@ def shape_of(operation: Operation) -> list[Value]:
 
 
 def size_of(operation: Operation) -> list[Value]:
-    """The number of elements."""
+    """Trace Size: the number of elements."""
     shape = operation.input(0).shape
     content = np.empty((), object)
     content[()] = operation.unknown() if shape is None else product(shape)
@@ -137,7 +137,7 @@ def size_of(operation: Operation) -> list[Value]:
 
 
 def squeeze(operation: Operation) -> list[Value]:
-    """Dimensions of 1 taken out."""
+    """Trace Squeeze: dimensions of 1 are removed."""
     value, shape = operation.input(0), operation.shape(0)
     axes = operation.axes(1)
     if axes is None:
@@ -154,7 +154,7 @@ def squeeze(operation: Operation) -> list[Value]:
 
 
 def unsqueeze(operation: Operation) -> list[Value]:
-    """Dimensions of 1 put in."""
+    """Trace Unsqueeze: dimensions of 1 are inserted."""
     value, shape = operation.input(0), operation.shape(0)
     axes = operation.axes(1) or []
     rank = len(shape) + len(axes)
@@ -167,7 +167,7 @@ def unsqueeze(operation: Operation) -> list[Value]:
 
 
 def expand(operation: Operation) -> list[Value]:
-    """Repeated to a shape."""
+    """Trace Expand: a tensor is broadcast to a shape."""
     value = operation.input(0)
     target = dimensions(operation, operation.input(1))
     if target is None:
@@ -182,7 +182,7 @@ def expand(operation: Operation) -> list[Value]:
 
 
 def tile(operation: Operation) -> list[Value]:
-    """Repeated along axes."""
+    """Trace Tile: a tensor is repeated along axes."""
     value = operation.input(0).without_content()
     repeats = elements(operation, operation.input(1))
     if repeats is None or value.shape is None:
@@ -198,7 +198,7 @@ def tile(operation: Operation) -> list[Value]:
 
 
 def constant_of_shape(operation: Operation) -> list[Value]:
-    """One number, in a computed shape."""
+    """Trace ConstantOfShape: one number in a computed shape."""
     sizes = dimensions(operation, operation.input(0))
     if sizes is None:
         return [Value(None)]
@@ -212,7 +212,7 @@ def constant_of_shape(operation: Operation) -> list[Value]:
 
 
 def number_range(operation: Operation) -> list[Value]:
-    """Numbers in steps: as many as there are rows give each row its number."""
+    """Trace Range; a range of as many numbers as rows gives each row its number."""
     values = [operation.input(index) for index in range(3)]
     bounds = [None if value.content is None else value.content.reshape(-1)[0] for value in values]
     if bounds == [Size(0), BATCH, ONE]:
