@@ -17,7 +17,7 @@ from tests.conftest import running_server
 
 
 def changed_copy(original: Path, target: Path, file_name: str, change: Callable[[Any], None]) -> None:
-    """The folder with one JSON file changed, its checksum put right: as a careless hand would leave it."""
+    """Copy a folder with one JSON file changed and its checksum updated."""
     shutil.copytree(original, target)
     document = json.loads((target / file_name).read_text())
     change(document)
@@ -29,7 +29,7 @@ def changed_copy(original: Path, target: Path, file_name: str, change: Callable[
 
 @pytest.mark.parametrize("labels", [["NEGATIVE"], ["NEGATIVE", "NEUTRAL", "POSITIVE"]])
 def test_labels_that_are_not_those_of_the_graph_are_noticed(labels: list[str], store: Path, tmp_path: Path) -> None:
-    """Too few, too many."""
+    """Too few and too many labels are refused."""
     folder = Path(shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1"))
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | {"labels": labels}))
@@ -38,7 +38,7 @@ def test_labels_that_are_not_those_of_the_graph_are_noticed(labels: list[str], s
 
 
 def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_store: Path, tmp_path: Path) -> None:
-    """A changed golden image, mean, filter or logit; a file that is none; and the untouched folder is served."""
+    """A changed golden image, mean, filter, crop or logit is reported; the unchanged folder is served."""
     original = image_store / "vit/1"
     shutil.copytree(original, tmp_path / "untouched/1")
 
@@ -79,7 +79,7 @@ def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_stor
 
 
 def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_path: Path) -> None:
-    """A changed text, score, or configuration, a graph that is missing; and the untouched folder is served."""
+    """A changed text, score or configuration and a missing graph are reported; the unchanged folder is served."""
     original = translation_store / "dogs/1"
     shutil.copytree(original, tmp_path / "untouched/1")
 
