@@ -122,7 +122,7 @@ FIRST_AND_LAST = (
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Poll until there is a result; fail after a while."""
+    """Poll until the condition holds; fail after a while."""
     ends_s = time.monotonic() + START_S
     while time.monotonic() < ends_s:
         with contextlib.suppress(httpx.TransportError):

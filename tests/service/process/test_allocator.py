@@ -43,7 +43,7 @@ def fragmented_bytes(num_bytes: int) -> None:
 
 @pytest.fixture
 def fresh_process() -> Iterator[Executor]:
-    """Run a function in a new process, because growth would fit into memory that other tests have freed in this one."""
+    """A new process, because growth would fit into memory that other tests have freed in this one."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         yield process
 

@@ -129,7 +129,7 @@ def test_a_caller_does_not_wait_for_an_assistant_that_has_ended(end: Callable[[]
 
 
 async def test_preparation_and_explanations_go_on_after_their_thread_has_ended() -> None:
-    """Its request gets an error that the server could not answer; later requests are answered."""
+    """The request whose job the thread ran gets an error of the server; later requests are answered."""
     preparation, idle_executor = PreprocessingPool(1, max_rows=10), IdleExecutor(1)
     until_s = asyncio.get_running_loop().time() + PATIENCE_S
     words = ("texts", "tokenized")
