@@ -16,7 +16,7 @@ from service.errors import InvalidRequest
 from service.tasks.translation import Translation
 from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
-ONE_BY_ONE = "greedy"  # the search of `GOLDEN_SEARCHES` that a canary uses
+CANARY_SEARCH = "greedy"  # the key of `GOLDEN_SEARCHES` that the canary uses
 
 
 class Golden(Protocol):
@@ -120,7 +120,7 @@ class GoldenTranslations:
         """Number of examples."""
         return len(self._examples)
 
-    def item(self, number: int, search: str = ONE_BY_ONE) -> Sentence:
+    def item(self, number: int, search: str = CANARY_SEARCH) -> Sentence:
         """Preprocess an example into a sentence that one of `GOLDEN_SEARCHES` translates.
 
         Raises:
@@ -140,7 +140,7 @@ class GoldenTranslations:
             raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
         return sentence
 
-    def difference(self, number: int, result: Sentence, how: str = "", search: str = ONE_BY_ONE) -> float:
+    def difference(self, number: int, result: Sentence, how: str = "", search: str = CANARY_SEARCH) -> float:
         """Compare the score of a translation, its length-normalised log probability, with the golden score.
 
         Raises:

@@ -27,7 +27,7 @@ MIN_GROWTH_BYTES = 32 * 2**20
 MIN_GROWTH_WHILE_BUSY_BYTES = 192 * 2**20
 # After a smaller return, the next one waits for twice as many checks, up to the maximum.
 MIN_RETURN_BYTES = 4 * 2**20
-MAX_LOOKS_BETWEEN = 32
+MAX_CHECKS_BETWEEN_RETURNS = 32
 
 
 def give_long_allocations_own_pages() -> None:
@@ -78,7 +78,7 @@ class MemoryReturn:
         self._min_growth_bytes = min_growth_bytes
         self._min_growth_while_busy_bytes = min_growth_while_busy_bytes
         self._needed_bytes = resident_bytes()
-        self._looks_between, self._looks_to_skip = 1, 0
+        self._checks_between, self._checks_to_skip = 1, 0
         self._libc = _glibc()
 
     async def run(self) -> None:
@@ -95,8 +95,8 @@ class MemoryReturn:
 
         Memory that is freed after a return does not show in the process's size, so one return is not enough.
         """
-        if self._looks_to_skip:
-            self._looks_to_skip -= 1
+        if self._checks_to_skip:
+            self._checks_to_skip -= 1
             return False
         resident = resident_bytes()
         self._needed_bytes = min(self._needed_bytes, resident)
@@ -109,8 +109,10 @@ class MemoryReturn:
         if self._libc is not None:
             self._libc.malloc_trim(0)
         returned = before - resident_bytes()
-        self._looks_between = 1 if returned >= MIN_RETURN_BYTES else min(2 * self._looks_between, MAX_LOOKS_BETWEEN)
-        self._looks_to_skip = self._looks_between - 1
+        self._checks_between = (
+            1 if returned >= MIN_RETURN_BYTES else min(2 * self._checks_between, MAX_CHECKS_BETWEEN_RETURNS)
+        )
+        self._checks_to_skip = self._checks_between - 1
         return returned
 
 

@@ -24,7 +24,7 @@ MADV_COLLAPSE = 25  # madvise(2), since Linux 6.1
 MREMAP_MAYMOVE, MREMAP_FIXED = 1, 2  # mremap(2)
 MAP_FAILED = ctypes.c_void_p(-1).value
 # Fraction of the small pages of a huge one that must be in use, because the unused ones will take memory too.
-MIN_SHARE_IN_USE = 0.5
+MIN_USED_FRACTION = 0.5
 # /proc/self/pagemap has a word for each page; its highest bit is set if the page is in memory.
 PAGE_BYTES, WORD_BYTES, IN_MEMORY = 4096, 8, np.uint64(1 << 63)
 
@@ -89,7 +89,7 @@ def _move(area: _Area, huge_bytes: int, pagemap: BinaryIO, stopped: Callable[[],
     for address in range(-(-area.start // huge_bytes) * huge_bytes, area.end - huge_bytes + 1, huge_bytes):
         if stopped():
             break
-        if _share_in_use(pagemap, address, huge_bytes) < MIN_SHARE_IN_USE:
+        if _used_fraction(pagemap, address, huge_bytes) < MIN_USED_FRACTION:
             continue
         if area.is_code:
             moved = _replace_code(libc, address, huge_bytes)
@@ -136,7 +136,7 @@ def _libc() -> Any:
     return libc
 
 
-def _share_in_use(pagemap: BinaryIO, address: int, num_bytes: int) -> float:
+def _used_fraction(pagemap: BinaryIO, address: int, num_bytes: int) -> float:
     pagemap.seek(address // PAGE_BYTES * WORD_BYTES)
     words = np.frombuffer(pagemap.read(num_bytes // PAGE_BYTES * WORD_BYTES), dtype=np.uint64)
     return float((words >= IN_MEMORY).mean()) if len(words) else 0.0

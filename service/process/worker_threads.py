@@ -20,7 +20,7 @@ from service.errors import Unavailable
 T = TypeVar("T")
 
 # Interval of the watchdog. An ended thread is noticed within two seconds, and an idle server hardly wakes.
-LOOK_INTERVAL_S = 1.0
+CHECK_INTERVAL_S = 1.0
 
 
 class ThreadEnded(Exception):
@@ -37,7 +37,7 @@ def is_running(thread: threading.Thread) -> bool:
 class Watchdog:
     """Checks once a second whether the watched threads still run."""
 
-    def __init__(self, interval_s: float = LOOK_INTERVAL_S) -> None:
+    def __init__(self, interval_s: float = CHECK_INTERVAL_S) -> None:
         """Set up with the time between two checks; there are no checks while no thread is watched."""
         self._interval_s = interval_s
         self._watched: dict[SupervisedThread, None] = {}
@@ -47,18 +47,18 @@ class Watchdog:
         """Watch a thread until it has ended or is forgotten."""
         self._watched[thread] = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._check)
 
     def forget(self, thread: "SupervisedThread") -> None:
         """Stop watching a thread."""
         self._watched.pop(thread, None)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for thread in list(self._watched):
             if not is_running(thread.thread):
                 self.forget(thread)
                 thread.ended("the thread is gone")
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look) if self._watched else None
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._check) if self._watched else None
 
 
 class SupervisedThread:
@@ -255,7 +255,7 @@ class AssistantThread:
         self._calls.put(function)
         while True:
             try:
-                result, error = self._results.get(timeout=LOOK_INTERVAL_S)
+                result, error = self._results.get(timeout=CHECK_INTERVAL_S)
             except Empty:
                 if not is_running(self.thread) and self._results.empty():
                     raise ThreadEnded(f"thread {self.thread.name!r} has ended") from None

@@ -47,20 +47,20 @@ UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FIRST_ON_ITS_SIDE = 5  # from this value on, columns of the stored image are rows of the upright one
+FIRST_ROTATED_ORIENTATION = 5  # from this value on, columns of the stored image are rows of the upright one
 MIRRORED_ACROSS, MIRRORED_DOWN = {2, 3, 7, 8}, {3, 4, 6, 7}  # how the stored image is mirrored besides
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # Compressed texts and profiles of a PNG. Pillow unpacks up to 1 MiB of each when it opens the file.
 PNG_COMPRESSED_CHUNKS, MAX_PNG_COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}, 8
 # Peak memory of Pillow's own WebP decoder for a pixel: two canvases, a decoder's buffer, and the image as bytes and as
 # pixels, of which one replaces another.
-PILLOWS_WEBP_PIXEL_BYTES = 16
+PILLOW_WEBP_BYTES_PER_PIXEL = 16
 # Memory of Pillow for a pixel of a decoded image, by mode.
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 OTHER_PIXEL_BYTES = 4
 COEFFICIENT_BYTES = 2  # for a JPEG with several scans, libjpeg keeps all coefficients until the last scan
 STRIP_PIXELS = 1_000_000  # size of a strip that is converted and resized at once
-COPIES_OF_A_STRIP = 4
+COPIES_PER_STRIP = 4
 NARROW_PIXEL_BYTES = 4
 
 
@@ -125,7 +125,7 @@ def opened_image(
         # part while they wait for another could deadlock.
         webp_size = _webp_size(file)
         if memory is not None and webp_size is not None:
-            pixel_bytes = webp.BYTES_A_PIXEL if webp.is_offered() else PILLOWS_WEBP_PIXEL_BYTES
+            pixel_bytes = webp.BYTES_PER_PIXEL if webp.is_available() else PILLOW_WEBP_BYTES_PER_PIXEL
             webp_bytes = pixel_bytes * math.prod(webp_size)
             stack.enter_context(_reserved(memory, webp_bytes + _resizing_bytes(webp_size, narrow_width), field))
         opened = stack.enter_context(_opened(file, field, max_image_pixels))
@@ -138,7 +138,7 @@ def opened_image(
             if opened.format in JPEGS and _num_scans(file) > 1:
                 decoded_bytes += _coefficient_bytes(opened, full_size)
             stack.enter_context(_reserved(memory, decoded_bytes + _resizing_bytes(opened.size, narrow_width), field))
-        if opened.format == "WEBP" and webp.is_offered():
+        if opened.format == "WEBP" and webp.is_available():
             with decoding(field):
                 opened = webp.decoded(file, opened)
         yield opened
@@ -159,7 +159,7 @@ def _reserved(memory: DecodingMemory, num_bytes: int, field: str) -> Iterator[No
 
 def _resizing_bytes(size: tuple[int, int], narrow_width: int) -> int:
     """Return the memory for the strips of a decoded image and for their resized versions."""
-    strips_bytes = COPIES_OF_A_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(size))
+    strips_bytes = COPIES_PER_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(size))
     return strips_bytes + NARROW_PIXEL_BYTES * max(size) * min(narrow_width, max(size))
 
 
@@ -262,7 +262,7 @@ def _orientation(opened: Image.Image) -> int:
 def size_upright(opened: Image.Image) -> tuple[int, int]:
     """Return width and height of an image after it is turned upright."""
     width, height = opened.size
-    return (height, width) if _orientation(opened) >= FIRST_ON_ITS_SIDE else (width, height)
+    return (height, width) if _orientation(opened) >= FIRST_ROTATED_ORIENTATION else (width, height)
 
 
 def resized(opened: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
@@ -292,7 +292,7 @@ def _stored_box(opened: Image.Image, box: tuple[int, int, int, int]) -> tuple[in
     """Map a box of the upright image to the stored image."""
     left, top, right, bottom = box
     orientation = _orientation(opened)
-    if orientation >= FIRST_ON_ITS_SIDE:
+    if orientation >= FIRST_ROTATED_ORIENTATION:
         left, top, right, bottom = top, left, bottom, right
     if orientation in MIRRORED_ACROSS:
         left, right = opened.width - right, opened.width - left

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, _webp
 
-BYTES_A_PIXEL = 9  # peak: 4 for the pixels, and 5 for the decoder of lossless images or of alpha
+BYTES_PER_PIXEL = 9  # peak: 4 for the pixels, and 5 for the decoder of lossless images or of alpha
 
 
-def is_offered() -> bool:
+def is_available() -> bool:
     """Whether Pillow's libwebp exports the function that this module calls."""
     return _decode_into() is not None
 

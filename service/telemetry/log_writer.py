@@ -36,7 +36,7 @@ class LogWriter:
         self._changed = threading.Condition(threading.RLock())
         self._lines: deque[bytes] = deque()
         self._buffered_bytes = 0
-        self._num_lost = self._num_told = 0
+        self._num_lost = self._num_reported = 0
         self._line_is_torn = self._closing = False
         self._thread = threading.Thread(target=self._run, name="log-writer", daemon=True)
         self._thread.start()
@@ -72,9 +72,9 @@ class LogWriter:
                 self._changed.wait_for(lambda: self._lines or self._closing)
                 line = self._lines[0] if self._lines else None
                 # Read once, because further lines may be lost while these are reported.
-                num_untold = self._num_lost - self._num_told
-            if num_untold and self._write(self._lost_line(num_untold)):
-                self._num_told += num_untold
+                num_unreported = self._num_lost - self._num_reported
+            if num_unreported and self._write(self._lost_line(num_unreported)):
+                self._num_reported += num_unreported
             if line is None:
                 return
             written = self._write(line)

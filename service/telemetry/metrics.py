@@ -44,7 +44,7 @@ LATENCY_BUCKETS_S = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SERIES_A_PIECE = 250  # take about 2 ms to write; then other threads get the interpreter's lock
+SERIES_PER_PIECE = 250  # take about 2 ms to write; then other threads get the interpreter's lock
 # Label of all requests for names that are not in the store, or clients could create any number of series.
 UNKNOWN_MODEL = "(unknown)"
 
@@ -288,9 +288,9 @@ class Metrics(Collector):
             if not is_openmetrics:  # these belong to a family of their own, which must not be interleaved
                 samples.sort(key=lambda sample: sample.name.endswith("_created"))
             headers = {b"# EOF\n"}
-            for start in range(0, max(1, len(samples)), SERIES_A_PIECE):
+            for start in range(0, max(1, len(samples)), SERIES_PER_PIECE):
                 piece = Metric(family.name, family.documentation, family.type, family.unit)
-                piece.samples = samples[start : start + SERIES_A_PIECE]
+                piece.samples = samples[start : start + SERIES_PER_PIECE]
                 lines = encode(_OneFamily(piece)).splitlines(keepends=True)
                 yield b"".join(line for line in lines if line not in headers)
                 headers.update(line for line in lines if line.startswith(b"# "))

@@ -30,12 +30,12 @@ Attributes = Mapping[str, str | int | bool]
 
 # Outcomes that are the server's fault. The others are the caller's, and leave the status of a server span unset, as the
 # semantic conventions require for 4xx.
-OF_THE_SERVER: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
+SERVER_FAULTS: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
 # Most engine calls that are shown of one request: the last ones to end.
 MAX_CALLS_SHOWN = 8
-GIVE_UP_S = 1.0  # longest wait for a flush that was told to end
+FLUSH_END_TIMEOUT_S = 1.0  # longest wait for a flush that was told to end
 # Standard variables of which only some values are supported: variable, supported values, meaning.
-OFFERED = (
+SUPPORTED_SETTINGS = (
     ("OTEL_TRACES_EXPORTER", ("otlp",), "exporter"),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", ("grpc",), "protocol"),
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ("grpc",), "protocol"),
@@ -143,7 +143,7 @@ class RequestTrace:
         """Record that the request has ended without an answer."""
         self._describe(model, version, request_id, outcome)
         self._span.set_attribute("error.type", outcome)
-        if outcome in OF_THE_SERVER:
+        if outcome in SERVER_FAULTS:
             self._span.set_status(StatusCode.ERROR, why)
 
     def stage_failed(self, name: str, since_s: float, why: str) -> None:
@@ -160,7 +160,7 @@ class RequestTrace:
             self._end(ended_s, failed)
 
     def _end(self, ended_s: float, failed: bool) -> None:
-        if failed and self._outcome not in OF_THE_SERVER:
+        if failed and self._outcome not in SERVER_FAULTS:
             self._span.set_attribute("error.type", "failed")
             self._span.set_status(StatusCode.ERROR)
         self._span.end(self._ns(ended_s))
@@ -199,7 +199,7 @@ class Tracing:
         Raises:
             ValueError: a standard variable has a value that is not supported.
         """
-        for variable, offered, what in OFFERED:
+        for variable, offered, what in SUPPORTED_SETTINGS:
             if (given := os.environ.get(variable) or offered[0]) not in offered:
                 raise ValueError(f"{variable} is {given!r}; the {what} offered is {' or '.join(offered)}")
         resource = Resource.create({SERVICE_VERSION: server_version})
@@ -244,4 +244,4 @@ class Tracing:
         flushing.join(timeout_s)
         if flushing.is_alive():
             self._exporter.shutdown()  # ends a waiting call, and with it the flush
-            flushing.join(GIVE_UP_S)
+            flushing.join(FLUSH_END_TIMEOUT_S)

@@ -87,7 +87,7 @@ def test_strips_give_the_pixels_of_the_whole_image(mode: str, orientation: int) 
     [
         (file_of(noise("RGB")), 4 * math.prod(SIZE)),
         (file_of(noise("L")), math.prod(SIZE)),
-        (file_of(noise("RGB"), "WEBP"), webp.BYTES_A_PIXEL * math.prod(SIZE)),
+        (file_of(noise("RGB"), "WEBP"), webp.BYTES_PER_PIXEL * math.prod(SIZE)),
         (file_of(noise("RGB"), "JPEG", progressive=True, subsampling="4:4:4"), 6 * math.prod(SIZE)),
         (file_of(noise("RGB"), "JPEG", progressive=True, subsampling="4:2:0"), 3 * math.prod(SIZE)),
         (file_of(noise("CMYK"), "JPEG", progressive=True), 8 * math.prod(SIZE)),
@@ -118,7 +118,7 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded() -> None:
 def test_an_image_never_waits_for_memory_that_it_holds_itself() -> None:
     """A WebP whose decoder fits into the budget, but not together with the strips, is refused and does not wait."""
     file = file_of(noise("RGB"), "WEBP")
-    budget = ByteBudget("image memory", webp.BYTES_A_PIXEL * math.prod(SIZE) + 1000)
+    budget = ByteBudget("image memory", webp.BYTES_PER_PIXEL * math.prod(SIZE) + 1000)
     with pytest.raises(TooLarge, match="bytes of image memory are needed"):
         TASK.preprocess(file, field="image", memory=DecodingMemory(budget, time.monotonic()))
     assert budget.reserved_bytes == 0

@@ -15,7 +15,7 @@ from service.tasks import webp
 from service.tasks.image_file import opened_image, resized
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.skipif(not webp.is_offered(), reason="Pillow's build does not show libwebp's functions")
+pytestmark = pytest.mark.skipif(not webp.is_available(), reason="Pillow's build does not show libwebp's functions")
 ORIENTATION_TAG = 0x0112
 LOSSLESS = {"lossless": True, "exact": True}
 
@@ -81,4 +81,4 @@ def test_decoding_takes_no_more_than_is_reserved_for_it(mode: str, options: dict
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(file)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert 3 < float(run.stdout) <= webp.BYTES_A_PIXEL
+    assert 3 < float(run.stdout) <= webp.BYTES_PER_PIXEL
