@@ -4,8 +4,8 @@ from typing import TypeVar
 
 import msgspec
 
-from model_store.folder import FolderError, Manifest, ModelFolder
-from service.tasks.translation import LanguageCodes
+from model_store.folder import TARGET_TOKENIZER, TOKENIZER, FolderError, Manifest, ModelFolder
+from service.tasks.translation import LanguageCodes, Translation
 from service.tasks.translation_search import MAX_BEAMS, MAX_LENGTH_PENALTY, EarlyStopping, SearchDefaults
 
 # Longest input of a text model. Costs and buffers are kept for each length, so a manifest must not claim any number.
@@ -95,3 +95,28 @@ def max_tokens_of(manifest: Manifest) -> int:
     if not 1 <= max_tokens <= MAX_TOKENS:
         raise FolderError(f"manifest.json: limits.max_tokens is {max_tokens}; this server takes 1 to {MAX_TOKENS}")
     return max_tokens
+
+
+def translation_task(folder: ModelFolder) -> Translation:
+    """Set up the task of a translation model from its tokenizers, languages and search settings.
+
+    Raises:
+        FolderError: a file is damaged or a setting lies outside its limits.
+    """
+    assert folder.manifest is not None
+    max_tokens = max_tokens_of(folder.manifest)
+    languages = read_config(folder, "config.json", TranslationConfig)
+    generation = read_config(folder, "generation_config.json", GenerationConfig)
+    return Translation(
+        folder.read_text(TOKENIZER),
+        max_tokens=max_tokens,
+        bos_id=generation.decoder_start_token_id,
+        eos_id=generation.eos_token_id,
+        source_language=languages.source_language,
+        target_language=languages.target_language,
+        target_tokenizer_json=(
+            folder.read_text(TARGET_TOKENIZER) if TARGET_TOKENIZER in folder.manifest.files else None
+        ),
+        defaults=generation.defaults(max_tokens),
+        language_codes=languages.codes(),
+    )

@@ -17,7 +17,6 @@ from model_store.folder import (
     EXPLAIN,
     EXPLAIN_GOLDEN,
     PREPROCESSOR,
-    TARGET_TOKENIZER,
     TOKENIZER,
     FolderError,
     FoundFolder,
@@ -43,7 +42,7 @@ from service.models.cost_probes import (
 )
 from service.models.engine_opening import open_onnx, open_translation
 from service.models.explanation_graph import ExplainGraph
-from service.models.folder_config import GenerationConfig, HubConfig, TranslationConfig, max_tokens_of, read_config
+from service.models.folder_config import HubConfig, max_tokens_of, read_config, translation_task
 from service.models.golden import Golden, GoldenLogits, GoldenTranslations
 from service.models.golden_replay import decode, replay_golden_logits, replay_golden_translations
 from service.scheduling.continuous_batcher import RunningBatches
@@ -57,7 +56,7 @@ from service.tasks.translation_search import GOLDEN_SEARCHES
 log = structlog.get_logger(__name__)
 
 # Longest row in the cost table of a bare model, 1 MiB. Costs of longer rows follow from the last two lengths.
-LONGEST_ROW = 1024
+MAX_BARE_ROW_LENGTH = 1024
 
 Task = TextClassification | ImageClassification | Translation | RawTensors
 
@@ -197,7 +196,7 @@ class Loader:
         if not batching.joined:
             why = batching.describe()
             log.info("model is served without batching", model=folder.name, version=str(folder.version), why=why)
-        max_rows = min(self._max_rows, batching.max_rows or self._max_rows)
+        max_rows = self._row_limit(batching)
         task = RawTensors(
             engine.inputs,
             engine.outputs,
@@ -210,7 +209,7 @@ class Loader:
             task=task,
             run=_run_of(task, engine),
             probe=lambda: None,  # without golden examples, no input is known that a sound engine must compute
-            costs=CostTable(self._max_rows, LONGEST_ROW),
+            costs=CostTable(self._max_rows, MAX_BARE_ROW_LENGTH),
             skipped_padding_cost=0.0,  # rows are never padded
             max_rows=max_rows,
             batching=batching,
@@ -305,7 +304,7 @@ class Loader:
             probe=probe,
             costs=costs,
             skipped_padding_cost=padding_cost,
-            max_rows=min(self._max_rows, batching.max_rows or self._max_rows) if batching.joined else 1,
+            max_rows=self._row_limit(batching) if batching.joined else 1,
             golden=golden,
             precision=folder.manifest.precision,
             batching=batching,
@@ -315,7 +314,7 @@ class Loader:
         assert folder.manifest is not None
         if (declaration := self._declaration(folder)) is not None:
             raise FolderError(f"{declaration.source}: batching cannot be declared for a translation model")
-        task = _translation_task(folder)
+        task = translation_task(folder)
         engine = self._open_translation_engine(folder, self._threads, self._device)
 
         def open_batches() -> RunningBatches:
@@ -335,6 +334,10 @@ class Loader:
             cache_place=engine.cache_place,
             batching=self._batching_of(folder),
         )
+
+    def _row_limit(self, batching: Batching) -> int:
+        """Largest number of rows of a call: the server's limit, or the declared one if that is smaller."""
+        return min(self._max_rows, batching.max_rows or self._max_rows)
 
     def _declaration(self, folder: ModelFolder) -> BatchingDeclaration | None:
         state = None if self._state is None else self._state / folder.name
@@ -363,28 +366,3 @@ def _run_of(task: TextClassification | ImageClassification | RawTensors, engine:
         return task.split_batch(engine.run(task.collate(items)), items)
 
     return run
-
-
-def _translation_task(folder: ModelFolder) -> Translation:
-    """Read the tokenizers, languages and search settings of a translation model.
-
-    Raises:
-        FolderError: a file is damaged or a setting lies outside its limits.
-    """
-    assert folder.manifest is not None
-    max_tokens = max_tokens_of(folder.manifest)
-    languages = read_config(folder, "config.json", TranslationConfig)
-    generation = read_config(folder, "generation_config.json", GenerationConfig)
-    return Translation(
-        folder.read_text(TOKENIZER),
-        max_tokens=max_tokens,
-        bos_id=generation.decoder_start_token_id,
-        eos_id=generation.eos_token_id,
-        source_language=languages.source_language,
-        target_language=languages.target_language,
-        target_tokenizer_json=(
-            folder.read_text(TARGET_TOKENIZER) if TARGET_TOKENIZER in folder.manifest.files else None
-        ),
-        defaults=generation.defaults(max_tokens),
-        language_codes=languages.codes(),
-    )
