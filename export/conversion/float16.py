@@ -65,7 +65,8 @@ from model_store.folder import (
 )
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import GOLDEN_SEARCHES, Hypothesis, SearchDefaults, SearchRequest, Translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import GOLDEN_SEARCHES, Hypothesis, SearchDefaults, SearchRequest
 
 BATCH_SIZE = 32
 OF_INT8 = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]")  # operators

@@ -57,15 +57,14 @@ from model_store.folder import (
     Tolerance,
     write_golden,
 )
-from service.tasks.translation import (
+from service.tasks.translation import LanguageCodes, Translation
+from service.tasks.translation_search import (
     GOLDEN_SEARCHES,
     MODEL_DEFAULTS,
     Hypothesis,
-    LanguageCodes,
     SearchDefaults,
     SearchRequest,
     Sentence,
-    Translation,
 )
 
 UNKNOWN_CODE = ">>unknown<<"  # a language code that no model knows

@@ -37,7 +37,8 @@ from service.explanation.methods.attention import rollout
 from service.explanation.methods.features import Patches, Words
 from service.explanation.methods.perturbation import Method, estimate, plan
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import SearchOptions, Translation, longest_translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import SearchOptions, longest_translation
 
 Bools, Floats = NDArray[np.bool_], NDArray[np.float64]
 

@@ -26,7 +26,9 @@ from model_store.folder import TORCHSCRIPT, FolderError, FoundFolder, ModelFolde
 from service.engines.device import Device
 from service.engines.onnx import Engine, EngineError
 from service.errors import InvalidRequest
-from service.models.loading import Loaded, Loader, decode, open_onnx
+from service.models.engine_opening import open_onnx
+from service.models.golden_replay import decode
+from service.models.loading import Loaded, Loader
 from service.tasks.hub_messages import (
     HUB_TOP_K,
     ImageClassificationParameters,
@@ -43,7 +45,8 @@ from service.tasks.hub_messages import (
 )
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import SearchRequest, Translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import SearchRequest
 
 MODEL_FOLDER = "model"  # within the archive
 MAX_IMAGE_PIXELS, MAX_REQUEST_ROWS = 50_000_000, 512  # as the service's defaults

@@ -10,8 +10,8 @@ and the model itself is asked what is left of its answer while the weightiest pa
 
 What is explained is a number: of a classifier the probability of a class; of a translation the log probability of that
 very translation. The second is exact, not a comparison of texts: the decoder step is fed the translation's own tokens
-and asked for all candidates (`service.tasks.translation.Forced`), which gives a log probability for each token, and so
-a weight of each word of the source for each token of the translation.
+and asked for all candidates (`service.tasks.translation_search.Forced`), which gives a log probability for each token,
+and so a weight of each word of the source for each token of the translation.
 
 Shapes: S samples, M features, K values of one answer, T tokens.
 """
@@ -53,9 +53,10 @@ from service.scheduling.admission import ItemResult
 from service.scheduling.idle_executor import IdleExecutor
 from service.tasks.image_classification import ImageClassification, Pixels
 from service.tasks.image_file import DecodingMemory
-from service.tasks.tensor_rows import RawTensors
+from service.tasks.raw_tensors import RawTensors
 from service.tasks.text_classification import TextClassification, Tokens
-from service.tasks.translation import Sentence, Translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import Sentence
 from service.tensors import Arrays
 
 Method = Literal["occlusion", "lime", "shap", "attention", "gradients"]

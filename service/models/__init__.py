@@ -1,1 +1,1 @@
-"""From a model's files to something proved: what the server finds out about a graph before it serves it."""
+"""Loads, proves and keeps the models of the store."""

@@ -1,11 +1,15 @@
-"""A bare graph as an engine: what ONNX Runtime does not tell of its inputs, and calls that bring optional inputs."""
+"""The engine of a bare graph, with optional inputs and input properties that ONNX Runtime does not report."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from threading import Lock
+from threading import Lock, Timer
 
+from model_store.folder import FolderError
+from model_store.private_files import PrivateGraph
 from service.engines.onnx import Engine
-from service.models.row_independence.onnx_graph import Graph, Model
+from service.engines.preemption import EngineCall, Terminated, terminable
+from service.models.row_independence import TrialStopped
+from service.models.row_independence.onnx_graph import Graph, Model, UnreadableGraph, read_model
 from service.tensors import Arrays, TensorSpec
 
 # ONNX's `TensorProto.DataType` to names of the Open Inference Protocol.
@@ -24,22 +28,36 @@ _DATATYPE_OF = {
     12: "UINT32",
     13: "UINT64",
 }
-# The format from which on ONNX Runtime lets a call replace an initializer that is also an input.
+# First IR version whose initializers a call may replace in ONNX Runtime, where they are inputs too.
 _FIRST_OVERRIDABLE_IR = 4
-# Appended to a serialized ModelProto it sets `ir_version` (field 1, a varint): the last value of a field counts.
+# Appended to a serialized ModelProto, this sets `ir_version` (field 1, a varint): the last value of a field wins.
 _SET_IR_VERSION = bytes([0x08, _FIRST_OVERRIDABLE_IR])
 
 
 def with_overridable_initializers(graph: bytes) -> bytes:
-    """Turn a model of an older format into one whose initializers a call may replace where they are inputs, too."""
+    """Raise a model's IR version so that calls may replace those initializers that are also inputs."""
     return graph + _SET_IR_VERSION
 
 
+def read_graph(graph: PrivateGraph) -> Model:
+    """Decode a graph's file without its weights.
+
+    Raises:
+        FolderError: the file is no ONNX model.
+    """
+    with graph.file.mapped() as content:
+        try:
+            return read_model(memoryview(content))
+        except UnreadableGraph as error:
+            problem = f"{graph.name}: {error}"
+    raise FolderError(problem)
+
+
 class BareEngine:
-    """An engine with the inputs that its graph declares.
+    """An engine with all inputs that its graph declares.
 
     A model of an old format (IR below 4) lists its initializers among the inputs, and ONNX Runtime treats them as
-    constants. A second session, in which they can be replaced, is opened by the first call that brings one.
+    constants. The first call that sets one opens a second session, in which they can be replaced.
     """
 
     def __init__(self, engine: Engine, model: Model, open_overridable: Callable[[], Engine]) -> None:
@@ -47,8 +65,8 @@ class BareEngine:
 
         Args:
             engine: computes the graph.
-            model: what the file says.
-            open_overridable: opens the session for calls that bring optional inputs, where `engine` takes none.
+            model: the decoded graph.
+            open_overridable: opens the session for calls with optional inputs, where `engine` takes none.
         """
         self._engine = engine
         self._overriding: Engine | None = None
@@ -56,13 +74,13 @@ class BareEngine:
         self.inputs = tuple(_declared(spec, model.graph) for spec in engine.inputs)
         self.outputs = engine.outputs
         self.optional_inputs = engine.optional_inputs
-        self._open_overridable = None  # and what it refers to, such as the file's content
+        self._open_overridable = None  # drops what the function refers to, such as the file's content
         if model.ir_version < _FIRST_OVERRIDABLE_IR and (optional_inputs := _initialized_inputs(model.graph)):
             self.optional_inputs, self._open_overridable = optional_inputs, open_overridable
         self._optional_names = {spec.name for spec in self.optional_inputs}
 
     def run(self, feeds: Arrays) -> Arrays:
-        """Make one call: an array for each input, by name; an array for each output.
+        """Make one call, from an array for each input to an array for each output, by name.
 
         Raises:
             EngineError: the graph cannot compute these inputs.
@@ -75,8 +93,27 @@ class BareEngine:
         return self._engine.run(feeds)
 
 
+def run_within(engine: BareEngine, feeds: Arrays, limit_s: float) -> Arrays:
+    """Make an engine call that is terminated after `limit_s` seconds.
+
+    Raises:
+        EngineError: the graph cannot compute these inputs.
+        TrialStopped: the time is up.
+    """
+    call = EngineCall()
+    timer = Timer(limit_s, call.terminate)
+    timer.start()
+    try:
+        with terminable(call):
+            return engine.run(feeds)
+    except Terminated:
+        raise TrialStopped from None
+    finally:
+        timer.cancel()
+
+
 def _declared(spec: TensorSpec, graph: Graph) -> TensorSpec:
-    """Tell a tensor without a declared shape from a scalar; to ONNX Runtime both have no dimensions."""
+    """Mark a tensor without a declared shape, which ONNX Runtime reports like a scalar."""
     if spec.name in graph.inputs and graph.inputs[spec.name] is None:
         return replace(spec, shape=(-1,), any_rank=True)
     return spec

@@ -3,7 +3,7 @@
     policy.toml, config.pbtxt ── declared? ──> joined, or never
     model.onnx ── traced operator by operator, then tried on adversarial rows ──> joined where both hold
 
-A graph that is neither declared nor proved is computed request by request.
+The requests of a graph that is neither declared nor proved are computed one by one.
 """
 
 import hashlib
@@ -33,17 +33,17 @@ MAX_TRIAL_BYTES = 64 * 2**20  # inputs of one trial call
 
 @dataclass(frozen=True)
 class Batching:
-    """Whether requests share engine calls of a model, on what grounds, and what a call's cost depends on."""
+    """Whether requests share engine calls of a model, the grounds for that, and what the cost of a call depends on."""
 
     joined: bool
     grounds: Literal["proved", "declared", "golden", "measured", "none"]
-    reason: str  # the declaring file; why not, where requests are not joined
+    reason: str  # the file that declares it, or why requests are not joined
     max_rows: int | None  # declared limit of one engine call
     constant_cost: bool  # the work of a call follows from the shapes of its inputs
-    equal_sizes: EqualSizes = ()  # a request in which these dimensions of its inputs differ is computed by itself
+    equal_sizes: EqualSizes = ()  # a request is computed alone where these dimensions of its inputs differ
 
     def describe(self) -> str:
-        """Say it in a line for the log and the model index."""
+        """Describe the decision in one line for the log and the model index."""
         if self.grounds == "declared":
             return f"declared {'independent' if self.joined else 'dependent'} in {self.reason}"
         if self.grounds == "measured":
@@ -54,16 +54,16 @@ class Batching:
 
 
 class BatchingRule:
-    """Decides for each graph, by declaration or by proof and trial; trials are remembered by the graph's digest."""
+    """Decides for each graph by declaration, or by proof and trial; outcomes of trials are stored by digest."""
 
     def __init__(self, state: Path | None = None) -> None:
         """Set up.
 
         Args:
-            state: the folder in which outcomes of trials are remembered; None: each start tries again.
+            state: folder in which outcomes of trials are stored; None: each start tries again.
         """
         self._trials = TrialStore(state)
-        rules = b"".join(path.read_bytes() for path in sorted(Path(row_independence.__path__[0]).glob("*.py")))
+        rules = b"".join(path.read_bytes() for path in sorted(Path(row_independence.__path__[0]).rglob("*.py")))
         self._rules_digest = hashlib.sha256(rules + onnxruntime.__version__.encode()).hexdigest()
 
     def of_bare_graph(
@@ -78,9 +78,9 @@ class BatchingRule:
 
         Args:
             graph: the model, and the files that it reads weights from.
-            inputs: the tensors that every request brings.
-            outputs: the tensors that it gets.
-            run: makes an engine call that ends at the latest so many seconds later, by an error if need be.
+            inputs: the tensors that every request must have.
+            outputs: the tensors of an answer.
+            run: makes an engine call with a time limit in seconds; raises TrialStopped when that has passed.
             declaration: what a person says about the model's rows.
         """
         finding = _finding_of(graph)
@@ -101,12 +101,13 @@ class BatchingRule:
     def of_folder(self, graph: PrivateGraph, manifest: Manifest, declaration: BatchingDeclaration | None) -> Batching:
         """Decide for a folder with a manifest, whose golden examples are replayed alone and in a batch.
 
-        The replay is what joins its rows. A proof is told where there is one: graphs that skip padding pack the tokens
-        of all rows one after another, which is not followed, and quantized graphs share one scale among all rows.
+        The replay alone is enough to join rows; a proof is mentioned where there is one. Graphs that skip padding
+        cannot be proved, because they pack the tokens of all rows into one sequence, and quantized graphs cannot,
+        because all rows share one scale.
 
         Args:
-            graph: the model; of a translation model the encoder.
-            manifest: of the folder; in int8 it states how far answers move with their company.
+            graph: the model's graph, or the encoder of a translation model.
+            manifest: the folder's manifest; in int8 it states how much answers change with the other rows of a batch.
             declaration: what a person says about the model's rows.
         """
         finding = _finding_of(graph)
@@ -148,19 +149,19 @@ def _declared(declaration: BatchingDeclaration, tensors: Sequence[TensorSpec], f
 
 
 class TrialStore:
-    """Outcomes of trials, remembered in a folder by what was tried: graph, rules and ONNX Runtime's version."""
+    """Outcomes of trials in a folder, keyed by a digest of graph, rules and ONNX Runtime's version."""
 
     def __init__(self, folder: Path | None) -> None:
-        """Set up; without a folder nothing is remembered."""
+        """Set up; without a folder nothing is stored."""
         self._folder = folder
 
     @property
     def remembers(self) -> bool:
-        """Whether there is a folder to remember outcomes in."""
+        """Whether there is a folder to store outcomes in."""
         return self._folder is not None
 
     def get(self, digest: str) -> str | None:
-        """Look up the outcome for a graph: its problem, "" for none; None where the graph was never tried."""
+        """Look up the outcome for a graph: its problem, "" if there was none, or None if it was never tried."""
         if self._folder is None:
             return None
         try:
@@ -169,7 +170,7 @@ class TrialStore:
             return None
 
     def put(self, digest: str, problem: str) -> None:
-        """Remember an outcome. A folder that cannot be written is logged, and costs another trial at the next start."""
+        """Store an outcome. If the folder cannot be written, that is logged and the next start tries again."""
         if self._folder is None:
             return
         path = self._path(digest)

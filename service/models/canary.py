@@ -1,9 +1,9 @@
-"""The canary: golden examples, replayed at a low rate while the server answers, the way a request goes.
+"""The canary replays golden examples at a low rate while the server answers, through the batcher as requests do.
 
-What loaded rightly can go wrong later: memory that fails, a library or a driver that was exchanged underneath, a batch
-that mixes rows. An answer that lies further off than the manifest allows is logged and counted, and stays a matter for
-an alert: readiness does not change, for quantized models depend a little on their neighbours in a batch, and one such
-answer must not take a server out of service.
+A model that loaded correctly can fail later: memory breaks, a library or driver is replaced, a batch mixes rows. An
+answer that differs by more than the manifest allows is logged and counted, for an alert. Readiness does not change:
+answers of quantized models depend a little on the other rows of a batch, and one of them must not take a server out of
+service.
 """
 
 import asyncio
@@ -20,19 +20,19 @@ from service.telemetry.metrics import CanaryOutcome, Metrics
 
 log = structlog.get_logger(__name__)
 
-TIMEOUT_S = 30.0  # a server that is so busy answers nobody's canary
+TIMEOUT_S = 30.0  # a busier server skips the replay
 
 
 class Canary:
-    """Replays one example of each model version in turn."""
+    """Replays the golden examples of each model version in turn."""
 
     def __init__(self, repository: ModelRepository, metrics: Metrics, interval_s: float) -> None:
         """Set up.
 
         Args:
-            repository: whose models are asked, those that have golden examples.
-            metrics: get the outcomes.
-            interval_s: between two examples of a model.
+            repository: the models; those without golden examples are left out.
+            metrics: count the outcomes.
+            interval_s: time between two examples of a model.
         """
         self._repository, self._metrics, self._interval_s = repository, metrics, interval_s
         self._replayed: dict[tuple[str, str], int] = {}
@@ -53,14 +53,14 @@ class Canary:
         key = (model.name, model.version)
         if key not in self._replayed:
             self._replayed[key] = 0
-            for each in get_args(CanaryOutcome):  # a series that begins with its first failure shows no increase
+            for each in get_args(CanaryOutcome):  # or the first failure would begin a series, and show no increase
                 self._metrics.canary_runs.labels(*key, each)
         number = self._replayed[key] % golden.num_examples
         self._replayed[key] += 1
         outcome: CanaryOutcome = "ok"
         why = ""
         try:
-            # In a thread: a golden image may take milliseconds to be decoded.
+            # In a thread, because decoding a golden image may take milliseconds.
             item = await asyncio.to_thread(golden.item, number)
             (done,) = await model.batcher.submit([item], time.monotonic() + TIMEOUT_S)
             difference = golden.difference(number, done.result, "while serving")
@@ -70,7 +70,7 @@ class Canary:
             outcome, why = "failed", str(error)
         except HeedError as error:  # the queue is full, the time is over, the server shuts down
             outcome, why = "skipped", str(error)
-        except Exception as error:  # the next example is due whatever it was
+        except Exception as error:  # whatever it was, the next example is replayed
             log.exception("canary", model=model.name, version=model.version)
             outcome, why = "failed", type(error).__name__
         else:

@@ -1,13 +1,13 @@
-"""`explain.onnx` of a model's folder: what it takes and gives, opened when it is first asked for, and checked then.
+"""The explanation graph of a model folder (`explain.onnx`), opened and checked when it is first needed.
 
-    first request ──> copies made at load ──> session ──> golden rows compared ──> asked, some steps a call
+    first request ──> copies made at load ──> session ──> golden rows compared ──> calls with a few steps each
 
-It belongs to one thread (`service.scheduling.idle_executor`), so it is opened once, whoever asks at the same time, and
-makes one call at a time. It computes on the CPU, on one thread, also beside a GPU: the GPU and its memory are the
-predictions', and what the golden rows are compared on is then the device that answers.
+One thread uses it (`service.scheduling.idle_executor`), so it is opened once and makes one call at a time. It computes
+on one thread of the CPU even when predictions use a GPU: the GPU and its memory are left to predictions, and the golden
+rows are then compared on the device that answers.
 
-What goes in is a row of an input without padding, and `alphas`, how far it is on its way from no word at all to itself;
-what comes out has the names that `export/onnx_graphs/explanation_modules.py` gives it.
+Inputs are one unpadded row and `alphas`, positions on the path from the empty baseline (0) to the row (1). Outputs have
+the names that `export/onnx_graphs/explanation_modules.py` gives them.
 
 Shapes: B alphas, T tokens, S source tokens, C channels, H height, W width (of attention weights: L layers, H heads).
 """
@@ -41,14 +41,14 @@ from service.tensors import Arrays
 
 log = structlog.get_logger(__name__)
 
-MAX_ROW_SUM_ERROR = 1e-5  # of attention weights over the tokens
+MAX_ROW_SUM_ERROR = 1e-5  # largest error of the sum of attention weights over the tokens
 THREADS = 1
 
 Explainable = TextClassification | ImageClassification | Translation
 
 
 class Attention(NamedTuple):
-    """One kind of attention that a graph tells of."""
+    """An attention output of an explanation graph."""
 
     output: str
     layers: int
@@ -56,18 +56,21 @@ class Attention(NamedTuple):
 
 
 def text_row(ids_T: Sequence[int], target: int) -> Arrays:
-    """A text, and the class whose logit is explained."""
+    """Make the inputs for a text and the class whose logit is explained."""
     ids = np.array(ids_T, dtype=np.int64)
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.array(target)}
 
 
 def image_row(pixels_CHW: NDArray[np.float32], target: int) -> Arrays:
-    """An image as the served graph takes it, and the class whose logit is explained."""
+    """Make the inputs for an image, as the served graph takes it, and the class whose logit is explained."""
     return {"pixel_values": pixels_CHW, "target": np.array(target)}
 
 
 def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """A source, and the translation whose log probability is explained, with its end where it has one."""
+    """Make the inputs for a source and the translation whose log probability is explained.
+
+    The translation includes its end-of-sentence token where it has one.
+    """
     source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
     return {
         "source_ids": source,
@@ -78,41 +81,40 @@ def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
 
 
 class ExplainGraph:
-    """The explaining graph of one model version; all methods of one thread. Once `ready`, the rest does not change."""
+    """The explanation graph of one model version. One thread calls it; once `ready`, its attributes do not change."""
 
     def __init__(self, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
-        """Keep the private copies of the files that it needs; nothing is opened.
+        """Keep private copies of the files that it needs, without opening a session.
 
         Args:
-            folder: as it was when the model was loaded.
-            task: of the model.
-            golden: its golden examples.
+            folder: the folder as it was when the model was loaded.
+            task: the model's task.
+            golden: the model's golden examples.
         """
         self._name, self._version, self._examples = folder.name, str(folder.version), folder.golden
         self._task, self._golden = task, golden
         self._session: Any = None
         self._problem: str | None = None
-        # Weights of the graph lie in the files of the graphs that serve: these copies, which the model was proved on.
+        # Its weights lie in the files of the served graphs: these copies, with which the model was proved.
         self._files: tuple[PrivateGraph, PrivateFile] | None = None
         try:
             self._files = folder.open_graph(EXPLAIN), folder.file(EXPLAIN_GOLDEN)
         except FolderError as error:
             self._problem = str(error)
-        self.ready = False  # opened and checked; other threads may look
-        # By the name that requests use, the default first.
+        self.ready = False  # opened and checked; other threads may read this
+        # Keyed by the name that requests use, the default first.
         self.attentions: dict[str, Attention] = {}
-        self.image_tokens: int | None = None  # of a graph of images
+        self.image_tokens: int | None = None  # number of tokens of an image
 
     def open(self) -> None:
-        """Make the graph ready to be asked: the first time that takes some tenths of a second.
+        """Open and check the graph unless that is done already; the first time takes some tenths of a second.
 
-        What is wrong with its content stays wrong for as long as the server runs, and is not tried again. All else
-        (file descriptors or memory that are used up, a thread that cannot be started) may be over by the next request,
-        which tries again.
+        A failure of its content is permanent and is not tried again. Any other failure (no file descriptors, memory or
+        threads left) may have passed by the next request, which tries again.
 
         Raises:
-            Unavailable: it cannot be used now.
-            Terminated: nobody waits for it any more.
+            Unavailable: the graph cannot be used now.
+            Terminated: the request was cancelled.
         """
         if self.ready:
             return
@@ -124,19 +126,19 @@ class ExplainGraph:
             raise Unavailable(f"the graph that explains {name} is not used: {problem}")
 
     def _try_to_open(self) -> str | None:
-        """Open it; why that failed, or None. What will fail for ever is kept."""
+        """Open the graph, and return why that failed or None. A permanent failure is kept."""
         model, started_s = {"model": self._name, "version": self._version}, time.perf_counter()
         problem = None
         try:
             self._open()
         except FolderError as error:
             problem = self._problem = str(error)
-        except Terminated:  # whoever asked has left; who asks next opens it
+        except Terminated:  # the request was cancelled; the next one opens the graph
             self._session = None
             raise
         except (EngineError, EngineFailed, OSError, MemoryError) as error:
             problem = str(error) or type(error).__name__
-        except Exception as error:  # whatever is wrong with it, predictions go on
+        except Exception as error:  # whatever is wrong with the graph, predictions go on
             log.exception("explaining graph failed to load", **model)
             problem = f"{type(error).__name__}: {error}"
         if problem is None:
@@ -148,16 +150,19 @@ class ExplainGraph:
         return problem
 
     def ask(self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str]) -> tuple[Arrays, float]:
-        """What the graph says of a row on its way, and the CPU time that it took, in seconds.
+        """Compute outputs of the graph at several points of the path to a row.
 
         Args:
             row: an input without padding, made by a function of this module.
-            alphas_B: places on its way.
-            wanted: names of outputs.
+            alphas_B: positions on the path, float32 [B], from 0 (the baseline) to 1 (the row).
+            wanted: names of the outputs.
+
+        Returns:
+            the outputs by name, and the CPU time of the call in seconds.
 
         Raises:
-            EngineFailed: it cannot compute that.
-            Terminated: nobody waits for it any more.
+            EngineFailed: the graph cannot compute these inputs.
+            Terminated: the request was cancelled.
         """
         feeds = {name: np.repeat(array[None], len(alphas_B), axis=0) for name, array in row.items()}
 
@@ -170,7 +175,7 @@ class ExplainGraph:
             found, cpu_s = run_session(call, "cpu")
         except Terminated:
             raise
-        except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
+        except Exception as error:  # ONNX Runtime raises many types, which have no common base class
             raise EngineFailed(f"the graph that explains failed on this input: {first_line(error)}") from error
         return dict(zip(wanted, found, strict=True)), cpu_s
 
@@ -191,10 +196,10 @@ class ExplainGraph:
         self._replay(golden)
 
     def _replay(self, golden: ExplainGolden) -> None:
-        """Ask the golden rows, and compare.
+        """Compute the golden rows and compare the outputs.
 
         Raises:
-            FolderError: an output lies further off than the file allows, or attention weights do not sum to one.
+            FolderError: an output differs by more than the file allows, or attention weights do not sum to one.
         """
         for expected in golden.rows:
             row = self._golden_row(expected.example, expected.target)

@@ -1,6 +1,6 @@
 """Golden examples: raw inputs with the tensors they become and the answers of the original PyTorch model.
 
-At load all of them are replayed (`loading.py`), while the model is served one now and then (`canary.py`).
+At load all of them are replayed (`golden_replay.py`), and while the model is served one now and then (`canary.py`).
 
 Shapes: C classes.
 """
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from model_store.folder import FolderError, GoldenExample, ModelFolder
 from service.errors import InvalidRequest
-from service.tasks.translation import GOLDEN_SEARCHES, Sentence, Translation
+from service.tasks.translation import Translation
+from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
-ONE_BY_ONE = "greedy"  # of `GOLDEN_SEARCHES`: what a canary asks for
+CANARY_SEARCH = "greedy"  # the key of `GOLDEN_SEARCHES` that the canary uses
 
 
 class Golden(Protocol):
@@ -23,35 +24,40 @@ class Golden(Protocol):
 
     @property
     def num_examples(self) -> int:
-        """How many."""
+        """Number of examples."""
 
     def item(self, number: int) -> Any:
-        """An example, ready for the batcher.
+        """Preprocess an example into an item of the batcher.
 
         Raises:
-            FolderError: it becomes another tensor than in training.
+            FolderError: its input tensor differs from the one in training.
         """
 
     def difference(self, number: int, result: Any, how: str = "") -> float:
-        """How far a result lies off; `how` it was computed, for messages.
+        """Compare a result with the golden answer, and return by how much it differs.
+
+        Args:
+            number: the example.
+            result: what the engine computed for it.
+            how: how it was computed, for messages.
 
         Raises:
-            FolderError: further than the manifest allows, or it is another answer.
+            FolderError: it differs by more than the manifest allows, or the answer is another one.
         """
 
 
 class GoldenLogits:
-    """Of a classifier: compared by their logits."""
+    """Golden examples of a classifier, compared by their logits."""
 
     def __init__(self, folder: ModelFolder, item_of: Callable[[GoldenExample], Any]) -> None:
         """Set up.
 
         Args:
-            folder: with its examples.
-            item_of: preprocesses one, and raises FolderError where that gives another tensor than in training.
+            folder: the model folder with its examples.
+            item_of: preprocesses an example; raises FolderError where its input tensor differs from that of training.
 
         Raises:
-            FolderError: an example has not as many logits as there are labels.
+            FolderError: the number of logits of an example is not the number of labels.
         """
         assert folder.manifest is not None
         self._examples, self._item_of, self._tolerance = folder.golden, item_of, folder.manifest.tolerance
@@ -64,11 +70,15 @@ class GoldenLogits:
 
     @property
     def num_examples(self) -> int:
-        """How many."""
+        """Number of examples."""
         return len(self._examples)
 
     def item(self, number: int) -> Any:
-        """As `Golden.item`."""
+        """Preprocess an example into an item of the batcher.
+
+        Raises:
+            FolderError: its input tensor differs from the one in training.
+        """
         try:
             return self._item_of(self._examples[number])
         except KeyError as missing:
@@ -77,7 +87,11 @@ class GoldenLogits:
             raise FolderError(f"golden example {number}: {error}") from error
 
     def difference(self, number: int, result: NDArray[np.float32], how: str = "") -> float:
-        """As `Golden.difference`; the greatest of the logits [C]."""
+        """Compare logits, float32 [C], with the golden ones, and return the largest absolute difference.
+
+        Raises:
+            FolderError: it exceeds what the manifest allows, or the label is another one.
+        """
         where = f"golden example {number} {how}".rstrip()
         golden_C, allowed = np.array(self._examples[number].outputs["logits"]), self._tolerance.max_abs_logit_difference
         if result.shape != golden_C.shape:
@@ -91,7 +105,10 @@ class GoldenLogits:
 
 
 class GoldenTranslations:
-    """Of a translation model: compared by their scores, for rounding may let two that are as likely change places."""
+    """Golden examples of a translation model, compared by their scores.
+
+    The texts are not compared, because rounding may swap two translations that are almost equally likely.
+    """
 
     def __init__(self, folder: ModelFolder, task: Translation) -> None:
         assert folder.manifest is not None
@@ -100,11 +117,15 @@ class GoldenTranslations:
 
     @property
     def num_examples(self) -> int:
-        """How many."""
+        """Number of examples."""
         return len(self._examples)
 
-    def item(self, number: int, search: str = ONE_BY_ONE) -> Sentence:
-        """As `Golden.item`; `search` is one of `GOLDEN_SEARCHES`."""
+    def item(self, number: int, search: str = CANARY_SEARCH) -> Sentence:
+        """Preprocess an example into a sentence that one of `GOLDEN_SEARCHES` translates.
+
+        Raises:
+            FolderError: its input ids differ from those in training.
+        """
         example = self._examples[number]
         try:
             sentence = self._task.preprocess(
@@ -119,8 +140,12 @@ class GoldenTranslations:
             raise FolderError(f"golden example {number}: the tokenizer gives other ids than in training")
         return sentence
 
-    def difference(self, number: int, result: Sentence, how: str = "", search: str = ONE_BY_ONE) -> float:
-        """As `Golden.difference`; of the log probability, divided as the search does."""
+    def difference(self, number: int, result: Sentence, how: str = "", search: str = CANARY_SEARCH) -> float:
+        """Compare the score of a translation, its length-normalised log probability, with the golden score.
+
+        Raises:
+            FolderError: the scores differ by more than the manifest allows.
+        """
         (golden,) = self._examples[number].outputs.get(search, [np.nan])[:1]
         off_by = float(abs(result.search.best().score - golden))
         if not off_by <= self._allowed:

@@ -1,8 +1,8 @@
-"""The models of the store: which there are, which would answer correctly now, and their batchers.
+"""Keeps the models of the store: their state, their readiness and their batchers.
 
     folder ──> `service.models.loading` ──> batcher: ready
 
-A folder that fails on the way is not served and says why; the others are not touched by it.
+A folder that fails to load is not served and its problem is reported. The other folders are served all the same.
 """
 
 import asyncio
@@ -42,18 +42,18 @@ class ServedModel:
     version: str
     task: Task
     batcher: Batcher | ContinuousBatcher
-    golden: Golden | None  # of a bare model
-    precision: str | None = None  # of the graphs that were taken; None of a bare model
-    cache_place: Place | None = None  # of a translation model
+    golden: Golden | None  # None of a bare model
+    precision: str | None = None  # precision of the served graphs; None of a bare model
+    cache_place: Place | None = None  # where a translation model keeps its keys and values
     card: str | None = None  # the model card
-    graph: ExplainGraph | None = None  # that explains, where the folder has one
+    graph: ExplainGraph | None = None  # the explanation graph, where the folder has one
     batching: Batching = field(kw_only=True)
     remark: str | None = field(default=None, kw_only=True)  # what the model's owner should know
 
 
 @dataclass
 class ModelState:
-    """What became of one folder of the store."""
+    """The state of one folder of the store."""
 
     name: str
     version: str
@@ -61,7 +61,7 @@ class ModelState:
     problem: str | None = "loading"  # None while the model would answer correctly
 
     def current_problem(self) -> str | None:
-        """Why the model would not answer now, or None when it would."""
+        """Say why the model would not answer now; None when it would."""
         return self.problem if self.served is None else self.served.batcher.health_problem()
 
 
@@ -73,16 +73,16 @@ class ModelRepository:
     metrics: Metrics
     num_cores: int
     device: Device = "cpu"
-    ending: bool = False  # unready, and still answering
+    ending: bool = False  # not ready, but still answering
     draining: bool = False
     states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
     _newest_first: dict[str, list[ModelState]] = field(default_factory=dict)
-    _scanned: bool = False  # before, nothing is known of what the store has
+    _scanned: bool = False  # before that, the content of the store is not known
 
     def __post_init__(self) -> None:
-        """Share out the cores."""
+        """Divide the cores among engine instances."""
         self.instances, self.threads = self.config.engine_layout(self.num_cores, on_gpu=self.device == "cuda")
-        # The CPU time of the calling thread says what a call costs where that thread does all of it.
+        # Where the calling thread does all the work of a call, its CPU time is the cost of the call.
         alone = self.threads == 1 and self.device == "cpu"
         self._engine_clock = time.thread_time if alone else time.monotonic
         self.watchdog = Watchdog()
@@ -96,7 +96,7 @@ class ModelRepository:
         )
 
     async def load_all(self) -> None:
-        """Load every folder of the store, a few at a time; once draining, no further one.
+        """Load every folder of the store, a few at a time; stop when the server drains.
 
         Raises:
             FolderError: the store itself cannot be read.
@@ -128,7 +128,7 @@ class ModelRepository:
             state.problem = f"{type(error).__name__}: {error}"
         else:
             if self.draining:
-                return  # those that are served have been told already
+                return  # the served models have already been told to drain
             state.served = self._start(folder, loaded)
             state.problem = None
         ready = self.metrics.ready.labels(folder.name, folder.version)
@@ -149,7 +149,7 @@ class ModelRepository:
             log.info("model ready", model=folder.name, version=folder.version, load_s=seconds, **how)
 
     async def _loaded_in_time(self, folder: FoundFolder) -> Loaded | LoadedTranslation:
-        """Load a folder in a thread, and leave that thread behind when it takes too long.
+        """Load a folder in a thread, and abandon the thread when it takes too long.
 
         Raises:
             FolderError: the time is up, or the folder must not be served.
@@ -161,7 +161,7 @@ class ModelRepository:
 
         def end(loaded: Loaded | LoadedTranslation | None, error: Exception | None) -> None:
             if loading.done():
-                return  # it came too late
+                return  # the time was up before
             if loaded is None:
                 loading.set_exception(error or FolderError("loading has given nothing"))
             else:
@@ -177,7 +177,7 @@ class ModelRepository:
             with contextlib.suppress(RuntimeError):  # the event loop has ended
                 loop.call_soon_threadsafe(end, loaded, failure)
 
-        # A daemon: a thread that does not come back keeps neither another folder waiting nor the process alive.
+        # A daemon thread: one that never returns must not keep another folder waiting, nor the process alive.
         threading.Thread(target=load, name=f"load-{folder.name}", daemon=True).start()
         try:
             return await asyncio.wait_for(loading, limit_s)
@@ -235,7 +235,7 @@ class ModelRepository:
             batcher,
             loaded.golden,
             loaded.precision,
-            loaded.cache_place if isinstance(loaded, LoadedTranslation) else None,
+            loaded.cache_place,
             loaded.card,
             loaded.graph,
             batching=loaded.batching,
@@ -243,11 +243,11 @@ class ModelRepository:
         )
 
     def get(self, name: str, version: str = "") -> ServedModel:
-        """The model to answer a request; without a version, the highest one that is ready.
+        """Find the model for a request; without a version, the highest one that is ready.
 
         Raises:
             NotFound: the store has no such model or version.
-            Unavailable: it is there, but would not answer correctly now.
+            Unavailable: the model would not answer correctly now.
         """
         state = self.state(name, version)
         if state.served is None:
@@ -255,7 +255,7 @@ class ModelRepository:
         return state.served
 
     def state(self, name: str, version: str = "") -> ModelState:
-        """What became of a folder; without a version, of the highest one that is ready, else of the highest.
+        """Find the state of a folder; without a version, the highest one that is ready, else the highest.
 
         Raises:
             NotFound: the store has no such model or version.
@@ -278,19 +278,19 @@ class ModelRepository:
         return newest_first[0]
 
     def versions(self, name: str) -> list[str]:
-        """The versions of a model that are ready, lowest first."""
+        """List the versions of a model that are ready, lowest first."""
         return [s.version for s in reversed(self._newest_first.get(name, ())) if s.current_problem() is None]
 
     def problems(self) -> dict[str, str]:
-        """Which models would not answer now, and why."""
+        """Map each model version that would not answer now to the reason."""
         found = {f"{s.name}/{s.version}".rstrip("/"): s.current_problem() for s in self.states.values()}
         return {name: problem for name, problem in found.items() if problem is not None}
 
     def not_ready_because(self) -> str | None:
-        """Why the server as a whole should get no requests now, or None.
+        """Say why the server as a whole should get no requests now; None when it should.
 
-        A folder that failed to load does not count: its model answers UNAVAILABLE, the others serve on. An engine that
-        died does: only a restart brings it back.
+        A folder that failed to load does not count: its model answers UNAVAILABLE, the others are served. An engine
+        that died does count, because only a restart brings it back.
         """
         if self.draining or self.ending:
             return "the server is shutting down"
@@ -306,13 +306,13 @@ class ModelRepository:
         return None
 
     async def drain(self) -> None:
-        """Return when all that the batchers have admitted is answered; from now on they refuse."""
+        """Refuse new requests, and return when all admitted ones are answered."""
         self.draining = True
         served = [state.served for state in self.states.values() if state.served is not None]
         await asyncio.gather(*(model.batcher.drain() for model in served))
 
     def close(self) -> None:
-        """End all engine threads."""
+        """Stop all engine threads."""
         for state in self.states.values():
             if state.served is not None:
                 state.served.batcher.close()

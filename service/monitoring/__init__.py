@@ -1,1 +1,1 @@
-"""What operators need: Prometheus' configuration and rules, and the Grafana dashboard as code."""
+"""Prometheus' configuration and rules, and the Grafana dashboard as code."""

@@ -2,7 +2,7 @@
 
 `python -m service.monitoring.dashboard [--check]` writes, or compares, `grafana/dashboards/heed.json`.
 
-Read from above: whether anybody has reason to complain, then where the time goes, then why.
+Its rows show from top to bottom: whether users are affected, where the time goes, and why.
 """
 
 import json
@@ -29,11 +29,11 @@ Panel = stat.Panel | timeseries.Panel
 
 CHOSEN = 'model=~"$model", version=~"$version"'
 STAGES = ("preprocess", "queue", "compute", "postprocess")
-LEVELS_S = (0.1, 0.5)  # where a p99 turns yellow and red; the alert HeedSlow stands at the second
+LEVELS_S = (0.1, 0.5)  # thresholds of a p99 for yellow and red; the second is that of the alert HeedSlow
 
 
 def build() -> dashboard.Dashboard:
-    """The whole page."""
+    """Build the whole dashboard."""
     page = (
         dashboard.Dashboard("Heed")
         .uid("heed")
@@ -63,7 +63,7 @@ def build() -> dashboard.Dashboard:
 
 
 def variable(name: str, series: str) -> dashboard.QueryVariable:
-    """A choice of some, or all, values of a label."""
+    """Make a variable that selects some or all values of a label."""
     return (
         dashboard.QueryVariable(name)
         .label(name.capitalize())
@@ -78,12 +78,12 @@ def variable(name: str, series: str) -> dashboard.QueryVariable:
 
 
 def query(expression: str, legend: str) -> prometheus.Dataquery:
-    """An expression over time."""
+    """Make a query of an expression over time."""
     return prometheus.Dataquery().expr(expression).legend_format(legend).datasource(PROMETHEUS).range()
 
 
 def graph(title: str, about: str, unit: str, *queries: prometheus.Dataquery, stacked: bool = False) -> timeseries.Panel:
-    """Lines over time, or areas on top of each other."""
+    """Make a panel of lines over time, or of stacked areas."""
     legend = VizLegendOptions().display_mode(LegendDisplayMode.TABLE).placement(LegendPlacement.BOTTOM)
     panel = (
         timeseries.Panel()
@@ -106,7 +106,7 @@ def graph(title: str, about: str, unit: str, *queries: prometheus.Dataquery, sta
 
 
 def figure(title: str, about: str, unit: str, expression: str, levels: list[tuple[float | None, str]]) -> stat.Panel:
-    """One number of the present, coloured by its level: from each value on, its colour."""
+    """Make a panel of one current number; each level is a value and the colour from that value on."""
     steps = [Threshold(value=value, color=color) for value, color in levels]
     return (
         stat.Panel()
@@ -124,23 +124,23 @@ def figure(title: str, about: str, unit: str, expression: str, levels: list[tupl
 
 
 def quantile(share: float, metric: str, by: str = "model") -> str:
-    """Of a histogram of seconds or rows."""
+    """Return the expression of a quantile of a histogram."""
     buckets = f"rate({metric}_bucket{{{CHOSEN}}}[$__rate_interval])"
     return f"histogram_quantile({share}, sum by ({by}, le) ({buckets}))"
 
 
 def rate(metric: str, by: str, more: str = "") -> str:
-    """Of a counter."""
+    """Return the expression of the rate of a counter."""
     return f"sum by ({by}) (rate({metric}{{{CHOSEN}{more}}}[$__rate_interval]))"
 
 
-ENTITLED = 'outcome!~"invalid|not_found|cancelled"'  # requests that were right and that somebody waited for
+ENTITLED = 'outcome!~"invalid|not_found|cancelled"'  # valid requests whose client did not leave
 FAILED = 'outcome=~"unavailable|overloaded|expired|failed"'
 GOOD_BAD: list[tuple[float | None, str]] = [(None, "green"), (0.001, "yellow"), (0.01, "red")]
 
 
 def now() -> list[Panel]:
-    """The row."""
+    """Make the panels of the present state."""
     return [
         figure(
             "Models not ready",
@@ -189,7 +189,7 @@ def now() -> list[Panel]:
 
 
 def traffic() -> list[Panel]:
-    """The row."""
+    """Make the panels of requests and their outcomes."""
     return [
         graph(
             "Requests by model",
@@ -216,7 +216,7 @@ def traffic() -> list[Panel]:
 
 
 def latency() -> list[Panel]:
-    """The row."""
+    """Make the panels of latency and its stages."""
     return [
         graph(
             "p50 and p99",
@@ -249,7 +249,7 @@ def latency() -> list[Panel]:
 
 
 def batches_and_queue() -> list[Panel]:
-    """The row."""
+    """Make the panels of batches and queues."""
     return [
         graph(
             "Rows of a batch",
@@ -299,7 +299,7 @@ def batches_and_queue() -> list[Panel]:
 
 
 def explanations() -> list[Panel]:
-    """The row."""
+    """Make the panels of explanations."""
     return [
         graph(
             "Explanations",
@@ -325,7 +325,7 @@ def explanations() -> list[Panel]:
 
 
 def process() -> list[Panel]:
-    """The row."""
+    """Make the panels of the server's process."""
     return [
         graph(
             "CPU",
@@ -349,12 +349,12 @@ def process() -> list[Panel]:
 
 
 def encoded() -> str:
-    """The file's contents."""
+    """Return the contents of the dashboard file."""
     return JSONEncoder(sort_keys=True, indent=2).encode(build().build()) + "\n"
 
 
 def main() -> None:
-    """Write, or compare."""
+    """Write the dashboard file, or compare it with `--check`."""
     if "--check" not in sys.argv[1:]:
         FILE.write_text(encoded())
     elif json.loads(FILE.read_text()) != json.loads(encoded()):

@@ -42,11 +42,12 @@ from service.tasks.classification import Classification as Classification  # noq
 from service.tasks.classification import Classifier, ScoreFunction
 from service.tasks.image_classification import ImageClassification
 from service.tasks.image_file import DecodingMemory
-from service.tasks.tensor_rows import RawTensors
+from service.tasks.raw_tensors import RawTensors
 from service.tasks.text_classification import TextClassification
 from service.tasks.tokenization import texts_of
-from service.tasks.translation import SearchRequest, Translation
 from service.tasks.translation import Translated as Translated  # noqa: PLC0414, transports name it, and may not import tasks
+from service.tasks.translation import Translation
+from service.tasks.translation_search import SearchRequest
 from service.telemetry.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 from service.tensors import DATATYPE_OF_NUMPY, DTYPE_OF, Arrays, TensorSpec
 

@@ -1,4 +1,4 @@
-"""Byte budgets of the whole server: work reserves memory before it takes it, and is refused where none is left."""
+"""Memory budgets of the whole server: work reserves bytes before it allocates them, and is refused if none are left."""
 
 import contextlib
 import threading
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 
 from service.errors import DeadlineExceeded, Overloaded, TooLarge
 
-RETRY_AFTER_S = 1.0  # a body or an image is held for about as long
+RETRY_AFTER_S = 1.0  # about as long as a body or an image is held
 
 
 class ByteBudget:
-    """A bound in bytes on what all requests together hold of one kind of memory. Safe to use from any thread.
+    """A bound on the bytes that all requests together hold of one kind of memory. Thread-safe.
 
     Attributes:
-        name: what is counted, for messages and metrics.
+        name: the kind of memory, for messages and metrics.
         limit_bytes: the bound.
-        refused: requests that found too little left.
+        refused: number of requests that were refused.
     """
 
     def __init__(self, name: str, limit_bytes: int) -> None:
@@ -27,15 +27,15 @@ class ByteBudget:
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes that are reserved now."""
+        """The number of bytes that are reserved now."""
         return self._reserved_bytes
 
     def reserve(self, num_bytes: int) -> None:
-        """Reserve bytes at once.
+        """Reserve bytes without waiting.
 
         Raises:
             Overloaded: others hold too much of the budget.
-            TooLarge: the whole budget is smaller.
+            TooLarge: the request exceeds the whole budget.
         """
         with self._released:
             self._check_size(num_bytes)
@@ -49,7 +49,7 @@ class ByteBudget:
             self._reserved_bytes += num_bytes
 
     def release(self, num_bytes: int) -> None:
-        """Give reserved bytes back."""
+        """Release reserved bytes."""
         with self._released:
             assert 0 <= num_bytes <= self._reserved_bytes
             self._reserved_bytes -= num_bytes
@@ -57,15 +57,15 @@ class ByteBudget:
 
     @contextlib.contextmanager
     def held(self, num_bytes: int, until_s: float) -> Iterator[None]:
-        """Reserve bytes for a block of code; a thread waits for them while others hold too much.
+        """Reserve bytes for a block of code, and wait for them while others hold too much.
 
         Args:
-            num_bytes: how many.
-            until_s: when to give up, on `time.monotonic()`'s clock.
+            num_bytes: number of bytes.
+            until_s: deadline of the wait, on the clock of `time.monotonic()`.
 
         Raises:
-            DeadlineExceeded: others held too much all that time.
-            TooLarge: the whole budget is smaller.
+            DeadlineExceeded: others held too much until then.
+            TooLarge: the request exceeds the whole budget.
         """
         with self._released:
             self._check_size(num_bytes)
@@ -86,7 +86,7 @@ class ByteBudget:
 
 
 class Reservation:
-    """The bytes that one request holds of a budget: they may grow, and are given back all at once."""
+    """The bytes of a budget that one request holds. They may grow, and are released together."""
 
     __slots__ = ("_budget", "num_bytes")
 
@@ -95,18 +95,18 @@ class Reservation:
         self.num_bytes = 0
 
     def grow_to(self, num_bytes: int) -> None:
-        """Hold at least so many bytes.
+        """Reserve more bytes until at least `num_bytes` are held.
 
         Raises:
             Overloaded: others hold too much of the budget.
-            TooLarge: the whole budget is smaller.
+            TooLarge: the request exceeds the whole budget.
         """
         if num_bytes > self.num_bytes:
             self._budget.reserve(num_bytes - self.num_bytes)
             self.num_bytes = num_bytes
 
     def release(self) -> None:
-        """Give all of it back."""
+        """Release all bytes."""
         if self.num_bytes:
             self._budget.release(self.num_bytes)
             self.num_bytes = 0

@@ -1,7 +1,7 @@
-"""Threads whose unexpected end is noticed, so that nobody waits for ever for what such a thread was to compute.
+"""Supervised threads, whose unexpected end is noticed so that no caller waits for their results for ever.
 
-A thread whose function ends unasked says so as its last act. One that the system ends has no last act: a watchdog looks
-once a second.
+A thread whose function ends unexpectedly reports that itself. A thread that the system kills cannot, so a watchdog
+checks once a second.
 """
 
 import asyncio
@@ -19,50 +19,50 @@ from service.errors import Unavailable
 
 T = TypeVar("T")
 
-# How often the watchdog looks: an ended thread is noticed within two seconds, and an idle server hardly wakes.
-LOOK_INTERVAL_S = 1.0
+# Interval of the watchdog. An ended thread is noticed within two seconds, and an idle server hardly wakes.
+CHECK_INTERVAL_S = 1.0
 
 
 class ThreadEnded(Exception):
-    """A thread that was to compute something does not run any more."""
+    """The thread that should compute something does not run any more."""
 
 
 def is_running(thread: threading.Thread) -> bool:
-    """Whether a thread that was started still runs; Python itself does not know when the system has ended one."""
+    """Whether a started thread still runs. Python itself does not know when the system has killed one."""
     if not thread.is_alive():
         return False
     return sys.platform != "linux" or Path(f"/proc/self/task/{thread.native_id}").exists()
 
 
 class Watchdog:
-    """Looks once a second whether the threads of this process still run."""
+    """Checks once a second whether the watched threads still run."""
 
-    def __init__(self, interval_s: float = LOOK_INTERVAL_S) -> None:
-        """`interval_s` lies between two looks; there are none while no thread is watched."""
+    def __init__(self, interval_s: float = CHECK_INTERVAL_S) -> None:
+        """Set up with the time between two checks; there are no checks while no thread is watched."""
         self._interval_s = interval_s
         self._watched: dict[SupervisedThread, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, thread: "SupervisedThread") -> None:
-        """Look at a thread until it has ended or is forgotten."""
+        """Watch a thread until it has ended or is forgotten."""
         self._watched[thread] = None
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look)
+            self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._check)
 
     def forget(self, thread: "SupervisedThread") -> None:
-        """Look no more at a thread."""
+        """Stop watching a thread."""
         self._watched.pop(thread, None)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for thread in list(self._watched):
             if not is_running(thread.thread):
                 self.forget(thread)
                 thread.ended("the thread is gone")
-        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._look) if self._watched else None
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._check) if self._watched else None
 
 
 class SupervisedThread:
-    """A daemon thread that is expected to run until its function returns; any other end is reported once."""
+    """A daemon thread that reports once if it ends in any other way than by returning from its function."""
 
     def __init__(
         self,
@@ -75,10 +75,10 @@ class SupervisedThread:
         """Start the thread; must be called from the event loop's thread.
 
         Args:
-            function: what the thread does. It returns only when it was asked to.
-            name: of the thread.
-            on_end: called in the event loop with the reason when the thread has ended in any other way.
-            watchdog: notices an end that leaves the thread no last act; None: nobody does.
+            function: runs in the thread, and returns only when it was asked to.
+            name: name of the thread.
+            on_end: called in the event loop with the reason if the thread has ended in any other way.
+            watchdog: notices when the system kills the thread; None: this goes unnoticed.
         """
         self._function, self._on_end, self._watchdog = function, on_end, watchdog
         self._loop = asyncio.get_running_loop()
@@ -93,14 +93,14 @@ class SupervisedThread:
         try:
             self._function()
             reason = None
-        except BaseException as error:  # whatever it is, those who wait must hear of it
+        except BaseException as error:  # whatever it is, callers that wait must be told
             reason = f"{type(error).__name__}: {error}".rstrip(": ")
         finally:
-            with contextlib.suppress(RuntimeError):  # the loop has ended, and with it everybody who waited
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, so no caller waits
                 self._loop.call_soon_threadsafe(self.ended, reason)
 
     def ended(self, reason: str | None) -> None:
-        """Take in the end of the thread; None: it was asked for."""
+        """Handle the end of the thread; None means that it was asked to end."""
         if self._watchdog is not None:
             self._watchdog.forget(self)
         if not self._reported:
@@ -111,7 +111,7 @@ class SupervisedThread:
 
 @dataclass(eq=False)
 class _Worker:
-    """One thread of a pool, and the job that it was given."""
+    """A thread of a pool and its current job."""
 
     inbox: "SimpleQueue[_Job | None]" = field(default_factory=SimpleQueue)
     job: "_Job | None" = None
@@ -120,16 +120,16 @@ class _Worker:
 
 @dataclass(eq=False)
 class _Job:
-    """A function that a worker is to call, and the future of its result."""
+    """A function for a worker to call, and the future of its result."""
 
     function: Callable[[], Any]
     future: "asyncio.Future[Any]"
 
 
 class WorkerThreads:
-    """A pool of threads for an event loop; a worker that ends fails its job alone, and another takes its place.
+    """A thread pool for an event loop. A worker that dies fails only its own job, and is replaced.
 
-    All methods belong to the event loop's thread.
+    All methods must be called in the event loop's thread.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class WorkerThreads:
         """Set up; threads start with the first jobs.
 
         Args:
-            num_threads: at most.
+            num_threads: largest number of threads.
             name: prefix of the threads' names.
             initializer: called first in each thread.
             watchdog: see `SupervisedThread`.
@@ -156,11 +156,11 @@ class WorkerThreads:
 
     @property
     def threads(self) -> list[threading.Thread]:
-        """The threads that have been started and have not ended."""
+        """The threads that have started and not ended."""
         return [worker.thread.thread for worker in self._workers if worker.thread is not None]
 
     def submit(self, function: Callable[[], T]) -> "asyncio.Future[T]":
-        """Call a function in a thread; cancelling the future before the call begins takes it back."""
+        """Call a function in a thread; cancelling the future before the call begins prevents it."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Job(function, future))
         if not self._idle and len(self._workers) < self._num_threads:
@@ -200,7 +200,7 @@ class WorkerThreads:
         self._assign()
 
     def _ended(self, worker: _Worker, reason: str) -> None:
-        """Answer for the job of a worker that has ended, and replace it while there is work."""
+        """Fail the job of a worker that has ended, and replace the worker while there is work."""
         del self._workers[worker]
         if worker in self._idle:
             self._idle.remove(worker)
@@ -211,30 +211,30 @@ class WorkerThreads:
             self._assign()
 
     def close(self) -> None:
-        """End the threads, each after what it computes now."""
+        """End the threads, each after its current job."""
         for worker in self._workers:
             worker.inbox.put(None)
 
     def _work(self, worker: _Worker, loop: asyncio.AbstractEventLoop) -> None:
-        """Call one function after the other; in the thread."""
+        """Call one function after the other. Runs in the worker's thread."""
         self._initializer()
         while (job := worker.inbox.get()) is not None:
             result, failure = None, None
             try:
                 result = job.function()
-            except Exception as error:  # the caller's
+            except Exception as error:  # raised again in the caller
                 failure = error
             try:
                 loop.call_soon_threadsafe(self._finished, worker, job, result, failure)
             except RuntimeError:
-                return  # the event loop has ended, and with it everybody who waited
+                return  # the event loop has ended, so no caller waits
 
 
 class AssistantThread:
-    """A thread that makes calls for one other thread, which waits for each of them; it ends with this object."""
+    """A thread that makes calls for one other thread, which waits for each call. It ends with this object."""
 
     def __init__(self, name: str, initializer: Callable[[], None] = lambda: None) -> None:
-        """Start it; `initializer` is its first act."""
+        """Start the thread, which calls `initializer` first."""
         self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
         self._results: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
         self.thread = threading.Thread(
@@ -247,15 +247,15 @@ class AssistantThread:
         self._calls.put(None)
 
     def call(self, function: Callable[[], T]) -> T:
-        """Call a function in the thread, and return or raise what it does.
+        """Call a function in the thread, and return its result or raise its error.
 
         Raises:
-            ThreadEnded: the thread has ended; noticed within two seconds.
+            ThreadEnded: the thread has ended; this is noticed within two seconds.
         """
         self._calls.put(function)
         while True:
             try:
-                result, error = self._results.get(timeout=LOOK_INTERVAL_S)
+                result, error = self._results.get(timeout=CHECK_INTERVAL_S)
             except Empty:
                 if not is_running(self.thread) and self._results.empty():
                     raise ThreadEnded(f"thread {self.thread.name!r} has ended") from None
@@ -274,7 +274,7 @@ def _assist(
     while (function := calls.get()) is not None:
         try:
             outcome: tuple[Any, Exception | None] = function(), None
-        except Exception as error:  # the caller's
+        except Exception as error:  # raised again in the caller
             outcome = None, error
         except BaseException as error:
             name = threading.current_thread().name

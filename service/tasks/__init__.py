@@ -1,1 +1,1 @@
-"""Pure functions between what a client sends and what an engine computes: no I/O, no threads, no sessions."""
+"""Preprocessing and postprocessing of each task: pure functions without I/O, threads or sessions."""

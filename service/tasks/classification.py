@@ -1,4 +1,4 @@
-"""Logits to labels and scores: what every classifier does after its graph.
+"""Logits to labels and scores: the postprocessing of every classifier.
 
 Shapes: B rows of an engine call, C classes.
 """
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.tensors import Arrays, TensorSpec, bytes_array
 
-# How logits become scores; the names are those of the Hugging Face task API.
+# How logits become scores, by the names of the Hugging Face task API.
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
 
 
@@ -26,10 +26,10 @@ class Classification:
 
 
 class Classifier:
-    """What the tasks with classes share."""
+    """The outputs and the postprocessing that all classification tasks share."""
 
     def __init__(self, labels: Sequence[str]) -> None:
-        """Set up for classes of these names, by number."""
+        """Set up for classes with these names, in the order of their numbers."""
         self.labels = list(labels)
         self._label_bytes = [label.encode() for label in self.labels]
         self.outputs = (
@@ -39,7 +39,7 @@ class Classifier:
         )
 
     def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
-        """The logits [C] of each item."""
+        """Split the outputs of a call into the logits of each item, float32 [C]."""
         return list(outputs["logits"])
 
     def postprocess(
@@ -48,7 +48,7 @@ class Classifier:
         function: ScoreFunction = "softmax",
         top_k: int | None = None,
     ) -> Classification:
-        """Logits to the `top_k` best classes (all, if None), most probable first."""
+        """Convert logits to the `top_k` best classes (all, if None), most probable first."""
         scores = scores_of(logits_C.tolist(), function)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
         return Classification(
@@ -57,11 +57,11 @@ class Classifier:
         )
 
     def probability(self, logits_C: NDArray[np.float32], number: int) -> float:
-        """That of one class."""
+        """Return the probability of one class."""
         return scores_of(logits_C.tolist(), "softmax")[number]
 
     def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
-        """Output tensors for n results, as the metadata describes them."""
+        """Make the output tensors of n results, as the metadata describes them."""
         # Plain floats here too: most requests have one input.
         probabilities = [scores_of(logits_C.tolist(), "softmax") for logits_C in logits]
         highest = [max(scores) for scores in probabilities]
@@ -74,11 +74,11 @@ class Classifier:
 
 
 def scores_of(logits: list[float], function: ScoreFunction) -> list[float]:
-    """Logits to scores. Plain floats: for a handful of classes that is faster than arrays."""
+    """Convert logits to scores, with plain floats because for a handful of classes they are faster than arrays."""
     if function == "none":
         return logits
     if function == "sigmoid":
-        # Written so that neither sign overflows.
+        # The two forms keep exp() from overflowing for either sign.
         return [
             1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit)) for logit in logits
         ]

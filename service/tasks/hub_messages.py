@@ -1,7 +1,7 @@
-"""The Hugging Face task API's messages: what a request may say, and how an answer is written.
+"""Messages of the Hugging Face task API: the forms of requests, and functions that make answers.
 
-Free of the wire and of the models: the HTTP face and the handler that TorchServe runs (`export/torchserve/handler.py`)
-read and write with the same code.
+The HTTP server and the TorchServe handler (`export/torchserve/handler.py`) share this module, which knows neither the
+wire nor the models.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import msgspec
 
 from service.errors import InvalidRequest
 
-HUB_TOP_K = 5  # classes of an image, where the hub's API is not told how many
+HUB_TOP_K = 5  # the hub's default number of classes of an image
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 ScoreFunction = Literal["softmax", "sigmoid", "none"]
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 
 class HubOptions(msgspec.Struct):
-    """`options` of the hub's own service, how it queues and caches: any are taken, and none means anything here."""
+    """`options` of the hub's own service for queueing and caching; accepted and ignored."""
 
 
 class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """`explain` among the parameters: with the answer comes how much each part of the input adds to its score."""
+    """`explain` among the parameters: asks for the weight of each part of the input with the answer."""
 
     method: str | None = None
     target: str | None = None
@@ -36,7 +36,7 @@ class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """`parameters` of the Hugging Face text-classification task; clients send null for what they leave open."""
+    """`parameters` of the Hugging Face text-classification task; clients may send null for any of them."""
 
     top_k: PositiveInt | None = None
     function_to_apply: ScoreFunction | None = None
@@ -61,7 +61,7 @@ class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face image-classification task as JSON: `inputs` is the file's base64."""
+    """A request of the Hugging Face image-classification task as JSON; `inputs` is the image in base64."""
 
     inputs: str
     parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
@@ -69,7 +69,7 @@ class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """How to search for a translation; the names are those of Hugging Face's generation."""
+    """Settings of the search for a translation, with the names of Hugging Face's generation."""
 
     num_beams: int | None = None
     max_new_tokens: int | None = None
@@ -77,7 +77,7 @@ class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class TranslationParameters(SearchParameters):
-    """`parameters` of the Hugging Face translation task; the search also within `generate_parameters`."""
+    """`parameters` of the Hugging Face translation task; search settings may be in `generate_parameters` instead."""
 
     src_lang: str | None = None
     tgt_lang: str | None = None
@@ -88,14 +88,14 @@ class TranslationParameters(SearchParameters):
 
     @property
     def truncate(self) -> bool:
-        """Whether a text that is too long may be cut."""
+        """Whether a text that is too long may be truncated."""
         return self.truncation in (True, "longest_first", "only_first")
 
     def search(self) -> SearchParameters:
-        """The search that is asked for, wherever it is given.
+        """Return the search settings from whichever place they are given in.
 
         Raises:
-            InvalidRequest: it is given twice, or something is asked for that is not offered.
+            InvalidRequest: both places have settings, or a setting is not offered.
         """
         if self.clean_up_tokenization_spaces:
             raise InvalidRequest("clean_up_tokenization_spaces is not offered: translations are written as they are")
@@ -107,7 +107,7 @@ class TranslationParameters(SearchParameters):
 
 
 class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face translation task; with `stream`, the answer comes as server-sent events."""
+    """A request of the Hugging Face translation task; with `stream`, the answer is sent as server-sent events."""
 
     inputs: str | list[str]
     parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
@@ -116,10 +116,10 @@ class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def read_json(body: bytes | memoryview, kind: type[T]) -> T:
-    """A JSON document of the given form.
+    """Decode a JSON body into a message.
 
     Raises:
-        InvalidRequest: says what is wrong, and where.
+        InvalidRequest: the body is not JSON, or not of this form; says what is wrong and where.
     """
     try:
         return msgspec.json.decode(body, type=kind)
@@ -132,23 +132,23 @@ def read_json(body: bytes | memoryview, kind: type[T]) -> T:
 
 
 def is_json(body: bytes) -> bool:
-    """Whether a body is JSON and not an image file: none of these begins like a JSON object.
+    """Whether a body is a JSON object and not an image file.
 
-    The content type, which clients guess or leave out, is not needed.
+    The first byte decides, because clients guess the content type or leave it out.
     """
     return body.lstrip()[:1] == b"{"
 
 
 def texts_and_field(inputs: str | list[str]) -> tuple[list[str], str]:
-    """One text or several as a list, and what messages call them."""
+    """Return the texts as a list, and the name of a text for messages."""
     return ([inputs], "inputs") if isinstance(inputs, str) else (inputs, "inputs[{}]")
 
 
 def labelled_scores(labels: Sequence[str], scores: Sequence[float]) -> list[dict[str, object]]:
-    """The classes of one input."""
+    """Make the answer for one classified input."""
     return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
 
 
 def translation_text(text: str) -> dict[str, object]:
-    """The translation of one text."""
+    """Make the answer for one translated text."""
     return {"translation_text": text}

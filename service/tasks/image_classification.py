@@ -1,4 +1,4 @@
-"""Encoded image to label: what happens before and after the graph of an image classifier.
+"""Encoded image to label: preprocessing and postprocessing of an image classifier.
 
     JPEG, PNG or WebP ── decoded, upright, resized, on white ──> RGB ── normalised ──> graph ──> logits ──> label
 
@@ -21,20 +21,20 @@ from service.tasks.classification import Classifier
 from service.tasks.image_file import DecodingMemory, decoding, file_of, opened_image, resized, size_upright
 from service.tensors import Arrays, TensorSpec
 
-# A JPEG may be decoded at a fraction of its size (1/2, 1/4, 1/8) while that is at least so many times the model's.
-# For 12 megapixels to 32 x 32 that took 14 ms instead of 108, and no level of the result differed by more than one.
-JPEG_SIZE_KEPT = 4
+# A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if that is still at least this many times the model's size.
+# From 12 megapixels to 32 x 32 that took 14 ms instead of 108, and no level of the result differed by more than one.
+MIN_JPEG_SIZE_FACTOR = 4
 
 
 class ImageSize(msgspec.Struct, frozen=True):
-    """`size` of a preprocessor configuration, in pixels."""
+    """A size in a preprocessor configuration, in pixels."""
 
     height: int
     width: int
 
 
 class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`preprocessor_config.json` in Hugging Face form, as far as it is needed here; the rest is passed over."""
+    """The fields of a Hugging Face `preprocessor_config.json` that the server needs; others are ignored."""
 
     size: ImageSize
     do_resize: bool
@@ -49,14 +49,14 @@ class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pixels(self) -> ImageSize:
-        """What the graph takes."""
+        """The size of the image that the graph takes."""
         return self.crop_size if self.do_center_crop and self.crop_size else self.size
 
     def __post_init__(self) -> None:
-        """Refuse, when the file is read, what is not done here.
+        """Refuse settings that are not supported.
 
         Raises:
-            ValueError: another way of preparing pixels.
+            ValueError: pixels would have to be prepared in another way.
         """
         if not (self.do_resize and self.do_rescale and self.do_normalize):
             raise ValueError("only do_resize, do_rescale and do_normalize together are offered")
@@ -68,7 +68,7 @@ class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pixels:
-    """One image, ready for the graph. An item of the batcher: one row, all of one length."""
+    """A preprocessed image, which is an item of the batcher: one row, and all have the same length."""
 
     pixels_CHW: NDArray[np.float32]
     rows: int = 1
@@ -77,12 +77,12 @@ class Pixels:
     truncated: bool = False
 
     def digest(self) -> str:
-        """The sha256 of the pixels, float32 little-endian, for golden examples: the pixels themselves are too many."""
+        """Return the sha256 of the pixels as little-endian float32; golden examples hold it instead of the pixels."""
         return "sha256:" + hashlib.sha256(self.pixels_CHW.astype("<f4").tobytes()).hexdigest()
 
 
 class ImageClassification(Classifier):
-    """The pure part of an image classifier."""
+    """Preprocessing and postprocessing of an image classifier."""
 
     inputs = (TensorSpec("image", "BYTES", (-1,)),)
 
@@ -90,8 +90,8 @@ class ImageClassification(Classifier):
         """Set up from the contents of a model folder.
 
         Args:
-            config: how pixels are prepared.
-            labels: names of the classes, by number.
+            config: how images are resized, cropped and normalised.
+            labels: names of the classes, in the order of their numbers.
             graph_input: the name of the graph's only input.
         """
         super().__init__(labels)
@@ -100,7 +100,7 @@ class ImageClassification(Classifier):
         self._cropped = (left, top, left + config.pixels.width, top + config.pixels.height)
         self._resample = Image.Resampling(config.resample)
         self._graph_input = graph_input
-        # Two steps, (level - mean) / std with all in levels, as training computes them: x / 127.5 - 1, bit for bit.
+        # Two steps in the order of training, so that the results are equal bit by bit, as in x / 127.5 - 1.
         std_C, mean_C = np.array(config.image_std), np.array(config.image_mean)
         self._divisor_C11 = (std_C / config.rescale_factor).astype(np.float32)[:, None, None]
         self._offset_C11 = (mean_C / std_C).astype(np.float32)[:, None, None]
@@ -113,17 +113,17 @@ class ImageClassification(Classifier):
         max_image_pixels: int | None = None,
         memory: DecodingMemory | None = None,
     ) -> Pixels:
-        """An encoded image to pixels.
+        """Convert an encoded image to pixels.
 
         Args:
-            file: a JPEG, PNG or WebP image of any size, or its base64 (JSON carries nothing else).
-            field: what the client calls this image, for messages.
+            file: a JPEG, PNG or WebP image of any size, or its base64 (JSON cannot carry bytes).
+            field: the client's name of this image, for messages.
             max_image_pixels: the largest image that is decoded; None leaves it to Pillow, which has a limit too.
-            memory: what is decoded at once may take; None for any amount.
+            memory: the memory that all decoded images share; None for no bound.
 
         Raises:
-            InvalidRequest: it is no such file, damaged, animated, or has too many pixels.
-            DeadlineExceeded: other images held the memory until then.
+            InvalidRequest: the file has another format, is damaged or animated, or has too many pixels.
+            DeadlineExceeded: other images held the memory until the deadline.
         """
         levels_HWC = self.levels(file, field=field, max_image_pixels=max_image_pixels, memory=memory)
         return Pixels(self.normalised(levels_HWC))
@@ -136,13 +136,13 @@ class ImageClassification(Classifier):
         max_image_pixels: int | None = None,
         memory: DecodingMemory | None = None,
     ) -> NDArray[np.uint8]:
-        """An encoded image to RGB in the model's size, uint8 [H, W, 3].
+        """Convert an encoded image to RGB in the model's size, uint8 [H, W, 3].
 
-        It is stretched to the model's size, which an image of that size passes through unchanged; of some models the
-        middle of that is taken.
+        It is stretched to the model's size, and for some models cropped to the middle. An image of the model's size is
+        not changed. Arguments are those of `preprocess`.
 
         Raises:
-            InvalidRequest: as `preprocess`.
+            InvalidRequest: for the reasons of `preprocess`.
         """
         with decoding(field), self._opened(file, field, max_image_pixels, memory) as opened:
             image = resized(opened, self._size, self._resample)
@@ -159,17 +159,18 @@ class ImageClassification(Classifier):
         max_image_pixels: int | None = None,
         memory: DecodingMemory | None = None,
     ) -> Image.Image:
-        """What the model is shown of an encoded image, for people: RGB, in its own proportions.
+        """Make a picture for people of what the model sees of an encoded image: RGB, in its own proportions.
 
         Args:
-            file: as `preprocess`.
-            field: as `preprocess`.
-            side: the longest side of the whole image; a smaller one is enlarged by a whole factor, each pixel a square.
-            max_image_pixels: as `preprocess`.
-            memory: as `preprocess`.
+            file: the image, see `preprocess`.
+            field: the client's name of this image, for messages.
+            side: the longest side of the whole image, in pixels. A smaller image is enlarged by an integer factor, so
+                that each pixel becomes a square.
+            max_image_pixels: see `preprocess`.
+            memory: see `preprocess`.
 
         Raises:
-            InvalidRequest: as `preprocess`.
+            InvalidRequest: for the reasons of `preprocess`.
         """
         with decoding(field), self._opened(file, field, max_image_pixels, memory, side) as opened:
             upright_size = size_upright(opened)
@@ -191,27 +192,27 @@ class ImageClassification(Classifier):
         memory: DecodingMemory | None,
         side: int = 0,
     ) -> contextlib.AbstractContextManager[Image.Image]:
-        """An image that can be decoded, at least `side` pixels long where it has them."""
-        smallest_side = max(side, JPEG_SIZE_KEPT * max(self._size))
+        """Open an image that can be decoded, at no less than `side` pixels if it has them."""
+        smallest_side = max(side, MIN_JPEG_SIZE_FACTOR * max(self._size))
         narrow_width = max(side, *self._size)
         return opened_image(file_of(file, field), field, max_image_pixels, memory, smallest_side, narrow_width)
 
     def normalised(self, levels_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Levels from 0 to 255 to what the graph takes, float32 [3, H, W]."""
+        """Normalise levels from 0 to 255 to the graph's input, float32 [3, H, W]."""
         levels_CHW = levels_HWC.transpose(2, 0, 1).astype(np.float32)
         pixels_CHW: NDArray[np.float32] = levels_CHW / self._divisor_C11 - self._offset_C11
         return pixels_CHW
 
     def collate(self, items: Sequence[Pixels]) -> Arrays:
-        """Feeds of one engine call, float32 [B, 3, H, W]."""
+        """Batch items into the feeds of one engine call, float32 [B, 3, H, W]."""
         return {self._graph_input: np.stack([item.pixels_CHW for item in items])}
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent lies on white, as on a page.
+    """Convert an image to RGB, on white where it is transparent.
 
-    Done after resizing, which weighs colours by their alpha, so that but for rounding the order is all one: in the
-    image's own size it took more than twice the time and memory.
+    This follows resizing. Resizing weighs colours by their alpha, so except for rounding the order does not matter, but
+    in the image's own size this step took more than twice the time and memory.
     """
     if image.mode == "RGB":
         return image

@@ -1,8 +1,8 @@
-"""Encoded image files: opened by their header, decoded within a bound on memory, turned upright and resized.
+"""Opens encoded images by their header, decodes them within a memory bound, turns them upright and resizes them.
 
-Large images are converted, turned and resized strip by strip, so that beside the decoded image there is never a second
-one of its size. The result is that of Pillow's own steps on the whole image but for rounding: rows are resized first,
-each by itself, and then columns, which is the order that Pillow takes for most sizes.
+Large images are converted, turned and resized in strips, so that there is never a second image of the decoded size.
+Except for rounding, the result equals Pillow's own steps on the whole image: rows are resized first and then columns,
+which is Pillow's order for most sizes.
 """
 
 import binascii
@@ -23,20 +23,20 @@ from service.errors import HeedError, InvalidRequest, TooLarge
 from service.process.memory_budget import ByteBudget
 from service.tasks import webp
 
-# The decoders that are ever tried, by Pillow's names.
+# The only decoders that are tried, by Pillow's names.
 FORMATS = ("JPEG", "PNG", "WEBP")
-JPEGS = {"JPEG", "MPO"}  # MPO: with further pictures behind the first
-# A progressive JPEG refines the image scan by scan, about ten times. A file of a few megabytes can hold so many scans,
-# each of a few bytes, that it is decoded for hours.
+JPEGS = {"JPEG", "MPO"}  # MPO: a JPEG with further pictures behind the first
+# A progressive JPEG has about ten scans. A file of a few megabytes can hold so many scans of a few bytes each that
+# decoding takes hours.
 MAX_JPEG_SCANS = 100
-# The markers that have content, and among them those of a scan and of the image's end (ITU-T T.81, B.1.1.3). Among
-# compressed data, 0xff stands only before a marker or before 0. Of those below 0xc0 libjpeg skips no content.
+# Markers with content, the marker of a scan, and that of the image's end (ITU-T T.81, B.1.1.3). In compressed data,
+# 0xff precedes only a marker or 0. After markers below 0xc0, libjpeg skips no content.
 JPEG_MARKER, JPEG_SCAN, JPEG_END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), 0xDA, 0xD9
-# JPEG has no longer one; resizing an image of millions of pixels by one takes gigabytes.
+# The longest side of a JPEG. Resizing an image of millions of pixels by 1 takes gigabytes.
 MAX_SIDE_PIXELS = 65_535
-# What base64 of a file of these formats begins with; none of the files themselves does.
+# First characters of the base64 of these formats; none of the files themselves begins so.
 BASE64_BEGINNINGS = (b"/9j/", b"iVBORw0K", b"UklGR")
-# EXIF tag and its values, to what turns the image upright (EXIF 2.32, 4.6.4 A).
+# EXIF orientation tag, and the operation that turns the image upright for each value (EXIF 2.32, 4.6.4 A).
 ORIENTATION_TAG = 0x0112
 UPRIGHT_BY = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -47,25 +47,25 @@ UPRIGHT_BY = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FIRST_ON_ITS_SIDE = 5  # from here on, columns of the stored image are rows of the upright one
-MIRRORED_ACROSS, MIRRORED_DOWN = {2, 3, 7, 8}, {3, 4, 6, 7}  # the stored image, beside that
+FIRST_ROTATED_ORIENTATION = 5  # from this value on, columns of the stored image are rows of the upright one
+MIRRORED_ACROSS, MIRRORED_DOWN = {2, 3, 7, 8}, {3, 4, 6, 7}  # how the stored image is mirrored besides
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Texts and profiles that a PNG holds compressed: Pillow unpacks up to 1 MiB of each when it opens the file.
+# Compressed texts and profiles of a PNG. Pillow unpacks up to 1 MiB of each when it opens the file.
 PNG_COMPRESSED_CHUNKS, MAX_PNG_COMPRESSED_CHUNKS = {b"zTXt", b"iTXt", b"iCCP"}, 8
-# What Pillow itself takes for a pixel of a WebP file at the peak: two canvases, a decoder's buffer, and the image as
-# bytes and as pixels, of which one replaces another.
-PILLOWS_WEBP_PIXEL_BYTES = 16
-# What Pillow takes for a pixel of a decoded image, by its mode.
+# Peak memory of Pillow's own WebP decoder for a pixel: two canvases, a decoder's buffer, and the image as bytes and as
+# pixels, of which one replaces another.
+PILLOW_WEBP_BYTES_PER_PIXEL = 16
+# Memory of Pillow for a pixel of a decoded image, by mode.
 PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2}
 OTHER_PIXEL_BYTES = 4
-COEFFICIENT_BYTES = 2  # of a JPEG with several scans: libjpeg keeps the whole of it until the last scan
-STRIP_PIXELS = 1_000_000  # converted and resized at once
-COPIES_OF_A_STRIP = 4
+COEFFICIENT_BYTES = 2  # for a JPEG with several scans, libjpeg keeps all coefficients until the last scan
+STRIP_PIXELS = 1_000_000  # size of a strip that is converted and resized at once
+COPIES_PER_STRIP = 4
 NARROW_PIXEL_BYTES = 4
 
 
 class DecodingMemory(NamedTuple):
-    """The memory that decoded images may take together, and how long one waits for its share of it."""
+    """The memory that all decoded images share, and the time until which an image waits for its part."""
 
     budget: ByteBudget
     until_s: float  # on `time.monotonic()`'s clock
@@ -73,7 +73,7 @@ class DecodingMemory(NamedTuple):
 
 @contextlib.contextmanager
 def decoding(field: str) -> Iterator[None]:
-    """What a decoder raises for a damaged file is any of a dozen types: all become one."""
+    """Turn any of the dozen errors that decoders raise for damaged files into InvalidRequest."""
     try:
         yield
     except (MemoryError, HeedError):
@@ -83,10 +83,10 @@ def decoding(field: str) -> Iterator[None]:
 
 
 def file_of(file: bytes, field: str) -> bytes:
-    """The file itself, where it may be its base64.
+    """Decode a file that may be base64.
 
     Raises:
-        InvalidRequest: it looks like base64 and is none.
+        InvalidRequest: it looks like base64 but is not valid.
     """
     if not file.startswith(BASE64_BEGINNINGS):
         return file
@@ -105,27 +105,27 @@ def opened_image(
     smallest_side: int,
     narrow_width: int,
 ) -> Iterator[Image.Image]:
-    """An image whose header has been read, and for whose pixels memory is reserved.
+    """Read the header of an image and reserve memory for its pixels.
 
     Args:
-        file: the file itself.
-        field: what the client calls it, for messages.
+        file: the encoded image.
+        field: the client's name of the image, for messages.
         max_image_pixels: the largest image that is decoded; None leaves it to Pillow.
-        memory: what to reserve it from; None to reserve nothing.
-        smallest_side: a JPEG may be decoded at a fraction of its size that is at least so many pixels.
-        narrow_width: the largest width that it is resized to.
+        memory: the memory that all decoded images share; None to reserve nothing.
+        smallest_side: the least number of pixels of a side to which a JPEG may be reduced while it is decoded.
+        narrow_width: the largest width that the image will be resized to.
 
     Raises:
-        InvalidRequest: its header says that it cannot be decoded here.
-        TooLarge: it takes more memory than all images together may.
-        DeadlineExceeded: other images held the memory until then.
+        InvalidRequest: by its header, the image cannot be decoded here.
+        TooLarge: it takes more memory than all images together may have.
+        DeadlineExceeded: other images held the memory until the deadline.
     """
     with contextlib.ExitStack() as stack:
-        # Pillow's WebP decoder takes memory when it is opened. All is reserved at once: a thread that holds one part
-        # while it waits for another could wait for others that do the same, or for itself.
+        # Pillow's WebP decoder takes memory when it is opened. All memory is reserved at once: threads that hold one
+        # part while they wait for another could deadlock.
         webp_size = _webp_size(file)
         if memory is not None and webp_size is not None:
-            pixel_bytes = webp.BYTES_A_PIXEL if webp.is_offered() else PILLOWS_WEBP_PIXEL_BYTES
+            pixel_bytes = webp.BYTES_PER_PIXEL if webp.is_available() else PILLOW_WEBP_BYTES_PER_PIXEL
             webp_bytes = pixel_bytes * math.prod(webp_size)
             stack.enter_context(_reserved(memory, webp_bytes + _resizing_bytes(webp_size, narrow_width), field))
         opened = stack.enter_context(_opened(file, field, max_image_pixels))
@@ -138,7 +138,7 @@ def opened_image(
             if opened.format in JPEGS and _num_scans(file) > 1:
                 decoded_bytes += _coefficient_bytes(opened, full_size)
             stack.enter_context(_reserved(memory, decoded_bytes + _resizing_bytes(opened.size, narrow_width), field))
-        if opened.format == "WEBP" and webp.is_offered():
+        if opened.format == "WEBP" and webp.is_available():
             with decoding(field):
                 opened = webp.decoded(file, opened)
         yield opened
@@ -158,13 +158,13 @@ def _reserved(memory: DecodingMemory, num_bytes: int, field: str) -> Iterator[No
 
 
 def _resizing_bytes(size: tuple[int, int], narrow_width: int) -> int:
-    """Memory for the strips of a decoded image and for what they are resized to."""
-    strips_bytes = COPIES_OF_A_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(size))
+    """Return the memory for the strips of a decoded image and for their resized versions."""
+    strips_bytes = COPIES_PER_STRIP * OTHER_PIXEL_BYTES * min(STRIP_PIXELS, math.prod(size))
     return strips_bytes + NARROW_PIXEL_BYTES * max(size) * min(narrow_width, max(size))
 
 
 def _coefficient_bytes(opened: Image.Image, size: tuple[int, int]) -> int:
-    """Memory for the coefficients of all components of a JPEG, some of which have fewer samples than pixels."""
+    """Return the memory for the coefficients of all components of a JPEG; some are subsampled."""
     components: list[tuple[int, int, int, int]] = getattr(opened, "layer", []) or [(1, 1, 1, 0)]
     layers = [(across, down) for _, across, down, _ in components]
     most = max(across for across, _ in layers) * max(down for _, down in layers)
@@ -172,7 +172,7 @@ def _coefficient_bytes(opened: Image.Image, size: tuple[int, int]) -> int:
 
 
 def _webp_size(file: bytes) -> tuple[int, int] | None:
-    """Width and height that a WebP file's first chunk declares (WebP container specification); None if it is none."""
+    """Read width and height from a WebP file's first chunk (WebP container specification); None if it is not WebP."""
     kind, little = file[12:16], int.from_bytes
     if file[:4] != b"RIFF" or file[8:12] != b"WEBP" or len(file) < 30:
         return None
@@ -187,14 +187,14 @@ def _webp_size(file: bytes) -> tuple[int, int] | None:
 
 
 def _check_webp(file: bytes, field: str, max_image_pixels: int | None, limit: str) -> None:
-    """Refuse by the header what Pillow would take memory for when it opens it."""
+    """Refuse a WebP file by its header, because Pillow would take memory when it opens the file."""
     size = _webp_size(file)
     if size is not None and max_image_pixels is not None and math.prod(size) > max_image_pixels:
         raise InvalidRequest(f"{field} has {size[0]} x {size[1]} pixels, more than {limit}")
 
 
 def _check_png(file: bytes, field: str) -> None:
-    """Refuse a PNG whose texts would be unpacked to many times its size."""
+    """Refuse a PNG whose compressed texts would unpack to many times its size."""
     position, compressed = len(PNG_SIGNATURE), 0
     while position + 8 <= len(file):
         compressed += file[position + 4 : position + 8] in PNG_COMPRESSED_CHUNKS
@@ -206,7 +206,7 @@ def _check_png(file: bytes, field: str) -> None:
 
 
 def _opened(file: bytes, field: str, max_image_pixels: int | None) -> Image.Image:
-    """Read the header, and refuse by it."""
+    """Read the header, and refuse images that it shows to be unsuitable."""
     limit = "what can be opened" if max_image_pixels is None else f"the limit of {max_image_pixels} (max_image_pixels)"
     if file[:4] == b"RIFF":
         _check_webp(file, field, max_image_pixels, limit)
@@ -227,27 +227,27 @@ def _opened(file: bytes, field: str, max_image_pixels: int | None) -> Image.Imag
         raise InvalidRequest(f"{field} has {width} x {height} pixels, the limit of a side is {MAX_SIDE_PIXELS}")
     if opened.format in JPEGS and _num_scans(file) > MAX_JPEG_SCANS:
         raise InvalidRequest(f"{field} has more than {MAX_JPEG_SCANS} scans, which no camera or editor writes")
-    # A phone's JPEG may hold further pictures for viewers that know of them (MPO): that is no animation.
+    # A phone's JPEG may hold further pictures (MPO). That is not an animation.
     if opened.format != "MPO" and getattr(opened, "n_frames", 1) > 1:
         raise InvalidRequest(f"{field} is animated, with {getattr(opened, 'n_frames', 0)} frames; send one of them")
     return opened
 
 
 def _num_scans(file: bytes) -> int:
-    """Scans of a JPEG, at most one more than is allowed; not of the pictures or films that lie within or behind it."""
+    """Count the scans of a JPEG up to one above the limit, without those of embedded or appended pictures."""
     scans, position = 0, 0
     while scans <= MAX_JPEG_SCANS and (found := JPEG_MARKER.search(file, position)):
         marker, position = file[found.end() - 1], found.end()
         if marker == JPEG_END:
             break
         scans += marker == JPEG_SCAN
-        position += int.from_bytes(file[position : position + 2])  # the marker's own content
+        position += int.from_bytes(file[position : position + 2])  # skip the marker's content
     return scans
 
 
 def _in_colours(image: Image.Image, transparent: bool | None = None) -> Image.Image:
-    """RGB, or RGBA where something is transparent, of any mode that the decoders give."""
-    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion clips all above 255
+    """Convert an image of any mode to RGB, or to RGBA if it is partly transparent."""
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip at 255
         image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
         transparent = False
     mode = "RGBA" if (image.has_transparency_data if transparent is None else transparent) else "RGB"
@@ -260,13 +260,13 @@ def _orientation(opened: Image.Image) -> int:
 
 
 def size_upright(opened: Image.Image) -> tuple[int, int]:
-    """Width and height of an image as it is meant to be seen."""
+    """Return width and height of an image after it is turned upright."""
     width, height = opened.size
-    return (height, width) if _orientation(opened) >= FIRST_ON_ITS_SIDE else (width, height)
+    return (height, width) if _orientation(opened) >= FIRST_ROTATED_ORIENTATION else (width, height)
 
 
 def resized(opened: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
-    """An image as it is meant to be seen, RGB, or RGBA where something is transparent, in another size."""
+    """Turn an image upright and resize it; the result is RGB, or RGBA if it is partly transparent."""
     width, height = size_upright(opened)
     if width * height <= STRIP_PIXELS:
         image = _upright(_in_colours(opened), _orientation(opened))
@@ -289,10 +289,10 @@ def resized(opened: Image.Image, size: tuple[int, int], resample: Image.Resampli
 
 
 def _stored_box(opened: Image.Image, box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    """Where a box of the upright image lies in the image as it is stored."""
+    """Map a box of the upright image to the stored image."""
     left, top, right, bottom = box
     orientation = _orientation(opened)
-    if orientation >= FIRST_ON_ITS_SIDE:
+    if orientation >= FIRST_ROTATED_ORIENTATION:
         left, top, right, bottom = top, left, bottom, right
     if orientation in MIRRORED_ACROSS:
         left, right = opened.width - right, opened.width - left

@@ -1,4 +1,4 @@
-"""Text to label: what happens before and after the graph of a text classifier.
+"""Text to label: preprocessing and postprocessing of a text classifier.
 
     text ── tokenizer ──> ids ── padded together ──> graph ──> logits ── softmax ──> label, score, probabilities
 
@@ -17,7 +17,7 @@ from service.tensors import Arrays, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One text, ready for the graph. An item of the batcher: one row, as long as its ids."""
+    """A tokenized text, which is an item of the batcher: one row, as long as its ids."""
 
     ids: list[int]
     truncated: bool
@@ -26,12 +26,12 @@ class Tokens:
 
     @property
     def length(self) -> int:
-        """Tokens, special ones included."""
+        """The number of tokens, including special ones."""
         return len(self.ids)
 
 
 class TextClassification(Classifier):
-    """The pure part of a text classifier."""
+    """Preprocessing and postprocessing of a text classifier."""
 
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
 
@@ -47,10 +47,10 @@ class TextClassification(Classifier):
         """Set up from the contents of a model folder.
 
         Args:
-            tokenizer_json: `tokenizer.json`.
-            labels: names of the classes, by number.
-            max_tokens: the longest text the model takes, special tokens included.
-            pad_id: the id that fills up shorter rows.
+            tokenizer_json: contents of `tokenizer.json`.
+            labels: names of the classes, in the order of their numbers.
+            max_tokens: longest text that the model takes, including special tokens.
+            pad_id: id of the padding token.
             graph_inputs: which of input_ids, attention_mask and token_type_ids the graph has.
         """
         super().__init__(labels)
@@ -59,29 +59,29 @@ class TextClassification(Classifier):
         self._graph_inputs = tuple(graph_inputs)
 
     def preprocess(self, text: str, *, truncate: bool, field: str) -> Tokens:
-        """Text to ids, as `preprocess_all`."""
+        """Tokenize a text; arguments and errors are those of `TextEncoder.encode`."""
         return self.preprocess_all([text], truncate=truncate, field=field)[0]
 
     def preprocess_all(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
-        """Texts to ids; arguments and errors are those of `TextEncoder.encode`."""
+        """Tokenize texts; arguments and errors are those of `TextEncoder.encode`."""
         return [
             Tokens(*encoded) for encoded in self._encoder.encode(texts, truncate=truncate, field=field, first=first)
         ]
 
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
-        """As `TextEncoder.spans`, of a text that was preprocessed."""
+        """Locate each token in a text that was preprocessed: (start, end), or None for a special token."""
         return self._encoder.spans(text, truncate=truncate)
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """As `TextEncoder.names`."""
+        """Return the tokenizer's name of each token."""
         return self._encoder.names(ids)
 
     def part(self, ids: list[int]) -> Tokens:
-        """Some of the tokens of a text; a graph takes at least one."""
+        """Make an item of some tokens of a text, or of a padding token if there are none, because a graph needs one."""
         return Tokens(ids or [self._pad_id], truncated=False)
 
     def collate(self, items: Sequence[Tokens]) -> Arrays:
-        """Feeds of one engine call, int64 [B, T]: ids padded to the longest, and the mask of the real tokens."""
+        """Batch items into the feeds of one engine call, int64 [B, T]: padded ids and the mask of the real tokens."""
         longest = max(len(item.ids) for item in items)
         ids_BT = np.full((len(items), longest), self._pad_id, dtype=np.int64)
         mask_BT = np.zeros((len(items), longest), dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Text to ids: what the tasks share that read text, and the bounds of a text."""
+"""Text to ids, within the limits of a model, for all tasks that read text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,34 +8,34 @@ from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
 
-# A text may have so many characters for each token that the model takes: six times as many as texts of any language
-# have, and few enough that one that is far too long is not tokenized only to be refused.
+# Limit of characters for each token that the model takes. Texts of any language have at most a sixth of that, and a
+# text that is far too long is refused without being tokenized.
 CHARACTERS_PER_TOKEN = 32
 TRUNCATE_HINT = "shorten it, or ask for truncation"
 
 
 class Encoded(NamedTuple):
-    """The ids of one text, and whether some of it was cut off."""
+    """The ids of one text, and whether it was truncated."""
 
     ids: list[int]
     truncated: bool
 
 
 class TextEncoder:
-    """The tokenizer of a model, within its limits."""
+    """A model's tokenizer, with the limits of the model's input."""
 
     def __init__(self, tokenizer_json: str, max_tokens: int) -> None:
         """Read `tokenizer.json`.
 
         Args:
-            tokenizer_json: the file's contents. A text that is too long is cut on the side that its `truncation` names.
-            max_tokens: the longest text, special tokens included.
+            tokenizer_json: contents of the file. Its `truncation` names the side on which long texts are cut.
+            max_tokens: longest text, including special tokens.
         """
         self.tokenizer = Tokenizer.from_str(tokenizer_json)
         direction = (self.tokenizer.truncation or {}).get("direction", "right")
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        # Cutting is a setting of a tokenizer, not of a call: texts that may be cut have one of their own.
+        # Truncation is a setting of a tokenizer and not of a call, so texts that may be cut need a second tokenizer.
         self._cutting = Tokenizer.from_str(tokenizer_json)
         self._cutting.no_padding()
         self._cutting.enable_truncation(max_tokens, direction=direction)
@@ -44,13 +44,13 @@ class TextEncoder:
         self._num_special_tokens = self.tokenizer.num_special_tokens_to_add(is_pair=False)
 
     def encode(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Encoded]:
-        """The ids of each text; safe to be called in any thread.
+        """Tokenize texts. May be called in any thread.
 
         Args:
-            texts: any but empty ones.
-            truncate: cut a text beyond the limits, instead of refusing it.
-            field: what the client calls a text, for messages; `{}` in it becomes the text's number.
-            first: the number of the first one.
+            texts: the texts; an empty one is refused.
+            truncate: cut a text that is too long instead of refusing it.
+            field: the client's name of a text, for messages; `{}` in it becomes the text's number.
+            first: the number of the first text.
 
         Raises:
             InvalidRequest: a text is empty, has nothing that the model can read, or is too long.
@@ -64,8 +64,8 @@ class TextEncoder:
                 )
             if not text.strip():
                 raise InvalidRequest(f"{field.format(number)} is empty")
-        # The calls for several texts, unlike the one for a single text, let other threads run meanwhile; the fast one
-        # does not note where in the text each token came from.
+        # The calls for several texts release the interpreter's lock, unlike the one for a single text. The fast call
+        # does not record the position of each token in the text.
         if truncate:
             cut = self._cutting.encode_batch_fast([self._kept(text) for text in texts])
             encoded = [
@@ -87,9 +87,10 @@ class TextEncoder:
         return encoded
 
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
-        """Where each token of a text stands that `encode` has taken.
+        """Locate each token in a text that `encode` has accepted.
 
-        Its first character and the one behind its last; None for a special token.
+        Returns:
+            for each token its first character and the one after its last; None for a special token.
         """
         tokenizer, kept = (self._cutting, self._kept(text)) if truncate else (self.tokenizer, text)
         (encoding,) = tokenizer.encode_batch([kept])
@@ -100,16 +101,16 @@ class TextEncoder:
         ]
 
     def _kept(self, text: str) -> str:
-        """The part of a text that may be cut which is tokenized at all."""
+        """Return the part of a text to be cut that is short enough to be tokenized."""
         return text[-self.max_characters :] if self._cuts_left else text[: self.max_characters]
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """What the tokenizer calls each token."""
+        """Return the tokenizer's name of each token."""
         return [str(self.tokenizer.id_to_token(token)) for token in ids]
 
 
 def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
-    """The elements of the tensor `text`, BYTES [n], as text.
+    """Decode the elements of the tensor `text`, BYTES [n].
 
     Raises:
         InvalidRequest: an element is not UTF-8.

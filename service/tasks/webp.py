@@ -1,8 +1,8 @@
-"""WebP files, decoded by the libwebp that comes with Pillow, but not by Pillow.
+"""Decodes WebP files with Pillow's copy of libwebp, but without Pillow's decoder.
 
-Pillow decodes every WebP file as an animation, on two canvases, and copies the last of them while it holds the
-interpreter's lock: 13 megapixels stop every other thread for 40 ms, or 120 where the memory is new. Here the pixels are
-decoded to where they stay, in half the memory, and no lock is held (https://developers.google.com/speed/webp/docs/api).
+Pillow decodes every WebP file as an animation on two canvases, and copies the last one while it holds the interpreter's
+lock: 13 megapixels stop every other thread for 40 ms, or 120 if the memory is new. This module decodes the pixels in
+place, in half the memory and without the lock (https://developers.google.com/speed/webp/docs/api).
 """
 
 import ctypes
@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 from PIL import Image, _webp
 
-BYTES_A_PIXEL = 9  # at the peak: the pixels, and more than as many bytes for a decoder of lossless pixels or of alpha
+BYTES_PER_PIXEL = 9  # peak: 4 for the pixels, and 5 for the decoder of lossless images or of alpha
 
 
-def is_offered() -> bool:
-    """Whether Pillow's build has the function that is called here."""
+def is_available() -> bool:
+    """Whether Pillow's libwebp exports the function that this module calls."""
     return _decode_into() is not None
 
 
 def decoded(file: bytes, opened: Image.Image) -> Image.Image:
-    """The pixels of a file that has one picture, with what its header says.
+    """Decode a file with one picture.
 
     Args:
         file: the whole file.
-        opened: the same, opened by Pillow.
+        opened: the file as opened by Pillow, for size, mode and metadata.
 
     Raises:
         OSError: the file is damaged.
@@ -44,13 +44,13 @@ def decoded(file: bytes, opened: Image.Image) -> Image.Image:
 
 @functools.cache
 def _decode_into() -> Any:
-    """`WebPDecodeRGBAInto` (webp/decode.h); None where Pillow's build does not show it."""
+    """Find `WebPDecodeRGBAInto` (webp/decode.h); None if Pillow's libwebp does not export it."""
     try:
-        # A handle of Pillow's module finds the functions of the libraries that it is linked to.
+        # A handle of Pillow's module also finds functions of the libraries that it is linked to.
         function = ctypes.CDLL(_webp.__file__).WebPDecodeRGBAInto
     except (AttributeError, OSError):
         return None
-    # data, its size, output buffer, its size, bytes of a row; gives the buffer, or null.
+    # data, its size, output buffer, its size, bytes of a row; returns the buffer or null
     function.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     function.restype = ctypes.c_void_p
     return function

@@ -1,4 +1,4 @@
-"""The log: one line an event on standard error, whoever says it, in one format.
+"""The log: every event of the process becomes one line on standard error, in one format.
 
     structlog ────────────────────────────────────────┐
     logging (uvicorn, gRPC, asyncio), warnings ───────┤
@@ -6,8 +6,8 @@
     what libraries print, in Python (sys.stderr) ─────┤
     and in C (descriptor 2: ONNX Runtime, gRPC) ──────┘
 
-Not in the format is what is written before `Logs` is there, and what comes with the death of the process: Python's
-`faulthandler` writes to standard error itself, and the last words of a C library that aborts may be lost.
+Exceptions are lines from before `Logs` exists and from the death of the process: Python's `faulthandler` writes to
+standard error itself, and the last lines of a C library that aborts may be lost.
 """
 
 import faulthandler
@@ -27,7 +27,7 @@ from service.config import ServiceConfig
 from service.telemetry.log_writer import LogWriter
 
 STANDARD_ERROR = 2
-# How ONNX Runtime ("[E:onnxruntime:, file.cc:1 f] text") and gRPC ("E0000 00:00:17.5 42 file.cc:1] text") begin lines.
+# How lines of ONNX Runtime ("[E:onnxruntime:, file.cc:1 f] text") and gRPC ("E0000 00:00:17.5 42 f.cc:1] text") begin.
 NATIVE_LINES = {
     "onnxruntime": re.compile(r"\[([VIWEF]):onnxruntime"),
     "grpc": re.compile(r"^([IWEF])\d{4} \d\d:"),
@@ -35,19 +35,19 @@ NATIVE_LINES = {
 NATIVE_LEVELS = {"V": logging.DEBUG, "I": logging.INFO, "W": logging.WARNING, "E": logging.ERROR, "F": logging.CRITICAL}
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 MAX_PIPE_READ_BYTES = 64 * 2**10
-# Without the values of variables: they may be long, and clients' own.
+# Without the values of variables, which may be long and may hold clients' data.
 TRACEBACKS = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
 READER_END_S = 0.5
 
 
 class Logs:
-    """The process's log, from construction to `close`; one a process."""
+    """The log of the process from construction to `close`; there must be only one."""
 
     def __init__(self, config: ServiceConfig) -> None:
-        """Take over standard error and all that writes there."""
+        """Take over standard error and everything that writes to it."""
         try:
             self._real_fd = os.dup(STANDARD_ERROR)
-        except OSError:  # it was closed: nobody wants to read
+        except OSError:  # standard error was closed, so the log is discarded
             self._real_fd = os.open(os.devnull, os.O_WRONLY)
         self._is_json = config.log_format == "json"
         colours = os.isatty(self._real_fd)
@@ -60,9 +60,9 @@ class Logs:
         self._take_over_descriptor()
 
     def close(self, timeout_s: float) -> None:
-        """Give standard error back, and write what is buffered within this time."""
+        """Restore standard error, and write what is buffered within `timeout_s`."""
         sys.stderr, sys.excepthook = sys.__stderr__, sys.__excepthook__
-        os.dup2(self._real_fd, STANDARD_ERROR)  # the last writing end of the pipe closes: its reader ends
+        os.dup2(self._real_fd, STANDARD_ERROR)  # closes the last writing end of the pipe, so its reader ends
         self._reader.join(min(READER_END_S, timeout_s))
         self.writer.close(timeout_s)
 
@@ -85,7 +85,7 @@ class Logs:
             logger_factory=lambda *names: LineLogger(self.writer, *names),
             cache_logger_on_first_use=True,
         )
-        # Libraries log through the standard library: warnings and worse, in the same place and format.
+        # Libraries log through the standard library: their warnings and errors go to the same place and format.
         logging.basicConfig(level=max(level, logging.WARNING), handlers=[StructlogHandler()], force=True)
         logging.captureWarnings(capture=True)
 
@@ -97,7 +97,7 @@ class Logs:
         faulthandler.enable(self._real_fd)
 
     def _take_over_descriptor(self) -> None:
-        """Put a pipe in the place of descriptor 2, and read it in a thread: C libraries write there and never wait."""
+        """Replace descriptor 2 by a pipe that a thread reads, so C libraries that write there never wait."""
         reading, writing = os.pipe()
         os.dup2(writing, STANDARD_ERROR)
         os.close(writing)
@@ -106,12 +106,12 @@ class Logs:
 
 
 def log_hangup() -> None:
-    """Say that SIGHUP does nothing; a terminal that closes must not end a server."""
+    """Log that SIGHUP is ignored, because closing a terminal must not end a server."""
     structlog.get_logger("service").info("SIGHUP is ignored: options and models are read at start alone")
 
 
 class LineLogger:
-    """What structlog hands rendered lines to."""
+    """A logger for structlog that writes rendered lines."""
 
     def __init__(self, writer: LogWriter, name: str = "service") -> None:
         self._writer, self.name = writer, name
@@ -124,10 +124,10 @@ class LineLogger:
 
 
 class StructlogHandler(logging.Handler):
-    """Hands records of the standard library's logging to structlog."""
+    """Passes records of the standard library's logging to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Log one record; one that cannot be formatted is logged as it is."""
+        """Log one record; if it cannot be formatted, its template is logged."""
         try:
             message = record.getMessage()
         except Exception:  # the caller's arguments do not fit its text
@@ -144,11 +144,11 @@ class EventStream(io.TextIOBase):
         self._name, self._rest = name, ""
 
     def writable(self) -> bool:
-        """It is for writing."""
+        """Return True: the stream can be written to."""
         return True
 
     def write(self, text: str) -> int:
-        """Log the lines that are complete; the rest waits for its end."""
+        """Log the complete lines; an incomplete one waits for its end."""
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:
             if line.strip():
@@ -157,7 +157,7 @@ class EventStream(io.TextIOBase):
 
 
 def log_native_lines(pipe: int) -> None:
-    """In a thread: log what C libraries write, until the other end of the pipe is closed."""
+    """Log what C libraries write until the other end of the pipe is closed. Runs in a thread."""
     rest = b""
     while some := os.read(pipe, MAX_PIPE_READ_BYTES):
         *lines, rest = (rest + some).split(b"\n")
@@ -171,7 +171,7 @@ def log_native_lines(pipe: int) -> None:
 
 
 def log_native_line(line: str) -> None:
-    """Log a line of a C library, with the level that it says."""
+    """Log a line of a C library with its own level."""
     if not line:
         return
     for name, form in NATIVE_LINES.items():
@@ -182,12 +182,12 @@ def log_native_line(line: str) -> None:
 
 
 def log_uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
-    """As `sys.excepthook`: log what ends the program."""
+    """Log the error that ends the program; installed as `sys.excepthook`."""
     structlog.get_logger("python").critical("uncaught error", exc_info=(kind, error, traceback))
 
 
 def log_uncaught_of_thread(arguments: threading.ExceptHookArgs) -> None:
-    """As `threading.excepthook`: log what ended a thread."""
+    """Log the error that ended a thread; installed as `threading.excepthook`."""
     if arguments.exc_value is None or isinstance(arguments.exc_value, SystemExit):
         return
     thread = arguments.thread.name if arguments.thread else "unknown"
@@ -196,7 +196,7 @@ def log_uncaught_of_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def log_unraisable(unraisable: Any) -> None:
-    """As `sys.unraisablehook`: log what was raised where nothing can be raised, as in a finalizer."""
+    """Log an error that cannot be raised, such as in a finalizer; installed as `sys.unraisablehook`."""
     exc_info = (unraisable.exc_type, unraisable.exc_value, unraisable.exc_traceback)
     where = repr(unraisable.object)[:200]
     structlog.get_logger("python").error(unraisable.err_msg or "unraisable error", where=where, exc_info=exc_info)

@@ -1,8 +1,8 @@
 """The Prometheus metrics: base units, bounded labels, one histogram for each stage of a request.
 
-What every request changes is counted in plain numbers (`Tally`, `BatchTally`) and put into the Prometheus client's form
-when somebody scrapes. Only the event loop's thread counts, and the library's own locks and checks took 5 % of what the
-server spends on a request without a model (docs/decisions.md).
+Values that every request changes are counted in plain numbers (`Tally`, `BatchTally`) and converted to the Prometheus
+client's form at each scrape. Only the event loop's thread counts. The library's own locks and checks took 5 % of the
+time of a request without a model (docs/decisions.md).
 """
 
 import time
@@ -24,7 +24,7 @@ from prometheus_client.samples import Exemplar
 from service.process.memory_budget import ByteBudget
 
 Protocol = Literal["grpc", "http"]
-# How a request can end; the label is bounded by this list.
+# How a request can end; the only values of the label.
 Outcome = Literal[
     "ok",
     "invalid",
@@ -44,13 +44,13 @@ LATENCY_BUCKETS_S = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SERIES_A_PIECE = 250  # of a scrape: they take about 2 ms to write, then others get the interpreter's lock
-# Requests for names that are not in the store share this label value, or a client could make series without end.
+SERIES_PER_PIECE = 250  # take about 2 ms to write; then other threads get the interpreter's lock
+# Label of all requests for names that are not in the store, or clients could create any number of series.
 UNKNOWN_MODEL = "(unknown)"
 
 
 class Tally:
-    """One series of a histogram."""
+    """One series of a histogram, counted without locks."""
 
     __slots__ = ("_bounds", "counts", "exemplars", "sum")
 
@@ -58,19 +58,19 @@ class Tally:
         self._bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
-        self.exemplars: dict[int, Exemplar] = {}  # of each bucket the last one, by its number
+        self.exemplars: dict[int, Exemplar] = {}  # the last one of each bucket, by the bucket's number
 
     def observe(self, value: float) -> None:
-        """Count a value; a bucket holds what is at most its bound."""
+        """Count a value in the first bucket whose bound is not below it."""
         self.counts[bisect_left(self._bounds, value)] += 1
         self.sum += value
 
     def exemplify(self, value: float, trace_id: str) -> None:
-        """Let a trace stand for the bucket of a value that was counted; OpenMetrics alone shows it."""
+        """Attach a trace to the bucket of a counted value; only the OpenMetrics format shows it."""
         self.exemplars[bisect_left(self._bounds, value)] = Exemplar({"trace_id": trace_id}, value, time.time())
 
     def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
-        """Show this series."""
+        """Add this series to a metric family."""
         bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
             (bound, count, self.exemplars[number]) if number in self.exemplars else (bound, count)
@@ -90,7 +90,7 @@ STAGES = {
 
 
 class StageTimes:
-    """The stages of the requests of one model version and protocol, in seconds."""
+    """Time spent in each stage by the requests of one model version and protocol, in seconds."""
 
     def __init__(self) -> None:
         self.total = Tally(LATENCY_BUCKETS_S)
@@ -101,13 +101,13 @@ class StageTimes:
         self._all = (self.total, self.preprocess, self.queue, self.compute, self.postprocess)
 
     def observe(self, *seconds: float) -> None:
-        """Count a request that was answered: its total, preprocess, queue, compute and postprocess."""
+        """Count an answered request: its total, preprocess, queue, compute and postprocess time."""
         for tally, value in zip(self._all, seconds, strict=True):
             tally.counts[bisect_left(LATENCY_BUCKETS_S, value)] += 1
             tally.sum += value
 
     def exemplify(self, trace_id: str, **seconds: float) -> None:
-        """Let a trace stand for the times of its stages, by the names of the attributes here."""
+        """Attach a trace to the times of its stages, which are named like the attributes."""
         for stage, value in seconds.items():
             tally: Tally = getattr(self, stage)
             tally.exemplify(value, trace_id)
@@ -132,12 +132,12 @@ Termination = Literal["abandoned", "overdue"]
 
 
 class SchedulingTally:
-    """What the batcher of one model version has refused, and what it has computed for nobody."""
+    """Rows that the batcher of one model version has refused, or computed in vain."""
 
     def __init__(self) -> None:
-        self.refused_rows = 0  # at once, because their deadline could not be met
-        self.dropped_rows = 0  # out of the queue, before they were computed, because it could not be met any more
-        self.rows_in_vain = 0  # computed, and nobody waited for the answer any more
+        self.refused_rows = 0  # on arrival, because their deadline could not be met
+        self.dropped_rows = 0  # from the queue, because their deadline could no longer be met
+        self.rows_in_vain = 0  # computed although their caller had left
         self.terminated: dict[Termination, int] = {"abandoned": 0, "overdue": 0}
 
 
@@ -149,23 +149,23 @@ class ExplainTally:
         self.evaluations = 0
 
     def count(self, seconds: float, evaluations: int) -> None:
-        """Count one that was given."""
+        """Count one explanation."""
         self.seconds.observe(seconds)
         self.evaluations += evaluations
 
 
 class _OneFamily(NamedTuple):
-    """A registry of one family, for the library's encoders."""
+    """A registry with one family, as the library's encoders need it."""
 
     family: Metric
 
     def collect(self) -> Iterator[Metric]:
-        """The family."""
+        """Yield the family."""
         yield self.family
 
 
 class Metrics(Collector):
-    """All series of one server, on a registry of its own: two servers in one process do not mix."""
+    """All metrics of one server, in a registry of its own so that two servers in one process stay separate."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -222,27 +222,27 @@ class Metrics(Collector):
         self._requests[model, version, protocol, outcome] += 1
 
     def stages(self, model: str, version: str, protocol: Protocol) -> StageTimes:
-        """The stage times of a model version."""
+        """Return the stage times of a model version."""
         return self._stages[model, version, protocol]
 
     def explained(self, model: str, version: str, method: str) -> ExplainTally:
-        """The explanations of a model version by one method."""
+        """Return the counts of explanations of a model version by one method."""
         return self._explained[model, version, method]
 
     def batches(self, model: str, version: str) -> BatchTally:
-        """The engine calls of a model version."""
+        """Return the counts of engine calls of a model version."""
         return self._batches[model, version]
 
     def show_budget(self, budget: ByteBudget) -> None:
-        """Show how much of a memory budget is in use, and how often it was too small."""
+        """Export how much of a memory budget is in use and how often it was too small."""
         self._budgets.append(budget)
 
     def show_lost_log_lines(self, count: Callable[[], int]) -> None:
-        """Show how many lines of the log were lost; `count` is asked at each scrape."""
+        """Export how many log lines were lost; `count` is called at each scrape."""
         self._count_lost_log_lines = count
 
     def scheduling(self, model: str, version: str) -> SchedulingTally:
-        """What the batcher of a model version has refused, and what it has computed for nobody."""
+        """Return the counts of rows that the batcher of a model version refused or computed in vain."""
         return self._scheduling[model, version]
 
     def _collect_scheduling(self) -> Iterator[CounterMetricFamily]:
@@ -272,12 +272,12 @@ class Metrics(Collector):
         yield from (refused, dropped, in_vain, terminated)
 
     def exposition(self, accept: str) -> tuple[Iterator[bytes], str]:
-        """All series as text, piece by piece, and the content type of that.
+        """Encode all metrics as text, in pieces, and return them with their content type.
 
-        Another thread may go through the pieces: what the event loop counts meanwhile may be in them or not.
+        Another thread may iterate over the pieces. They may or may not contain what is counted meanwhile.
 
         Args:
-            accept: the scraper's header, which chooses between Prometheus' text and OpenMetrics.
+            accept: the scraper's Accept header, which chooses between Prometheus' text format and OpenMetrics.
         """
         encode, content_type = choose_encoder(accept)
         return self._pieces(encode, is_openmetrics="openmetrics" in content_type), content_type
@@ -285,12 +285,12 @@ class Metrics(Collector):
     def _pieces(self, encode: Callable[[Any], bytes], *, is_openmetrics: bool) -> Iterator[bytes]:
         for family in self.registry.collect():
             samples = list(family.samples)
-            if not is_openmetrics:  # where these have a family of their own, which must not be interleaved
+            if not is_openmetrics:  # these belong to a family of their own, which must not be interleaved
                 samples.sort(key=lambda sample: sample.name.endswith("_created"))
             headers = {b"# EOF\n"}
-            for start in range(0, max(1, len(samples)), SERIES_A_PIECE):
+            for start in range(0, max(1, len(samples)), SERIES_PER_PIECE):
                 piece = Metric(family.name, family.documentation, family.type, family.unit)
-                piece.samples = samples[start : start + SERIES_A_PIECE]
+                piece.samples = samples[start : start + SERIES_PER_PIECE]
                 lines = encode(_OneFamily(piece)).splitlines(keepends=True)
                 yield b"".join(line for line in lines if line not in headers)
                 headers.update(line for line in lines if line.startswith(b"# "))
@@ -298,7 +298,7 @@ class Metrics(Collector):
             yield b"# EOF\n"
 
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
-        """What is counted in plain numbers, for a scrape."""
+        """Yield the metrics that are counted in plain numbers."""
         model = ("model", "version")
         requests = CounterMetricFamily(
             "heed_requests", "Requests by how they ended", labels=(*model, "protocol", "outcome")

@@ -1,10 +1,10 @@
-"""Traces through OpenTelemetry: a server span for each request, a child for each of its stages, exported by OTLP.
+"""OpenTelemetry traces: a server span for each request, a child span for each of its stages, exported by OTLP.
 
     transport: request() ──> predictor: answered() or refused() ──> transport: the end of request()
 
-The only room that knows OpenTelemetry; it is imported where `--tracing on` asks for it, and needs the extra `tracing`.
-Stages are not wrapped while they run: their spans are made afterwards, from the times that the receipt is made of.
-Everything else is configured by the standard OTEL_* variables.
+Only this module imports OpenTelemetry. It is imported with `--tracing on` and needs the extra `tracing`. Stages are not
+wrapped while they run: their spans are made afterwards, from the times in the receipt. Everything else is configured by
+the standard OTEL_* variables.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from service.telemetry.metrics import Outcome
 
 Attributes = Mapping[str, str | int | bool]
 
-# How a request ends that the server is to answer for. The other ends are the caller's own, and leave the status of a
-# server span unset, as the semantic conventions ask for 4xx.
-OF_THE_SERVER: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
-# Of a request whose rows went through more engine calls, the last ones to end are shown.
+# Outcomes that are the server's fault. The others are the caller's, and leave the status of a server span unset, as the
+# semantic conventions require for 4xx.
+SERVER_FAULTS: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
+# Most engine calls that are shown of one request: the last ones to end.
 MAX_CALLS_SHOWN = 8
-GIVE_UP_S = 1.0  # until a flush that was ended is over
-# Of the standard variables, those that choose what is not offered: variable, what is offered, and what it means.
-OFFERED = (
+FLUSH_END_TIMEOUT_S = 1.0  # longest wait for a flush that was told to end
+# Standard variables of which only some values are supported: variable, supported values, meaning.
+SUPPORTED_SETTINGS = (
     ("OTEL_TRACES_EXPORTER", ("otlp",), "exporter"),
     ("OTEL_EXPORTER_OTLP_PROTOCOL", ("grpc",), "protocol"),
     ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", ("grpc",), "protocol"),
@@ -43,35 +43,35 @@ OFFERED = (
 
 
 class EngineCall(Protocol):
-    """What a span tells of one engine call."""
+    """An engine call as spans describe it."""
 
     @property
     def rows(self) -> int:
-        """Rows of all requests in it."""
+        """The rows of all requests in the call."""
 
     @property
     def tokens(self) -> int:
-        """Tokens computed, including padding where the engine computes it."""
+        """The computed tokens, including padding if the engine computes it."""
 
     @property
     def compute_s(self) -> float:
-        """How long it took."""
+        """The duration of the call."""
 
 
 class ComputedRow(Protocol):
-    """What a span tells of one row of a request."""
+    """A row of a request as spans describe it."""
 
     @property
     def queue_s(self) -> float:
-        """How long the row waited for its engine call."""
+        """The time that the row waited for its engine call."""
 
     @property
     def batch(self) -> EngineCall:
-        """The engine call."""
+        """The engine call that computed the row."""
 
 
 class RequestTrace:
-    """The spans of one request. Times are those of `time.monotonic()`."""
+    """The spans of one request. Times are on the clock of `time.monotonic()`."""
 
     def __init__(self, tracer: Tracer, name: str, parent: Context, attributes: Attributes) -> None:
         self._began_ns, self._began_s = time.time_ns(), time.monotonic()
@@ -82,17 +82,17 @@ class RequestTrace:
 
     @property
     def span(self) -> Span:
-        """The server span, for what the transport knows."""
+        """The server span, to which the transport adds attributes."""
         return self._span
 
     @property
     def sampled_trace_id(self) -> str | None:
-        """In hexadecimal digits; None where this request is not sampled."""
+        """The trace id in hexadecimal digits; None if the request is not sampled."""
         context = self._span.get_span_context()
         return format_trace_id(context.trace_id) if context.trace_flags.sampled else None
 
     def first_piece(self) -> None:
-        """A stream has something to send."""
+        """Record that a stream sends its first piece."""
         self._span.add_event("first piece")
 
     def answered(
@@ -106,23 +106,24 @@ class RequestTrace:
         in_flight: bool,
         explained: bool = False,
     ) -> None:
-        """The stages of a request that has its answer.
+        """Record the stages of an answered request.
 
         Args:
-            model: its name.
-            version: its version.
-            request_id: of the request.
-            done: its rows or sentences.
-            times_s: when preprocessing began, the batcher got it, the batcher gave it back, and the answer was made.
-            in_flight: whether it was decoded in a running batch, step by step.
-            explained: only the first row is the answer; the others were computed after it, to explain it.
+            model: name of the model.
+            version: version of the model.
+            request_id: the request's id.
+            done: the computed rows or sentences.
+            times_s: when preprocessing began, the batcher got the rows, the batcher returned them, and the answer was
+                complete.
+            in_flight: whether the rows were decoded step by step in a running batch.
+            explained: whether only the first row is the answer, and the others were computed to explain it.
         """
         if not self._span.is_recording():
             return
         self._describe(model, version, request_id, "ok")
         started_s, prepared_s, computed_s, ended_s = times_s
         self._stage("preprocess", started_s, prepared_s)
-        calls = {id(row.batch): row for row in done}  # rows of one engine call share its report
+        calls = {id(row.batch): row for row in done}  # rows of one engine call share one object
         shown = done[:1] if explained else calls.values()
         last = sorted(shown, key=lambda row: row.queue_s + row.batch.compute_s)[-MAX_CALLS_SHOWN:]
         for row in last:
@@ -139,27 +140,27 @@ class RequestTrace:
         self._span.set_attribute("heed.batch.tokens", last[-1].batch.tokens)
 
     def refused(self, model: str, version: str, request_id: str, outcome: Outcome, why: str) -> None:
-        """The request has ended without an answer."""
+        """Record that the request has ended without an answer."""
         self._describe(model, version, request_id, outcome)
         self._span.set_attribute("error.type", outcome)
-        if outcome in OF_THE_SERVER:
+        if outcome in SERVER_FAULTS:
             self._span.set_status(StatusCode.ERROR, why)
 
     def stage_failed(self, name: str, since_s: float, why: str) -> None:
-        """A stage has ended with an error now."""
+        """Record a stage that has just ended with an error."""
         self._stage(name, since_s, time.monotonic(), why=why)
 
     def end(self, *, failed: bool = False) -> None:
-        """The request is over; `failed`: the server is to blame, as far as the transport knows."""
+        """End the request's span; `failed` says that the transport regards the server as the cause."""
         ended_s = time.monotonic()
         if self._outcome is None:
-            # Whoever left a stream is no longer there when the predictor hears of it, in the next turn of the loop.
+            # When a client leaves a stream, the predictor learns of it only in the next iteration of the event loop.
             asyncio.get_running_loop().call_soon(self._end, ended_s, failed)
         else:
             self._end(ended_s, failed)
 
     def _end(self, ended_s: float, failed: bool) -> None:
-        if failed and self._outcome not in OF_THE_SERVER:
+        if failed and self._outcome not in SERVER_FAULTS:
             self._span.set_attribute("error.type", "failed")
             self._span.set_status(StatusCode.ERROR)
         self._span.end(self._ns(ended_s))
@@ -185,26 +186,26 @@ class RequestTrace:
         span.end(self._ns(ended_s))
 
     def _ns(self, monotonic_s: float) -> int:
-        """On the clock of spans, which is set at the beginning of the request: its stages add up."""
+        """Convert a time to the clock of spans, which is read once for each request so that its stages add up."""
         return self._began_ns + round(1e9 * (monotonic_s - self._began_s))
 
 
 class Tracing:
-    """The spans of one server, and where they go."""
+    """Makes and exports the spans of one server."""
 
     def __init__(self, server_version: str) -> None:
-        """Begin to export; nothing waits for the collector, and what it does not take in time is dropped.
+        """Start to export. Requests never wait for the collector; spans that it does not take in time are dropped.
 
         Raises:
-            ValueError: a standard variable asks for what is not offered.
+            ValueError: a standard variable has a value that is not supported.
         """
-        for variable, offered, what in OFFERED:
+        for variable, offered, what in SUPPORTED_SETTINGS:
             if (given := os.environ.get(variable) or offered[0]) not in offered:
                 raise ValueError(f"{variable} is {given!r}; the {what} offered is {' or '.join(offered)}")
         resource = Resource.create({SERVICE_VERSION: server_version})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "heed"}))
-        # The sampler is that of OTEL_TRACES_SAMPLER; by default the caller decides, and all others are sampled.
+        # OTEL_TRACES_SAMPLER chooses the sampler. By default the caller decides; requests without a trace are sampled.
         self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._exporter = OTLPSpanExporter()
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
@@ -213,17 +214,17 @@ class Tracing:
         self._current: ContextVar[RequestTrace | None] = ContextVar("heed.trace", default=None)
 
     def current(self) -> RequestTrace | None:
-        """The trace of the request that is being answered here, or None outside of one."""
+        """Return the trace of the current request, or None outside of a request."""
         return self._current.get()
 
     @contextmanager
     def request(self, name: str, headers: Iterable[tuple[str, str]], attributes: Attributes) -> Iterator[RequestTrace]:
-        """A request from its arrival on; whoever opens it calls `end` of what it gets.
+        """Start the trace of a request that has just arrived; the caller must call its `end`.
 
         Args:
-            name: of the span.
-            headers: of the request, in small letters; `traceparent` and `tracestate` continue the caller's trace.
-            attributes: what is known of it.
+            name: name of the span.
+            headers: the request's headers in lower case; `traceparent` and `tracestate` continue the caller's trace.
+            attributes: attributes of the span that are known on arrival.
         """
         carrier: dict[str, list[str]] = {}
         for key, value in headers:
@@ -237,10 +238,10 @@ class Tracing:
             self._current.reset(token)
 
     def close(self, timeout_s: float) -> None:
-        """Export what is left, for at most so long; then give it up."""
+        """Export the remaining spans for at most `timeout_s`, and drop the rest."""
         flushing = threading.Thread(target=self._provider.shutdown, name="flush-traces", daemon=True)
         flushing.start()
         flushing.join(timeout_s)
         if flushing.is_alive():
-            self._exporter.shutdown()  # ends a call that waits, and with it the flush
-            flushing.join(GIVE_UP_S)
+            self._exporter.shutdown()  # ends a waiting call, and with it the flush
+            flushing.join(FLUSH_END_TIMEOUT_S)

@@ -21,11 +21,12 @@ from PIL import Image
 from export.conversion.golden_images import golden_images
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from model_store.folder import FoundFolder
-from service.models.loading import Loaded, LoadedTranslation, Loader, decode
+from service.models.golden_replay import decode
+from service.models.loading import Loaded, LoadedTranslation, Loader
 from service.tasks.classification import Classifier, scores_of
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation import SearchRequest
+from service.tasks.translation_search import SearchRequest
 from tests.conftest import ROOT, Server, running_server
 
 MAX_DIFFERENCE = 1e-5

@@ -32,7 +32,7 @@ from export.onnx_graphs.translation import OnnxTranslator
 from export.training.quality import softmax
 from export.training.translation import translate
 from model_store.folder import CARD, GRAPH, MANIFEST, TOKENIZER, BatchSensitivity, Manifest, write_manifest
-from service.tasks.translation import GOLDEN_SEARCHES, Sentence
+from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
 CARD_HEADING = "\n## In company\n\n"
 # A translation takes a decoder step a token: fewer items, and fewer tries.

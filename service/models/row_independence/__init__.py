@@ -1,8 +1,8 @@
-"""Whether rows of several requests may share a call of a graph: proved from the graph, then tried.
+"""Decides whether rows of several requests may share a call of a graph: by proof from the graph, then by trial.
 
-Rows may share a call where the answer to each is the same in whatever company. `prove_rows_independent` follows the
-batch axis through the graph: each operator either keeps the rows apart, or ends the proof. An operator that is not
-known proves nothing. `try_rows` is the second line: it shows the graph invented rows, made to give away a dependence.
+Rows may share a call where the answer to each is the same whatever the other rows are. `prove_rows_independent` follows
+the batch axis through the graph: each operator either keeps rows apart or ends the proof, and an unknown operator ends
+it. `try_rows` is the second line of defence: it computes invented rows that are made to reveal a dependence.
 """
 
 from collections import defaultdict
@@ -18,21 +18,22 @@ from service.models.row_independence.values import NotProved, Numbering
 
 __all__ = ["EqualSizes", "Finding", "TrialStopped", "prove_rows_independent", "try_rows"]
 
-# Groups of dimensions that are equal, each an input's name and an axis.
+# Groups of dimensions that must be equal; each dimension is an input's name and an axis.
 EqualSizes = tuple[tuple[tuple[str, int], ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is known about a graph.
+    """The result of a proof.
 
     Attributes:
-        independent: proved: the results of a row do not depend on the other rows of a call, nor on their number.
-        reason: why not, in a sentence that names operator, node and output; empty where `independent`.
-        constant_cost: the work of a call, and all shapes in it, follow from the shapes of the inputs alone. Where not,
-            a value in a request may decide how long its call takes.
-        equal_sizes: groups of dimensions, each an input's name and an axis, that the graph gives one name. The proof
-            takes them for equal: a request in which they differ must be computed by itself.
+        independent: it is proved that the results of a row depend neither on the other rows of a call nor on their
+            number.
+        reason: why that is not proved, in a sentence that names operator, node and output; empty if `independent`.
+        constant_cost: the work of a call and all its shapes follow from the shapes of the inputs. If not, a value in a
+            request may decide how long its call takes.
+        equal_sizes: groups of dimensions that have one name in the graph. The proof assumes that they are equal, so a
+            request in which they differ must be computed alone.
     """
 
     independent: bool
@@ -47,17 +48,17 @@ def prove_rows_independent(
     *,
     overridable: Collection[str] = (),
 ) -> Finding:
-    """Prove from a graph that its rows do not depend on each other.
+    """Try to prove from a graph that its rows do not depend on each other.
 
     The rows of a call lie along the first dimension of every batched input and of every output. Rows of different
     requests share a call only where the other dimensions of all inputs are equal.
 
     Args:
-        graph: the model file, encoded. Weights are not read, so external data need not be there.
+        graph: the encoded model file. Weights are not read, so external data need not exist.
         batched_inputs: names of the inputs whose first dimension is the batch; None: all. Any other input must be the
-            same for all rows of a call: requests that differ in it must not share one.
+            same for all rows of a call, so requests that differ in it must not share a call.
         overridable: names of initializers that a request of a shared call may set. Others count as constants, so a
-            request that sets one must be computed by itself.
+            request that sets one must be computed alone.
     """
     try:
         model = read_model(graph)
@@ -72,10 +73,10 @@ def prove_rows_independent(
 
 
 def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: frozenset[str]) -> EqualSizes:
-    """Prove, and say which dimensions were taken for equal.
+    """Prove independence, and return the dimensions that were assumed to be equal.
 
     Raises:
-        NotProved: it cannot be proved.
+        NotProved: there is no proof; says why.
     """
     graph, tracing = model.graph, Tracing(model)
     values, places = {}, defaultdict[str, list[tuple[str, int]]](list)

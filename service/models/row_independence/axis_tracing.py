@@ -20,16 +20,18 @@ from service.models.row_independence.operators import (
     products,
     reductions,
     selection,
+    shapes,
 )
 from service.models.row_independence.sizes import BATCH, Size
 from service.models.row_independence.values import NotProved, Shape, Value, of_array
 
-MIN_STANDARD_VERSION = 6  # before, sizes were attributes, and operators meant other things
+MIN_STANDARD_VERSION = 6  # in older operator sets sizes were attributes, and operators had other meanings
 _MAX_FUNCTION_DEPTH = 32
 _MAX_LOOP_PASSES = 8
 RULES: dict[str, Mapping[str, Rule]] = {
     "": {
         **elementwise.RULES,
+        **shapes.RULES,
         **layout.RULES,
         **reductions.RULES,
         **products.RULES,
@@ -44,7 +46,7 @@ RULES: dict[str, Mapping[str, Rule]] = {
 
 
 class Tracing:
-    """One pass through a model."""
+    """Traces the batch axis through a model once."""
 
     def __init__(self, model: Model) -> None:
         """Set up for a model."""
@@ -54,7 +56,7 @@ class Tracing:
         self._depth = 0
 
     def outputs(self, inputs: Mapping[str, Value]) -> dict[str, Value]:
-        """What is known about the outputs.
+        """Trace the model from its inputs to its outputs.
 
         Raises:
             NotProved: rows may depend on each other; says where.
@@ -68,11 +70,11 @@ class Tracing:
         return {name: values[name] for name in graph.outputs}
 
     def fresh(self) -> Size:
-        """A dimension of which nothing is known but that it does not depend on the batch."""
+        """Make a dimension that is unknown but independent of the batch size."""
         return Operation(_NOTHING, 0, (), self._numbers).fresh()
 
     def dimension(self, size: int | str | None) -> Size:
-        """A declared dimension of an input with rows, other than the batch; those of one name are equal."""
+        """Translate a declared dimension of a batched input, other than the batch; equal names are equal sizes."""
         if isinstance(size, int):
             return Size(size)
         return self.fresh() if size is None else self._named.setdefault(size, self.fresh())
@@ -80,7 +82,7 @@ class Tracing:
     def _run(
         self, nodes: Sequence[Node], values: dict[str, Value], wanted: Sequence[str], versions: Mapping[str, int]
     ) -> None:
-        """Trace the nodes that `wanted` depends on; their outputs go into `values`."""
+        """Trace the nodes that `wanted` depends on, and add their outputs to `values`."""
         for node in in_order(nodes, wanted):
             try:
                 results = self._trace(node, values, versions)
@@ -125,7 +127,7 @@ class Tracing:
         return results
 
     def _call(self, node: Node, function: Function, inputs: Sequence[Value | None]) -> Sequence[Value]:
-        """A function of the model's own, in place of its call."""
+        """Trace the body of a model-local function in place of its call."""
         if self._depth >= _MAX_FUNCTION_DEPTH:
             raise NotProved("calls itself")
         attributes = function.defaults | node.attributes
@@ -144,7 +146,7 @@ class Tracing:
     def _body(
         self, graph: Graph, given: Sequence[Value], outer: Mapping[str, Value], versions: Mapping[str, int]
     ) -> list[Value]:
-        """A subgraph with its inputs; it sees the values around it."""
+        """Trace a subgraph, which may read the values around it."""
         values = dict(outer) | {name: _constant(each) for name, each in graph.constants.items()}
         values |= dict(zip(graph.inputs, given, strict=False))
         self._run(graph.nodes, values, graph.outputs, versions)
@@ -160,7 +162,7 @@ class Tracing:
         outer: Mapping[str, Value],
         versions: Mapping[str, int],
     ) -> list[Value]:
-        """If: a condition that all rows share."""
+        """Trace an If; all rows must share its condition."""
         condition = inputs[0]
         if condition is None or not condition.is_fixed:
             raise NotProved("decides by rows or by their number")
@@ -178,7 +180,7 @@ class Tracing:
         outer: Mapping[str, Value],
         versions: Mapping[str, int],
     ) -> list[Value]:
-        """Loop: as many rounds as all rows share."""
+        """Trace a Loop; all rows must share its number of passes."""
         if any(value is not None and not value.is_fixed for value in inputs[:2]):
             raise NotProved("goes on for as long as rows or their number say")
         states = [self._state(value) for value in inputs[2:]]
@@ -201,7 +203,7 @@ class Tracing:
         outer: Mapping[str, Value],
         versions: Mapping[str, int],
     ) -> list[Value]:
-        """Scan: steps along another axis than the batch."""
+        """Trace a Scan; it must step along another axis than the batch."""
         if versions.get("", 0) < 9:
             raise NotProved("scans along the batch, as before version 9")
         num_scanned = int(node.attributes["num_scan_inputs"])
@@ -233,7 +235,7 @@ class Tracing:
         return value.without_content()
 
     def _either(self, one: Value, other: Value) -> Value:
-        """What holds for both."""
+        """Combine two values into one that describes both."""
         one, other = one.without_content(), other.without_content()
         if one.axis != other.axis:
             raise NotProved("has rows in one case and none in the other")
@@ -247,25 +249,25 @@ class Tracing:
         return Value(tuple(left if left == right else self.fresh() for left, right in pairs), one.axis)
 
 
-_NAMED = "\0"  # begins a reason that names its node already
+_NAMED = "\0"  # prefix of a reason that already names its node
 _NOTHING = Node("", "", "", "", (), (), {})
 _CONTROL_FLOW = {"If": Tracing.branch, "Loop": Tracing.loop, "Scan": Tracing.scan}
 _NEVER = {"Dropout", *mixing.NEVER, *mixing.CLASSICAL}
 
 
 def reason_of(error: NotProved) -> str:
-    """The sentence for a person."""
+    """Return the reason as a sentence for people."""
     return str(error).removeprefix(_NAMED)
 
 
 def batch_of(shape: DeclaredShape, tracing: Tracing, axis: int = 0) -> Value:
-    """An input whose rows lie along an axis."""
+    """Make the value of an input whose rows lie along an axis."""
     sizes: Shape = tuple(BATCH if place == axis else tracing.dimension(size) for place, size in enumerate(shape))
     return Value(sizes, axis)
 
 
 def shared_of(shape: DeclaredShape | None, tracing: Tracing) -> Value:
-    """An input that is the same for all rows of a call."""
+    """Make the value of an input that is the same for all rows of a call."""
     if shape is None:
         return Value(None)
     return Value(tuple(Size(size) if isinstance(size, int) else tracing.fresh() for size in shape))
@@ -293,7 +295,7 @@ def _sliced(value: Value, axis: int) -> Value:
 
 
 def in_order(nodes: Sequence[Node], wanted: Sequence[str]) -> list[Node]:
-    """The nodes that `wanted` depends on, each after those it depends on; files need not have them in order."""
+    """Sort the nodes that `wanted` depends on topologically, because files need not have them in order."""
     makers = {name: node for node in nodes for name in node.outputs if name}
     ordered: dict[int, Node] = {}
     begun: set[int] = set()
@@ -310,7 +312,7 @@ def in_order(nodes: Sequence[Node], wanted: Sequence[str]) -> list[Node]:
 
 
 def _reads(node: Node) -> set[str]:
-    """All values that a node looks at, those around its subgraphs too."""
+    """Return the names of all values that a node reads, including those that its subgraphs read."""
     names = {name for name in node.inputs if name}
     for graph in node.subgraphs():
         names.update(graph.outputs)
@@ -341,7 +343,7 @@ def _constant_node(node: Node) -> Value:
 
 
 def _bound(node: Node, attributes: Mapping[str, Any]) -> Node:
-    """A function's node with the attributes of its call."""
+    """Bind a node of a function to the attributes of the call."""
     if not node.attributes:
         return node
     bound = {}
@@ -358,7 +360,7 @@ def _bound(node: Node, attributes: Mapping[str, Any]) -> Node:
 
 
 def _without(node: Node, absent: set[str]) -> Node:
-    """A function's node without inputs that its call leaves out."""
+    """Remove those inputs of a function's node that the call leaves out."""
     if absent.isdisjoint(node.inputs):
         return node
     return replace(node, inputs=tuple("" if name in absent else name for name in node.inputs))

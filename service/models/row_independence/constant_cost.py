@@ -1,6 +1,6 @@
-"""Whether the work of a call follows from the shapes of its inputs alone.
+"""Decides whether the work of a call follows from the shapes of its inputs alone.
 
-Where it does, calls of the same shapes cost the same, so what was measured holds for the next one.
+If it does, calls of the same shapes cost the same, so one measurement predicts the next call.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from service.models.row_independence.axis_tracing import RULES, in_order
 from service.models.row_independence.onnx_graph import Graph, Model, Node
 
-# Inputs whose values decide the size of the result.
+# Indices of the inputs whose values decide the size of the result.
 _SIZES: dict[str, tuple[int, ...]] = {
     "AffineGrid": (1,),
     "BlackmanWindow": (0,),
@@ -35,7 +35,7 @@ _SIZES: dict[str, tuple[int, ...]] = {
     "Unsqueeze": (1,),
     "Upsample": (1,),
 }
-# All values decide the size of the result, or the work.
+# Operators of which all input values decide the size of the result or the work.
 _BY_VALUES = {
     *("Compress", "NonMaxSuppression", "NonZero", "Unique"),
     *("RegexFullMatch", "StringConcat", "StringNormalizer", "StringSplit", "TfIdfVectorizer", "Tokenizer"),
@@ -51,7 +51,7 @@ class _DependsOnValues(Exception):
 
 
 def has_constant_cost(model: Model, overridable: Collection[str] = ()) -> bool:
-    """Whether all shapes and the work of a call follow from the shapes of its inputs.
+    """Decide whether all shapes and the work of a call follow from the shapes of its inputs.
 
     Args:
         model: the model.
@@ -67,7 +67,7 @@ def has_constant_cost(model: Model, overridable: Collection[str] = ()) -> bool:
 
 
 def _follow(model: Model, nodes: Sequence[Node], from_values: set[str], depth: int) -> None:
-    """Add to `from_values` what depends on them."""
+    """Add to `from_values` the names of the outputs that depend on them."""
     for node in in_order(nodes, [name for each in nodes for name in each.outputs]):
         if (node.domain, node.op_type, node.overload) in model.functions:
             results = _function(model, node, from_values, depth)
@@ -122,7 +122,7 @@ def _control_flow(model: Model, node: Node, from_values: set[str], depth: int) -
     is_loop = node.op_type == "Loop"
     if is_loop and not from_values.isdisjoint(node.inputs[:2]):
         raise _DependsOnValues
-    # What a Loop and a Scan hand from one pass to the next: the inputs of the body that its outputs become again.
+    # State of a Loop or Scan: inputs of the body that take its outputs in the next pass.
     formals = list(body.inputs)
     given = dict(zip(formals, node.inputs, strict=False))
     ahead = {name for name, actual in given.items() if actual in from_values}

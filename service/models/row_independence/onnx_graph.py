@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from proto import onnx_graph_pb2 as pb
 
-# Constants of so many elements are read. Shapes, axes and scales are shorter; weights are longer, and never looked at.
+# Longest constant that is read. Shapes, axes and scales are shorter; weights are longer and are not needed.
 MAX_CONSTANT_ELEMENTS = 256
 _MAX_KEPT_TENSOR_BYTES = 16 * 1024
 _MAX_KEPT_FIELD_BYTES = 4 * 1024
@@ -36,12 +36,12 @@ _NUMPY_OF: dict[int, np.dtype[Any]] = {
 
 
 class UnreadableGraph(ValueError):
-    """The bytes are no ONNX model that can be followed; the message says why."""
+    """The bytes are not an ONNX model that can be traced; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Constant:
-    """A tensor that the model holds: its shape, and its elements where they are few."""
+    """A constant tensor of the model: its shape, and its elements if they are few."""
 
     shape: tuple[int, ...]
     array: NDArray[Any] | None
@@ -49,7 +49,7 @@ class Constant:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An attribute of a function's node that takes its value from the function's own attribute."""
+    """An attribute of a function's node that refers to an attribute of the function."""
 
     name: str
 
@@ -68,12 +68,12 @@ class Node:
 
     @property
     def label(self) -> str:
-        """How reasons name the node."""
+        """The name of the node in reasons."""
         name = self.name or next((output for output in self.outputs if output), "")
         return f"{self.op_type} {name!r}"
 
     def subgraphs(self) -> Iterator["Graph"]:
-        """The graphs among the attributes."""
+        """Yield the graphs among the attributes."""
         for value in self.attributes.values():
             for each in value if isinstance(value, list) else [value]:
                 if isinstance(each, Graph):
@@ -86,14 +86,14 @@ DeclaredShape = tuple[int | str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Operators in topological order, and what goes in and out.
+    """Operators in topological order, with inputs, outputs and constants.
 
     Attributes:
         nodes: the operators.
-        inputs: declared shapes by name; a dimension of any size is its name, or None where it has none; None for a
-            tensor without a declared shape.
-        input_types: element types of the inputs by name, in the numbers of ONNX's `TensorProto.DataType`.
-        outputs: names.
+        inputs: declared shapes by name, None for a tensor without one; a dynamic dimension is its name, or None if it
+            has none.
+        input_types: element types of the inputs by name, as numbers of ONNX's `TensorProto.DataType`.
+        outputs: names of the outputs.
         constants: the initializers, by name.
     """
 
@@ -106,7 +106,7 @@ class Graph:
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function of the model's own."""
+    """A function that the model defines."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -120,10 +120,10 @@ class Model:
     """A whole model.
 
     Attributes:
-        ir_version: of ONNX's format.
-        versions: of the operator sets, by domain; the standard one has the domain "".
+        ir_version: version of ONNX's file format.
+        versions: versions of the operator sets by domain; the standard one has the domain "".
         graph: the main graph.
-        functions: by domain, name and overload.
+        functions: the model's own functions by domain, name and overload.
     """
 
     ir_version: int
@@ -138,7 +138,7 @@ def read_model(data: bytes | memoryview) -> Model:
     Large initializers are cut out before the rest is decoded, so a file with gigabytes of weights costs no memory.
 
     Raises:
-        UnreadableGraph: it is no ONNX model.
+        UnreadableGraph: the bytes are not an ONNX model.
     """
     view = memoryview(data).cast("B")
     try:
@@ -205,7 +205,7 @@ def _node(message: pb.NodeProto) -> Node:
 def _attribute(message: pb.AttributeProto) -> Any:
     if message.ref_attr_name:
         return Reference(message.ref_attr_name)
-    for kind, name in _SCALAR_ATTRIBUTES.items():  # some writers leave out a value that is the default
+    for kind, name in _SCALAR_ATTRIBUTES.items():  # some writers omit a default value
         if message.HasField(name) or message.type == kind:
             return getattr(message, name)
     if message.HasField("t"):
@@ -224,7 +224,7 @@ def _constant(message: pb.TensorProto) -> Constant:
         return Constant(shape, None)
     if message.HasField("raw_data"):
         elements = np.frombuffer(message.raw_data, dtype)
-    elif dtype == np.float16:  # each is the bits of one, in an integer
+    elif dtype == np.float16:  # stored as integers with the same bits
         elements = np.array(message.int32_data, np.uint16).view(np.float16)
     else:
         typed = message.float_data or message.int32_data or message.int64_data
@@ -235,7 +235,7 @@ def _constant(message: pb.TensorProto) -> Constant:
 
 
 def _without_weights(message: memoryview, *path: int) -> Iterator[bytes | memoryview]:
-    """The fields of a message, without the data of large tensors; `path` leads to the graph."""
+    """Yield the encoded fields of a message without the data of large tensors; `path` leads to the graph."""
     for number, start, content, end in _fields(message):
         if content is None or number != (path[0] if path else _INITIALIZER):
             yield message[start:end]
@@ -265,7 +265,7 @@ def _varint_bytes(number: int) -> bytes:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | None, int]]:
-    """Each field of an encoded message: its number, start, the start of length-delimited content, and end."""
+    """Yield number, start, start of length-delimited content, and end of each field of an encoded message."""
     position = 0
     while position < len(message):
         start = position

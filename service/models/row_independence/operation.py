@@ -1,4 +1,4 @@
-"""One operator while its graph is traced: what rules look at."""
+"""An operator of a traced graph, as the rules see it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from service.models.row_independence.onnx_graph import Constant, Node
 from service.models.row_independence.sizes import ENTANGLED, Size, derived
 from service.models.row_independence.values import NotProved, Shape, Value, ints
 
-# From the inputs of an operator to its outputs; raises NotProved where rows may depend on each other.
+# Computes the outputs of an operator from its inputs; raises NotProved if rows may depend on each other.
 Rule = Callable[["Operation"], Sequence[Value]]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """An operator with what is known about its inputs.
+    """An operator and what is known about its inputs.
 
     Attributes:
         node: the operator.
-        version: of the operator set that it belongs to.
-        inputs: their values; None for an optional one that is left out.
-        numbers: makes names of unknown sizes unique.
+        version: version of its operator set.
+        inputs: values of the inputs; None for an optional one that is left out.
+        numbers: counter that makes names of unknown sizes unique.
     """
 
     node: Node
@@ -30,18 +30,22 @@ class Operation:
     numbers: "count[int]"
 
     def input(self, index: int) -> Value:
-        """An input that the operator cannot do without."""
+        """Return a required input.
+
+        Raises:
+            NotProved: it is left out.
+        """
         value = self.optional(index)
         if value is None:
             raise NotProved(f"has no input {index}")
         return value
 
     def optional(self, index: int) -> Value | None:
-        """An input, or None where it is left out."""
+        """Return an input, or None if it is left out."""
         return self.inputs[index] if index < len(self.inputs) else None
 
     def shape(self, index: int) -> Shape:
-        """The dimensions of an input.
+        """Return the dimensions of an input.
 
         Raises:
             NotProved: its rank is not known.
@@ -52,7 +56,7 @@ class Operation:
         return shape
 
     def given(self) -> list[Value]:
-        """The inputs that are not left out."""
+        """Return the inputs that are not left out."""
         return [value for value in self.inputs if value is not None]
 
     def fixed(self, *indices: int) -> None:
@@ -67,30 +71,30 @@ class Operation:
                 raise NotProved(f"takes input {index}, which all rows share, from rows")
 
     def int_attribute(self, name: str, default: int) -> int:
-        """An attribute that is a number."""
+        """Return an integer attribute."""
         value = self.node.attributes.get(name, default)
         return int(value)
 
     def ints_attribute(self, name: str) -> list[int] | None:
-        """An attribute that is a list of numbers."""
+        """Return an attribute that is a list of integers, or None if it is missing."""
         value = self.node.attributes.get(name)
         return None if value is None else [int(each) for each in value]
 
     def text_attribute(self, name: str, default: str) -> str:
-        """An attribute that is a text."""
+        """Return a string attribute."""
         value = self.node.attributes.get(name)
         return default if value is None else value.decode()
 
     def tensor_attribute(self, name: str) -> Constant | None:
-        """An attribute that is a tensor."""
+        """Return a tensor attribute, or None if it is missing."""
         value = self.node.attributes.get(name)
         return value if isinstance(value, Constant) else None
 
     def axes(self, index: int | None, name: str = "axes") -> list[int] | None:
-        """Axes from an input, or from an attribute where there is no such input; None where there is neither.
+        """Return axes from an input, or from an attribute if there is no such input; None if there is neither.
 
         Raises:
-            NotProved: they are computed, and not known.
+            NotProved: they are computed and not known.
         """
         value = None if index is None else self.optional(index)
         if value is None:
@@ -101,25 +105,25 @@ class Operation:
         return axes
 
     def fresh(self) -> Size:
-        """A dimension of which nothing is known but that it does not depend on the batch."""
+        """Make a dimension that is unknown but independent of the batch size."""
         return derived(f"size#{next(self.numbers)}")
 
     def fresh_shape(self, rank: int) -> Shape:
-        """Such dimensions."""
+        """Make a shape of unknown dimensions that are independent of the batch size."""
         return tuple(self.fresh() for _ in range(rank))
 
     def unknown(self, *elements: Any) -> Size:
-        """What some function of the elements gives, when nothing more is known about it."""
+        """Make the result of an unknown function of the elements."""
         if any(isinstance(element, Size) and not element.is_batch_free for element in elements):
             return ENTANGLED
         return derived(f"number#{next(self.numbers)}", signed=True)
 
 
 def positive_axis(axis: int, rank: int) -> int:
-    """An axis counted from the front.
+    """Count an axis from the front.
 
     Raises:
-        NotProved: there is none such.
+        NotProved: there is no such axis.
     """
     if not -rank <= axis < rank:
         raise NotProved(f"has axis {axis} for {rank} dimensions")

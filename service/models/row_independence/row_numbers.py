@@ -1,8 +1,8 @@
-"""Tensors that hold the number of each row, and how a row finds itself by it.
+"""Follows tensors that hold row numbers, which a graph uses to look up elements of the same row.
 
-Exporters write `x[arange(batch), ...]` so; or, where all rows of `x` lie in one line, `x[arange(batch) * length + n]`
-with 0 <= n < length. A row's number depends on its place in the call, so what is computed from it does too, but for one
-use: to look up what belongs to the same row.
+Exporters write `x[arange(batch), ...]`, or, if all rows of `x` lie on one axis, `x[arange(batch) * length + n]` with
+0 <= n < length. A row's number depends on its position in the call, and so does what is computed from it. The only
+exception is a look-up of elements that belong to the same row.
 """
 
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ from service.models.row_independence.sizes import ONE, Size
 from service.models.row_independence.values import NotProved, Numbering, Value
 
 _ARRANGING = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-_COUNTING = {"ArgMax", "ArgMin", "Range"}  # their rules say what their results are below
+_COUNTING = {"ArgMax", "ArgMin", "Range"}  # their rules set `below` themselves
 _INT32, _INT64 = 6, 7
 
 
 def has_numbers(values: Sequence[Value | None]) -> bool:
-    """Whether any value depends on the place of its row."""
+    """Whether any value depends on the position of its row."""
     return any(value is not None and value.numbering is not Numbering.NONE for value in values)
 
 
 def is_own_row(operation: Operation) -> bool:
-    """Whether each row looks up what is its own, by its number."""
+    """Whether each row looks up elements of its own, by its number."""
     if operation.node.op_type not in {"Gather", "GatherND"}:
         return False
     data, indices = operation.input(0), operation.input(1)
@@ -39,7 +39,11 @@ def is_own_row(operation: Operation) -> bool:
 
 
 def looked_up(operation: Operation) -> list[Value]:
-    """What the rows find there."""
+    """Return the result of such a look-up.
+
+    Raises:
+        NotProved: its shape is not known.
+    """
     shape, of_indices = operation.shape(0), operation.shape(1)
     if operation.node.op_type == "Gather":
         return [Value((*of_indices, *shape[1:]), operation.input(1).axis)]
@@ -50,7 +54,7 @@ def looked_up(operation: Operation) -> list[Value]:
 
 
 def numbered(operation: Operation, results: Sequence[Value]) -> list[Value]:
-    """The results with what they hold of the rows' numbers, where an input has some."""
+    """Set how the results depend on row numbers, for an operator that has such an input."""
     numbering, block = _numbering_of(operation)
     return [replace(value, numbering=numbering, block=block) for value in results]
 
@@ -73,7 +77,7 @@ def _numbering_of(operation: Operation) -> tuple[Numbering, Size]:
 
 
 def _arithmetic(operation: Operation) -> tuple[Numbering, Size]:
-    """A row's number times the length of a block, or that plus a place within the block."""
+    """Recognise a row's number times the length of a block, and that plus a position within the block."""
     number, other = operation.input(0), operation.input(1)
     if number.numbering is Numbering.NONE:
         number, other = other, number
@@ -90,7 +94,7 @@ def _arithmetic(operation: Operation) -> tuple[Numbering, Size]:
 
 
 def bounded(operation: Operation, results: Sequence[Value]) -> list[Value]:
-    """The results with what their elements are known to be below."""
+    """Set the upper bound of the results' elements where it is known."""
     if operation.node.domain == "" and operation.node.op_type in _COUNTING:
         return list(results)
     below = operation.input(0).below if operation.inputs and _keeps_elements(operation) else None
@@ -98,7 +102,7 @@ def bounded(operation: Operation, results: Sequence[Value]) -> list[Value]:
 
 
 def _keeps_elements(operation: Operation) -> bool:
-    """Whether each element of the result is one of the first input."""
+    """Whether each element of the result is an element of the first input."""
     if operation.node.domain != "":
         return False
     if operation.node.op_type == "Cast":

@@ -5,39 +5,39 @@ from collections import Counter
 from dataclasses import dataclass
 
 BATCH_NAME = "batch"
-# Names that begin so may be negative: they stand for results of arithmetic, not for dimensions.
+# Prefix of names that may be negative, because they stand for results of arithmetic and not for dimensions.
 SIGNED = "~"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The product of `factor` and `names`. A dimension of a tensor, or a number computed from dimensions.
+    """The product of `factor` and `names`: a dimension of a tensor, or a number computed from dimensions.
 
-    Names other than the batch stand for numbers that the shape of a row alone decides.
+    Names other than the batch stand for numbers that depend on the shape of a row alone.
     """
 
     factor: int
     names: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Readable in reasons, and unique for each size: names of derived sizes are built from it."""
+        """A readable text that is unique for each size: reasons and the names of derived sizes are built from it."""
         if not self.names:
             return str(self.factor)
         return "*".join([*([] if self.factor == 1 else [str(self.factor)]), *self.names])
 
     @property
     def known(self) -> int | None:
-        """The number, where no name is left."""
+        """The number; None if the size has names."""
         return None if self.names else self.factor
 
     @property
     def is_batch_free(self) -> bool:
-        """Whether the number of rows has no influence."""
+        """Whether the size is independent of the number of rows."""
         return not any(name.startswith(BATCH_NAME) for name in self.names)
 
     @property
     def is_batch_multiple(self) -> bool:
-        """Whether this is the batch size times something that is batch-free, at least 1 for each row."""
+        """Whether this is the batch size times a batch-free factor that is at least 1."""
         return (
             self.factor > 0
             and self.names.count(BATCH_NAME) == 1
@@ -46,23 +46,23 @@ class Size:
 
     @property
     def per_row(self) -> "Size":
-        """The factor beside the batch size."""
+        """The size divided by the batch size."""
         names = list(self.names)
         names.remove(BATCH_NAME)
         return Size(self.factor, tuple(names))
 
     @property
     def is_dimension(self) -> bool:
-        """Whether this cannot be negative."""
+        """Whether the size cannot be negative."""
         return self.factor >= 0 and not any(name.startswith(SIGNED) for name in self.names)
 
     def times(self, other: "Size") -> "Size":
-        """The product."""
+        """Return the product."""
         factor = self.factor * other.factor
         return Size(factor, tuple(sorted(self.names + other.names)) if factor else ())
 
     def over(self, other: "Size") -> "Size | None":
-        """The quotient where it is certainly a whole number, else None."""
+        """Return the quotient if it is certainly an integer, else None."""
         if other.factor == 0 or self.factor % other.factor:
             return None
         rest = Counter(self.names)
@@ -74,12 +74,12 @@ class Size:
 
 ONE = Size(1)
 BATCH = Size(1, (BATCH_NAME,))
-# A number that depends on the batch size in a way that is not followed any further.
+# A number that depends on the batch size in a way that is not traced.
 ENTANGLED = Size(1, (BATCH_NAME + "?",))
 
 
 def product(sizes: "tuple[Size, ...] | list[Size]") -> Size:
-    """The product of all."""
+    """Return the product of all sizes."""
     whole = ONE
     for size in sizes:
         whole = whole.times(size)
@@ -87,12 +87,12 @@ def product(sizes: "tuple[Size, ...] | list[Size]") -> Size:
 
 
 def derived(expression: str, *sizes: Size, signed: bool = False) -> Size:
-    """A size that is some function of others.
+    """Make a size that is some function of others.
 
     Args:
         expression: names the function and all its arguments, so that equal expressions are equal numbers.
-        sizes: what it depends on.
-        signed: it may be negative.
+        sizes: the sizes that it depends on.
+        signed: the result may be negative.
     """
     if not all(size.is_batch_free for size in sizes):
         return ENTANGLED
@@ -100,7 +100,7 @@ def derived(expression: str, *sizes: Size, signed: bool = False) -> Size:
 
 
 def add(left: Size, right: Size, *, dimension: bool = False) -> Size:
-    """The sum; `dimension` says that it cannot be negative."""
+    """Return the sum; `dimension` says that it cannot be negative."""
     if left.names == right.names or 0 in (left.factor, right.factor):
         names = left.names if left.factor else right.names
         factor = left.factor + right.factor
@@ -111,17 +111,17 @@ def add(left: Size, right: Size, *, dimension: bool = False) -> Size:
 
 
 def first_of(size: Size, number: Size) -> Size:
-    """The size of what is left where the first `number` of `size` elements are taken."""
+    """Return the size of a slice of the first `number` of `size` elements."""
     return derived(f"first {number} of {size}", size, number)
 
 
 def broadcast(left: Size, right: Size) -> Size:
-    """What two dimensions that are broadcast give; for dimensions without the batch.
+    """Return the broadcast of two dimensions without the batch.
 
-    A known number other than 1 wins: the other can only be equal or 1.
+    A known number other than 1 wins, because the other can only be equal or 1.
     """
     for one, other in ((left, right), (right, left)):
-        # As many elements of a table as `one`: fewer only where the table is too short, and then not 1 beside it.
+        # The first `one` elements of a table: fewer only if the table is too short, and then they are not 1.
         if len(other.names) == 1 and re.fullmatch(rf"\(first {re.escape(str(one))} of [1-9]\d*\)", other.names[0]):
             return one
     if left == right or right.known == 1:

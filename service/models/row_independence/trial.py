@@ -1,4 +1,4 @@
-"""Shows a graph invented rows, made to give away that the answer to one depends on another."""
+"""Computes invented rows that are made to reveal whether the answer to one row depends on another."""
 
 import math
 import time
@@ -14,24 +14,24 @@ from service.tensors import NUMPY_OF, Arrays, TensorSpec
 Run = Callable[[Arrays], Arrays]
 
 _NUM_ROWS = 6
-# Tried for dimensions of any size. A graph may refuse some, such as images that its kernels do not fit into.
+# Sizes tried for dynamic dimensions. A graph may refuse some, such as images smaller than its kernels.
 _SIZES = (8, 64, 256)
-# Each row has its own scale and offset, so a number taken from all rows is far from what one row alone gives.
+# Each row has its own scale and offset, so a statistic of all rows differs much from that of a single row.
 _SCALES = (1.0, 1e-3, 30.0, 0.1, 1e4, 1e3)
 _OFFSETS = (0.0, 1.0, -2.0, 3.0, 0.5, -1.0)
 _MAX_FLOAT16_SCALE = 1e3
-# Smallest and largest integers that are tried: ids index tables of unknown size, and some graphs divide by integers.
+# Ranges of integers that are tried: ids index tables of unknown size, and some graphs divide by integers.
 _INTEGERS = ((0, 1), (0, 9), (1, 9), (0, 99), (0, 999), (0, 9999), (1, 99999))
 _TEXTS = ("", "one", "two words", "A sentence, of several words: 3!", "naïve Ünïcode", "a a a b " * 8)
 _NUMBERS_AS_TEXT = ("0", "1", "12", "3", "7", "40")
-# Groups that share a call: all in either order, and some at other places beside others.
+# Rows that share a call: all in either order, and some at other positions beside others.
 _COMPANIES = ((0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (4, 0), (1, 2, 5))
-# How far a row may move in company, as a share of its own largest number. Other kernels for other sizes round
-# otherwise; a dependence that is no larger than this is not told from rounding.
+# By how much a result may change in a batch, relative to the row's largest number, by bytes of its type. Kernels for
+# other sizes round differently, and a dependence smaller than this cannot be told from rounding.
 _TOLERANCES = {2: 2e-2, 4: 1e-3, 8: 1e-6}
-# Some graphs subtract large numbers from each other and so magnify rounding. How much shows where a row is computed
-# beside copies of itself: nothing that rows could take from each other differs then. Rows may move so many times as far
-# in other company; where copies alone move a row by more than a share of its largest number, the rows show nothing.
+# Some graphs magnify rounding, because they subtract large numbers from each other. A row computed beside copies of
+# itself shows by how much, because then the other rows cannot matter. Results beside other rows may change this many
+# times as much. Where they change by more than the maximum even beside copies, the rows show nothing.
 _TIMES_AMONG_COPIES, _MAX_AMONG_COPIES = 8, 0.05
 
 
@@ -41,11 +41,11 @@ class TrialStopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """How the rows of one round are invented."""
+    """The kind of rows that are invented for one round."""
 
     size: int
-    positive: bool  # floats from 0 on
-    scaled: bool  # floats at scales that differ from row to row
+    positive: bool  # floats are not negative
+    scaled: bool  # the scale of floats differs from row to row
     smallest: int
     largest: int
     texts: tuple[str, ...]
@@ -60,17 +60,17 @@ def try_rows(
     max_bytes: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """Why rows of several requests must not share a call, found by trying; None where nothing was found.
+    """Look for a reason why rows of several requests must not share a call; None if none was found.
 
-    Invented rows are computed alone and in several companies. A row must have the same result each time.
+    Invented rows are computed alone and in several batches. A row must have the same result each time.
 
     Args:
-        inputs: of the graph; the first dimension of each is the batch.
-        outputs: the same.
-        run: a call of the graph. May raise `TrialStopped`; any other error means that it refuses the rows.
-        budget_s: seconds after which no other call begins. What was shown until then decides.
-        max_bytes: of the invented rows of all inputs together.
-        stop: asked before each call; true ends the trial.
+        inputs: the graph's inputs; the first dimension of each is the batch.
+        outputs: the graph's outputs; the first dimension of each is the batch.
+        run: makes a call of the graph. May raise `TrialStopped`; any other error means that it refuses the rows.
+        budget_s: seconds after which no further call begins. The results until then decide.
+        max_bytes: largest size of the invented rows of all inputs together.
+        stop: called before each call; true ends the trial.
     """
     trial = _Trial(outputs, run, time.monotonic() + budget_s, stop)
     fitting = [size for size in _SIZES if _num_bytes(inputs, size) <= max_bytes]
@@ -90,23 +90,23 @@ def try_rows(
 
 
 class _Trial:
-    """What was tried and shown so far."""
+    """The state of a trial."""
 
     def __init__(self, outputs: Sequence[TensorSpec], run: Run, end: float, stop: Callable[[], bool]) -> None:
         self._run, self._end, self._stop = run, end, stop
-        self._blank = {spec.name for spec in outputs}  # outputs that have not shown a finite number yet
+        self._blank = {spec.name for spec in outputs}  # outputs without a finite number so far
         self._refusal = ""
         self.shown, self.size = False, 0
 
     def round(self, rows: Arrays, family: _Family) -> str | None:
-        """Compute rows alone and in company; a problem, or None where there is none or the graph refuses the rows."""
+        """Compute rows alone and in batches; return a problem, or None if there is none or the rows are refused."""
         alone: list[Arrays] = []
         for row in range(_NUM_ROWS):
             try:
                 alone.append(self._call(rows, (row,)))
             except TrialStopped:
                 raise
-            except Exception as error:  # whatever the engine raises
+            except Exception as error:  # engines raise many types
                 self._refusal = f"it refuses invented rows: {error}"
                 return None
         try:
@@ -133,7 +133,7 @@ class _Trial:
         return None
 
     def shortcoming(self) -> str | None:
-        """Why what was shown is not enough."""
+        """Say why the results are not conclusive; None if they are."""
         if not self.shown:
             return self._refusal
         if self._blank:
@@ -147,7 +147,7 @@ class _Trial:
 
 
 def _families(inputs: Sequence[TensorSpec], sizes: Sequence[int]) -> Iterator[_Family]:
-    """Rounds, from those that most graphs take to those that give more away."""
+    """Yield the kinds of rows, from those that most graphs accept to those that reveal more."""
     kinds = {"t" if spec.datatype == "BYTES" else NUMPY_OF[spec.datatype].kind for spec in inputs}
     floats = [(True, False), (False, True), (True, True)] if "f" in kinds else [(True, False)]
     texts = [_NUMBERS_AS_TEXT, _TEXTS] if "t" in kinds else [_TEXTS]
@@ -183,7 +183,7 @@ def _rows(spec: TensorSpec, family: _Family, rng: np.random.Generator) -> NDArra
     if spec.datatype == "BYTES":
         texts = np.array(family.texts, dtype=object)
         rows = np.empty((_NUM_ROWS, *shape), object)
-        for row in range(_NUM_ROWS):  # one row of each kind of text, the elements after it of any
+        for row in range(_NUM_ROWS):  # the first element is another text in each row, the others are random
             rows[row] = rng.choice(texts, shape)
             rows[row].reshape(-1)[:1] = texts[row]
         return rows
@@ -205,7 +205,7 @@ def _float_row(
 def _integer_row(
     row: int, shape: Sequence[int], dtype: np.dtype[Any], family: _Family, rng: np.random.Generator
 ) -> NDArray[Any]:
-    """Integers of a range that differs from row to row, then padding by 0 or 1 of a length that differs too."""
+    """Make integers, then padding with 0 or 1; their range and the padding's length differ from row to row."""
     smallest, bound = (0, 1) if dtype.kind == "b" else (family.smallest, min(family.largest, int(np.iinfo(dtype).max)))
     largest = max(1, bound * (row + 1) // _NUM_ROWS)
     values = rng.integers(smallest, largest + 1, shape)
@@ -217,12 +217,12 @@ def _integer_row(
 
 
 def _shows(result: NDArray[Any]) -> bool:
-    """Whether a result can give anything away."""
+    """Whether a result can reveal a dependence."""
     return bool(result.size) and (result.dtype.kind != "f" or bool(np.isfinite(result).any()))
 
 
 def _distances(alone: Arrays, among_copies: Arrays) -> dict[str, float]:
-    """How far copies of a row lie from that row alone, by output, as a share of its largest number."""
+    """Return by how much the results of copies of a row differ from that row alone, for each output."""
     distances = {}
     for name, array in among_copies.items():
         expected = alone[name]
@@ -236,7 +236,7 @@ def _distances(alone: Arrays, among_copies: Arrays) -> dict[str, float]:
 
 
 def _distance(expected: NDArray[Any], found: NDArray[Any]) -> float:
-    """The largest difference as a share of the largest number; infinite where not the same numbers are finite."""
+    """Return the largest difference relative to the largest number; infinite if other elements are finite."""
     finite = np.isfinite(expected)
     if not np.array_equal(expected[~finite], found[~finite], equal_nan=True) or not np.isfinite(found[finite]).all():
         return math.inf
@@ -248,7 +248,7 @@ def _distance(expected: NDArray[Any], found: NDArray[Any]) -> float:
 
 
 def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any], among_copies: float) -> str | None:
-    """How results of rows in company differ from those alone."""
+    """Say how results of a batch differ from those of its rows alone; None if they do not."""
     if len(together) != len(alone) or any(each.shape != (1, *together.shape[1:]) for each in alone):
         return "has another shape in company"
     for expected, found in zip(alone, together, strict=True):

@@ -1,4 +1,4 @@
-"""What is known about a tensor while its graph is traced."""
+"""Values of traced tensors: shape, batch axis and known elements."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -14,11 +14,11 @@ MAX_CONTENT = 256  # elements of a tensor that are followed one by one: shapes, 
 
 
 class NotProved(Exception):
-    """Tracing ends here; the message says why, for the node that is traced."""
+    """The proof fails at the node that is traced; the message says why."""
 
 
 class Numbering(Enum):
-    """What a tensor holds of the number that each row has in a call."""
+    """How elements of a tensor depend on the number of their row in the call."""
 
     NONE = "nothing"
     ALL = "each element is the number of its row times `block`"
@@ -32,14 +32,14 @@ class Value:
     """A tensor as the tracing sees it.
 
     Attributes:
-        shape: its dimensions; None where not even the rank is known.
-        axis: the axis that holds the rows, in blocks of equal size, one block for each row in their order; None where
-            no element depends on any row.
-        content: the elements (Size, float or bool) where they are known, in an array of the same shape. They may
-            depend on the batch size: such a value has no `axis`, and is more than a constant.
-        numbering: how the elements depend on the place of their row in the call.
-        block: what the number of a row is multiplied by.
-        below: all elements are whole numbers from 0 to below this; None where that is not known.
+        shape: its dimensions; None if the rank is unknown.
+        axis: the axis that holds the rows, as equal blocks in the order of the rows; None if no element depends on a
+            row.
+        content: the elements (Size, float or bool) if they are known, in an array of the same shape. They may depend
+            on the batch size; such a value has no `axis` and still is not constant.
+        numbering: how the elements depend on the position of their row in the call.
+        block: the factor by which the number of a row is multiplied.
+        below: an exclusive upper bound where all elements are integers from 0 on; None if there is none.
     """
 
     shape: Shape | None
@@ -51,12 +51,12 @@ class Value:
 
     @property
     def is_fixed(self) -> bool:
-        """Whether the value is the same in whatever company: neither rows nor their number have any influence."""
+        """Whether the value depends neither on rows nor on their number."""
         return self.axis is None and not self.counts_rows
 
     @property
     def counts_rows(self) -> bool:
-        """Whether an element or a dimension depends on the batch size though no row is in it."""
+        """Whether an element or a dimension depends on the batch size although the tensor holds no rows."""
         if self.content is not None and any(
             isinstance(element, Size) and not element.is_batch_free for element in self.content.flat
         ):
@@ -65,18 +65,26 @@ class Value:
 
     @property
     def rank(self) -> int | None:
-        """The number of dimensions."""
+        """The number of dimensions; None if it is unknown."""
         return None if self.shape is None else len(self.shape)
 
     @property
     def rows_in_block(self) -> Size:
-        """How much of `axis` belongs to one row."""
+        """The number of elements along `axis` that belong to one row.
+
+        Raises:
+            NotProved: the tensor has no rows.
+        """
         if self.shape is None or self.axis is None:
             raise NotProved("has no rows")
         return self.shape[self.axis].per_row
 
     def without_content(self) -> "Value":
-        """The value when its elements are not followed any further."""
+        """Return the value without its known elements.
+
+        Raises:
+            NotProved: they depend on the number of rows.
+        """
         if self.counts_rows:
             raise NotProved("uses the number of rows")
         return replace(self, content=None, below=None)
@@ -86,12 +94,12 @@ UNKNOWN = Value(None)
 
 
 def of_content(elements: NDArray[Any]) -> Value:
-    """A value with known elements."""
+    """Make a value with known elements."""
     return Value(tuple(Size(size) for size in elements.shape), None, elements)
 
 
 def of_array(array: NDArray[Any]) -> Value:
-    """A constant."""
+    """Make the value of a constant; the elements of a long one are not kept."""
     if array.size > MAX_CONTENT or array.dtype.kind not in "biuf":
         return Value(tuple(Size(size) for size in array.shape))
     elements = np.empty(array.shape, object)
@@ -101,12 +109,12 @@ def of_array(array: NDArray[Any]) -> Value:
 
 
 def known_int(element: Any) -> int | None:
-    """The number of an element that is known."""
+    """Return the number of an element, or None if it is not known."""
     return element.known if isinstance(element, Size) else None
 
 
 def ints(value: Value | None) -> list[int] | None:
-    """The elements as numbers, where all are known."""
+    """Return the elements as numbers, or None if some are not known."""
     if value is None or value.content is None:
         return None
     numbers = [known_int(element) for element in value.content.flat]

@@ -49,7 +49,7 @@ def load(unpacked: Callable[[str, Runtime | None], Path]) -> Load:
 
 
 def context_of(folder: Path, name: str, requests: int = 0) -> Context:
-    """What TorchServe tells a handler."""
+    """Make the context that TorchServe passes to a handler."""
     config = json.loads((folder / "model-config.yaml").read_text())
     context = Context(name, str(folder), {}, 4, None, "0.12.0", model_yaml_config=config)
     context.request_processor = [RequestProcessor({}) for _ in range(requests)]
@@ -57,7 +57,7 @@ def context_of(folder: Path, name: str, requests: int = 0) -> Context:
 
 
 def ask(handler: Handler, *bodies: bytes | dict[str, Any]) -> list[tuple[int, Any]]:
-    """Status and document of each request of a batch; bytes as they come with TS_DECODE_INPUT_REQUEST=false."""
+    """Return status and document for each request of a batch; bytes arrive as with TS_DECODE_INPUT_REQUEST=false."""
     context = Context("any", "", {}, 4, None, "0.12.0")
     context.request_processor = [RequestProcessor({}) for _ in bodies]
     given = [{"body": body if isinstance(body, bytes) else json.dumps(body).encode()} for body in bodies]
@@ -69,7 +69,7 @@ def ask(handler: Handler, *bodies: bytes | dict[str, Any]) -> list[tuple[int, An
     ("name", "runtime"), [("sentiment", None), ("sentiment-small", "torchscript"), ("sentiment-small", "onnx")]
 )
 def test_texts_get_the_golden_logits(load: Load, name: str, runtime: Runtime | None) -> None:
-    """Alone and in one batch with others, more of them than an engine call takes."""
+    """Requests alone and in a batch larger than an engine call get the same answers."""
     folder = read(MODELS[name])
     assert folder.manifest
     handler, labels = load(name, runtime), folder.manifest.labels
@@ -87,7 +87,7 @@ def test_texts_get_the_golden_logits(load: Load, name: str, runtime: Runtime | N
 
 
 def test_lists_and_parameters_are_those_of_the_task_api(load: Load) -> None:
-    """As the HTTP face of the service answers."""
+    """The answer has the form of the service's HTTP API."""
     texts = ["A wonderful film.", "An awful, tedious mess."]
     parameters = {"top_k": 1, "function_to_apply": "none"}
     ((status, answer),) = ask(load("sentiment-small"), {"inputs": texts, "parameters": parameters})
@@ -97,7 +97,7 @@ def test_lists_and_parameters_are_those_of_the_task_api(load: Load) -> None:
 
 
 def test_images_as_files_and_as_base64(load: Load) -> None:
-    """The same image, the same answer; the five best classes."""
+    """Both forms of the same image get the same answer, with the five best classes."""
     folder = read(MODELS["cifar10-vit"])
     assert folder.manifest
     handler = load("cifar10-vit")
@@ -111,7 +111,7 @@ def test_images_as_files_and_as_base64(load: Load) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_translations_are_the_golden_ones(load: Load, num_beams: int) -> None:
-    """Each of a batch, greedily and by beam search."""
+    """Each text of a batch is translated, by greedy and by beam search."""
     folder, handler = read(MODELS["translation-en-de"]), load("translation-en-de")
     bodies = [{"inputs": each.inputs["text"], "parameters": {"num_beams": num_beams}} for each in folder.golden]
     texts = [answer[0]["translation_text"] for _, answer in ask(handler, *bodies)]
@@ -138,7 +138,7 @@ def test_translations_are_the_golden_ones(load: Load, num_beams: int) -> None:
     ],
 )
 def test_a_wrong_request_is_refused_and_leaves_the_others_alone(load: Load, model: str, body: Any, error: str) -> None:
-    """In one batch with right ones."""
+    """Invalid requests do not affect valid ones in the same batch."""
     right = golden_images()["a tall PNG"] if model == "cifar10-vit" else {"inputs": "A wonderful film."}
     handler = load(model)
     before, (status, answer), after = ask(handler, right, body, right)
@@ -152,7 +152,7 @@ def test_a_wrong_request_is_refused_and_leaves_the_others_alone(load: Load, mode
 
 
 def test_a_request_without_body_is_refused(load: Load) -> None:
-    """As TorchServe gives it a form's fields."""
+    """TorchServe passes the fields of a form instead of a body."""
     context = Context("any", "", {}, 4, None, "0.12.0")
     context.request_processor = [RequestProcessor({})]
     (answer,) = load("sentiment-small").handle([{'{"inputs": "good"}': b""}], context)
@@ -175,7 +175,7 @@ def test_what_torchserve_has_decoded_is_read_too(load: Load) -> None:
 
 
 def test_a_damaged_model_is_not_loaded(unpacked: Callable[[str, Runtime | None], Path], tmp_path: Path) -> None:
-    """Its checksums hold in the archive too."""
+    """Checksums are verified in the archive too."""
     import shutil
 
     shutil.copytree(unpacked("sentiment-small", None), tmp_path / "files")

@@ -15,7 +15,8 @@ from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.engines.device import cuda_problem
 from service.engines.onnx import TOKEN_STEP, Buckets, EngineError, OnnxEngine, open_session, run_session
 from service.engines.preemption import lower_engine_priority, preempt_background, resume_background
-from service.models.loading import Loaded, Loader, buckets_of, capture_problem, open_onnx
+from service.models.engine_opening import buckets_of, capture_problem, open_onnx
+from service.models.loading import Loaded, Loader
 from service.tensors import NUMPY_OF, Arrays
 from tests.conftest import ROOT, write_onnx
 

@@ -1,1 +1,1 @@
-"""What the server finds out about a model before it serves it."""
+"""Tests of loading, proving and keeping models."""

@@ -1,4 +1,4 @@
-"""Which requests share an engine call: by proof, by declaration, or not at all. With real servers and engines."""
+"""Requests share engine calls by proof, by declaration, or not at all, in real servers and engines."""
 
 import concurrent.futures
 from collections.abc import Iterator
@@ -74,7 +74,7 @@ def add_initializer(folder: Path, name: str, value: Any, ir_version: int = 9) ->
 
 
 def write_store(store: Path) -> None:
-    """Graphs whose rows touch each other, graphs whose rows do not, and graphs that a person speaks for."""
+    """Write graphs with dependent rows, with independent rows, and with declarations."""
     node = helper.make_node
     layer = np.random.default_rng(7).standard_normal((64, 8)).astype(np.float32)
     write_bare(store, "layer", [node("MatMul", ["x", "w"], ["y"])], w=layer)
@@ -137,13 +137,13 @@ def bare_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bare_server(bare_store: Path) -> Iterator[Server]:
-    """A server on it, with one engine instance a model so that batches form."""
+    """A server of this store, with one engine instance for each model so that batches form."""
     with running_server(bare_store, "--instances", "1") as running:
         yield running
 
 
 def infer(server: Server, model: str, **inputs: Any) -> tuple[dict[str, Any], int]:
-    """Outputs by name, and how many rows the engine call had."""
+    """Return the outputs by name and the number of rows of the engine call."""
     request = inference_pb2.ModelInferRequest(model_name=model)
     for name, array in inputs.items():
         datatype = next(name for name, dtype in DTYPES.items() if dtype == array.dtype)
@@ -161,12 +161,12 @@ def infer(server: Server, model: str, **inputs: Any) -> tuple[dict[str, Any], in
 
 
 def expected_of(store: Path, model: str, **inputs: Any) -> Any:
-    """ONNX Runtime's own answer."""
+    """Compute the answer directly in ONNX Runtime."""
     return onnxruntime.InferenceSession(store / model / "1/model.onnx").run(["y"], inputs)[0]
 
 
 def batching_of(server: Server) -> dict[str, str]:
-    """What the model index says, by model."""
+    """The batching entry of the model index, by model."""
     models = httpx.get(f"{server.http}/v2/models").raise_for_status().json()["models"]
     return {model["name"]: model["batching"] for model in models}
 
@@ -196,7 +196,7 @@ def test_a_request_of_what_is_not_joined_is_computed_whole(model: str, bare_stor
 def test_what_is_joined_is_computed_in_calls_of_bounded_rows(
     model: str, largest_call: int, bare_server: Server
 ) -> None:
-    """By the server's limit, or by the one that is declared."""
+    """The bound is the server's limit or the declared one."""
     _, rows_of_call = infer(bare_server, model, x=np.ones((100, 64), np.float32))
     assert rows_of_call == largest_call
 
@@ -245,7 +245,7 @@ def test_an_input_with_a_default_value_may_be_left_out(model: str, bare_server: 
 
 
 def test_the_index_the_metadata_and_the_log_say_why(bare_server: Server) -> None:
-    """Proved, declared, or the operator by which rows touch each other."""
+    """They say proved, declared, or name the operator that mixes rows."""
     said = batching_of(bare_server)
     assert said["layer"] == "proved"
     assert said["declared"] == "declared independent in policy.toml"
@@ -273,7 +273,7 @@ def test_a_graph_that_never_ends_for_some_values_is_loaded(bare_server: Server) 
 
 
 def test_a_folder_that_looks_like_one_of_ours_is_told_to_be_bare(bare_server: Server) -> None:
-    """In the log and in the metadata: its owner may have lost the manifest."""
+    """The log and the metadata say so, because its owner may have lost the manifest."""
     remark = httpx.get(f"{bare_server.http}/v2/models/tokenizer-beside").json()["properties"]["remark"]
     assert "tokenizer.json" in remark
     assert bare_server.wait_for("model folder is unusual", model="tokenizer-beside")["why"] == remark
@@ -286,7 +286,7 @@ def test_a_policy_that_is_not_understood_keeps_the_model_from_being_served(bare_
 
 
 def test_the_state_folder_declares_for_a_store_that_is_read_only(bare_store: Path, tmp_path: Path) -> None:
-    """Its policy replaces the store's."""
+    """A policy in the state folder replaces that of the store."""
     for name, independent in {"undeclared": "true", "declared": "false"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "policy.toml").write_text(f"[batching]\nrows_independent = {independent}\n")

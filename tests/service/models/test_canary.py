@@ -1,4 +1,4 @@
-"""The canary on real models: what is right, what has drifted, and a server that is too busy."""
+"""The canary on real models: correct answers, drifted answers, and a server that refuses."""
 
 import dataclasses
 from collections.abc import AsyncIterator
@@ -28,13 +28,13 @@ async def repository(tmp_path: Path) -> AsyncIterator[ModelRepository]:
 
 
 def runs(repository: ModelRepository, model: str, outcome: str) -> float:
-    """How often a replay ended so."""
+    """Number of replays with an outcome."""
     labels = {"model": model, "version": "1", "outcome": outcome}
     return repository.metrics.registry.get_sample_value("heed_canary_runs_total", labels) or 0.0
 
 
 def drift(repository: ModelRepository, model: str) -> None:
-    """Let a model's golden logits be others than those it answers."""
+    """Change a model's golden logits so that its answers no longer match."""
     folder = read(FoundFolder(model, "1", ROOT / "model_store" / model / "1"))
     state = repository.states[model, "1"]
     assert state.served
@@ -50,7 +50,7 @@ def drift(repository: ModelRepository, model: str) -> None:
 
 
 async def test_every_task_is_replayed(repository: ModelRepository) -> None:
-    """More often than there are examples; counted as no client's request."""
+    """Replays go on after the last example, and are not counted as clients' requests."""
     canary = Canary(repository, repository.metrics, 30.0)
     for _ in range(20):
         await canary.replay_next()
@@ -66,7 +66,7 @@ async def test_every_task_is_replayed(repository: ModelRepository) -> None:
 
 
 async def test_an_answer_that_has_drifted_is_counted_and_the_model_serves_on(repository: ModelRepository) -> None:
-    """It is a matter for an alert."""
+    """Drift is counted for an alert and does not change readiness."""
     drift(repository, "sentiment-small")
     canary = Canary(repository, repository.metrics, 30.0)
     await canary.replay_next()
@@ -79,7 +79,7 @@ async def test_an_answer_that_has_drifted_is_counted_and_the_model_serves_on(rep
 
 
 async def test_a_server_that_refuses_is_no_drift(repository: ModelRepository) -> None:
-    """Here because it shuts down."""
+    """A server that shuts down refuses the canary, which is counted as skipped."""
     await repository.drain()
     canary = Canary(repository, repository.metrics, 30.0)
     await canary.replay_next()

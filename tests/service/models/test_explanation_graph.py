@@ -1,4 +1,4 @@
-"""A folder's explaining graph: opened when it is first asked, checked then, and no danger to predictions."""
+"""The explanation graph is opened and checked at first use, and cannot harm predictions."""
 
 import resource
 import shutil
@@ -31,19 +31,19 @@ BODY: dict[str, Any] = {"inputs": [{"name": "text", "shape": [1], "datatype": "B
 
 
 def copied(folder: Path, model: str = "sentiment-small") -> Path:
-    """A version's folder of one's own."""
+    """Copy a version's folder so that it can be changed."""
     return shutil.copytree(ROOT / "model_store" / model / "1", folder / "1")
 
 
 def loaded_graph(path: Path) -> ExplainGraph:
-    """The graph of a folder, as the server has it: not open."""
+    """Load the explanation graph of a folder; it is not open yet."""
     graph = Loader(4, 1, lambda: 0.0).load(FoundFolder("sentiment", "1", path)).graph
     assert graph is not None
     return graph
 
 
 def rewrite_golden(path: Path, change: Callable[[Any], None]) -> None:
-    """Change the golden rows, and the checksum with them."""
+    """Change the golden rows and update their checksum."""
     manifest = read(FoundFolder("sentiment", "1", path)).manifest
     assert manifest is not None
     golden = read_explain_golden(path)
@@ -53,7 +53,7 @@ def rewrite_golden(path: Path, change: Callable[[Any], None]) -> None:
 
 
 def test_it_says_what_the_graph_says(tmp_path: Path) -> None:
-    """Several alphas in one call, each as alone, by ONNX Runtime itself; and what cannot be computed is an error."""
+    """Several alphas in one call give ONNX Runtime's results for each alone; invalid inputs raise an error."""
     path = copied(tmp_path)
     graph = loaded_graph(path)
     assert not graph.ready
@@ -76,12 +76,12 @@ def test_it_says_what_the_graph_says(tmp_path: Path) -> None:
 
 
 def spoil_value(golden: Any) -> None:
-    """An attribution that the network does not give."""
+    """Change an attribution so that the network's value differs."""
     golden.rows[1].outputs["attribution"][2] += 0.1
 
 
 def spoil_number(golden: Any) -> None:
-    """One attention weight too many."""
+    """Add one attention weight too many."""
     golden.rows[0].outputs["attention"].append(0.0)
 
 
@@ -96,7 +96,7 @@ def spoil_number(golden: Any) -> None:
     ],
 )
 def test_a_graph_that_fails_its_check_says_why(tmp_path: Path, spoil: Callable[[Path], None], why: str) -> None:
-    """Each time it is asked; nothing of that is noticed before."""
+    """Every use fails with the reason; loading the model does not notice it."""
     path = copied(tmp_path)
     spoil(path)
     graph = loaded_graph(path)
@@ -120,7 +120,7 @@ def test_it_is_the_graph_of_the_folder_as_it_was_loaded(tmp_path: Path) -> None:
 
 
 def test_it_is_opened_at_the_next_request_after_file_descriptors_were_used_up(tmp_path: Path) -> None:
-    """EMFILE at the first use is an error of that moment, not of the graph."""
+    """EMFILE at the first use is temporary, so the next request opens the graph."""
     graph = loaded_graph(copied(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # what is open stays open
@@ -136,7 +136,7 @@ def test_it_is_opened_at_the_next_request_after_file_descriptors_were_used_up(tm
 
 
 def ready_entries(server: Server) -> list[dict[str, Any]]:
-    """What the log says of explaining graphs."""
+    """Log entries of explanation graphs."""
     return [entry for entry in server.log if entry["event"].startswith("explaining graph")]
 
 

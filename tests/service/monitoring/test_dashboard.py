@@ -1,4 +1,4 @@
-"""The dashboard and what provisions it: nothing that Grafana does not know, and names that agree."""
+"""Grafana knows every key of the dashboard, and the names in its provisioning agree."""
 
 import json
 from typing import Any
@@ -14,14 +14,14 @@ PROVISIONING = FILE.parent.parent / "provisioning"
 
 
 def without_nulls(value: Any) -> Any:
-    """The encoder leaves out what is not set."""
+    """Remove nulls, because the encoder leaves out unset values."""
     if isinstance(value, dict):
         return {key: without_nulls(each) for key, each in value.items() if each is not None}
     return [without_nulls(each) for each in value] if isinstance(value, list) else value
 
 
 def missing_in(read: Any, written: Any, path: str = "") -> list[str]:
-    """What was read and is not there any more when it is written again."""
+    """Return the parts of a document that are lost when it is written again."""
     if isinstance(read, dict):
         return [
             found
@@ -34,12 +34,12 @@ def missing_in(read: Any, written: Any, path: str = "") -> list[str]:
 
 
 def test_the_committed_file_is_what_the_code_gives() -> None:
-    """`make generate` writes it."""
+    """The file is up to date; `make generate` writes it."""
     assert FILE.read_text() == encoded()
 
 
 def test_grafanas_schema_knows_every_key() -> None:
-    """Read into its types and written again, nothing is lost."""
+    """Nothing is lost when the document is read into Grafana's types and written again."""
     register_default_plugins()
     document = without_nulls(json.loads(FILE.read_text()))
     again = json.loads(JSONEncoder().encode(Dashboard.from_json(document)))
@@ -47,7 +47,7 @@ def test_grafanas_schema_knows_every_key() -> None:
 
 
 def test_every_panel_says_what_it_shows() -> None:
-    """Title, unit, a sentence, and queries that can be told apart."""
+    """Each panel has a title, a unit, a description, and distinguishable queries."""
     panels = [panel for panel in json.loads(FILE.read_text())["panels"] if panel["type"] != "row"]
     assert len({panel["id"] for panel in panels}) == len(panels) > 15
     for panel in panels:
@@ -59,7 +59,7 @@ def test_every_panel_says_what_it_shows() -> None:
 
 
 def test_provisioning_names_the_data_source_that_the_dashboard_reads() -> None:
-    """And the folder that the compose file mounts."""
+    """The provisioned folder is the one that the compose file mounts."""
     (source,) = yaml.safe_load((PROVISIONING / "datasources/prometheus.yml").read_text())["datasources"]
     (provider,) = yaml.safe_load((PROVISIONING / "dashboards/heed.yml").read_text())["providers"]
     document = json.loads(FILE.read_text())

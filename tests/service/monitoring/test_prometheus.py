@@ -30,7 +30,7 @@ ALERTS = [
 
 
 def tool(name: str) -> str:
-    """A program of Prometheus."""
+    """Find a program of Prometheus."""
     path = shutil.which(name)
     if path is None:
         pytest.skip(f"{name} is not on the path (Debian's package prometheus has it)")
@@ -48,7 +48,7 @@ def test_promtool_accepts(arguments: list[str]) -> None:
 
 
 def test_every_alert_is_tested_firing_and_silent() -> None:
-    """By the unit tests of the rules."""
+    """The unit tests of the rules have a case where each alert fires and one where it must not."""
     cases = [
         case
         for test in yaml.safe_load((FOLDER / "rules_test.yml").read_text())["tests"]
@@ -60,7 +60,7 @@ def test_every_alert_is_tested_firing_and_silent() -> None:
 
 
 def test_every_alert_has_its_section_in_the_runbook() -> None:
-    """Where its annotation says."""
+    """The anchor of its annotation exists."""
     headings = {
         re.sub(r"[^\w -]", "", line[3:].strip().lower()).replace(" ", "-")
         for line in RUNBOOK.read_text().splitlines()
@@ -74,7 +74,7 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
 
 @pytest.fixture(scope="module")
 def loaded_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Models of every task, whose canary is in a hurry."""
+    """A server with models of every task and a short canary interval."""
     store = tmp_path_factory.mktemp("store")
     for name in ("sentiment-small", "cifar10-vit", "translation-en-de"):
         (store / name).symlink_to(ROOT / "model_store" / name)
@@ -122,7 +122,7 @@ FIRST_AND_LAST = (
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again and again; fails after a while."""
+    """Poll until the condition holds; fail after a while."""
     ends_s = time.monotonic() + START_S
     while time.monotonic() < ends_s:
         with contextlib.suppress(httpx.TransportError):
@@ -133,7 +133,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def load(server: Server) -> bool:
-    """Right, wrong and hopeless requests, over both protocols."""
+    """Send valid, invalid and overdue requests over both protocols."""
     image = next((ROOT / "model_store/cifar10-vit/1").glob("golden.json"))
     file = json.loads(image.read_text())[0]["inputs"]["image"]
     with httpx.Client(base_url=server.http, timeout=START_S) as client:
@@ -157,7 +157,7 @@ def load(server: Server) -> bool:
 
 
 def expressions(document: dict[str, Any]) -> list[tuple[str, str]]:
-    """Of a dashboard: title and expression of each query, its variables filled in."""
+    """List title and expression of each query of a dashboard, with its variables filled in."""
     filled = {"$__rate_interval": "10s", "$model": ".*", "$version": ".*"}
     found = []
     for panel in document["panels"]:
@@ -171,7 +171,7 @@ def expressions(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def test_every_query_of_the_dashboard_returns_data(ask: Callable[[str], list[Any]]) -> None:
-    """And each choice of its variables has values."""
+    """Each expression returns data, and each variable has values."""
     document = json.loads(FILE.read_text())
     empty = [(title, expression) for title, expression in expressions(document) if not ask(expression)]
     assert empty == []

@@ -1,4 +1,4 @@
-"""What is freed leaves the process."""
+"""Freed memory is returned to the system."""
 
 import ctypes
 import multiprocessing
@@ -23,7 +23,7 @@ BLOCK_BYTES = 16 * 1024
 
 
 def held_blocks(num_bytes: int) -> list[int]:
-    """Allocate short blocks, and one more."""
+    """Allocate short blocks and one last block."""
     blocks = [LIBC.malloc(BLOCK_BYTES) for _ in range(num_bytes // BLOCK_BYTES + 1)]
     for block in blocks:
         ctypes.memset(block, 1, BLOCK_BYTES)
@@ -37,19 +37,19 @@ def free_all_but_last(blocks: list[int]) -> None:
 
 
 def fragmented_bytes(num_bytes: int) -> None:
-    """Leave memory behind that is free, but not returned."""
+    """Leave free memory behind that is not returned to the system."""
     free_all_but_last(held_blocks(num_bytes))
 
 
 @pytest.fixture
 def fresh_process() -> Iterator[Executor]:
-    """A process of its own: in this one, other tests have left free memory, into which growth fits."""
+    """A new process, because growth would fit into memory that other tests have freed in this one."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         yield process
 
 
 def returned_after_growth() -> tuple[bool, bool, int, bool]:
-    """Whether a return is due before and after growth, by how much the process shrank, whether one is due again."""
+    """Tell if a return is due before and after growth and after a return, and by how much the process shrank."""
     returning = MemoryReturn(lambda: False, min_growth_bytes=64 * MIB)
     early = returning.is_due()
     fragmented_bytes(128 * MIB)
@@ -57,14 +57,14 @@ def returned_after_growth() -> tuple[bool, bool, int, bool]:
 
 
 def test_memory_is_given_back_after_growth(fresh_process: Executor) -> None:
-    """Not before, and only once: what stays counts as needed from then on."""
+    """Memory is returned after growth and only once, because what remains then counts as needed."""
     early, due, returned, again = fresh_process.submit(returned_after_growth).result()
     assert (early, due, again) == (False, True, False)
     assert returned > 96 * MIB
 
 
 def due_while_busy_and_after() -> tuple[bool, bool, bool]:
-    """Whether a return is due after growth, while requests hold memory and when they do not; after more growth."""
+    """Tell if a return is due after growth with and without requests that hold memory, and after more growth."""
     busy = True
     returning = MemoryReturn(lambda: busy, min_growth_bytes=64 * MIB, min_growth_while_busy_bytes=192 * MIB)
     fragmented_bytes(128 * MIB)
@@ -78,12 +78,12 @@ def due_while_busy_and_after() -> tuple[bool, bool, bool]:
 
 
 def test_little_is_not_given_back_while_requests_hold_memory(fresh_process: Executor) -> None:
-    """It would be asked for again at once; very much is."""
+    """Memory is not returned while requests hold some, because they would need it again, unless it has grown much."""
     assert fresh_process.submit(due_while_busy_and_after).result() == (False, True, True)
 
 
 def returns_until_free() -> list[bool]:
-    """Whether a return is due, and made, look by look: two while memory is held, the others when it has been freed."""
+    """Tell at each check if a return was made: two checks while memory is held, the others after it is freed."""
     returning, due = MemoryReturn(lambda: False, min_growth_bytes=64 * MIB), list[bool]()
 
     def look() -> None:
@@ -101,12 +101,12 @@ def returns_until_free() -> list[bool]:
 
 
 def test_what_is_freed_after_a_return_is_returned_too(fresh_process: Executor) -> None:
-    """The process's size does not tell of it, so there are further returns, more seldom after one in vain."""
+    """The process's size does not show later frees, so returns are repeated, less often after one in vain."""
     assert fresh_process.submit(returns_until_free).result() == [True, False, True, False, False]
 
 
 def test_a_long_allocation_leaves_when_it_is_freed() -> None:
-    """Also after others before it, by which glibc learns to keep such allocations."""
+    """It leaves the process even after earlier ones, from which glibc would learn to keep such allocations."""
     program = """
 from service.process.allocator import give_long_allocations_own_pages, resident_bytes
 give_long_allocations_own_pages()
@@ -128,7 +128,7 @@ print(held - before >= 16 << 20, resident_bytes() - before < 1 << 20)
 
 
 def allocated_by_steps() -> list[int]:
-    """What is allocated after each step: at first, with short blocks, with one that has its own pages, and freed."""
+    """Allocated bytes after each step: at first, with short blocks, with a block on its own pages, after freeing."""
     give_long_allocations_own_pages()
     steps = [allocated_bytes()]
     blocks = held_blocks(64 * MIB)
@@ -142,7 +142,7 @@ def allocated_by_steps() -> list[int]:
 
 
 def test_what_is_allocated_in_short_blocks_is_known(fresh_process: Executor) -> None:
-    """What is free, though it is resident still, does not count, nor do long allocations."""
+    """Free memory that is still resident does not count, and neither do long allocations."""
     first, short, long, freed = fresh_process.submit(allocated_by_steps).result()
     assert 64 * MIB <= short - first < 66 * MIB
     assert abs(long - short) < MIB
@@ -150,5 +150,5 @@ def test_what_is_allocated_in_short_blocks_is_known(fresh_process: Executor) -> 
 
 
 def test_what_is_resident_is_known() -> None:
-    """This process has at least its interpreter in memory."""
+    """The interpreter of this process is in memory."""
     assert resident_bytes() > MIB

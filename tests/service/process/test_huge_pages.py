@@ -1,4 +1,4 @@
-"""Huge pages: what is in use is moved as it is, what is not takes no memory."""
+"""Used memory is moved to huge pages unchanged, and unused memory stays unallocated."""
 
 import mmap
 import platform
@@ -17,14 +17,14 @@ SIZE = 16 * 2**20
 
 
 def kib_of(what: str) -> int:
-    """Of this process, by proc(5)."""
+    """Read the value for this process from proc(5)."""
     found = re.search(rf"^{what}: +(\d+) kB$", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1])
 
 
 def needs_huge_pages() -> None:
-    """Skip where the kernel has none to give."""
+    """Skip the test if the kernel offers no huge pages."""
     if sys.platform != "linux" or not (HUGE_PAGES / "enabled").exists():
         pytest.skip("this kernel has no huge pages")
     if "[never]" in (HUGE_PAGES / "enabled").read_text():
@@ -34,7 +34,7 @@ def needs_huge_pages() -> None:
 
 
 def test_what_is_in_use_is_moved_as_it_is() -> None:
-    """All of a large area but its ends, with the same contents; a second time nothing changes."""
+    """A large area is moved except for its ends and keeps its contents; a second call changes nothing."""
     needs_huge_pages()
     area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     numbers = np.frombuffer(area, dtype=np.uint32)
@@ -49,7 +49,7 @@ def test_what_is_in_use_is_moved_as_it_is() -> None:
 
 
 def test_what_is_hardly_in_use_takes_no_more_memory() -> None:
-    """One page in each place of a huge one, such as in the stacks of threads."""
+    """Areas with a single used page in each huge page, such as stacks of threads, are not moved."""
     needs_huge_pages()
     move_to_huge_pages()  # all else
     area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -61,13 +61,13 @@ def test_what_is_hardly_in_use_takes_no_more_memory() -> None:
 
 
 def test_it_stops_when_told() -> None:
-    """Before the first page."""
+    """A stop before the first page moves nothing."""
     assert move_to_huge_pages(lambda: True) == 0
 
 
 @pytest.mark.parametrize("mode", [[], ["-X", "dev"]])
 def test_code_goes_on_in_its_copy(mode: list[str]) -> None:
-    """Of a library that computes in other threads meanwhile; it has no name any more, but in development mode."""
+    """A library's code is moved while it computes in other threads; only development mode keeps its symbols."""
     needs_huge_pages()
     if platform.machine() != "x86_64":
         pytest.skip("code is moved on x86_64 alone")

@@ -1,4 +1,4 @@
-"""Byte budgets: what they refuse, what waits, what they show."""
+"""Byte budgets refuse requests, let threads wait, and report their use."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ def test_a_full_budget_refuses_until_something_is_released() -> None:
 
 
 def test_what_can_never_fit_is_too_large() -> None:
-    """Trying again later would not help."""
+    """A request larger than the budget gets TooLarge, because a retry would not help."""
     budget = ByteBudget("image memory", 100)
     with pytest.raises(TooLarge, match="101 bytes of image memory are needed, the limit is 100"):
         budget.reserve(101)
@@ -33,7 +33,7 @@ def test_what_can_never_fit_is_too_large() -> None:
 
 
 def test_a_thread_waits_for_memory_that_another_holds() -> None:
-    """It goes on once that is released, and both give back what they held."""
+    """A waiting thread goes on after the release, and both threads release what they held."""
     budget, entered = ByteBudget("image memory", 100), threading.Event()
 
     def second() -> None:
@@ -50,7 +50,7 @@ def test_a_thread_waits_for_memory_that_another_holds() -> None:
 
 
 def test_waiting_for_memory_ends_at_the_deadline() -> None:
-    """Nothing is reserved by then."""
+    """A wait until the deadline reserves nothing."""
     budget = ByteBudget("image memory", 100)
     budget.reserve(80)
     with pytest.raises(DeadlineExceeded, match="before 30 bytes of image memory were free"), budget.held(30, until_s=0):
@@ -59,7 +59,7 @@ def test_waiting_for_memory_ends_at_the_deadline() -> None:
 
 
 def test_metrics_show_each_budget() -> None:
-    """Its size, what is reserved, and how often it was too small."""
+    """The metrics show its size, the reserved bytes and the number of refusals."""
     metrics, budget = Metrics(), ByteBudget("request memory", 100)
     metrics.show_budget(budget)
     budget.reserve(70)

@@ -1,4 +1,4 @@
-"""Threads that end, by an exception out of their function or without a word, are noticed."""
+"""Threads that end, by an exception or killed without notice, are noticed."""
 
 import asyncio
 import ctypes
@@ -24,22 +24,22 @@ from tests.service.stoppable import PATIENCE_S, raise_in
 
 
 class EndsThread(BaseException):
-    """Ends the thread that it is raised in."""
+    """An error that ends the thread in which it is raised."""
 
 
 def end_thread() -> None:
-    """Raise what no caller waits for."""
+    """Raise an error that ends the thread."""
     raise EndsThread
 
 
 def vanish() -> None:
-    """End the calling thread without a last act, as the system does."""
+    """End the calling thread without notice, as the system does."""
     ctypes.CDLL(None).pthread_exit(None)
 
 
 @pytest.mark.parametrize("end", [end_thread, vanish])
 async def test_the_end_of_a_thread_is_reported_once(end: Callable[[], None]) -> None:
-    """Within two seconds, in the event loop, with a reason."""
+    """The event loop learns of the end within two seconds, with a reason."""
     reasons: asyncio.Queue[str] = asyncio.Queue()
     watchdog = Watchdog()
     thread = SupervisedThread(end, name="ends", on_end=reasons.put_nowait, watchdog=watchdog)
@@ -53,7 +53,7 @@ async def test_the_end_of_a_thread_is_reported_once(end: Callable[[], None]) -> 
 
 
 async def test_a_thread_that_was_to_end_is_not_reported() -> None:
-    """Its function has returned."""
+    """A thread whose function returns reports nothing."""
     reasons: list[str] = []
     thread = SupervisedThread(lambda: None, name="returns", on_end=reasons.append, watchdog=Watchdog())
     await asyncio.to_thread(thread.thread.join)
@@ -62,7 +62,7 @@ async def test_a_thread_that_was_to_end_is_not_reported() -> None:
 
 
 async def test_a_watchdog_hardly_wakes_an_idle_process() -> None:
-    """Once a second, whatever it watches."""
+    """The watchdog checks once a second, however many threads it watches."""
     go, watchdog = threading.Event(), Watchdog()
     threads = [SupervisedThread(go.wait, name="waits", on_end=print, watchdog=watchdog) for _ in range(20)]  # type: ignore[arg-type]
     try:
@@ -73,7 +73,7 @@ async def test_a_watchdog_hardly_wakes_an_idle_process() -> None:
 
 @pytest.mark.parametrize("end", [end_thread, vanish])
 async def test_a_worker_that_ends_fails_its_job_and_is_replaced(end: Callable[[], None]) -> None:
-    """What waits behind it is done by another thread."""
+    """Another thread runs the jobs that wait behind it."""
     workers = WorkerThreads(1, "worker", watchdog=Watchdog())
     try:
         failing, waiting = workers.submit(end), workers.submit(threading.get_ident)
@@ -86,7 +86,7 @@ async def test_a_worker_that_ends_fails_its_job_and_is_replaced(end: Callable[[]
 
 
 async def test_an_idle_worker_that_ends_is_replaced() -> None:
-    """The job that wakes it fails, the next one is done."""
+    """The job for the idle thread fails, and the next job is done."""
     workers = WorkerThreads(1, "worker")
     try:
         await workers.submit(threading.get_ident)
@@ -100,7 +100,7 @@ async def test_an_idle_worker_that_ends_is_replaced() -> None:
 
 
 async def test_a_job_that_is_taken_back_is_not_done() -> None:
-    """Those behind it are, and an error is its own job's."""
+    """Later jobs run, and an error fails only its own job."""
     workers, go, done = WorkerThreads(1, "worker"), threading.Event(), list[str]()
     try:
         first, taken_back = workers.submit(go.wait), workers.submit(lambda: done.append("taken back"))
@@ -119,7 +119,7 @@ async def test_a_job_that_is_taken_back_is_not_done() -> None:
 
 @pytest.mark.parametrize("end", [end_thread, vanish])
 def test_a_caller_does_not_wait_for_an_assistant_that_has_ended(end: Callable[[], None]) -> None:
-    """It hears of it within two seconds; results and errors come back to it until then."""
+    """The caller learns of the end within two seconds; before that, results and errors are returned."""
     assistant = AssistantThread("assistant")
     assert assistant.call(threading.get_ident) == assistant.thread.ident
     with pytest.raises(ZeroDivisionError):
@@ -129,7 +129,7 @@ def test_a_caller_does_not_wait_for_an_assistant_that_has_ended(end: Callable[[]
 
 
 async def test_preparation_and_explanations_go_on_after_their_thread_has_ended() -> None:
-    """The request whose work it did is told that the server could not answer; the next ones are answered."""
+    """The request whose job the thread ran gets an error of the server; later requests are answered."""
     preparation, idle_executor = PreprocessingPool(1, max_rows=10), IdleExecutor(1)
     until_s = asyncio.get_running_loop().time() + PATIENCE_S
     words = ("texts", "tokenized")
@@ -142,7 +142,7 @@ async def test_preparation_and_explanations_go_on_after_their_thread_has_ended()
 
 
 def test_a_thread_that_gives_way_gets_another_assistant() -> None:
-    """The call that its assistant has ended in fails, the next one is made."""
+    """The call in which its assistant ended fails, and the next call succeeds."""
     outcomes: list[object] = []
 
     def low() -> None:

@@ -1,4 +1,4 @@
-"""Files to pixels, without a model."""
+"""Encoded images become pixels, without a model."""
 
 import base64
 import struct
@@ -32,31 +32,31 @@ TASK = ImageClassification(CONFIG, labels=["a", "b"], graph_input="pixel_values"
 
 
 def file_of(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
-    """The image as a file."""
+    """Encode an image as a file."""
     buffer = BytesIO()
     image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
 def levels(file: bytes) -> NDArray[np.int64]:
-    """What the task makes of it, signed, so that differences can be taken."""
+    """The task's levels as signed integers, so that they can be subtracted."""
     return TASK.levels(file, field="image").astype(np.int64)
 
 
 def picture() -> Image.Image:
-    """Noise of the model's size: no two pixels, rows or corners are alike."""
+    """Noise of the model's size, so that no two pixels, rows or corners are equal."""
     pixels = np.random.default_rng(1).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that says how large it is, and ends where its pixels would begin."""
+    """A PNG header that declares a size, without pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">II", zlib.crc32(header), 10) + b"IDAT"
 
 
 def test_an_image_of_the_models_size_passes_bit_for_bit() -> None:
-    """Every level as it was, then between -1 and 1 as in training."""
+    """Levels are kept, and normalised to -1 to 1 as in training."""
     image = picture()
     assert (levels(file_of(image)) == np.asarray(image)).all()
     pixels = TASK.preprocess(file_of(image), field="image")
@@ -68,7 +68,7 @@ def test_an_image_of_the_models_size_passes_bit_for_bit() -> None:
 
 
 def test_mean_and_deviation_are_those_of_the_configuration() -> None:
-    """Each channel by its own, as models of the hub have them."""
+    """Each channel has its own mean and deviation, as in models of the hub."""
     means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     config = PreprocessorConfig(
         size=ImageSize(SIZE, SIZE),
@@ -80,7 +80,7 @@ def test_mean_and_deviation_are_those_of_the_configuration() -> None:
 
 
 def test_the_middle_is_cropped() -> None:
-    """After resizing, as DeiT's processor does it."""
+    """The crop follows resizing, as in DeiT's processor."""
     config = PreprocessorConfig(
         size=ImageSize(SIZE, SIZE), **SETTINGS | {"do_center_crop": True, "crop_size": ImageSize(SIZE - 4, SIZE - 6)}
     )
@@ -98,14 +98,14 @@ def test_the_middle_is_cropped() -> None:
     ],
 )
 def test_other_preprocessing_is_refused_when_the_file_is_read(change: dict[str, Any], why: str) -> None:
-    """Rather than done wrongly at every request."""
+    """Unsupported settings are refused at load instead of being applied wrongly."""
     with pytest.raises(ValueError, match=why):
         PreprocessorConfig(size=ImageSize(SIZE, SIZE), **SETTINGS | change)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_turns_the_image_upright(orientation: int) -> None:
-    """All eight ways that a camera may be held."""
+    """All eight EXIF orientations are turned upright."""
     laid_down_by = {
         2: Image.Transpose.FLIP_LEFT_RIGHT,
         3: Image.Transpose.ROTATE_180,
@@ -122,7 +122,7 @@ def test_exif_turns_the_image_upright(orientation: int) -> None:
 
 
 def test_what_is_transparent_lies_on_white() -> None:
-    """Wholly, half, and by a colour of the palette."""
+    """Full, half and palette transparency lie on white."""
     for alpha, expected in ((0, 255), (255, 0), (128, 127)):
         rgba = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, alpha))
         assert np.abs(levels(file_of(rgba)) - expected).max() <= 1
@@ -135,7 +135,7 @@ def test_what_is_transparent_lies_on_white() -> None:
 
 
 def test_every_depth_of_grey_becomes_three_equal_channels() -> None:
-    """One bit, eight bits, and of sixteen the upper eight."""
+    """Grey images of 1 and 8 bits, and the upper 8 of 16 bits."""
     grey = picture().convert("L")
     for image, expected_HW in (
         (grey, np.asarray(grey)),
@@ -147,19 +147,19 @@ def test_every_depth_of_grey_becomes_three_equal_channels() -> None:
 
 
 def test_jpegs_in_colours_of_print() -> None:
-    """CMYK as Photoshop writes it: near the original, not its negative."""
+    """CMYK as Photoshop writes it comes out near the original and not as its negative."""
     image = gradient(SIZE, SIZE)
     assert np.abs(levels(file_of(image.convert("CMYK"), "JPEG", quality=95)) - np.asarray(image)).mean() < 5
 
 
 def test_lossless_formats_agree() -> None:
-    """PNG and WebP of the same picture."""
+    """PNG and WebP of one picture give the same levels."""
     image = picture()
     assert (levels(file_of(image, "WEBP", lossless=True)) == levels(file_of(image))).all()
 
 
 def test_larger_images_are_averaged_and_any_shape_is_stretched() -> None:
-    """A fine chequerboard becomes grey; a wide picture keeps its corners."""
+    """A fine chequerboard becomes grey, and a wide picture keeps its corners."""
     board = np.indices((16 * SIZE, 16 * SIZE)).sum(axis=0) % 2 * 255
     assert np.abs(levels(file_of(Image.fromarray(board.astype(np.uint8)))) - 127).max() < 4
     wide = levels(file_of(gradient(300, 40)))
@@ -167,7 +167,7 @@ def test_larger_images_are_averaged_and_any_shape_is_stretched() -> None:
 
 
 def test_a_large_jpeg_that_is_decoded_at_a_fraction_of_its_size_looks_the_same() -> None:
-    """Against the whole of it, resized: hardly a level apart."""
+    """The result is hardly a level apart from that of the fully decoded image."""
     file = file_of(shapes(1600, 1200), "JPEG", quality=95)
     whole = Image.open(BytesIO(file)).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
     difference = np.abs(levels(file) - np.asarray(whole))
@@ -176,7 +176,7 @@ def test_a_large_jpeg_that_is_decoded_at_a_fraction_of_its_size_looks_the_same()
 
 
 def test_base64_is_the_same_file() -> None:
-    """JSON carries nothing else; in one line, or in lines as `base64` writes them."""
+    """Base64 is accepted in one line and in lines as `base64` writes them."""
     for what, file in golden_images().items():
         for text in (base64.b64encode(file), base64.encodebytes(file)):
             assert (levels(text) == levels(file)).all(), what
@@ -186,13 +186,13 @@ def test_base64_is_the_same_file() -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])
 def test_too_many_pixels_are_refused_by_the_header_alone(width: int, height: int) -> None:
-    """There is nothing to decode behind it, and nobody has tried: the error is that of the limit."""
+    """The header alone gets the limit's error, so nothing was decoded."""
     with pytest.raises(InvalidRequest, match=r"image\[3\] has .*the limit of 50000000 \(max_image_pixels\)"):
         TASK.preprocess(png_header(width, height), field="image[3]", max_image_pixels=50_000_000)
 
 
 def test_the_limit_is_the_last_size_that_is_taken() -> None:
-    """Exactly so many pixels, and one row more; and a side of millions is refused whatever their number."""
+    """The limit is accepted and one row more is refused; a side of millions is refused in any case."""
     file = file_of(picture())
     TASK.preprocess(file, field="image", max_image_pixels=SIZE * SIZE)
     with pytest.raises(InvalidRequest, match="image has 32 x 32 pixels, more than the limit of 1023"):
@@ -202,14 +202,14 @@ def test_the_limit_is_the_last_size_that_is_taken() -> None:
 
 
 def test_what_is_transparent_lies_on_white_before_and_after_resizing_alike() -> None:
-    """A large picture that fades: as if it had been put on white by hand first; two levels for rounding."""
+    """A large fading picture equals one put on white first, within two levels for rounding."""
     fading = faded(shapes(200, 200))
     by_hand = Image.alpha_composite(Image.new("RGBA", fading.size, "white"), fading).convert("RGB")
     assert np.abs(levels(file_of(fading)) - levels(file_of(by_hand))).max() <= 2
 
 
 def test_jpegs_of_many_scans_are_refused() -> None:
-    """A progressive one as programs write them is taken; one that would be decoded for hours is not."""
+    """A usual progressive JPEG is accepted; one that would be decoded for hours is not."""
     file = file_of(shapes(64, 64), "JPEG", quality=90, progressive=True)
     assert np.abs(levels(file) - levels(file_of(shapes(64, 64)))).mean() < 8
     with pytest.raises(InvalidRequest, match="image has more than 100 scans"):
@@ -219,7 +219,7 @@ def test_jpegs_of_many_scans_are_refused() -> None:
 
 
 def test_what_lies_within_or_behind_a_jpeg_is_not_its_scans() -> None:
-    """As the film of a motion photo, whose bytes are any, or a preview."""
+    """Embedded previews and films of motion photos do not count as scans."""
     file, other = file_of(shapes(64, 64), "JPEG", quality=90), b"\xff\xda\x00\x02" * 200
     comment = b"\xff\xfe" + (len(other) + 2).to_bytes(2) + other
     for longer in (file + other, file[:2] + comment + file[2:]):
@@ -228,7 +228,7 @@ def test_what_lies_within_or_behind_a_jpeg_is_not_its_scans() -> None:
 
 @pytest.mark.parametrize("what", golden_images())
 def test_a_file_that_ends_too_early_is_refused(what: str) -> None:
-    """Half of it, and its first bytes alone."""
+    """Half of a file and its first bytes are refused."""
     file = golden_images()[what]
     for length in (len(file) // 2, 40):
         with pytest.raises(InvalidRequest, match="cannot be decoded, the file is damaged|or its header is damaged"):
@@ -238,7 +238,7 @@ def test_a_file_that_ends_too_early_is_refused(what: str) -> None:
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from(list(golden_images().values())), st.integers(0, 2**30), st.binary(min_size=1, max_size=9))
 def test_a_damaged_file_is_answered_or_refused(file: bytes, place: int, junk: bytes) -> None:
-    """Bytes of any kind at any place: never another error."""
+    """Random bytes at random places raise no other error."""
     place %= len(file)
     try:
         pixels = TASK.preprocess(file[:place] + junk + file[place + len(junk) :], field="image")
@@ -249,21 +249,21 @@ def test_a_damaged_file_is_answered_or_refused(file: bytes, place: int, junk: by
 
 @pytest.mark.parametrize("file_format", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 def test_other_formats_are_not_tried(file_format: str) -> None:
-    """Pillow could read them all."""
+    """Other formats are refused although Pillow could read them."""
     with pytest.raises(InvalidRequest, match="image is not a JPEG, PNG or WebP file"):
         TASK.preprocess(file_of(picture(), file_format), field="image")
 
 
 @pytest.mark.parametrize("junk", [b"", b"A wonderful film.", b"\0" * 100, b'{"inputs": "x"}', b"\xff\xd8\xff"])
 def test_what_is_no_image_is_refused(junk: bytes) -> None:
-    """Texts, nothing, a beginning."""
+    """Texts, empty bodies and incomplete headers are refused."""
     with pytest.raises(InvalidRequest, match="the body is not a JPEG, PNG or WebP file, or its header is damaged"):
         TASK.preprocess(junk, field="the body")
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
 def test_animations_are_refused(file_format: str) -> None:
-    """Which of the frames was meant is not for the server to guess; a single one is no animation."""
+    """An animation is refused, because the server cannot guess the frame; a single frame is not an animation."""
     frames = [gradient(SIZE, SIZE), shapes(SIZE, SIZE)]
     animated = file_of(frames[0], file_format, save_all=True, append_images=frames[1:])
     with pytest.raises(InvalidRequest, match="image is animated, with 2 frames"):
@@ -272,7 +272,7 @@ def test_animations_are_refused(file_format: str) -> None:
 
 
 def test_a_jpeg_with_further_pictures_in_it_is_its_first() -> None:
-    """As phones write them (MPO)."""
+    """Further pictures in a file of a phone (MPO) are ignored."""
     pictures = [gradient(64, 64), shapes(64, 64)]
     first = levels(file_of(pictures[0], "JPEG", quality=90))
     several = file_of(pictures[0], "MPO", save_all=True, append_images=pictures[1:], quality=90)
@@ -283,7 +283,7 @@ def test_a_jpeg_with_further_pictures_in_it_is_its_first() -> None:
 @pytest.mark.parametrize("middle", [False, True])
 @pytest.mark.parametrize("size", [(8, 6), (96, 48), (1000, 700)])
 def test_a_picture_for_people_shows_what_the_model_is_shown(size: tuple[int, int], middle: bool) -> None:
-    """In its own proportions, small ones enlarged, the same part of it, upright and on white."""
+    """It keeps its proportions, enlarges small images, shows the same crop, and is upright and on white."""
     cropped = {"do_center_crop": True, "crop_size": ImageSize(SIZE - 8, SIZE - 8)} if middle else {}
     task = ImageClassification(
         PreprocessorConfig(size=ImageSize(SIZE, SIZE), **SETTINGS | cropped), labels=["a"], graph_input="x"

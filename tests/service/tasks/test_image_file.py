@@ -1,4 +1,4 @@
-"""Image files within a bound on memory: what is reserved, what is refused, and strips that give the same pixels."""
+"""Images are decoded within a memory bound, and strips give the same pixels as the whole image."""
 
 import math
 import time
@@ -42,20 +42,20 @@ def noise(mode: str) -> Image.Image:
 
 
 def file_of(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    """The image as a file."""
+    """Encode an image as a file."""
     buffer = BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def on_white(image: Image.Image) -> np.ndarray[Any, Any]:
-    """The levels that are seen."""
+    """Return the visible levels of an image."""
     image = image.convert("RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)).astype(np.int64)
 
 
 def webp_of(width: int, height: int) -> bytes:
-    """A lossless WebP file of one colour, as small as they come."""
+    """Make a very small lossless WebP file of one colour."""
     return file_of(Image.new("RGB", (width, height), "navy"), "WEBP", lossless=True, method=0)
 
 
@@ -64,7 +64,7 @@ def webp_of(width: int, height: int) -> bytes:
     [*(("RGB", orientation) for orientation in (1, *UPRIGHT_BY)), *((mode, 6) for mode in ("RGBA", "LA", "P", "I;16"))],
 )
 def test_strips_give_the_pixels_of_the_whole_image(mode: str, orientation: int) -> None:
-    """But for rounding, for each mode and each way that a camera can be held."""
+    """Strips give the same pixels except for rounding, for each mode and orientation."""
     assert math.prod(SIZE) > STRIP_PIXELS
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = orientation
@@ -87,7 +87,7 @@ def test_strips_give_the_pixels_of_the_whole_image(mode: str, orientation: int) 
     [
         (file_of(noise("RGB")), 4 * math.prod(SIZE)),
         (file_of(noise("L")), math.prod(SIZE)),
-        (file_of(noise("RGB"), "WEBP"), webp.BYTES_A_PIXEL * math.prod(SIZE)),
+        (file_of(noise("RGB"), "WEBP"), webp.BYTES_PER_PIXEL * math.prod(SIZE)),
         (file_of(noise("RGB"), "JPEG", progressive=True, subsampling="4:4:4"), 6 * math.prod(SIZE)),
         (file_of(noise("RGB"), "JPEG", progressive=True, subsampling="4:2:0"), 3 * math.prod(SIZE)),
         (file_of(noise("CMYK"), "JPEG", progressive=True), 8 * math.prod(SIZE)),
@@ -95,7 +95,7 @@ def test_strips_give_the_pixels_of_the_whole_image(mode: str, orientation: int) 
     ids=["png", "grey", "webp", "progressive", "subsampled", "print"],
 )
 def test_an_image_reserves_what_its_decoder_takes(file: bytes, least_bytes: int) -> None:
-    """By format and mode; all of it is given back."""
+    """The reserved memory depends on format and mode, and all of it is released."""
     budget = ByteBudget("image memory", 10**9)
     memory = DecodingMemory(budget, time.monotonic() + 60)
     with opened_image(file, "image", None, memory, 10**6, 64):
@@ -104,7 +104,7 @@ def test_an_image_reserves_what_its_decoder_takes(file: bytes, least_bytes: int)
 
 
 def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded() -> None:
-    """49 megapixels of WebP take 9 bytes each, more than all images together may."""
+    """49 megapixels of WebP take 9 bytes each, which exceeds the budget of all images."""
     file = webp_of(7000, 7000)
     assert len(file) < 20_000
     budget = ByteBudget("image memory", 224 * 2**20)
@@ -118,20 +118,20 @@ def test_a_small_file_of_many_pixels_is_refused_before_it_is_decoded() -> None:
 def test_an_image_never_waits_for_memory_that_it_holds_itself() -> None:
     """A WebP whose decoder fits into the budget, but not together with the strips, is refused and does not wait."""
     file = file_of(noise("RGB"), "WEBP")
-    budget = ByteBudget("image memory", webp.BYTES_A_PIXEL * math.prod(SIZE) + 1000)
+    budget = ByteBudget("image memory", webp.BYTES_PER_PIXEL * math.prod(SIZE) + 1000)
     with pytest.raises(TooLarge, match="bytes of image memory are needed"):
         TASK.preprocess(file, field="image", memory=DecodingMemory(budget, time.monotonic()))
     assert budget.reserved_bytes == 0
 
 
 def test_pixels_over_the_limit_are_refused_before_a_webp_decoder_is_opened() -> None:
-    """It would take memory for two canvases when it is opened."""
+    """A WebP that is too large is refused before Pillow allocates two canvases to open it."""
     with pytest.raises(InvalidRequest, match=r"image has 3000 x 3000 pixels, more than the limit of 1000 "):
         TASK.preprocess(webp_of(3000, 3000), field="image", max_image_pixels=1000)
 
 
 def test_images_wait_for_memory_until_their_deadline() -> None:
-    """Others hold all of it."""
+    """An image waits until its deadline while others hold the whole budget."""
     budget = ByteBudget("image memory", 10**8)
     budget.reserve(10**8)
     with pytest.raises(DeadlineExceeded, match="bytes of image memory were free"):
@@ -143,14 +143,14 @@ def test_images_wait_for_memory_until_their_deadline() -> None:
 
 
 def test_a_picture_for_people_reserves_memory_too() -> None:
-    """It is decoded once more for an explanation."""
+    """The picture for an explanation is decoded within the budget too."""
     budget = ByteBudget("image memory", 10**6)
     with pytest.raises(TooLarge, match="image: .* bytes of image memory are needed, the limit is 1000000"):
         TASK.picture(file_of(noise("RGB")), field="image", side=336, memory=DecodingMemory(budget, math.inf))
 
 
 def test_a_damaged_image_gives_its_memory_back() -> None:
-    """The decoder fails in the middle."""
+    """Memory is released if the decoder fails in the middle."""
     budget, file = ByteBudget("image memory", 10**9), file_of(noise("RGB"))
     with pytest.raises(InvalidRequest, match="image cannot be decoded"):
         TASK.preprocess(file[: len(file) // 2], field="image", memory=DecodingMemory(budget, math.inf))
@@ -159,7 +159,7 @@ def test_a_damaged_image_gives_its_memory_back() -> None:
 
 @pytest.mark.parametrize("kind", ["zTXt", "iTXt"])
 def test_a_png_with_many_compressed_texts_is_refused(kind: str) -> None:
-    """Each of a few hundred bytes would be unpacked to a MiB."""
+    """Many compressed texts are refused, because each would unpack from a few hundred bytes to a MiB."""
     texts = PngImagePlugin.PngInfo()
     for number in range(9):
         if kind == "zTXt":

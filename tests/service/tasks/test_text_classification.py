@@ -1,4 +1,4 @@
-"""Text to label, without a model."""
+"""Texts become ids and logits become labels, without a model."""
 
 import math
 
@@ -13,7 +13,7 @@ from service.tasks.text_classification import TextClassification
 
 @pytest.fixture
 def task() -> TextClassification:
-    """A tokenizer of four words, at most five tokens, begin and end marks."""
+    """Make a task with four words, begin and end marks, and at most five tokens."""
     words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "very"]
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -27,13 +27,13 @@ def task() -> TextClassification:
 
 
 def test_a_text_within_the_limit_is_whole(task: TextClassification) -> None:
-    """All its tokens, and the marks around them."""
+    """A text becomes its tokens with the marks around them."""
     tokens = task.preprocess("very good film", truncate=False, field="text")
     assert (tokens.ids, tokens.truncated, tokens.length) == ([1, 7, 4, 6, 2], False, 5)
 
 
 def test_a_text_beyond_the_limit_is_refused_or_cut_between_its_marks(task: TextClassification) -> None:
-    """Cut only if asked, and then said; the end mark stays."""
+    """A long text is cut only on request, marked as truncated, and keeps its end mark."""
     with pytest.raises(InvalidRequest, match="inputs has 6 tokens, the model takes at most 5"):
         task.preprocess("very very good film", truncate=False, field="inputs")
     tokens = task.preprocess("very very good film", truncate=True, field="inputs")
@@ -41,7 +41,7 @@ def test_a_text_beyond_the_limit_is_refused_or_cut_between_its_marks(task: TextC
 
 
 def test_rows_are_padded_to_the_longest_and_masked(task: TextClassification) -> None:
-    """Ids, mask and segment ids, int64."""
+    """The feeds are ids, mask and segment ids, int64."""
     items = [task.preprocess(text, truncate=False, field="text") for text in ("good", "very bad film")]
     feeds = task.collate(items)
     assert feeds["input_ids"].tolist() == [[1, 4, 2, 0, 0], [1, 7, 5, 6, 2]]
@@ -51,7 +51,7 @@ def test_rows_are_padded_to_the_longest_and_masked(task: TextClassification) -> 
 
 
 def test_scores_are_ordered_and_named(task: TextClassification) -> None:
-    """Most probable first; as many as asked for."""
+    """The answer has as many classes as requested, most probable first."""
     answer = task.postprocess(np.array([1.0, 3.0], np.float32))
     assert answer.labels == ["YES", "NO"]
     assert answer.scores == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))])
@@ -60,7 +60,7 @@ def test_scores_are_ordered_and_named(task: TextClassification) -> None:
 
 @pytest.mark.parametrize("logits", [[-95.0, -5.0], [1000.0, -1000.0], [0.0, 0.0], [-1e30, 1e30]])
 def test_scores_stay_finite_for_extreme_logits(logits: list[float]) -> None:
-    """No overflow, no NaN; softmax sums to one."""
+    """Extreme logits give no overflow or NaN, and softmax sums to one."""
     softmax, sigmoid = scores_of(logits, "softmax"), scores_of(logits, "sigmoid")
     assert math.fsum(softmax) == pytest.approx(1.0)
     assert all(0.0 <= score <= 1.0 for score in softmax + sigmoid)

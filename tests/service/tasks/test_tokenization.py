@@ -1,4 +1,4 @@
-"""Text to ids, within limits of tokens and of characters."""
+"""Texts are tokenized within limits of tokens and characters."""
 
 import threading
 import time
@@ -12,7 +12,7 @@ from tests.conftest import ROOT
 
 
 def encoder_of(max_tokens: int) -> TextEncoder:
-    """A tokenizer of two words and the rest."""
+    """Make an encoder that knows two words and an unknown token."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "good": 1, "film": 2}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return TextEncoder(tokenizer.to_str(), max_tokens)
@@ -33,13 +33,13 @@ def test_texts_become_ids_in_their_order() -> None:
     ],
 )
 def test_what_breaks_a_limit_is_refused_by_its_number(texts: list[str], expected: str) -> None:
-    """Empty, too many tokens, too many characters."""
+    """Empty texts and texts with too many tokens or characters are refused."""
     with pytest.raises(InvalidRequest, match=expected):
         encoder_of(3).encode(texts, truncate=False, field="text[{}]")
 
 
 def test_a_text_that_leaves_nothing_to_read_is_refused() -> None:
-    """Special tokens alone would get an answer like any other text's."""
+    """A text that becomes only special tokens is refused, or it would get an arbitrary answer."""
     encoder = TextEncoder((ROOT / "model_store/sentiment-small/1/tokenizer.json").read_text(), 8)
     for text in ("\u200b", "\x00", "\u0301"):
         with pytest.raises(InvalidRequest, match=r"text\[1\] has no character that the model can read"):
@@ -50,14 +50,14 @@ def test_a_text_that_leaves_nothing_to_read_is_refused() -> None:
 
 
 def test_texts_are_cut_to_both_limits_only_if_asked() -> None:
-    """To the characters first, then to the tokens, and it is said of those alone that were cut."""
+    """Texts are cut to the limits of characters and tokens, and only those are marked as truncated."""
     texts = ["good", "good " * 4, "film" + " " * 3 * CHARACTERS_PER_TOKEN + "good"]
     encoded = encoder_of(3).encode(texts, truncate=True, field="text")
     assert encoded == [([1], False), ([1, 1, 1], True), ([2], True)]
 
 
 def test_other_threads_run_while_texts_are_tokenized() -> None:
-    """None of them waits half as long as it takes."""
+    """Other threads never wait half as long as the tokenization takes."""
     encoder = encoder_of(100_000)
     tokenizing = threading.Thread(
         target=encoder.encode, args=(["good film " * 40_000],), kwargs={"truncate": False, "field": "text"}
@@ -71,7 +71,7 @@ def test_other_threads_run_while_texts_are_tokenized() -> None:
 
 
 def test_spans_are_where_the_tokens_stand() -> None:
-    """One for each id, of a whole text as of one that is cut; special tokens stand nowhere."""
+    """Each id has a span, in whole and in truncated texts; special tokens have none."""
     encoder = encoder_of(3)
     assert encoder.spans("good  film", truncate=False) == [(0, 4), (6, 10)]
     assert encoder.spans("film film film good", truncate=True) == [(0, 4), (5, 9), (10, 14)]

@@ -15,7 +15,7 @@ from service.tasks import webp
 from service.tasks.image_file import opened_image, resized
 from tests.conftest import ROOT
 
-pytestmark = pytest.mark.skipif(not webp.is_offered(), reason="Pillow's build does not show libwebp's functions")
+pytestmark = pytest.mark.skipif(not webp.is_available(), reason="Pillow's build does not show libwebp's functions")
 ORIENTATION_TAG = 0x0112
 LOSSLESS = {"lossless": True, "exact": True}
 
@@ -31,7 +31,7 @@ def file_of(mode: str, size: tuple[int, int] = (53, 37), **options: Any) -> byte
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("options", [{"quality": 80}, LOSSLESS], ids=["lossy", "lossless"])
 def test_pixels_are_pillows(mode: str, options: dict[str, Any]) -> None:
-    """With and without alpha, and turned as the header says."""
+    """Pixels are equal with and without alpha, and with an EXIF orientation."""
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = 6
     file = file_of(mode, exif=exif, **options)
@@ -44,7 +44,7 @@ def test_pixels_are_pillows(mode: str, options: dict[str, Any]) -> None:
 
 
 def test_a_damaged_picture_is_refused() -> None:
-    """As any damaged file; its header is sound."""
+    """A file with an intact header and damaged pixels is refused like any damaged file."""
     file = bytearray(file_of("RGB", **LOSSLESS))
     file[60:-60] = bytes(len(file) - 120)
     with (
@@ -75,10 +75,10 @@ print((peak_kib() - before_kib) * 1024 / (opened.width * opened.height))
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 @pytest.mark.parametrize("options", [{"quality": 80}, {"lossless": True, "quality": 0, "method": 0}])
 def test_decoding_takes_no_more_than_is_reserved_for_it(mode: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """By the largest size of a process that does nothing else."""
+    """The peak size of a process that only decodes shows the memory."""
     file = tmp_path / "image.webp"
     file.write_bytes(file_of(mode, (2000, 1500), **options))
     run = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(file)], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert 3 < float(run.stdout) <= webp.BYTES_A_PIXEL
+    assert 3 < float(run.stdout) <= webp.BYTES_PER_PIXEL

@@ -10,7 +10,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.telemetry.metrics import LATENCY_BUCKETS_S, SERIES_A_PIECE, Metrics
+from service.telemetry.metrics import LATENCY_BUCKETS_S, SERIES_PER_PIECE, Metrics
 
 seconds = st.floats(0, 100) | st.sampled_from(LATENCY_BUCKETS_S)
 
@@ -80,9 +80,9 @@ def test_a_scrape_of_many_models_is_written_in_pieces(accept: str) -> None:
         metrics.ready.labels(f"model {number}", "1").set(1)
     pieces, content_type = metrics.exposition(accept)
     texts = list(pieces)
-    assert len(texts) > 300 * 5 * len(LATENCY_BUCKETS_S) / SERIES_A_PIECE
+    assert len(texts) > 300 * 5 * len(LATENCY_BUCKETS_S) / SERIES_PER_PIECE
     series = [[line for line in text.splitlines() if not line.startswith(b"# ")] for text in texts]
-    assert max(map(len, series)) <= SERIES_A_PIECE
+    assert max(map(len, series)) <= SERIES_PER_PIECE
     encode, expected_type = choose_encoder(accept)
     changing = re.compile(rb"^(process|python)_.*$", re.MULTILINE)
     assert changing.sub(b"", b"".join(texts)) == changing.sub(b"", encode(metrics.registry))

@@ -35,7 +35,7 @@ LONG = 4000  # tokens of a translation that is not waited for
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
-    """What an OpenTelemetry collector does with traces: takes them."""
+    """An OpenTelemetry collector that accepts all traces."""
 
     def __init__(self) -> None:
         """Nothing yet."""
@@ -329,7 +329,7 @@ def make_bare(store: Path) -> Path:
 
 
 def double(server: Server, rows: int = 1, headers: dict[str, str] | None = None) -> list[float]:
-    """What that model answers."""
+    """The answer of that model."""
     body = {"inputs": [{"name": "x", "shape": [rows, 1], "datatype": "FP32", "data": list(range(rows))}]}
     request = urllib.request.Request(
         f"{server.http}/v2/models/double/infer", json.dumps(body).encode(), headers=headers or {}

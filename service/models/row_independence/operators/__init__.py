@@ -1,1 +1,1 @@
-"""What each ONNX operator does to the rows of a batch: one rule an operator, by kinds of operators."""
+"""Rules that say what each ONNX operator does to the rows of a batch, one module for each kind of operator."""

@@ -1,4 +1,4 @@
-"""Operators of ai.onnx.ml: what scikit-learn, XGBoost and LightGBM become."""
+"""Operators of ai.onnx.ml, which converters of scikit-learn, XGBoost and LightGBM write."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from service.models.row_independence.values import NotProved, Shape, Value
 
 
 def _table(operation: Operation, index: int = 0) -> tuple[Value, Shape]:
-    """A matrix of rows and features; a vector would be the features of one row."""
+    """Require a matrix of rows and features; a vector would be the features of one row."""
     value, shape = images(operation, index), operation.shape(index)
     if len(shape) != 2:
         raise NotProved("takes rows for the features of one")
@@ -19,19 +19,19 @@ def _table(operation: Operation, index: int = 0) -> tuple[Value, Shape]:
 
 
 def predict(operation: Operation) -> list[Value]:
-    """Numbers for each row of features."""
+    """Trace an operator that computes numbers for each row of features."""
     value, shape = _table(operation)
     return [Value((shape[0], operation.fresh()), value.axis)]
 
 
 def linear_predict(operation: Operation) -> list[Value]:
-    """One number for each target and row."""
+    """Trace LinearRegressor: one number for each target and row."""
     value, shape = _table(operation)
     return [Value((shape[0], Size(operation.int_attribute("targets", 1))), value.axis)]
 
 
 def regress(operation: Operation) -> list[Value]:
-    """One number for each target and row of trees; for a support vector machine one for each row."""
+    """Trace tree ensembles (a number for each target and row) and support vector machines (one for each row)."""
     value, shape = _table(operation)
     targets = operation.int_attribute("n_targets", 1)
     return [Value((shape[0], Size(targets)), value.axis)]
@@ -41,7 +41,7 @@ _LABELS = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
 
 
 def classify(operation: Operation) -> list[Value]:
-    """A label and a score of each class for each row."""
+    """Trace a classifier: a label and the scores of all classes for each row."""
     value, shape = _table(operation)
     attributes = operation.node.attributes
     labels: list[Any] = next((attributes[name] for name in _LABELS if attributes.get(name)), [])
@@ -50,20 +50,20 @@ def classify(operation: Operation) -> list[Value]:
 
 
 def columns(operation: Operation) -> list[Value]:
-    """The same shape, each row by itself."""
+    """Trace an operator that keeps the shape and computes each row independently."""
     value, _ = _table(operation)
     return [value]
 
 
 def one_hot_encode(operation: Operation) -> list[Value]:
-    """A vector for each element."""
+    """Trace OneHotEncoder: a vector for each element."""
     value, shape = operation.input(0), operation.shape(0)
     categories = operation.node.attributes.get("cats_int64s") or operation.node.attributes.get("cats_strings") or []
     return [Value((*shape, Size(len(categories))), value.axis)]
 
 
 def join_features(operation: Operation) -> list[Value]:
-    """Features of several tensors beside each other."""
+    """Trace FeatureVectorizer: features of several tensors are concatenated."""
     tables = [_table(operation, index) for index in range(len(operation.inputs))]
     if len({(value.axis, shape[0]) for value, shape in tables}) > 1:
         raise NotProved("joins rows with features of no row")

@@ -1,4 +1,4 @@
-"""Operators that compute each element by itself, and what they do to known elements."""
+"""Elementwise operators, and their results for known elements."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ _BOOL = 9
 
 
 def broadcast_values(values: Sequence[Value]) -> Value:
-    """The shape and rows of an elementwise result.
+    """Compute the shape and the rows of an elementwise result.
 
     Raises:
         NotProved: rows would meet other rows, or a dimension that fits one batch size alone.
@@ -49,7 +49,7 @@ def broadcast_values(values: Sequence[Value]) -> Value:
 
 
 def _beside_rows(size: Size, other: Size, *, is_rows: bool) -> Size:
-    """The batch axis after one more tensor: another size may be right for one number of rows and wrong for the rest."""
+    """Broadcast the batch axis with another size, which may be valid for one number of rows only."""
     if is_rows:
         if size.is_batch_multiple and size != other:
             raise NotProved(f"combines {size} with {other} along the batch axis")
@@ -60,7 +60,7 @@ def _beside_rows(size: Size, other: Size, *, is_rows: bool) -> Size:
 
 
 def elementwise(operation: Operation) -> list[Value]:
-    """Each element of the result is computed from those at its place."""
+    """Trace an elementwise operator of several tensors."""
     if operation.version < 7 and "broadcast" in operation.node.attributes:
         raise NotProved("aligns axes as before version 7")
     values = operation.given()
@@ -71,7 +71,7 @@ def elementwise(operation: Operation) -> list[Value]:
 
 
 def unary(operation: Operation) -> list[Value]:
-    """Each element by itself; further inputs are settings that all share."""
+    """Trace an elementwise operator of one tensor; further inputs are settings that all rows share."""
     operation.fixed(*range(1, len(operation.inputs)))
     values = operation.given()
     known = content(operation, values[:1]) if len(values) == 1 else None
@@ -79,7 +79,7 @@ def unary(operation: Operation) -> list[Value]:
 
 
 def cast(operation: Operation) -> list[Value]:
-    """Another type; exact sizes end where they become fractions."""
+    """Trace Cast; symbolic sizes are lost when they become fractions."""
     value = operation.input(0)
     if value.content is None:
         return [value]
@@ -104,12 +104,12 @@ def _cast(operation: Operation, element: Any, kind: int) -> Any:
 
 
 def cast_like(operation: Operation) -> list[Value]:
-    """The type of another tensor, of which nothing else counts."""
+    """Trace CastLike: only the type of the second tensor matters."""
     return [operation.input(0).without_content()]
 
 
 def content(operation: Operation, values: Sequence[Value]) -> Value | None:
-    """The result's elements, where those of all inputs are known."""
+    """Compute the result's elements if those of all inputs are known."""
     compute = _CONTENT.get(operation.node.op_type)
     arrays = [value.content for value in values if value.content is not None]
     if compute is None or len(arrays) < len(values):
@@ -156,7 +156,7 @@ def _quotient(operation: Operation, arguments: list[Any]) -> Any:
         if exact is not None:
             return exact
         if left.known is not None and right.known:
-            quotient = abs(left.known) // abs(right.known)  # truncated, as integers are in C++
+            quotient = abs(left.known) // abs(right.known)  # truncated, as integer division is in C++
             return Size(quotient if left.known * right.known >= 0 else -quotient)
         both = left.is_dimension and right.is_dimension
         return derived(f"{left}/{right}", left, right, signed=not both)

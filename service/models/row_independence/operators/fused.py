@@ -1,4 +1,4 @@
-"""Operators of com.microsoft: what ONNX Runtime's own optimizers and quantizers write."""
+"""Operators of com.microsoft, which ONNX Runtime's optimizers and quantizers write."""
 
 from service.models.row_independence.operation import Operation, Rule
 from service.models.row_independence.operators.elementwise import broadcast_values, unary
@@ -16,12 +16,12 @@ from service.models.row_independence.values import NotProved, Value
 
 
 def biased(operation: Operation) -> list[Value]:
-    """A function of a sum."""
+    """Trace an elementwise function of a sum."""
     return [broadcast_values([value.without_content() for value in operation.given()])]
 
 
 def skip_layer_normalization(operation: Operation) -> list[Value]:
-    """The sum of two, normalised over the last axis."""
+    """Trace SkipLayerNormalization: the sum of two tensors, normalised over the last axis."""
     shape = operation.shape(0)
     operation.fixed(*range(2, len(operation.inputs)))
     whole = broadcast_values([operation.input(0).without_content(), operation.input(1).without_content()])
@@ -32,7 +32,7 @@ def skip_layer_normalization(operation: Operation) -> list[Value]:
 
 
 def embed_layer_normalization(operation: Operation) -> list[Value]:
-    """The sum of three embeddings, normalised over the last axis."""
+    """Trace EmbedLayerNormalization: the sum of three embeddings, normalised over the last axis."""
     ids, shape = images(operation), operation.shape(0)
     if ids.axis is None:
         raise NotProved("has ids without rows")
@@ -61,7 +61,7 @@ def _attended(operation: Operation, rows: Size, hidden: Size) -> list[Value]:
 
 
 def attention(operation: Operation) -> list[Value]:
-    """Attention with its own projections."""
+    """Trace Attention, which projects its input itself."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None or len(shape) != 3:
         raise NotProved("has no rows of tokens")
@@ -78,7 +78,7 @@ def attention(operation: Operation) -> list[Value]:
 
 
 def quantized_attention(operation: Operation) -> list[Value]:
-    """The same of quantized numbers, whose scales all rows share."""
+    """Trace QAttention: quantized attention, whose scales all rows share."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None or len(shape) != 3:
         raise NotProved("has no rows of tokens")
@@ -93,7 +93,7 @@ def quantized_attention(operation: Operation) -> list[Value]:
 
 
 def multi_head_attention(operation: Operation) -> list[Value]:
-    """Attention of projected queries, keys and values."""
+    """Trace MultiHeadAttention of projected queries, keys and values."""
     query, shape = images(operation), operation.shape(0)
     if query.axis is None:
         raise NotProved("has queries without rows")
@@ -114,7 +114,7 @@ def multi_head_attention(operation: Operation) -> list[Value]:
 
 
 def rotary_embedding(operation: Operation) -> list[Value]:
-    """Queries or keys turned by their positions: a first one that all rows share, or one for each token."""
+    """Trace RotaryEmbedding; positions start at one number that all rows share, or each token has its own."""
     value, shape = images(operation), operation.shape(0)
     operation.fixed(2, 3)
     if value.axis is None:
@@ -126,7 +126,7 @@ def rotary_embedding(operation: Operation) -> list[Value]:
 
 
 def narrow_matmul(operation: Operation) -> list[Value]:
-    """A product with weights of a few bits."""
+    """Trace MatMulNBits: a product with weights of a few bits."""
     operation.fixed(*range(1, len(operation.inputs)))
     value, shape = operation.input(0), operation.shape(0)
     if value.axis == len(shape) - 1:
@@ -135,7 +135,7 @@ def narrow_matmul(operation: Operation) -> list[Value]:
 
 
 def fused_convolve(operation: Operation) -> list[Value]:
-    """A convolution, perhaps a sum with another tensor, and an activation."""
+    """Trace FusedConv: a convolution, an optional sum with another tensor, and an activation."""
     operation.fixed(1, 2)
     whole = convolve(_with_inputs(operation, list(operation.inputs[:3])))[0]
     other = operation.optional(3)
@@ -143,13 +143,13 @@ def fused_convolve(operation: Operation) -> list[Value]:
 
 
 def qlinear_binary(operation: Operation) -> list[Value]:
-    """An elementwise function of two quantized tensors."""
+    """Trace an elementwise function of two quantized tensors."""
     operation.fixed(1, 2, 4, 5, 6, 7)
     return [broadcast_values([operation.input(0).without_content(), operation.input(3).without_content()])]
 
 
 def qgemm(operation: Operation) -> list[Value]:
-    """A quantized product; transposed weights are all that is followed."""
+    """Trace QGemm; of its settings, only transposed weights are supported."""
     operation.fixed(1, 2, 3, 4, 5, 6, 7, 8)
     return gemm(_with_inputs(operation, [operation.input(0), operation.input(3)]))
 
@@ -159,7 +159,7 @@ def _with_inputs(operation: Operation, inputs: list[Value | None]) -> Operation:
 
 
 def qlinear_softmax(operation: Operation) -> list[Value]:
-    """A quantized softmax, of the operator set that its attribute names."""
+    """Trace QLinearSoftmax, in the operator set that its attribute names."""
     operation.fixed(1, 2, 3, 4)
     return softmax(
         Operation(operation.node, operation.int_attribute("opset", 1), operation.inputs[:1], operation.numbers)
@@ -167,7 +167,7 @@ def qlinear_softmax(operation: Operation) -> list[Value]:
 
 
 def qlinear_pool(operation: Operation) -> list[Value]:
-    """A quantized pooling with channels first."""
+    """Trace quantized pooling with channels first."""
     if operation.int_attribute("channels_last", 0):
         raise NotProved("has channels last, which is not followed")
     return global_pool(operation)
@@ -200,5 +200,5 @@ RULES: dict[str, Rule] = {
     "SkipLayerNormalization": skip_layer_normalization,
     "SkipSimplifiedLayerNormalization": skip_layer_normalization,
 }
-# Also in the standard domain, where ONNX Runtime put it before it was one of ONNX's own.
+# In the standard domain too, where ONNX Runtime had it before ONNX adopted it.
 STANDARD_RULES: dict[str, Rule] = {"SimplifiedLayerNormalization": layer_normalization}

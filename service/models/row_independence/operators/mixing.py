@@ -1,4 +1,4 @@
-"""Known operators that bring rows together, whatever their settings: each with the reason that a person reads."""
+"""Operators that mix rows whatever their settings are, each with the reason that people read."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ STANDARD: dict[str, str] = {
     "StringSplit": _SIZE_BY_VALUES,
     "Unique": _SIZE_BY_VALUES,
 }
-# These are refused even where no row goes into them.
+# Operators that are refused even if no input depends on rows.
 NEVER: dict[str, str] = {
     **dict.fromkeys(("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike"), "draws random numbers"),
     **dict.fromkeys(("RandomUniform", "RandomUniformLike"), "draws random numbers"),
@@ -40,7 +40,7 @@ FUSED: dict[str, str] = {
 
 
 def refusals(reasons: Mapping[str, str]) -> dict[str, Rule]:
-    """A rule for each operator that gives its reason."""
+    """Make a rule for each operator that ends the proof with its reason."""
 
     def rule_of(reason: str) -> Rule:
         def refuse(operation: Operation) -> list[Value]:

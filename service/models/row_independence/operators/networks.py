@@ -1,4 +1,4 @@
-"""Operators of neural networks: convolutions, pooling, normalisation, recurrence."""
+"""Operators of neural networks: convolution, pooling, normalisation, recurrence, attention."""
 
 from service.models.row_independence.operation import Operation, Rule, positive_axis
 from service.models.row_independence.operators.elementwise import broadcast_values
@@ -7,7 +7,7 @@ from service.models.row_independence.values import NotProved, Shape, Value
 
 
 def images(operation: Operation, index: int = 0) -> Value:
-    """An input whose first axis holds the rows, or that has none.
+    """Return an input whose first axis holds the rows, or that has no rows.
 
     Raises:
         NotProved: the rows lie along another axis, or the rank is not known.
@@ -20,7 +20,7 @@ def images(operation: Operation, index: int = 0) -> Value:
 
 
 def _window(operation: Operation, size: Size, axis: int, kernel: int | None) -> Size:
-    """A dimension after a window was moved along it."""
+    """Compute a dimension after a window was moved along it."""
     pads = operation.ints_attribute("pads") or []
     strides, dilations = operation.ints_attribute("strides") or [], operation.ints_attribute("dilations") or []
     stride = strides[axis] if strides else 1
@@ -50,19 +50,19 @@ def _convolved(operation: Operation, value: Value, weights: int) -> list[Value]:
 
 
 def convolve(operation: Operation) -> list[Value]:
-    """A convolution with weights that all rows share."""
+    """Trace Conv and ConvInteger, with weights that all rows share."""
     operation.fixed(*range(1, len(operation.inputs)))
     return _convolved(operation, images(operation), 1)
 
 
 def qlinear_convolve(operation: Operation) -> list[Value]:
-    """The same of quantized numbers."""
+    """Trace QLinearConv, with weights that all rows share."""
     operation.fixed(*range(1, len(operation.inputs)))
     return _convolved(operation, images(operation), 3)
 
 
 def deform_convolve(operation: Operation) -> list[Value]:
-    """A convolution whose places each row shifts by itself."""
+    """Trace DeformConv: each row has its own offsets."""
     operation.fixed(1, 3)
     value = images(operation)
     for index in (2, 4):
@@ -75,7 +75,7 @@ def deform_convolve(operation: Operation) -> list[Value]:
 
 
 def transposed_convolve(operation: Operation) -> list[Value]:
-    """A convolution backwards."""
+    """Trace ConvTranspose."""
     operation.fixed(*range(1, len(operation.inputs)))
     value, shape = images(operation), operation.shape(0)
     kernel = operation.input(1).shape
@@ -103,7 +103,7 @@ def _unwound(operation: Operation, size: Size, axis: int, kernel: int | None) ->
 
 
 def pool(operation: Operation) -> list[Value]:
-    """The largest or the mean of each window."""
+    """Trace pooling: the maximum or the mean of each window."""
     operation.fixed(*range(1, len(operation.inputs)))
     value, shape = images(operation), operation.shape(0)
     kernel = operation.ints_attribute("kernel_shape") or []
@@ -114,20 +114,20 @@ def pool(operation: Operation) -> list[Value]:
 
 
 def global_pool(operation: Operation) -> list[Value]:
-    """One number of each channel."""
+    """Trace global pooling: one number for each channel."""
     operation.fixed(*range(1, len(operation.inputs)))
     value, shape = images(operation), operation.shape(0)
     return [Value((*shape[:2], *[ONE] * (len(shape) - 2)), value.axis)]
 
 
 def by_row(operation: Operation) -> list[Value]:
-    """The same shape, each row by itself, with settings that all rows share."""
+    """Trace an operator that keeps the shape and computes each row independently, with shared settings."""
     operation.fixed(*range(1, len(operation.inputs)))
     return [images(operation)]
 
 
 def batch_normalization(operation: Operation) -> list[Value]:
-    """Normalised by statistics of the training, not of the batch."""
+    """Trace BatchNormalization, which must use statistics of the training and not of the batch."""
     outputs = len([name for name in operation.node.outputs if name])
     if operation.version < 7 and not operation.int_attribute("is_test", 0):
         raise NotProved("normalises by the mean of the batch")
@@ -137,7 +137,7 @@ def batch_normalization(operation: Operation) -> list[Value]:
 
 
 def dropout(operation: Operation) -> list[Value]:
-    """Nothing at inference."""
+    """Trace Dropout, which must do nothing at inference."""
     if operation.version < 7 and not operation.int_attribute("is_test", 0):
         raise NotProved("may drop elements at random")
     training = operation.optional(2)
@@ -148,7 +148,7 @@ def dropout(operation: Operation) -> list[Value]:
 
 
 def layer_normalization(operation: Operation) -> list[Value]:
-    """Normalised over the axes from one on."""
+    """Trace LayerNormalization and RMSNormalization over an axis and those after it."""
     operation.fixed(*range(1, len(operation.inputs)))
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", -1), len(shape))
@@ -162,7 +162,7 @@ def layer_normalization(operation: Operation) -> list[Value]:
 
 
 def recurrent(operation: Operation) -> list[Value]:
-    """LSTM, GRU and RNN: the first axis is time, the second the batch."""
+    """Trace LSTM, GRU and RNN: the first axis is time, the second the batch."""
     if operation.int_attribute("layout", 0):
         raise NotProved("has the batch first, which is not followed")
     operation.fixed(1, 2, 3, 7)
@@ -187,7 +187,7 @@ def _same_rows(operation: Operation, index: int, axis: int, rows: Size) -> None:
 
 
 def same_rows(operation: Operation, indices: tuple[int, ...], rows: Size) -> None:
-    """Refuse inputs whose first axis does not hold the same rows.
+    """Require that the first axis of some inputs holds the same rows.
 
     Raises:
         NotProved: one does not.
@@ -197,7 +197,7 @@ def same_rows(operation: Operation, indices: tuple[int, ...], rows: Size) -> Non
 
 
 def attention(operation: Operation) -> list[Value]:
-    """Standard attention: each row has its own queries, keys and values; a mask may be the rows' or everybody's."""
+    """Trace Attention: each row has its own queries, keys and values; the mask may be shared."""
     query, shape = images(operation), operation.shape(0)
     if query.axis is None:
         raise NotProved("has queries without rows")
@@ -217,7 +217,7 @@ def attention(operation: Operation) -> list[Value]:
 
 
 def linear_attention(operation: Operation) -> list[Value]:
-    """Attention by a state that each row carries through its own steps."""
+    """Trace LinearAttention: each row carries a state through its own steps."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None:
         raise NotProved("has queries without rows")
@@ -226,7 +226,7 @@ def linear_attention(operation: Operation) -> list[Value]:
 
 
 def depth_to_space(operation: Operation) -> list[Value]:
-    """Channels to places or back."""
+    """Trace DepthToSpace and SpaceToDepth."""
     value, shape = images(operation), operation.shape(0)
     return [Value((shape[0], *operation.fresh_shape(3)), value.axis)]
 

@@ -1,4 +1,4 @@
-"""Matrix products: rows stay apart where the batch axis is not contracted."""
+"""Matrix products, which keep rows apart if the batch axis is not contracted."""
 
 from service.models.row_independence.operation import Operation, Rule, positive_axis
 from service.models.row_independence.operators.elementwise import broadcast_values
@@ -7,7 +7,7 @@ from service.models.row_independence.values import NotProved, Value
 
 
 def multiplied(left: Value, right: Value) -> Value:
-    """The product of two stacks of matrices.
+    """Compute the product of two stacks of matrices.
 
     Raises:
         NotProved: it sums over rows, or combines each row with each.
@@ -41,13 +41,13 @@ def multiplied(left: Value, right: Value) -> Value:
 
 
 def matmul(operation: Operation) -> list[Value]:
-    """A product of two; further inputs are scales and zero points that all rows share."""
+    """Trace MatMul and its quantized forms; further inputs are scales and zero points that all rows share."""
     operation.fixed(*range(2, len(operation.inputs)))
     return [multiplied(operation.input(0).without_content(), operation.input(1).without_content())]
 
 
 def qlinear_matmul(operation: Operation) -> list[Value]:
-    """A product of two quantized tensors, each with its scale and zero point."""
+    """Trace QLinearMatMul: each of the two tensors has a scale and a zero point."""
     operation.fixed(1, 2, 4, 5, 6, 7)
     return [multiplied(operation.input(0), operation.input(3))]
 
@@ -64,7 +64,7 @@ def _swapped(value: Value) -> Value:
 
 
 def gemm(operation: Operation) -> list[Value]:
-    """A product and a sum."""
+    """Trace Gemm: a product and a sum."""
     left, right = operation.input(0).without_content(), operation.input(1).without_content()
     left = _swapped(left) if operation.int_attribute("transA", 0) else left
     right = _swapped(right) if operation.int_attribute("transB", 0) else right
@@ -74,7 +74,7 @@ def gemm(operation: Operation) -> list[Value]:
 
 
 def fused_matmul(operation: Operation) -> list[Value]:
-    """com.microsoft.FusedMatMul: a product with transposed inputs."""
+    """Trace com.microsoft.FusedMatMul: a product with transposed inputs."""
     if operation.int_attribute("transBatchA", 0) or operation.int_attribute("transBatchB", 0):
         raise NotProved("transposes the batch")
     left, right = operation.input(0).without_content(), operation.input(1).without_content()
@@ -87,12 +87,12 @@ _ELLIPSIS = "..."
 
 
 def _spelled_out(term: str, count: int) -> str:
-    """The labels of a term, with digits for those that an ellipsis stands for, aligned at the last."""
+    """Expand an ellipsis in a term of an einsum to digits, aligned at the last one."""
     return term.replace(_ELLIPSIS, "".join(str(number) for number in range(count - 1, -1, -1)))
 
 
 def einsum(operation: Operation) -> list[Value]:
-    """Sums of products by labels: the batch has a label of its own, which the result keeps."""
+    """Trace Einsum: the batch needs a label of its own, which the result must keep."""
     values = [value.without_content() for value in operation.given()]
     terms, arrow, result = operation.text_attribute("equation", "").replace(" ", "").partition("->")
     labels = terms.split(",")
@@ -125,7 +125,7 @@ def einsum(operation: Operation) -> list[Value]:
 
 
 def det(operation: Operation) -> list[Value]:
-    """One number of each matrix."""
+    """Trace Det: one number for each matrix."""
     value, shape = operation.input(0), operation.shape(0)
     if value.axis is not None and value.axis >= len(shape) - 2:
         raise NotProved("takes rows for a dimension of its matrix")
@@ -133,7 +133,7 @@ def det(operation: Operation) -> list[Value]:
 
 
 def trilu(operation: Operation) -> list[Value]:
-    """A triangle of each matrix."""
+    """Trace Trilu: a triangle of each matrix."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     operation.fixed(1)
     if value.axis is not None and value.axis >= len(shape) - 2:
@@ -142,7 +142,7 @@ def trilu(operation: Operation) -> list[Value]:
 
 
 def quantize(operation: Operation) -> list[Value]:
-    """From numbers to quantized ones or back, by a scale that all rows share."""
+    """Trace quantization and its inverse, with a scale that all rows share."""
     operation.fixed(1, 2)
     value = operation.input(0).without_content()
     scale = operation.input(1).shape

@@ -1,17 +1,17 @@
-"""Operators that combine elements along axes: rows stay apart where the batch axis is not among them."""
+"""Operators that combine elements along axes, which keep rows apart if the batch axis is not among them."""
 
 from dataclasses import replace
 
 import numpy as np
 
 from service.models.row_independence.operation import Operation, Rule, positive_axis
-from service.models.row_independence.operators.layout import elements
+from service.models.row_independence.operators.shapes import elements
 from service.models.row_independence.sizes import ONE, Size, product
 from service.models.row_independence.values import NotProved, Shape, Value, of_content
 
 
 def reduced(shape: Shape, place: int | None, axes: set[int], *, keep: bool) -> Value:
-    """The shape after axes were combined.
+    """Compute the shape after axes were reduced.
 
     Raises:
         NotProved: the batch axis is one of them.
@@ -25,7 +25,7 @@ def reduced(shape: Shape, place: int | None, axes: set[int], *, keep: bool) -> V
 
 
 def reduce(operation: Operation) -> list[Value]:
-    """Sums, means and the like over axes."""
+    """Trace ReduceSum, ReduceMean and the other reductions over axes."""
     value, shape = operation.input(0), operation.shape(0)
     axes = operation.axes(1)
     if not axes and operation.int_attribute("noop_with_empty_axes", 0):
@@ -40,7 +40,7 @@ def reduce(operation: Operation) -> list[Value]:
 
 
 def arg_extreme(operation: Operation) -> list[Value]:
-    """The place of the largest or smallest along an axis."""
+    """Trace ArgMax and ArgMin along an axis."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
     place = reduced(shape, value.axis, {axis}, keep=bool(operation.int_attribute("keepdims", 1)))
@@ -48,7 +48,7 @@ def arg_extreme(operation: Operation) -> list[Value]:
 
 
 def along_axis(operation: Operation) -> list[Value]:
-    """The same shape, from all elements along an axis."""
+    """Trace an operator that keeps the shape and combines all elements along an axis."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     if positive_axis(operation.int_attribute("axis", -1), len(shape)) == value.axis:
         raise NotProved("normalises along the batch axis")
@@ -56,7 +56,7 @@ def along_axis(operation: Operation) -> list[Value]:
 
 
 def softmax(operation: Operation) -> list[Value]:
-    """Normalised along an axis; before version 13 along all axes from that one on."""
+    """Trace Softmax, LogSoftmax and Hardmax along an axis; before version 13 along that axis and all after it."""
     if operation.version >= 13:
         return along_axis(operation)
     value, shape = operation.input(0).without_content(), operation.shape(0)
@@ -68,7 +68,7 @@ def softmax(operation: Operation) -> list[Value]:
 
 
 def cumulative(operation: Operation) -> list[Value]:
-    """Sums of all elements before, along an axis."""
+    """Trace CumSum and CumProd along an axis."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axes = operation.axes(1) or [0]
     if positive_axis(axes[0], len(shape)) == value.axis:
@@ -77,7 +77,7 @@ def cumulative(operation: Operation) -> list[Value]:
 
 
 def top_k(operation: Operation) -> list[Value]:
-    """The largest along an axis, and their places."""
+    """Trace TopK along an axis."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", -1), len(shape))
     if axis == value.axis:

@@ -1,14 +1,14 @@
-"""Operators that pick, place, pad and resize elements."""
+"""Operators that pick, scatter, pad and resize elements."""
 
 from service.models.row_independence.operation import Operation, Rule, positive_axis
-from service.models.row_independence.operators.layout import elements
 from service.models.row_independence.operators.networks import images, same_rows
+from service.models.row_independence.operators.shapes import elements
 from service.models.row_independence.sizes import ONE, Size, add, product
 from service.models.row_independence.values import NotProved, Value, ints
 
 
 def pad(operation: Operation) -> list[Value]:
-    """More elements around those of a row."""
+    """Trace Pad: elements are added around those of a row."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     operation.fixed(2)
     axes = list(range(len(shape)))
@@ -37,7 +37,7 @@ def pad(operation: Operation) -> list[Value]:
 
 
 def resize(operation: Operation) -> list[Value]:
-    """Images of another size."""
+    """Trace Resize of images."""
     value, shape = images(operation), operation.shape(0)
     operation.fixed(1)
     policy = operation.text_attribute("keep_aspect_ratio_policy", "stretch")
@@ -75,7 +75,7 @@ def resize(operation: Operation) -> list[Value]:
 
 
 def upsample(operation: Operation) -> list[Value]:
-    """The predecessor of Resize."""
+    """Trace Upsample, the predecessor of Resize."""
     value, shape = images(operation), operation.shape(0)
     scales = operation.optional(1)
     factors = operation.node.attributes.get("scales") if scales is None else None
@@ -87,7 +87,7 @@ def upsample(operation: Operation) -> list[Value]:
 
 
 def gather_elements(operation: Operation) -> list[Value]:
-    """Elements by number along an axis."""
+    """Trace GatherElements along an axis."""
     data, indices = operation.input(0).without_content(), operation.input(1).without_content()
     shape, of_indices = operation.shape(0), operation.shape(1)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
@@ -101,7 +101,7 @@ def gather_elements(operation: Operation) -> list[Value]:
 
 
 def gather_nd(operation: Operation) -> list[Value]:
-    """Slices by several numbers."""
+    """Trace GatherND: slices by several indices."""
     data, indices = operation.input(0).without_content(), operation.input(1).without_content()
     shape, of_indices = operation.shape(0), operation.shape(1)
     shared, depth = operation.int_attribute("batch_dims", 0), of_indices[-1].known
@@ -122,7 +122,7 @@ def gather_nd(operation: Operation) -> list[Value]:
 
 
 def scatter_elements(operation: Operation) -> list[Value]:
-    """Elements written by number along an axis."""
+    """Trace ScatterElements along an axis."""
     data, shape = operation.input(0).without_content(), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
     if data.axis is None or data.axis == axis:
@@ -135,7 +135,7 @@ def scatter_elements(operation: Operation) -> list[Value]:
 
 
 def tensor_scatter(operation: Operation) -> list[Value]:
-    """A piece written into each row, where the row's own number says."""
+    """Trace TensorScatter: each row has its own position to write at."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None or positive_axis(operation.int_attribute("axis", -2), len(shape)) == 0:
         raise NotProved("writes to places that are no row's own")
@@ -144,7 +144,7 @@ def tensor_scatter(operation: Operation) -> list[Value]:
 
 
 def one_hot(operation: Operation) -> list[Value]:
-    """A vector for each number."""
+    """Trace OneHot: a vector for each number."""
     indices, shape = operation.input(0).without_content(), operation.shape(0)
     operation.fixed(1, 2)
     axis = positive_axis(operation.int_attribute("axis", -1), len(shape) + 1)
@@ -155,7 +155,7 @@ def one_hot(operation: Operation) -> list[Value]:
 
 
 def reverse_sequence(operation: Operation) -> list[Value]:
-    """The first steps of each row in reverse."""
+    """Trace ReverseSequence: the first steps of each row are reversed."""
     value, shape = operation.input(0), operation.shape(0)
     axis = operation.int_attribute("batch_axis", 1)
     if value.axis != axis:
@@ -165,7 +165,7 @@ def reverse_sequence(operation: Operation) -> list[Value]:
 
 
 def mean_variance(operation: Operation) -> list[Value]:
-    """Normalised over axes."""
+    """Trace MeanVarianceNormalization over axes."""
     value, shape = operation.input(0).without_content(), operation.shape(0)
     axes = operation.ints_attribute("axes") or [0, 2, 3]
     if value.axis in {positive_axis(axis, len(shape)) for axis in axes}:
@@ -174,7 +174,7 @@ def mean_variance(operation: Operation) -> list[Value]:
 
 
 def grid_sample(operation: Operation) -> list[Value]:
-    """Each image looked at where its own grid says."""
+    """Trace GridSample: each image has its own grid."""
     value, shape = images(operation), operation.shape(0)
     grid, of_grid = images(operation, 1), operation.shape(1)
     if value.axis is None or grid.axis is None or shape[0] != of_grid[0]:
@@ -183,7 +183,7 @@ def grid_sample(operation: Operation) -> list[Value]:
 
 
 def loss(operation: Operation) -> list[Value]:
-    """A loss of each row, where it is not reduced."""
+    """Trace a loss, which must not be reduced over rows."""
     operation.fixed(2)
     value, shape = images(operation), operation.shape(0)
     if value.axis is None or operation.text_attribute("reduction", "mean") != "none":
@@ -193,7 +193,7 @@ def loss(operation: Operation) -> list[Value]:
 
 
 def transform(operation: Operation) -> list[Value]:
-    """A Fourier transform along an axis."""
+    """Trace DFT along an axis."""
     operation.fixed(1, 2)
     value, shape = operation.input(0), operation.shape(0)
     given = operation.axes(2, "") if operation.version >= 20 else [operation.int_attribute("axis", 1)]
@@ -206,14 +206,14 @@ def transform(operation: Operation) -> list[Value]:
 
 
 def short_transform(operation: Operation) -> list[Value]:
-    """Fourier transforms of pieces of a signal."""
+    """Trace STFT: Fourier transforms of pieces of a signal."""
     operation.fixed(1, 2, 3)
     value, shape = images(operation), operation.shape(0)
     return [Value((shape[0], *operation.fresh_shape(2), Size(2)), value.axis)]
 
 
 def rotary_embedding(operation: Operation) -> list[Value]:
-    """Queries or keys turned by their positions."""
+    """Trace RotaryEmbedding: queries or keys are rotated by their positions."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None:
         raise NotProved("turns what has no rows")
@@ -227,7 +227,7 @@ def rotary_embedding(operation: Operation) -> list[Value]:
 
 
 def affine_grid(operation: Operation) -> list[Value]:
-    """A grid for each row."""
+    """Trace AffineGrid: a grid for each row."""
     value, shape = images(operation), operation.shape(0)
     sizes = elements(operation, operation.input(1))
     if sizes is None or value.axis is None or sizes[0] != shape[0]:
@@ -237,7 +237,7 @@ def affine_grid(operation: Operation) -> list[Value]:
 
 
 def string_normalizer(operation: Operation) -> list[Value]:
-    """Texts in another case; stop words would be left out, and with them rows."""
+    """Trace StringNormalizer, which must not have stop words: it would drop elements, and with them rows."""
     value = operation.input(0)
     if operation.node.attributes.get("stopwords"):
         raise NotProved("leaves out rows that are stop words")
@@ -247,7 +247,7 @@ def string_normalizer(operation: Operation) -> list[Value]:
 
 
 def tfidf(operation: Operation) -> list[Value]:
-    """Counts of n-grams, of each row of a matrix."""
+    """Trace TfIdfVectorizer: n-gram counts for each row of a matrix."""
     value, shape = images(operation), operation.shape(0)
     if len(shape) != 2:
         raise NotProved("takes rows for words of one text")
@@ -255,7 +255,7 @@ def tfidf(operation: Operation) -> list[Value]:
 
 
 def column_to_image(operation: Operation) -> list[Value]:
-    """Blocks put together to an image."""
+    """Trace Col2Im: blocks are combined into an image."""
     operation.fixed(1, 2)
     value, shape = images(operation), operation.shape(0)
     blocks = operation.input(1).shape
@@ -266,19 +266,19 @@ def column_to_image(operation: Operation) -> list[Value]:
 
 
 def eye_like(operation: Operation) -> list[Value]:
-    """A matrix of ones on the diagonal."""
+    """Trace EyeLike: a matrix with ones on the diagonal."""
     operation.fixed(0)
     return [Value(operation.input(0).shape)]
 
 
 def fixed_sizes(operation: Operation) -> list[Value]:
-    """Numbers that settings alone decide."""
+    """Trace an operator whose result depends on settings alone."""
     operation.fixed(*range(len(operation.inputs)))
     return [Value(None)]
 
 
 def center_crop_pad(operation: Operation) -> list[Value]:
-    """The middle of the given axes."""
+    """Trace CenterCropPad of the given axes."""
     operation.fixed(1)
     value, shape = operation.input(0), operation.shape(0)
     axes = {positive_axis(axis, len(shape)) for axis in operation.ints_attribute("axes") or range(len(shape))}
@@ -288,7 +288,7 @@ def center_crop_pad(operation: Operation) -> list[Value]:
 
 
 def array_feature_extractor(operation: Operation) -> list[Value]:
-    """Columns by number; those of a table that all rows share may be picked by numbers from rows."""
+    """Trace ArrayFeatureExtractor: columns by index; rows may pick columns of a table that all rows share."""
     value, indices = operation.input(0).without_content(), operation.input(1).without_content()
     shape, of_indices = operation.shape(0), operation.shape(1)
     if value.axis is not None:

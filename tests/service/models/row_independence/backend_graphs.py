@@ -21,7 +21,7 @@ _KINDS = "biufOUS"  # of elements that a request may carry
 
 @dataclass(frozen=True)
 class Case:
-    """A graph, and one set of inputs and outputs where the package has them."""
+    """A graph, with one set of inputs and outputs if the package has one."""
 
     name: str
     model: onnx.ModelProto
@@ -52,7 +52,7 @@ def _stored(folder: Path, kind: str) -> list[NDArray[Any]]:
 
 
 def with_any_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The graph with first dimensions of any size; None where a tensor has none."""
+    """Make the first dimensions of a graph dynamic; None if a tensor has no dimensions."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     constants = {each.name for each in changed.graph.initializer}
@@ -67,7 +67,7 @@ def with_any_rows(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def rows_of(case: Case, model: onnx.ModelProto) -> Arrays | None:
-    """The case's own rows, then the same in reverse and many times larger; None where its inputs are no rows."""
+    """The case's rows, followed by reversed and much larger copies; None if its inputs are not rows."""
     constants = {each.name for each in model.graph.initializer}
     names = [each.name for each in model.graph.input if each.name not in constants]
     arrays = [np.asarray(each) for each in case.inputs]
@@ -79,7 +79,7 @@ def rows_of(case: Case, model: onnx.ModelProto) -> Arrays | None:
 
 
 def beside_larger(array: NDArray[Any]) -> NDArray[Any]:
-    """Rows, and the same in reverse and larger where they are real numbers."""
+    """Append reversed copies of rows, enlarged if they are real numbers."""
     if array.dtype.kind != "f":
         return np.concatenate([array, array[::-1]])
     return np.concatenate([array, (array[::-1] * (3 if array.dtype.itemsize == 2 else 100)).astype(array.dtype)])

@@ -1,8 +1,8 @@
-"""Whether a value in a request may decide how long its call takes."""
+"""Graphs in which a value of a request may decide how long its call takes are recognised."""
 
 import pytest
 
-from tests.service.models.graphs import finding_of
+from tests.service.models.row_independence.graphs import finding_of
 
 _BODY = "body = b (int64 i, bool c, float[r,k] v) => (bool co, float[r,k] vo) { co = Identity(c) vo = Add(v, v) }"
 BY_VALUE = {
@@ -39,11 +39,11 @@ BY_SHAPE = {
 
 @pytest.mark.parametrize("case", BY_VALUE)
 def test_a_value_that_decides_rounds_or_shapes_is_found(case: str) -> None:
-    """In loops, branches, and operators whose result has a size that a value says."""
+    """Values matter in loops, branches, and operators whose result's size depends on a value."""
     assert not finding_of(BY_VALUE[case]).constant_cost
 
 
 @pytest.mark.parametrize("case", BY_SHAPE)
 def test_work_that_shapes_decide_is_constant(case: str) -> None:
-    """Also where rows depend on each other."""
+    """The work may be constant although rows depend on each other."""
     assert finding_of(BY_SHAPE[case]).constant_cost

@@ -1,4 +1,4 @@
-"""Models as strangers export them: how exporters write masks, positions and the place of the last word."""
+"""Exported transformers are proved, with their masks, positions and indices of the last word."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 import transformers
 
 from service.models.row_independence import prove_rows_independent
-from tests.service.models.graphs import computed
+from tests.service.models.row_independence.graphs import computed
 
 SMALL = {
     "hidden_size": 32,
@@ -29,20 +29,20 @@ CASES = {
 
 
 class FirstOutput(torch.nn.Module):
-    """Ids and mask to the model's first output."""
+    """A model that returns only the first output for ids and mask."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids_BT: torch.Tensor, attention_mask_BT: torch.Tensor) -> torch.Tensor:
-        """Whatever the model gives first."""
+        """Return the model's first output."""
         result: torch.Tensor = self.model(input_ids_BT, attention_mask_BT)[0]
         return result
 
 
 def exported(path: Path, model: torch.nn.Module, ids_BT: torch.Tensor, *, dynamo: bool) -> bytes:
-    """The graph with batch and length of any size."""
+    """Export a graph with dynamic batch and length."""
     names, arguments = ["input_ids", "attention_mask"], (ids_BT, torch.ones_like(ids_BT))
     if dynamo:
         auto = torch.export.Dim.AUTO
@@ -58,7 +58,7 @@ def exported(path: Path, model: torch.nn.Module, ids_BT: torch.Tensor, *, dynamo
 @pytest.mark.filterwarnings("ignore")  # of the exporters, about themselves
 @pytest.mark.parametrize("case", CASES)
 def test_an_exported_transformer_is_proved(case: str, tmp_path: Path) -> None:
-    """And its rows are the same alone as together, those of padded texts too."""
+    """Its rows are also the same alone and in a batch, with padding too."""
     model_class, config_class, sizes, dynamo = CASES[case]
     torch.manual_seed(0)
     model = FirstOutput(model_class(config_class(**sizes))).eval()

@@ -1,4 +1,4 @@
-"""Tensors in, tensors out: any ONNX graph; requests share a call where the graph computes each row by itself."""
+"""Tensors in, tensors out, for any ONNX graph; requests share a call if the graph's rows are independent."""
 
 from collections.abc import Hashable, Sequence
 from typing import Any
@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 from service.errors import InvalidRequest
 from service.tensors import Arrays, TensorSpec
 
-# Rows of any size cost by their bytes: so many bytes of a row's inputs count as one token of its length.
+# For rows of dynamic size, the length in the cost table is the size of a row's inputs divided by this.
 BYTES_PER_TOKEN = 1024
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
-    """Rows of one request. An item of the batcher: only rows of equal `batch_key` share a call, and none is padded."""
+    """Rows of one request, which are an item of the batcher; rows share a call only if their `batch_key` is equal."""
 
     arrays: Arrays
     rows: int
     batch_key: Hashable
-    length: int  # 1 where all rows have one size
-    truncated: bool = False  # tensors never are
+    length: int  # 1 if all rows have one size
+    truncated: bool = False  # tensors are never truncated
 
 
 class RawTensors:
-    """Tensors of requests to calls of a bare ONNX graph, and its outputs back to the requests."""
+    """Combines tensors of requests into calls of a bare ONNX graph, and splits its outputs again."""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class RawTensors:
             inputs: the graph's inputs that every request must bring.
             outputs: the graph's outputs.
             max_rows: largest number of rows of a call that several requests share.
-            joined: rows of several requests may share a call. Otherwise each request is one call.
+            joined: whether rows of several requests may share a call. If not, each request is one call.
             optional_inputs: overridable initializers: inputs with a default value in the graph.
-            equal_sizes: groups of dimensions, each an input's name and an axis. Rows are independent where those of a
-                group are equal.
+            equal_sizes: groups of dimensions, each an input's name and an axis. Rows are independent only if the
+                dimensions of a group are equal.
         """
         self.inputs, self.outputs, self.optional_inputs = tuple(inputs), tuple(outputs), tuple(optional_inputs)
         self.joined, self._max_rows = joined, max_rows
@@ -57,9 +57,9 @@ class RawTensors:
     def items(self, inputs: Arrays) -> list[Rows]:
         """Turn a request's tensors into items of the batcher.
 
-        A joined model gets one item, or several where the request has more rows than a call takes. A request is one
-        call of its own where its inputs differ in their first dimension, or in others that must be equal, where it has
-        no rows, and where it brings an optional input.
+        A request to a joined model becomes one item, or several if it has more rows than a call takes. A request is
+        computed alone if its inputs differ in their first dimension or in others that must be equal, if it has no rows,
+        or if it sets an optional input.
 
         Args:
             inputs: tensors that fit the model's metadata, by name.
@@ -99,16 +99,18 @@ class RawTensors:
         ]
 
     def collate(self, items: Sequence[Rows]) -> Arrays:
-        """Feeds of one engine call: the rows of all items, one after another."""
+        """Concatenate the rows of all items into the feeds of one engine call."""
         if len(items) == 1:
             return items[0].arrays
         return {name: np.concatenate([item.arrays[name] for item in items]) for name in items[0].arrays}
 
     def split_batch(self, outputs: Arrays, items: Sequence[Rows]) -> list[Arrays]:
-        """Each item's rows of the outputs, with strings as BYTES: here, in an engine's thread, they hold up nobody.
+        """Split the outputs into each item's rows, with strings as BYTES.
+
+        Strings are converted here because this runs in an engine's thread, where it does not block other requests.
 
         Raises:
-            ValueError: the graph did not keep the batch dimension; the items must then be computed one by one.
+            ValueError: the graph did not keep the batch dimension, so the items must be computed one by one.
         """
         if len(items) == 1:
             return [_with_bytes(outputs)]
@@ -124,7 +126,7 @@ class RawTensors:
         ]
 
     def tensors(self, results: Sequence[Arrays]) -> Arrays:
-        """The items of one request, put together again."""
+        """Concatenate the results of one request's items."""
         joined = {}
         for name, array in results[0].items():
             whole = array if len(results) == 1 else np.concatenate([result[name] for result in results])
@@ -137,11 +139,11 @@ def _length(num_bytes: int) -> int:
 
 
 def _to_text(name: str, elements: list[bytes]) -> list[str]:
-    """BYTES as ONNX Runtime takes them."""
+    """Convert BYTES to the strings that ONNX Runtime takes."""
     texts: list[str] = []
     try:
         for element in elements:
-            texts.append(element.decode())  # noqa: PERF401, how far it comes tells which one is wrong
+            texts.append(element.decode())  # noqa: PERF401, the length tells which element is wrong
     except UnicodeDecodeError:
         raise InvalidRequest(f"{name}[{len(texts)}] is not UTF-8, the only text that ONNX strings carry") from None
     return texts
@@ -152,7 +154,7 @@ def _with_bytes(outputs: Arrays) -> Arrays:
 
 
 def _to_bytes(array: NDArray[Any]) -> NDArray[Any]:
-    """Strings as ONNX Runtime gives them, as BYTES."""
+    """Convert ONNX Runtime's strings to BYTES."""
     return _of_shape([text.encode() for text in array.ravel().tolist()], array.shape)
 
 

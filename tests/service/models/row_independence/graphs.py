@@ -27,12 +27,12 @@ def model_of(graph: str, opset: int = 17, ir_version: int = 8) -> bytes:
 
 
 def finding_of(graph: str, opset: int = 17) -> Finding:
-    """What the proof says about a graph."""
+    """Run the proof on a graph."""
     return prove_rows_independent(model_of(graph, opset))
 
 
 def computed(model: bytes, inputs: Arrays) -> Arrays:
-    """ONNX Runtime's results."""
+    """Compute a model in ONNX Runtime."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -41,5 +41,5 @@ def computed(model: bytes, inputs: Arrays) -> Arrays:
 
 
 def serialized(model: onnx.ModelProto) -> bytes:
-    """An encoded model."""
+    """Encode a model."""
     return bytes(model.SerializeToString())

@@ -1,16 +1,16 @@
-"""Tensors in, tensors out, without a graph."""
+"""Requests become items and calls, and outputs become answers, without a graph."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.tasks.tensor_rows import RawTensors
+from service.tasks.raw_tensors import RawTensors
 from service.tensors import TensorSpec, bytes_array
 
 
 def task_of(datatype: str, *shape: int) -> RawTensors:
-    """One input, one output, at most four rows a call."""
+    """Make a task with one input, one output, and at most four rows in a call."""
     specs = [TensorSpec("x", datatype, shape)], [TensorSpec("y", datatype, shape)]
     return RawTensors(*specs, max_rows=4, joined=shape[0] == -1)
 
@@ -28,7 +28,7 @@ def task_of(datatype: str, *shape: int) -> RawTensors:
     ],
 )
 def test_the_length_of_rows_says_how_large_they_are(task: RawTensors, array: Any, lengths: list[int]) -> None:
-    """In KiB, where that is not the same for all."""
+    """The length is the row's size in KiB if rows differ in size, and 1 otherwise."""
     assert [item.length for item in task.items({"x": array})] == lengths
 
 
@@ -43,7 +43,7 @@ def test_the_length_of_rows_says_how_large_they_are(task: RawTensors, array: Any
     ],
 )
 def test_only_rows_that_belong_together_are_split(shapes: dict[str, tuple[int, ...]], rows: list[int]) -> None:
-    """A request whose inputs differ in their rows, that has none, or that brings an optional input stays whole."""
+    """A request stays whole if its inputs differ in their rows, it has none, or it sets an optional input."""
     specs = [TensorSpec(name, "FP32", (-1, -1)) for name in ("a", "b")]
     optional = [TensorSpec("c", "FP32", (-1,))]
     task = RawTensors(specs, [TensorSpec("y", "FP32", (-1, -1))], max_rows=4, joined=True, optional_inputs=optional)
@@ -56,7 +56,7 @@ def test_only_rows_that_belong_together_are_split(shapes: dict[str, tuple[int, .
 
 
 def test_a_request_whose_sizes_differ_where_the_proof_takes_them_for_equal_stays_whole() -> None:
-    """Others share calls."""
+    """Requests with equal sizes share calls, others are computed alone."""
     specs = [TensorSpec(name, "FP32", (-1, -1)) for name in ("a", "b")]
     outputs = [TensorSpec("y", "FP32", (-1, -1))]
     task = RawTensors(specs, outputs, max_rows=4, joined=True, equal_sizes=[[("a", 1), ("b", 1)]])
@@ -67,7 +67,7 @@ def test_a_request_whose_sizes_differ_where_the_proof_takes_them_for_equal_stays
 
 
 def test_a_scalar_has_no_rows() -> None:
-    """An input without a declared shape takes one, also where a person declares that rows are independent."""
+    """An input without a declared shape accepts a scalar, even if rows are declared independent."""
     spec = TensorSpec("x", "FP32", (-1,), any_rank=True)
     task = RawTensors([spec], [TensorSpec("y", "FP32", (-1,))], max_rows=4, joined=True)
     (item,) = task.items({"x": np.array(2.0, np.float32)})

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.models.row_independence import prove_rows_independent
 from service.tensors import Arrays
-from tests.service.models.backend_graphs import Case, along, cases, rows_of, with_any_rows
+from tests.service.models.row_independence.backend_graphs import Case, along, cases, rows_of, with_any_rows
 
 # The package makes its cases with casts that overflow, and so do rows that are made larger.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -22,7 +22,7 @@ JOINED_BY_TRIAL = frozenset((Path(__file__).parent / "joined_by_trial.txt").read
 
 
 def compared(model: onnx.ModelProto, rows: Arrays) -> str | None:
-    """How rows joined differ from each alone: "" where they do not, None where ONNX Runtime refuses graph or rows."""
+    """Compare rows in a batch with each alone: "" if they are equal, None if ONNX Runtime refuses graph or rows."""
     options, quiet = onnxruntime.SessionOptions(), onnxruntime.RunOptions()
     options.log_severity_level = quiet.log_severity_level = 4
     options.intra_op_num_threads = 1
@@ -45,7 +45,7 @@ def compared(model: onnx.ModelProto, rows: Arrays) -> str | None:
 
 
 def same(alone: NDArray[Any], together: NDArray[Any]) -> bool:
-    """Whether a row is the same alone and in company, but for rounding."""
+    """Whether a row has the same result alone and in a batch, except for rounding."""
     if alone.shape != together.shape:
         return False
     if alone.dtype.kind != "f":
@@ -56,7 +56,7 @@ def same(alone: NDArray[Any], together: NDArray[Any]) -> bool:
 
 
 def test_what_is_proved_of_operators_holds() -> None:
-    """Rows along the first dimension: none is changed by another, and what was rightly joined by trial still is."""
+    """Proved rows along the first dimension do not affect each other, and graphs joined by trial still are."""
     proved, compared_in_company, wrong = set(), 0, []
     for case in cases():
         model = with_any_rows(case.model)
@@ -74,7 +74,7 @@ def test_what_is_proved_of_operators_holds() -> None:
 
 
 def placements(case: Case) -> Iterator[tuple[frozenset[str], int, int]]:
-    """Which inputs may have rows, along which of their axes, and along which of the outputs'."""
+    """Yield the sets of inputs that may have rows, with an axis of the inputs and one of the outputs."""
     arrays = {each.name: np.asarray(array) for each, array in zip(case.model.graph.input, case.inputs, strict=True)}
     for axis in range(max((array.ndim for array in arrays.values()), default=0)):
         sizes = {name: array.shape[axis] for name, array in arrays.items() if array.ndim > axis}
@@ -98,7 +98,7 @@ def is_plain(case: Case) -> bool:
 
 @pytest.mark.slow
 def test_what_is_proved_of_operators_holds_along_any_axis() -> None:
-    """Rows along any axis of any inputs: none that is proved is changed by another."""
+    """Proved rows along any axis of any inputs do not affect each other."""
     compared_in_company, wrong = 0, []
     for case in filter(is_plain, cases()):
         for batched, axis, result_axis in placements(case):

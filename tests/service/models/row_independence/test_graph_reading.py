@@ -1,4 +1,4 @@
-"""Reading a graph: without its weights, and without what a client may change."""
+"""Graphs are read without their weights, and without values that a client may change."""
 
 import tracemalloc
 
@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from service.models.row_independence import prove_rows_independent
-from tests.service.models.graphs import model_of, serialized
+from tests.service.models.row_independence.graphs import model_of, serialized
 
 
 def with_weights(array: np.ndarray, ir_version: int = 8, *, is_input: bool = False) -> onnx.ModelProto:
@@ -39,7 +39,7 @@ def test_weights_are_not_decoded() -> None:
 
 
 def test_external_data_need_not_be_there() -> None:
-    """Only the shape of such a tensor counts."""
+    """Only the shape of a tensor with external data is read."""
     model = with_weights(np.zeros((1, 1000), np.float32))
     onnx.external_data_helper.set_external_data(model.graph.initializer[0], "weights.bin")
     model.graph.initializer[0].ClearField("raw_data")
@@ -48,7 +48,7 @@ def test_external_data_need_not_be_there() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a model", b"\x3a\xff\xff\xff\xff\x0f", bytes(range(256))])
 def test_what_is_no_model_is_not_proved(data: bytes) -> None:
-    """The reason says so."""
+    """The reason says that it is not an ONNX model."""
     finding = prove_rows_independent(data)
     assert (finding.independent, finding.constant_cost) == (False, False)
     assert "not an ONNX model" in finding.reason
@@ -56,14 +56,14 @@ def test_what_is_no_model_is_not_proved(data: bytes) -> None:
 
 @pytest.mark.parametrize("ir_version", [3, 8])
 def test_an_initializer_that_is_an_input_is_a_constant(ir_version: int) -> None:
-    """Unless a request may set it: then only its shape is known."""
+    """If a request may set the initializer, only its shape is known."""
     data = serialized(with_weights(np.zeros((1, 3), np.float32), ir_version, is_input=True))
     assert prove_rows_independent(data).independent
     assert prove_rows_independent(data, overridable=["w"]).independent
 
 
 def test_a_shape_that_a_request_may_set_proves_nothing() -> None:
-    """As a constant the same shape keeps the rows."""
+    """A shape from an overridable initializer proves nothing, but the same shape as a constant does."""
     text = "(float[B,4] x, int64[3] s) => (float[B,2,2] y) <int64[3] s = {-1,2,2}> { y = Reshape(x, s) }"
     data = model_of(text)
     assert prove_rows_independent(data).independent
@@ -73,14 +73,14 @@ def test_a_shape_that_a_request_may_set_proves_nothing() -> None:
 
 
 def test_inputs_without_rows_are_the_same_for_all_rows_of_a_call() -> None:
-    """A step that all rows share may have any shape; as a batch it must have rows."""
+    """An input that all rows share may have any shape; a batched one must have rows."""
     data = model_of("(float[B,4] x, float[S] t) => (float[B,4] y) { m = ReduceMean<keepdims=0>(t) y = Add(x, m) }")
     assert prove_rows_independent(data, batched_inputs=["x"]).independent
     assert not prove_rows_independent(data).independent
 
 
 def test_nodes_need_not_be_in_order() -> None:
-    """ONNX Runtime orders them too."""
+    """Nodes in any order are accepted, because ONNX Runtime sorts them too."""
     model = onnx.load_from_string(model_of("(float[B,4] x) => (float[B,4] y) { a = Relu(x) y = Neg(a) }"))
     nodes = list(model.graph.node)[::-1]
     del model.graph.node[:]
@@ -93,7 +93,7 @@ def test_nodes_need_not_be_in_order() -> None:
 
 
 def test_functions_of_the_model_are_followed() -> None:
-    """With the attributes of their call: the same function keeps rows apart along one axis and not along another."""
+    """Attributes of the call count: a function keeps rows apart along one axis and not along another."""
     function = helper.make_function(
         "mine",
         "Centred",

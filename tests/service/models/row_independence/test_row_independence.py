@@ -1,8 +1,8 @@
-"""Which graphs are proved to keep the rows of a batch apart."""
+"""Graphs that keep rows apart are proved, and graphs that may mix rows are not."""
 
 import pytest
 
-from tests.service.models.graphs import finding_of
+from tests.service.models.row_independence.graphs import finding_of
 
 # A column with the number of each row.
 _NUMBERS = (
@@ -234,12 +234,12 @@ INDEPENDENT = {
 
 @pytest.mark.parametrize("case", INDEPENDENT)
 def test_a_graph_that_keeps_rows_apart_is_proved(case: str) -> None:
-    """Elementwise operators, products, reductions over other axes and shapes computed from the input's own."""
+    """Elementwise operators, products, reductions over other axes and shapes computed from inputs are proved."""
     finding = finding_of(INDEPENDENT[case])
     assert (finding.independent, finding.reason) == (True, "")
 
 
 def test_a_proof_says_which_sizes_it_takes_for_equal() -> None:
-    """Dimensions of one name, but for the batch; a name that occurs once says nothing."""
+    """These are dimensions of the same name other than the batch; a name that occurs once does not count."""
     graph = "(float[B,T] x, float[B,T,N] w, float[M,N,K] v) => (float[B,T] y) { y = Add(x, x) }"
     assert set(finding_of(graph).equal_sizes) == {(("x", 1), ("w", 1)), (("w", 2), ("v", 1))}

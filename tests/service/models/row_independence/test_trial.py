@@ -1,4 +1,4 @@
-"""Trying invented rows: what a proof might have missed."""
+"""Invented rows reveal dependences that a proof might have missed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ def tried(
     shape: tuple[int, ...] = (-1, 16),
     **settings: Any,
 ) -> str | None:
-    """The trial of a graph of one input and one output."""
+    """Run the trial on a graph with one input and one output."""
 
     def run(feeds: Arrays) -> Arrays:
         return {"y": compute(feeds["x"])}
@@ -28,26 +28,26 @@ def tried(
 
 
 def mean_over_longest(ids: Any) -> Any:
-    """Depends on the row that is longest."""
+    """A mean that depends on the longest row."""
     lengths = (ids > 1).sum(axis=1)
     return ids.sum(axis=1) / (1.0 + lengths.max())
 
 
 def one_scale(x: Any) -> Any:
-    """Quantized by the largest number of all rows."""
+    """Quantization by the largest number of all rows."""
     scale = max(np.abs(x).max() / 127, 1e-30)
     return np.round(x / scale).astype(np.int8) * scale
 
 
 def smoothed(x: Any) -> Any:
-    """Each row is moved a little towards the one before."""
+    """Rows that are moved a little towards the previous row."""
     result = x.copy()
     result[1:] += 0.01 * (x[:-1] - x[1:])
     return result
 
 
 def padded_to_longest(texts: Any) -> Any:
-    """The longest text of all rows decides how many words each gets."""
+    """Results padded to the longest text of all rows."""
     words = [text.split() for text in texts[:, 0]]
     longest = max(map(len, words))
     return np.array([each + [""] * (longest - len(each)) for each in words], object)
@@ -66,33 +66,33 @@ def padded_to_longest(texts: Any) -> Any:
     ],
 )
 def test_rows_that_depend_on_each_other_are_found(compute: Callable[[Any], Any], datatype: str) -> None:
-    """Whatever they depend on: scale, length, order or number."""
+    """Dependences on scale, length, order and number of the rows are found."""
     assert tried(compute, datatype) == "output 'y' of a row depends on the other rows"
 
 
 def test_a_result_that_counts_the_rows_is_found() -> None:
-    """It changes among copies of the same row."""
+    """A result that counts rows changes beside copies of the same row."""
     assert tried(lambda x: x * len(x)) == "output 'y' of a row changes with the number of rows"
 
 
 def test_rounding_that_a_graph_magnifies_is_no_dependence() -> None:
-    """A row moves as far among copies of itself as among others."""
+    """The row changes as much beside copies of itself as beside others, so rounding explains it."""
     assert tried(lambda x: x.mean(axis=1) * (1 + 0.01 * np.sin(len(x)))) is None
 
 
 def test_texts_of_several_words_give_away_padding_to_the_longest() -> None:
-    """Words are padded to the longest text of a call."""
+    """Padding to the longest text of a call is found, which takes texts of several words."""
     assert tried(padded_to_longest, "BYTES", (-1, 1)) == "output 'y' of a row has another shape in company"
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "UINT8", "INT64", "BOOL"])
 def test_rows_that_keep_to_themselves_pass(datatype: str) -> None:
-    """Rounding does not count."""
+    """Independent rows pass, with results that differ only by rounding."""
     assert tried(lambda x: x.astype(np.float32).sum(axis=1) * np.float32(1 + 1e-7 * len(x)), datatype) is None
 
 
 def test_integers_are_tried_as_far_as_the_graph_takes_them() -> None:
-    """A table of 50 rows refuses larger ids; those it takes give the dependence away."""
+    """A table of 50 rows refuses larger ids; the ids that it accepts reveal the dependence."""
     largest = []
 
     def look_up(ids: Any) -> Any:
@@ -107,12 +107,12 @@ def test_integers_are_tried_as_far_as_the_graph_takes_them() -> None:
 
 
 def test_results_without_a_finite_number_show_nothing() -> None:
-    """They are equal, and prove nothing."""
+    """Results that are all NaN are equal but show nothing."""
     assert tried(lambda x: x * np.nan) == "output 'y' of invented rows has no finite number"
 
 
 def test_a_graph_that_refuses_all_rows_is_not_proved() -> None:
-    """The reason is the graph's own."""
+    """The reason is the graph's error."""
 
     def refuse(x: Any) -> Any:
         raise ValueError("not these")
@@ -121,7 +121,7 @@ def test_a_graph_that_refuses_all_rows_is_not_proved() -> None:
 
 
 def test_rows_that_are_refused_together_alone_are_found() -> None:
-    """Such as shapes that fit one row only."""
+    """An example is a graph whose shapes fit only one row."""
 
     def one_at_a_time(x: Any) -> Any:
         if len(x) > 1:
@@ -132,7 +132,7 @@ def test_rows_that_are_refused_together_alone_are_found() -> None:
 
 
 def test_a_trial_ends_when_it_is_stopped() -> None:
-    """By the call, such as at a deadline, or between calls."""
+    """A trial can be stopped by a call, for example at a deadline, or between calls."""
 
     def never_ends(x: Any) -> Any:
         raise TrialStopped
@@ -143,7 +143,7 @@ def test_a_trial_ends_when_it_is_stopped() -> None:
 
 
 def test_what_was_shown_before_the_end_decides() -> None:
-    """A trial that is stopped later has shown enough."""
+    """The results before the stop decide."""
     calls = []
 
     def stop() -> bool:
@@ -154,7 +154,7 @@ def test_what_was_shown_before_the_end_decides() -> None:
 
 
 def test_rows_are_bounded_in_bytes() -> None:
-    """Rows that would need more are not made."""
+    """Rows that would exceed the bound are not made."""
     assert tried(lambda x: x, shape=(-1, 10_000), max_bytes=1000) == (
         "its rows are too large to be invented within 1000 bytes"
     )
