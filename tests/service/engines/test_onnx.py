@@ -72,7 +72,7 @@ def test_rounding_up_changes_no_text(plain: dict[str, OnnxEngine], rows: int, to
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("rows", [1, *edges(2), *edges(4), 13])
 def test_rounding_up_changes_no_image(plain: dict[str, OnnxEngine], rows: int, cuda_graphs: bool) -> None:
     """The same of images, also where the calls are made as for a CUDA graph."""
@@ -95,7 +95,7 @@ def test_buckets_are_allocated_once_and_nothing_of_a_call_stays() -> None:
         np.testing.assert_allclose(logits, fresh.run(feeds)["logits"], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_threads_share_an_engine(plain: dict[str, OnnxEngine], cuda_graphs: bool) -> None:
     """Each gets its own answers; memory is allocated for as many calls as ran at once, of captured ones for one."""
     engine, num_threads = bucketed(IMAGES, cuda_graphs=cuda_graphs), 6
@@ -155,7 +155,7 @@ def test_what_has_no_buckets_is_refused(tmp_path: Path) -> None:
             OnnxEngine(path, 1, buckets=Buckets())
 
 
-@pytest.mark.parametrize("captures", [False, True])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_a_call_that_fails_harms_none_after_it(plain: dict[str, OnnxEngine], cuda_graphs: bool) -> None:
     """Inputs that are missing or have another size: an error in words, and the bucket's memory goes on being used."""
     engine, feeds = bucketed(IMAGES, cuda_graphs=cuda_graphs), images(2)
