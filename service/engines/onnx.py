@@ -27,7 +27,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
-from service.engines.device import CUDA, GPU_TURNS, Device, providers, turn
+from service.engines.device import CUDA, Device, providers
+from service.engines.gpu_lock import GPU_LOCK, shared_use
 from service.engines.int8_products import session_entries
 from service.engines.preemption import Terminated, run_preemptible, run_stoppable
 from service.process.worker_threads import AssistantThread
@@ -167,7 +168,7 @@ class OnnxEngine:
             if self._device == "cpu" and not self.binds:
                 outputs = run_session(call, "cpu")
             else:
-                with turn(self._device):
+                with shared_use(self._device):
                     outputs = self._run_bound(feeds) if self.binds else run_session(call, self._device)
         except Terminated:
             raise
@@ -256,7 +257,7 @@ class BucketedSession:
         rows, tokens = first.shape[0], None if self._buckets.max_tokens is None else first.shape[1]
         first_call = self._buckets.of(rows, tokens) not in self.allocated
         with (
-            GPU_TURNS.alone() if self._thread and first_call else turn(self._device),
+            GPU_LOCK.exclusive() if self._thread and first_call else shared_use(self._device),
             self.run_session(feeds) as outputs,
         ):
             return {
@@ -375,7 +376,7 @@ def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Devic
     name = "the graph" if isinstance(graph, bytes) else graph.name
     source = graph.file.path if isinstance(graph, PrivateGraph) else graph
     try:
-        with turn(device), ExitStack() as mapped:
+        with shared_use(device), ExitStack() as mapped:
             if isinstance(graph, PrivateGraph) and graph.weights:
                 contents = [mapped.enter_context(weights.mapped()) for weights in graph.weights.values()]
                 lengths = [len(content) for content in contents]

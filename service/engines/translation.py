@@ -27,7 +27,8 @@ import structlog
 from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
-from service.engines.device import FLOAT, FLOAT16, Device, Place, gather_graph, providers, turn
+from service.engines.device import Device, Place, providers
+from service.engines.gpu_lock import shared_use
 from service.engines.onnx import (
     DATATYPE_OF,
     BucketedSession,
@@ -38,6 +39,7 @@ from service.engines.onnx import (
     run_session,
     session_options,
 )
+from service.engines.onnx_builder import FLOAT, FLOAT16, gather_graph
 from service.engines.preemption import Terminated
 from service.tensors import NUMPY_OF
 
@@ -229,7 +231,7 @@ class RunningBatches:
         Raises:
             EngineError: the encoder cannot compute them.
         """
-        with turn(self._engine.device):
+        with shared_use(self._engine.device):
             self._join(sentences)
 
     def _join(self, sentences: Sequence[Sentence]) -> None:
@@ -261,14 +263,14 @@ class RunningBatches:
         Raises:
             EngineError: a graph cannot compute the step; no search has then gone on in the batch concerned.
         """
-        with turn(self._engine.device):
+        with shared_use(self._engine.device):
             for batch in self._by_shape.values():
                 if batch.sentences:
                     batch.step()
 
     def leave(self, sentence: Sentence) -> None:
         """Free the rows of a sentence."""
-        with turn(self._engine.device):
+        with shared_use(self._engine.device):
             self._by_shape[sentence.rows, sentence.num_candidates].leave(sentence)
 
 
@@ -340,7 +342,7 @@ class _Gathers:
             graph = gather_graph(count, element_type, 4, second_axis)
             return onnxruntime.InferenceSession(graph, session_options(1), providers=providers(device))
 
-        with turn(device):
+        with shared_use(device):
             self._rows, self._places = opened(None), opened(2)
 
     def copy(
