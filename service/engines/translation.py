@@ -27,20 +27,19 @@ import structlog
 from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
+from service.engines.bucketed_session import BucketedSession, Buckets
 from service.engines.device import Device, Place, providers
 from service.engines.gpu_lock import shared_use
-from service.engines.onnx import (
+from service.engines.onnx_builder import FLOAT, FLOAT16, gather_graph
+from service.engines.onnx_session import (
     DATATYPE_OF,
-    BucketedSession,
-    Buckets,
     EngineError,
-    first_line,
+    engine_errors,
     open_session,
+    run_binding,
     run_session,
     session_options,
 )
-from service.engines.onnx_builder import FLOAT, FLOAT16, gather_graph
-from service.engines.preemption import Terminated
 from service.tensors import NUMPY_OF
 
 log = structlog.get_logger(__name__)
@@ -189,13 +188,13 @@ class TranslationEngine:
             mask_NS[row, : len(source)] = 1
         feeds, calls = {"input_ids": ids_NS, "attention_mask": mask_NS}, self._encoder_calls
         with ExitStack() as using:
-            with _refusing():
+            with engine_errors():
                 if calls is None:
                     outputs = run_session(
                         lambda options: self._encoder.run(self.cross_names, feeds, options), self.device
                     )
                 else:
-                    outputs = using.enter_context(calls.run_session(feeds))
+                    outputs = using.enter_context(calls.device_outputs(feeds))
             yield outputs
 
     def decoder_binding(self) -> Any:
@@ -208,7 +207,7 @@ class TranslationEngine:
         Raises:
             EngineError: the graph cannot compute them.
         """
-        _run(self._decoder, binding, self.device)
+        run_binding(self._decoder, binding, self.device)
 
     def open(self, max_rows: int, max_places: int) -> "RunningBatches":
         """Room for the sentences of one thread: `max_rows` rows of `max_places` tokens."""
@@ -371,7 +370,7 @@ class _Gathers:
             binding.bind_ortvalue_input(f"x_{number}", source)
             place = self._device, 0, self._dtype.type, (len(rows), *shape), target.data_ptr() + offset
             binding.bind_output(f"y_{number}", *place)
-        _run(session, binding, self._device)
+        run_binding(session, binding, self._device)
 
 
 class DeviceKvCache:
@@ -454,22 +453,6 @@ class DeviceKvCache:
 
 
 Rows = slice | list[int]
-
-
-def _run(session: Any, binding: Any, device: Device) -> None:
-    with _refusing():
-        run_session(lambda options: session.run_with_iobinding(binding, options), device)
-
-
-@contextmanager
-def _refusing() -> Iterator[None]:
-    """What ONNX Runtime refuses, in words."""
-    try:
-        yield
-    except Terminated:
-        raise
-    except Exception as error:
-        raise EngineError(first_line(error)) from error
 
 
 class RunningBatch:

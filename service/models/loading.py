@@ -33,8 +33,10 @@ from model_store.folder import (
 )
 from model_store.policy import BatchingDeclaration, read_batching_declaration
 from model_store.private_files import PrivateFile, PrivateGraph
+from service.engines.bucketed_session import Buckets
 from service.engines.device import Device, Place
-from service.engines.onnx import Buckets, Engine, EngineError, OnnxEngine
+from service.engines.onnx import Engine, OnnxEngine
+from service.engines.onnx_session import EngineError
 from service.engines.preemption import EngineCall, Terminated, terminable
 from service.engines.translation import TranslationEngine
 from service.models.bare_engine import BareEngine, with_overridable_initializers
