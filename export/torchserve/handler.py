@@ -24,7 +24,8 @@ import torch
 from export.torchserve.torchscript_engine import TorchScriptEngine
 from model_store.folder import TORCHSCRIPT, FolderError, FoundFolder, ModelFolder
 from service.engines.device import Device
-from service.engines.onnx import Engine, EngineError
+from service.engines.onnx import Engine
+from service.engines.onnx_session import EngineError
 from service.errors import InvalidRequest
 from service.models.engine_opening import open_onnx
 from service.models.golden_replay import decode

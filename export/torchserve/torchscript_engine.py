@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from model_store.folder import Manifest
-from service.engines.onnx import EngineError
+from service.engines.onnx_session import EngineError
 from service.tensors import Arrays, TensorSpec
 
 
@@ -38,7 +38,7 @@ class TorchScriptEngine:
         self.outputs = tuple(TensorSpec(each.name, each.datatype, tuple(each.shape)) for each in manifest.outputs)
 
     def run(self, feeds: Arrays) -> Arrays:
-        """As `service.engines.onnx.Engine.run`."""
+        """Compute one call; see `service.engines.onnx.Engine.run`."""
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self._device) for spec in self.inputs]
         try:
             with torch.inference_mode():

@@ -7,7 +7,8 @@ import structlog
 
 from model_store.folder import ModelFolder
 from service.engines.device import Device
-from service.engines.onnx import Buckets, Engine, EngineError, OnnxEngine
+from service.engines.onnx import Buckets, Engine, OnnxEngine
+from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
 from service.models.folder_config import HubConfig, read_config
 

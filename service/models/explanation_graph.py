@@ -30,7 +30,7 @@ from model_store.folder import (
     decode_explain_golden,
 )
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.engines.onnx import EngineError, first_line, open_session, run_session
+from service.engines.onnx_session import EngineError, first_line, open_session, run_session
 from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
 from service.models.golden import Golden

@@ -27,7 +27,8 @@ from model_store.folder import (
 from model_store.policy import BatchingDeclaration, read_batching_declaration
 from model_store.private_files import PrivateFile, PrivateGraph
 from service.engines.device import Device, Place
-from service.engines.onnx import Engine, EngineError, OnnxEngine
+from service.engines.onnx import Engine, OnnxEngine
+from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
 from service.models.bare_engine import BareEngine, read_graph, run_within, with_overridable_initializers
 from service.models.batching import Batching, BatchingRule

@@ -17,7 +17,7 @@ import structlog
 from model_store.folder import FolderError, FoundFolder, scan
 from service.config import ServiceConfig
 from service.engines.device import Device, Place
-from service.engines.onnx import EngineError
+from service.engines.onnx_session import EngineError
 from service.engines.preemption import EngineCall, terminable
 from service.errors import NotFound, Unavailable
 from service.models.batching import Batching

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper
 
 from export.onnx_graphs.passes import cpu_session
 from service.engines.int8_products import cpu_flags, session_entries
-from service.engines.onnx import OnnxEngine, session_options
+from service.engines.onnx import OnnxEngine
+from service.engines.onnx_session import session_options
 from tests.conftest import write_onnx
 
 EXACT = {"session.x64quantprecision": "1"}

@@ -13,7 +13,7 @@ import torch
 from export.networks.translation import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.training.translation import translate
-from service.engines.onnx import EngineError
+from service.engines.onnx_session import EngineError
 from service.engines.preemption import lower_engine_priority, preempt_background, resume_background
 from service.engines.translation import RunningBatches, TranslationEngine
 from service.tasks.translation_search import Forced, SearchOptions, Sentence

@@ -81,7 +81,7 @@ import threading
 from pathlib import Path
 import numpy as np
 import onnxruntime
-from service.engines.device import identity_graph
+from service.engines.onnx_builder import identity_graph
 from service.process.huge_pages import move_to_huge_pages
 
 session = onnxruntime.InferenceSession(identity_graph(), providers=["CPUExecutionProvider"])
