@@ -6,8 +6,9 @@ from typing import NamedTuple
 import structlog
 
 from model_store.folder import ModelFolder
+from service.engines.bucketed_session import Buckets
 from service.engines.device import Device
-from service.engines.onnx import Buckets, Engine, OnnxEngine
+from service.engines.onnx import Engine, OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
 from service.models.folder_config import HubConfig, read_config
