@@ -10,10 +10,11 @@ from service.config import ServiceConfig
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget
 from service.telemetry.metrics import Metrics
-from service.transport.http.connection import ConnectionLimits, HttpServer
+from service.transport.http.connection import ConnectionLimits
 from service.transport.http.endpoint import Endpoint, no_such_route
 from service.transport.http.open_inference import OpenInference
 from service.transport.http.operators import Operators
+from service.transport.http.server import HttpServer
 from service.transport.http.task_api import TaskApi
 from service.transport.turns import Turns
 
