@@ -41,10 +41,10 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections.
+        """Start accepting connections, all waiting ones in one iteration of the event loop.
 
-        uvloop accepts one connection per iteration of the event loop, and an iteration takes milliseconds on a busy
-        server. The last of many clients that connect at once would wait for as many iterations.
+        uvloop itself accepts one per iteration, and an iteration takes milliseconds on a busy server: the last of many
+        clients that connect at once would wait for as many iterations.
         """
         await super().startup(sockets=[])
         for listener in sockets or []:
