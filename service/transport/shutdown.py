@@ -18,7 +18,7 @@ import structlog
 from service.config import ServiceConfig
 from service.prediction.predictor import Predictor
 from service.transport.grpc.server import GrpcServer
-from service.transport.http.connection import HttpServer
+from service.transport.http.server import HttpServer
 
 log = structlog.get_logger("service")
 

@@ -1,21 +1,16 @@
-"""Connections of the HTTP face: how they are accepted, what may come over one, and when one ends.
+"""HTTP connections: limits on headers, trailers, pipelined requests, memory and the client's time.
 
-uvicorn's own set no bound to what comes before or behind a body, to requests sent before the answer to the one before
-them, or to the time that a client takes for any of it.
+uvicorn itself limits neither the headers and trailers of a request, nor the number of pipelined requests, nor the time
+that a client takes to send a request or to receive its response.
 """
 
 import asyncio
-import contextlib
-import errno
-import socket
-from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import msgspec
-import structlog
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,23 +18,25 @@ from service.errors import Overloaded
 from service.process.memory_budget import ByteBudget, Reservation
 from service.transport.turns import Turns
 
-log = structlog.get_logger(__name__)
-
-MAX_HEADER_BYTES = 64 * 1024  # of one request, its first line included; as many of the trailers behind a body
-MAX_HEADERS = 128  # of one request: each takes more memory than its bytes
-# Received bytes are parsed in pieces, so that bounds hold within what comes at once: uvloop reads up to 250 KiB.
+MAX_HEADER_BYTES = 64 * 1024  # per request, including the request line; trailers have the same limit
+MAX_HEADERS = 128  # per request; each header takes more memory than its bytes
+# Received bytes are parsed in pieces, so that limits are checked within one read: uvloop reads up to 250 KiB.
 PIECE_BYTES = 8 * 1024
-MAX_PIPELINED = 64  # requests that wait for the answer to one before them; browsers and HTTP libraries send none
-BODY_STEP_BYTES = 64 * 1024  # of a body and of an answer: so many must be moved within the client's time-out
-ACCEPTED_AT_ONCE = 256  # connections in one turn of the event loop, about 10 ms
-ACCEPT_PAUSE_S = 0.1  # when the process has no file descriptors left
-MEMORY = "heed.memory"  # in a request's scope: its `Reservation`, given back once the answer is written
-WRITTEN = "heed.written"  # in a request's scope: waits until most of what was sent has been taken by the client
-DESCRIPTOR_ERRORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+MAX_PIPELINED = 64  # requests waiting for an earlier response; browsers and HTTP libraries do not pipeline
+BODY_STEP_BYTES = 64 * 1024  # of a body or a response; each step must be transferred within the client's time-out
+MEMORY = "heed.memory"  # key in a request's scope: its `Reservation`, released once the response is written
+WRITTEN = "heed.written"  # key in a request's scope: coroutine function that waits until the write buffer is low
 
 
 class ConnectionLimits(NamedTuple):
-    """Bounds on connections."""
+    """Limits of the connections of an HTTP server.
+
+    Attributes:
+        max_connections: open connections; further ones are refused.
+        client_timeout_s: time for a client to send its headers, or to transfer each step of a body or a response.
+        request_memory: memory budget for requests and responses.
+        turns: queue for parsing long requests, so that they do not delay others.
+    """
 
     max_connections: int
     client_timeout_s: float
@@ -48,7 +45,7 @@ class ConnectionLimits(NamedTuple):
 
 
 class Settings(uvicorn.Config):
-    """uvicorn's settings, and the limits of connections."""
+    """uvicorn's configuration, extended by the limits of connections."""
 
     def __init__(self, application: ASGIApp, limits: ConnectionLimits) -> None:
         super().__init__(
@@ -64,48 +61,33 @@ class Settings(uvicorn.Config):
         self.limits = limits
 
 
-def with_memory(application: ASGIApp, budget: ByteBudget) -> ASGIApp:
-    """An ASGI application whose requests hold memory until their answer is written, and not only computed."""
-
-    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        memory = scope[MEMORY] = Reservation(budget)
-        try:
-            await application(scope, receive, send)
-            if memory.num_bytes:
-                await scope[WRITTEN]()
-        finally:
-            memory.release()
-
-    return answer
-
-
 class HttpConnection(HttpToolsProtocol):
-    """One connection, with bounds on headers, trailers, pipelined requests and on the time that its client takes."""
+    """One connection, with limits on headers, trailers, pipelined requests, memory and the client's time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         assert isinstance(self.config, Settings)
         self._limits = self.config.limits
         self._in_head = False  # between a request's first byte and the end of its headers
-        # Bytes since the request began, its headers ended or a piece of its body came; what such a stretch holds is
-        # headers, trailers or a chunk's frame.
+        # Bytes since the request began, its headers ended or a piece of its body arrived: they belong to headers,
+        # trailers or the framing of a chunk.
         self._stretch_bytes = 0
         self._refusal: tuple[int, str] | None = None
-        self._unparsed = bytearray()  # received, but long, or behind a request that waits for an answer
-        self._has_turn = False  # among the long steps of all connections
-        self._memory = Reservation(self._limits.request_memory)  # of what is not parsed, and of long headers
+        self._unparsed = bytearray()  # received, but long or behind a request that has no response yet
+        self._has_turn = False  # whether `_take_turn` is queued among the long steps
+        self._memory = Reservation(self._limits.request_memory)  # for unparsed bytes and long headers
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
-    # --- a connection's beginning and end ----------------------------------------------------------------------------
+    # --- start and end of a connection -------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Wait for the first request, but not for ever."""
+        """Start the time-out for the first request's headers."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Give back what the connection holds."""
+        """Cancel the connection's timers and release its memory."""
         for timer in (self._head_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
@@ -113,17 +95,17 @@ class HttpConnection(HttpToolsProtocol):
         self._unparsed = bytearray()
         super().connection_lost(exc)
 
-    # --- what comes in -----------------------------------------------------------------------------------------------
+    # --- receiving ---------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has come, as far as its turn has come."""
+        """Parse short data at once; queue long data for a turn of its own."""
         if self.transport.is_closing():
             return
         if len(data) <= PIECE_BYTES and not self.pipeline and not self._unparsed:
             self._parse(data)
             return
         self._unparsed += data
-        # Until its turn comes: uvloop would read 32 times before it turns to the next connection.
+        # Stop reading until the turn: uvloop reads up to 32 times before it serves the next connection.
         self.flow.pause_reading()
         if not self._has_turn:
             self._has_turn = True
@@ -139,7 +121,7 @@ class HttpConnection(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _parse_unparsed(self) -> None:
-        """Parse piece by piece, up to a request that has to wait for the answer to the one before it."""
+        """Parse piece by piece, up to a request that must wait for the response to an earlier one."""
         while self._unparsed and not self.pipeline and not self.transport.is_closing():
             piece = bytes(self._unparsed[:PIECE_BYTES])
             del self._unparsed[:PIECE_BYTES]
@@ -157,7 +139,7 @@ class HttpConnection(HttpToolsProtocol):
             self._memory.release()
 
     def _is_busy(self) -> bool:
-        """Whether a request has not been answered yet."""
+        """Return whether a request has no complete response yet."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def _parse(self, data: bytes) -> None:
@@ -181,18 +163,18 @@ class HttpConnection(HttpToolsProtocol):
             self._refusal = (429, str(error))
 
     def on_message_begin(self) -> None:
-        """A request begins."""
+        """Start counting a new request's header bytes."""
         self._in_head, self._stretch_bytes = True, 0
         self._head_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """A part of the request's address."""
+        """Add a part of the request's URL."""
         self._head_bytes += len(url)
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; trailers, which come behind the body, mean nothing here."""
+        """Add a header, and refuse the request beyond a limit; trailers, which follow the body, are ignored."""
         if not self._in_head or self._refusal is not None:
             return
         self._head_bytes += len(name) + len(value) + 4
@@ -204,7 +186,7 @@ class HttpConnection(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The body begins, and with it the work."""
+        """Start the application's call; the body follows."""
         if self._refusal is None and len(self.pipeline) >= MAX_PIPELINED:
             self._refusal = (503, f"more than {MAX_PIPELINED} requests wait for the answer to one before them")
         if self._refusal is not None:
@@ -217,20 +199,20 @@ class HttpConnection(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Pass on a piece of the body."""
         self._stretch_bytes = 0
         if self._refusal is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Mark the request as complete."""
         if self._refusal is None:
             super().on_message_complete()
 
-    # --- what goes out -----------------------------------------------------------------------------------------------
+    # --- sending -----------------------------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        """Turn to the next request; the rest of a body that nobody reads has a time-out too."""
+        """Continue with the next request; the unread rest of a body has a time-out, too."""
         body_is_there = self.cycle is None or not self.cycle.more_body
         super().on_response_complete()
         if self._unparsed:
@@ -240,12 +222,12 @@ class HttpConnection(HttpToolsProtocol):
             self._expect_head()
 
     def pause_writing(self) -> None:
-        """The client has not taken what was sent: it has a time-out for each step of it."""
+        """Start the client's time-out for each step of the response, because the write buffer is full."""
         super().pause_writing()
         self._watch_writing()
 
     def resume_writing(self) -> None:
-        """The client has taken most of it."""
+        """Stop the time-out, because the client has received most of the write buffer."""
         super().resume_writing()
         if self._write_timer is not None:
             self._write_timer.cancel()
@@ -274,11 +256,11 @@ class HttpConnection(HttpToolsProtocol):
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        """What uvicorn says to what is no HTTP, in the form of all errors here."""
+        """Send uvicorn's error for malformed HTTP, in this server's error format."""
         self._refuse(400, msg)
 
     def _refuse(self, status: int, text: str) -> None:
-        # An answer here would be taken for that to an earlier request that is still being computed.
+        # The client would take an error sent now for the response to an earlier request that is still in progress.
         its_own = not self._in_head and not self.pipeline and self.cycle is not None and not self.cycle.response_started
         if its_own or not self._is_busy():
             self.transport.write(refusal(status, text))
@@ -286,98 +268,13 @@ class HttpConnection(HttpToolsProtocol):
 
 
 def refusal(status: int, text: str) -> bytes:
-    """An error that ends a connection, as HTTP."""
+    """Encode an error response that ends the connection.
+
+    Args:
+        status: the HTTP status.
+        text: the error's text, sent as JSON.
+    """
     body = msgspec.json.encode({"error": text})
     head = f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
     head += f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
     return head.encode() + body
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn, with the process's signals left to `service.server`, and nothing to do while nobody asks."""
-
-    def __init__(self, application: ASGIApp, limits: ConnectionLimits) -> None:
-        super().__init__(Settings(with_memory(application, limits.request_memory), limits))
-        self._limits = limits
-        self._stopping = asyncio.Event()
-        self._opening: dict[HttpConnection, asyncio.Task[Any]] = {}
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Capture none."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept connections.
-
-        uvloop accepts one in each turn of the event loop. A turn takes milliseconds on a busy server, and the last of
-        many clients that come at once waits for as many turns.
-        """
-        await super().startup(sockets=[])
-        for listener in sockets or []:
-            listener.setblocking(False)
-            self._listen(listener)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept no more connections, and wait for the answers that are on their way."""
-        for listener in sockets or []:
-            asyncio.get_running_loop().remove_reader(listener)
-        await super().shutdown(sockets=sockets)
-
-    def _listen(self, listener: socket.socket) -> None:
-        if listener.fileno() != -1 and not self.should_exit:
-            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        """Accept all connections that wait."""
-        loop = asyncio.get_running_loop()
-        places = self._limits.max_connections - self._num_connections()
-        for _ in range(ACCEPTED_AT_ONCE):
-            try:
-                connection, _ = listener.accept()
-            except (BlockingIOError, InterruptedError):
-                return
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                if error.errno not in DESCRIPTOR_ERRORS:
-                    raise
-                log.warning("cannot accept connections", why=str(error))
-                loop.remove_reader(listener)
-                loop.call_later(ACCEPT_PAUSE_S, self._listen, listener)
-                return
-            connection.setblocking(False)
-            if places <= 0:
-                with contextlib.suppress(OSError):
-                    connection.send(refusal(503, f"there are {self._limits.max_connections} connections, the limit"))
-                connection.close()
-                continue
-            places -= 1
-            protocol = HttpConnection(config=self.config, server_state=self.server_state, app_state={})
-            self._opening[protocol] = loop.create_task(self._open(connection, protocol))
-
-    def _num_connections(self) -> int:
-        connections = self.server_state.connections
-        return len(connections) + sum(protocol not in connections for protocol in self._opening)
-
-    async def _open(self, connection: socket.socket, protocol: "HttpConnection") -> None:
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, connection)
-        except OSError:  # the client has hung up already
-            connection.close()
-        finally:
-            del self._opening[protocol]
-
-    async def main_loop(self) -> None:
-        """Wait for `stop`.
-
-        uvicorn's own looks every 0.1 s whether it is to end, and at settings that are not used here (a Date header, a
-        limit of requests). That was four fifths of what an idle server costs: a wake after a long sleep is dear, up to
-        1.5 ms on a virtual machine.
-        """
-        await self._stopping.wait()
-
-    def stop(self) -> None:
-        """Accept no more connections; `serve` returns when the last answer is out."""
-        self.should_exit = True
-        self._stopping.set()

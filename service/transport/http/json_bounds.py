@@ -1,9 +1,8 @@
-"""Bounds on what a JSON document may hold, checked before it is decoded.
+"""Limits on the content of a JSON document, checked before it is decoded.
 
-JSON is decoded under the interpreter's lock: until a call of the decoder returns, no other thread runs. What it costs
-depends on what the document holds and not only on its bytes, so the parts that cost are counted first, in slices, each
-of which takes well below a millisecond. Characters within strings are counted too; the bounds are far above what texts
-have.
+The decoder holds the interpreter's lock: no other thread runs until it returns. Its time depends on the content and not
+only on the number of bytes. Therefore the expensive parts are counted first, in slices that take well below a
+millisecond each. Characters within strings are counted too; the limits are far above the counts of ordinary texts.
 """
 
 from typing import NamedTuple, TypeVar
@@ -12,12 +11,12 @@ from service.errors import InvalidRequest, TooLarge
 from service.tasks.hub_messages import read_json
 
 MAX_JSON_BYTES = 4 * 2**20
-# Shorter documents are decoded within 10 ms whatever they hold.
+# Documents up to this size are decoded within 10 ms, whatever they contain.
 MAX_UNCHECKED_BYTES = 16 * 1024
 SLICE_BYTES = 64 * 1024
 
 DIGIT, EXPONENT, OTHER = b"0", b"e", b"."
-# Each byte becomes one of a few, so that runs of digits can be found by counting a text.
+# Maps each byte to one of a few classes, so that a run of digits can be counted as a fixed pattern.
 CLASS_OF = bytes.maketrans(
     bytes(range(256)),
     bytes(
@@ -37,16 +36,22 @@ T = TypeVar("T")
 
 
 class Bound(NamedTuple):
-    """At most so many of something that is recognised by a few bytes, after `CLASS_OF`."""
+    """A limit on how often a pattern may occur.
+
+    Attributes:
+        pattern: bytes to count, after the mapping by `CLASS_OF`.
+        limit: highest count that is allowed.
+        what: name of the counted thing in the error's text.
+    """
 
     pattern: bytes
     limit: int
     what: str
 
 
-# Limits from what each takes to decode on one core, in microseconds: 0.05 for a number, 0.1 for a string, 0.3 for a key
-# or a list, 12 for a number of 19 digits or more with an exponent, 1 for 40 digits of a longer one. A number that lies
-# across two slices may escape being counted, but there are at most 64 such places.
+# The limits follow from decoding times on one core, in microseconds: 0.05 for a number, 0.1 for a string, 0.3 for a key
+# or a list, 12 for a number of 19 digits or more with an exponent, 1 for 40 digits of a longer number. A number across
+# the border of two slices may be missed, but there are at most 64 borders.
 BOUNDS = (
     Bound(b",", 200_000, "values; send large tensors as binary data"),
     Bound(b"[", 32_768, "lists and objects; data may be flat"),
@@ -58,11 +63,15 @@ BOUNDS = (
 
 
 def check_json(document: memoryview, max_bytes: int = MAX_JSON_BYTES) -> None:
-    """Refuse a document that would take long to decode.
+    """Check that a document can be decoded quickly.
+
+    Args:
+        document: the JSON, undecoded.
+        max_bytes: the limit of its size.
 
     Raises:
-        TooLarge: it has too many bytes.
-        InvalidRequest: it holds too many of something; the text names the limit.
+        TooLarge: the document has more than `max_bytes`.
+        InvalidRequest: the document exceeds one of `BOUNDS`; the text names the limit.
     """
     if len(document) > max_bytes:
         raise TooLarge(
@@ -80,10 +89,16 @@ def check_json(document: memoryview, max_bytes: int = MAX_JSON_BYTES) -> None:
 
 
 def read_bounded_json(document: bytes | memoryview, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:
-    """A JSON document of the given form, if it is cheap enough to decode.
+    """Decode a JSON document after checking its limits.
+
+    Args:
+        document: the JSON.
+        kind: type to decode to.
+        max_bytes: the limit of its size.
 
     Raises:
-        InvalidRequest: it is not, or says what is wrong, and where.
+        TooLarge: the document has more than `max_bytes`.
+        InvalidRequest: the document exceeds a limit or does not have the form of `kind`; the text says where.
     """
     check_json(memoryview(document), max_bytes)
     return read_json(document, kind)

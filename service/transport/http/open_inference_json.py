@@ -1,8 +1,8 @@
-"""Bodies of the Open Inference Protocol over REST, with the binary tensor extension.
+"""Decode and encode bodies of the Open Inference Protocol over REST, with the binary tensor extension.
 
     JSON header (Inference-Header-Content-Length bytes) | binary data of the first tensor | of the second | ...
 
-Without that HTTP header the whole body is JSON; with the value 0 the whole body is the data of the only input.
+Without this HTTP header the whole body is JSON. With the value 0 the whole body is the data of the model's only input.
 """
 
 import math
@@ -19,13 +19,13 @@ from service.transport.http.json_bounds import read_bounded_json
 from service.transport.request_metadata import number_of
 from service.transport.tensor_codec import decode_json, decode_raw, encode_json, encode_raw
 
-MAX_TENSORS = 1024  # of one request, and as many outputs that it asks for
+MAX_TENSORS = 1024  # inputs of one request; requested outputs have the same limit
 BINARY_HEADER = "inference-header-content-length"
 NO_OUTPUTS = b'"outputs":[]'  # in an encoded `InferResponse`
 
 
 class InferInput(msgspec.Struct):
-    """One input tensor: its data as JSON, or in the binary part of the body (parameter `binary_data_size`)."""
+    """An input tensor; its data is JSON or lies in the binary part of the body (parameter `binary_data_size`)."""
 
     name: str
     shape: list[int]
@@ -35,7 +35,7 @@ class InferInput(msgspec.Struct):
 
 
 class InferRequestedOutput(msgspec.Struct):
-    """One wanted output; parameter `binary_data` asks for the binary form."""
+    """A requested output; parameter `binary_data` selects the binary form."""
 
     name: str
     parameters: dict[str, Any] = {}
@@ -51,7 +51,7 @@ class InferRequest(msgspec.Struct):
 
 
 class InferOutput(msgspec.Struct, omit_defaults=True):
-    """One output tensor; its data as JSON come behind these fields, or are in the binary part of the body."""
+    """An output tensor; its data follows these fields as JSON or lies in the binary part of the body."""
 
     name: str
     shape: list[int]
@@ -60,7 +60,7 @@ class InferOutput(msgspec.Struct, omit_defaults=True):
 
 
 class InferResponse(msgspec.Struct, omit_defaults=True):
-    """The JSON part of an inference response; `parameters` are the receipt."""
+    """The JSON part of an inference response; `parameters` contains the receipt."""
 
     model_name: str
     model_version: str
@@ -70,7 +70,7 @@ class InferResponse(msgspec.Struct, omit_defaults=True):
 
 
 class ExplainedFeature(msgspec.Struct):
-    """A word of a text: `start` and `end` count its characters; `weight` is how much it adds to the score."""
+    """A word of a text: `start` and `end` are character offsets; `weight` is what the word adds to the score."""
 
     text: str
     start: int
@@ -79,7 +79,7 @@ class ExplainedFeature(msgspec.Struct):
 
 
 class ExplainedPatches(msgspec.Struct):
-    """The patches of an image, row by row from the top left."""
+    """Weights of an image's patches, row by row from the top left."""
 
     rows: int
     columns: int
@@ -87,9 +87,9 @@ class ExplainedPatches(msgspec.Struct):
 
 
 class ExplainedToken(msgspec.Struct):
-    """A token of a text as the model reads it; a special one has its name as text and no place.
+    """A token of a text as the model reads it; for a special token, `text` is its name, `start` and `end` are 0.
 
-    `feature` is the number of the word that it belongs to.
+    `feature` is the index of the word that the token belongs to.
     """
 
     text: str
@@ -100,9 +100,9 @@ class ExplainedToken(msgspec.Struct):
 
 
 class ExplainedAttention(msgspec.Struct):
-    """The attention that was asked for, a row for each token that looks; null where there are too many numbers.
+    """Attention weights, one row per attending token; null if there are too many numbers.
 
-    `layers` and `heads` are how many there are; `layer` and `head`, from 0, which were asked for.
+    `layers` and `heads` count the model's layers and heads; `layer` and `head` are the requested ones, from 0.
     """
 
     part: str
@@ -114,7 +114,7 @@ class ExplainedAttention(msgspec.Struct):
 
 
 class ExplainFidelity(msgspec.Struct):
-    """What an explanation is worth, and what it took; `completeness_gap` is null but for `shap` and `gradients`."""
+    """Quality and cost of an explanation; `completeness_gap` is null except for `shap` and `gradients`."""
 
     deletion_area: float
     insertion_area: float
@@ -125,10 +125,10 @@ class ExplainFidelity(msgspec.Struct):
 
 
 class ExplainResponse(msgspec.Struct, omit_defaults=True):
-    """An explanation: of a text `features`, of a translation also its tokens, of an image `patches` and `overlay`.
+    """An explanation: of a text `features`, of a translation also `target_tokens`, of an image `patches` and `overlay`.
 
-    `influence` has a row for each feature and a column for each token of the translation; `overlay` is a PNG in base64.
-    The methods `attention` and `gradients` also weigh each of a text's `tokens`; `attention` is of that method.
+    `influence` has a row per feature and a column per token of the translation; `overlay` is a PNG in base64. The
+    methods `attention` and `gradients` also give weights of a text's `tokens`; only the first one gives `attention`.
     """
 
     model_name: str
@@ -150,7 +150,14 @@ class ExplainResponse(msgspec.Struct, omit_defaults=True):
 
 @dataclass(frozen=True, slots=True)
 class InferMessage:
-    """A request, decoded."""
+    """A decoded inference request.
+
+    Attributes:
+        id: the client's id of the request; empty if it gave none.
+        parameters: the request's parameters, unchecked.
+        arrays: input tensors by name.
+        outputs: the requested outputs; empty for all outputs.
+    """
 
     id: str
     parameters: Mapping[str, object]
@@ -159,10 +166,14 @@ class InferMessage:
 
 
 def header_length(given: str | None, body_bytes: int) -> int | None:
-    """The HTTP header's value: None when it is absent, which means JSON alone.
+    """Return the length of a body's JSON part in bytes; None if the HTTP header is absent and all of it is JSON.
+
+    Args:
+        given: the value of header `BINARY_HEADER`.
+        body_bytes: the size of the body.
 
     Raises:
-        InvalidRequest: not a number, or more than the body has.
+        InvalidRequest: the value is not a whole number, or greater than the body.
     """
     if given is None:
         return None
@@ -173,15 +184,16 @@ def header_length(given: str | None, body_bytes: int) -> int | None:
 
 
 def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec] | None) -> InferMessage:
-    """Decode a request body.
+    """Decode the body of an inference request.
 
     Args:
-        body: all of it.
-        header_bytes: from `header_length`.
-        specs: the model's inputs; needed only where `header_bytes` is 0.
+        body: the whole body.
+        header_bytes: result of `header_length`.
+        specs: the model's inputs; needed only if `header_bytes` is 0.
 
     Raises:
-        InvalidRequest: malformed in any way.
+        TooLarge: the JSON part has too many bytes.
+        InvalidRequest: the body is malformed, or exceeds a limit.
     """
     if header_bytes == 0:
         assert specs is not None
@@ -221,7 +233,7 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
 
 
 def _read_lone_tensor(body: bytes, specs: Sequence[TensorSpec]) -> Arrays:
-    """The raw body of a model with one input, whose shape follows from the number of bytes."""
+    """Decode a body that is the data of the model's only input; its shape follows from the number of bytes."""
     if len(specs) != 1:
         raise InvalidRequest(f"{BINARY_HEADER} 0 is for models with one input; this one has {len(specs)}")
     (spec,) = specs
@@ -242,17 +254,24 @@ def write_infer(
     *,
     all_binary: bool,
 ) -> tuple[list[bytes], int | None]:
-    """Encode a response body.
+    """Encode the body of an inference response.
+
+    Args:
+        model: the model's name.
+        receipt: becomes the response's parameters.
+        message: the request; its id is returned, and its requested outputs choose between JSON and binary data.
+        outputs: output tensors by name.
+        all_binary: whether outputs are binary data unless the request says otherwise.
 
     Returns:
-        the body in pieces, and the length of its JSON part, or None where all of it is JSON.
+        the pieces of the body, and the length of its JSON part in bytes (None if all of it is JSON).
 
     Raises:
-        InvalidRequest: an output has values that JSON cannot carry, and binary data was not asked for.
+        InvalidRequest: an output has values that JSON cannot represent, and binary data was not requested.
     """
     binary_wanted = {output.name: output.parameters.get("binary_data", all_binary) for output in message.outputs}
     response = InferResponse(model, receipt.model_version, [], dict(receipt.as_parameters()), message.id)
-    # Within a string the quotation marks would have backslashes before them.
+    # The split is safe: within a string, the quotation marks would be escaped by backslashes.
     before, after = msgspec.json.encode(response).split(NO_OUTPUTS)
     pieces, blobs, separator = [before, NO_OUTPUTS[:-1]], list[bytes](), b""
     for name, array in outputs.items():
@@ -269,7 +288,14 @@ def write_infer(
 
 
 def explain_response(model: str, request_id: str, explanation: Explanation, receipt: Receipt) -> ExplainResponse:
-    """An explanation as a document."""
+    """Build the response document of an explanation.
+
+    Args:
+        model: the model's name.
+        request_id: returned as the document's id.
+        explanation: weights, by the method that was asked for.
+        receipt: timings of the request.
+    """
     response = ExplainResponse(
         model,
         receipt.model_version,

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the HTTP face, as /openapi.json and for the page /docs."""
+"""Build the OpenAPI document of the HTTP server, for /openapi.json and the page /docs."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -22,7 +22,7 @@ ERRORS = {
 
 
 class ErrorBody(msgspec.Struct):
-    """Every error."""
+    """The body of every error response."""
 
     error: str
 
@@ -36,7 +36,7 @@ class ServerMetadata(msgspec.Struct):
 
 
 class TensorMetadata(msgspec.Struct):
-    """One input or output of a model; -1 in `shape` is any size."""
+    """An input or output of a model; -1 in `shape` stands for any size."""
 
     name: str
     datatype: str
@@ -44,7 +44,7 @@ class TensorMetadata(msgspec.Struct):
 
 
 class ModelMetadata(msgspec.Struct):
-    """Tensors and versions of a model; property `explain` names the methods that explain it."""
+    """Tensors and versions of a model; property `explain` lists the explanation methods that it supports."""
 
     name: str
     versions: list[str]
@@ -55,10 +55,10 @@ class ModelMetadata(msgspec.Struct):
 
 
 class IndexEntry(msgspec.Struct):
-    """A model of the store: the version that answers a request without one, those that are ready, what it does.
+    """An entry of the model index.
 
-    `explain` names the methods that explain it. `batching` says whether requests share its engine calls, and on what
-    grounds: proved, declared, or why not.
+    `version` answers requests that name no version; `versions` are ready. `explain` lists the explanation methods that
+    the model supports. `batching` says whether requests share engine calls, and why: proved, declared, or the obstacle.
     """
 
     name: str
@@ -75,27 +75,27 @@ class IndexEntry(msgspec.Struct):
 
 
 class ModelIndex(msgspec.Struct):
-    """Every model of the store; `grpc_port` is null where the server took a free one."""
+    """All models of the store; `grpc_port` is null if the server was started with gRPC port 0, any free one."""
 
     models: list[IndexEntry]
     grpc_port: int | None
 
 
 class Live(msgspec.Struct):
-    """The process lives."""
+    """Liveness of the process."""
 
     live: bool
 
 
 class Ready(msgspec.Struct):
-    """Whether requests would be answered correctly now, and if not, why."""
+    """Readiness of the server; `reason` says why it is not ready."""
 
     ready: bool
     reason: str | None
 
 
 class ModelReady(msgspec.Struct):
-    """The same of one model."""
+    """Readiness of a model; `reason` says why it is not ready."""
 
     name: str
     ready: bool
@@ -103,7 +103,7 @@ class ModelReady(msgspec.Struct):
 
 
 class ServerReady(msgspec.Struct):
-    """The same of the server, with every model that is not served."""
+    """Readiness of the server; `not_served` gives a reason for each model that is not served."""
 
     ready: bool
     reason: str | None
@@ -111,7 +111,7 @@ class ServerReady(msgspec.Struct):
 
 
 class TranslatedText(msgspec.Struct):
-    """A translation."""
+    """The translation of one text."""
 
     translation_text: str
 
@@ -123,7 +123,7 @@ class LabelScore(msgspec.Struct):
     score: float
 
 
-# Media types of the files that image models take, as a body of their own.
+# Media types of image files, which may be the whole body of a request.
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
 
@@ -151,7 +151,15 @@ HEADERS = [
 def openapi_document(
     version: str, models: list[str], text_request: type, image_request: type, translation_request: type
 ) -> dict[str, Any]:
-    """The document, with the models that are ready as examples of the path parameter."""
+    """Build the document.
+
+    Args:
+        version: the server's version.
+        models: names of the ready models, listed as examples of the path parameter.
+        text_request: request type of text classification in the task API.
+        image_request: request type of image classification.
+        translation_request: request type of translation.
+    """
     task_requests = [text_request, image_request, translation_request]
     kinds: list[type] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
@@ -174,7 +182,7 @@ def openapi_document(
 
 
 def _server_paths(schema: dict[type, Any]) -> dict[str, Any]:
-    """Health, readiness, metrics and metadata."""
+    """Build the paths of health, readiness, metrics and server metadata."""
     live, ready = "The process lives", "The server would answer correctly now"
     metrics = {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}}
     return {
@@ -189,18 +197,18 @@ def _server_paths(schema: dict[type, Any]) -> dict[str, Any]:
 
 
 def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequence[type]) -> dict[str, Any]:
-    """The Hugging Face task API."""
+    """Build the path of the Hugging Face task API."""
     scores = {"type": "array", "items": schema[LabelScore]}
     translations = {"type": "array", "items": schema[TranslatedText]}
     usual = [{"type": "array", "items": scores}, scores, translations]
-    # Where `explain` is among the parameters.
+    # The response if the parameters contain `explain`.
     explained = {
         "type": "object",
         "properties": {"answer": {"anyOf": usual}, "explanation": schema[rest.ExplainResponse]},
         "required": ["answer", "explanation"],
     }
     answer = _json(ANSWER, {"anyOf": [*usual, explained]})
-    # A translation request with "stream": true is answered so.
+    # The response to a translation request with "stream": true.
     answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation = _post(
         "Hugging Face task API: text classification, image classification, translation",
@@ -212,7 +220,7 @@ def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequen
 
 
 def _protocol_paths(schema: dict[type, Any], model: dict[str, Any]) -> dict[str, Any]:
-    """The Open Inference Protocol's of one model, with and without its version."""
+    """Build the Open Inference Protocol's paths of a model, with and without a version."""
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
     metadata = _get("Model metadata", _answers(schema, ModelMetadata) | _errors(schema, 404, 503))
     ready_answers = _answers(schema, ModelReady) | _errors(schema, 404) | _not_ready(schema, ModelReady)

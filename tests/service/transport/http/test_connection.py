@@ -1,160 +1,30 @@
-"""Connections of the HTTP face: accepting, bounds on what comes over one, time-outs, memory."""
+"""HTTP connections: limits on requests, time-outs, memory."""
 
 import asyncio
 import contextlib
 import json
 import socket
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import onnx
 import pytest
-import uvloop
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from service.process.memory_budget import ByteBudget
 from service.transport.http.connection import (
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_PIPELINED,
     MEMORY,
-    ConnectionLimits,
-    HttpServer,
 )
-from service.transport.turns import Turns
 from tests.conftest import Server, running_server, write_onnx
-
-HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
-
-
-async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
-    """An application that reads the body and answers with its length."""
-    size, more = 0, True
-    while more:
-        message = await receive()
-        more = message["type"] == "http.request" and message.get("more_body", False)
-        size += len(message.get("body", b""))
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"x-size", str(size).encode())]})
-    await send({"type": "http.response.body", "body": b"ok"})
-
-
-class Running:
-    """An HTTP server in this event loop."""
-
-    def __init__(self, server: HttpServer, port: int, budget: ByteBudget) -> None:
-        self.server, self.port, self.budget = server, port, budget
-        self.writers: list[asyncio.StreamWriter] = []
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A new connection to it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        self.writers.append(writer)
-        return reader, writer
-
-    async def exchange(self, sent: bytes) -> bytes:
-        """What comes back on a connection of its own, until the server ends it."""
-
-        def in_thread() -> bytes:
-            received = b""
-            with (
-                socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection,
-                contextlib.suppress(ConnectionError),
-            ):
-                sending = threading.Thread(target=send_all, args=(connection, sent))
-                sending.start()
-                try:
-                    while part := connection.recv(65536):
-                        received += part
-                finally:
-                    sending.join()
-            return received
-
-        return await asyncio.to_thread(in_thread)
-
-
-def send_all(connection: socket.socket, sent: bytes) -> None:
-    """Send, unless the server ends the connection before."""
-    with contextlib.suppress(ConnectionError):
-        connection.sendall(sent)
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    application: ASGIApp, *, max_connections: int = 1000, client_timeout_s: float = 30.0, memory_bytes: int = 10**8
-) -> AsyncIterator[Running]:
-    """A server with this application and these limits."""
-    budget = ByteBudget("request memory", memory_bytes)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    server = HttpServer(application, ConnectionLimits(max_connections, client_timeout_s, budget, Turns()))
-    serving_task = asyncio.create_task(server.serve([listener]))
-    await turns_until(lambda: server.started)
-    try:
-        yield (running := Running(server, listener.getsockname()[1], budget))
-    finally:
-        for writer in running.writers:
-            writer.transport.abort()
-        for connection in list(server.server_state.connections):
-            connection.transport.abort()
-        server.stop()
-        await serving_task
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Run a test in the event loop that the server uses."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await test()
-
-    uvloop.run(bounded())
-
-
-async def turns_until(condition: Callable[[], bool]) -> int:
-    """How many turns of the event loop pass until a condition holds."""
-    turns = 0
-    while not condition():
-        turns += 1
-        await asyncio.sleep(0)
-    return turns
-
-
-def test_connections_that_come_at_once_are_accepted_in_a_few_turns_of_the_loop() -> None:
-    """A turn may take long on a busy server, so 128 connections must not wait for 128 of them."""
-
-    async def test() -> None:
-        async with serving(answer_ok) as running:
-            clients = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(128)]
-            assert await turns_until(lambda: len(running.server.server_state.connections) == 128) < 16
-            for client in clients:
-                client.close()
-
-    run(test)
-
-
-def test_connections_over_the_limit_are_refused() -> None:
-    """The refusal names the limit; a connection that ends makes room for another one."""
-
-    async def test() -> None:
-        async with serving(answer_ok, max_connections=2) as running:
-            held = [await running.connect() for _ in range(2)]
-            await turns_until(lambda: len(running.server.server_state.connections) == 2)
-            refused = await running.exchange(b"")
-            assert refused.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-            assert json.loads(refused.split(b"\r\n\r\n")[1]) == {"error": "there are 2 connections, the limit"}
-            held[0][1].close()
-            await turns_until(lambda: len(running.server.server_state.connections) == 1)
-            reader, writer = await running.connect()
-            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
-
-    run(test)
+from tests.service.transport.http.bare_server import HEAD, answer_ok, run, serving, turns_until
 
 
 def test_long_bodies_that_come_at_once_take_turns() -> None:
-    """Each has a turn of the loop of its own, and everybody else is served in between."""
+    """Each body is parsed in its own iteration of the loop, and other connections are served in between."""
 
     async def test() -> None:
         count, parsed_at = 0, list[int]()
@@ -184,7 +54,7 @@ def test_long_bodies_that_come_at_once_take_turns() -> None:
 
 
 def test_a_request_behind_a_large_body_is_not_refused() -> None:
-    """Both come in one segment, and the body's bytes are not counted as the second one's headers."""
+    """Both arrive in one segment, and the bytes of the body are not counted as headers of the second request."""
 
     async def test() -> None:
         async with serving(answer_ok) as running:
@@ -203,7 +73,7 @@ def test_a_request_behind_a_large_body_is_not_refused() -> None:
     "trailers", [b"x-trailer: " + b"t" * 100 + b"\r\n", b"t", b"x" * 200 + b":\r\n"], ids=["many", "one name", "empty"]
 )
 def test_trailers_without_end_are_refused(trailers: bytes) -> None:
-    """They count like headers, and none of them is kept."""
+    """Trailers have the limit of headers, and none of them is kept."""
 
     async def test() -> None:
         async with serving(answer_ok) as running:
@@ -222,7 +92,7 @@ def test_trailers_without_end_are_refused(trailers: bytes) -> None:
 
 
 def test_trailers_are_no_headers() -> None:
-    """Short ones pass, and mean nothing."""
+    """Short trailers are accepted and ignored."""
     scopes: list[Scope] = []
 
     async def noting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -249,7 +119,7 @@ def test_trailers_are_no_headers() -> None:
     ids=["many", "long", "endless"],
 )
 def test_headers_beyond_a_limit_are_refused_though_they_come_in_one_piece(headers: bytes, expected: str) -> None:
-    """Number and bytes have a limit each."""
+    """The number of headers and their bytes have a limit each."""
 
     async def test() -> None:
         async with serving(answer_ok) as running:
@@ -261,7 +131,7 @@ def test_headers_beyond_a_limit_are_refused_though_they_come_in_one_piece(header
 
 
 def test_half_sent_headers_have_a_time_out() -> None:
-    """408 names the option; a connection that sends nothing at all is closed."""
+    """The error 408 names the option; a connection that sends nothing is closed."""
 
     async def test() -> None:
         async with serving(answer_ok, client_timeout_s=0.05) as running:
@@ -276,7 +146,7 @@ def test_half_sent_headers_have_a_time_out() -> None:
 
 
 def test_a_body_that_nobody_reads_has_a_time_out() -> None:
-    """The answer is there already, and the connection does not stay for the rest."""
+    """The response is sent before the body is complete, and the connection does not wait for the rest for ever."""
 
     async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
@@ -291,7 +161,7 @@ def test_a_body_that_nobody_reads_has_a_time_out() -> None:
 
 
 def test_an_answer_that_nobody_reads_holds_memory_until_its_time_out() -> None:
-    """Others are refused meanwhile, and served afterwards."""
+    """Its memory is reserved until the time-out, and free for other requests afterwards."""
     large = 50_000_000
 
     async def answer_large(scope: Scope, receive: Receive, send: Send) -> None:
@@ -314,7 +184,7 @@ def test_an_answer_that_nobody_reads_holds_memory_until_its_time_out() -> None:
 
 
 def test_requests_that_wait_for_an_answer_are_bounded() -> None:
-    """What comes behind them is not parsed, and far too many of them end the connection."""
+    """Requests beyond the limit are not parsed, and far too many of them end the connection."""
     asked: list[Any] = []
     answering = asyncio.Event()
 
@@ -343,7 +213,7 @@ def test_requests_that_wait_for_an_answer_are_bounded() -> None:
 
 
 def test_what_waits_behind_a_request_is_parsed_once_that_is_answered() -> None:
-    """Nothing is lost where a second request's large body comes before the first one's answer."""
+    """Nothing is lost if a second request's large body arrives before the first response."""
     answering = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -366,7 +236,7 @@ def test_what_waits_behind_a_request_is_parsed_once_that_is_answered() -> None:
 
 
 def small_server(store: Path, client_timeout_s: float) -> contextlib.AbstractContextManager[Server]:
-    """A server with room for two bodies of one MB."""
+    """Run a server with memory for two bodies of one MB."""
     floats = (onnx.TensorProto.FLOAT, ["rows", 1])
     write_onnx(store / "same/1", [onnx.helper.make_node("Identity", ["x"], ["y"])], {"x": floats}, {"y": floats})
     limits = ("--max-body-bytes", "1000000", "--max-request-memory-bytes", "2000000")
@@ -375,20 +245,20 @@ def small_server(store: Path, client_timeout_s: float) -> contextlib.AbstractCon
 
 @pytest.fixture(scope="module")
 def patient_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One that waits for slow clients."""
+    """Run a server that waits for slow clients."""
     with small_server(tmp_path_factory.mktemp("patient"), 600) as running:
         yield running
 
 
 def reserved_bytes(server: Server) -> float:
-    """What the budget for bodies has reserved."""
+    """Return the reserved bytes of the request memory, from the metrics."""
     text = httpx.get(f"{server.http}/metrics").text
     name = 'heed_memory_reserved_bytes{budget="request memory"} '
     return next(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
 
 
 def begin_body(server: Server, sent: bytes = b"x") -> socket.socket:
-    """A connection that has announced a body of a MB and sent some of it."""
+    """Open a connection, announce a body of one MB, and send a part of it."""
     host, port = server.http.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)), timeout=30)
     connection.sendall(b"POST /v2/models/same/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + sent)
@@ -396,7 +266,7 @@ def begin_body(server: Server, sent: bytes = b"x") -> socket.socket:
 
 
 def test_bodies_reserve_memory_before_they_are_read(patient_server: Server) -> None:
-    """A third one is refused like an overload, until another one ends."""
+    """A third body is refused as an overload until another request ends."""
     url, whole = f"{patient_server.http}/v2/models/same/infer", {"inference-header-content-length": "0"}
     held = [begin_body(patient_server) for _ in range(2)]
     while reserved_bytes(patient_server) < 2_000_000:
@@ -417,7 +287,7 @@ def test_bodies_reserve_memory_before_they_are_read(patient_server: Server) -> N
 
 
 def test_a_slow_body_loses_what_it_reserved(tmp_path: Path) -> None:
-    """408 names what was there and the option."""
+    """The error 408 names the bytes that were received, and the option."""
     with small_server(tmp_path, 0.2) as server, begin_body(server) as connection:
         answer = b"".join(iter(lambda: connection.recv(10_000), b""))
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")

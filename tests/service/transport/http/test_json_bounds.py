@@ -1,4 +1,4 @@
-"""JSON that would take long to decode is refused before it is decoded, on every face; large answers come in slices."""
+"""JSON that would take long to decode is refused first, on every face; large responses are encoded in slices."""
 
 import json
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from tests.conftest import Server, running_server, write_onnx
 
 
 class Anything(msgspec.Struct):
-    """A document that may hold anything."""
+    """A document with any content."""
 
     data: Any
 
 
 def document(fragment: bytes, number: int) -> bytes:
-    """A document with a fragment many times."""
+    """Build a document that repeats a fragment."""
     return b'{"data": [' + b",".join([fragment] * number) + b"]}"
 
 
@@ -49,7 +49,7 @@ COSTLY = {
 
 @pytest.mark.parametrize("name", COSTLY)
 def test_what_takes_long_to_decode_is_refused_with_the_limit(name: str) -> None:
-    """Each kind of it has a limit of its own, and is counted before it is decoded."""
+    """Each expensive kind of content has its own limit, which is checked before decoding."""
     body, expected = COSTLY[name]
     assert len(body) < MAX_JSON_BYTES
     with pytest.raises(InvalidRequest) as raised:
@@ -69,13 +69,13 @@ def test_what_takes_long_to_decode_is_refused_with_the_limit(name: str) -> None:
     ids=["image", "exponents", "rows", "prose", "not ascii"],
 )
 def test_what_people_send_passes(body: bytes) -> None:
-    """Numbers as programs write them, and texts as people do."""
+    """Numbers as programs write them and texts as people write them are within the limits."""
     check_json(memoryview(body))
     assert msgspec.to_builtins(read_bounded_json(body, Anything))
 
 
 def test_json_has_a_limit_of_bytes_of_its_own() -> None:
-    """Below that of bodies, which raw tensors may fill."""
+    """It is lower than the limit of a body, which may consist of raw tensors."""
     body = b'{"data": "' + b"x" * MAX_JSON_BYTES + b'"}'
     with pytest.raises(TooLarge, match=f"the JSON has {len(body)} bytes, the limit is {MAX_JSON_BYTES}; send large"):
         check_json(memoryview(body))
@@ -83,7 +83,7 @@ def test_json_has_a_limit_of_bytes_of_its_own() -> None:
 
 
 def test_an_answer_is_encoded_in_slices_that_give_one_document() -> None:
-    """The slices' borders are not seen."""
+    """The result is the same as that of a single call of the encoder."""
     numbers = np.arange(2 * JSON_SLICE_ELEMENTS + 5, dtype=np.float32).reshape(-1, 1) / 7
     assert msgspec.json.decode(b"".join(encode_json("y", numbers))) == msgspec.json.decode(
         msgspec.json.encode(numbers.ravel().tolist())
@@ -93,7 +93,7 @@ def test_an_answer_is_encoded_in_slices_that_give_one_document() -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a bare model, one that gives much for little, and a text classifier."""
+    """Run a server with a bare model, a model with large outputs for small inputs, and a text classifier."""
     import shutil
 
     from tests.conftest import ROOT
@@ -114,7 +114,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def bodies_of_faces() -> list[tuple[str, str, dict[str, str], bytes, str]]:
-    """A costly document for each face that reads JSON: name, path, headers, body, error."""
+    """Return an expensive document for each face that reads JSON: name, path, headers, body, error."""
     lists, keys = COSTLY["empty lists"][0][9:-1], COSTLY["keys"][0][9:-1]
     tensor = b'{"inputs": [{"name": "x", "shape": [40000], "datatype": "FP32", "data": ' + lists + b"}]}"
     inputs = b",".join(b'{"name":"%d","shape":[0],"datatype":"FP32","data":[]}' % number for number in range(8_000))
@@ -133,7 +133,7 @@ def bodies_of_faces() -> list[tuple[str, str, dict[str, str], bytes, str]]:
 
 @pytest.mark.parametrize("face", bodies_of_faces(), ids=lambda face: face[0])
 def test_every_face_refuses_costly_json(face: tuple[str, str, dict[str, str], bytes, str], server: Server) -> None:
-    """By the limit that it breaks."""
+    """The error names the limit that the document exceeds."""
     _, path, headers, body, expected = face
     response = httpx.post(f"{server.http}{path}", content=body, headers=headers, timeout=60)
     assert response.status_code == 400
@@ -141,14 +141,14 @@ def test_every_face_refuses_costly_json(face: tuple[str, str, dict[str, str], by
 
 
 def test_options_may_hold_anything(server: Server) -> None:
-    """They mean nothing here, and nothing of them is kept."""
+    """The options of the hub's own service are ignored, and nothing of them is kept."""
     options = {f"key {number}": [number] for number in range(500)}
     response = httpx.post(f"{server.http}/models/sentiment", json={"inputs": "fine", "options": options}, timeout=60)
     assert response.status_code == 200
 
 
 def test_large_answers_come_as_json_within_the_memory_budget(server: Server) -> None:
-    """A million numbers; one that is larger than the budget is refused."""
+    """A million numbers are returned; a response that exceeds the budget is refused."""
 
     def ask(rows: int) -> httpx.Response:
         tensor = {"name": "x", "shape": [rows, 1], "datatype": "FP32", "data": [0.5] * rows}

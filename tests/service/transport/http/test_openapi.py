@@ -1,4 +1,4 @@
-"""The OpenAPI page and the server say the same: schemathesis makes requests of every kind from the page."""
+"""The OpenAPI document matches the server: schemathesis generates requests of every kind from the document."""
 
 import base64
 from typing import Any
@@ -18,7 +18,7 @@ CHECKS = [status_code_conformance, content_type_conformance, response_schema_con
 
 
 def test_every_answer_is_as_the_page_says(server: Server) -> None:
-    """Status, content type and body of every operation, for valid and invalid requests; no server error."""
+    """Status, content type and body conform for every operation, also with invalid requests; none is a server error."""
     operations = operations_of(server)
     assert len(operations) >= 14
     ask_all(operations, "sentiment")
@@ -26,7 +26,7 @@ def test_every_answer_is_as_the_page_says(server: Server) -> None:
 
 @pytest.mark.slow
 def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server) -> None:
-    """Inference and the task API, which take files too."""
+    """Inference and the task API conform, also with image files as bodies."""
     operations = [operation for operation in operations_of(image_server) if operation.body]
     assert {"/models/{model}", "/v2/models/{model}/infer"} <= {operation.path for operation in operations}
     ask_all(operations, "vit")
@@ -34,12 +34,12 @@ def test_every_answer_of_an_image_model_is_as_the_page_says(image_server: Server
 
 @pytest.mark.slow
 def test_every_answer_of_a_translation_model_is_as_the_page_says(translation_server: Server) -> None:
-    """Inference and the task API, which may stream."""
+    """Inference and the task API conform, also with streams."""
     ask_all([operation for operation in operations_of(translation_server) if operation.body], "dogs")
 
 
 def test_explanations_are_as_the_page_says(server: Server, image_server: Server, translation_server: Server) -> None:
-    """Of each task, over the Open Inference Protocol and beside the usual answer: chance finds no input of an image."""
+    """Explanations of each task conform on both APIs; the inputs are given because random ones are no images."""
     image = base64.b64encode(noise_files(1)[0]).decode()
     for running, model, name, element in (
         (server, "sentiment", "text", "a fine film"),
@@ -62,13 +62,13 @@ def test_explanations_are_as_the_page_says(server: Server, image_server: Server,
 
 
 def operations_of(server: Server) -> list[Any]:
-    """Everything on the page."""
+    """Return all operations of the document."""
     api = schemathesis.openapi.from_url(f"{server.http}/openapi.json")
     return [result.ok() for result in api.get_all_operations()]
 
 
 def ask_all(operations: list[Any], model: str) -> None:
-    """Requests of every kind."""
+    """Send generated requests to each operation, and check the responses."""
     for operation in operations:
         # A GET without parameters cannot be wrong.
         for mode in schemathesis.GenerationMode if operation.body else [schemathesis.GenerationMode.POSITIVE]:

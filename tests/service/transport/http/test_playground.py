@@ -1,4 +1,4 @@
-"""The page at `/` in a real browser, against a real server: from input to answer, by hand and by keyboard."""
+"""The page at `/` in a real browser, against a real server: from input to answer, by mouse and by keyboard."""
 
 import base64
 import json
@@ -46,7 +46,7 @@ CARD = '# A card\n\n<img src="/x" onerror="document.title = 1"> and `code`\n\n| 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One of each task from the repository's own store, a bare model with a card, and one that is not served."""
+    """Run a server with a model of each task, a bare model with a card, and a model that is not served."""
     store = tmp_path_factory.mktemp("playground") / "models"
     models = {"sentiment/1": "sentiment-small", "sentiment/2": "sentiment-small"}
     models |= {"cifar10-vit/1": "cifar10-vit", "translation-en-de/1": "translation-en-de"}
@@ -63,7 +63,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests."""
+    """Launch one browser for all tests."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
         yield browser
@@ -72,7 +72,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, server: Server) -> Iterator[Page]:
-    """The page, open; whatever a test does with it, it asks nobody else and throws nothing."""
+    """Open the page; after the test, check that it sent no request elsewhere and threw no error."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     context.set_default_timeout(WAIT_MS)
     expect.set_options(timeout=WAIT_MS)
@@ -91,32 +91,32 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
 
 
 def choose(page: Page, model: str) -> None:
-    """A model, until the page shows it."""
+    """Select a model, and wait until the page shows it."""
     page.get_by_label("Model", exact=True).select_option(model)
     expect(page.locator("#snippet")).to_contain_text(model if model != "damaged" else "not served")
 
 
 def press(page: Page, name: str) -> None:
-    """A button."""
+    """Click a button."""
     page.get_by_role("button", name=name, exact=True).click()
 
 
 def png(colour: tuple[int, int, int] = (90, 130, 200), side: int = 32) -> bytes:
-    """A picture of one colour."""
+    """Encode an image of one colour."""
     file = BytesIO()
     Image.new("RGB", (side, side), colour).save(file, "PNG")
     return file.getvalue()
 
 
 def give_picture(page: Page, image: bytes, name: str = "it's a picture.png") -> None:
-    """As a person does who chooses a file."""
+    """Choose an image file, as a person does."""
     page.get_by_label("Picture: JPEG, PNG or WebP").set_input_files(
         {"name": name, "mimeType": "image/png", "buffer": image}
     )
 
 
 def bars(page: Page) -> dict[str, str]:
-    """Labels and percentages of the answer that is shown."""
+    """Return the labels and percentages of the answer on the page."""
     expect(page.locator("#answer .bars")).to_be_visible()
     rows = page.locator("#answer .bars li")
     return {
@@ -126,25 +126,25 @@ def bars(page: Page) -> dict[str, str]:
 
 
 def percentages(scores: list[dict[str, Any]]) -> dict[str, str]:
-    """The task API's answer as the page writes it."""
+    """Format the task API's answer as the page does."""
     return {entry["label"]: f"{100 * entry['score']:.1f} %" for entry in scores}
 
 
 def facts(place: Locator) -> dict[str, str]:
-    """Names and values of a receipt."""
+    """Return the names and values of a receipt."""
     expect(place.locator(".facts").first).to_be_visible()
     names = place.locator(".facts dt").all_inner_texts()
     return dict(zip(names, place.locator(".facts dt + dd").all_inner_texts(), strict=True))
 
 
 def error(page: Page, place: str = "#answer") -> str:
-    """The sentence that says what is wrong."""
+    """Return the error's sentence."""
     expect(page.locator(f"{place} [role=alert]")).to_be_visible()
     return page.locator(f"{place} [role=alert]").inner_text()
 
 
 def test_what_is_served_as_the_page_forbids_everything_from_elsewhere(server: Server) -> None:
-    """The policy comes with each of its files, and none of them has script or style in line."""
+    """Each of its files is sent with the policy, and none of them has inline script or style."""
     for path, media_type in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
         answer = httpx.get(f"{server.http}{path}")
         assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
@@ -156,7 +156,7 @@ def test_what_is_served_as_the_page_forbids_everything_from_elsewhere(server: Se
 
 
 def test_the_browser_keeps_the_page_from_asking_others(page: Page, server: Server) -> None:
-    """The policy is enforced: not even another port of the same machine is asked."""
+    """The policy is enforced, even for another port of the same machine."""
     blocked = page.evaluate(
         """url => new Promise(resolve => {
             addEventListener("securitypolicyviolation", event => resolve(event.blockedURI));
@@ -168,7 +168,7 @@ def test_the_browser_keeps_the_page_from_asking_others(page: Page, server: Serve
 
 
 def test_a_sentence_becomes_label_bars_and_a_receipt(page: Page, server: Server) -> None:
-    """The task API's own numbers; the version that answered is the highest, or the one that is chosen."""
+    """The numbers are those of the task API; the highest version answers, or the selected one."""
     choose(page, "sentiment")
     page.get_by_label("Text", exact=True).fill(TEXT)
     press(page, "Classify")
@@ -186,7 +186,7 @@ def test_a_sentence_becomes_label_bars_and_a_receipt(page: Page, server: Server)
 
 
 def test_a_translation_appears_piece_by_piece(page: Page, server: Server) -> None:
-    """Several pieces are written, in order, and together are the translation; then the receipt."""
+    """Several pieces appear in order and form the translation; the receipt follows."""
     choose(page, "translation-en-de")
     page.get_by_label("Text", exact=True).fill(SENTENCE)
     page.evaluate(
@@ -210,7 +210,7 @@ def test_a_translation_appears_piece_by_piece(page: Page, server: Server) -> Non
 
 
 def test_a_translation_by_beams_comes_whole(page: Page, server: Server) -> None:
-    """The same as the task API finds with as many; of a version that is chosen too."""
+    """It is the task API's result for the same number of beams, also for a selected version."""
     choose(page, "translation-en-de")
     page.get_by_label("Text", exact=True).fill(SENTENCE)
     page.get_by_label("Beams").select_option("4")
@@ -224,7 +224,7 @@ def test_a_translation_by_beams_comes_whole(page: Page, server: Server) -> None:
 
 
 def test_a_picture_is_classified_when_it_is_chosen_or_dropped(page: Page, server: Server) -> None:
-    """At once, with the task API's numbers; of a version that is chosen all classes are shown."""
+    """The answer appears at once, with the task API's numbers; for a selected version all classes are shown."""
     choose(page, "cifar10-vit")
     image = png()
     give_picture(page, image)
@@ -254,14 +254,14 @@ def test_a_picture_is_classified_when_it_is_chosen_or_dropped(page: Page, server
 
 
 def test_a_drawn_picture_stands_in_for_one_of_ones_own(page: Page) -> None:
-    """The drawn ship goes to the model like any other."""
+    """The drawn ship is sent to the model like any other image."""
     choose(page, "cifar10-vit")
     press(page, "No picture at hand? Take a drawn ship")
     expect(page.locator("#answer .result")).to_contain_text("ship")
 
 
 def test_a_bare_model_takes_tensors(page: Page) -> None:
-    """The request is sketched from its metadata, its answer shown as it comes, and its card as text."""
+    """The request is drafted from the model's metadata; the answer is shown unchanged, and the card as text."""
     choose(page, "double")
     field = page.get_by_label("Request of the Open Inference Protocol, as JSON")
     expect(field).to_have_value(re.compile('"name":"x"'))
@@ -278,7 +278,7 @@ def test_a_bare_model_takes_tensors(page: Page) -> None:
 
 
 def test_the_card_is_shown_as_text(page: Page) -> None:
-    """Headings, code and tables; what looks like markup is no markup. Where there is no card, a sentence."""
+    """Headings, code and tables are formatted, HTML stays text; a sentence stands in for a missing card."""
     choose(page, "double")
     card = page.locator("#card")
     expect(card.get_by_role("heading", name="A card")).to_be_attached()
@@ -294,7 +294,7 @@ def test_the_card_is_shown_as_text(page: Page) -> None:
 
 
 def test_errors_are_sentences(page: Page) -> None:
-    """Nothing given, more than the model takes, no picture, a model that is not served, no server."""
+    """The cases: no input, too much input, no image, a model that is not served, no server."""
     choose(page, "sentiment")
     page.get_by_label("Text", exact=True).fill(" ")
     press(page, "Classify")
@@ -318,7 +318,7 @@ def test_errors_are_sentences(page: Page) -> None:
 
 
 def test_a_stopped_answer_says_so(page: Page) -> None:
-    """Stop ends the request, and gives the focus back."""
+    """The button Stop cancels the request and returns the focus."""
     choose(page, "sentiment")
     page.route("**/models/sentiment", lambda route: None)  # an answer that does not come
     press(page, "Classify")
@@ -329,7 +329,7 @@ def test_a_stopped_answer_says_so(page: Page) -> None:
 
 
 def test_an_answer_on_its_way_is_not_shown_under_another_model(page: Page) -> None:
-    """Who chooses another model ends what the one before was asked, its explanation too."""
+    """Selecting another model cancels the requests to the previous one, explanations included."""
     choose(page, "sentiment")
     for path in ("**/models/sentiment", "**/explain"):
         page.route(path, lambda route: None)  # an answer that does not come
@@ -347,7 +347,7 @@ def test_an_answer_on_its_way_is_not_shown_under_another_model(page: Page) -> No
 
 
 def test_the_charts_follow_the_servers_metrics(page: Page, server: Server) -> None:
-    """What others ask of the model is seen too."""
+    """Requests of other clients appear in the charts, too."""
     choose(page, "sentiment")
     charts = {name: page.locator(f"#chart-{name}") for name in ("throughput", "latency", "batch")}
     expect(charts["throughput"].locator(".value")).to_have_text("0.0 /s")
@@ -361,7 +361,7 @@ def test_the_charts_follow_the_servers_metrics(page: Page, server: Server) -> No
 
 
 def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, server: Server) -> None:
-    """The metrics once a second while it is visible, not at all while it is not."""
+    """It reads the metrics once a second while it is visible, and never while it is hidden."""
     page = browser.new_page()
     page.clock.install()
     scrapes: list[str] = []
@@ -382,7 +382,7 @@ def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, server: Serv
 
 @pytest.mark.parametrize("beams", ["1", "4"])
 def test_the_curl_and_grpcurl_of_a_translation_work(beams: str, page: Page, server: Server) -> None:
-    """In a shell, as they are copied; the gRPC message as grpcurl reads it."""
+    """The curl command runs in a shell as copied; the gRPC message is parsed as grpcurl does."""
     choose(page, "translation-en-de")
     page.get_by_label("Text", exact=True).fill("It's the girl's dog.")
     page.get_by_label("Beams").select_option(beams)
@@ -405,7 +405,7 @@ def test_the_curl_and_grpcurl_of_a_translation_work(beams: str, page: Page, serv
 
 
 def test_the_code_for_texts_and_tensors_works(page: Page, server: Server) -> None:
-    """Python as a program of its own; tensors as messages of the protocol."""
+    """The Python code runs as a program; tensors are messages of the protocol."""
     choose(page, "sentiment")
     page.get_by_label("Text", exact=True).fill(TEXT)
     (scores,) = httpx.post(f"{server.http}/models/sentiment", json={"inputs": TEXT}).json()
@@ -427,7 +427,7 @@ def test_the_code_for_texts_and_tensors_works(page: Page, server: Server) -> Non
 
 
 def test_the_code_for_pictures_works(page: Page, server: Server, tmp_path: Path) -> None:
-    """With the person's file beside it, whatever it is called; of a version that is chosen too."""
+    """It runs beside the person's file, whatever the file's name is, also for a selected version."""
     choose(page, "cifar10-vit")
     (tmp_path / "it's a picture.png").write_bytes(png())
     give_picture(page, png())
@@ -444,14 +444,14 @@ def test_the_code_for_pictures_works(page: Page, server: Server, tmp_path: Path)
 
 
 def shell(command: str, folder: Path = ROOT) -> str:
-    """What a command prints."""
+    """Run a command, and return its output."""
     command = re.sub(r"^curl ", "curl -s ", command)
     done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
 
 
 def python(program: str) -> str:
-    """What a program prints."""
+    """Run a Python program, and return its output."""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -461,7 +461,7 @@ def python(program: str) -> str:
 
 
 def test_an_explanation_that_is_not_offered_is_refused_in_a_sentence(browser: Browser, server: Server) -> None:
-    """By a server that names none, whatever its reason is."""
+    """The server names no methods and refuses the request; its reason is shown."""
     context = browser.new_context()
     page = context.new_page()
     page.route("**/v2", lambda route: route.fulfill(json={"name": "heed", "version": "0", "extensions": []}))
@@ -486,7 +486,7 @@ FIDELITY = {
 
 
 def answering(document: dict[str, Any], asked: list[Any]) -> Callable[[Route], None]:
-    """An answer by the contract in the place of the server's; `asked` gets the requests."""
+    """Build a handler that responds in the server's place, as the protocol says; `asked` collects the requests."""
     frame = {"model_name": "m", "model_version": "1", "id": "1", "method": "occlusion", "fidelity": FIDELITY}
 
     def answer(route: Route) -> None:
@@ -497,7 +497,7 @@ def answering(document: dict[str, Any], asked: list[Any]) -> Callable[[Route], N
 
 
 def word_features(text: str, weights: list[float]) -> list[dict[str, Any]]:
-    """The words of a text with their places."""
+    """Return the words of a text with their offsets."""
     places = [(match.start(), match.end()) for match in re.finditer(r"\w+", text)]
     return [
         {"text": text[start:end], "start": start, "end": end, "weight": weight}
@@ -506,7 +506,7 @@ def word_features(text: str, weights: list[float]) -> list[dict[str, Any]]:
 
 
 def test_words_show_their_weight_by_more_than_colour(page: Page) -> None:
-    """The text is whole, whatever characters it has; the number is there on focus, the sign in the line below."""
+    """The text stays complete with any characters; the number appears on focus, the sign in the line below."""
     text = "😀 good, not bad!"
     asked: list[Any] = []
     document = {"target": "POSITIVE", "score": 0.75, "features": word_features(text, [0.5, -0.25, 0.0])}
@@ -539,7 +539,7 @@ def test_words_show_their_weight_by_more_than_colour(page: Page) -> None:
 
 
 def test_the_influence_of_words_on_a_translation_is_a_picture(page: Page) -> None:
-    """Source words down, target tokens across; arrows move in two directions."""
+    """Rows are source words and columns target tokens; the arrow keys move in both directions."""
     influence = [[0.9, 0.0], [-0.5, 0.75]]
     document = {"target": "Ein Hund", "features": word_features("a dog", [1.0, 1.0]), "influence": influence}
     page.route("**/explain", answering(document | {"target_tokens": ["Ein", "Hund"]}, []))
@@ -558,7 +558,7 @@ def test_the_influence_of_words_on_a_translation_is_a_picture(page: Page) -> Non
 
 
 def test_the_overlay_lies_on_the_picture(page: Page) -> None:
-    """Over the person's own, as much of it as is wanted; the patches also as numbers."""
+    """It covers the person's own image with adjustable opacity; the patches are also given as numbers."""
     overlay = base64.b64encode(png((255, 0, 0))).decode()
     document = {"target": "ship", "score": 0.5, "overlay": overlay}
     document |= {"patches": {"rows": 1, "columns": 2, "weights": [[0.25, -0.5]]}}
@@ -582,7 +582,7 @@ def test_the_overlay_lies_on_the_picture(page: Page) -> None:
 
 
 def test_methods_are_those_the_server_names(browser: Browser, server: Server) -> None:
-    """None is promised: extensions name them, else the API page; one that is refused for a model is marked."""
+    """They come from the extensions, else from the OpenAPI document; a method that a model refuses is marked."""
     context = browser.new_context()
     page = context.new_page()
     extensions = {"name": "heed", "version": "0", "extensions": ["explain", "explain:occlusion", "explain:gradients"]}
@@ -614,7 +614,7 @@ def test_methods_are_those_the_server_names(browser: Browser, server: Server) ->
 
 
 def test_a_texts_words_are_explained(page: Page) -> None:
-    """By the server itself: every word has a weight, and the receipts are there."""
+    """The real server explains it: every word has a weight, and the receipts are shown."""
     choose(page, "sentiment")
     page.get_by_label("Text", exact=True).fill(TEXT)
     press(page, "Explain")
@@ -625,7 +625,7 @@ def test_a_texts_words_are_explained(page: Page) -> None:
 
 
 def test_a_translation_is_explained(page: Page) -> None:
-    """By the server itself: a row for each word of the text."""
+    """The real server explains it: each word of the text has a row."""
     choose(page, "translation-en-de")
     page.get_by_label("Text", exact=True).fill("The dog is asleep.")
     press(page, "Explain")
@@ -639,7 +639,7 @@ def test_a_translation_is_explained(page: Page) -> None:
     ("method", "alt"), [("", "Which parts of it speak for ship"), ("attention", "Where the model")]
 )
 def test_a_picture_is_explained(method: str, alt: str, page: Page) -> None:
-    """By the server itself: an overlay on the picture, and the patches."""
+    """The real server explains it: an overlay covers the image, and the patches are listed."""
     choose(page, "cifar10-vit")
     press(page, "No picture at hand? Take a drawn ship")
     bars(page)
@@ -651,13 +651,13 @@ def test_a_picture_is_explained(method: str, alt: str, page: Page) -> None:
 
 
 def weights_read(words: Locator) -> list[str]:
-    """The numbers of the words, as they are read out."""
+    """Return the words' numbers as a screen reader reads them."""
     labels = [option.get_attribute("aria-label") or "" for option in words.get_by_role("option").all()]
     return [label.rsplit(": ", 1)[1] for label in labels]
 
 
 def test_a_layer_and_a_head_can_be_chosen(page: Page, server: Server) -> None:
-    """With the answer that tells how many there are; each choice shows the server's numbers, and keeps the focus."""
+    """The answer gives the number of choices; each choice shows the server's numbers and keeps the focus."""
     choose(page, "sentiment")
     page.get_by_label("Text", exact=True).fill(TEXT)
     page.get_by_label("Method").select_option("attention")
@@ -688,7 +688,7 @@ def test_a_layer_and_a_head_can_be_chosen(page: Page, server: Server) -> None:
 
 
 def test_the_alignment_of_a_translation_is_a_picture(page: Page) -> None:
-    """Which word each piece looks at; the attention of the text to itself is another choice, with its own layers."""
+    """It shows which word each piece attends to; self-attention of the text is another choice, with its own layers."""
     choose(page, "translation-en-de")
     page.get_by_label("Text", exact=True).fill("Two children are playing in the snow.")
     page.get_by_label("Method").select_option("attention")
@@ -717,7 +717,7 @@ def test_the_alignment_of_a_translation_is_a_picture(page: Page) -> None:
 
 
 def test_the_tokens_of_gradients_are_weighed_too(page: Page) -> None:
-    """The model's own among them; of a translation each word of the source."""
+    """Special tokens have weights, too; for a translation each word of the source has one."""
     for model, text, last in (("sentiment", TEXT, "[SEP]"), ("translation-en-de", "The dog is asleep.", "[EOS]")):
         choose(page, model)
         page.get_by_label("Text", exact=True).fill(text)
@@ -739,7 +739,7 @@ FOCUSED = """() => {
 
 
 def test_the_keyboard_alone_is_enough(page: Page) -> None:
-    """In the order of the page, the focus always visible, from the skip link to the answer and its explanation."""
+    """The focus follows the page's order and is always visible, from the skip link to the explanation."""
     choose(page, "sentiment")
     page.evaluate("document.activeElement.blur()")
     stops = []
@@ -772,7 +772,7 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
 
 
 def fill_every_part(page: Page, model: str) -> None:
-    """An answer and an explanation of the model, as wide as they get."""
+    """Show the widest answer and explanation of the model."""
     long = "A sentence of many words that goes on and on for longer than any telephone is wide"
     tokens = long.split()
     influence = [[(-1) ** (row + column) / (1 + row) for column in range(len(tokens))] for row in range(len(tokens))]
@@ -800,7 +800,7 @@ def fill_every_part(page: Page, model: str) -> None:
 
 
 def test_a_telephone_is_wide_enough(page: Page) -> None:
-    """Nothing needs to be scrolled sideways, with an answer and an explanation of each task."""
+    """Nothing scrolls sideways, with an answer and an explanation of each task."""
     page.set_viewport_size(NARROW)
     for model in ("sentiment", "translation-en-de", "cifar10-vit", "double"):
         if model == "double":
@@ -845,7 +845,7 @@ CONTRASTS = """() => {
 def test_every_text_can_be_read_in_both_schemes(
     scheme: Any, page_is_light: bool, chosen_on_the_page: bool, page: Page
 ) -> None:
-    """At least 4.5 to 1, whether the system asks for the scheme or the person; errors and weighed words included."""
+    """The contrast is at least 4.5 to 1, whoever chose the scheme, also for errors and weighted words."""
     other: Any = {"light": "dark", "dark": "light"}
     page.emulate_media(color_scheme=other[scheme] if chosen_on_the_page else scheme)
     for _ in range(("automatic", "light", "dark").index(scheme) if chosen_on_the_page else 0):
@@ -860,7 +860,7 @@ def test_every_text_can_be_read_in_both_schemes(
 
 
 def check_contrasts(page: Page, page_is_light: bool) -> None:
-    """All texts that are shown now."""
+    """Check the contrast of all texts on the page."""
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 50
     assert [entry for entry in contrasts if entry[0] < AA] == []
@@ -868,7 +868,7 @@ def check_contrasts(page: Page, page_is_light: bool) -> None:
 
 
 def test_the_chosen_scheme_and_model_are_kept(page: Page) -> None:
-    """Over a reload; the address names the model."""
+    """Both survive a reload; the URL names the model."""
     choose(page, "translation-en-de")
     page.locator("#theme").click()
     page.reload()
