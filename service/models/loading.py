@@ -564,7 +564,7 @@ def measure_padding_cost(
     """What a token of padding costs where the engine skips it, as a share of a real one: attention still sees it.
 
     Depends on precision and machine: 0.25 in float32 and 0.55 in int8 on one, less than half of that on another
-    (docs/decisions.md). Between 0 and 1; the best of a few calls each, for what disturbs a call makes it longer.
+    (docs/decisions/scheduling.md). Between 0 and 1. Takes the fastest of a few calls each: disturbances only add time.
     """
     if max(PADDED_PROBE) > max_length:
         return 0.0  # so short that it hardly matters

@@ -2,7 +2,7 @@
 
 A request that comes alone finds caches cold, and reads from so many places that the translation of their addresses
 takes a good part of its time; so do weights that are read from end to end for each batch. A page of 2 MiB is one
-translation, where pages of 4 KiB are 512 (docs/decisions.md has what that saves).
+translation, where pages of 4 KiB are 512 (docs/decisions/process.md has what that saves).
 
 Linux moves a process's own memory when asked. It does not do so with the code of libraries, which are files: a copy
 takes the place of that, as Node.js has it done by `--use-largepages`.

@@ -2,7 +2,7 @@
 
 What every request changes is counted in plain numbers (`Tally`, `BatchTally`) and put into the Prometheus client's form
 when somebody scrapes. Only the event loop's thread counts, and the library's own locks and checks took 5 % of what the
-server spends on a request without a model (docs/decisions.md).
+server spends on a request without a model (docs/decisions/process.md).
 """
 
 import time
