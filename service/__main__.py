@@ -63,7 +63,8 @@ def prepare_process() -> None:
     if hasattr(signal, "SIGHUP"):  # a terminal that closes, or an operator who expects a reload, must not end a server
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
-    # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time (docs/decisions.md).
+    # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time
+    # (docs/decisions/process.md).
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     give_long_allocations_own_pages()

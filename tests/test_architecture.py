@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import yaml
 
@@ -15,12 +16,15 @@ TOP_LEVEL = {
     "tests",
     "load_tests",
     "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
     "pyproject.toml",
     "Makefile",
     "docs",
 }
 TOP_LEVEL |= {"constraints.txt", "docker-compose.yml", "docker-compose.gpu.yml"}
 MADE_HERE = {"build", "runs"}
+REPOSITORY_PATH = re.compile(r"`((?:service|export|load_tests|tests|model_store|proto|docs)/[\w./-]*\.\w+)`")
 
 
 def test_the_top_level_is_as_agreed() -> None:
@@ -45,12 +49,43 @@ def test_the_readmes_tree_matches_the_disk() -> None:
     assert modules <= paths
 
 
+def pages() -> list[Path]:
+    """The pages for people: those at the top and all of docs/."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
 def test_links_between_pages_lead_somewhere() -> None:
-    """Relative links of the README and of docs/."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())]
+    """Relative links lead to files that exist."""
+    links = [(page, link) for page in pages() for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
     assert links
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
+
+
+def test_links_to_headings_lead_somewhere() -> None:
+    """The part behind `#` of a relative link is a heading of the page, as GitHub writes it."""
+    links = [
+        (page, page.parent / link if link else page, heading)
+        for page in pages()
+        for link, heading in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text())
+    ]
+    assert links
+    assert [(page.name, heading) for page, target, heading in links if heading not in headings_of(target)] == []
+
+
+def headings_of(page: Path) -> set[str]:
+    """The names by which links reach the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_paths_that_the_pages_name_exist() -> None:
+    """Paths in backticks, such as `service/errors.py`. Records of runs may name files that have moved since."""
+    named = []
+    for page in set(pages()) - {ROOT / "CHANGELOG.md"}:
+        text = re.sub(r"<!-- (\w+): begin -->.*?<!-- \1: end -->", "", page.read_text(), flags=re.DOTALL)
+        named += [(page.name, path) for path in REPOSITORY_PATH.findall(text)]
+    assert named
+    assert [(page, path) for page, path in named if not (ROOT / path).exists()] == []
 
 
 def test_make_targets_are_one_readable_line_each() -> None:

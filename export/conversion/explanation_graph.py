@@ -19,7 +19,7 @@ What it takes and gives is in `export.onnx_graphs.explanation_modules`, by the n
 `encoder.onnx`.
 
 **The gradient is traced**: `make_fx` records what `torch.autograd.grad` computes as a graph of core operators, which is
-exported like any network (docs/decisions.md has what else was tried).
+exported like any network (docs/decisions/explanations.md has what else was tried).
 
 Shapes: B rows, T tokens, S source tokens, H heads, L layers, C classes.
 """

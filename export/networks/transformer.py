@@ -74,7 +74,8 @@ class Dropout(nn.Module):
     """Zeroes a share of the values in training and scales up the rest (Srivastava et al. 2014), in 1/256 steps.
 
     torch draws for each value from one thread's Mersenne twister, which on a CPU took a fifth of a training step; one
-    byte a value from a faster generator, whose seed is torch's, takes a quarter of that time (docs/decisions.md).
+    byte a value from a faster generator, whose seed is torch's, takes a quarter of that time
+    (docs/decisions/export-and-training.md).
     """
 
     def __init__(self, share: float) -> None:

@@ -88,7 +88,7 @@ def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
     """Let ONNX Runtime's own tool fuse what it knows of BERT's kind, in place; `shape`: `num_heads` and the like."""
     options = FusionOptions("bert")
     # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
-    # docs/decisions.md).
+    # docs/decisions/engines.md).
     options.enable_skip_layer_norm = False
     with _quiet("onnxruntime"):
         optimized = optimizer.optimize_model(str(path), **shape, opt_level=0, optimization_options=options)
@@ -98,8 +98,8 @@ def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
 def use_standard_attention(path: Path) -> None:
     """Attention by ONNX's own operator instead of ONNX Runtime's older one, in place; where a bias hides the padding.
 
-    They compute the same. On a CPU the standard one takes half the time (docs/decisions.md); on a GPU there is the
-    older one for certain, so that `use_own_attention` goes the way back.
+    They compute the same. On a CPU the standard one takes half the time (docs/decisions/engines.md); on a GPU there is
+    the older one for certain, so that `use_own_attention` goes the way back.
     """
     model = onnx.load(path)
     for node in model.graph.node:

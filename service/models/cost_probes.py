@@ -81,7 +81,7 @@ def measure_padding_cost(
     """Measure the relative cost of a padding token in a graph that skips padding everywhere but in attention.
 
     It depends on precision and machine: 0.25 in float32 and 0.55 in int8 on one, less than half of that on another
-    (docs/decisions.md). The best of a few calls counts, because a disturbance makes a call only longer.
+    (docs/decisions/scheduling.md). The best of a few calls counts, because a disturbance makes a call only longer.
 
     Returns:
         the cost of a padding token, from 0 (free) to 1 (as much as a real token).

@@ -2,7 +2,7 @@
 
 A single request finds caches cold and reads from so many places that address translation takes a good part of its time;
 so do weights, which are read completely for each batch. A page of 2 MiB needs one translation, pages of 4 KiB need 512
-(savings: docs/decisions.md).
+(savings: docs/decisions/process.md).
 
 Linux moves a process's own memory on request, but not the code of libraries, which is mapped from files. Code is
 replaced by a copy, as Node.js does with `--use-largepages`.

@@ -43,7 +43,7 @@ from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
 
 # Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
-# for about two steps of a full batch (docs/decisions.md).
+# for about two steps of a full batch (docs/decisions/scheduling.md).
 PREFILL_TOKENS_PER_STEP = 256
 # A thread holds so many rows more than run, as a share of these: sentences that join at once when others are done. From
 # the queue they would come a step later, for the event loop has to hear of the free rows first.

@@ -2,7 +2,7 @@
 
 Values that every request changes are counted in plain numbers (`Tally`, `BatchTally`) and converted to the Prometheus
 client's form at each scrape. Only the event loop's thread counts. The library's own locks and checks took 5 % of the
-time of a request without a model (docs/decisions.md).
+time of a request without a model (docs/decisions/process.md).
 """
 
 import time

@@ -3,7 +3,7 @@
     core ──> poller thread ──> event loop: a task for the call, and the core is asked for the next one
 
 However many calls wait there, each costs the threads two turns on the core then, and meets cold caches after them. With
-more requests for a call outstanding the poller hands on at once what has come (docs/decisions.md has what that saves).
+more requests for a call outstanding the poller hands on at once what has come (docs/decisions/transport.md: figures).
 
 gRPC has no public way to ask so. Its own steps are called here, by their names in `grpcio` 1.81; where a version has
 others, calls are taken one at a time as `grpc.aio` does it.

@@ -86,7 +86,7 @@ class FramedService:
         """A handler that reads its one message itself, since gRPC would wait for it without a limit.
 
         A message with an id of its own carries it back itself: metadata that nobody sent would cost 4 % of what the
-        server spends on a request without a model (docs/decisions.md).
+        server spends on a request without a model (docs/decisions/transport.md).
         """
         behaviour = handler.unary_unary or handler.unary_stream
         read = self.readers.get(name) or bounded(CONTROL, handler.request_deserializer)

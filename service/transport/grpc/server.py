@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # it needs an extra
 log = structlog.get_logger(__name__)
 
 # gRPC's thread that hands on what comes. On a busy core it would interrupt for each message; a little behind the others
-# it hands on several at once (docs/decisions.md).
+# it hands on several at once (docs/decisions/transport.md).
 POLLER = "(_poll_wrapper)"
 POLLER_STEPS_BACK = 5
 # Threads of gRPC's core, which read and write the sockets. Where clients send very much several of them would take most
@@ -80,7 +80,7 @@ class GrpcServer:
             if self._activity.working > 0 or self._receiver.num_receiving > 0 or self._activity.writes != writes:
                 unread_since_s, writes = now_s, self._activity.writes
             if now_s >= min(stop_at_s, unread_since_s + UNREAD_ANSWERS_S):
-                # Two coroutines that wait for the end crash the process (grpcio 1.81, docs/decisions.md).
+                # Two coroutines that wait for the end crash the process (grpcio 1.81, docs/decisions/transport.md).
                 stopping.cancel()
                 await asyncio.wait([stopping])
                 await self._server.stop(None)
