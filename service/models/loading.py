@@ -43,8 +43,8 @@ from service.models.explanation_graph import ExplainGraph
 from service.models.golden import Golden, GoldenLogits, GoldenTranslations
 from service.models.row_independence import TrialStopped
 from service.models.row_independence.onnx_graph import Model, UnreadableGraph, read_model
-from service.scheduling.continuous_batcher import RunningBatches
 from service.scheduling.cost_table import CostTable
+from service.scheduling.decoder_thread import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.tensor_rows import RawTensors
 from service.tasks.text_classification import TextClassification, Tokens
