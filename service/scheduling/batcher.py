@@ -2,7 +2,7 @@
 
     submit(items) ──> queue ──> batch of similar lengths ──> engine thread ──> one result an item ──> submit returns
 
-What it promises (each a test in tests/service/scheduling/test_batcher.py):
+Guarantees (each a test in tests/service/scheduling/test_batcher.py):
 
 1. Work-conserving: an idle engine takes what is queued at once; batches form while it is busy. There is no timer.
 2. A batch is bounded by its padded size (longest x rows), and is only as large as the engine's measured costs justify.
@@ -12,19 +12,19 @@ What it promises (each a test in tests/service/scheduling/test_batcher.py):
    are wall time: the expected cost of the queue times what a busy engine has recently taken for each second of cost.
 4. Cancelled and expired entries are dropped before they cost compute, and so are entries whose deadline cannot be met
    any more; their neighbours do not notice. An engine call is terminated when nobody waits for it any more, or when it
-   has taken longer than the engine timeout; its instance lives on.
+   has taken longer than the engine timeout; its thread lives on.
 5. A failing batch fails only its members; it is split until the poisoned item stands alone, and the rest is answered.
 6. A dead engine and an engine thread that has ended are noticed, an idle batcher uses no CPU, and `drain` waits for all
    that was admitted.
-7. Work of low priority (`submit_low`) gets an engine call only when nothing else waits, and never the last idle
-   instance's of several; its calls are short, and made by threads of its own, which the operating system takes the core
-   from as soon as an ordinary call wants it. The rest holds for it too.
+7. Work of low priority (`submit_low`) is computed only when nothing else waits, and always leaves one of several cores
+   idle. Its calls are short, and its threads lose their core as soon as an ordinary call wants it. Guarantees 2 to 6
+   hold for it too.
 
-A lone call is made in the event loop's own thread only where nothing can make it long: what it costs follows from its
-shapes alone, and calls of exactly its size have been short again and again.
+A lone call is made in the event loop's own thread only where nothing can make it long: its cost follows from its shapes
+alone, and calls of exactly its size have been short again and again.
 
-All state belongs to the event loop's thread. The engine threads see a list of items and give back a list of results;
-nothing else crosses, so there are no locks.
+All state belongs to the event loop's thread. The engine threads receive a list of items and return a list of results;
+they share nothing else, so there are no locks.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
-"""In-flight batching: sentences join and leave the running batch between decoder steps.
+"""The continuous batcher: sentences join and leave the running batch between decoder steps.
 
     submit(sentences) ──> queue ──> room in a running batch? ──> engine thread: join ─> step ─> step ─> ... ─> done
                                                                    ^  others join and leave between any two steps
 
-What it promises (each a test in tests/service/scheduling/test_continuous_batcher.py):
+Guarantees (each a test in tests/service/scheduling/test_continuous_batcher.py):
 
 1. Work-conserving: a sentence joins at the next step where there is room; nobody waits for a batch to end.
-2. A running batch is bounded by its rows, and while sentences run, what joins between two steps by its tokens: reading
-   new sentences holds up those that are being written.
+2. The rows of a running batch are bounded, and so are the tokens of the sentences that join between two steps: reading
+   new sentences delays those that are being written.
 3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once. A
    sentence whose deadline can no longer be met leaves the queue before it is read. Waiting times are wall time.
 4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice. A step is terminated
@@ -15,11 +15,11 @@ What it promises (each a test in tests/service/scheduling/test_continuous_batche
 5. A failing step fails only the sentence that causes it: all are decoded again, one by one.
 6. A dead engine and an engine thread that has ended are noticed, an idle batcher uses no CPU, and `drain` waits for all
    that was admitted.
-7. Sentences of low priority (`submit_low`) are decoded in short steps, in threads of their own, which the operating
-   system takes the core from as soon as an ordinary step wants it. While ordinary sentences are decoded, they stand
-   still; of several threads, as many as are busy with ordinary ones and one more. The rest holds for them too.
+7. Sentences of low priority (`submit_low`) are decoded in short steps, in threads of their own that lose their core as
+   soon as an ordinary step wants it. They pause while ordinary sentences are decoded; of several threads, as many pause
+   as are busy with ordinary sentences, and one more. The other guarantees hold for them too.
 
-It answers as `service.scheduling.batcher.Batcher` does and shares its reports. The queue belongs to the event loop's
+Its interface and its results are those of `service.scheduling.batcher.Batcher`. The queue belongs to the event loop's
 thread, the running sentences to their engine thread (`service.scheduling.decoder_thread`).
 """
 
