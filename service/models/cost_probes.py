@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from service.scheduling.continuous_batcher import RunningBatches
 from service.scheduling.cost_table import CostTable
+from service.scheduling.decoder_thread import RunningBatches
 from service.tasks.translation_search import Sentence
 
 # Sizes of the timed calls of a text model, cheapest first: rows, tokens.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.models.golden import GoldenLogits, GoldenTranslations
-from service.scheduling.continuous_batcher import RunningBatches
+from service.scheduling.decoder_thread import RunningBatches
 from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
 

@@ -46,8 +46,8 @@ from service.models.explanation_graph import ExplainGraph
 from service.models.folder_config import HubConfig, max_tokens_of, read_config, translation_task
 from service.models.golden import Golden, GoldenLogits, GoldenTranslations
 from service.models.golden_replay import decode, replay_golden_logits, replay_golden_translations
-from service.scheduling.continuous_batcher import RunningBatches
 from service.scheduling.cost_table import CostTable
+from service.scheduling.decoder_thread import RunningBatches
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.raw_tensors import RawTensors
 from service.tasks.text_classification import TextClassification, Tokens

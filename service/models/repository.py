@@ -25,7 +25,8 @@ from service.models.explanation_graph import ExplainGraph
 from service.models.golden import Golden
 from service.models.loading import Loaded, LoadedTranslation, Loader, Task
 from service.process.worker_threads import Watchdog
-from service.scheduling.batcher import Batcher, BatcherLimits
+from service.scheduling.batch_forming import BatcherLimits
+from service.scheduling.batcher import Batcher
 from service.scheduling.continuous_batcher import ContinuousBatcher, InFlightLimits
 from service.telemetry.metrics import Metrics
 

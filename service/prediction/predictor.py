@@ -35,7 +35,7 @@ from service.models.repository import ModelRepository, ServedModel
 from service.prediction.preprocessing_pool import PreprocessingPool
 from service.process.memory_budget import ByteBudget
 from service.scheduling.admission import ItemResult
-from service.scheduling.batcher import Item
+from service.scheduling.batch_forming import Item
 from service.scheduling.continuous_batcher import ContinuousBatcher
 from service.scheduling.idle_executor import IdleExecutor
 from service.tasks.classification import Classification as Classification  # noqa: PLC0414, transports name it, and may not import tasks

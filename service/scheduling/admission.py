@@ -1,6 +1,6 @@
-"""Who may wait for an engine: the queue that both batchers share, its bounds, and how a wait ends.
+"""Admission control: the bounded queue that both batchers use, and how a wait in it ends.
 
-    submit ──> check: refused at once, or ──> enter ──> outcome: the answer, the deadline, or cancelled
+    submit ──> check: refused at once, or ──> enqueue ──> wait: the answer, the deadline, or cancelled
 
 All state belongs to the event loop's thread.
 """
@@ -17,24 +17,24 @@ import msgspec
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from service.telemetry.metrics import SchedulingTally
 
-# Of the time until a deadline no more than this fraction is planned for. What is left bears the error of the estimates:
-# a request that ends just too late was computed in vain, and a queue that is a little shorter costs nothing.
+# No more than this fraction of the time until a deadline is planned for. The rest absorbs the error of the estimates: a
+# request that ends just too late was computed in vain, and a queue that is a little shorter costs nothing.
 PLANNED_FRACTION = 0.8
 
 
 class BatchStats(msgspec.Struct, frozen=True, gc=False):
-    """One engine call, seen from outside."""
+    """Size and duration of one engine call."""
 
     rows: int
     tokens: int  # computed, including padding where the engine computes it
     padded_tokens: int
     compute_s: float
-    effective_length: int  # of a row: what the cost goes by
+    effective_length: int  # row length of a call without padding that costs as much
     cost_s: float  # of the call, on the engine's own clock
 
 
 class ItemResult(msgspec.Struct, frozen=True, gc=False):
-    """The result of one item, how long it waited for its engine call, and that call."""
+    """The result of one item, the time that it waited for its engine call, and that call."""
 
     result: Any
     queue_s: float
@@ -59,13 +59,13 @@ class Request:
         deadline_s: float | None = None,
         rest_s: float = 0.0,
     ) -> "Request":
-        """A request for so many items."""
+        """Return a request of `num_items` items."""
         return cls(
             loop.create_future(), [None] * num_items, num_items, math.inf if deadline_s is None else deadline_s, rest_s
         )
 
     def settle(self, index: int, outcome: ItemResult | Exception) -> None:
-        """Take in what became of one item; nobody waits for it any more if the request is done."""
+        """Take in the result or error of one item; it is dropped if the request is already done."""
         if self.future.done():
             return
         if isinstance(outcome, Exception):
@@ -89,7 +89,7 @@ E = TypeVar("E", bound=Entry)
 
 
 class Admission(Generic[E]):
-    """The queue of one model."""
+    """The queue of one model and one priority."""
 
     def __init__(
         self,
@@ -99,12 +99,12 @@ class Admission(Generic[E]):
         tally: SchedulingTally | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """An empty queue; must be made in the event loop.
+        """Create an empty queue; must be called in the event loop.
 
         Args:
             name: of the model, for messages.
-            max_queue_rows: that may wait.
-            tally: counts what is refused, and what was computed in vain.
+            max_queue_rows: rows that may wait.
+            tally: counts the rows that are refused, dropped, and computed in vain.
             clock: of deadlines.
         """
         self.name, self._max_queue_rows = name, max_queue_rows
@@ -128,19 +128,19 @@ class Admission(Generic[E]):
         now_s: float,
         busy: bool = False,
     ) -> None:
-        """Refuse now what could not be answered later.
+        """Refuse a request that could not be answered.
 
         Args:
             rows: of the request.
-            wait_s: until an engine would come to it, in wall time.
-            own_s: that its own work takes, in wall time.
+            wait_s: wall time until an engine would begin with it.
+            own_s: wall time that its own work takes.
             deadline_s: on the batcher's clock; None for no deadline.
             now_s: on the same clock.
-            busy: the engine computes for others, even though there is nothing to wait for.
+            busy: the engine computes for others at the same time, even though nothing waits.
 
         Raises:
             Unavailable: draining, or the engine is dead.
-            InvalidRequest: more rows than the queue takes.
+            InvalidRequest: the request has more rows than the queue takes.
             Overloaded: the queue is full.
             DeadlineExceeded: the deadline has passed, or the work before it leaves too little time.
         """
@@ -160,7 +160,7 @@ class Admission(Generic[E]):
         if now_s >= deadline_s:
             self.tally.refused_rows += rows
             raise DeadlineExceeded("the deadline passed before the model was asked")
-        # With nothing before it, it is tried: an estimate that refused all would never be found wrong.
+        # A request with nothing before it is tried: an estimate that refused all would never be found wrong.
         if (wait_s or busy) and wait_s + own_s > PLANNED_FRACTION * (deadline_s - now_s):
             self.tally.refused_rows += rows
             raise DeadlineExceeded(
@@ -179,11 +179,11 @@ class Admission(Generic[E]):
     async def wait(
         self, request: Request, entries: Sequence[E], deadline_s: float | None, now_s: float
     ) -> list[ItemResult]:
-        """What becomes of a request that was admitted; in the end none of its items waits any more.
+        """Wait for the results of a request; afterwards none of its items is in the queue.
 
         Raises:
             DeadlineExceeded: the deadline passed first.
-            HeedError: what an item failed with.
+            HeedError: an item failed.
         """
         expiry = None
         if deadline_s is not None:
@@ -203,7 +203,7 @@ class Admission(Generic[E]):
                 self._drained.set()
 
     def _count_unanswered(self, request: Request, entries: Sequence[E]) -> None:
-        """Count what was computed of a request that ends without an answer, and what its deadline kept from it."""
+        """Count the items of an unanswered request that were computed, and those that its deadline kept from it."""
         expired = not request.future.cancelled() and isinstance(request.future.exception(), DeadlineExceeded)
         for entry, result in zip(entries, request.results, strict=True):
             if result is not None:
@@ -216,7 +216,7 @@ class Admission(Generic[E]):
             request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
 
     def count_in_vain(self, entry: E) -> None:
-        """Count an item that was computed, or begun, if nobody waits for it any more."""
+        """Count an item that was computed at least in part, if nobody waits for it any more."""
         future = entry.request.future
         if future.done() and (future.cancelled() or future.exception() is not None):
             self.tally.rows_in_vain += entry.rows
@@ -230,11 +230,11 @@ class Admission(Generic[E]):
             self.queued_s = self.queued_s - entry.expected_s if self.queue else 0.0
 
     def oldest(self, remaining_s: Callable[[E], float] = lambda entry: 0.0) -> E | None:
-        """The item that has waited longest, is still waited for and can be done in time.
+        """Return the oldest item that somebody waits for and that can be done in time; None if there is none.
 
         Args:
-            remaining_s: wall time until the request of an item could be answered. One that would be too late is failed
-                here, before it costs compute.
+            remaining_s: wall time until the request of an item could be answered. A request that would be too late
+                fails here, before it costs compute.
         """
         now_s = self._clock()
         while self.queue:
@@ -253,7 +253,7 @@ class Admission(Generic[E]):
         return None
 
     def fail_all(self, reason: str, given: Iterable[E] = ()) -> None:
-        """The engine gives no answers any more: fail what waits and what it was given, and say so from now on."""
+        """Fail all waiting items and those in `given`, and refuse all requests from now on: the engine is dead."""
         self.dead_reason = reason
         error = Unavailable(f"the engine of {self.name} has failed: {reason}")
         for entry in [*self.queue, *given]:

@@ -1,6 +1,6 @@
-"""What an engine call costs, by rows and padded length: measured at load, corrected by every batch since.
+"""The cost of an engine call by rows and padded length: measured at load, corrected by every batch since.
 
-The batcher asks it whether a larger batch pays, and how long the queued work will take.
+The batcher uses it to decide whether a larger batch pays, and to estimate how long the queued work will take.
 """
 
 from bisect import bisect_right
@@ -8,9 +8,8 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-# Share of a measurement that is taken over: by all cells alike (the machine is faster or slower than it was), and by
-# the cells around the measured size (the engine is other than was thought). The first keeps the sizes comparable while
-# only some of them are in use.
+# Learning rates: for all cells alike (the machine has become faster or slower), and for the cells around the measured
+# size (the estimate of the engine was wrong). The first keeps the sizes comparable while only some of them are in use.
 LEARNING_RATE_ALL, LEARNING_RATE_CELL = 0.1, 0.1
 MAX_CORRECTION = 2.0  # a single call that was this much slower or faster than expected counts as no more than this
 MAX_KNOWN_CELLS = 4096  # larger sizes are located when they are met: a table must not grow with what a folder claims
@@ -27,21 +26,21 @@ def _powers_of_two(first: int, last: int) -> list[int]:
 class QuickSizes:
     """Sizes of engine calls that have been quick again and again, by exact size.
 
-    What is known of small calls says nothing here of a larger one, nor the first call of a size of the next: it
-    allocates. A single slow call, whatever slowed it down, takes a size off the list until it has proved quick again.
+    Each size is judged by its own calls. The first call of a size allocates, so it tells nothing of the next. One slow
+    call, whatever slowed it down, takes a size off the list until it has proved quick again.
     """
 
     def __init__(self, quick_calls: int = 16, max_sizes: int = 256) -> None:
-        """A size is quick after `quick_calls` quick ones in a row; `max_sizes` are remembered."""
+        """A size is quick after `quick_calls` quick calls in a row; `max_sizes` sizes are remembered."""
         self._quick_calls, self._max_sizes = quick_calls, max_sizes
         self._in_a_row: dict[Hashable, int] = {}
 
     def __contains__(self, size: Hashable) -> bool:
-        """Whether calls of this size are quick."""
+        """Return whether calls of this size are quick."""
         return self._in_a_row.get(size, 0) >= self._quick_calls
 
     def record(self, size: Hashable, *, quick: bool) -> None:
-        """Take in a call of this size."""
+        """Take in the duration of a call of this size."""
         if not quick:
             self._in_a_row.pop(size, None)
             return
@@ -51,7 +50,7 @@ class QuickSizes:
 
 
 class CostTable:
-    """Seconds of one engine call on a grid of rows and lengths, with straight lines in between.
+    """Seconds of one engine call on a grid of rows and lengths, interpolated linearly.
 
     A table rather than a formula, because the curve has steps that no simple formula has: caches, kernels chosen by
     size, a GPU that is flat until it is full.
@@ -66,7 +65,7 @@ class CostTable:
         """Start from measured calls, each (rows, length, seconds); without any, the second `record` starts it."""
         self._rows = _powers_of_two(1, max(2, max_rows))
         self._lengths = _powers_of_two(1, max(2, max_length))
-        # Looked up several times a batch, so the cell of each usual value is worked out once.
+        # Cells are looked up several times a batch, so those of all usual values are located once.
         self._row_cells = [_locate(self._rows, value) for value in range(min(self._rows[-1], MAX_KNOWN_CELLS) + 1)]
         known_lengths = min(self._lengths[-1], MAX_KNOWN_CELLS)
         self._length_cells = [_locate(self._lengths, value) for value in range(known_lengths + 1)]
@@ -80,14 +79,14 @@ class CostTable:
             self._expect_no_saving_beyond(max(rows for rows, _, _ in measured))
 
     def _expect_no_saving_beyond(self, measured_rows: int) -> None:
-        """More rows than were measured cost as much each: what a line would promise them, caches may not keep."""
+        """Let rows beyond the measured ones cost as much each: caches may not keep what a line would promise."""
         last = bisect_right(self._rows, measured_rows) - 1
         for row in range(last + 1, len(self._rows)):
             share = self._rows[row] / self._rows[last]
             self._seconds[row] = [share * seconds for seconds in self._seconds[last]]
 
     def _fill(self, measured: Sequence[tuple[int, int, float]]) -> None:
-        """Every cell from the line `fixed + per_token * rows * length` that fits the measurements best, relatively."""
+        """Fill all cells from the line `fixed + per_token * rows * length` with the least relative error."""
         tokens = np.array([rows * length for rows, length, _ in measured], dtype=float)
         seconds = np.maximum([value for _, _, value in measured], SHORTEST_S)
         design = np.stack([1 / seconds, tokens / seconds], axis=1)
@@ -102,7 +101,7 @@ class CostTable:
         self._seconds = [[float(fixed + per_token * rows * length) for length in self._lengths] for rows in self._rows]
 
     def estimate(self, rows: int, length: int) -> float:
-        """Expected seconds of a call; 0 while nothing was measured."""
+        """Return the expected seconds of a call; 0 while nothing was measured."""
         if not self._seconds:
             return 0.0
         if rows < len(self._row_cells) and length < len(self._length_cells):  # `_cell`, without the call
@@ -122,7 +121,7 @@ class CostTable:
         return self._scale * at_lower * (1.0 + row_share) / 2.0
 
     def record(self, rows: int, length: int, seconds: float) -> None:
-        """Let a call that was made correct the table."""
+        """Correct the table by a call that was made."""
         if self._cold:
             self._cold = False  # an engine's first call allocates, and takes many times as long as those to come
             return
@@ -133,7 +132,7 @@ class CostTable:
         self._scale *= ratio**LEARNING_RATE_ALL
 
     def _correct_cells(self, rows: int, length: int, seconds: float, learning_rate: float) -> float:
-        """Correct the four cells around a size, each by its nearness; how far off the table was."""
+        """Correct the four cells around a size, each by its nearness; return measured by expected seconds."""
         ratio = max(seconds, SHORTEST_S) / self.estimate(rows, length)
         ratio = min(max(ratio, 1 / MAX_CORRECTION), MAX_CORRECTION)
         row, row_share, column, column_share = self._cell(rows, length)
@@ -145,7 +144,7 @@ class CostTable:
         return ratio
 
     def _cell(self, rows: int, length: int) -> tuple[int, float, int, float]:
-        """The cell left of and above a call's size, and how far on the way to the next it lies."""
+        """Return the cell left of and above a call's size, and the fraction of the way to the next cell."""
         known = rows < len(self._row_cells) and length < len(self._length_cells)
         row, row_share = self._row_cells[rows] if known else _locate(self._rows, rows)
         column, column_share = self._length_cells[length] if known else _locate(self._lengths, length)
@@ -153,6 +152,6 @@ class CostTable:
 
 
 def _locate(grid: list[int], value: int) -> tuple[int, float]:
-    """The cell left of `value`, and how far on the way to the next `value` lies; above 1 beyond the grid."""
+    """Return the cell left of `value` and the fraction of the way to the next one; above 1 beyond the grid."""
     cell = min(max(bisect_right(grid, value) - 1, 0), len(grid) - 2)
     return cell, (value - grid[cell]) / (grid[cell + 1] - grid[cell])

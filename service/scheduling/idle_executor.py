@@ -1,11 +1,11 @@
-"""One thread for work that no prediction shall wait for, and the moments in which it may go on.
+"""A background thread that runs short jobs only while a core is idle, so predictions never wait for it.
 
-    run ──> the turn of this piece ──> fewer requests are being answered than there are cores to spare ──> thread
+    run ──> one job at a time ──> fewer requests are being answered than there are cores to spare ──> thread
 
-Work comes in short pieces. A piece begins only while at least one core has nothing to answer beside its own (of one
-core: while nothing is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one
-piece in work. Engine calls of a piece are stopped for it, like those of the batchers' low priority
-(`service.engines.preemption`). There is no timer: the end of a prediction lets the next piece begin.
+A job begins only while at least one core besides its own has no request to answer (on a single core: while no request
+is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one job running. Its
+engine calls are stopped for the prediction, like those of the batchers' low priority (`service.engines.preemption`).
+There is no timer: the end of a prediction lets the next job begin.
 
 All state belongs to the event loop's thread.
 """
@@ -30,44 +30,44 @@ T = TypeVar("T")
 
 
 class IdleExecutor:
-    """The thread, and how many requests are being answered beside it."""
+    """Runs short jobs in a background thread while a core is idle."""
 
     def __init__(self, num_cores: int, watchdog: Watchdog | None = None) -> None:
         """Set up.
 
         Args:
-            num_cores: shared with whatever answers requests.
+            num_cores: cores that the thread shares with the threads that answer requests.
             watchdog: notices a thread that vanishes.
         """
         self._too_many = max(1, num_cores - 1)
         self._answering = 0
-        self._quiet = asyncio.Event()  # cleared by those who wait for it
+        self._quiet = asyncio.Event()  # cleared by its waiters
         self._turn = asyncio.Lock()
         self._thread = WorkerThreads(1, "spare-time", initializer=lower_engine_priority, watchdog=watchdog)
 
     def answering(self) -> None:
-        """A request has come that must not wait; `answered` must follow."""
+        """Count a request that must not wait; `answered` must follow."""
         self._answering += 1
         if self._answering == self._too_many:
             preempt_background()
 
     def answered(self) -> None:
-        """It has ended, in whatever way."""
+        """Count a request as ended, in whatever way."""
         self._answering -= 1
         if self._answering == self._too_many - 1:
             self._quiet.set()
             resume_background()
 
     async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
-        """Do a piece of work, alone among all pieces; when its caller leaves, its engine call is terminated.
+        """Run one job, one after the other; when its caller leaves, its engine call is terminated.
 
         Args:
-            piece: of a few milliseconds, where it can be cut so.
+            piece: the job, of a few milliseconds where it can be cut so.
             deadline_s: on `time.monotonic()`'s clock.
 
         Raises:
-            DeadlineExceeded: it passed before the piece was done.
-            Unavailable: the thread ended while it did the piece.
+            DeadlineExceeded: the deadline passed before the job was done.
+            Unavailable: the thread ended during the job.
         """
         async with self._until(deadline_s), self._turn:
             await self._moment()
@@ -84,13 +84,13 @@ class IdleExecutor:
                 raise
 
     async def moment(self, deadline_s: float) -> None:
-        """Return when a piece could begin: for work that others do.
+        """Return when a job could begin, for work that other threads do.
 
         Args:
-            deadline_s: as of `run`.
+            deadline_s: on `time.monotonic()`'s clock.
 
         Raises:
-            DeadlineExceeded: as of `run`.
+            DeadlineExceeded: the deadline passed first.
         """
         async with self._until(deadline_s):
             await self._moment()

@@ -1,4 +1,4 @@
-"""How long the engines' work takes by the clock on the wall, where its cost is known in seconds of CPU time.
+"""Ratio of wall time to the cost of engine work, which is measured in CPU time.
 
 Deadlines are wall time. On a machine that is shared with others, or under a CPU quota, a call of 10 ms of CPU time may
 take 40 ms, and between two calls the event loop needs its share as well.
@@ -7,10 +7,10 @@ take 40 ms, and between two calls the event loop needs its share as well.
 import math
 from dataclasses import dataclass
 
-# Turns that lie further back than about this many seconds count for little. The greater of the two means is taken: the
-# short one notices quickly that the machine has become slower, the long one is not fooled by a quiet moment.
+# Memories of the two means: turns further back count for little. The greater mean is taken: the short one notices
+# quickly that the machine has become slower, the long one is not fooled by a quiet moment.
 MEMORIES_S = (0.2, 1.0)
-# Weight of the assumption that both clocks go alike, before anything was measured: so many seconds of engine time.
+# Before anything is measured both clocks are assumed to agree; the assumption weighs as much as this engine time.
 PRIOR_S = 0.005
 
 
@@ -25,11 +25,11 @@ class WallTimeFactor:
 
     @property
     def value(self) -> float:
-        """Multiply expected engine time by this to get wall time."""
+        """The wall time of one second of expected engine time."""
         return max([mean.wall_s / mean.expected_s for mean in self._means])
 
     def record(self, wall_s: float, expected_s: float) -> None:
-        """Take in one turn: how long it lasted, and how long it was expected to; 0 where nothing was expected."""
+        """Take in one turn and its expected engine time, 0 where it is unknown."""
         if expected_s <= 0.0:
             return
         for mean in self._means:
@@ -40,7 +40,7 @@ class WallTimeFactor:
 
 @dataclass(slots=True)
 class _Mean:
-    """Sums of recent turns, in which each counts for less the further back it lies."""
+    """Exponentially decaying sums of recent turns."""
 
     memory_s: float
     wall_s: float = PRIOR_S

@@ -9,7 +9,8 @@ import pytest
 
 from service.errors import DeadlineExceeded
 from service.scheduling.admission import ItemResult
-from service.scheduling.batcher import Batcher, BatcherLimits
+from service.scheduling.batch_forming import BatcherLimits
+from service.scheduling.batcher import Batcher
 from service.scheduling.continuous_batcher import ContinuousBatcher, InFlightLimits
 from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally

@@ -21,13 +21,13 @@ from service.errors import (
 )
 from service.process.worker_threads import Watchdog
 from service.scheduling.admission import BatchStats
+from service.scheduling.batch_forming import BatcherLimits
 from service.scheduling.batcher import (
     HAND_OVER_S,
     LOW_PRIORITY_CALL_S,
     MAX_ON_THE_SPOT_S,
     QUICK_IN_THREAD_S,
     Batcher,
-    BatcherLimits,
 )
 from service.scheduling.cost_table import CostTable
 from service.telemetry.metrics import SchedulingTally

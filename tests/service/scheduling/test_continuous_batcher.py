@@ -12,14 +12,9 @@ import pytest
 from service.engines.preemption import compute, run_preemptible
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
 from service.scheduling.admission import BatchStats
-from service.scheduling.continuous_batcher import (
-    LOW_PRIORITY_JOINING_TOKENS,
-    LOW_PRIORITY_STEP_S,
-    PREFILL_TOKENS_PER_STEP,
-    ContinuousBatcher,
-    InFlightLimits,
-)
+from service.scheduling.continuous_batcher import LOW_PRIORITY_STEP_S, ContinuousBatcher, InFlightLimits
 from service.scheduling.cost_table import CostTable
+from service.scheduling.decoder_thread import LOW_PRIORITY_JOINING_TOKENS, PREFILL_TOKENS_PER_STEP
 from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import StopFlag, raise_in

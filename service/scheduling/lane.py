@@ -1,0 +1,46 @@
+"""One priority of a batcher: a queue with bounds of its own, and the engine threads that compute what waits in it."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from service.scheduling.admission import Admission, E
+from service.telemetry.metrics import SchedulingTally
+
+T = TypeVar("T")
+
+
+class Lane(Admission[E], Generic[E, T]):
+    """The queue and the engine threads of one priority.
+
+    Attributes:
+        num_threads: how many threads there are once they are started.
+        max_call_s: target duration of an engine call; infinite where rows and tokens alone bound it.
+        yields: whether the threads give up their core to all others (low priority).
+        threads: all threads, none before `start`.
+        idle: threads that wait for a batch.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        max_queue_rows: int,
+        num_threads: int,
+        *,
+        max_call_s: float = math.inf,
+        yields: bool = False,
+        tally: SchedulingTally | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Create an empty queue, without threads; must be called in the event loop. See `Admission`, and above."""
+        super().__init__(name, max_queue_rows, tally=tally, clock=clock)
+        self.num_threads, self.max_call_s, self.yields = num_threads, max_call_s, yields
+        self.threads: list[T] = []
+        self.idle: list[T] = []
+
+    def start(self, new_thread: Callable[[str], T]) -> None:
+        """Start the threads, each by `new_thread` with its name, unless they have been started."""
+        if not self.threads:
+            prefix = f"{self.name}-low" if self.yields else self.name
+            self.threads = [new_thread(f"{prefix}-{number}") for number in range(self.num_threads)]
