@@ -21,17 +21,17 @@ from starlette.types import Receive, Scope, Send
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
-from service.prediction.predictor import (
+from service.prediction.accounting import outcome_of
+from service.prediction.messages import (
     AttentionSelector,
     Classification,
     Explained,
     ExplainRequest,
-    Predictor,
     Receipt,
     RequestOptions,
     Translated,
-    outcome_of,
 )
+from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget, Reservation
 from service.tasks.hub_messages import (
     HUB_TOP_K,

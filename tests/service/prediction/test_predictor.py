@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 from service.config import ServiceConfig
 from service.errors import InvalidRequest, NotFound, Unavailable
 from service.models.repository import ModelRepository
-from service.prediction.predictor import MAX_STRINGS_IN_LOOP, Predictor, RequestOptions
+from service.prediction.messages import RequestOptions
+from service.prediction.predictor import Predictor
+from service.prediction.preprocessing import MAX_STRINGS_IN_LOOP
 from service.telemetry.metrics import Metrics
 from tests.conftest import write_onnx
 
