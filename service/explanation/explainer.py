@@ -33,9 +33,9 @@ from service.explanation.evaluation import EvaluationCache, ValueFunction, value
 from service.explanation.graph_methods import (
     AttentionMap,
     TokenAttributions,
+    attention_attributions,
     check_selector,
     integrated_gradients,
-    look,
     open_graph,
 )
 from service.explanation.messages import GRAPH_METHODS, ExplainRequest, Explanation, Token
@@ -190,7 +190,7 @@ class Explainer:
         row = function.row()
         found: TokenAttributions
         if plan.method == "attention":
-            found = await look(model.graph, row, plan.selector, self._idle_executor, deadline_s)
+            found = await attention_attributions(model.graph, row, plan.selector, self._idle_executor, deadline_s)
         else:
             found = await integrated_gradients(model.graph, row, plan.steps, self._idle_executor, deadline_s)
         weights_MK, tokens = found.weights_TK, None
@@ -198,8 +198,8 @@ class Explainer:
             assert not isinstance(model.task, ImageClassification | RawTensors)
             weights_MK = plan.features.merged(found.weights_TK)
             tokens = _weighted_tokens(model.task, plan, plan.features, found.weights_TK.sum(axis=1))
-        is_aligned = found.view is not None and found.view.part == "cross"
-        return _Attribution(weights_MK, found.completeness_gap, found.evaluations, tokens, found.view, is_aligned)
+        is_aligned = found.attention is not None and found.attention.part == "cross"
+        return _Attribution(weights_MK, found.completeness_gap, found.evaluations, tokens, found.attention, is_aligned)
 
     async def _details(
         self,
