@@ -1,1 +1,1 @@
-"""Why a model answers so: asks it again, at low priority."""
+"""Explanations of answers, computed at low priority."""

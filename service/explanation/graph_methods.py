@@ -1,7 +1,7 @@
-"""What a model's explaining graph says of an input: where it looks, and what each token adds to the answer.
+"""Explanation methods that run a model's explanation graph: attention and integrated gradients.
 
-    row ──> attention weights of the answer ──> rollout, a layer or a head ──> what each token gets of it
-        └─> steps of integrated gradients, a few at a time in spare time ──> shares of the answer, and what they leave
+    row ──> attention weights of the answer ──> rollout, a layer or a head ──> attention that each token receives
+        └─> steps of integrated gradients, a few at a time on an idle core ──> attributions, and the completeness gap
 
 Shapes: T tokens, K tokens of a translation, N steps.
 """
@@ -13,23 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.explanation.methods.attention import alignment, of_layer, received, rollout
-from service.explanation.methods.gradients import shared_out, steps
+from service.explanation.methods.attention import alignment, layer_attention, received_attention, rollout
+from service.explanation.methods.gradients import integrate_gradients, quadrature
 from service.models.explanation_graph import ExplainGraph
 from service.scheduling.idle_executor import IdleExecutor
 from service.tensors import Arrays
 
-# A call may take so long, unless one step alone takes longer: as `service.scheduling.batcher` has it for low priority.
+# Target duration of a call, as for low priority in `service.scheduling.batcher`. A single step may exceed it.
 CALL_S = 5e-3
-MAX_CALL_STEPS = 16  # attention weights of so many rows are computed beside; they take memory
-# The view of an attention is given up to so many numbers: a square of 256 tokens, half a megabyte of JSON.
-MAX_VIEW_NUMBERS = 65_536
-VIEW_DECIMALS = 6
-WHOLE, NOTHING = 1.0, 0.0  # alphas
+MAX_CALL_STEPS = 16  # bounds memory: each row of a call also computes its attention weights
+# Larger attention maps are left out of the answer: 256 x 256 tokens are half a megabyte of JSON.
+MAX_MAP_NUMBERS = 65_536
+MAP_DECIMALS = 6
+WHOLE, EMPTY = 1.0, 0.0  # values of alpha: the complete input, and the baseline without any word
 
 
 class AttentionSelector(NamedTuple):
-    """Which attention is asked for; None leaves the choice to the server."""
+    """Selects the attention to return; None leaves the choice to the server."""
 
     part: str | None = None
     layer: int | None = None
@@ -37,10 +37,10 @@ class AttentionSelector(NamedTuple):
 
 
 class AttentionMap(NamedTuple):
-    """An attention as it was asked for.
+    """The attention that a selector names.
 
-    `weights` has a row for each token that looks, and a column for each token that is looked at; None where these would
-    be too many numbers. Without a layer it is the rollout of the encoder's layers, or the mean of those of `cross`.
+    `weights` has a row per attending token and a column per attended token, or is None where it would be too large.
+    Without a layer it is the rollout over the encoder's layers, or the mean over all layers of `cross`.
     """
 
     part: str
@@ -52,20 +52,20 @@ class AttentionMap(NamedTuple):
 
 
 class TokenAttributions(NamedTuple):
-    """The weights of tokens, [T, K] or [T, 1]; from which view, or how far the steps miss their sum; calls' rows."""
+    """The weights of tokens, float64 [T, K] or [T, 1], and how they were computed."""
 
     weights_TK: NDArray[np.float64]
-    view: AttentionMap | None
-    completeness_gap: float | None
-    evaluations: int
+    attention: AttentionMap | None  # of method `attention`
+    completeness_gap: float | None  # of method `gradients`: difference between the sum and what it should be
+    evaluations: int  # rows that the graph computed
 
 
 def check_selector(graph: ExplainGraph, selector: AttentionSelector) -> None:
-    """Refuse an attention that the model has not.
+    """Refuse an attention that the model does not have.
 
     Args:
-        graph: of the model, open.
-        selector: what is asked for.
+        graph: explanation graph of the model, open.
+        selector: attention that the request names.
 
     Raises:
         InvalidRequest: names the parameter and its limits.
@@ -82,30 +82,33 @@ def check_selector(graph: ExplainGraph, selector: AttentionSelector) -> None:
 
 
 async def open_graph(graph: ExplainGraph, idle_executor: IdleExecutor, deadline_s: float) -> None:
-    """Make a graph ready, the first time.
+    """Open a graph if it is not open yet.
 
     Raises:
-        Unavailable: it is not what it should be.
-        DeadlineExceeded: it passed first.
+        Unavailable: the graph failed its checks.
+        DeadlineExceeded: the deadline passed first.
     """
     if not graph.ready:
         await idle_executor.run(graph.open, deadline_s)
 
 
-async def look(
+async def attention_attributions(
     graph: ExplainGraph, row: Arrays, selector: AttentionSelector, idle_executor: IdleExecutor, deadline_s: float
 ) -> TokenAttributions:
-    """Where the model looks while it answers.
+    """Weigh tokens by the attention that they receive.
 
     Args:
-        graph: of the model, open.
+        graph: explanation graph of the model, open.
         row: the input, made by a function of `service.models.explanation_graph`.
-        selector: what is asked for, passed by `check_selector`.
-        idle_executor: what the graph is asked in.
+        selector: attention that has passed `check_selector`.
+        idle_executor: runs the graph.
         deadline_s: on `time.monotonic()`'s clock.
 
+    Returns:
+        weights [T, 1], or [T, K] for cross-attention, and the attention map.
+
     Raises:
-        EngineFailed, DeadlineExceeded: no answer, or none in time.
+        EngineFailed, DeadlineExceeded: the graph failed, or not in time.
     """
     part = selector.part or next(iter(graph.attentions))
     kind = graph.attentions[part]
@@ -114,42 +117,55 @@ async def look(
         outputs, _ = graph.ask(row, np.array([WHOLE], dtype=np.float32), [kind.output])
         attention = outputs[kind.output][0]
         if selector.layer is not None:
-            seen = of_layer(attention, selector.layer, selector.head)
+            seen = layer_attention(attention, selector.layer, selector.head)
         else:
             seen = alignment(attention) if part == "cross" else rollout(attention)
-        return seen, (seen.T if part == "cross" else received(seen)[:, None])
+        return seen, (seen.T if part == "cross" else received_attention(seen)[:, None])
 
     seen, weights_TK = await idle_executor.run(piece, deadline_s)
-    weights = seen.round(VIEW_DECIMALS).tolist() if seen.size <= MAX_VIEW_NUMBERS else None
-    view = AttentionMap(part, kind.layers, kind.heads, selector.layer, selector.head, weights)
-    return TokenAttributions(weights_TK, view, None, evaluations=1)
+    weights = seen.round(MAP_DECIMALS).tolist() if seen.size <= MAX_MAP_NUMBERS else None
+    attention_map = AttentionMap(part, kind.layers, kind.heads, selector.layer, selector.head, weights)
+    return TokenAttributions(weights_TK, attention_map, None, evaluations=1)
 
 
 async def integrated_gradients(
     graph: ExplainGraph, row: Arrays, count: int, idle_executor: IdleExecutor, deadline_s: float
 ) -> TokenAttributions:
-    """What each token adds to the answer, by `count` steps of integrated gradients; the rest as of `look`.
+    """Weigh tokens by integrated gradients of the answer.
 
-    Of a classifier the answer is the logit of a class, of a translation its log probability.
+    The answer of a classifier is the logit of a class, that of a translation its log probability.
+
+    Args:
+        graph: explanation graph of the model, open.
+        row: the input, made by a function of `service.models.explanation_graph`.
+        count: number of steps.
+        idle_executor: runs the graph, a few steps per call.
+        deadline_s: on `time.monotonic()`'s clock.
+
+    Returns:
+        weights [T, 1] and the completeness gap.
+
+    Raises:
+        EngineFailed, DeadlineExceeded: the graph failed, or not in time.
     """
-    places_N, weights_N = steps(count)
+    places_N, weights_N = quadrature(count)
     answers, attributions = list[NDArray[np.float64]](), list[NDArray[np.float32]]()
-    alphas = np.concatenate([np.array([WHOLE, NOTHING], dtype=np.float32), places_N])
+    alphas = np.concatenate([np.array([WHOLE, EMPTY], dtype=np.float32), places_N])
     answered = "log_probabilities" if "target_ids" in row else "logits"
-    first, most = 0, 1  # `most` rows of a call; one, until it is known what a row takes
+    first, call_rows = 0, 1  # one row in the first call, until the time of a row is known
     while first < len(alphas):
-        piece = partial(graph.ask, row, alphas[first : first + most], (answered, "attribution"))
+        piece = partial(graph.ask, row, alphas[first : first + call_rows], (answered, "attribution"))
         outputs, took_s = await idle_executor.run(piece, deadline_s)
         answers += list(outputs[answered].astype(np.float64))
         attributions += list(outputs["attribution"])
-        first += most
-        most = max(1, min(int(CALL_S * most / max(took_s, 1e-6)), MAX_CALL_STEPS))
-    shares_T = shared_out(np.stack(attributions[2:]), weights_N)
-    whole, nothing = (_answer(answer, row) for answer in answers[:2])
-    gap = abs(float(shares_T.sum()) - (whole - nothing))
-    return TokenAttributions(shares_T[:, None], None, gap, evaluations=len(alphas))
+        first += call_rows
+        call_rows = max(1, min(int(CALL_S * call_rows / max(took_s, 1e-6)), MAX_CALL_STEPS))
+    weights_T = integrate_gradients(np.stack(attributions[2:]), weights_N)
+    whole, empty = (_score(answer, row) for answer in answers[:2])
+    gap = abs(float(weights_T.sum()) - (whole - empty))
+    return TokenAttributions(weights_T[:, None], None, gap, evaluations=len(alphas))
 
 
-def _answer(answer: NDArray[np.float64], row: Arrays) -> float:
-    """The number that is explained, out of the logits of a row or the log probabilities of its tokens."""
+def _score(answer: NDArray[np.float64], row: Arrays) -> float:
+    """Return the explained number: the logit of the target class, or the sum of the tokens' log probabilities."""
     return float(answer[int(row["target"])] if "target" in row else answer.sum())

@@ -1,4 +1,4 @@
-"""Threads for what takes long before a model is asked: long texts, images; the event loop answers others meanwhile."""
+"""Threads for long preprocessing (long texts, images), so that the event loop serves other requests meanwhile."""
 
 import asyncio
 import time
@@ -9,42 +9,45 @@ from typing import TypeVar
 from service.errors import DeadlineExceeded, Overloaded
 from service.process.worker_threads import Watchdog, WorkerThreads
 
-LEARNING_RATE = 0.1  # of the mean time of a row, which says when to come again
+LEARNING_RATE = 0.1  # of the running mean of a row's time, from which the retry delay is computed
 
 T = TypeVar("T")
 
 
 class PreprocessingPool:
-    """As many threads as there are cores; more would only take memory."""
+    """A bounded thread pool with a limit on the rows that wait; one thread per core, because more only take memory."""
 
     def __init__(self, num_threads: int, max_rows: int, watchdog: Watchdog | None = None) -> None:
-        """Set up.
+        """Start without threads; they are created when they are needed.
 
         Args:
-            num_threads: at most.
-            max_rows: that may wait or be in work; what comes on top is refused.
-            watchdog: notices threads that vanish.
+            num_threads: maximum number of threads.
+            max_rows: maximum number of rows that wait or are in work; more are refused.
+            watchdog: detects threads that end.
         """
         self._num_threads, self._max_rows = num_threads, max_rows
         self._threads = WorkerThreads(num_threads, "preparer", watchdog=watchdog)
-        self.rows = 0  # of all requests that wait for a thread or are with one
-        self._row_s = 0.0  # of a recent row, a running mean
+        self.rows = 0  # rows of all requests that wait for a thread or are in one
+        self._row_s = 0.0  # time of a recent row, a running mean
 
     async def run(
         self, work: Sequence[Callable[[], T]], *, rows: int, timeout_s: float, words: tuple[str, str]
     ) -> list[T]:
-        """Do the work of one request side by side; the first piece that fails is the request's error.
+        """Run the pieces of one request in parallel; the first piece that fails is the request's error.
 
         Args:
-            work: in pieces; one that has not begun when the time is up never does.
-            rows: of the request.
-            timeout_s: what is left to it.
-            words: what the rows are and what is done to them, for messages.
+            work: pieces of work; pieces that have not begun when the time is up are dropped.
+            rows: rows of the request.
+            timeout_s: time that is left.
+            words: noun for the rows and verb for the work, for error messages.
+
+        Returns:
+            the result of each piece, in order.
 
         Raises:
-            Overloaded: too many rows wait already.
-            DeadlineExceeded: the time is up.
-            Unavailable: the thread that did a piece of it has ended.
+            Overloaded: too many rows are waiting.
+            DeadlineExceeded: the time ran out.
+            Unavailable: a thread ended during its piece.
         """
         what, done = words
         if self.rows + rows > self._max_rows:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from service.errors import InvalidRequest
-from service.prediction.predictor import AttentionSelector, ExplainRequest
+from service.prediction.messages import AttentionSelector, ExplainRequest
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"

@@ -1,1 +1,1 @@
-"""Why a model answers as it does, by taking parts of its input away; pure functions of arrays."""
+"""Explanation methods as pure functions of arrays."""

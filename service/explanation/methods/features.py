@@ -1,7 +1,7 @@
-"""What an explanation gives weights to, and what is left of an input without some of it.
+"""The features of an input, and the input without some of them.
 
-    text  ──> Words: the tokens of a word that is taken away leave the ids; the others stay as they were
-    image ──> Patches of a grid: one that is taken away becomes the image's mean colour
+    text  ──> Words: the tokens of a removed word leave the ids; the others stay unchanged
+    image ──> Patches of a grid: a removed patch becomes the image's mean colour
 
 Shapes: M features, T tokens, C channels, H height, W width.
 """
@@ -13,16 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# A grid that shows where, at a price of 64 features: with 16 patches a side it would be 256.
+# Trades resolution for cost: 8 patches a side are 64 features, 16 would be 256.
 PATCHES_A_SIDE = 8
 # Within a word: don't, well-known; within a number: 3.5, 1,000.
 INNER_MARKS, INNER_MARKS_OF_NUMBERS = "'\u2019-", ".,"
-# Written without spaces, each character about a word: kana, and Han in its blocks and beyond the first plane.
+# Scripts without spaces, where each character counts as a word: kana, and Han in its blocks and beyond the first plane.
 WORD_EACH = ((0x3040, 0x30FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
 
 
 class Word(NamedTuple):
-    """A part of a text; `start` and `end` count characters."""
+    """A word of a text; `start` and `end` are character offsets."""
 
     text: str
     start: int
@@ -32,22 +32,22 @@ class Word(NamedTuple):
 class Words:
     """The words of a text, and the tokens of each.
 
-    A word is what stands between spaces, without the marks around it, which are words of their own. Where a token
-    belongs to two, they are one; words of which no token is there (cut off by the model's limit) are none.
+    Words are separated by spaces; punctuation around them forms words of its own. Two words that share a token are
+    joined. Words without a token (truncated by the model's limit) are left out.
     """
 
     def __init__(self, text: str, ids_T: Sequence[int], spans_T: Sequence[tuple[int, int] | None]) -> None:
         """Find the words of a text.
 
         Args:
-            text: as the tokenizer got it.
-            ids_T: its tokens.
-            spans_T: for each token its first character and the one behind its last, None for a special token.
+            text: text as the tokenizer got it.
+            ids_T: ids of its tokens.
+            spans_T: start and end of each token in characters, None for a special token.
         """
         self.text, self.ids = text, list(ids_T)
         found = list(words_of(text))
         touched_T = [_touched(text, found, span) for span in spans_T]
-        joined = {number for touched in touched_T for number in touched[1:]}  # to the word before
+        joined = {number for touched in touched_T for number in touched[1:]}  # joined to the previous word
         present = {number for touched in touched_T for number in touched}
         self.words: list[Word] = []
         feature_of: dict[int, int] = {}
@@ -60,7 +60,7 @@ class Words:
             else:
                 self.words.append(word)
             feature_of[number] = len(self.words) - 1
-        # A token of no word stays, whatever is taken away; but one of spaces alone goes with the word that it leads in.
+        # A token outside all words is always kept, but a token of spaces alone belongs to the word that follows.
         self._feature_T = [-1] * len(self.ids)
         for place in range(len(self.ids) - 1, -1, -1):
             span = spans_T[place]
@@ -71,16 +71,16 @@ class Words:
 
     @property
     def num_features(self) -> int:
-        """Words."""
+        """Number of words."""
         return len(self.words)
 
     @property
     def word_of_token(self) -> list[int | None]:
-        """For each token the number of the word that it goes with; None for one of no word."""
+        """Index of each token's word; None for a token outside all words."""
         return [None if feature < 0 else feature for feature in self._feature_T]
 
     def merged(self, weights_TK: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the tokens of each word have together, [M, K]; what tokens of no word have is in none of them."""
+        """Return the sum of the tokens' weights for each word, float64 [M, K]; tokens outside all words are dropped."""
         merged_MK = np.zeros((len(self.words), weights_TK.shape[1]))
         for feature, weights_K in zip(self._feature_T, weights_TK, strict=True):
             if feature >= 0:
@@ -88,13 +88,13 @@ class Words:
         return merged_MK
 
     def ids_of(self, kept_M: NDArray[np.bool_]) -> list[int]:
-        """The ids of the text without the words that are not kept."""
+        """Return the ids of the text without the words that are not kept."""
         keeps = [*kept_M.tolist(), True]  # the last for -1
         return [id_ for id_, feature in zip(self.ids, self._feature_T, strict=True) if keeps[feature]]
 
 
 def words_of(text: str) -> Iterator[Word]:
-    """Words and marks of a text, in its order."""
+    """Yield the words and punctuation marks of a text, in order."""
     start, kind = 0, "space"
     for place in range(len(text)):
         its_kind = _kind(text, place)
@@ -107,7 +107,7 @@ def words_of(text: str) -> Iterator[Word]:
 
 
 def _kind(text: str, place: int) -> str:
-    """What a character makes together with those of its kind beside it."""
+    """Return the class of a character: neighbours of one class form a word, except in class "each"."""
     character = text[place]
     if character.isspace():
         return "space"
@@ -125,13 +125,13 @@ def _kind(text: str, place: int) -> str:
 
 
 def _touched(text: str, found: Sequence[Word], span: tuple[int, int] | None) -> list[int]:
-    """The numbers of the words that a token has characters of."""
+    """Return the indices of the words that a token overlaps."""
     if span is None:
         return []
     start, end = span
     while start < end and text[start].isspace():
         start += 1
-    low, high = 0, len(found)  # the first word that ends behind the token's start
+    low, high = 0, len(found)  # bisect for the first word that ends after the token's start
     while low < high:
         middle = (low + high) // 2
         low, high = (middle + 1, high) if found[middle].end <= start else (low, middle)
@@ -145,13 +145,13 @@ def _touched(text: str, found: Sequence[Word], span: tuple[int, int] | None) -> 
 class Patches:
     """An image as a grid of patches.
 
-    A patch is taken away by giving it the image's mean colour. Black or the middle of the range would be a shape of its
-    own on most images, with edges that the model sees and an overall colour that it has not been shown; the mean leaves
-    brightness and colour of the whole as they are, and an image without any patch is one flat colour that tells least.
+    A removed patch gets the image's mean colour. Black or the middle of the range would form shapes with edges that the
+    model sees, and shift the overall colour away from the training data. The mean keeps brightness and colour, and an
+    image without any patch is one flat colour, which carries the least information.
     """
 
     def __init__(self, pixels_CHW: NDArray[np.float32], a_side: int = PATCHES_A_SIDE) -> None:
-        """Lay a grid over what the graph takes; normalising is linear, so the mean is that of the levels too."""
+        """Lay a grid over the graph's input, float32 [C, H, W]; its mean is the mean colour (normalising is linear)."""
         self._pixels_CHW = pixels_CHW
         self._mean_C11 = pixels_CHW.mean(axis=(1, 2), keepdims=True)
         _, H, W = pixels_CHW.shape
@@ -162,11 +162,11 @@ class Patches:
 
     @property
     def num_features(self) -> int:
-        """Patches, row by row."""
+        """Number of patches; they are numbered row by row."""
         return self.rows * self.columns
 
     def pixels_of(self, kept_M: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """The image without the patches that are not kept, float32 [C, H, W]."""
+        """Return the image without the patches that are not kept, float32 [C, H, W]."""
         kept_HW = kept_M.reshape(self.rows, self.columns)[self._row_of_H][:, self._column_of_W]
         pixels_CHW: NDArray[np.float32] = np.where(kept_HW, self._pixels_CHW, self._mean_C11)
         return pixels_CHW

@@ -1,7 +1,8 @@
-"""Whether an explanation holds: what the model says while the features go, or come, in the order of their weights.
+"""Fidelity of an explanation: the score while features are deleted or inserted in the order of their weights.
 
-Deletion and insertion areas of Petsiuk et al. 2018 (RISE, arXiv 1806.07421): without the features that matter the score
-falls early, so a small deletion area is good; with them alone it is there early, so a large insertion area is good.
+Deletion and insertion areas of Petsiuk et al. 2018 (RISE, arXiv 1806.07421): if the weights are right, the score falls
+early while features are deleted and rises early while they are inserted. A small deletion area and a large insertion
+area are good.
 
 Shapes: S samples, M features.
 """
@@ -12,16 +13,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Steps of a curve; with more features several go at a time, for each step is an evaluation of the model.
+# Steps of a curve. With more features several change at a time, because each step is an evaluation of the model.
 MAX_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """What an explanation is worth, and what it took.
+    """The fidelity and the cost of an explanation.
 
-    `completeness_gap` is how far the sum of the weights lies from the difference that they are to explain; None of a
-    method that promises no such sum. `evaluations` counts the inputs that the model was asked, the curves' included.
+    `completeness_gap` is the distance between the sum of the weights and the difference in score that they should
+    explain; None for a method that promises no such sum. `evaluations` counts the inputs that were evaluated, including
+    those of the curves.
     """
 
     deletion_area: float
@@ -33,7 +35,7 @@ class Fidelity:
 
 
 def curves(weights_M: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """What is kept at each step of the two curves, from all or nothing to nothing or all; [S, M] each."""
+    """Return the features kept at each step of the deletion and of the insertion curve, bool [S, M] each."""
     M = len(weights_M)
     rank_M = np.empty(M, dtype=np.int64)
     rank_M[np.argsort(-weights_M, kind="stable")] = np.arange(M)
@@ -43,6 +45,6 @@ def curves(weights_M: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[n
 
 
 def area(kept_SM: NDArray[np.bool_], scores: Sequence[float]) -> float:
-    """The mean score along a curve, by trapezoids over the share of features that have gone or come."""
-    share_S = np.abs(kept_SM.mean(axis=1) - kept_SM[0].mean())
-    return float(np.trapezoid(np.asarray(scores), share_S))
+    """Return the area under a curve by the trapezoidal rule, over the fraction of features deleted or inserted."""
+    fraction_S = np.abs(kept_SM.mean(axis=1) - kept_SM[0].mean())
+    return float(np.trapezoid(np.asarray(scores), fraction_S))

@@ -1,8 +1,8 @@
-"""Which parts are taken away together, and what the model's answers to that say of each part.
+"""Perturbation methods: occlusion, LIME and SHAP.
 
-    plan ──> which features each sample keeps ──> the model ──> values ──> estimate ──> a weight for each feature
+    plan ──> features that each sample keeps ──> model ──> values ──> estimate ──> a weight for each feature
 
-All estimators are linear in the values. So where the model gives several values at once (a log probability for each
+All estimators are linear in the values. So where the model returns several values at once (a log probability for each
 token of a translation), the weights of the sum are the sums of the weights.
 
 Shapes: S samples, M features, K values of one answer.
@@ -20,11 +20,11 @@ from service.errors import InvalidRequest
 Method = Literal["occlusion", "lime", "shap"]
 METHODS: tuple[Method, ...] = ("occlusion", "lime", "shap")
 MAX_SAMPLES = 4096
-DEFAULT_SAMPLES = 256  # of methods that draw; more where there are so many features that this would say little
-# The width of LIME's kernel on cosine distances between 0 and 1; its authors' 25, of distances that they count to 100.
+DEFAULT_SAMPLES = 256  # for methods that draw samples; with many features the default is larger
+# Width of LIME's kernel on cosine distances between 0 and 1; the authors use 25 on distances up to 100.
 KERNEL_WIDTH = 0.25
-# Of LIME's ridge regression, as a share of the samples' total weight: enough to have one answer where features were
-# always taken away together, and too little to be seen elsewhere.
+# Penalty of LIME's ridge regression, as a fraction of the samples' total weight: enough for a unique solution where
+# features were always removed together, and too small to matter elsewhere.
 RIDGE = 1e-5
 
 
@@ -32,20 +32,23 @@ class Plan(NamedTuple):
     """The samples of one explanation."""
 
     kept_SM: NDArray[np.bool_]
-    weights_S: NDArray[np.float64]  # how much each counts
+    weights_S: NDArray[np.float64]  # weight of each sample in the regression
 
 
 def plan(method: Method, num_features: int, n_samples: int | None, seed: int) -> Plan:
-    """What to ask the model; the same for the same arguments.
+    """Choose the samples to evaluate; deterministic in its arguments.
 
     Args:
-        method: how features are taken away.
+        method: perturbation method.
         num_features: at least one.
-        n_samples: at most so many samples; None for as many as are enough by default.
-        seed: of what is drawn.
+        n_samples: maximum number of samples; None for the default.
+        seed: seed of the random draws.
+
+    Returns:
+        the samples and their weights.
 
     Raises:
-        InvalidRequest: `n_samples` lies outside its limits, or is too few for the method.
+        InvalidRequest: `n_samples` is outside its limits, or too small for the method.
     """
     if n_samples is not None and not 1 <= n_samples <= MAX_SAMPLES:
         raise InvalidRequest(f"n_samples must lie between 1 and {MAX_SAMPLES}, not {n_samples}")
@@ -70,32 +73,36 @@ def plan(method: Method, num_features: int, n_samples: int | None, seed: int) ->
 
 def estimate(
     method: Method,
-    made: Plan,
+    samples: Plan,
     values_SK: NDArray[np.float64],
     whole_K: NDArray[np.float64],
     empty_K: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """The weight of each feature for each value, [M, K].
+    """Estimate the weight of each feature for each value.
 
     Args:
-        method: that of the plan.
-        made: what was asked.
-        values_SK: what the model said to it.
-        whole_K: what it says with all features.
-        empty_K: what it says without any.
+        method: method of the plan.
+        samples: samples that were evaluated.
+        values_SK: values of the samples, float64 [S, K].
+        whole_K: values with all features, float64 [K].
+        empty_K: values without any feature, float64 [K].
+
+    Returns:
+        the weights, float64 [M, K].
     """
     if method == "occlusion":
         return whole_K - values_SK
     if method == "lime":
-        return _weighted_ridge(made, values_SK)
-    return _shapley_values(made, values_SK, whole_K, empty_K)
+        return _weighted_ridge(samples, values_SK)
+    return _shapley_values(samples, values_SK, whole_K, empty_K)
 
 
 def _lime_samples(num_features: int, n_samples: int, draw: np.random.Generator) -> Plan:
-    """Random subsets, the first of them whole, each by its nearness to that (Ribeiro et al. 2016, arXiv 1602.04938).
+    """Draw random subsets, weighted by their proximity to the full set (Ribeiro et al. 2016, arXiv 1602.04938).
 
-    As in the authors' code for texts, first how many features go is drawn, then which. Nearness is an exponential
-    kernel on the cosine distance; between all ones and a vector with k of M ones that is 1 - sqrt(k / M).
+    The first sample is the full set. As in the authors' code for texts, first the number of removed features is drawn,
+    then which. Proximity is an exponential kernel on the cosine distance, which is 1 - sqrt(k / M) between all ones
+    and a vector with k of M ones.
     """
     gone_S = draw.integers(1, num_features, n_samples, endpoint=True)
     gone_S[0] = 0
@@ -105,15 +112,15 @@ def _lime_samples(num_features: int, n_samples: int, draw: np.random.Generator) 
 
 
 def _subsets(sizes_S: NDArray[np.int64], num_features: int, draw: np.random.Generator) -> NDArray[np.bool_]:
-    """A subset of each size, [S, M], all of that size as likely: those that got the smallest numbers."""
+    """Draw a subset of each size, bool [S, M], uniformly: the features with the smallest random numbers."""
     numbers_SM = draw.random((len(sizes_S), num_features))
     ranks_SM = numbers_SM.argsort(axis=1).argsort(axis=1)
     return ranks_SM < sizes_S[:, None]
 
 
-def _weighted_ridge(made: Plan, values_SK: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The straight line through the samples; its constant is not drawn towards 0."""
-    kept_SM, share_S = made.kept_SM.astype(np.float64), made.weights_S / made.weights_S.sum()
+def _weighted_ridge(samples: Plan, values_SK: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Fit a weighted ridge regression; the intercept is not penalised."""
+    kept_SM, share_S = samples.kept_SM.astype(np.float64), samples.weights_S / samples.weights_S.sum()
     kept_SM -= share_S @ kept_SM
     values_SK = values_SK - share_S @ values_SK
     gram_MM = (kept_SM.T * share_S) @ kept_SM + RIDGE * np.eye(kept_SM.shape[1])
@@ -121,9 +128,10 @@ def _weighted_ridge(made: Plan, values_SK: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def _all_coalitions(num_features: int) -> Plan:
-    """Every subset but the whole and the empty one, by the Shapley kernel (Lundberg & Lee 2017, arXiv 1705.07874).
+    """Return all subsets but the full and the empty one, weighted by the Shapley kernel.
 
-    With these weights the regression gives the Shapley values themselves (theorem 2).
+    With these weights the regression gives the exact Shapley values (Lundberg & Lee 2017, arXiv 1705.07874, theorem
+    2).
     """
     M = num_features
     subsets = [kept for kept in product((False, True), repeat=M) if 0 < sum(kept) < M]
@@ -133,7 +141,7 @@ def _all_coalitions(num_features: int) -> Plan:
 
 
 def _pairs(num_features: int, n_samples: int, draw: np.random.Generator) -> Plan:
-    """Subsets drawn by the Shapley kernel, each with what it leaves out (Covert & Lee 2021, arXiv 2012.01536)."""
+    """Draw subsets by the Shapley kernel, each paired with its complement (Covert & Lee 2021, arXiv 2012.01536)."""
     sizes = np.arange(1, num_features)
     chances = 1 / (sizes * (num_features - sizes))
     half_SM = _subsets(draw.choice(sizes, n_samples // 2, p=chances / chances.sum()), num_features, draw)
@@ -142,18 +150,18 @@ def _pairs(num_features: int, n_samples: int, draw: np.random.Generator) -> Plan
 
 
 def _shapley_values(
-    made: Plan, values_SK: NDArray[np.float64], whole_K: NDArray[np.float64], empty_K: NDArray[np.float64]
+    samples: Plan, values_SK: NDArray[np.float64], whole_K: NDArray[np.float64], empty_K: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Weights that fit the samples best among those whose sum is the whole's value less the empty one's.
+    """Fit weights by least squares, constrained to sum to the difference between the full and the empty set.
 
-    The constraint is the efficiency axiom. All weights that keep to it are equal shares of that difference and a
-    vector that sums to 0; among the best of these, lstsq gives the shortest where the samples leave a choice.
+    The constraint is the efficiency axiom. Every vector that satisfies it is an equal split of that difference plus a
+    vector that sums to 0. Where the samples leave a choice, lstsq returns the solution of minimum norm.
     """
-    M, difference_K = made.kept_SM.shape[1], whole_K - empty_K
+    M, difference_K = samples.kept_SM.shape[1], whole_K - empty_K
     equal_MK = np.tile(difference_K / M, (M, 1))
-    if not len(made.kept_SM):  # a single feature has it all
+    if not len(samples.kept_SM):  # a single feature gets the whole difference
         return equal_MK
-    kept_SM, root_S1 = made.kept_SM.astype(np.float64), np.sqrt(made.weights_S)[:, None]
+    kept_SM, root_S1 = samples.kept_SM.astype(np.float64), np.sqrt(samples.weights_S)[:, None]
     left_SK = values_SK - empty_K - kept_SM @ equal_MK
     sums_to_0_SM = kept_SM - kept_SM.mean(axis=1, keepdims=True)
     rest_MK, *_ = np.linalg.lstsq(root_S1 * sums_to_0_SM, root_S1 * left_SK, rcond=None)

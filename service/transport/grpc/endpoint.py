@@ -11,7 +11,8 @@ from google.protobuf.message import DecodeError
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know its public half
 
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded
-from service.prediction.predictor import Predictor, outcome_of
+from service.prediction.accounting import outcome_of
+from service.prediction.predictor import Predictor
 from service.transport.grpc.accept import Handlers
 from service.transport.grpc.messages import CONTROL, MessageLimits
 from service.transport.grpc.receiving import MessageReceiver

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from proto import heed_pb2, inference_pb2
 from service.errors import InvalidRequest
-from service.prediction.predictor import (
+from service.prediction.messages import (
     AttentionSelector,
     Classification,
     ExplainRequest,

@@ -14,7 +14,9 @@ from starlette.routing import Route
 
 from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded, TooLarge, TooSlow, clipped
-from service.prediction.predictor import Predictor, RequestOptions, outcome_of
+from service.prediction.accounting import outcome_of
+from service.prediction.messages import RequestOptions
+from service.prediction.predictor import Predictor
 from service.process.memory_budget import Reservation
 from service.tasks.hub_messages import SearchParameters
 from service.telemetry.metrics import Outcome

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from service.errors import InvalidRequest
-from service.prediction.predictor import Explanation, Receipt
+from service.prediction.messages import Explanation, Receipt
 from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
 from service.transport.http.json_bounds import read_bounded_json
 from service.transport.request_metadata import number_of

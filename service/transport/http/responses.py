@@ -6,7 +6,7 @@ import msgspec
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from service.prediction.predictor import Receipt
+from service.prediction.messages import Receipt
 
 MAX_UNCOUNTED_BYTES = 64 * 1024  # responses up to this size reserve no memory; a connection's buffers take as much
 PIECE_BYTES = 256 * 1024  # largest part of a body that is sent in one step

@@ -10,7 +10,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from service.errors import HeedError, InvalidRequest
-from service.prediction.predictor import (
+from service.prediction.messages import (
     AttentionSelector,
     Classification,
     Explained,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service.explanation.methods.attention import alignment, of_layer, received, rollout
+from service.explanation.methods.attention import alignment, layer_attention, received_attention, rollout
 
 L, H, T, S = 3, 2, 4, 5
 
@@ -40,10 +40,10 @@ def test_who_looks_at_nothing_but_itself_stays_apart() -> None:
 def test_a_view_is_a_head_or_a_mean() -> None:
     """Of a layer's heads, or of all layers and heads; what tokens get of it sums to one."""
     weights = attention(S)
-    np.testing.assert_array_equal(of_layer(weights, 1, 0), weights[1, 0])
-    np.testing.assert_allclose(of_layer(weights, 2, None), (weights[2, 0] + weights[2, 1]) / 2, atol=1e-7)
+    np.testing.assert_array_equal(layer_attention(weights, 1, 0), weights[1, 0])
+    np.testing.assert_allclose(layer_attention(weights, 2, None), (weights[2, 0] + weights[2, 1]) / 2, atol=1e-7)
     mean = sum(weights[layer, head] for layer in range(L) for head in range(H)) / (L * H)
     np.testing.assert_allclose(alignment(weights), mean, atol=1e-7)
-    got = received(alignment(weights))
+    got = received_attention(alignment(weights))
     assert got[3] == pytest.approx(sum(mean[row, 3] for row in range(T)) / T)
     assert got.sum() == pytest.approx(1)

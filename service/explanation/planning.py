@@ -1,0 +1,160 @@
+"""Plans an explanation: checks the request, splits the input into features, draws the samples."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from PIL.Image import Image
+
+from service.errors import InvalidRequest
+from service.explanation.graph_methods import AttentionSelector
+from service.explanation.messages import (
+    DEFAULT_METHOD,
+    GRAPH_METHODS,
+    MAX_SEED,
+    METHODS,
+    ExplainRequest,
+    Method,
+)
+from service.explanation.methods.features import PATCHES_A_SIDE, Patches, Words
+from service.explanation.methods.gradients import DEFAULT_STEPS, MAX_STEPS, MIN_STEPS
+from service.explanation.methods.perturbation import METHODS as SAMPLING_METHODS
+from service.explanation.methods.perturbation import Plan as SamplingPlan
+from service.explanation.methods.perturbation import plan as plan_samples
+from service.models.explanation_graph import Explainable, ExplainGraph
+from service.models.repository import ServedModel
+from service.tasks.image_classification import ImageClassification
+from service.tasks.image_file import DecodingMemory
+from service.tasks.translation import Translation
+
+OVERLAY_SIDE_PIXELS = 448
+
+
+class ExplanationPlan(NamedTuple):
+    """The features of an input and the samples to evaluate, before the model is asked."""
+
+    method: Method
+    seed: int
+    features: Words | Patches
+    samples: SamplingPlan | None  # None for graph methods
+    steps: int  # of `gradients`
+    selector: AttentionSelector
+    target: int | None  # index of the class that the request names
+    spans: Sequence[tuple[int, int] | None] = ()  # character span of each token of a text
+    picture: Callable[[], Image] | None = None  # makes the image that the overlay is drawn on
+
+
+def methods_of(model: ServedModel) -> list[Method]:
+    """Return the explanation methods that a model supports, the default first."""
+    if not isinstance(model.task, Explainable):
+        return []
+    return [*SAMPLING_METHODS, *(GRAPH_METHODS if model.graph is not None else ())]
+
+
+def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
+    """Refuse what can be refused before the input is read.
+
+    Args:
+        model: model that answers.
+        request: options of the explanation.
+
+    Returns:
+        the task of the model.
+
+    Raises:
+        InvalidRequest: the model cannot be explained, or not with these options.
+    """
+    task, name = model.task, f"model {model.name!r}"
+    if not isinstance(task, Explainable):
+        raise InvalidRequest(f"{name} takes tensors; texts and images can be explained")
+    method = request.method
+    offered = ", ".join(methods_of(model))
+    if method in GRAPH_METHODS and model.graph is None:
+        raise InvalidRequest(f"{name} has no graph for method {method!r}; it has {offered}")
+    if method is not None and method not in METHODS:
+        raise InvalidRequest(f"method {method!r} is not known; {name} has {offered}")
+    if method != "attention":
+        for field, value in request.selector._asdict().items():
+            if value is not None:
+                raise InvalidRequest(f"{field} is of method 'attention', not of {method or DEFAULT_METHOD!r}")
+    elif request.n_samples is not None:
+        raise InvalidRequest("n_samples is not of method 'attention', which asks once")
+    if method == "gradients" and request.n_samples is not None and not MIN_STEPS <= request.n_samples <= MAX_STEPS:
+        limits = f"between {MIN_STEPS} and {MAX_STEPS}"
+        raise InvalidRequest(f"n_samples of gradients are its steps, and must lie {limits}, not {request.n_samples}")
+    if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
+        raise InvalidRequest(f"seed must lie between 0 and {MAX_SEED}, not {request.seed}")
+    if request.target is not None:
+        _check_target(task, name, request.target)
+    return task
+
+
+def _check_target(task: Explainable, name: str, target: str) -> None:
+    if isinstance(task, Translation):
+        raise InvalidRequest("target is the class of a classifier; of a translation, what is explained is its text")
+    if target not in task.labels:
+        raise InvalidRequest(f"target {target!r} is no class of {name}; it has {', '.join(task.labels)}")
+
+
+def plan_explanation(
+    task: Explainable,
+    graph: ExplainGraph | None,
+    request: ExplainRequest,
+    item: Any,
+    given: str | bytes,
+    *,
+    truncate: bool,
+    field: str,
+    max_image_pixels: int,
+    memory: DecodingMemory | None = None,
+) -> ExplanationPlan:
+    """Split an input into features and plan the samples; may be called in any thread.
+
+    Args:
+        task: task of the model.
+        graph: explanation graph of the model, open where the method needs it.
+        request: options that have passed `check_request`.
+        item: the input as the task has preprocessed it.
+        given: the input itself, a text or an image file.
+        truncate: as for the task.
+        field: name of the input in error messages.
+        max_image_pixels: as for the task.
+        memory: as for the task.
+
+    Returns:
+        the plan.
+
+    Raises:
+        InvalidRequest: the input has no features, or `n_samples` is outside its limits.
+    """
+    method = next(known for known in METHODS if known == (request.method or DEFAULT_METHOD))
+    seed, sampling = request.seed or 0, next((known for known in SAMPLING_METHODS if known == method), None)
+    picture: Callable[[], Image] | None = None
+    spans = list[tuple[int, int] | None]()
+    features: Words | Patches
+    if isinstance(task, ImageClassification):
+        assert isinstance(given, bytes)
+        features = Patches(item.pixels_CHW, _patches_a_side(None if sampling else graph))
+        side, limit = OVERLAY_SIDE_PIXELS, max_image_pixels
+        picture = partial(task.picture, given, field=field, side=side, max_image_pixels=limit, memory=memory)
+    else:
+        assert isinstance(given, str)
+        spans = task.spans(given, truncate=truncate)
+        features = Words(given, item.ids, spans)
+        if not features.num_features:
+            raise InvalidRequest(f"{field} has no words that could be taken away")
+    target = None
+    if not isinstance(task, Translation) and request.target is not None:
+        target = task.labels.index(request.target)
+    samples = None if sampling is None else plan_samples(sampling, features.num_features, request.n_samples, seed)
+    num_steps = request.n_samples or DEFAULT_STEPS
+    return ExplanationPlan(method, seed, features, samples, num_steps, request.selector, target, spans, picture)
+
+
+def _patches_a_side(graph: ExplainGraph | None) -> int:
+    """Return the side of the grid: the tokens of a graph's image, or the default for sampling methods."""
+    if graph is None:
+        return PATCHES_A_SIDE
+    assert graph.image_tokens is not None
+    return math.isqrt(graph.image_tokens)

@@ -1,0 +1,111 @@
+"""What transports pass to the predictor and get back from it.
+
+The names of `__all__` that are defined elsewhere belong to rooms which transports may not import.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from service.engines.device import Place
+from service.explanation.graph_methods import AttentionSelector
+from service.explanation.messages import ExplainRequest, Explanation
+from service.tasks.classification import Classification
+from service.tasks.translation import Translated
+from service.telemetry.metrics import Protocol
+from service.tensors import TensorSpec
+
+__all__ = [
+    "AttentionSelector",
+    "Classification",
+    "ExplainRequest",
+    "Explained",
+    "Explanation",
+    "IndexedModel",
+    "ModelDescription",
+    "Receipt",
+    "RequestOptions",
+    "TaskName",
+    "Translated",
+]
+
+TaskName = Literal["text-classification", "image-classification", "translation", "tensors"]
+
+
+class RequestOptions(msgspec.Struct, frozen=True, gc=False):
+    """The options of a request: everything that a transport reads from it besides its inputs."""
+
+    model: str
+    version: str  # empty: the default version
+    protocol: Protocol
+    request_id: str
+    timeout_s: float | None = None  # None: the server's default
+    truncate: bool = False
+    # Search options of a translation; None: the model's default. Other models ignore them.
+    num_beams: int | None = None
+    max_new_tokens: int | None = None
+    length_penalty: float | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True, gc=False):
+    """Time spent in each stage of a request, and the batch it was computed in.
+
+    When its rows went through several engine calls, the receipt shows the longest wait and the largest call.
+    """
+
+    model_version: str
+    preprocess_us: int
+    queue_us: int
+    compute_us: int
+    postprocess_us: int
+    batch_size: int
+    padded_tokens: int
+    batch_tokens: int
+    truncated: bool
+
+    def as_parameters(self) -> dict[str, int | bool]:
+        """Return the response parameters of the Open Inference Protocol, which has its own field for the version."""
+        parameters = msgspec.structs.asdict(self)
+        del parameters["model_version"]
+        return parameters
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields by name."""
+        return msgspec.structs.asdict(self)
+
+
+class Explained(NamedTuple):
+    """An answer and its explanation."""
+
+    answer: Classification | Translated
+    explanation: Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """The metadata of a model version."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    properties: dict[str, str]  # "batching", "remark", and comma-separated names in "explain" and "optional_inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedModel:
+    """One entry of the model index (GET /v2/models)."""
+
+    name: str
+    version: str  # answers requests that name no version; empty where the folder has none
+    versions: list[str]  # all versions that are ready
+    task: TaskName | None  # None while no version can answer
+    labels: list[str]  # class names of a classifier
+    explain: list[str]  # explanation methods that the model supports
+    ready: bool
+    reason: str | None  # why the model is not ready
+    precision: str | None  # of the graphs that answer; None for a bare model
+    cache: Place | None  # where a translation model keeps keys and values between two steps
+    batching: str | None  # whether requests share engine calls, and why; None while the model cannot answer
