@@ -26,7 +26,7 @@ RESULTS = HERE / "results"
 
 
 def main() -> int:
-    """Run, judge, plot."""
+    """Run Locust, judge the figures, draw them."""
     parser = command_line()
     arguments = parser.parse_args()
     if bool(arguments.http) != bool(arguments.grpc):
@@ -56,7 +56,7 @@ def main() -> int:
 def measure(
     model: str, limits: Limits, arguments: argparse.Namespace, console: Console
 ) -> tuple[dict[str, Any], list[str]]:
-    """One model: its report, and the limits that it missed."""
+    """Measure one model: return its report, and the limits that it missed."""
     base = arguments.results / f"load-{datetime.now(UTC):%Y%m%d-%H%M%S}-{model}"
     load = Load(
         model=model,
@@ -80,7 +80,7 @@ def measure(
 
 
 def command_line() -> argparse.ArgumentParser:
-    """The options."""
+    """Create the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
     parser.add_argument("--model", action="append", help="one with a table in slo.toml; default: each that has one")
     parser.add_argument("--users", type=int, default=32, help="half over HTTP, half over gRPC")
@@ -95,7 +95,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def page_of(reports: dict[str, dict[str, Any]], missed: list[str], arguments: argparse.Namespace) -> str:
-    """The reports as a table in Markdown."""
+    """Format the reports as a table in Markdown."""
     kept = f"Missed: {', '.join(missed)}." if missed else "Every limit of slo.toml was kept."
     lines = [
         f"`{command_of('load_tests')}` at commit {commit()}, {datetime.now(UTC):%Y-%m-%d}, {machine()}:"
@@ -116,13 +116,13 @@ def page_of(reports: dict[str, dict[str, Any]], missed: list[str], arguments: ar
 
 
 def batch_size_of(report: dict[str, Any]) -> str:
-    """For people."""
+    """Format the mean batch size for people."""
     rows = report["mean_batch_rows"]
     return "unknown" if rows is None else f"{rows:.1f}"
 
 
 def plot(base: Path, report: dict[str, Any]) -> None:
-    """Throughput and latency over time, and the batch sizes, as a picture."""
+    """Draw throughput, latency and batch sizes over time."""
     import matplotlib
 
     matplotlib.use("Agg")

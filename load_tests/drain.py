@@ -50,7 +50,7 @@ class Failed(Exception):
 
 @dataclass
 class Report:
-    """What became of the requests, by their ids."""
+    """Outcomes of all requests, by their ids."""
 
     answered: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -60,7 +60,7 @@ class Report:
 
 
 def main() -> int:
-    """Drive, report."""
+    """Run the users and report the outcomes."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.drain", description=__doc__)
     parser.add_argument("--http", default="http://127.0.0.1:8080")
     parser.add_argument("--grpc", default="127.0.0.1:8081")
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 async def drive(http: str, grpc_address: str, model: str, num_users: int, limit_s: float) -> Report:
-    """All users, until they have gone home or the time is over."""
+    """Run all users, until they have stopped or the time is over."""
     report, numbers, texts = Report(), itertools.count(), load_sentences().texts
     num_at_work = 0
 
@@ -105,7 +105,7 @@ async def drive(http: str, grpc_address: str, model: str, num_users: int, limit_
 
 
 async def one_request(ask: Ask, request_id: str, text: str, report: Report) -> bool:
-    """Send it, and note what became of it; whether it was answered."""
+    """Send a request and record its outcome; return whether it was answered."""
     try:
         await ask(request_id, text)
     except Refused:

@@ -18,7 +18,7 @@ START_S = 30.0  # for a server to listen
 
 @dataclass
 class Load:
-    """What a run of requests gave, seen from the client."""
+    """Latencies and batches of a run of requests, measured by the client."""
 
     requests: int = 0  # answered while all users were at work, and the time of that
     wall_s: float = 0.0
@@ -27,7 +27,7 @@ class Load:
     batches: list[tuple[int, int, int]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Throughput, latency percentiles, means of batch size and padding."""
+        """Return throughput, latency percentiles, and means of batch size and padding."""
         ordered = sorted(self.latencies_s)
         answer = {
             "requests": self.requests,
@@ -44,7 +44,7 @@ class Load:
 
 
 def mean_batch_rows(answers_by_rows: Mapping[int, int]) -> float:
-    """Rows of a batch on average, from the number of answers that came out of batches of so many rows each."""
+    """Return the mean rows of a batch, from the number of answers out of batches of each size."""
     return sum(answers_by_rows.values()) / sum(answers / rows for rows, answers in answers_by_rows.items())
 
 
@@ -70,7 +70,7 @@ async def closed_loop(send: Callable[[int], Awaitable[dict[str, int]]], concurre
 
 
 async def drive_grpc(port: int, model: str, texts: Sequence[str], concurrency: int, count: int) -> Load:
-    """ModelInfer with raw contents, one text a request."""
+    """Drive ModelInfer with raw contents, one text a request."""
     requests = [infer_request(model, text) for text in texts]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         infer = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
@@ -85,7 +85,7 @@ async def drive_grpc(port: int, model: str, texts: Sequence[str], concurrency: i
 
 
 def infer_request(model: str, text: str) -> inference_pb2.ModelInferRequest:
-    """One text as a BYTES tensor of one element, raw."""
+    """Create a request with one text as a raw BYTES tensor of one element."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
     raw = text.encode()
     return inference_pb2.ModelInferRequest(
@@ -96,7 +96,7 @@ def infer_request(model: str, text: str) -> inference_pb2.ModelInferRequest:
 
 
 async def drive_http(port: int, model: str, texts: Sequence[str], concurrency: int, count: int) -> Load:
-    """POST .../infer with JSON, one text a request, connections kept open."""
+    """Drive POST .../infer with JSON, one text a request, over connections that are kept open."""
     url = f"http://127.0.0.1:{port}/v2/models/{model}/infer"
     bodies = [
         msgspec.json.encode({"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [text]}]})

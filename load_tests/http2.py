@@ -28,12 +28,12 @@ class Frame:
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
-    """The bytes of a frame."""
+    """Encode a frame."""
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
 def call_headers(method: str, *extra: tuple[str, str]) -> bytes:
-    """The header block of a gRPC call, without compression."""
+    """Encode the header block of a gRPC call, without compression."""
     pairs = [
         (":method", "POST"),
         (":scheme", "http"),
@@ -49,7 +49,7 @@ def call_headers(method: str, *extra: tuple[str, str]) -> bytes:
 
 
 def prefix(num_bytes: int) -> bytes:
-    """What stands before a gRPC message of so many bytes."""
+    """Return the prefix of a gRPC message of this many bytes."""
     return b"\0" + struct.pack(">I", num_bytes)
 
 
@@ -86,7 +86,7 @@ class Http2Client:
         self.socket.close()
 
     def begin(self, method: str = MODEL_INFER, *extra: tuple[str, str]) -> int:
-        """Send the headers of a call; its stream."""
+        """Send the headers of a call; return its stream."""
         stream, self.next_stream = self.next_stream, self.next_stream + 2
         self.socket.sendall(frame(HEADERS, END_HEADERS, stream, call_headers(method, *extra)))
         return stream
@@ -105,7 +105,7 @@ class Http2Client:
             data = data[free:]
 
     def read(self) -> Frame:
-        """The next frame, after what it says of windows and settings has been noted.
+        """Read the next frame, and apply it to windows and settings.
 
         Raises:
             ConnectionError: the server has closed the connection.
@@ -131,7 +131,7 @@ class Http2Client:
         return got
 
     def read_until_ended(self, stream: int) -> list[Frame]:
-        """All frames of a stream up to its end."""
+        """Read all frames of a stream up to its end."""
         frames = []
         while stream not in self.ended:
             if (got := self.read()).stream == stream:

@@ -1,4 +1,4 @@
-"""Limits beside what was measured."""
+"""Verdicts on measured figures by the limits of slo.toml."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ LATENCY = {"max_p95_ms": "p95_ms", "max_p99_ms": "p99_ms"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """One limit."""
+    """One limit and whether it was kept."""
 
     model: str  # empty: all together
     limit: str
@@ -26,12 +26,12 @@ class Verdict:
 
     @property
     def name(self) -> str:
-        """To be read in a sentence."""
+        """The limit with its model and place, for use in a sentence."""
         return self.limit + (f" of {self.model}" if self.model else "") + (f" ({self.where})" if self.where else "")
 
 
 def verdict(model: str, limit: str, where: str, value: float, measured: float | None) -> Verdict:
-    """Keeps `max_` limits whoever is at most there, `min_` ones who is at least; nothing measured keeps none."""
+    """Judge one limit: max_* pass at or below, min_* at or above; a missing measurement fails."""
     if measured is None:
         return Verdict(model, limit, where, value, None, kept=False)
     kept = measured <= value if limit.startswith("max_") else measured >= value
@@ -39,17 +39,17 @@ def verdict(model: str, limit: str, where: str, value: float, measured: float | 
 
 
 def limits_of(limits: Limits) -> dict[str, float]:
-    """Those that are set, by name."""
+    """Return the limits that are set, by name."""
     return {name: value for name, value in msgspec.to_builtins(limits).items() if name != "task"}
 
 
 def judge(report: Mapping[str, Any], limits: Limits, model: str) -> list[Verdict]:
-    """Every limit of a model against figures of one run."""
+    """Judge every limit of a model by the figures of one run."""
     return [judge_one(report, name, value, model, "") for name, value in limits_of(limits).items()]
 
 
 def judge_one(report: Mapping[str, Any], name: str, value: float, model: str, where: str) -> Verdict:
-    """One limit against figures.
+    """Judge one limit.
 
     Raises:
         ValueError: it is a measure that this task does not have.
@@ -68,7 +68,7 @@ def judge_one(report: Mapping[str, Any], name: str, value: float, model: str, wh
 
 
 def judge_gate(report: Mapping[str, Any], gate: Gate) -> Iterator[Verdict]:
-    """Every limit of a gate run.
+    """Judge every limit of a gate run.
 
     Latency is judged at the constant rate and up to `judged_users` users (beyond saturation it only says how many users
     there are); refusals and what answers are worth over the whole run.
@@ -91,7 +91,7 @@ def judge_gate(report: Mapping[str, Any], gate: Gate) -> Iterator[Verdict]:
 
 
 def table_of(verdicts: list[Verdict], title: str) -> Table:
-    """For people."""
+    """Format the verdicts as a table for the terminal."""
     table = Table("model", "limit", "where", "value", "measured", "kept", title=title)
     for each in verdicts:
         measured = "-" if each.measured is None else f"{each.measured:.4g}"
@@ -102,5 +102,5 @@ def table_of(verdicts: list[Verdict], title: str) -> Table:
 
 
 def missed(verdicts: list[Verdict]) -> list[str]:
-    """Names of the limits that were not kept."""
+    """Return the names of the limits that were not kept."""
     return [each.name for each in verdicts if each.kept is False]

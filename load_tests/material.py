@@ -1,4 +1,4 @@
-"""What is sent: sentences and images of the data sets where they are at hand, else a few sentences of our own.
+"""Inputs of the load tests: sentences and images of data sets where they are at hand, else a few of our own.
 
 Pictures of our own are clouds of colours: they make the work of any picture, but there is no right answer to them.
 """
@@ -44,7 +44,7 @@ class Sentences:
 
 
 def load_sentences() -> Sentences:
-    """The sentences of `$HEED_DATASETS/sst2`, or the ones beside this file."""
+    """Load the sentences of `$HEED_DATASETS/sst2`, or the ones beside this file."""
     parquet = _parquet("sst2", "validation")
     if not parquet:
         rows = [line.split("\t") for line in OWN.read_text().splitlines() if line]
@@ -66,7 +66,7 @@ def load_sentences() -> Sentences:
 
 
 def load_translations() -> Translations:
-    """The captions of `$HEED_DATASETS/multi30k`'s test split, or the pairs beside this file."""
+    """Load the captions of `$HEED_DATASETS/multi30k`'s test split, or the pairs beside this file."""
     parquet = _parquet("multi30k", "test")
     if not parquet:
         rows = [line.split("\t") for line in OWN_PAIRS.read_text().splitlines() if line]
@@ -78,7 +78,7 @@ def load_translations() -> Translations:
 
 
 def load_images(count: int = 2000) -> Images:
-    """The first files of `$HEED_DATASETS/cifar10`'s test split, or clouds drawn here."""
+    """Load the first files of `$HEED_DATASETS/cifar10`'s test split, or draw clouds."""
     parquet = _parquet("cifar10", "test")
     if not parquet:
         return Images("clouds of colours, drawn", [_clouds(seed) for seed in range(min(count, 200))], [])
@@ -90,7 +90,7 @@ def load_images(count: int = 2000) -> Images:
 
 
 def _clouds(seed: int) -> bytes:
-    """A PNG of the size of CIFAR-10's images; the same for the same seed."""
+    """Draw a PNG of the size of CIFAR-10's images; a seed always gives the same one."""
     colours = Image.frombytes("RGB", (5, 5), random.Random(seed).randbytes(5 * 5 * 3))
     file = BytesIO()
     colours.resize((32, 32), Image.Resampling.BICUBIC).save(file, "PNG")

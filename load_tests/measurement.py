@@ -1,4 +1,4 @@
-"""What a run of requests amounts to: from the record of each request to the figures of a phase.
+"""Figures of a run: from the record of each request to throughput, latency and quality of a phase.
 
 Latency counts from when a request was due. For a user that is when it was sent; where requests arrive on schedule it is
 the time of the schedule, so that a slow server cannot hide the waiting of those that came after (coordinated omission).
@@ -37,7 +37,7 @@ class Record(NamedTuple):
 
     @property
     def latency_s(self) -> float:
-        """From when it was due to its end."""
+        """Seconds from when the request was due to its end."""
         return self.ended_s - self.due_s
 
 
@@ -53,11 +53,11 @@ class Window:
 
     @property
     def seconds(self) -> float:
-        """How long."""
+        """Duration of the window."""
         return self.end.at_s - self.begin.at_s
 
     def of(self, records: Sequence[Record]) -> list[Record]:
-        """Its records: on schedule all that were due in it, of users those that ended in it."""
+        """Return the records of the window: arrivals that were due in it, requests of users that ended in it."""
         mine = (record for record in records if record.phase == self.phase)
         if self.kind == "arrivals":
             return list(mine)
@@ -65,14 +65,14 @@ class Window:
 
 
 def percentile_ms(ordered_s: Sequence[float], share: float) -> float | None:
-    """The latency that `share` percent stay within, of sorted ones (nearest rank); None: there are none."""
+    """Return a percentile of sorted latencies (nearest rank), in milliseconds; None if there are none."""
     if not ordered_s:
         return None
     return 1e3 * ordered_s[min(len(ordered_s), max(1, math.ceil(len(ordered_s) * share / 100))) - 1]
 
 
 def figures(records: Sequence[Record], seconds: float) -> dict[str, Any]:
-    """Counts, throughput, latency of what was answered, batch sizes; not what the answers were worth."""
+    """Return counts, throughput, latency of the answered requests and batch sizes, without quality."""
     answered = [record for record in records if not record.error]
     ordered_s = sorted(record.latency_s for record in answered)
     rows = Counter(record.batch_rows for record in answered if record.batch_rows is not None)
@@ -90,7 +90,7 @@ def figures(records: Sequence[Record], seconds: float) -> dict[str, Any]:
 
 
 def quality(records: Sequence[Record], task: ModelTask) -> dict[str, Any]:
-    """What the answers were worth, and how many could be judged; no measure where nobody knows what is right."""
+    """Return the quality of the answers, and how many could be judged; no measure without labels."""
     answers = [
         Answer(record.answer, record.expected) for record in records if not record.error and record.expected is not None
     ]
@@ -98,7 +98,7 @@ def quality(records: Sequence[Record], task: ModelTask) -> dict[str, Any]:
 
 
 def by_protocol(records: Sequence[Record], seconds: float) -> dict[str, dict[str, Any]]:
-    """The figures of HTTP and gRPC."""
+    """Return the figures of HTTP and of gRPC."""
     protocols = sorted({record.protocol for record in records})
     return {
         protocol: figures([record for record in records if record.protocol == protocol], seconds)
@@ -107,7 +107,7 @@ def by_protocol(records: Sequence[Record], seconds: float) -> dict[str, dict[str
 
 
 def phase_report(window: Window, records: Sequence[Record], models: Sequence[str], origin_s: float) -> dict[str, Any]:
-    """Everything about one phase; its begin counts from the run's origin."""
+    """Return all figures of one phase; its begin counts from the run's origin."""
     mine = window.of(records)
     late_s = sorted(record.sent_s - record.due_s for record in mine if record.error != NOT_STARTED)
     answered = sum(not record.error for record in mine)
@@ -136,7 +136,7 @@ def phase_report(window: Window, records: Sequence[Record], models: Sequence[str
 
 
 def spread(latencies_s: Sequence[float]) -> list[tuple[float, float]]:
-    """Shares in percent with the latency in ms that they stay within."""
+    """Return percentages with the latency in ms that they stay within."""
     ordered_s, shares = sorted(latencies_s), (1, 5, 10, 25, 50, 75, 90, 95, 98, 99, 99.5, 99.8, 99.9, 100)
     return [(share, value) for share in shares if (value := percentile_ms(ordered_s, share)) is not None]
 
@@ -144,7 +144,7 @@ def spread(latencies_s: Sequence[float]) -> list[tuple[float, float]]:
 def gate_report(
     records: Sequence[Record], windows: Sequence[Window], tasks: Mapping[str, ModelTask], gate: Gate
 ) -> dict[str, Any]:
-    """Everything about a gate run: by phase, of the judged steps together, of the whole run."""
+    """Return all figures of a gate run: by phase, of the judged steps together, of the whole run."""
     origin_s = windows[0].begin.at_s if windows else 0.0
     phases = [phase_report(window, records, list(tasks), origin_s) for window in windows]
     judged = [window for window in windows if window.kind == "users" and (window.users or 0) <= gate.steps.judged_users]
@@ -165,13 +165,13 @@ def gate_report(
 
 
 def whole_report(records: Sequence[Record], model: str, task: ModelTask, seconds: float) -> dict[str, Any]:
-    """One model over all phases, with what its answers were worth."""
+    """Return the figures of one model over all phases, with the quality of its answers."""
     mine = [record for record in records if record.model == model]
     return figures(mine, seconds) | quality(mine, task)
 
 
 def knee(steps: Sequence[tuple[int, float, float | None]]) -> dict[str, Any] | None:
-    """Where latency breaks: the fewest users who get 90 % of the highest throughput of all steps.
+    """Return where latency breaks: the fewest users who get 90 % of the highest throughput of all steps.
 
     More users hardly raise the throughput from there on, so each of them only waits longer.
 
@@ -192,7 +192,7 @@ def knee(steps: Sequence[tuple[int, float, float | None]]) -> dict[str, Any] | N
 
 
 def timeline(records: Sequence[Record], origin_s: float) -> list[dict[str, Any]]:
-    """Second by second since the run's origin: what was answered in it, and what went wrong."""
+    """Return answers and failures of each second since the run's origin."""
     by_second: dict[int, list[Record]] = {}
     for record in records:
         by_second.setdefault(int(record.ended_s - origin_s), []).append(record)

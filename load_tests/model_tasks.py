@@ -1,4 +1,4 @@
-"""What is sent to models of one kind, how their answers are read, and what the answers are worth.
+"""Tasks of models: their inputs, how answers are read, and how the answers are judged.
 
 Requests and answers are those of the Hugging Face task API, which every target (`targets.py`) takes.
 """
@@ -11,14 +11,14 @@ from load_tests.material import load_images, load_sentences, load_translations
 
 
 class Answer(NamedTuple):
-    """An answer beside the one that was expected."""
+    """An answer and the one that was expected."""
 
     given: str
     expected: str
 
 
 class ModelTask(Protocol):
-    """A kind of model."""
+    """The inputs, the requests and the measure of one task."""
 
     name: str
     source: str  # where the inputs come from
@@ -27,17 +27,17 @@ class ModelTask(Protocol):
     content_type: str
 
     def body(self, given: Any) -> bytes:
-        """The body of a request."""
+        """Return the body of a request."""
 
     def answer(self, document: Any) -> str:
-        """What was answered."""
+        """Read the answer out of a response."""
 
     def quality(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """What the answers were worth."""
+        """Return the measures of the task over all answers."""
 
 
-class TextClassification:
-    """Sentences to labels."""
+class TextClassification(ModelTask):
+    """Classification of sentences."""
 
     name = "text-classification"
     content_type = "application/json"
@@ -47,20 +47,20 @@ class TextClassification:
         self.source, self.inputs, self.expected = sentences.source, sentences.texts, sentences.labels
 
     def body(self, given: str) -> bytes:
-        """One text."""
+        """Return the body of a request with one text."""
         return json.dumps({"inputs": given}).encode()
 
     def answer(self, document: Any) -> str:
-        """The best label."""
+        """Return the best label."""
         return str(document[0][0]["label"])
 
     def quality(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """The share of right labels."""
+        """Return the fraction of right labels."""
         return {"accuracy": share_of_right(answers)}
 
 
-class ImageClassification:
-    """Image files to labels."""
+class ImageClassification(ModelTask):
+    """Classification of image files."""
 
     name = "image-classification"
     content_type = "image/png"
@@ -70,20 +70,20 @@ class ImageClassification:
         self.source, self.inputs, self.expected = images.source, images.files, images.labels
 
     def body(self, given: bytes) -> bytes:
-        """The file itself."""
+        """Return the file itself."""
         return given
 
     def answer(self, document: Any) -> str:
-        """The best label."""
+        """Return the best label."""
         return str(document[0]["label"])
 
     def quality(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """The share of right labels."""
+        """Return the fraction of right labels."""
         return {"accuracy": share_of_right(answers)}
 
 
-class Translation:
-    """English sentences to German ones, by greedy search."""
+class Translation(ModelTask):
+    """Translation of English sentences to German, by greedy search."""
 
     name = "translation"
     content_type = "application/json"
@@ -93,15 +93,15 @@ class Translation:
         self.source, self.inputs, self.expected = pairs.source, pairs.texts, pairs.references
 
     def body(self, given: str) -> bytes:
-        """One text."""
+        """Return the body of a request with one text."""
         return json.dumps({"inputs": given}).encode()
 
     def answer(self, document: Any) -> str:
-        """The translation."""
+        """Return the translation."""
         return str(document[0]["translation_text"])
 
     def quality(self, answers: Sequence[Answer]) -> dict[str, float]:
-        """BLEU and chrF of all answers together (sacreBLEU, cased and detokenised)."""
+        """Return BLEU and chrF of all answers together (sacreBLEU, cased and detokenised)."""
         import sacrebleu
 
         given, expected = [answer.given for answer in answers], [[answer.expected for answer in answers]]
@@ -112,7 +112,7 @@ class Translation:
 
 
 def share_of_right(answers: Sequence[Answer]) -> float:
-    """Of all answers."""
+    """Return the fraction of right answers."""
     return sum(answer.given == answer.expected for answer in answers) / max(1, len(answers))
 
 

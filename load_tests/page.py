@@ -12,18 +12,18 @@ ROOT = Path(__file__).parent.parent
 
 
 def command_of(module: str) -> str:
-    """The command that runs now."""
+    """Return the command that runs now."""
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
 def commit() -> str:
-    """The commit that is measured."""
+    """Return the commit that is measured."""
     command = ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
 
 
 def machine() -> str:
-    """Processor, cores, kernel, Python."""
+    """Return processor, cores, kernel and Python version."""
     names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     cores = len(os.sched_getaffinity(0)) if not names else len(names)
     return f"{names[0].strip() if names else platform.machine()}, {cores} cores, Python {platform.python_version()}"
@@ -31,14 +31,14 @@ def machine() -> str:
 
 @dataclass(frozen=True)
 class MarkedPart:
-    """What stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page."""
+    """The part of a page between `<!-- NAME: begin -->` and `<!-- NAME: end -->`."""
 
     document: Path
     name: str
 
     @classmethod
     def of(cls, document: Path, name: str) -> "MarkedPart":
-        """A part that is there: whoever measures for minutes wants to hear at once that it is not.
+        """Return a part that exists; checked before a measurement of minutes, rather than after it.
 
         Raises:
             ValueError: the document has no such marks, or cannot be read.
@@ -51,7 +51,7 @@ class MarkedPart:
         return part
 
     def replace(self, page: str) -> None:
-        """Put `page` there.
+        """Replace the part by `page`.
 
         Raises:
             ValueError: the marks are gone.

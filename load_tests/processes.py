@@ -68,15 +68,15 @@ class Process:
         self._log.close()
 
     def cpu_s(self) -> float:
-        """CPU seconds of all threads so far, also of those that have ended, with the scheduler's nanoseconds."""
+        """Return the CPU seconds of all threads so far, ended ones included, with the scheduler's nanoseconds."""
         return _cpu_s(self.popen.pid)
 
     def family_cpu_s(self) -> float:
-        """The same of the process and all that it has started and that run still."""
+        """Return the CPU seconds of the process and all its running descendants."""
         return sum(_cpu_s(process) for process in self._family())
 
     def family_memory_mib(self) -> float:
-        """Proportional set size of the process and all that it has started: pages that they share count once."""
+        """Return the proportional set size of the process and its descendants: pages that they share count once."""
         total_kib = 0
         for process in self._family():
             lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
@@ -91,13 +91,13 @@ class Process:
         return found
 
     def memory_mib(self) -> dict[str, float]:
-        """Resident memory now and at its peak."""
+        """Return the resident memory now and at its peak."""
         status = Path(f"/proc/{self.popen.pid}/status").read_text()
         fields = dict(line.split(":", 1) for line in status.splitlines())
         return {name: int(fields[key].split()[0]) / 1024 for name, key in (("now", "VmRSS"), ("peak", "VmHWM"))}
 
     def wait_until_ready(self, url: str, timeout_s: float = 60.0) -> float:
-        """Seconds from the start of the process to the first 200 from `url`.
+        """Return the seconds from the start of the process to the first 200 from `url`.
 
         Raises:
             TimeoutError: it did not come, or the process ended.
@@ -128,7 +128,7 @@ class Process:
 
 @contextmanager
 def own_server() -> Iterator[tuple[Process, str, str]]:
-    """`python -m service` on free ports of this machine, ready: its process, where HTTP and where gRPC listens."""
+    """Run `python -m service` on free ports of this machine; yield its process and the addresses of HTTP and gRPC."""
     http, grpc = free_port(), free_port()
     ports = ("--http-port", str(http), "--grpc-port", str(grpc))
     with Process("service", *ports, *DRAIN_AT_ONCE, core=None) as server:
@@ -138,7 +138,7 @@ def own_server() -> Iterator[tuple[Process, str, str]]:
 
 @dataclass(frozen=True)
 class CpuReading:
-    """CPU seconds so far of whoever shares the machine: the load (this process), the server, all others."""
+    """CPU seconds so far of the load (this process), the server, and all other processes."""
 
     at_s: float
     load_s: float
@@ -149,7 +149,7 @@ class CpuReading:
 
     @classmethod
     def now(cls, server_pid: int | None) -> "CpuReading":
-        """Read all of them."""
+        """Read all counters."""
         machine = psutil.cpu_times()
         server_s = None
         if server_pid is not None:
@@ -167,7 +167,7 @@ class CpuReading:
         )
 
     def since(self, earlier: "CpuReading", answered: int) -> dict[str, Any]:
-        """Seconds since an earlier reading, and milliseconds for each answer of that time; None: unknown."""
+        """Return seconds since an earlier reading, and milliseconds per answer of that time; None where unknown."""
         load_s, steal_s = self.load_s - earlier.load_s, self.steal_s - earlier.steal_s
         server_s = None
         if self.server_s is not None and earlier.server_s is not None:
@@ -196,12 +196,12 @@ def pin(core: int) -> None:
 
 
 def steal_s() -> float:
-    """CPU time that the host has taken from this machine since it booted, all cores together."""
+    """Return the CPU time that the host has taken from this machine since it booted, all cores together."""
     return int(Path("/proc/stat").read_text().splitlines()[0].split()[8]) / CLOCK_TICKS_S
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:

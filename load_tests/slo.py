@@ -1,4 +1,4 @@
-"""What slo.toml asks for: the limits of each model, and the course of a gate run.
+"""The contents of slo.toml: the limits of each model, and the course of a gate run.
 
 A name that is not known is refused: a typing error must never pass as kept.
 """
@@ -15,7 +15,7 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Of one model, under load. None: no limit."""
+    """Limits of one model under load. None: no limit."""
 
     task: Literal["text-classification", "image-classification", "translation"]
     max_p95_ms: float | None = None
@@ -36,7 +36,7 @@ class Arrivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Users who ask as fast as they are answered, ever more of them."""
+    """Closed-loop users, more of them at each step."""
 
     users: Annotated[list[Annotated[int, msgspec.Meta(ge=2)]], msgspec.Meta(min_length=1)]
     settle_s: Annotated[float, msgspec.Meta(ge=0)]  # at the begin of each step, measured by nobody
@@ -45,7 +45,7 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a figure may be worse by than in the run before, without being marked."""
+    """How much worse than in the run before a figure may be without being marked."""
 
     latency_share: Positive
     latency_ms: Positive  # a change of latency is marked when it is beyond both
@@ -54,7 +54,7 @@ class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Gate(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The course of `make load-ci`, and what it must keep."""
+    """The course of `make load-ci`, and its limits."""
 
     warm_up_s: Positive
     min_knee_requests_per_s: float | None = None
@@ -72,7 +72,7 @@ class Slo(msgspec.Struct, frozen=True):
 
 
 def read_slo(path: Path) -> Slo:
-    """Read and check it.
+    """Read and check the file.
 
     Raises:
         ValueError: the file is missing, no TOML, or a field is unknown or wrong; names the file and the field.
@@ -96,7 +96,7 @@ def read_slo(path: Path) -> Slo:
 
 
 def convert(table: Any, kind: Any, where: str) -> Any:
-    """A table as a struct.
+    """Convert a table to a struct.
 
     Raises:
         ValueError: names the table and the field.
@@ -108,7 +108,7 @@ def convert(table: Any, kind: Any, where: str) -> Any:
 
 
 def chosen(models: dict[str, Limits], names: list[str] | None, path: Path) -> dict[str, Limits]:
-    """Those with these names, or all.
+    """Return the models with these names, or all.
 
     Raises:
         ValueError: one has no table.

@@ -17,7 +17,7 @@ TIMEOUT_S = 30.0
 
 
 class Reply(NamedTuple):
-    """What a call gave: the label or the translation, and the rows of its batch where the target tells."""
+    """The result of a call: the label or the translation, and the rows of its batch where the target reports them."""
 
     answer: str
     batch_rows: int | None
@@ -31,31 +31,31 @@ Ask = Callable[[Any], Reply]
 
 
 class Target(Protocol):
-    """A runtime."""
+    """A runtime under load, and how it is asked."""
 
     def path(self, model: str) -> str:
-        """Where a model takes requests over HTTP."""
+        """Return the path of a model over HTTP."""
 
     def batch_rows(self, headers: Mapping[str, str]) -> int | None:
-        """The rows of an answer's batch, by the headers of the response."""
+        """Return the rows of an answer's batch from the headers of the response; None where it is unknown."""
 
     def open_grpc(self, channel: grpc.Channel, model: str, task: ModelTask) -> Ask:
-        """A call for one input; it raises `Refused`."""
+        """Return a call for one input; it raises `Refused`."""
 
 
 class Heed:
     """`python -m service`: the Hugging Face task API, and typed gRPC calls."""
 
     def path(self, model: str) -> str:
-        """As `Target.path`."""
+        """Return the path of a model over HTTP."""
         return f"/models/{model}"
 
     def batch_rows(self, headers: Mapping[str, str]) -> int | None:
-        """From the receipt."""
+        """Return the rows of the batch from the receipt."""
         return int(headers["x-heed-batch-size"])
 
     def open_grpc(self, channel: grpc.Channel, model: str, task: ModelTask) -> Ask:
-        """As `Target.open_grpc`."""
+        """Return a call for one input; it raises `Refused`."""
         stub = heed_pb2_grpc.HeedStub(channel)
         calls: dict[str, Callable[[Any], Any]] = {
             "text-classification": lambda text: stub.ClassifyText(
@@ -84,15 +84,15 @@ class TorchServe:
     """`python -m export.torchserve`: both faces carry the body and the answer of the Hugging Face task API."""
 
     def path(self, model: str) -> str:
-        """As `Target.path`."""
+        """Return the path of a model over HTTP."""
         return f"/predictions/{model}"
 
     def batch_rows(self, headers: Mapping[str, str]) -> int | None:
-        """It does not tell."""
+        """Return None: TorchServe does not report batch sizes."""
         return None
 
     def open_grpc(self, channel: grpc.Channel, model: str, task: ModelTask) -> Ask:
-        """As `Target.open_grpc`."""
+        """Return a call for one input; it raises `Refused`."""
         stub = torchserve_pb2_grpc.InferenceAPIsServiceStub(channel)
 
         def ask(given: Any) -> Reply:

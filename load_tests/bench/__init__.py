@@ -1,1 +1,1 @@
-"""Throughput, latency and cost beside the limits, and beside other servers."""
+"""Benchmarks of throughput, latency and cost, compared with the engine alone and with other servers."""

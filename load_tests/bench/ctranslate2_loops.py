@@ -19,7 +19,7 @@ from load_tests.material import load_translations
 
 
 def main() -> None:
-    """Convert the model folder that is named, then wait for lines."""
+    """Convert the model folder of the command line, then measure one loop for each line of input."""
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     texts = load_translations().texts
     with tempfile.TemporaryDirectory() as temporary:

@@ -19,7 +19,7 @@ Weights = dict[str, NDArray[np.float32]]
 
 
 def read_weights(graph: Path) -> Weights:
-    """The weights of an exported graph by the names of training, linear layers as [out, in]."""
+    """Read the weights of an exported graph by their names in training, linear layers as [out, in]."""
     model = onnx.load(graph).graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.initializer}
     for node in model.node:
@@ -93,13 +93,13 @@ def write_ctranslate2(folder: Path, target: Path) -> None:
 
 
 def max_positions(folder: Path) -> int:
-    """Tokens of the longest text that the model reads or writes."""
+    """Return the number of tokens of the longest text that the model reads or writes."""
     limit: int = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
     return limit
 
 
 def sinusoids(num_positions: int, width: int) -> NDArray[np.float32]:
-    """Vaswani et al. 2017, section 3.5: sines in the even columns, cosines in the odd."""
+    """Compute the position encoding of Vaswani et al. 2017, section 3.5: sines in even columns, cosines in odd."""
     angle = np.arange(num_positions)[:, None] * np.exp(np.arange(0, width, 2) * (-math.log(10_000.0) / width))
     return np.stack((np.sin(angle), np.cos(angle)), axis=2).reshape(num_positions, width).astype(np.float32)
 
@@ -113,5 +113,5 @@ def _linear(spec: common_spec.LinearSpec, weights: Weights, name: str) -> None:
 
 
 def open_ctranslate2(model: Path, compute_type: str) -> ctranslate2.Translator:
-    """On one thread of one CPU core."""
+    """Open a translator on one thread of one CPU core."""
     return ctranslate2.Translator(str(model), device="cpu", compute_type=compute_type, inter_threads=1, intra_threads=1)

@@ -22,7 +22,7 @@ Waiting = list[tuple[list[str], asyncio.Future[list[str]]]]
 
 
 class Batches:
-    """The requests for one translator, and one number of beams, that wait for the batch before theirs."""
+    """Requests for one translator with one number of beams, which wait for the batch before theirs."""
 
     def __init__(self, translator: ctranslate2.Translator, beams: int, longest: int) -> None:
         self._translator, self._beams, self._longest = translator, beams, longest
@@ -30,7 +30,7 @@ class Batches:
         self._busy = False
 
     async def translate(self, source: list[str]) -> list[str]:
-        """Tokens to tokens."""
+        """Translate the tokens of one sentence."""
         future: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._waiting.append((source, future))
         if not self._busy:
@@ -71,12 +71,13 @@ class Heed(heed_pb2_grpc.HeedServicer):
     async def Translate(  # noqa: N802, the protocol's name
         self, request: heed_pb2.TranslateRequest, context: Any
     ) -> heed_pb2.TranslateResponse:
-        """Text in, translation out."""
+        """Translate one text."""
         key = request.model, request.num_beams or 1
         if key not in self._batches:
             self._batches[key] = Batches(self._translators[key[0]], key[1], self._longest)
         tokens = await self._batches[key].translate(self._tokenizer.encode(request.text).tokens)
-        text = self._tokenizer.decode([self._tokenizer.token_to_id(token) for token in tokens])
+        ids = [number for token in tokens if (number := self._tokenizer.token_to_id(token)) is not None]
+        text = self._tokenizer.decode(ids)
         return heed_pb2.TranslateResponse(translation=text, num_tokens=len(tokens))
 
 

@@ -10,12 +10,12 @@ from proto import inference_pb2, inference_pb2_grpc
 
 
 class Echo(inference_pb2_grpc.GRPCInferenceServiceServicer):
-    """Answers with what it was sent."""
+    """A service that returns its input."""
 
     async def ModelInfer(  # noqa: N802, the protocol's name
         self, request: inference_pb2.ModelInferRequest, context: Any
     ) -> inference_pb2.ModelInferResponse:
-        """The first input, as output."""
+        """Return the first input as output."""
         tensor = request.inputs[0]
         output = inference_pb2.ModelInferResponse.InferOutputTensor(
             name=tensor.name, datatype=tensor.datatype, shape=tensor.shape

@@ -21,7 +21,7 @@ VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 def feeds(rows: list[list[int]]) -> dict[str, np.ndarray]:
-    """Ids and mask of a batch, padded to the longest, int64 [B, T]."""
+    """Return ids and mask of a batch, padded to the longest, int64 [B, T]."""
     longest = max(len(ids) for ids in rows)
     ids_BT = np.zeros((len(rows), longest), dtype=np.int64)
     mask_BT = np.zeros_like(ids_BT)
@@ -32,7 +32,7 @@ def feeds(rows: list[list[int]]) -> dict[str, np.ndarray]:
 
 
 def loops(rows: list[list[int]]) -> dict[str, list[dict[str, np.ndarray]]]:
-    """Every way of batching: one by one, in list order, sorted by length."""
+    """Return every way of batching: one by one, in list order, sorted by length."""
     found = {"one by one": [feeds([ids]) for ids in rows]}
     for order, ordered in (("list order", rows), ("sorted", sorted(rows, key=len))):
         for size in BATCH_SIZES:
@@ -42,7 +42,7 @@ def loops(rows: list[list[int]]) -> dict[str, list[dict[str, np.ndarray]]]:
 
 
 def saturates_int8() -> bool:
-    """Whether ONNX Runtime's usual int8 kernels saturate here: x86-64 without VNNI (its issue 12088).
+    """Return whether ONNX Runtime's usual int8 kernels saturate here: x86-64 without VNNI (its issue 12088).
 
     The server opens its sessions with exact kernels then, which are slower, and so must whatever it is compared with.
     """
@@ -55,7 +55,7 @@ def saturates_int8() -> bool:
 
 
 def main() -> None:
-    """Load the models that are named, then wait for lines."""
+    """Load the models of the command line, then measure all loops for each line of input."""
     store, names, count = Path(sys.argv[1]), sys.argv[2].split(","), int(sys.argv[3])
     tokenizer = Tokenizer.from_file(str(store / names[0] / "1" / "tokenizer.json"))
     texts = load_sentences().texts

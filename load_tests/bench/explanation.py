@@ -1,4 +1,4 @@
-"""What predictions feel of explanations: the latency of requests alone, and while an explanation is being made.
+"""Latency of predictions, alone and while an explanation is being computed.
 
 The server has one core, the load the other. Slices with and without an explanation take turns. One user asks and then
 pauses for a random while, so that requests come at any moment of what the explanation computes; 16 users ask without a
@@ -41,7 +41,7 @@ METHODS = {"shap": 4096, "gradients": 128}  # with the largest budget that each 
 
 
 class Round(TypedDict):
-    """What one round has found."""
+    """The figures of one round."""
 
     requests_ms: dict[str, dict[str, list[float]]]
     """Of each model, number of users and method the milliseconds of all requests, `alone` and `during`."""
@@ -50,7 +50,7 @@ class Round(TypedDict):
 
 
 async def measure_explanations(store: Path, num_rounds: int, count: int, tell: Callable[[str], None]) -> list[Round]:
-    """All rounds, each with a server of its own.
+    """Measure all rounds, each with a server of its own.
 
     Args:
         store: with the models of the repository.
@@ -96,7 +96,7 @@ async def _predict(session: aiohttp.ClientSession, url: str, model: str, task: M
 async def _cpu_ms(
     server: Process, session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, count: int
 ) -> float:
-    """CPU milliseconds of the server for a prediction, with the most users."""
+    """Return the server's CPU milliseconds for a prediction, with the most users."""
 
     async def send(number: int) -> dict[str, int]:
         await _predict(session, url, model, task, number)
@@ -143,7 +143,7 @@ async def _measure(
 async def _explaining(
     session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, method: str
 ) -> AsyncIterator[None]:
-    """Explanations one after another, from when the first is being computed on."""
+    """Request explanations one after another; enter when the first is being computed."""
     given, name = max(task.inputs[:100], key=len), "text"  # a longer one is more work
     if isinstance(given, bytes):
         given, name = base64.b64encode(given).decode(), "image"
@@ -185,20 +185,20 @@ async def _explaining(
 
 
 def percentile(values: list[float], share: float) -> float:
-    """Of all values, the one that this share of them does not exceed."""
+    """Return the value that this fraction of all values does not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
 def times_alone(measured: dict[str, list[float]]) -> float:
-    """The 99th percentile during an explanation, as a multiple of that alone."""
+    """Return the 99th percentile during an explanation, as a multiple of that without."""
     return percentile(measured["during"], 0.99) / percentile(measured["alone"], 0.99)
 
 
 def explanation_bars(
     rounds: list[Round],
 ) -> list[tuple[str, str, list[float], str, float, bool]]:
-    """What, the bar in words, the values of the rounds, their form, the bar, and whether it is a lower one."""
+    """Return each bar: name, bar in words, values of the rounds, their format, the bar, whether it is a minimum."""
     return [
         (
             f"p99 during an explanation, times p99 alone: {key}",
@@ -213,7 +213,7 @@ def explanation_bars(
 
 
 def report_explanations(rounds: list[Round], spread: Callable[[list[float], str], str]) -> list[str]:
-    """The figures as lines of Markdown; `spread` writes a median and its range."""
+    """Format the figures as lines of Markdown; `spread` formats a median and its range."""
     slices = [measured["requests_ms"] for measured in rounds]
     costs = [measured["cpu_ms"] for measured in rounds]
     count = len(next(iter(slices[0].values()))["alone"])

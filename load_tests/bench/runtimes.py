@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """All rounds."""
+    """Measure all rounds."""
     steal_before_s, began_s = steal_s(), time.monotonic()
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
@@ -122,7 +122,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def start_heed(stack: ExitStack, store: Path, folder: Path) -> Running:
-    """On the models that are compared, and no others."""
+    """Start Heed on the compared models, and no others."""
     (folder / "store").mkdir()
     for name in MODELS:
         (folder / "store" / name).symlink_to((store / name).resolve())
@@ -134,7 +134,7 @@ def start_heed(stack: ExitStack, store: Path, folder: Path) -> Running:
 
 
 def start_torchserve(stack: ExitStack, archives: Path, folder: Path) -> Running:
-    """The same.
+    """Start TorchServe on the compared models, and no others.
 
     Raises:
         RuntimeError: it does not start; its log says why.
@@ -153,7 +153,7 @@ def start_torchserve(stack: ExitStack, archives: Path, folder: Path) -> Running:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The figures as Markdown; medians over the rounds, lowest and highest in brackets."""
+    """Format the figures as Markdown: medians over the rounds, lowest and highest in brackets."""
     lines = [
         f"`{result['command']}` at commit {result['commit']}, {datetime.now(UTC):%Y-%m-%d}, {result['machine']};"
         f" {result['rounds']} rounds of {result['seconds']} s a figure, server on one core, Locust on the other, one"
@@ -200,18 +200,18 @@ def report(result: dict[str, Any]) -> str:
 
 
 def spread(rows: list[dict[str, Any]], name: str, digits: int) -> str:
-    """Median and range."""
+    """Format a median and its range."""
     values = [row[name] for row in rows]
     return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def times(rows: list[dict[str, Any]]) -> str:
-    """Medians of both percentiles."""
+    """Format the medians of both percentiles."""
     return ", ".join(f"{statistics.median(row[name] for row in rows):.0f}" for name in ("p50_ms", "p99_ms"))
 
 
 def quality(rows: list[dict[str, Any]]) -> str:
-    """Of the first round's answers."""
+    """Format the quality of the first round's answers."""
     return ", ".join(f"{name} {value:.3g}" for name, value in rows[0]["quality"].items() if name in QUALITY)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from load_tests.bench.__main__ import forget_unless_made_by
+from load_tests.bench.rounds import forget_unless_made_by
 from load_tests.drivers import drive_grpc
 from load_tests.material import load_sentences
 from load_tests.page import command_of, commit, machine
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def convert(run_dir: Path, store: Path) -> None:
-    """One run into the store, unless this very run is there.
+    """Convert one run into the store, unless this very run is there.
 
     Raises:
         CalledProcessError: the conversion was refused.
@@ -67,7 +67,7 @@ def convert(run_dir: Path, store: Path) -> None:
 async def measure(
     store: Path, names: list[str], num_rounds: int, num_requests: int, console: Console
 ) -> dict[str, Any]:
-    """All rounds, with a line of progress after each."""
+    """Measure all rounds, and print a line of progress after each."""
     texts = load_sentences().texts
     http, grpc = free_port(), free_port()
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -99,7 +99,7 @@ async def measure(
 
 
 async def measure_model(server: Process, port: int, name: str, texts: list[str], num_requests: int) -> dict[str, float]:
-    """Latency at one user; throughput and cost at many."""
+    """Measure latency at one user, and throughput and cost at many."""
     alone = (await drive_grpc(port, name, texts, 1, num_requests // 4)).summary()
     cpu_s = server.cpu_s()
     together = (await drive_grpc(port, name, texts, MANY_USERS, num_requests)).summary()

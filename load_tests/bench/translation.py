@@ -28,7 +28,7 @@ MAX_NEW_TOKENS = 200  # far above every translation's length
 
 
 def sentences_of(texts: list[str], concurrency: int, count: int) -> list[str]:
-    """The sentences of one measurement: fewer where they are translated one after another."""
+    """Return the sentences of one measurement: fewer where they are translated one after another."""
     return [texts[number % len(texts)] for number in range(count if concurrency > 1 else count // 4)]
 
 
@@ -39,7 +39,7 @@ async def measure_translation(
     tell: Callable[[str], None],
     models: Mapping[str, str] = MODELS,
 ) -> dict[str, Any]:
-    """All rounds; each measures both, one after another.
+    """Measure all rounds, each of Heed and CTranslate2 one after another.
 
     Args:
         store: with a model of each precision.
@@ -104,7 +104,7 @@ async def drive(port: int, model: str, texts: list[str], beams: int, users: int)
 
 
 def report_translation(result: dict[str, Any], spread: Callable[[list[float], str], str]) -> list[str]:
-    """The figures as lines of Markdown; `spread` writes a median and its range."""
+    """Format the figures as lines of Markdown; `spread` formats a median and its range."""
     lines = [
         "",
         "### Translation",
@@ -125,7 +125,7 @@ def report_translation(result: dict[str, Any], spread: Callable[[list[float], st
             return [each[who][key]["tokens_per_s"] for each in rounds]
 
         def middle(who: str, name: str, key: str = key) -> float:
-            return statistics.median(each[who][key][name] for each in rounds)
+            return float(statistics.median(each[who][key][name] for each in rounds))
 
         alone = [each["ctranslate2_loop_tokens_per_s"][key] for each in rounds]
         cells = [spread(tokens("heed"), "{:.0f}")]

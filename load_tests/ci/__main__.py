@@ -31,7 +31,7 @@ LOAD_TESTS = HERE.parent
 
 
 def main() -> int:
-    """Run, judge, compare, draw."""
+    """Run the gate, judge it, compare it with an earlier run, write the page."""
     arguments = parser().parse_args()
     try:
         gate = gate_of(arguments)
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.ci", description=__doc__)
     root.add_argument("--model", action="append", help="one with a table [ci.models.NAME] in slo.toml; default: all")
     root.add_argument("--target", choices=list(TARGETS), default="heed", help="what kind of server it is")
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def gate_of(arguments: argparse.Namespace) -> Gate:
-    """The course and the limits of this run.
+    """Return the course and the limits of this run.
 
     Raises:
         ValueError: names what is wrong with the arguments or the file.
@@ -94,7 +94,7 @@ def gate_of(arguments: argparse.Namespace) -> Gate:
 
 
 def about(arguments: argparse.Namespace, gate: Gate) -> dict[str, Any]:
-    """What stands beside the figures."""
+    """Return the circumstances of the run: commit, machine, target."""
     return {
         "kind": "load-ci",
         "target": arguments.target,
@@ -107,7 +107,7 @@ def about(arguments: argparse.Namespace, gate: Gate) -> dict[str, Any]:
 
 
 def measure(arguments: argparse.Namespace, gate: Gate, base: Path) -> dict[str, Any]:
-    """Locust as a process of its own, against a server of its own or the named one; what it reports.
+    """Run Locust as a process against a server of its own or the named one; return its report.
 
     Raises:
         RuntimeError: it did not report.
@@ -132,7 +132,7 @@ def measure(arguments: argparse.Namespace, gate: Gate, base: Path) -> dict[str, 
 
 
 def write_csv(report: dict[str, Any], path: Path) -> None:
-    """A row for each phase and model, and for all models of a phase."""
+    """Write a row for each phase and model, and for all models of a phase."""
     columns = ["requests", "answered", "failures", "requests_per_s", "p50_ms", "p95_ms", "p99_ms", "mean_batch_rows"]
     cpu = ["load_s", "server_s", "others_s", "steal_s", "idle_s"]
     with path.open("w", newline="") as file:
@@ -146,7 +146,7 @@ def write_csv(report: dict[str, Any], path: Path) -> None:
 
 
 def steps_table(report: dict[str, Any]) -> Table:
-    """Phase by phase: what users got, and who used the CPU."""
+    """Format each phase: throughput and latency, and who used the CPU."""
     found = report["knee"]
     title = "no step was measured"
     if found:
@@ -172,7 +172,7 @@ def steps_table(report: dict[str, Any]) -> Table:
 
 
 def number(value: float | None, digits: int) -> str:
-    """A dash for what is unknown."""
+    """Format a number; a dash where it is unknown."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

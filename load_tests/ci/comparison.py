@@ -18,7 +18,7 @@ Kind = Literal["latency", "cost", "throughput", "quality"]
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of both runs; None: one of them does not have it."""
+    """One figure of both runs, None where a run does not have it."""
 
     name: str
     kind: Kind
@@ -28,12 +28,12 @@ class Change:
 
     @property
     def share(self) -> float | None:
-        """Of the figure before."""
+        """The change as a fraction of the figure before; None where it cannot be computed."""
         return self.now / self.before - 1 if self.before and self.now is not None else None
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: Tolerance) -> list[Change]:
-    """Every figure of either run."""
+    """Compare every figure of either run."""
     old, new = dict(figures_of(before)), dict(figures_of(now))
     changes = []
     for name, kind in dict.fromkeys([*new, *old]):
@@ -44,7 +44,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: Tolera
 
 
 def is_worse(kind: Kind, before: float, now: float, tolerance: Tolerance) -> bool:
-    """Whether a figure is beyond what is tolerated."""
+    """Return whether a figure is worse than the tolerance permits."""
     if kind == "latency":
         return now > before * (1 + tolerance.latency_share) and now > before + tolerance.latency_ms
     if kind == "cost":
@@ -54,7 +54,7 @@ def is_worse(kind: Kind, before: float, now: float, tolerance: Tolerance) -> boo
 
 
 def figures_of(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Kind], float | None]]:
-    """What is compared, each with its name and kind."""
+    """Return the figures that are compared, each with its name and kind."""
     arrivals = next(phase for phase in report["phases"] if phase["kind"] == "arrivals")
     where = {arrivals["name"]: arrivals["models"], "judged steps": report["judged_steps"]}
     for model, whole in report["whole"].items():
@@ -72,7 +72,7 @@ def figures_of(report: Mapping[str, Any]) -> Iterator[tuple[tuple[str, Kind], fl
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Circumstances that differ, so that figures may differ for their sake."""
+    """Return the circumstances that differ, which may explain other figures."""
     return [
         f"{name}: {before.get(name)} then, {now.get(name)} now"
         for name in ("target", "machine", "sent", "course")
@@ -81,7 +81,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def previous(folder: Path, target: str, but: Path) -> Path | None:
-    """The latest run of this target in a folder, other than `but`; None: there is none that can be read."""
+    """Return the latest readable run of this target in a folder, other than `but`; None if there is none."""
     for path in sorted(folder.glob("ci-*.json"), reverse=True):
         if path != but:
             try:
@@ -93,7 +93,7 @@ def previous(folder: Path, target: str, but: Path) -> Path | None:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """The report of a gate run.
+    """Read the report of a gate run.
 
     Raises:
         ValueError: it cannot be read, or is none.
@@ -108,7 +108,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def table_of(changes: list[Change], title: str) -> Table:
-    """For people."""
+    """Format the changes as a table for the terminal."""
     table = Table("figure", "before", "now", "change", "", title=title)
     for change in changes:
         table.add_row(*cells_of(change), style="yellow" if change.regressed else None)
@@ -116,7 +116,7 @@ def table_of(changes: list[Change], title: str) -> Table:
 
 
 def cells_of(change: Change) -> list[str]:
-    """Name, before, now, change, mark."""
+    """Format one change: name, before, now, change, mark."""
     before, now = ("-" if value is None else f"{value:.4g}" for value in (change.before, change.now))
     share = "-" if change.share is None else f"{change.share:+.1%}"
     return [change.name, before, now, share, "REGRESSED" if change.regressed else ""]

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import grpc.experimental.gevent as grpc_gevent
 from locust import FastHttpUser, LoadTestShape, User, constant, events, task
-from locust.env import Environment
 
 from load_tests.ci.arrivals import send_on_schedule
 from load_tests.measurement import NOT_STARTED, Window, figures, gate_report
@@ -43,7 +42,7 @@ class Phase(NamedTuple):
 
 
 def phases_of(gate: Gate) -> Iterator[Phase]:
-    """In order; a pause where the kind of users changes, for Locust exchanges none while others are there."""
+    """Yield the phases in order, with a pause between kinds of users: Locust exchanges none while others run."""
     pause = Phase("pause", "pause", 0, 0.0, 0.0)
     warm_up_users = min(gate.steps.judged_users, max(gate.steps.users))
     yield Phase("warm-up", "warm-up", warm_up_users, 0.0, gate.warm_up_s)
@@ -68,17 +67,17 @@ class GateRun(Run):
         self._begin: CpuReading | None = None
 
     def advance(self) -> Phase | None:
-        """The phase of now, called about once a second; None: the run is over."""
+        """Return the current phase, None when the run is over; called about once a second."""
         passed_s = perf_counter() - self._entered_s + TICK_S / 10  # ticks are never exact
         if self._phase is None or self._is_over(self._phase, passed_s):
             self._close()
             self._phase = next(self._phases, None)
             self._entered_s, self._begin, passed_s = perf_counter(), None, 0.0
             self.phase = self._phase.name if self._phase else "after"
-        measured = self._phase is not None and self._phase.kind != "pause"
-        if measured and self._begin is None and passed_s >= self._phase.settle_s:
+        phase = self._phase
+        if phase is not None and phase.kind != "pause" and self._begin is None and passed_s >= phase.settle_s:
             self._begin = CpuReading.now(self._server_pid)
-        return self._phase
+        return phase
 
     def _is_over(self, phase: Phase, passed_s: float) -> bool:
         if phase.kind == "arrivals":
@@ -121,7 +120,7 @@ class Arrivals(FastHttpUser):
 
     @task
     def arrive(self) -> None:
-        """All of them, once."""
+        """Send all arrivals, once."""
         run: GateRun = self.environment.heed_run
         if run.arrivals_are_over:
             return
@@ -147,12 +146,13 @@ class Arrivals(FastHttpUser):
 
 
 class Course(LoadTestShape):
-    """Through the phases."""
+    """The users of each phase, for Locust."""
 
     def tick(self) -> tuple[int, float, list[type[User]]] | None:
-        """How many users of which kind."""
+        """Return the number and the kinds of users."""
         assert self.runner
-        run: GateRun = self.runner.environment.heed_run
+        environment: Any = self.runner.environment
+        run: GateRun = environment.heed_run
         phase = run.advance()
         if phase is None:
             return None
@@ -163,7 +163,7 @@ class Course(LoadTestShape):
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """Our own flags."""
+    """Add the options of the gate run."""
     parser.add_argument("--slo", default=str(Path(__file__).parents[1] / "slo.toml"), help="the course and the limits")
     parser.add_argument("--gate-models", default="", help="names, separated by commas; default: all")
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="what kind of server it is")
@@ -173,8 +173,8 @@ def add_options(parser: Any) -> None:
 
 
 @events.init.add_listener
-def prepare(environment: Environment, **_: Any) -> None:
-    """Before the first user starts."""
+def prepare(environment: Any, **_: Any) -> None:
+    """Create the run before the first user starts."""
     logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # its tables know no phases
     options: Namespace = environment.parsed_options
     gate = read_slo(Path(options.slo)).ci
@@ -185,8 +185,8 @@ def prepare(environment: Environment, **_: Any) -> None:
 
 
 @events.quitting.add_listener
-def write_report(environment: Environment, **_: Any) -> None:
-    """At the end of the run."""
+def write_report(environment: Any, **_: Any) -> None:
+    """Write the report at the end of the run."""
     run: GateRun = environment.heed_run
     report = gate_report(run.records, run.windows, run.tasks, run.gate)
     Path(environment.parsed_options.report).write_text(json.dumps(report) + "\n")

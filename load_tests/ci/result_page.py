@@ -50,7 +50,7 @@ code { font-size: .9em; }
 def page_of(
     report: Mapping[str, Any], verdicts: Sequence[Verdict], changes: Sequence[Change], before: Mapping[str, Any] | None
 ) -> str:
-    """The whole page; `before` is the run that `changes` compare with."""
+    """Return the whole page; `before` is the run that `changes` compare with."""
     missed = report["missed"]
     said = f"Missed: {', '.join(missed)}" if missed else "Every limit that can be judged was kept"
     facts = [
@@ -79,7 +79,7 @@ def page_of(
 
 
 def knee_sentence(knee: Mapping[str, Any] | None) -> str:
-    """Where latency breaks, in words."""
+    """Describe where latency breaks."""
     if knee is None:
         return "No step was measured."
     where = f"{knee['requests_per_s']:.0f} answers/s, with {knee['users']} users (p95 {whole(knee['p95_ms'])} ms)"
@@ -90,17 +90,17 @@ def knee_sentence(knee: Mapping[str, Any] | None) -> str:
 
 
 def whole(value: float | None) -> str:
-    """Without decimals; a dash for what is unknown."""
+    """Format a number without decimals; a dash where it is unknown."""
     return "-" if value is None else f"{value:.0f}"
 
 
 def one_decimal(value: float | None) -> str:
-    """With one decimal; a dash for what is unknown."""
+    """Format a number with one decimal; a dash where it is unknown."""
     return "-" if value is None else f"{value:.1f}"
 
 
 def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], texts: int) -> str:
-    """Rows, each with a class; the first `texts` columns are words, the others numbers."""
+    """Format rows, each with a class; the first `texts` columns are words, the others numbers."""
 
     def cell(kind: str, column: int, text: str) -> str:
         align = "" if column < texts else ' class="number"'
@@ -115,7 +115,7 @@ def table(head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], texts:
 
 
 def limits_table(verdicts: Sequence[Verdict]) -> str:
-    """Each limit beside what was measured."""
+    """Format each limit with its measured value."""
     said = {True: "yes", False: "NO", None: "not judged"}
     rows = [
         (
@@ -135,7 +135,7 @@ def limits_table(verdicts: Sequence[Verdict]) -> str:
 
 
 def phases_table(phases: Sequence[Mapping[str, Any]]) -> str:
-    """Each phase: what users got, and who used the CPU."""
+    """Format each phase: throughput and latency, and who used the CPU."""
     rows = []
     for phase in phases:
         figures, cpu = phase["all"], phase["cpu"]
@@ -153,7 +153,7 @@ def phases_table(phases: Sequence[Mapping[str, Any]]) -> str:
 
 
 def comparison_part(report: Mapping[str, Any], changes: Sequence[Change], before: Mapping[str, Any] | None) -> str:
-    """What changed since another run."""
+    """Format the changes since another run."""
     if before is None:
         return "<h2>Beside the run before</h2><p>There is none.</p>"
     rows = []
@@ -166,7 +166,7 @@ def comparison_part(report: Mapping[str, Any], changes: Sequence[Change], before
 
 
 def draw_throughput(axes: "Axes", report: Mapping[str, Any]) -> None:
-    """Answers/s by users, the knee marked."""
+    """Draw answers/s by users, with the knee marked."""
     steps = steps_of(report)
     axes.plot(
         [step["users"] for step in steps], [step["all"]["requests_per_s"] for step in steps], "o-", color=COLOURS[0]
@@ -186,7 +186,7 @@ def draw_throughput(axes: "Axes", report: Mapping[str, Any]) -> None:
 
 
 def draw_latency(axes: "Axes", report: Mapping[str, Any]) -> None:
-    """p50, p95 and p99 by users."""
+    """Draw p50, p95 and p99 by users."""
     steps = steps_of(report)
     for share, colour in zip((50, 95, 99), COLOURS, strict=False):
         known = [step for step in steps if step["all"][f"p{share}_ms"] is not None]
@@ -205,7 +205,7 @@ def draw_latency(axes: "Axes", report: Mapping[str, Any]) -> None:
 
 
 def draw_arrivals(axes: "Axes", report: Mapping[str, Any]) -> None:
-    """How latency is spread at the constant rate, model by model."""
+    """Draw the distribution of latency at the constant rate, model by model."""
     arrivals = next(phase for phase in report["phases"] if phase["kind"] == "arrivals")
     for (model, points), colour in zip(arrivals["latency_ms_by_share"].items(), COLOURS * 9, strict=False):
         axes.plot([share for share, _ in points], [value for _, value in points], "o-", color=colour, label=model)
@@ -218,21 +218,21 @@ def draw_arrivals(axes: "Axes", report: Mapping[str, Any]) -> None:
 
 
 def nines(share: Any) -> Any:
-    """A percentage as the number of its nines."""
+    """Convert a percentage to its number of nines."""
     import numpy as np
 
     return -np.log10(np.maximum(1 - np.asarray(share) / 100, 1e-4))
 
 
 def shares(number: Any) -> Any:
-    """The inverse of `nines`."""
+    """Convert a number of nines to a percentage."""
     import numpy as np
 
     return 100 * (1 - 10 ** -np.asarray(number, float))
 
 
 def draw_timeline(axes: "Axes", report: Mapping[str, Any]) -> None:
-    """Answers/s and p95, second by second."""
+    """Draw answers/s and p95, second by second."""
     seconds = [entry["s"] for entry in report["timeline"]]
     axes.plot(seconds, [entry["answered"] for entry in report["timeline"]], color=COLOURS[0], label="answers/s")
     for phase in report["phases"]:
@@ -247,7 +247,7 @@ def draw_timeline(axes: "Axes", report: Mapping[str, Any]) -> None:
 
 
 def draw_cpu(axes: "Axes", report: Mapping[str, Any]) -> None:
-    """Who used the machine's CPU, by phase, in cores."""
+    """Draw the CPU use of each party, by phase, in cores."""
     phases = report["phases"]
     left = [0.0] * len(phases)
     for name, (label, colour) in CPU.items():
@@ -260,7 +260,7 @@ def draw_cpu(axes: "Axes", report: Mapping[str, Any]) -> None:
 
 
 def draw_batches(axes: "Axes", report: Mapping[str, Any]) -> None:
-    """Answers by the rows of their batch, of each model."""
+    """Draw answers by the rows of their batch, for each model."""
     known = {model: figures["batch_rows"] for model, figures in report["whole"].items() if figures["batch_rows"]}
     for (model, rows), colour in zip(known.items(), COLOURS * 9, strict=False):
         sizes = sorted(int(size) for size in rows)
@@ -289,12 +289,12 @@ DRAWINGS: tuple[tuple[str, str, "Callable[[Axes, Mapping[str, Any]], None]"], ..
 
 
 def steps_of(report: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The phases of users."""
+    """Return the phases of users."""
     return [phase for phase in report["phases"] if phase["kind"] == "users"]
 
 
 def users_axis(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:
-    """Every step has its place."""
+    """Label every step on the axis of users."""
     from matplotlib.ticker import NullFormatter
 
     axes.set_xscale("log", base=2)
@@ -304,7 +304,7 @@ def users_axis(axes: "Axes", steps: Sequence[Mapping[str, Any]]) -> None:
 
 
 def drawing(title: str, note: str, draw: "Callable[[Axes, Mapping[str, Any]], None]", report: Mapping[str, Any]) -> str:
-    """One figure of the page."""
+    """Draw one figure of the page."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -312,8 +312,9 @@ def drawing(title: str, note: str, draw: "Callable[[Axes, Mapping[str, Any]], No
 
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
     # Identities of SVG hold for the whole page: with salt of its own no drawing borrows the marks of another.
-    settings = dict.fromkeys(inks, INK) | {"svg.hashsalt": title, "svg.fonttype": "none", "axes.grid": True}
-    settings |= {"grid.color": FAINT, "grid.alpha": 0.3, "font.family": "sans-serif", "legend.framealpha": 0.0}
+    settings: dict[Any, Any] = dict.fromkeys(inks, INK) | {"svg.hashsalt": title, "svg.fonttype": "none"}
+    settings |= {"axes.grid": True, "grid.color": FAINT, "grid.alpha": 0.3}
+    settings |= {"font.family": "sans-serif", "legend.framealpha": 0.0}
     with matplotlib.rc_context(settings):
         figure, axes = pyplot.subplots(figsize=(6.2, 3.6), layout="constrained")
         axes.set_title(title)
@@ -324,7 +325,7 @@ def drawing(title: str, note: str, draw: "Callable[[Axes, Mapping[str, Any]], No
 
 
 def svg_of(figure: "Figure") -> str:
-    """The element alone, in the page's ink."""
+    """Return the SVG element of a figure, in the page's ink."""
     file = StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

@@ -1,1 +1,1 @@
-"""What a GPU gives, in one command."""
+"""A check of a GPU in one command: parity, throughput, utilisation."""

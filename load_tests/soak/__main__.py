@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from load_tests.page import ROOT, MarkedPart
 from load_tests.soak.catalogue import Catalogue, Item, Model, items_of
@@ -37,7 +38,7 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Soak, tell, document."""
+    """Run the soak, print the figures, write the page."""
     arguments = parser().parse_args()
     try:
         part = MarkedPart.of(arguments.document, "soak") if arguments.document else None
@@ -68,7 +69,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.soak", description=__doc__)
     root.add_argument("--requests", type=int, default=1_000_000, help="in total, over all sessions")
     root.add_argument("--users", type=int, default=24, help="requests at once")
@@ -85,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 async def soak(arguments: argparse.Namespace, tally: Tally) -> None:
-    """One session: to the end, or until it is interrupted.
+    """Run one session, to the end or until it is interrupted.
 
     Raises:
         RuntimeError: a server does not become ready.
@@ -113,7 +114,7 @@ async def soak(arguments: argparse.Namespace, tally: Tally) -> None:
 
 
 def models_of(store: Path) -> list[Model]:
-    """The trained models of the store: what they do, and how far their answers may move with their company."""
+    """Return the trained models of the store, with their tasks and the tolerance of their answers within a batch."""
     models = []
     for path in sorted(store.glob("*/1/manifest.json")):
         manifest = json.loads(path.read_text())
@@ -124,7 +125,7 @@ def models_of(store: Path) -> list[Model]:
 
 
 async def references_of(client: Client, models: list[Model], count: int) -> dict[Item, Answer]:
-    """The answer to every input, asked one at a time.
+    """Ask for the answer to every input, one at a time.
 
     Raises:
         RuntimeError: the server refuses one.
@@ -142,7 +143,7 @@ async def references_of(client: Client, models: list[Model], count: int) -> dict
 
 @dataclass
 class Session:
-    """Users at work, and what goes wrong around them."""
+    """The users, and the faults around them."""
 
     catalogue: Catalogue
     clients: list[Client]
@@ -152,7 +153,7 @@ class Session:
     stopping: asyncio.Event
 
     async def run(self) -> None:
-        """Send what is left of the requests."""
+        """Send the remaining requests."""
         self._begun_s, self._done_before, self._wall_before_s = time.monotonic(), self.tally.done, self.tally.wall_s
         numbers = iter(range(self.tally.done, self.tally.total))
         faults = asyncio.create_task(self.plan.run(self.arguments.fault_every))
@@ -161,7 +162,8 @@ class Session:
         try:
             # A fault that cannot be made ends the session, as the end of all users does.
             working = asyncio.gather(*users)
-            await asyncio.wait([working, faults], return_when=asyncio.FIRST_COMPLETED)
+            both: list[asyncio.Future[Any]] = [working, faults]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if faults.done():
                 self.stopping.set()
                 await working

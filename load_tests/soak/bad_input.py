@@ -1,4 +1,4 @@
-"""Input that a server must refuse, of each kind, with the error that must come."""
+"""Inputs that a server must refuse, with the error that must come."""
 
 from load_tests.material import load_images
 from load_tests.soak.servers import MAX_BODY_BYTES
@@ -6,7 +6,7 @@ from load_tests.soak.wire import Request, infer_path, json_tensor, v2_body, v2_m
 
 
 def bad_requests(text: str, image: str, translation: str) -> list[Request]:
-    """Bad requests over both protocols.
+    """Return bad requests over both protocols.
 
     Args:
         text: name of a text classifier.

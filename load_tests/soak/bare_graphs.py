@@ -1,4 +1,4 @@
-"""Bare graphs whose answers numpy knows: some that requests may share a call of, some that they must not.
+"""Bare graphs with reference answers in numpy: some whose requests may share a call, some whose must not.
 
 Shapes: R rows of a request, F features.
 """
@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class BareGraph:
-    """A graph with input `x` [R, F] and output `y`, and the same in numpy."""
+    """A graph with input `x` [R, F] and output `y`, and its equal in numpy."""
 
     name: str
     nodes: Callable[[], list[onnx.NodeProto]]
@@ -28,7 +28,7 @@ class BareGraph:
 
 
 def weights() -> Array:
-    """The weights of `external`, which lie in a file of their own."""
+    """Return the weights of `external`, which are stored in a file of their own."""
     return np.random.default_rng(8).standard_normal((WIDTH, WIDTH)).astype(np.float32)
 
 
@@ -60,7 +60,7 @@ GRAPHS = (
 
 
 def draw_input(rng: Random) -> Array:
-    """Rows of a request: mostly few, at times more than one engine call takes, of very different scale."""
+    """Draw the rows of a request: mostly few, at times more than one engine call takes, of very different scale."""
     rows = rng.choice((1, 1, 1, 2, 3, 5, 8, 40, MAX_ROWS))
     numbers = np.random.default_rng(rng.randrange(2**32))
     return (numbers.standard_normal((rows, WIDTH)) * 10.0 ** rng.randint(-1, 3)).astype(np.float32)
@@ -71,13 +71,13 @@ def write_graphs(store: Path) -> None:
     for graph in GRAPHS:
         folder = store / graph.name / "1"
         folder.mkdir(parents=True)
-        tensor = [TensorProto.FLOAT, ["rows", WIDTH]]
+        shape: list[str | int] = ["rows", WIDTH]
         model = helper.make_model(
             helper.make_graph(
                 graph.nodes(),
                 graph.name,
-                [helper.make_tensor_value_info("x", *tensor)],
-                [helper.make_tensor_value_info("y", *tensor)],
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
                 [numpy_helper.from_array(weights(), "w")] if graph.name == "soak-external" else [],
             ),
             opset_imports=[helper.make_opsetid("", 17)],

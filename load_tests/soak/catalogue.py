@@ -33,7 +33,7 @@ MAX_DELAY_S = 0.03  # before a request is given up, and of a deadline that is se
 
 @dataclass(frozen=True)
 class Item:
-    """An input of a trained model, the request that its reference answer is asked by, and which of its forms."""
+    """An input of a trained model, its reference request, and which of its forms that is."""
 
     model: str
     task: str
@@ -41,7 +41,7 @@ class Item:
     num_beams: int = 1
 
     def reference_request(self) -> Request:
-        """The request that is sent alone before the soak; all other forms must be answered alike."""
+        """Return the request that is sent alone before the soak; all other forms must be answered alike."""
         if self.task == "image":
             tensor = json_tensor("image", [base64.b64encode(self.given).decode()])
             body = v2_body(tensor)
@@ -64,7 +64,7 @@ class Model:
 
 
 def items_of(models: Sequence[Model], count: int) -> list[Item]:
-    """Inputs of every model: about `count` texts or images, a quarter as many sources, by two searches each."""
+    """Return inputs of every model: about `count` texts or images, a quarter as many sources, by two searches each."""
     sentences, sources = load_sentences().texts, load_translations().texts
     texts = ["bad", "good " * 40, " ".join(sentences[:6])[:600], "?!", *sentences[:count]][:count]
     items = []
@@ -80,7 +80,7 @@ def items_of(models: Sequence[Model], count: int) -> list[Item]:
 
 
 class Catalogue:
-    """Draws requests: the same for the same number and seed."""
+    """Draws requests, always the same for a number and a seed."""
 
     def __init__(self, models: Sequence[Model], references: Mapping[Item, Answer], seed: int) -> None:
         """Set up with the reference answers."""
@@ -92,7 +92,7 @@ class Catalogue:
         self._bad = bad_requests(*(_first(models, task) for task in ("text", "image", "translation")))
 
     def request(self, number: int) -> Request:
-        """The request of this number."""
+        """Return the request of this number."""
         rng = Random(f"{self._seed}-{number}")
         drawn = rng.random()
         if drawn < 0.10:
@@ -149,7 +149,7 @@ def _changed(request: Request, kind: str, **changes: float) -> Request:
 
 
 def _expected(references: Sequence[Answer], form: str) -> Answer:
-    """The answer of several rows in the order in which a form gives it: each output of all rows after another."""
+    """Return the answer of several rows in the order of a form: each output of all rows after another."""
     texts = tuple(text for reference in references for text in reference.texts)
     if form.startswith("v2"):
         # Outputs of a classifier: score [R], probabilities [R, C]; of a translation the score alone.
@@ -211,7 +211,7 @@ def _image_typed(rows: Sequence[Item]) -> dict[str, Any]:
     return {"kind": "typed", "call": "ClassifyImage", "message": message, "read": read_typed}
 
 
-def _search(row: Item) -> dict[str, int]:
+def _search(row: Item) -> dict[str, Any]:
     return {"num_beams": row.num_beams, "max_new_tokens": MAX_NEW_TOKENS}
 
 

@@ -31,14 +31,14 @@ CONNECTION_OPTIONS = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_rec
 
 
 class Reply(NamedTuple):
-    """A status, an HTTP number or a gRPC code, and what came with it."""
+    """An HTTP status or a gRPC code, and the content of the answer."""
 
     status: str
     content: Any
 
 
 class Unanswered(Exception):
-    """No answer to this attempt; the message is the reason by which it is counted.
+    """An attempt without an answer; it is counted by the message, its reason.
 
     Attributes:
         refused: the server has not taken the request, so that it may be sent again whatever the servers do.
@@ -73,7 +73,7 @@ class Client:
         await self._stack.aclose()
 
     async def send(self, request: Request) -> Reply:
-        """One attempt.
+        """Make one attempt.
 
         Raises:
             Unanswered: there is no answer.
@@ -149,7 +149,7 @@ async def ask(clients: Sequence[Client], first: int, request: Request, tally: Ta
 
 
 async def _attempt(client: Client, request: Request) -> Reply | None:
-    """The reply; None where the client has given up on purpose before it came."""
+    """Return the reply to one attempt; None when the client has given up on purpose before it came."""
     if request.cancel_after_s is None:
         return await client.send(request)
     sending = asyncio.create_task(client.send(request))
@@ -163,7 +163,7 @@ async def _attempt(client: Client, request: Request) -> Reply | None:
 
 
 def judge(request: Request, reply: Reply) -> tuple[Outcome, str]:
-    """Judge an answer: the outcome, and why."""
+    """Judge an answer: return the outcome and the reason."""
     if not request.status(reply.status):
         if reply.status in OUT_OF_TIME and request.timeout_s is not None:
             return "cancelled", ""

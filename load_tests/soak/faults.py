@@ -1,4 +1,4 @@
-"""What goes wrong around the servers, one after another, by the number of requests that are done."""
+"""Faults around the servers, one after another, by the number of finished requests."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,23 +11,23 @@ FAULTS = ("unread-log", "overwritten-files", "roll")
 
 
 class FaultPlan:
-    """Makes faults, and ends them."""
+    """Starts faults and ends them."""
 
     def __init__(
         self, faults: Sequence[str], slots: Sequence[ServerSlot], files: OverwrittenFiles, tally: Tally
     ) -> None:
-        """Set up; without any faults nothing goes wrong."""
+        """Set up; without faults nothing goes wrong."""
         self._faults = [name for name in FAULTS if name in faults]
         self._slots, self._files, self._tally = slots, files, tally
         self._done, self._changed = tally.done, asyncio.Event()
 
     def advance(self, done: int) -> None:
-        """Say how many requests are done."""
+        """Tell the plan how many requests are done."""
         self._done = done
         self._changed.set()
 
     async def run(self, every: int) -> None:
-        """Make a fault after each `every` requests, until cancelled.
+        """Start a fault after each `every` requests, until cancelled.
 
         Raises:
             RuntimeError: a rolled server does not become ready.
@@ -52,7 +52,7 @@ class FaultPlan:
             await self.end()
 
     async def end(self) -> None:
-        """End what goes on: files are as they were, logs are read."""
+        """End the current fault: files are as they were, logs are read."""
         self._files.restore()
         for slot in self._slots:
             if slot.reader is not None:

@@ -7,7 +7,7 @@ from load_tests.soak.tally import FAILURES, Tally
 
 
 def page_of(tally: Tally, arguments: argparse.Namespace) -> str:
-    """The figures in Markdown."""
+    """Format the figures as Markdown."""
     memory = [mib for _, mib in tally.memory_mib if mib]
     quarter = max(1, len(memory) // 4)
     faults = ", ".join(f"{number:,} x {name}" for name, number in tally.faults.items()) or "none"

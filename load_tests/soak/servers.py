@@ -37,7 +37,7 @@ class LogReader:
         self._going.clear()
 
     def resume(self) -> None:
-        """Read on."""
+        """Continue reading."""
         self._going.set()
 
     def join(self) -> None:
@@ -64,27 +64,27 @@ class ServerSlot:
 
     @property
     def http(self) -> str:
-        """Base URL."""
+        """Base URL of the HTTP interface."""
         return f"http://127.0.0.1:{self.http_port}"
 
     @property
     def grpc(self) -> str:
-        """Address."""
+        """Address of the gRPC interface."""
         return f"127.0.0.1:{self.grpc_port}"
 
     def memory_mib(self) -> float:
-        """Resident memory; 0 while it does not run."""
+        """Resident memory of the server; 0 while it does not run."""
         if self._process is None or self._process.poll() is not None:
             return 0.0
         return float(psutil.Process(self._process.pid).memory_info().rss) / 2**20
 
     @property
     def rolling(self) -> bool:
-        """Whether connections may end without an answer: it is stopped, or was a moment ago."""
+        """Whether connections may end without an answer: the server is stopped, or was a moment ago."""
         return self._process is None or time.monotonic() - self.changed_s < QUIET_AFTER_ROLL_S
 
     async def start(self) -> None:
-        """Start, and wait until every model is ready.
+        """Start the server, and wait until every model is ready.
 
         Raises:
             RuntimeError: the server has ended or is not ready in time; the message has the end of its log.
@@ -126,7 +126,7 @@ class ServerSlot:
         return b" 200 " in status
 
     async def stop(self) -> None:
-        """SIGTERM, and wait for the end.
+        """Send SIGTERM, and wait for the end.
 
         Raises:
             RuntimeError: it ends with another status than 0.
@@ -150,13 +150,13 @@ class ServerSlot:
             raise RuntimeError(f"a server has ended with status {process.returncode} after SIGTERM")
 
     async def roll(self) -> None:
-        """Stop and start again."""
+        """Stop the server and start it again."""
         await self.stop()
         await self.start()
 
 
 def make_store(store: Path, models: Path) -> None:
-    """A store of its own: copies of trained models, and bare graphs; its files may be overwritten."""
+    """Make a store of copies of trained models and of bare graphs; its files may be overwritten."""
     shutil.rmtree(store, ignore_errors=True)
     store.mkdir(parents=True)
     for folder in sorted(models.iterdir()):
@@ -185,7 +185,7 @@ class OverwrittenFiles:
                     file.write(bytes(255 - byte for byte in content[:4096]))
 
     def restore(self) -> None:
-        """Put the bytes back."""
+        """Restore the original bytes."""
         for path, content in self._before.items():
             with path.open("r+b") as file:
                 file.write(content)

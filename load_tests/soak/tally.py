@@ -1,4 +1,4 @@
-"""What became of the requests: counts that are kept in a file, so that a soak goes on where it was interrupted."""
+"""Outcomes of the requests, counted in a file, so that an interrupted soak can continue."""
 
 import json
 import time
@@ -20,7 +20,7 @@ MAX_EXAMPLES = 20
 
 @dataclass
 class Tally:
-    """All that a soak knows of itself."""
+    """All counts of a soak."""
 
     total: int
     seed: int
@@ -35,7 +35,7 @@ class Tally:
 
     @classmethod
     def read(cls, path: Path, total: int, seed: int) -> "Tally":
-        """The tally of an interrupted soak, or a new one.
+        """Read the tally of an interrupted soak, or create a new one.
 
         Raises:
             ValueError: the file is of a soak of another size or seed.
@@ -66,12 +66,12 @@ class Tally:
             self.examples.append(f"{time.strftime('%H:%M:%S')} {kind}: {outcome}: {why}"[:500])
 
     def sum_of(self, outcome: str) -> int:
-        """Requests of all kinds with this outcome."""
+        """Return the number of requests of all kinds with this outcome."""
         return sum(outcomes.get(outcome, 0) for outcomes in self.counts.values())
 
     @property
     def failures(self) -> int:
-        """Requests that must not be."""
+        """Number of requests with an outcome that must not be."""
         return sum(self.sum_of(outcome) for outcome in FAILURES)
 
     def add(self, counts: dict[str, int], name: str) -> None:
@@ -79,6 +79,6 @@ class Tally:
         counts[name] = counts.get(name, 0) + 1
 
     def summary(self) -> dict[str, Any]:
-        """The figures in one line for the terminal."""
+        """Format the figures as one line for the terminal."""
         outcomes = {name: self.sum_of(name) for name in ("moved", "cancelled", "overloaded", *FAILURES)}
         return {name: number for name, number in outcomes.items() if number or name in FAILURES}

@@ -1,4 +1,4 @@
-"""Requests of a soak and their answers, as they are written and read over each face."""
+"""Requests of a soak and their answers, encoded and decoded for each interface."""
 
 import json
 import struct
@@ -19,7 +19,7 @@ class StreamFailed(Exception):
 
 
 class Answer(NamedTuple):
-    """What was answered: labels or translations, and numbers."""
+    """The content of an answer: labels or translations, and numbers."""
 
     texts: tuple[str, ...]
     numbers: tuple[float, ...]
@@ -27,7 +27,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One request and what it must be answered by.
+    """One request and its expected answer.
 
     `expected` is None where the answer is an error (`error`), or where any answer will do.
     """
@@ -53,7 +53,7 @@ class Request:
         return self.call == "TranslateStream"
 
     def status(self, got: str) -> bool:
-        """Whether a status, an HTTP number or a gRPC code, is the one that must come."""
+        """Whether an HTTP status or a gRPC code is the expected one."""
         if self.path:
             return got == str(HTTP_OF.get(self.error, 200))
         return got == (self.error or "OK")
@@ -63,19 +63,19 @@ class Request:
 
 
 def read_labels(body: bytes) -> Answer:
-    """The task API's answer to one text or one image: best label and its score."""
+    """Read the task API's answer to one text or one image: best label and its score."""
     document = json.loads(body)
     best = document[0][0] if isinstance(document[0], list) else document[0]
     return Answer((best["label"],), (best["score"],))
 
 
 def read_translation(body: bytes) -> Answer:
-    """The task API's answer to one text."""
+    """Read the task API's answer to one text."""
     return Answer((json.loads(body)[0]["translation_text"],), ())
 
 
 def read_events(body: bytes) -> Answer:
-    """The task API's stream: the pieces must make up the whole.
+    """Read the task API's stream: the pieces must make up the whole.
 
     Raises:
         StreamFailed: the last event is an error.
@@ -91,7 +91,7 @@ def read_events(body: bytes) -> Answer:
 
 
 def read_outputs(body: bytes) -> Answer:
-    """The Open Inference Protocol over REST: texts of all outputs, numbers of all outputs."""
+    """Read an answer of the Open Inference Protocol over REST: texts and numbers of all outputs."""
     texts: list[str] = []
     numbers: list[float] = []
     for output in json.loads(body)["outputs"]:
@@ -103,7 +103,7 @@ def read_outputs(body: bytes) -> Answer:
 
 
 def read_tensors(message: Any) -> Answer:
-    """The same over gRPC, with raw or typed contents."""
+    """Read an answer of the Open Inference Protocol over gRPC, with raw or typed contents."""
     texts: list[str] = []
     numbers: list[float] = []
     for number, output in enumerate(message.outputs):
@@ -122,14 +122,14 @@ def read_tensors(message: Any) -> Answer:
 
 
 def read_typed(message: Any) -> Answer:
-    """A typed call's answer."""
+    """Read the answer of a typed call."""
     if hasattr(message, "translation"):
         return Answer((message.translation,), (message.score,))
     return Answer((message.label,), (message.score,))
 
 
 def read_chunks(messages: Sequence[Any]) -> Answer:
-    """A typed stream: the pieces must make up the whole."""
+    """Read a typed stream: the pieces must make up the whole."""
     whole, pieces = messages[-1].whole, "".join(message.text for message in messages)
     if pieces != whole.translation:
         raise ValueError(f"the pieces {pieces!r} are not {whole.translation!r}")
@@ -140,22 +140,22 @@ def read_chunks(messages: Sequence[Any]) -> Answer:
 
 
 def json_tensor(name: str, data: Sequence[Any], datatype: str = "BYTES", shape: Sequence[int] = ()) -> dict[str, Any]:
-    """An input of the Open Inference Protocol."""
+    """Create an input of the Open Inference Protocol."""
     return {"name": name, "shape": [*(shape or [len(data)])], "datatype": datatype, "data": [*data]}
 
 
 def infer_path(model: str) -> str:
-    """Where the Open Inference Protocol takes requests for a model."""
+    """Return the path of the Open Inference Protocol for a model."""
     return f"/v2/models/{model}/infer"
 
 
 def v2_body(*inputs: dict[str, Any], **parameters: Any) -> bytes:
-    """A request of the Open Inference Protocol."""
+    """Create a request of the Open Inference Protocol over REST."""
     return json.dumps({"inputs": list(inputs), "parameters": parameters}).encode()
 
 
 def v2_message(model: str, name: str, items: Sequence[bytes], *, raw: bool, **parameters: int) -> Any:
-    """The same over gRPC, of a BYTES tensor."""
+    """Create a request of the Open Inference Protocol over gRPC, with a BYTES tensor."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[len(items)])
     message = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
     if raw:

@@ -1,1 +1,1 @@
-"""Requests and faults that could stop everybody, attacks on memory, and what a running server makes of them."""
+"""Requests, faults and attacks that could block a running server or fill its memory, and their measured effect."""

@@ -34,7 +34,7 @@ MAX_REPEATS = 5  # of a round in which others waited too long because a core was
 
 
 def main() -> int:
-    """Measure, tell, document."""
+    """Measure, print the figures, write the page."""
     arguments = parser().parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     chosen = [case for case in cases() if any(part in case.name for part in arguments.cases)]
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.stalls", description=__doc__)
     root.add_argument("--rounds", type=int, default=3, help="of every case")
     root.add_argument("--cases", nargs="*", default=[""], help="those with one of these in their names; default: all")
@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 def measure(
     chosen: list[Case], stores: dict[str, Path], arguments: argparse.Namespace, console: Console
 ) -> dict[str, Any]:
-    """All rounds of all cases, and the attacks.
+    """Measure all rounds of all cases, and the attacks.
 
     Raises:
         RuntimeError: a server answers nobody any more.
@@ -132,7 +132,7 @@ def measure(
 
 
 def measure_undisturbed(case: Case, server: Server, prober: Prober) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """One round, repeated where others waited too long only because a core was not available.
+    """Measure one round; repeat it where others waited too long only because a core was not available.
 
     Returns:
         The rounds that do not count, at most MAX_REPEATS, and the one that does.
@@ -146,7 +146,7 @@ def measure_undisturbed(case: Case, server: Server, prober: Prober) -> tuple[lis
 
 
 def measure_case(case: Case, server: Server, prober: Prober) -> dict[str, Any]:
-    """One round: what was answered, and how long others waited."""
+    """Measure one round: the answers, and how long others waited."""
     send = in_background(case.prepare())
     if case.warm_up is not None:
         case.warm_up()(server)
@@ -159,7 +159,7 @@ def measure_case(case: Case, server: Server, prober: Prober) -> dict[str, Any]:
 
 
 def in_background(send: Send) -> Callable[[Server], str]:
-    """The same in a thread that lets the prober go first."""
+    """Return a sender of a request in a thread that lets the prober go first."""
     return at_once(send, 1)
 
 

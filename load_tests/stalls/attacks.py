@@ -77,16 +77,16 @@ class Attackers:
         return not self._over.is_set()
 
     def hold(self) -> None:
-        """Wait for the end with everything open."""
+        """Wait for the end with all connections open."""
         self._over.wait()
 
     def count(self, what: str, number: int = 1) -> None:
-        """Note what was sent."""
+        """Count what was sent."""
         with self._lock:
             self.sent[what] += number
 
     def keep(self, opened: socket.socket) -> None:
-        """Have a connection ended when the attacks are over, or at once where they are."""
+        """Close a connection when the attacks are over, or at once if they are."""
         with self._lock:
             self._sockets.append(opened)
             if not self.going:
@@ -94,7 +94,7 @@ class Attackers:
 
     @contextlib.contextmanager
     def http(self) -> Iterator[socket.socket]:
-        """A connection to the HTTP face."""
+        """Connect to the HTTP interface."""
         address = ("127.0.0.1", self.server.http_port)
         with socket.create_connection(address, timeout=self._seconds) as connection:
             self.keep(connection)
@@ -102,7 +102,7 @@ class Attackers:
 
     @contextlib.contextmanager
     def http2(self) -> Iterator[Http2Client]:
-        """A connection to the gRPC face."""
+        """Connect to the gRPC interface."""
         with Http2Client(self.server.grpc, timeout_s=self._seconds) as client:
             self.keep(client.socket)
             yield client
@@ -116,7 +116,7 @@ class Attackers:
 
 
 def hold_body(attackers: Attackers) -> None:
-    """A body of 16 MB over HTTP, but for its last byte."""
+    """Send a body of 16 MB over HTTP, except its last byte."""
     with attackers.http() as connection:
         head = f"POST {SENTIMENT} HTTP/1.1\r\nhost: stalls\r\ncontent-length: {MAX_BODY_BYTES}\r\n\r\n"
         connection.sendall(head.encode())
@@ -129,7 +129,7 @@ def hold_body(attackers: Attackers) -> None:
 
 
 def hold_message(attackers: Attackers) -> None:
-    """A message of 16 MB over gRPC, but for its last byte."""
+    """Send a message of 16 MB over gRPC, except its last byte."""
     with attackers.http2() as client:
         size, stream = MAX_BODY_BYTES - 100, client.begin()
         attackers.count("messages of 16 MB")
@@ -144,25 +144,25 @@ def hold_message(attackers: Attackers) -> None:
 
 @functools.cache
 def bomb() -> bytes:
-    """A file of a few kB that becomes 49 megapixels."""
+    """Return an image file of a few kB that decodes to 49 megapixels."""
     return webp(LARGEST_SIDE)
 
 
 def decode_over_http(attackers: Attackers) -> None:
-    """A WebP file of a few kB and 49 megapixels over HTTP."""
+    """Send a WebP file of a few kB and 49 megapixels over HTTP."""
     attackers.count("WebP files of 49 megapixels")
     over_http(IMAGES, bomb())(attackers.server)
 
 
 def decode_over_grpc(attackers: Attackers) -> None:
-    """The same over gRPC."""
+    """Send a WebP file of a few kB and 49 megapixels over gRPC."""
     attackers.count("WebP files of 49 megapixels")
     request = heed_pb2.ClassifyImageRequest(model="cifar10-vit", image=bomb())
     over_grpc(request.SerializeToString(), "/heed.v1.Heed/ClassifyImage")(attackers.server)
 
 
 def flood(attackers: Attackers) -> None:
-    """Calls that are begun and reset at once, without end."""
+    """Begin calls and reset them at once, without end."""
     with attackers.http2() as client:
         streams, headers = itertools.count(1, 2), call_headers(MODEL_INFER)
         while attackers.going:
@@ -184,7 +184,7 @@ def take_what_is_there(connection: socket.socket) -> None:
 
 
 def send_trailers(attackers: Attackers) -> None:
-    """A chunked body and 100 MB of trailers behind it."""
+    """Send a chunked body and 100 MB of trailers behind it."""
     with attackers.http() as connection:
         connection.sendall(f"POST {SENTIMENT} HTTP/1.1\r\nhost: stalls\r\n".encode())
         connection.sendall(b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n")
@@ -196,7 +196,7 @@ def send_trailers(attackers: Attackers) -> None:
 
 
 def half_calls(attackers: Attackers) -> None:
-    """Many messages on one connection, each but for its last byte."""
+    """Send many messages on one connection, each without its last byte."""
     with attackers.http2() as client:
         for _ in range(HALF_CALLS_STREAMS):
             client.send(client.begin(), prefix(HALF_CALL_BYTES) + bytes(HALF_CALL_BYTES - 1))
@@ -207,7 +207,7 @@ def half_calls(attackers: Attackers) -> None:
 
 
 def half_head(attackers: Attackers) -> None:
-    """Headers of 60 kB that do not end."""
+    """Send headers of 60 kB that do not end."""
     with attackers.http() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nhost: stalls\r\nx-long: " + bytes(HALF_HEAD_BYTES).replace(b"\0", b"h"))
         attackers.count("half-sent headers of 60 kB")
@@ -227,7 +227,7 @@ ATTACKS: dict[str, tuple[tuple[Attack, int], ...]] = {
 
 
 def measure_memory(server: Server, names: Sequence[str], seconds: float, rest_s: float) -> dict[str, Any]:
-    """Resident memory of a server at rest, at most while it is attacked, and a time afterwards."""
+    """Return the resident memory of a server at rest, its maximum during the attacks, and some time afterwards."""
     process = server.process
     ask = over_http(SENTIMENT, b'{"inputs": "a film to see again"}')
     for send in (ask, over_http(IMAGES, webp(32))):
@@ -253,7 +253,7 @@ def measure_memory(server: Server, names: Sequence[str], seconds: float, rest_s:
 
 
 def ask_until(ask: Callable[[Server], str], server: Server, within_s: float = 10.0) -> str:
-    """The first answer that is no refusal for want of memory; the last refusal where none comes in time."""
+    """Return the first answer that is no refusal for want of memory, or the last refusal when none comes in time."""
     ends_s = time.monotonic() + within_s
     while (answer := ask(server)) == "429" and time.monotonic() < ends_s:
         time.sleep(POLL_S)

@@ -19,7 +19,7 @@ REFUSALS = 2_000
 
 
 def v2_json(model: str, name: str, kind: str, shape: list[int], data: bytes, before: bytes = b"") -> Send:
-    """The Open Inference Protocol over REST, with data that is JSON already."""
+    """Create a REST request of the Open Inference Protocol with data that is JSON already."""
     tensor = json.dumps({"name": name, "shape": shape, "datatype": kind}).encode()[:-1]
     return over_http(
         f"/v2/models/{model}/infer", b"{" + before + b'"inputs": [' + tensor + b', "data": ' + data + b"}]}"
@@ -27,7 +27,7 @@ def v2_json(model: str, name: str, kind: str, shape: list[int], data: bytes, bef
 
 
 def v2_binary(model: str, kind: str, shape: list[int], raw: bytes, *, binary_answer: bool) -> Send:
-    """The same with the binary extension."""
+    """Create a REST request of the Open Inference Protocol with the binary extension."""
     tensor = {"name": "x", "shape": shape, "datatype": kind, "parameters": {"binary_data_size": len(raw)}}
     parameters = {"binary_data_output": binary_answer}
     head = json.dumps({"inputs": [tensor], "parameters": parameters}).encode()
@@ -35,7 +35,7 @@ def v2_binary(model: str, kind: str, shape: list[int], raw: bytes, *, binary_ans
 
 
 def message(model: str, kind: str = "", shape: tuple[int, ...] = (), name: str = "x", **contents: Any) -> Any:
-    """The same over gRPC, with typed contents."""
+    """Create a gRPC request of the Open Inference Protocol with typed contents."""
     request = inference_pb2.ModelInferRequest(model_name=model)
     if kind:
         tensor = request.inputs.add(name=name, datatype=kind, shape=shape)
@@ -45,14 +45,14 @@ def message(model: str, kind: str = "", shape: tuple[int, ...] = (), name: str =
 
 
 def raw_message(model: str, kind: str, shape: tuple[int, ...], raw: bytes) -> Send:
-    """The same with raw contents."""
+    """Create a gRPC request of the Open Inference Protocol with raw contents."""
     request = message(model, kind, shape)
     request.raw_input_contents.append(raw)
     return over_grpc(request.SerializeToString())
 
 
 def with_parameters(count: int) -> bytes:
-    """A message with so many parameters."""
+    """Create a message with this many parameters."""
     request = message("sentiment", "BYTES", (1,), "text", bytes_contents=[b"x"])
     for number in range(count):
         request.parameters[f"k{number:07d}"].int64_param = 1
@@ -60,7 +60,7 @@ def with_parameters(count: int) -> bytes:
 
 
 def with_inputs(model: str, count: int) -> bytes:
-    """A message with so many empty inputs."""
+    """Create a message with this many empty inputs."""
     request = message(model)
     for number in range(count):
         request.inputs.add(name=str(number), datatype="FP32", shape=[0])
@@ -68,7 +68,7 @@ def with_inputs(model: str, count: int) -> bytes:
 
 
 def with_outputs(count: int) -> bytes:
-    """A message that asks for so many outputs."""
+    """Create a message that asks for this many outputs."""
     request = message("sentiment", "BYTES", (1,), "text", bytes_contents=[b"x"])
     for number in range(count):
         request.outputs.add(name=str(number))
@@ -76,65 +76,65 @@ def with_outputs(count: int) -> bytes:
 
 
 def json_inputs(count: int) -> Send:
-    """A JSON request with so many empty inputs."""
+    """Create a JSON request with this many empty inputs."""
     tensors = b",".join(b'{"name":"%d","shape":[0],"datatype":"FP32","data":[]}' % number for number in range(count))
     return over_http("/v2/models/sentiment/infer", b'{"inputs":[' + tensors + b"]}")
 
 
 def image(side: int, kind: str, **options: Any) -> bytes:
-    """A square of one colour, whose file is small."""
+    """Create an image of one colour, whose file is small."""
     buffer = BytesIO()
     Image.new("RGB", (side, side), "navy").save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def webp(side: int) -> bytes:
-    """A lossless WebP file."""
+    """Create a lossless WebP file."""
     return image(side, "WEBP", lossless=True, method=0)
 
 
 def repeated(item: bytes, count: int) -> bytes:
-    """A JSON list of so many equal items."""
+    """Create a JSON list of this many equal items."""
     return b"[" + b",".join([item] * count) + b"]"
 
 
 def keys(count: int) -> bytes:
-    """A JSON object of so many keys."""
+    """Create a JSON object of this many keys."""
     return b"{" + b",".join(b'"k%07d":1' % number for number in range(count)) + b"}"
 
 
 def text_body(text: bytes) -> Send:
-    """The task API, with a text that is JSON already and may be cut."""
+    """Create a task API body with a text that is JSON already and may be truncated."""
     return over_http(SENTIMENT, b'{"inputs": "' + text + b'", "parameters": {"truncation": true}}')
 
 
 def truncated_text(text: bytes) -> Send:
-    """The Open Inference Protocol over gRPC, with a text that may be cut."""
+    """Create a gRPC request of the Open Inference Protocol with a text that may be truncated."""
     request = message("sentiment", "BYTES", (1,), "text", bytes_contents=[text])
     request.parameters["truncate"].bool_param = True
     return over_grpc(request.SerializeToString())
 
 
 def bytes_elements(count: int) -> bytes:
-    """Texts of one letter, as the protocol packs them."""
+    """Encode texts of one letter as the protocol packs them."""
     return (struct.pack("<I", 1) + b"x") * count
 
 
 def loop_http(turns: int, timeout_s: float = 120.0) -> Send:
-    """A loop of so many turns over HTTP."""
+    """Return a sender that requests a loop of this many turns over HTTP."""
     tensor = {"name": "n", "shape": [1], "datatype": "INT64", "data": [turns]}
     headers = {"x-request-timeout-ms": str(math.ceil(1e3 * timeout_s))}
     return over_http(f"/v2/models/{LOOP}/infer", json.dumps({"inputs": [tensor]}).encode(), headers)
 
 
 def loop_grpc(turns: int, timeout_s: float = 120.0, times: int = 1) -> Send:
-    """The same over gRPC."""
+    """Return a sender that requests a loop of this many turns over gRPC."""
     request = message(LOOP, "INT64", (1,), "n", int64_contents=[turns])
     return over_grpc(request.SerializeToString(), timeout_s=timeout_s, times=times)
 
 
 def unread(send: Send) -> Send:
-    """The same while nobody reads the server's log."""
+    """Return a sender of the request that pauses the reader of the server's log meanwhile."""
 
     def send_unread(server: Server) -> str:
         assert server.reader
@@ -148,6 +148,6 @@ def unread(send: Send) -> Send:
 
 
 def refusals(face: str) -> Send:
-    """Requests that are refused, and logged."""
+    """Return a sender of requests that are refused, and logged."""
     wrong = message("sentiment", "FP32", (1,), "nothing", fp32_contents=[1.0]).SerializeToString()
     return in_turn(over_http(SENTIMENT, b"{}"), REFUSALS) if face == "HTTP" else over_grpc(wrong, times=REFUSALS)

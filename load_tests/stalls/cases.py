@@ -1,4 +1,4 @@
-"""Requests and faults that have stopped everybody, or could: too large, too many, too long, and just within each limit.
+"""Requests and faults that blocked the server once, or could: too large, too many, too long, at each limit.
 
 The limits are those of docs/serving.md, at the server's defaults.
 """
@@ -76,12 +76,12 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Every case, those of one server together."""
+    """Return every case, those of one server together."""
     return [*logs_and_loops(), *too_much(), *connections(), *largest_http(), *largest_grpc(), *elsewhere()]
 
 
 def logs_and_loops() -> list[Case]:
-    """What a value or a full pipe makes of a small request."""
+    """Return small requests whose values make them long, and requests while the log is full."""
     return [
         Case(
             "Loop of 6,000,000 turns after 30 of one, HTTP",
@@ -103,7 +103,7 @@ def logs_and_loops() -> list[Case]:
 
 
 def too_much() -> list[Case]:
-    """Requests of up to 16 MB that cost more than their bytes."""
+    """Return requests of up to 16 MB that cost more than their bytes."""
     many_lists = repeated(b"[]", 5_000_000)
     return [
         Case("850,000 empty inputs, gRPC", lambda: over_grpc(with_inputs("sentiment", 850_000))),
@@ -146,7 +146,7 @@ def too_much() -> list[Case]:
 
 
 def connections() -> list[Case]:
-    """Many that come at once."""
+    """Return cases with many connections at once."""
     return [
         Case("128 connections at once, HTTP", lambda: http_connections(128), permitted=True),
         Case("128 connections at once, gRPC", lambda: grpc_connections(128), permitted=True),
@@ -154,7 +154,7 @@ def connections() -> list[Case]:
 
 
 def largest_http() -> list[Case]:
-    """Requests just within the limits of HTTP and JSON."""
+    """Return requests just within the limits of HTTP and JSON."""
     raw_floats = (MAX_BODY_BYTES - ROOM) // 4
     raw = struct.pack("<f", 1 / 3) * raw_floats
     escapes = (b"\\n", MAX_JSON_ESCAPES - ROOM)
@@ -208,7 +208,7 @@ def largest_http() -> list[Case]:
 
 
 def largest_grpc() -> list[Case]:
-    """Requests just within the limits of gRPC."""
+    """Return requests just within the limits of gRPC."""
     raw_floats = (MAX_BODY_BYTES - ROOM) // 4
     raw = struct.pack("<f", 1 / 3) * raw_floats
     typed_floats, typed_integers = (MAX_PARSED_BYTES - ROOM) // 4, MAX_PARSED_BYTES - ROOM
@@ -268,7 +268,7 @@ def largest_grpc() -> list[Case]:
 
 
 def elsewhere() -> list[Case]:
-    """What needs a server of its own."""
+    """Return cases that need a server of their own."""
     scrape = over_http("/metrics")
     return [
         Case("2,000 refusals while the log's disk is full, HTTP", lambda: refusals("HTTP"), where="full disk"),

@@ -22,7 +22,7 @@ REQUEST = b"GET /healthz HTTP/1.1\r\nhost: prober\r\n\r\n"
 
 @dataclass
 class Window:
-    """What was measured since the last line."""
+    """Measurements since the last line of input."""
 
     waits_s: list[float] = field(default_factory=list)
     long_waits_s: list[tuple[float, float]] = field(default_factory=list)  # begin and end, on the monotonic clock
@@ -30,7 +30,7 @@ class Window:
     late_s: float = 0.0  # how late this process itself was woken, at worst: noise of the machine
 
     def figures(self) -> dict[str, Any]:
-        """In milliseconds."""
+        """Return the figures in milliseconds."""
         return {
             "count": len(self.waits_s),
             "not_ok": self.not_ok,
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def ask(connection: socket.socket) -> bool:
-    """Whether the answer is 200."""
+    """Ask once; return whether the answer is 200."""
     connection.sendall(REQUEST)
     received = b""
     while b"\r\n\r\n" not in received:

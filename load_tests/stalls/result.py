@@ -1,4 +1,4 @@
-"""What was measured, what of it breaks a promise, and its part of docs/benchmarks.md."""
+"""The figures of the stalls, the promises that they break, and their part of docs/benchmarks.md."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ PERMITTED = ("200", "OK")
 
 
 def own_wait_ms(window: dict[str, Any]) -> float:
-    """The longest wait without the times in which a core was not available, in milliseconds."""
+    """Return the longest wait in milliseconds, without the times in which a core was not available."""
     if not window["long_waits_s"]:
         return float(window["p100_ms"])
     waits_s: list[tuple[float, float]] = window["long_waits_s"]
@@ -18,7 +18,7 @@ def own_wait_ms(window: dict[str, Any]) -> float:
 
 
 def overlap_s(span_s: tuple[float, float], gaps_s: list[tuple[float, float]]) -> float:
-    """How much of a span lies within gaps, which may overlap each other."""
+    """Return the seconds of a span that lie within gaps, which may overlap each other."""
     begin_s, end_s = span_s
     covered_s, until_s = 0.0, begin_s
     for gap_begin_s, gap_end_s in sorted(gaps_s):
@@ -28,12 +28,12 @@ def overlap_s(span_s: tuple[float, float], gaps_s: list[tuple[float, float]]) ->
 
 
 def is_disturbed(window: dict[str, Any]) -> bool:
-    """Whether others waited for too long only because a core was not available: such a round measures the host."""
+    """Return whether others waited too long only because a core was not available: such a round measures the host."""
     return bool(own_wait_ms(window) <= MAX_WAIT_MS < window["p100_ms"])
 
 
 def problems_of(result: dict[str, Any]) -> list[str]:
-    """Each promise that was missed, in a sentence."""
+    """Return each missed promise as a sentence."""
     problems = []
     for row in result["cases"]:
         for window in row["rounds"]:
@@ -56,7 +56,7 @@ def problems_of(result: dict[str, Any]) -> list[str]:
 
 
 def page_of(result: dict[str, Any]) -> str:
-    """The figures in Markdown."""
+    """Format the figures as Markdown."""
     lines = [
         f"`{result['command']}` at commit {result['commit']}, {result['date']}, {result['machine']}; server at default"
         f" limits on one core, load and prober on the other, {result['num_rounds']} rounds."

@@ -1,4 +1,4 @@
-"""One request over each face, sent as bytes that were made before; what comes back is a status."""
+"""One request over each interface, sent as bytes that were made before; the result is a status."""
 
 import contextlib
 import http.client
@@ -28,7 +28,7 @@ Send = Callable[[Server], str]
 
 
 def over_http(path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None) -> Send:
-    """A POST, or a GET where there is no body, on a connection of its own."""
+    """Return a sender of a POST, or a GET without a body, on a connection of its own."""
 
     def send(server: Server) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=ANSWER_S)
@@ -47,7 +47,7 @@ def over_http(path: str, body: bytes | None = None, headers: Mapping[str, str] |
 
 
 def over_grpc(message: bytes, method: str = MODEL_INFER, timeout_s: float = ANSWER_S, times: int = 1) -> Send:
-    """A unary call on a channel of its own; more than one of them in turn."""
+    """Return a sender of a unary call on a channel of its own, `times` times in turn."""
 
     def send_one(call: Callable[..., bytes]) -> str:
         try:
@@ -58,14 +58,14 @@ def over_grpc(message: bytes, method: str = MODEL_INFER, timeout_s: float = ANSW
 
     def send(server: Server) -> str:
         with grpc.insecure_channel(server.grpc, options=CHANNEL_OPTIONS) as channel:
-            call = channel.unary_unary(method)
+            call: Callable[..., bytes] = channel.unary_unary(method)
             return counted([send_one(call) for _ in range(times)])
 
     return send
 
 
 def at_once(send: Send, times: int) -> Send:
-    """The same request so many times side by side."""
+    """Return a sender of a request this many times, all at once."""
 
     def send_all(server: Server) -> str:
         with ThreadPoolExecutor(times, initializer=yield_to_prober) as pool:
@@ -75,17 +75,17 @@ def at_once(send: Send, times: int) -> Send:
 
 
 def in_turn(send: Send, times: int) -> Send:
-    """The same request so many times, one after the other."""
+    """Return a sender of a request this many times, one after the other."""
     return lambda server: counted([send(server) for _ in range(times)])
 
 
 def http_connections(count: int) -> Send:
-    """Connections that come at once, each with a request."""
+    """Open HTTP connections at once, each with a request."""
     return _connections(count, lambda server: server.http_port, b"GET /healthz HTTP/1.1\r\nhost: stalls\r\n\r\n")
 
 
 def grpc_connections(count: int) -> Send:
-    """Connections that come at once; each waits for the server's settings."""
+    """Open gRPC connections at once; each waits for the server's settings."""
     return _connections(count, lambda server: server.grpc_port, PREFACE + frame(SETTINGS, 0, 0))
 
 
@@ -106,7 +106,7 @@ def _connections(count: int, port_of: Callable[[Server], int], sent: bytes) -> S
 
 
 def counted(answers: Sequence[str]) -> str:
-    """Statuses and how often each came."""
+    """Format statuses and how often each came."""
     counts = Counter(answers)
     return ", ".join(f"{answer} x {count}" if len(answers) > 1 else answer for answer, count in sorted(counts.items()))
 

@@ -28,7 +28,7 @@ class Server:
 
     @property
     def grpc(self) -> str:
-        """Address."""
+        """Address of the gRPC interface."""
         return f"127.0.0.1:{self.grpc_port}"
 
 
@@ -44,7 +44,7 @@ class Prober:
         self.watches_cores = all(_ask(watch) is not None for watch in core_watches)
 
     def window(self) -> dict[str, Any]:
-        """End a window; its figures.
+        """End a window and return its figures.
 
         Raises:
             RuntimeError: the prober has ended, for its connection has.
@@ -57,7 +57,7 @@ class Prober:
 
 
 def _ask(process: Process) -> Any:
-    """What a process answers a line on its standard input with, in JSON; None where it has ended."""
+    """Return a process's JSON answer to a line on its standard input; None if the process has ended."""
     assert process.popen.stdin
     assert process.popen.stdout
     try:
@@ -71,7 +71,7 @@ def _ask(process: Process) -> Any:
 
 @contextmanager
 def serving(store: Path, *, full_disk: bool = False) -> Iterator[Server]:
-    """`python -m service` on a store, ready and at rest.
+    """Run `python -m service` on a store; yield it when it is ready and at rest.
 
     Args:
         store: its models.
@@ -106,7 +106,7 @@ def serving(store: Path, *, full_disk: bool = False) -> Iterator[Server]:
 
 @contextmanager
 def probing(server: Server) -> Iterator[Prober]:
-    """A prober of a server, on the core of the load; watches on the cores of both."""
+    """Run a prober of a server on the core of the load, and watches on the cores of both."""
     with ExitStack() as stack:
         watches = [
             stack.enter_context(Process("load_tests.stalls.core_watch", pipes=True, core=core))
@@ -119,12 +119,12 @@ def probing(server: Server) -> Iterator[Prober]:
 
 
 def settle() -> None:
-    """Let what a request has left behind happen."""
+    """Wait for the after-effects of a request."""
     time.sleep(SETTLE_S)
 
 
 def wait_until_quiet(prober: Prober) -> None:
-    """Return when nothing of an earlier request keeps the prober waiting, or after some seconds; a window begins."""
+    """Wait until no earlier request delays the prober, or for some seconds at most; then begin a window."""
     prober.window()
     for _ in range(MAX_QUIET_WINDOWS):
         settle()

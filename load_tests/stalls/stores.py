@@ -12,7 +12,7 @@ TRAINED = ("sentiment", "cifar10-vit")
 
 
 def make_store(store: Path, models: Path) -> None:
-    """A text classifier and an image classifier, a graph that loops, and graphs that answer with what they get."""
+    """Make a store of two classifiers, a graph that loops, and graphs that return their input."""
     shutil.rmtree(store, ignore_errors=True)
     for name in TRAINED:
         shutil.copytree(models / name, store / name)
@@ -22,14 +22,14 @@ def make_store(store: Path, models: Path) -> None:
 
 
 def make_many(store: Path, count: int) -> None:
-    """So many models of one small graph."""
+    """Make a store of this many models of one small graph."""
     shutil.rmtree(store, ignore_errors=True)
     for number in range(count):
         write_same(store / f"model-{number:04d}" / "1", TensorProto.FLOAT)
 
 
 def write_same(folder: Path, kind: int) -> None:
-    """`y` is `x`, of any shape."""
+    """Write a graph whose `y` is `x`, of any shape."""
     write(
         folder,
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -39,8 +39,9 @@ def write_same(folder: Path, kind: int) -> None:
 
 
 def write_loop(folder: Path) -> None:
-    """`y` is `n`, counted in as many turns."""
-    number, going = (TensorProto.INT64, []), (TensorProto.BOOL, [])
+    """Write a graph whose `y` is `n`, counted in a loop of n turns."""
+    scalar: list[int] = []
+    number, going = (TensorProto.INT64, scalar), (TensorProto.BOOL, scalar)
     body = helper.make_graph(
         [helper.make_node("Identity", ["going"], ["on"]), helper.make_node("Add", ["before", "one"], ["after"])],
         "body",
@@ -67,7 +68,7 @@ def write_loop(folder: Path) -> None:
 
 
 def write(folder: Path, nodes: list[onnx.NodeProto], taken: onnx.ValueInfoProto, given: onnx.ValueInfoProto) -> None:
-    """A graph of one input and one output as `model.onnx`."""
+    """Write a graph of one input and one output as `model.onnx`."""
     folder.mkdir(parents=True)
     graph = helper.make_graph(nodes, "stalls", [taken], [given])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)

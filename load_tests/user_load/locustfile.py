@@ -15,7 +15,6 @@ from typing import Any
 
 import grpc.experimental.gevent as grpc_gevent
 from locust import events
-from locust.env import Environment
 
 from load_tests.measurement import by_protocol, figures, quality
 from load_tests.model_tasks import TASKS
@@ -29,7 +28,7 @@ grpc_gevent.init_gevent()
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """Our own flags."""
+    """Add the options of this run."""
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="the runtime that listens")
     parser.add_argument("--model", default="sentiment", help="name of the model")
     parser.add_argument("--model-task", default="text-classification", choices=list(TASKS), help="what it does")
@@ -38,15 +37,15 @@ def add_options(parser: Any) -> None:
 
 
 @events.init.add_listener
-def load_material(environment: Environment, **_: Any) -> None:
-    """Before the first user starts."""
+def load_material(environment: Any, **_: Any) -> None:
+    """Create the run before the first user starts."""
     options: Namespace = environment.parsed_options
     environment.heed_run = Run({options.model: options.model_task}, TARGETS[options.target]())
 
 
 @events.quitting.add_listener
-def write_report(environment: Environment, **_: Any) -> None:
-    """At the end of the run."""
+def write_report(environment: Any, **_: Any) -> None:
+    """Write the report at the end of the run."""
     options: Namespace = environment.parsed_options
     if not options.report:
         return

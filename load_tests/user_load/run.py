@@ -41,7 +41,7 @@ class Load:
 
 
 def run_locust(load: Load, base: Path) -> dict[str, Any]:
-    """Run it; the report, with Locust's own tables beside it as `<base>_*.csv`.
+    """Run Locust; return its report, and write its own tables as `<base>_*.csv`.
 
     Raises:
         RuntimeError: it did not report.

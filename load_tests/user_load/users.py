@@ -4,7 +4,7 @@ Importing this makes the process one of Locust's (gevent in place of threads): f
 """
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -32,10 +32,10 @@ class Sample(NamedTuple):
 
 
 class Run:
-    """What the users of one run share: the next request, and the records of those made."""
+    """State shared by the users of one run: the next request, and the records of finished ones."""
 
     def __init__(self, models: Mapping[str, str], target: Target) -> None:
-        """Take models with what each does."""
+        """Create a run of these models, each with its task."""
         self.tasks: dict[str, ModelTask] = {name: TASKS[model_task]() for name, model_task in models.items()}
         self.target, self.phase = target, ""
         self.records: list[Record] = []
@@ -44,7 +44,7 @@ class Run:
         self._names = list(models)
 
     def next_sample(self) -> Sample:
-        """The models in turn, and of each model's inputs the next, whoever asks."""
+        """Return the next request: the models take turns, and each model's inputs follow one another."""
         round_number, place = divmod(next(self._numbers), len(self._names))
         samples = self._samples[self._names[place]]
         return samples[round_number % len(samples)]
@@ -61,17 +61,17 @@ class Run:
         return record
 
     def connect(self, address: str) -> tuple[grpc.Channel, dict[str, Ask]]:
-        """A connection of its own over gRPC, and the call of each model."""
+        """Open a gRPC connection, and the call of each model on it."""
         channel = grpc.insecure_channel(address, options=OWN_CONNECTION)
         return channel, {name: self.target.open_grpc(channel, name, task) for name, task in self.tasks.items()}
 
     def ask_http(self, client: FastHttpSession, sample: Sample, due_s: float) -> None:
-        """Make a request that is due, and keep what came."""
+        """Send a request that is due, and record its result."""
         sent_s = perf_counter()
         with client.post(
             self.target.path(sample.model),
             name=f"{sample.model} over HTTP",
-            data=sample.body,
+            data=sample.body,  # type: ignore[arg-type]  # bytes are sent as they are
             headers={"Content-Type": sample.content_type},
             catch_response=True,
         ) as response:
@@ -90,7 +90,7 @@ class Run:
             response.request_meta["response_time"] = 1e3 * record.latency_s
 
     def ask_grpc(self, environment: Environment, call: Ask, sample: Sample, due_s: float) -> None:
-        """Make a request that is due, and keep what came."""
+        """Send a request that is due, and record its result."""
         sent_s = perf_counter()
         answer, rows, error = "", None, ""
         try:
@@ -110,8 +110,8 @@ class Run:
 
 
 def samples_of(name: str, model: ModelTask) -> list[Sample]:
-    """Every input of a model, ready to be sent."""
-    expected: list[str] | list[None] = model.expected or [None] * len(model.inputs)
+    """Return every input of a model, ready to be sent."""
+    expected: Sequence[str | None] = model.expected or [None] * len(model.inputs)
     return [
         Sample(name, given, model.body(given), model.content_type, right)
         for given, right in zip(model.inputs, expected, strict=True)
@@ -119,24 +119,24 @@ def samples_of(name: str, model: ModelTask) -> list[Sample]:
 
 
 class HttpModelUser(FastHttpUser):
-    """Asks over HTTP, one request after the other."""
+    """A user that asks over HTTP, one request after the other."""
 
     wait_time = constant(0)
     network_timeout = connection_timeout = TIMEOUT_S
 
     @task
     def ask(self) -> None:
-        """One request."""
+        """Send one request."""
         run: Run = self.environment.heed_run
         run.ask_http(self.client, run.next_sample(), perf_counter())
 
 
 class GrpcModelUser(User):
-    """Asks over gRPC, one request after the other."""
+    """A user that asks over gRPC, one request after the other."""
 
     wait_time = constant(0)
 
-    def __init__(self, environment: Environment) -> None:
+    def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         run: Run = environment.heed_run
         self._channel, self._calls = run.connect(environment.parsed_options.grpc_host)
@@ -147,7 +147,7 @@ class GrpcModelUser(User):
 
     @task
     def ask(self) -> None:
-        """One request."""
+        """Send one request."""
         run: Run = self.environment.heed_run
         sample = run.next_sample()
         run.ask_grpc(self.environment, self._calls[sample.model], sample, perf_counter())

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.bench.__main__ import MIN_COUNT, forget_unless_made_by
+from load_tests.bench.__main__ import MIN_COUNT
 from load_tests.bench.__main__ import main as bench
+from load_tests.bench.rounds import forget_unless_made_by
 from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
 from load_tests.material import load_sentences
 from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_port, pin

@@ -2,7 +2,6 @@
 
 import pytest
 
-from load_tests.bench.__main__ import spread
 from load_tests.bench.explanation import (
     METHODS,
     MODELS,
@@ -13,6 +12,7 @@ from load_tests.bench.explanation import (
     report_explanations,
     times_alone,
 )
+from load_tests.bench.report import spread
 from tests.conftest import ROOT
 
 

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 
 from export.onnx_graphs.translation import OnnxTranslator
 from export.training.translation import translate
-from load_tests.bench.__main__ import spread
 from load_tests.bench.ctranslate2_model import open_ctranslate2, write_ctranslate2
+from load_tests.bench.report import spread
 from load_tests.bench.translation import drive, measure_translation, report_translation
 from load_tests.processes import Process, free_port
 from service.tasks.translation_search import SearchOptions

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from load_tests.gpu_check.__main__ import problems_of
+from load_tests.gpu_check.served import problems_of
 from tests.conftest import ROOT
 
 
