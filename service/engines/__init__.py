@@ -1,1 +1,1 @@
-"""Arrays in, arrays out: ONNX Runtime sessions, decoding, devices, and which thread gets a core."""
+"""Arrays in, arrays out: ONNX Runtime sessions, decoding, devices, and preemptible calls."""

@@ -1,13 +1,14 @@
-"""Which thread gets a core that several want, and which engine calls are stopped.
+"""Preemptible engine calls: background calls run under SCHED_IDLE and are cancelled and retried when a request arrives.
 
-Work of low priority is computed by threads that have called `lower_engine_priority`. Their engine calls begin in a
-quiet moment, give up the core to whoever wants it, and are stopped when `preempt_background` says that a request has
-come; the same call is made again in the next quiet moment. The priority alone would not do: Linux lets a thread of the
-lowest one that can run have a whole tick of 4 ms now and then.
+A thread that has called `lower_engine_priority` makes background calls. They begin while no request is being answered,
+yield the core to every other thread, and are stopped by `preempt_background`; the same call is made again after
+`resume_background`. The scheduling policy alone would not do: Linux now and then lets a runnable thread of the lowest
+priority have a whole tick of 4 ms.
 
-Any engine call is terminated (`EngineCall`) when nobody waits for its answer any more, or when it has taken too long.
+Any engine call, background or not, is terminated (`EngineCall`) when nobody waits for its answer any more, or when it
+has taken too long.
 
-The cores are the process's, and so is what is kept here.
+The cores belong to the process, and so does the state of this module.
 """
 
 import contextlib
@@ -23,36 +24,26 @@ from service.process.worker_threads import AssistantThread, ThreadEnded
 
 T = TypeVar("T")
 
-# A call that has waited and been stopped for so long is left to its end: under steady load it would never come to it.
-# More often than once in a hundred requests would show in their 99th percentile.
+# A background call that has waited and been stopped for this long runs to its end: under steady load it would never
+# finish. More often than once in a hundred requests would show in their 99th percentile.
 PATIENCE_S = 2.0
 
 
 class Stop(Protocol):
-    """How to stop a call that is being computed; ONNX Runtime's `RunOptions` are one."""
+    """A flag that stops a running call; ONNX Runtime's `RunOptions` are one."""
 
     terminate: bool
 
 
-class _Moments:
-    """Whether work of low priority may begin now."""
-
-    def __init__(self) -> None:
-        self.held = False  # between `preempt_background` and `resume_background`
-        self.waited_for = False  # some thread has given way
-        self.quiet = threading.Event()  # the opposite of `held`, for threads to wait for, once there are any
-        self.quiet.set()
-
-
 class Terminated(Exception):
-    """An engine call was stopped by `EngineCall.terminate`; what it has computed is not to be used."""
+    """`EngineCall.terminate` stopped an engine call; its results must not be used."""
 
 
 class EngineCall:
     """One engine call of a batcher, which another thread may terminate.
 
-    An engine makes it within `terminable`; ONNX Runtime then stops after the operator that is being computed, also
-    within the body of a Loop. An engine that does not call `run_preemptible` is not stopped.
+    The engine makes it within `terminable`. ONNX Runtime stops after the operator that is being computed, also within
+    the body of a Loop. An engine that calls neither `run_preemptible` nor `run_stoppable` is not stopped.
     """
 
     def __init__(self) -> None:
@@ -60,13 +51,13 @@ class EngineCall:
         self._stop: Stop | None = None
 
     def terminate(self) -> None:
-        """Stop the call as soon as the engine lets it; may be called from any thread."""
+        """Stop the call as soon as the engine allows it; any thread may call this."""
         self.terminated = True
         if (stop := self._stop) is not None:
             stop.terminate = True
 
     def begin(self, stop: Stop) -> None:
-        """Let `stop` end what is computed from now on.
+        """Let `terminate` set `stop` from now on.
 
         Raises:
             Terminated: the call has been terminated already.
@@ -76,88 +67,104 @@ class EngineCall:
             raise Terminated
 
     def end(self) -> None:
-        """Nothing is computed any more."""
+        """Let `terminate` set nothing: the computation has ended."""
         self._stop = None
+
+
+class _ThreadState(threading.local):
+    """State of the calling thread; a thread begins with these defaults."""
+
+    engine_call: EngineCall | None = None  # terminates what the thread computes
+    idle_thread: AssistantThread | None = None  # computes under SCHED_IDLE for a thread of lowered engine priority
+    computed_s: float = 0.0  # computed by `idle_thread`
+
+
+class _Background:
+    """Whether background calls may run now, and the ones that do."""
+
+    def __init__(self) -> None:
+        self.held = False  # between `preempt_background` and `resume_background`
+        self.has_threads = False  # some thread has lowered its engine priority
+        self.quiet = threading.Event()  # the opposite of `held`, kept up to date once `has_threads`
+        self.quiet.set()
+        self.stops: set[Stop] = set()  # of the calls that are being computed
+
+
+_thread_state = _ThreadState()
+_background = _Background()
 
 
 @contextlib.contextmanager
 def terminable(call: EngineCall) -> Iterator[None]:
     """Let `call.terminate` stop what the calling thread computes within the `with`."""
-    _of_thread.engine_call = call
+    _thread_state.engine_call = call
     try:
         yield
     finally:
-        _of_thread.engine_call = None
-
-
-_of_thread = threading.local()
-_moments = _Moments()
-_stops: set[Stop] = set()  # of the calls that are being computed
+        _thread_state.engine_call = None
 
 
 def lower_engine_priority() -> None:
-    """From now on, what the calling thread does by `compute` gives way to all other threads of the machine.
+    """Make background calls of the engine calls that the calling thread makes from now on.
 
-    The thread itself keeps its priority: what it does in Python holds the interpreter's lock, which a thread that does
-    not get a core could not give back. Engine calls do not hold it; so a second thread, of the lowest priority, makes
-    these, and nothing else.
+    The thread itself keeps its priority: its Python code holds the interpreter's lock, and a thread that gets no core
+    could not release it. Engine calls release it, so a second thread, under SCHED_IDLE, makes these and nothing else.
     """
-    _of_thread.lowest = _new_lowest()
-    _of_thread.computed_s = 0.0
-    _moments.waited_for = True
-    if _moments.held:
-        _moments.quiet.clear()
-        if not _moments.held:  # `resume_background` came in between
-            _moments.quiet.set()
+    _thread_state.idle_thread = _new_idle_thread()
+    _thread_state.computed_s = 0.0
+    _background.has_threads = True
+    if _background.held:
+        _background.quiet.clear()
+        if not _background.held:  # `resume_background` came in between
+            _background.quiet.set()
 
 
 def compute(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function that gives back the interpreter's lock while it computes, at the calling thread's priority.
+    """Call a function that releases the interpreter's lock while it computes, at the thread's engine priority.
 
     Raises:
-        ThreadEnded: the second thread of one that has given way has ended; the next call gets a new one.
+        ThreadEnded: the second thread of a thread of lowered priority has ended; the next call gets a new one.
     """
-    lowest: AssistantThread | None = getattr(_of_thread, "lowest", None)
-    if lowest is None:
+    idle_thread = _thread_state.idle_thread
+    if idle_thread is None:
         return function(*arguments)
     try:
-        result, took_s = lowest.call(partial(_timed, function, *arguments))
+        result, took_s = idle_thread.call(partial(_timed, function, *arguments))
     except ThreadEnded:
-        _of_thread.lowest = _new_lowest()
+        _thread_state.idle_thread = _new_idle_thread()
         raise
-    _of_thread.computed_s += took_s
+    _thread_state.computed_s += took_s
     return result
 
 
 def working_time() -> float:
-    """As `time.thread_time`, with the seconds that were computed for a thread that has given way.
+    """Return `time.thread_time`, plus the seconds that the second thread of a thread of lowered priority computed.
 
-    A clock on the wall would count what it waits for its moments, and the tries that were stopped.
+    Wall-clock time would include the waits of background calls, and the tries that were stopped.
     """
-    computed_s: float = getattr(_of_thread, "computed_s", 0.0)
-    return time.thread_time() + computed_s
+    return time.thread_time() + _thread_state.computed_s
 
 
 def run_preemptible(call: Callable[[Any], T], new_stop: Callable[[], Stop], patience_s: float = PATIENCE_S) -> T:
-    """As `compute`, for a call that can be stopped; a thread that has given way waits for its moment, and tries again.
+    """Make a call that can be stopped; a background call waits until it may run, and is made again when stopped.
 
     Args:
-        call: raises when it is stopped by its argument, a `Stop`; is given None where nothing will stop it.
-        new_stop: makes one.
-        patience_s: after which no request stops the call any more. `EngineCall.terminate` always does.
+        call: gets a `Stop` and raises when that stops it; gets None if nothing will stop it.
+        new_stop: makes a `Stop`.
+        patience_s: after this time no request stops the call any more; `EngineCall.terminate` still does.
 
     Raises:
-        Terminated: by `EngineCall.terminate`.
+        Terminated: `EngineCall.terminate` stopped it.
     """
-    engine_call: EngineCall | None = getattr(_of_thread, "engine_call", None)
-    if not _moments.waited_for or getattr(_of_thread, "lowest", None) is None:
+    engine_call = _thread_state.engine_call
+    if not _background.has_threads or _thread_state.idle_thread is None:
         return run_stoppable(call, new_stop)
     stop = new_stop()
     until_s = time.monotonic() + patience_s
-    while _moments.quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
+    while _background.quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
         stop.terminate = False
-        _stops.add(stop)
-        if not _moments.quiet.is_set():  # `preempt_background` may have come before there was anything to stop
+        _background.stops.add(stop)
+        if not _background.quiet.is_set():  # `preempt_background` may have come before the `add`
             stop.terminate = True
         try:
             return _terminable_call(engine_call, call, stop)
@@ -167,15 +174,29 @@ def run_preemptible(call: Callable[[Any], T], new_stop: Callable[[], Stop], pati
             if not stop.terminate:
                 raise
         finally:
-            _stops.discard(stop)
+            _background.stops.discard(stop)
     return run_stoppable(call, new_stop)
 
 
-def _terminable_call(engine_call: EngineCall | None, call: Callable[[Any], T], stop: Stop) -> T:
-    """Compute a call that `engine_call`, if there is one, can terminate.
+def run_stoppable(call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
+    """Make a call that only `EngineCall.terminate` may stop, at the thread's engine priority.
+
+    Args:
+        call: gets a `Stop` and raises when that stops it; gets None if nothing will stop it.
+        new_stop: makes a `Stop`.
 
     Raises:
-        Terminated: it has done so.
+        Terminated: `EngineCall.terminate` stopped it.
+    """
+    engine_call = _thread_state.engine_call
+    return compute(call, None) if engine_call is None else _terminable_call(engine_call, call, new_stop())
+
+
+def _terminable_call(engine_call: EngineCall | None, call: Callable[[Any], T], stop: Stop) -> T:
+    """Make a call that `engine_call`, if there is one, can terminate.
+
+    Raises:
+        Terminated: it did.
     """
     if engine_call is None:
         return compute(call, stop)
@@ -190,38 +211,28 @@ def _terminable_call(engine_call: EngineCall | None, call: Callable[[Any], T], s
         engine_call.end()
 
 
-def run_stoppable(call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
-    """As `compute`, for a call that only `EngineCall.terminate` may stop; see `run_preemptible`.
-
-    Raises:
-        Terminated: it did.
-    """
-    engine_call: EngineCall | None = getattr(_of_thread, "engine_call", None)
-    return compute(call, None) if engine_call is None else _terminable_call(engine_call, call, new_stop())
-
-
 def preempt_background() -> None:
-    """Stop what is computed at low priority, and let nothing of it begin until `resume_background`."""
-    _moments.held = True
-    if _moments.waited_for:  # most servers never explain, and all hold for each request
-        _moments.quiet.clear()
-        for stop in tuple(_stops):
+    """Stop the running background calls and let none begin until `resume_background`."""
+    _background.held = True
+    if _background.has_threads:  # most servers never explain, and this runs for every request
+        _background.quiet.clear()
+        for stop in tuple(_background.stops):
             stop.terminate = True
 
 
 def resume_background() -> None:
-    """A quiet moment has come."""
-    _moments.held = False
-    if _moments.waited_for:
-        _moments.quiet.set()
+    """Let background calls begin."""
+    _background.held = False
+    if _background.has_threads:
+        _background.quiet.set()
 
 
 def renice_thread(native_id: int, by: int) -> None:
-    """Let a thread that runs get less of a core that others want: more niceness (sched(7)); on Linux alone.
+    """Raise the niceness (sched(7)) of a running thread, so that it gets less of a contended core; Linux only.
 
     Args:
-        native_id: the system's number of the thread. Threads that it starts later are as nice as it is.
-        by: how much more than the process's first thread has.
+        native_id: the thread's number in the operating system. Threads that it starts later inherit its niceness.
+        by: niceness above that of the process's first thread.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError):
@@ -234,15 +245,15 @@ def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
     return function(*arguments), time.monotonic() - started_s
 
 
-def _new_lowest() -> AssistantThread:
-    return AssistantThread(f"{threading.current_thread().name}-lowest", _become_lowest)
+def _new_idle_thread() -> AssistantThread:
+    return AssistantThread(f"{threading.current_thread().name}-lowest", _use_idle_policy)
 
 
-def _become_lowest() -> None:
-    """Any other thread takes the core from one with this policy at once (`SCHED_IDLE`, sched(7)); needs no rights.
+def _use_idle_policy() -> None:
+    """Move the calling thread to `SCHED_IDLE` (sched(7)): every other thread takes the core from it at once.
 
-    There is no way back, for that does need rights. Where there is no such policy, or it is forbidden, calls of low
-    priority are at least short.
+    That needs no privileges, but the way back does. Where the policy does not exist or is forbidden, background calls
+    are at least short.
     """
     with contextlib.suppress(AttributeError, OSError):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

@@ -1,4 +1,4 @@
-"""Priorities of threads: engine calls give way, the Python around them does not."""
+"""Preemptible engine calls: background calls yield to all others, the Python around them does not."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this syst
 
 
 def policy() -> int:
-    """Of the calling thread."""
+    """Return the scheduling policy of the calling thread."""
     return os.sched_getscheduler(0)
 
 
@@ -38,13 +38,13 @@ def test_what_a_thread_computes_gives_way_and_the_thread_does_not() -> None:
 
 
 def test_other_threads_compute_themselves() -> None:
-    """No call is handed to another thread where none has to give way."""
+    """A thread of ordinary priority makes its calls itself."""
     assert compute(threading.get_ident) == threading.get_ident()
     assert compute(policy) == os.SCHED_OTHER
 
 
 def test_a_call_that_fails_raises() -> None:
-    """What the function raises, wherever it is called."""
+    """`compute` raises what the function raises, whichever thread calls it."""
 
     def low() -> None:
         lower_engine_priority()
@@ -57,12 +57,12 @@ def test_a_call_that_fails_raises() -> None:
 
 
 def low_thread() -> ThreadPoolExecutor:
-    """A thread that gives way."""
+    """Return a thread of lowered engine priority."""
     return ThreadPoolExecutor(1, initializer=lower_engine_priority)
 
 
 def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
-    """As often as it takes."""
+    """A background call is stopped and retried as often as requests arrive."""
     began = threading.Semaphore(0)
     call = StoppableCall(began, tries=20)
     with low_thread() as thread:
@@ -118,7 +118,7 @@ def test_nothing_of_low_priority_begins_while_it_is_held() -> None:
 
 
 def test_a_call_that_fails_unasked_is_not_made_again() -> None:
-    """Its error is the caller's."""
+    """The caller gets its error."""
     tries = []
 
     def failing(stop: StopFlag) -> None:
