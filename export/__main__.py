@@ -1,4 +1,4 @@
-"""From data to models.
+"""Command line: trains, converts and measures models.
 
 `python -m export train | queue | measure | report | convert | explain-graph | half-graphs | measure-batches |
 explain | load | untrained | archive`.
@@ -15,7 +15,7 @@ from rich.console import Console
 from export.command_line import parser
 from model_store.folder import NAME, FolderError
 
-NUM_COMPARED_IMAGES = 2_000  # of the 10,000 that quality is measured on
+NUM_COMPARED_IMAGES = 2_000  # of the 10,000 test images
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
     }[arguments.command]
     try:
         run(arguments, console)
-    except (ValueError, FolderError, FileNotFoundError, ConnectionError) as error:  # each says what is wrong
+    except (ValueError, FolderError, FileNotFoundError, ConnectionError) as error:  # their messages say what is wrong
         errors.print(
             f"{arguments.command}: {error}",
             style="bold red",
@@ -67,7 +67,7 @@ def queue(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> None:
-    """Measure a finished run anew."""
+    """Measure the weights of a finished run again."""
     from export.training.runs import measure_run
 
     measure_run(run_dir_of(arguments), console)
@@ -102,8 +102,8 @@ def convert(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def material_of_run(source: Any, console: Console) -> dict[str, Any]:
-    """What a run is compared with PyTorch and measured on: the data that it was trained on, or nothing with labels."""
-    from export.conversion.classifier import MIN_COMPARED
+    """Choose the inputs to prove and measure a run with: its own data set where it is known, else made-up inputs."""
+    from export.conversion.comparison.requirements import MIN_COMPARED
     from export.conversion.golden_images import made_up_images
     from export.conversion.golden_texts import made_up_sentences
     from export.data.image_classification import CIFAR10
@@ -119,9 +119,10 @@ def material_of_run(source: Any, console: Console) -> dict[str, Any]:
 
 def convert_translation(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a finished run of translation."""
-    from export.conversion.classifier import MIN_COMPARED
+    from export.conversion.comparison.requirements import MIN_COMPARED
     from export.conversion.golden_texts import made_up_sentences
-    from export.conversion.translation import convert_translation, translation_source_of_run
+    from export.conversion.translation import convert_translation
+    from export.conversion.translation_source import translation_source_of_run
     from export.data.translation import ParallelTexts
     from export.training.run_folder import read_result
     from export.training.translation import LOADERS
@@ -147,7 +148,7 @@ def convert_translation(arguments: argparse.Namespace, console: Console) -> None
 
 
 def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
-    """Add the graph that explains to versions that are there."""
+    """Add the graph that explains to versions in the model store."""
     from export.conversion.explanation_graph import add_to_store
 
     for folder in arguments.folder:
@@ -155,7 +156,7 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
-    """Add the graphs in half precision to versions that are there."""
+    """Add the float16 graphs to versions in the model store."""
     from export.conversion.float16 import add_to_store
 
     for folder in arguments.folder:
@@ -163,7 +164,7 @@ def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def measure_batches(arguments: argparse.Namespace, console: Console) -> None:
-    """Measure how far answers of versions that are there depend on their company."""
+    """Measure how far answers of versions in the model store depend on the other items of their batch."""
     from export.conversion.sensitivity.batch_sensitivity import add_to_store
 
     for folder in arguments.folder:
@@ -171,10 +172,10 @@ def measure_batches(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def material_of(manifest: Any) -> Any:
-    """Labelled inputs, or sentences with references, to judge a model of the store by: splits by name.
+    """Load the labelled inputs, or sentences with references, that a model of the store is judged by.
 
     Raises:
-        ValueError: none are known for its classes, or for the data that it was trained on.
+        ValueError: the model names no known data set.
     """
     from export.data.image_classification import CIFAR10, encoded, load_cifar10
     from export.data.text_classification import SST2, load_sst2
@@ -224,7 +225,7 @@ def archive(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def texts_to_measure_on() -> dict[str, Any]:
-    """What text classifiers are compared with PyTorch and measured on."""
+    """Load the texts that classifiers are compared with PyTorch and measured on."""
     from export.data.text_classification import load_everyday, load_sst2
 
     validation = load_sst2().validation
@@ -236,7 +237,7 @@ def texts_to_measure_on() -> dict[str, Any]:
 
 
 def images_to_measure_on() -> dict[str, Any]:
-    """The same for image classifiers: files, as a client would send them."""
+    """Load the image files that classifiers are compared with PyTorch and measured on, as a client would send them."""
     from export.data.image_classification import encoded, load_cifar10
     from export.training.image_classifier import JPEG_QUALITY
 
@@ -253,7 +254,7 @@ def images_to_measure_on() -> dict[str, Any]:
 
 
 def licence_of(source: Any) -> dict[str, str]:
-    """What the data and the weights of a run come under, as far as it is known."""
+    """Return the licence of a run's data and pre-trained weights, as far as it is known."""
     from export.data.image_classification import CIFAR10
     from export.data.text_classification import SST2
 
@@ -267,8 +268,8 @@ def licence_of(source: Any) -> dict[str, str]:
 
 def load(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a Hugging Face model."""
-    from export.conversion.classifier import MIN_COMPARED
     from export.conversion.classifier import convert as convert_source
+    from export.conversion.comparison.requirements import MIN_COMPARED
     from export.conversion.golden_images import made_up_images
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.hugging_face import image_source_of_hugging_face, source_of_hugging_face
@@ -311,7 +312,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
 
 def load_translation(arguments: argparse.Namespace, console: Console) -> None:
     """Convert a Hugging Face translation model."""
-    from export.conversion.classifier import MIN_COMPARED
+    from export.conversion.comparison.requirements import MIN_COMPARED
     from export.conversion.golden_texts import made_up_sentences
     from export.conversion.marian import source_of_marian
     from export.conversion.translation import convert_translation
@@ -347,10 +348,10 @@ def untrained(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def name_in_store(arguments: argparse.Namespace, default: str) -> str:
-    """What the model is to be called.
+    """Return the model's name in the store: `--name`, or the default.
 
     Raises:
-        ValueError: it cannot be called so.
+        ValueError: the name has characters that are not allowed.
     """
     name: str = arguments.name or default
     if not NAME.fullmatch(name):
@@ -359,11 +360,11 @@ def name_in_store(arguments: argparse.Namespace, default: str) -> str:
 
 
 def run_dir_of(arguments: argparse.Namespace) -> Path:
-    """The run folder that was named, or the model's own."""
+    """Return the run folder: `--run-dir`, or `runs/<model>`."""
     return arguments.run_dir or Path("runs") / arguments.model
 
 
 if __name__ == "__main__":
-    # A command that is told to end cleans up behind itself, as one that is interrupted does.
+    # On SIGTERM a command cleans up, as it does on an interrupt.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Where a result comes from: the command, the commit and the machine."""
+"""Provenance of a result: the command, the commit and the machine."""
 
 import platform
 import shlex
@@ -10,12 +10,12 @@ import torch
 
 
 def this_command() -> str:
-    """The command line that runs now."""
+    """Return the command line of this process."""
     return shlex.join(["python", "-m", "export", *sys.argv[1:]])
 
 
 def commit_of_this_tree() -> str:
-    """The commit of the code that runs, with "-dirty" behind it when the tree differs; "unknown" outside git."""
+    """Return the commit of this code, with "-dirty" appended when the tree differs; "unknown" outside git."""
     run = subprocess.run(
         ["git", "describe", "--always", "--abbrev=12", "--dirty", "--exclude=*"],
         cwd=Path(__file__).parent,
@@ -27,7 +27,7 @@ def commit_of_this_tree() -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """The device that computed, in words."""
+    """Describe the device that computes, in words."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [line.split(":")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]

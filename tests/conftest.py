@@ -306,7 +306,8 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
     """The toy translation model, and one whose translations never end, converted, beside the sentiment model."""
     from rich.console import Console
 
-    from export.conversion.translation import convert_translation, translation_source_of_run
+    from export.conversion.translation import convert_translation
+    from export.conversion.translation_source import translation_source_of_run
     from tests.toy_translation import endless_source, toy_pairs
 
     store = tmp_path_factory.mktemp("translation") / "models"

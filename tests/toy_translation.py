@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from export.conversion.translation import TranslationSource
+from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts, TranslationData
 from export.networks.translation import EOS_ID, NEGATIVE, TranslationConfig, TranslationTransformer
 from export.training.translation import TranslationTrainConfig

@@ -1,14 +1,14 @@
-"""`model.float16.onnx` and `encoder.float16.onnx`: the graphs of a folder in half precision, which a GPU gets.
+"""Writes `model.float16.onnx` and `encoder.float16.onnx`, a folder's graphs in half precision for GPUs.
 
     served graph ── stored weights made float32 again ──> halved ──> weights shared ──> compared ──> manifest, card
 
-They are made of the folder alone, by the operators that its graphs have: of float32 and int8 versions of every task,
-with no training run at hand. What int8 made of the weights stays, what it makes of activations does not: a GPU has no
-kernel for that. The weights are read out of the served graphs (`export/onnx_graphs/external_weights.py`), so that a
-version takes some ten kilobytes more.
+They are derived from the folder alone, for float32 and int8 versions of every task; no training run is needed. The
+quantized values of int8 weights stay; the quantization of activations is removed, because GPUs have no kernel for it.
+The graphs read their weights from the served graphs (`export/onnx_graphs/external_weights.py`), so that a version grows
+by about ten kilobytes.
 
-What half precision may cost is the bar of every conversion to it: half a point of accuracy or of BLEU, here against the
-graphs of the folder, on labelled inputs or on sentences with references.
+Half precision may cost half a point of accuracy or BLEU, as in every conversion to it. The loss is measured against the
+folder's graphs, on labelled inputs or on sentences with references.
 
 Shapes: B inputs, C classes.
 """
@@ -81,10 +81,10 @@ class HalfPrecisionRefused(ValueError):
 
 
 def write_half_graphs(folder: Path) -> None:
-    """Write the graphs in half precision beside those that are served, and of whose weights they are made.
+    """Write the float16 graphs beside the served graphs, whose weights they read.
 
     Raises:
-        HalfPrecisionRefused: a graph has operators of int8 that conversion does not write.
+        HalfPrecisionRefused: a graph has int8 operators that conversion does not write.
     """
     graphs = [folder / name for name in (GRAPH, ENCODER) if (folder / name).is_file()]
     halves = [folder / name for name in (GRAPH_FLOAT16, ENCODER_FLOAT16)][: len(graphs)]
@@ -100,13 +100,13 @@ def write_half_graphs(folder: Path) -> None:
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A served graph with its weights in single precision, as export wrote it before it made them smaller; in place.
+    """Undo int8 and float16 storage of a served graph's weights, in place: the graph as export first wrote it.
 
-    What `export.onnx_graphs.passes.halve_exact_weights` and `quantize` have put around weights is taken out again, and
-    attention is ONNX Runtime's own operator.
+    Removes the nodes that `halve_exact_weights` and `quantize` of `export.onnx_graphs.passes` put around weights, and
+    restores ONNX Runtime's own attention operator.
 
     Raises:
-        HalfPrecisionRefused: something of int8 is left.
+        HalfPrecisionRefused: an int8 operator is left.
     """
     use_own_attention(model)
     graph = model.graph
@@ -160,7 +160,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _used(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
-    """Those that an output depends on, in their order."""
+    """Return the nodes reachable from the outputs, in topological order."""
     wanted, used = set(outputs), []
     for node in reversed(nodes):
         if wanted.intersection(node.output):
@@ -178,16 +178,16 @@ def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, con
     """Write the graphs in half precision into a folder that is complete but for card and manifest.
 
     Args:
-        folder: with its served graphs, golden examples and configuration.
-        manifest: of these, as it would be written without the graphs in half precision.
+        folder: the folder with its served graphs, golden examples and configuration.
+        manifest: its manifest without the float16 graphs.
         measured_on: labelled inputs, or sentences with references.
-        console: for progress.
+        console: shows progress.
 
     Returns:
-        the manifest with what was measured.
+        the manifest with the measures.
 
     Raises:
-        HalfPrecisionRefused: half precision costs too much; the folder is then as it was.
+        HalfPrecisionRefused: half precision costs too much; the folder then stays unchanged.
     """
     golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
     try:
@@ -205,14 +205,14 @@ def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, con
 def measure_classifier(
     folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, Labelled]
 ) -> HalfPrecision:
-    """Compare a classifier's graph in half precision with the one it is made of, and with PyTorch's golden logits.
+    """Compare a classifier's float16 graph with the graph it is made of, and with PyTorch's golden logits.
 
     Raises:
-        HalfPrecisionRefused: it loses too much accuracy.
+        HalfPrecisionRefused: float16 loses too much accuracy.
     """
     field, collate, item = classifier_of(folder, manifest)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        # What int8 makes of activations half precision does not: of that it is no rounding.
+        # float16 is compared with the dequantized graph, because float16 does not round activations to int8.
         whole = Path(temporary) / GRAPH
         onnx.save(in_float32(onnx.load(folder / GRAPH)), whole)
         with _refusing():
@@ -249,7 +249,7 @@ def measure_classifier(
 def classifier_of(
     folder: Path, manifest: Manifest
 ) -> tuple[str, Callable[[Sequence[Any]], dict[str, NDArray[Any]]], Callable[[Any], Any]]:
-    """Of a classifier's folder: the name of what it takes, what makes a batch of items, and an item of an input."""
+    """Build a classifier folder's preprocessing: the input field's name, the collate function, the item function."""
     graph_inputs = [tensor.name for tensor in manifest.inputs]
     if manifest.task == "image-classification":
         config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
@@ -267,7 +267,7 @@ def classifier_of(
 
 
 def translation_of(folder: Path, manifest: Manifest) -> Translation:
-    """Pre- and postprocessing of a translation model's folder."""
+    """Build the pre- and postprocessing of a translation model's folder."""
     config, generation = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config"))
     target_tokenizer = folder / TARGET_TOKENIZER
     assert manifest.limits.max_tokens is not None
@@ -288,10 +288,10 @@ def translation_of(folder: Path, manifest: Manifest) -> Translation:
 def measure_translations(
     folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, ParallelTexts]
 ) -> HalfPrecision:
-    """Compare translations in half precision with those of the served graphs, and with PyTorch's golden scores.
+    """Compare float16 translations with those of the served graphs, and their scores with PyTorch's golden ones.
 
     Raises:
-        HalfPrecisionRefused: they lose too much BLEU.
+        HalfPrecisionRefused: float16 loses too much BLEU.
     """
     generation = json.loads((folder / "generation_config.json").read_text())
     task = translation_of(folder, manifest)
@@ -337,10 +337,10 @@ def measure_translations(
 
 
 def require_little_loss(loss: float, allowed: float, what: str) -> None:
-    """The bar.
+    """Refuse a loss of quality above its limit.
 
     Raises:
-        HalfPrecisionRefused: it is missed.
+        HalfPrecisionRefused: the loss is above the limit.
     """
     if not loss <= allowed:
         raise HalfPrecisionRefused(f"half precision loses {loss:.2f} {what}, allowed are {allowed:g}")
@@ -348,10 +348,10 @@ def require_little_loss(loss: float, allowed: float, what: str) -> None:
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """A graph of others may have what ONNX Runtime computes in single precision alone."""
+    """Refuse a graph with operators that ONNX Runtime computes in float32 only."""
     try:
         yield
-    except Exception as error:  # ONNX Runtime raises many types, without a common base of their own
+    except Exception as error:  # ONNX Runtime raises many types without a common base class
         raise HalfPrecisionRefused(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}") from error
 
 
@@ -359,17 +359,17 @@ def _refusing() -> Iterator[None]:
 
 
 def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], console: Console) -> Manifest:
-    """Give a version that is in the store its graphs in half precision, or new ones; its others stay as they are.
+    """Add float16 graphs to a version in the store, or replace them; its other graphs stay as they are.
 
     Args:
-        folder: of the version.
-        measured_on: finds what to judge a model by.
-        console: for progress.
+        folder: the version's folder.
+        measured_on: finds the labelled inputs or sentences to judge a model by.
+        console: shows progress.
 
     Raises:
         FolderError: the folder is damaged.
-        HalfPrecisionRefused: half precision costs too much; the folder is then as it was.
-        ValueError: it is a bare graph or in half precision already, or nothing is known to judge it by.
+        HalfPrecisionRefused: half precision costs too much; the folder then stays unchanged.
+        ValueError: the folder is a bare graph or already in half precision, or no data to judge it by is known.
     """
     manifest = open_folder(folder).manifest
     if manifest is None:
@@ -393,7 +393,7 @@ def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], cons
 
 
 def card_of_half_precision(manifest: Manifest) -> str:
-    """The card's section on the graphs in half precision; nothing for a folder without them."""
+    """Write the card's section on the float16 graphs; empty for a folder without them."""
     if manifest.float16 is None:
         return ""
     files = f"`{GRAPH_FLOAT16}`" + (f" and `{ENCODER_FLOAT16}`" if manifest.task == "translation" else "")

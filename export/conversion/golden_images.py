@@ -1,4 +1,4 @@
-"""Pictures drawn for this project, in every kind of file that clients send: golden examples of image classifiers."""
+"""Golden examples of image classifiers: pictures drawn for this project, in every kind of file that clients send."""
 
 from io import BytesIO
 from typing import Any
@@ -10,7 +10,7 @@ ORIENTATION_TAG, TURNED_LEFT = 0x0112, 6  # EXIF: a viewer turns the picture to 
 
 
 def golden_images() -> dict[str, bytes]:
-    """The files, by what is special about them."""
+    """Return image files by a description of what is special about each."""
     sea, house = gradient(96, 64), shapes(80, 80)
     turned = Image.Exif()
     turned[ORIENTATION_TAG] = TURNED_LEFT
@@ -34,7 +34,7 @@ def golden_images() -> dict[str, bytes]:
 
 
 def made_up_images(count: int, side: int = 64) -> list[bytes]:
-    """Pictures of coloured clouds as PNG files, to compare models on when no data set is there."""
+    """Draw coloured clouds as PNG files, to compare models on when no data set is at hand."""
     rng = np.random.default_rng(1)
     files = []
     for _ in range(count):
@@ -44,14 +44,14 @@ def made_up_images(count: int, side: int = 64) -> list[bytes]:
 
 
 def gradient(width: int, height: int) -> Image.Image:
-    """Another colour in every corner."""
+    """Draw a gradient with another colour in every corner."""
     y_HW, x_HW = np.mgrid[0:height, 0:width]
     red, green = 255 * x_HW / (width - 1), 255 * y_HW / (height - 1)
     return Image.fromarray(np.stack([red, green, 255 - (red + green) / 2], axis=2).astype(np.uint8))
 
 
 def shapes(width: int, height: int) -> Image.Image:
-    """A house before a sky with a sun."""
+    """Draw a house before a sky with a sun."""
     image = Image.new("RGB", (width, height), (120, 180, 240))
     draw = ImageDraw.Draw(image)
     w, h = width / 10, height / 10
@@ -64,7 +64,7 @@ def shapes(width: int, height: int) -> Image.Image:
 
 
 def faded(image: Image.Image) -> Image.Image:
-    """The same, more transparent from left to right."""
+    """Make an image more and more transparent from left to right."""
     alpha_W = np.linspace(255, 0, image.width).astype(np.uint8)
     rgba = image.convert("RGBA")
     rgba.putalpha(Image.fromarray(np.tile(alpha_W, (image.height, 1))))
@@ -72,7 +72,7 @@ def faded(image: Image.Image) -> Image.Image:
 
 
 def ramp_16(side: int) -> Image.Image:
-    """Grey from black to white in steps that eight bits do not have."""
+    """Draw 16-bit grey from black to white, in steps finer than eight bits have."""
     return Image.fromarray(np.linspace(0, 65_535, side * side).astype(np.uint16).reshape(side, side))
 
 

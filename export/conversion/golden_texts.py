@@ -1,4 +1,4 @@
-"""Sentences written for this project: golden examples, and material to compare models on when no data set is there."""
+"""Golden examples of texts, written for this project, and generated sentences to compare models on without data."""
 
 import random
 
@@ -67,7 +67,7 @@ _TAILS = (
 
 
 def made_up_sentences(count: int, seed: int = 1) -> list[str]:
-    """Sentences of different length from a small grammar; the same for the same seed."""
+    """Generate sentences of different length from a small grammar; equal seeds give equal sentences."""
     rng = random.Random(seed)
 
     def clause() -> str:

@@ -1,6 +1,6 @@
-"""Classifiers in Hugging Face form, as sources for conversion.
+"""Loads Hugging Face classifiers as sources for conversion.
 
-Of texts the BERT, DistilBERT and RoBERTa families, of images ViT and DeiT.
+Text models are of the BERT, DistilBERT and RoBERTa families, image models are ViT and DeiT.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from export.conversion.checkpoint import (
+from export.conversion.checkpoints.image_processors import check_same_pixels, load_processor, served_processor
+from export.conversion.checkpoints.reading import (
     CONFIG,
     LoadRefused,
     check_same_tokens,
@@ -30,11 +31,10 @@ from export.conversion.checkpoint import (
     read_config,
     reading,
 )
-from export.conversion.image_processors import check_same_pixels, load_processor, served_processor
 from export.conversion.model_source import ImageClassifierSource, TextClassifierSource
 from export.networks.transformer import fused_attention, padding_bias
 
-# The graph's inputs by model type; the families that conversion is tested with.
+# The graph's inputs by model type, for the families that conversion is tested with.
 INPUTS_OF = {
     "bert": ("input_ids", "attention_mask", "token_type_ids"),
     "distilbert": ("input_ids", "attention_mask"),
@@ -46,10 +46,10 @@ FUSED = "heed_fused"
 
 
 def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
-    """A saved model folder, or a hub id.
+    """Load a text classifier from a saved folder or a hub id.
 
     Raises:
-        LoadRefused: not a single-label text classifier of a known family, whole and with its own fast tokenizer.
+        LoadRefused: not a complete single-label text classifier of a known family with its own fast tokenizer.
     """
     document = read_config(name_or_path, INPUTS_OF)
     labels_of(document, 0)
@@ -85,10 +85,10 @@ def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
 
 
 def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
-    """A saved model folder, or a hub id.
+    """Load an image classifier from a saved folder or a hub id.
 
     Raises:
-        LoadRefused: not a whole single-label image classifier of a known family, or its preprocessing is not offered.
+        LoadRefused: not a complete single-label image classifier of a known family, or unknown preprocessing.
     """
     document = read_config(name_or_path, IMAGE_MODEL_TYPES)
     labels_of(document, 0)
@@ -112,7 +112,7 @@ def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
 
 
 def _tokenizer_json(tokenizer: Any, max_tokens: int) -> str:
-    """`tokenizer.json`, with the side that long texts are cut on."""
+    """Write `tokenizer.json`, including the side on which long texts are truncated."""
     backend = tokenizer.backend_tokenizer
     backend.enable_truncation(max_tokens, direction=tokenizer.truncation_side)
     return str(backend.to_str())
@@ -150,7 +150,7 @@ def _check_computes(source: TextClassifierSource | ImageClassifierSource) -> Non
 
 
 def provenance_of_loaded(name_or_path: str, model: Any) -> dict[str, Any]:
-    """Where a model of `transformers` came from."""
+    """Return the provenance of a model that `transformers` has loaded."""
     return {
         "loaded_from": Path(name_or_path).name,
         "model_type": model.config.model_type,
@@ -160,7 +160,7 @@ def provenance_of_loaded(name_or_path: str, model: Any) -> dict[str, Any]:
 
 
 class _ImageLogits(nn.Module):
-    """A Hugging Face image classifier with logits alone out."""
+    """A Hugging Face image classifier that returns only its logits."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _ImageLogits(nn.Module):
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:
-    """The longest input: RoBERTa counts its positions from the padding id on, and so has fewer than its table."""
+    """Return the longest input in tokens; RoBERTa counts positions from the padding id on, so its table is longer."""
     positions = config.max_position_embeddings
     if "roberta" in config.model_type:
         positions -= config.pad_token_id + 1
@@ -186,7 +186,7 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
 
 
 class _Positional(nn.Module):
-    """A Hugging Face model with tensors in a fixed order in, and logits alone out."""
+    """A Hugging Face model that takes tensors in a fixed order and returns only its logits."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -205,17 +205,17 @@ class _Positional(nn.Module):
 
 
 def _with_fused_attention(model: Any) -> Any:
-    """The same weights, with attention as one operator of the exported graph."""
+    """Copy a model with its weights, with attention as one operator of the exported graph."""
     AttentionInterface.register(FUSED, _fused_attention)
     AttentionMaskInterface.register(FUSED, _padding_mask)
-    copy = type(model)(deepcopy(model.config))  # its own: the form of attention is kept in the configuration
+    copy = type(model)(deepcopy(model.config))  # a copy, because the configuration holds the form of attention
     copy.load_state_dict(model.state_dict())
     copy.set_attn_implementation(FUSED)
     return copy.eval()
 
 
 def _padding_mask(*, attention_mask: Tensor, **_: Any) -> Tensor:
-    """What every layer adds to its scores, [B, 1, T, T]."""
+    """Return the padding bias that every layer adds to its attention scores; [B, 1, T, T]."""
     return padding_bias(attention_mask)
 
 

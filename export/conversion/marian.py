@@ -1,6 +1,6 @@
-"""Translation models in Hugging Face's Marian form (Opus-MT and its kin), as sources for conversion.
+"""Loads Hugging Face's Marian translation models (such as Opus-MT) as sources for conversion.
 
-They become this repository's own network: the same layers under other names. What differs stands here: normalisation
+They become this repository's own network: the same layers under other names. The differences are normalisation
 after each sub-layer, positions with all sines before all cosines, a bias on the logits, and a decoder that begins with
 the padding token. Their tokenizer is two SentencePiece models and one list of ids.
 """
@@ -13,7 +13,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor
 from transformers import MarianMTModel, MarianTokenizer
 
-from export.conversion.checkpoint import (
+from export.conversion.checkpoints.reading import (
     GENERATION_CONFIG,
     TOKENIZER_CONFIG,
     LoadRefused,
@@ -26,20 +26,20 @@ from export.conversion.checkpoint import (
     read_object,
     reading,
 )
-from export.conversion.classifier import MAX_LOGIT_DIFFERENCE
+from export.conversion.comparison.classifier import MAX_LOGIT_DIFFERENCE
 from export.conversion.hugging_face import provenance_of_loaded
-from export.conversion.translation import TranslationSource
+from export.conversion.translation_source import TranslationSource
 from export.networks.transformer import NEGATIVE
 from export.networks.translation import TranslationConfig, TranslationTransformer
 from service.tasks.translation import LanguageCodes
 from service.tasks.translation_search import MAX_BEAMS, MAX_LENGTH_PENALTY, SearchDefaults
 
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
-DEFAULT_MAX_LENGTH = 20  # of `transformers`, where a model does not say otherwise
-NEVER_READ = "\0"  # before pieces that only the target side has: no text contains it
+DEFAULT_MAX_LENGTH = 20  # the default of `transformers`
+NEVER_READ = "\0"  # marks pieces of the target side only; no text contains it
 
 
-# Of `generation_config.json`: what changes a search and is not offered, with the values that change nothing.
+# Options of `generation_config.json` that change a search and are not offered, with their neutral values.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "do_sample": (False, None),
     "num_beam_groups": (1, None),
@@ -63,10 +63,10 @@ NOT_OFFERED: dict[str, tuple[Any, ...]] = {
 
 
 def source_of_marian(name_or_path: str) -> TranslationSource:
-    """A saved model folder, or a hub id.
+    """Load a Marian translation model from a saved folder or a hub id.
 
     Raises:
-        LoadRefused: not a Marian model with one vocabulary for both languages, or one that comes out differently here.
+        LoadRefused: not a Marian model with one vocabulary for both languages, or its outputs differ here.
     """
     read_config(name_or_path, ("marian",))
     for file_name in (TOKENIZER_CONFIG, GENERATION_CONFIG, "vocab.json"):
@@ -111,7 +111,7 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
 
 
 def _tokenizer(name_or_path: str) -> Any:
-    """The model's own tokenizer.
+    """Load the model's own tokenizer.
 
     Raises:
         LoadRefused: a file of it is missing or damaged, or each language has a vocabulary of its own.
@@ -127,10 +127,10 @@ def _tokenizer(name_or_path: str) -> Any:
 
 
 def search_defaults(generation: Any, config: Any) -> SearchDefaults:
-    """The model's own search, from its generation configuration.
+    """Read the model's default search options from its generation configuration.
 
     Raises:
-        LoadRefused: it has a part that is not offered.
+        LoadRefused: the search has an option that is not offered.
     """
     for name, harmless in NOT_OFFERED.items():
         value = getattr(generation, name, None)
@@ -159,10 +159,10 @@ def search_defaults(generation: Any, config: Any) -> SearchDefaults:
 
 @torch.inference_mode()
 def _require_same(source: TranslationSource, model: Any, tokenizer: Any) -> None:
-    """The same tokens and the same next tokens as in `transformers`, for texts of every kind.
+    """Refuse a network whose tokens or next-token logits differ from those of `transformers`.
 
     Raises:
-        LoadRefused: something differs.
+        LoadRefused: tokens or logits differ.
     """
     task = source.task()
     for text in source.golden_texts():
@@ -173,14 +173,14 @@ def _require_same(source: TranslationSource, model: Any, tokenizer: Any) -> None
         target = torch.tensor([[source.bos_id, *sentence.ids[:-1]]])
         theirs_TV = model(input_ids=ids, decoder_input_ids=target).logits[0]
         ours_TV = source.module(ids, torch.ones_like(ids), target, torch.ones_like(target))
-        readable = torch.arange(theirs_TV.shape[1]) != source.pad_id  # which is never written here
+        readable = torch.arange(theirs_TV.shape[1]) != source.pad_id  # [PAD] is never generated here
         difference = float((ours_TV - theirs_TV)[:, readable].abs().max())
         if not difference <= MAX_LOGIT_DIFFERENCE * max(1.0, float(theirs_TV[:, readable].abs().max())):
             raise LoadRefused(f"the network is not the one in transformers: logits differ by up to {difference:.3g}")
 
 
 def _network(model: Any, pad_id: int) -> TranslationTransformer:
-    """The same weights in this repository's network."""
+    """Build this repository's network with the Marian model's weights."""
     config = model.config
     network = TranslationTransformer(
         TranslationConfig(
@@ -210,7 +210,7 @@ def _network(model: Any, pad_id: int) -> TranslationTransformer:
 
 
 def _layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> dict[str, Tensor]:
-    """A layer's weights under our names."""
+    """Rename the weights of a layer to the names of this repository's network."""
     ours: dict[str, Tensor] = {}
     pairs = [
         ("self_attn.out_proj", "attention.out"),
@@ -237,10 +237,10 @@ def _layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> di
 
 
 def _read_pieces(path: Path) -> Any:
-    """A SentencePiece model, as its file has it.
+    """Read the pieces of a SentencePiece model file.
 
     Raises:
-        LoadRefused: it is not of the unigram kind.
+        LoadRefused: the model is not a unigram model.
     """
     provide_sentencepiece_messages()
     from sentencepiece import sentencepiece_model_pb2  # of whichever of the two packages it can be
@@ -253,10 +253,10 @@ def _read_pieces(path: Path) -> Any:
 
 
 def _source_tokenizer(path: Path, vocabulary: dict[str, int], unk_token: str, eos_token: str) -> Tokenizer:
-    """SentencePiece's pieces and scores, with the ids of the model's own list.
+    """Build the source tokenizer: SentencePiece's pieces and scores, with the ids of the model's own list.
 
-    Pieces of the list that the source side does not have keep their ids, but never match; a piece that the list does
-    not have is left out, and what it stood for is cut into others.
+    Pieces of the list that the source side lacks keep their ids, but never match. Pieces that the list lacks are left
+    out, and their text is split into others.
     """
     proto = _read_pieces(path)
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
@@ -285,7 +285,7 @@ def _source_tokenizer(path: Path, vocabulary: dict[str, int], unk_token: str, eo
 
 
 def _target_tokenizer(path: Path, vocabulary: dict[str, int], special_tokens: list[str]) -> Tokenizer:
-    """Ids to text, as the target side's SentencePiece model puts its pieces together."""
+    """Build the target tokenizer: it decodes ids as the target side's SentencePiece model joins its pieces."""
     _read_pieces(path)
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     tokenizer = Tokenizer(models.Unigram([(piece, 0.0) for piece in pieces], unk_id=0, byte_fallback=False))

@@ -1,4 +1,4 @@
-"""A trained classifier, wherever it comes from: what conversion needs to know of it.
+"""The sources of a classifier conversion: trained text and image classifiers from a run or from elsewhere.
 
 Shapes: B rows, T tokens, C classes or, of pixels, channels, H height, W width.
 """
@@ -28,7 +28,7 @@ from service.tasks.classification import Classifier
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
 
-IMAGES_PER_CALL = 50  # of the PyTorch network
+IMAGES_PER_CALL = 50  # per call of the PyTorch network
 CIFAR10_IMAGE_SIZE = 32
 # Measured on one thread of a CPU: the network of `cifar10-cnn` takes 0.95 ms an image in float32, 1.03 in int8 (4.8
 # with signed weights). A vision transformer's linear maps gain: 1.07 ms instead of 1.74 for `cifar10-vit`.
@@ -48,26 +48,25 @@ class Labelled(Protocol):
 
 
 class Source(Protocol):
-    """What conversion needs to know of a PyTorch classifier. An input is what a client would send: a text, or a file.
+    """The interface of a PyTorch classifier for conversion. An input is what a client would send: a text or a file.
 
-    `module` takes tensors in the order of `input_names` and returns logits [B, C]. `for_export` returns the same
-    network in a form that may only make sense inside an export; `skips_padding` says whether that form computes real
-    tokens only.
+    `module` takes tensors in the order of `input_names` and returns logits [B, C]. `for_export` returns the network
+    in a form that may work only inside an export; `skips_padding` says whether that form computes only real tokens.
     """
 
     task_name: str
-    kind: str  # of inputs, in the plural
+    kind: str  # the plural noun for inputs in messages
     module: Any
     for_export: Callable[[], nn.Module]
     skips_padding: bool
     input_names: tuple[str, ...]
     labels: list[str]
     provenance: dict[str, Any]
-    quantized_operators: Sequence[str] | None  # None: all that can be
+    quantized_operators: Sequence[str] | None  # None: all that can be quantized
 
     @property
     def not_quantized_because(self) -> str | None:
-        """Why int8 does not suit the network, or None where it does."""
+        """The reason why int8 does not suit the network, or None where it does."""
 
     @property
     def input_form(self) -> tuple[str, list[int]]:
@@ -75,7 +74,7 @@ class Source(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """What one input may be."""
+        """The limits of one input."""
 
     @property
     def optimized_as(self) -> Mapping[str, Any] | None:
@@ -89,22 +88,22 @@ class Source(Protocol):
         """Tensors to trace the network with."""
 
     def dynamic_axes(self) -> dict[int, Any]:
-        """Which dimensions of each input may be of any size."""
+        """Return the dynamic dimensions of each input."""
 
     def item(self, given: Any) -> Any:
-        """An input, preprocessed by the task."""
+        """Preprocess an input."""
 
     def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[Any]) -> NDArray[np.float32]:
-        """What `module` (this one, or its TorchScript) answers; [B, C]."""
+        """Compute the logits of `module` (this network or its TorchScript form); float32 [B, C]."""
 
     def files(self) -> dict[str, str]:
-        """Further files of the model folder, by name."""
+        """Return further files of the model folder: texts by file name."""
 
     def golden_inputs(self) -> list[Any]:
-        """Inputs of our own that every conversion of the model must answer alike."""
+        """Return this repository's inputs that every conversion of the model must answer alike."""
 
     def golden_example(self, given: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        """The raw input and its preprocessed tensors, as a golden example has them."""
+        """Return the raw input and its preprocessed tensors, as a golden example holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +121,7 @@ class TextClassifierSource:
     num_heads: int
     hidden_size: int
     model_type: str
-    cuts_left: bool = False  # a text that is too long loses its beginning
+    cuts_left: bool = False  # long texts are truncated at their beginning
     provenance: dict[str, Any] = field(default_factory=dict)
     task_name: str = "text-classification"
     kind: str = "texts"
@@ -137,7 +136,7 @@ class TextClassifierSource:
 
     @property
     def optimized_as(self) -> Mapping[str, Any]:
-        """An encoder like BERT."""
+        """Options for an encoder like BERT."""
         return {"model_type": "bert", "num_heads": self.num_heads, "hidden_size": self.hidden_size}
 
     @cached_property
@@ -152,7 +151,7 @@ class TextClassifierSource:
         )
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Two rows of 16 tokens; their type is 0, the only one that every network has."""
+        """Return two rows of 16 tokens of type 0, the only type that every network has."""
         return tuple(torch.full((2, 16), int(name != "token_type_ids"), dtype=torch.int64) for name in self.input_names)
 
     def dynamic_axes(self) -> dict[int, Any]:
@@ -160,12 +159,12 @@ class TextClassifierSource:
         return {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=self.max_tokens)}
 
     def item(self, given: str) -> Any:
-        """A text's ids, cut to the limit."""
+        """Tokenize a text, truncated to the limit."""
         return self.task.preprocess(given, truncate=True, field="text")
 
     @torch.inference_mode()
     def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[str]) -> NDArray[np.float32]:
-        """What `module` (this one, or its TorchScript) answers: one text at a time, without padding; [B, C]."""
+        """Compute the logits of `module`, one text at a time and so without padding; float32 [B, C]."""
         rows = []
         for text in inputs:
             feeds = self.task.collate([self.item(text)])
@@ -173,7 +172,7 @@ class TextClassifierSource:
         return np.concatenate(rows)
 
     def files(self) -> dict[str, str]:
-        """Tokenizer and configuration."""
+        """Return the tokenizer and the configuration."""
         config = {
             "model_type": self.model_type,
             "pad_token_id": self.pad_id,
@@ -183,12 +182,12 @@ class TextClassifierSource:
         return {TOKENIZER: self.tokenizer_json, "config.json": json.dumps(config, indent=2) + "\n"}
 
     def golden_inputs(self) -> list[str]:
-        """Those of the sentences that the model takes whole, and where it cuts the left side one that is cut."""
+        """Return the golden sentences that fit, and one that is truncated if the model truncates on the left."""
         whole = [text for text in GOLDEN_TEXTS if not self.item(text).truncated]
         return [*whole, " ".join(made_up_sentences(self.max_tokens // 4 + 8))] if self.cuts_left else whole
 
     def golden_example(self, given: str) -> tuple[dict[str, str], dict[str, Any]]:
-        """The text and its ids, and whether it is to be cut."""
+        """Return the text, its ids, and whether it is to be truncated."""
         item = self.item(given)
         return {"text": given} | ({"truncate": "true"} if item.truncated else {}), {"input_ids": item.ids}
 
@@ -197,8 +196,8 @@ class TextClassifierSource:
 class ImageClassifierSource:
     """A PyTorch image classifier with its labels; its only tensor is float32 [B, 3, H, W], normalised as in training.
 
-    The service normalises with numpy, PyTorch is given what `export.training.image_classifier.normalised` makes of the
-    same levels: comparison and golden examples thus prove that the two are one.
+    The service normalises with numpy, PyTorch gets the result of `export.training.image_classifier.normalised`:
+    comparison and golden examples thus prove that the two agree.
     """
 
     module: nn.Module
@@ -261,11 +260,11 @@ class ImageClassifierSource:
         return {0: torch.export.Dim("batch", min=1)}
 
     def item(self, given: bytes) -> Pixels:
-        """A file's pixels."""
+        """Decode and normalise the pixels of a file."""
         return self.task.preprocess(given, field="image")
 
     def trained_pixels(self, files: Sequence[bytes]) -> torch.Tensor:
-        """The files' pixels, normalised as in training; float32 [B, 3, H, W]."""
+        """Normalise the files' pixels as in training; float32 [B, 3, H, W]."""
         if self.loaded_preprocessor is not None:
             return torch.from_numpy(np.stack([self.item(file).pixels_CHW for file in files]))
         levels_BHWC = np.stack([self.task.levels(file, field="image") for file in files])
@@ -273,13 +272,13 @@ class ImageClassifierSource:
 
     @torch.inference_mode()
     def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[bytes]) -> NDArray[np.float32]:
-        """What `module` (this one, or its TorchScript) answers; [B, C]."""
+        """Compute the logits of `module` (this network or its TorchScript form); float32 [B, C]."""
         starts = range(0, len(inputs), IMAGES_PER_CALL)
         parts = [module(self.trained_pixels(inputs[first : first + IMAGES_PER_CALL])) for first in starts]
         return torch.cat(parts).float().numpy()
 
     def files(self) -> dict[str, str]:
-        """Preprocessing and configuration."""
+        """Return the preprocessor and model configuration."""
         config = {
             "model_type": self.model_type,
             "image_size": self.image_size,
@@ -292,11 +291,11 @@ class ImageClassifierSource:
         }
 
     def golden_inputs(self) -> list[bytes]:
-        """Every kind of file that clients send."""
+        """Return the golden images: every kind of file that clients send."""
         return list(golden_images().values())
 
     def golden_example(self, given: bytes) -> tuple[dict[str, str], dict[str, Any]]:
-        """The file in base64, and the digest of its pixels."""
+        """Return the file in base64, and the digest of its pixels."""
         pixels = Pixels(self.trained_pixels([given])[0].numpy())
         return {"image": base64.b64encode(given).decode()}, {"pixel_values": pixels.digest()}
 
@@ -309,11 +308,11 @@ def _label_names(labels: Sequence[str]) -> dict[str, Any]:
 
 
 def source_of_run(run_dir: Path) -> TextClassifierSource | ImageClassifierSource:
-    """The best weights of a finished training run.
+    """Load the best weights of a finished training run as a source for conversion.
 
     Raises:
         FileNotFoundError: the run is not finished, or there is none.
-        ValueError: its network has no form for serving.
+        ValueError: its network cannot be served.
     """
     result = read_result(run_dir)
     if result["task"] == "image-classification":
@@ -347,7 +346,7 @@ def _image_source(run_dir: Path, result: Any) -> ImageClassifierSource:
     return ImageClassifierSource(
         module=train_image_classifier.load_run_model(run_dir),
         labels=result["labels"],
-        # The first records did not have it; they are of CIFAR-10.
+        # The oldest records lack it; they are of CIFAR-10.
         image_size=result.get("image_size", CIFAR10_IMAGE_SIZE),
         model_type=f"heed-{network}",
         not_quantized_because=None if network == "vit" else NO_INT8_CONVOLUTIONS,
@@ -356,7 +355,7 @@ def _image_source(run_dir: Path, result: Any) -> ImageClassifierSource:
 
 
 def provenance_of(result: Any) -> dict[str, Any]:
-    """What a model card says of the run, of its record."""
+    """Return the fields of a run's record that a model card shows."""
     kept = ("data", "command", "commit", "hardware", "torch", "training_s", "num_parameters", "best_epoch")
     choices = ("seed", "start_from", "teacher")
     return {name: result[name] for name in kept} | {

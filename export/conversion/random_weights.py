@@ -1,4 +1,4 @@
-"""Untrained text classifiers of a given size: for measuring speed, which does not depend on what the weights know."""
+"""Writes text classifiers with random weights, to measure speed, which does not depend on training."""
 
 from pathlib import Path
 
@@ -6,21 +6,16 @@ import torch
 from rich.console import Console
 from tokenizers import Tokenizer
 
-from export.conversion.classifier import (
-    GRAPH,
-    MIN_COMPARED,
-    Precision,
-    compare,
-    export_onnx,
-    folder_in_the_making,
-    onnx_logits,
-    publish,
-)
+from export.conversion.classifier import export_onnx, publish
+from export.conversion.comparison.classifier import compare, onnx_logits
+from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.golden_texts import made_up_sentences
+from export.conversion.model_folder.staging import folder_in_the_making
 from export.conversion.model_source import TextClassifierSource
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.onnx_graphs.passes import quantize, use_standard_attention
 from export.provenance import this_command
+from model_store.folder import GRAPH
 
 
 def write_untrained(
@@ -38,12 +33,37 @@ def write_untrained(
 ) -> Path:
     """Write a model folder with random weights; its manifest says so.
 
-    `packed` False exports the network as it is trained, padding computed: what other converters give.
+    Without `packed` the graph computes padding too, as the graphs of other converters do.
 
     Raises:
         ValueError: the tokenizer has more pieces than `vocab_size`.
     """
-    tokenizer_json = tokenizer.read_text()
+    source = untrained_source(layers, width, heads, vocab_size, tokenizer.read_text(), packed=packed)
+    with folder_in_the_making(store) as folder:
+        export_onnx(source, folder / GRAPH)
+        if precision == "int8":
+            quantize(folder / GRAPH)
+        use_standard_attention(folder / GRAPH)
+        sample = made_up_sentences(MIN_COMPARED // 10)
+        comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(source.module, sample))
+        quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
+        about = {
+            "untrained": "random weights; for measuring speed only",
+            "command": this_command(),
+        }
+        target = publish(source, folder, name, store, precision, comparison, quality, about)
+    console.print(f"written: {target} ({comparison})")
+    return target
+
+
+def untrained_source(
+    layers: int, width: int, heads: int, vocab_size: int, tokenizer_json: str, *, packed: bool
+) -> TextClassifierSource:
+    """Build a text classifier with random weights.
+
+    Raises:
+        ValueError: the tokenizer has more pieces than `vocab_size`.
+    """
     if (num_pieces := Tokenizer.from_str(tokenizer_json).get_vocab_size()) > vocab_size:
         raise ValueError(f"vocab_size is {vocab_size}, the tokenizer has {num_pieces} pieces")
     config = EncoderConfig(
@@ -58,7 +78,7 @@ def write_untrained(
     )
     torch.manual_seed(1)
     model = TextClassifier(config).eval()
-    source = TextClassifierSource(
+    return TextClassifierSource(
         module=model,
         for_export=lambda: PackedTextClassifier(model) if packed else model,
         skips_padding=packed,
@@ -72,18 +92,3 @@ def write_untrained(
         model_type="heed-encoder",
         provenance={"num_parameters": sum(weight.numel() for weight in model.parameters())},
     )
-    with folder_in_the_making(store) as folder:
-        export_onnx(source, folder / GRAPH)
-        if precision == "int8":
-            quantize(folder / GRAPH)
-        use_standard_attention(folder / GRAPH)
-        sample = made_up_sentences(MIN_COMPARED // 10)
-        comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(model, sample))
-        quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
-        about = {
-            "untrained": "random weights; for measuring speed only",
-            "command": this_command(),
-        }
-        target = publish(source, folder, name, store, precision, comparison, quality, about)
-    console.print(f"written: {target} ({comparison})")
-    return target

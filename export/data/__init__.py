@@ -1,1 +1,1 @@
-"""Data sets: readers, tokenizers and what changes texts for training."""
+"""Data sets, one module per task, tokenizers, and augmentation of training texts."""

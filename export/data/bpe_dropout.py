@@ -1,10 +1,10 @@
-"""BPE-dropout: the same words cut into other pieces each time, so that pieces are learned in more than one company.
+"""BPE-dropout: words are segmented differently each time, so that pieces are learned in more than one context.
 
 Provilkov, Emelianenko and Voita 2020, "BPE-Dropout: Simple and Effective Subword Regularization" (arXiv 1910.13267):
-while a word is put together from its characters, each merge that would be made is left out with some probability.
+while a word is merged from its characters, each merge is skipped with some probability.
 
-The `tokenizers` package can do this, but draws from a generator that cannot be seeded, and a run would not be the same
-again. So here each word gets a number of cuts once, and each occurrence draws one of them.
+The `tokenizers` package can do this, but its random generator cannot be seeded, so runs would not be reproducible. Here
+each word gets a fixed number of segmentations once, and each occurrence draws one of them.
 """
 
 import itertools
@@ -13,21 +13,21 @@ import json
 import numpy as np
 from tokenizers import Tokenizer
 
-NUM_CUTS = 16  # of each word
+NUM_CUTS = 16  # segmentations of each word
 
 
 class SubwordDropout:
-    """The texts of a training split in pieces that change from epoch to epoch."""
+    """BPE dropout: the texts of a training split, segmented anew in every epoch."""
 
     def __init__(self, tokenizer: Tokenizer, texts: list[str], share: float, *, end_id: int, seed: int) -> None:
-        """Cut every word of the texts.
+        """Segment every word of the texts.
 
         Args:
-            tokenizer: byte-level BPE, whose texts end with `end_id`.
-            texts: what `encode` will give in pieces.
-            share: of the merges that are left out.
-            end_id: closes every text.
-            seed: of the cuts.
+            tokenizer: a byte-level BPE tokenizer whose texts end with `end_id`.
+            texts: the texts that `encode` segments.
+            share: the fraction of skipped merges.
+            end_id: the id at the end of every text.
+            seed: the seed of the segmentations.
         """
         document = json.loads(tokenizer.to_str())["model"]
         self._ids: dict[str, int] = document["vocab"]
@@ -35,7 +35,7 @@ class SubwordDropout:
         self._share, self._end_id = share, end_id
         rng = np.random.default_rng(seed)
         numbers: dict[str, int] = {}
-        self._words: list[list[int]] = []  # of each text
+        self._words: list[list[int]] = []  # word numbers of each text
         for text in texts:
             normal = tokenizer.normalizer.normalize_str(text)
             words = [word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal)]
@@ -55,7 +55,7 @@ class SubwordDropout:
         return [self._ids[piece] for piece in pieces]
 
     def encode(self, rng: np.random.Generator) -> list[list[int]]:
-        """The ids of all texts, each word in one of its cuts."""
+        """Return the ids of all texts, each word in one of its segmentations."""
         encoded = []
         for words in self._words:
             ids: list[int] = []

@@ -36,7 +36,7 @@ class EncodedImages:
 
 
 def encoded(images: LabelledImages, file_format: str, **options: Any) -> EncodedImages:
-    """The same images as files: "PNG" keeps every level, "JPEG" with `quality` does not."""
+    """Encode images as files: "PNG" is lossless, "JPEG" with `quality` is not."""
     files = []
     for pixels_CHW in images.pixels_NCHW:
         buffer = BytesIO()

@@ -1,7 +1,7 @@
-"""Training texts of a student, changed anew each epoch as no label would bear, but a teacher that judges them does.
+"""Text augmentation for distillation. Edits may change the label, because the teacher relabels every edited text.
 
-Words are left out, texts get another one behind them, and words give way to others that mean about the same or that
-stand in the same places: so a student sees words that its training texts do not have. After Tang et al. 2019 (arXiv
+Words are dropped, texts are joined, and words are replaced by words of similar meaning or use, so that a student sees
+words that its training texts lack. After Tang et al. 2019 (arXiv
 1903.12136, section 4.3) and, for the words' neighbours, Jiao et al. 2020 (TinyBERT, arXiv 1909.10351, algorithm 1).
 
 Shapes: W words, D width of their vectors.
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 NUM_NEIGHBOURS = 15
-WORDS_AT_ONCE = 1024  # whose neighbours are looked for: bounds the memory that takes
+WORDS_AT_ONCE = 1024  # per matrix product, to bound its memory
 
 
 def changed_texts(
@@ -28,15 +28,15 @@ def changed_texts(
     replace_share: float = 0.0,
     neighbours: dict[str, list[str]] | None = None,
 ) -> list[str]:
-    """One changed text for each text; the same for the same state of `rng`.
+    """Edit each text at random; equal states of `rng` give equal edits.
 
     Args:
-        texts: words with spaces between them.
-        rng: where the choices come from.
-        drop_share: of words that are left out; at least one stays.
-        join_share: of texts that get another one behind them.
-        replace_share: of the words with neighbours that give way to one of them.
-        neighbours: of words, as `neighbours_of` finds them.
+        texts: texts of words separated by spaces.
+        rng: the source of the random choices.
+        drop_share: the fraction of dropped words; at least one word stays.
+        join_share: the fraction of texts that get another one appended.
+        replace_share: the fraction of words with neighbours that are replaced by one of them.
+        neighbours: the neighbours of each word, as `neighbours_of` finds them.
     """
     known = neighbours or {}
     changed = []
@@ -56,13 +56,13 @@ def changed_texts(
 def neighbours_of(
     words: Iterable[str], candidates: Iterable[str], tokenizer: Tokenizer, vectors_VD: Tensor
 ) -> dict[str, list[str]]:
-    """For each word, the candidates whose vectors point most nearly where its own does.
+    """Find for each word the candidates whose vectors have the highest cosine similarity to its own.
 
     Args:
-        words: of the texts; those that are more than one piece get no neighbours.
-        candidates: what may take a word's place.
-        tokenizer: which words are one piece.
-        vectors_VD: the vector of each piece.
+        words: the words of the texts; words of more than one piece get no neighbours.
+        candidates: the words that may replace another.
+        tokenizer: tells which words are one piece.
+        vectors_VD: the embedding of each piece.
     """
     ids = tokenizer.get_vocab()
     found = sorted(word for word in set(words) if word in ids)

@@ -23,7 +23,7 @@ class LabelledTexts:
 
     @property
     def inputs(self) -> list[str]:
-        """What a client would send."""
+        """The inputs as a client would send them."""
         return self.texts
 
 
@@ -47,7 +47,7 @@ def load_everyday() -> LabelledTexts:
 def load_sst2() -> TextClassificationData:
     """SST-2 in its GLUE form: 67,349 phrases and sentences to train on, 872 whole sentences to validate.
 
-    The test split is left out: GLUE keeps its labels back.
+    The test split is left out, because GLUE does not publish its labels.
     """
     splits = datasets.load_dataset(source_of(SST2_HUB_ID, "sst2"))
 

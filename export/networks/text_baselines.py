@@ -1,6 +1,6 @@
-"""What the Transformer is compared with: recurrent and convolutional text classifiers on the same tokens.
+"""Baselines for the Transformer: recurrent and convolutional text classifiers on the same tokens.
 
-Both take what `export.networks.transformer.TextClassifier` takes and give what it gives, and neither sees padding.
+Their inputs and outputs are those of `export.networks.transformer.TextClassifier`; padding does not affect them.
 
 Shapes: B batch, T tokens, D width of the embedding, H width of the recurrent state, F filters, C classes.
 """
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-NEGATIVE = -1e4  # below every activation that takes part in a maximum
+NEGATIVE = -1e4  # below every activation, so that padding never is the maximum
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class BiLstmConfig:
     vocab_size: int
     num_labels: int
     d_embedding: int = 128
-    d_hidden: int = 128  # of each direction
+    d_hidden: int = 128  # in each direction
     num_layers: int = 1
     dropout: float = 0.5
     max_tokens: int = 256
@@ -79,7 +79,7 @@ class KimCnnClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Ids and mask, int64 [B, T], real tokens first; logits [B, C].
 
-        A sentence shorter than a filter is seen with zeros behind it, as in the paper.
+        A sentence shorter than a filter is padded with zeros, as in the paper.
         """
         x_BTD = self.embedding(input_ids) * attention_mask[..., None]
         x_BDT = nn.functional.pad(x_BTD, (0, 0, 0, max(self.config.widths) - 1)).transpose(1, 2)

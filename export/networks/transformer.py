@@ -1,9 +1,9 @@
 """A Transformer encoder for text classification, written out.
 
-Comes in: token ids and a mask of the real tokens. Goes out: logits. The layers are those of Vaswani et al. 2017,
+Input: token ids and a mask of the real tokens. Output: logits. The layers are those of Vaswani et al. 2017,
 "Attention Is All You Need" (arXiv 1706.03762): scaled dot-product attention (section 3.2.1), several heads (3.2.2),
-the position-wise network (3.3), sinusoidal positions (3.5). What the field changed since then is an option of
-`EncoderConfig`, so that each change can be measured alone.
+the position-wise network (3.3), sinusoidal positions (3.5). Later improvements are options of
+`EncoderConfig`, so that each can be measured alone.
 
 Shapes: B batch, T tokens, D width of the model, H heads, K width of a head, F width of the feed-forward, C classes.
 """
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 NEGATIVE = -1e4  # added to the scores of padding: its weight is exactly 0 after the softmax, in half precision too
-# The same in exported graphs. ONNX Runtime's exponential never gives 0 on a CPU: what lies far below becomes subnormal,
-# and a product with such a number takes the processor many times as long. e^-50 is an ordinary one, lost in any sum.
+# The bias in exported graphs. On a CPU ONNX Runtime's exponential never gives 0 but subnormal numbers, whose products
+# are many times slower. e^-50 is a normal number, and negligible in any sum.
 HIDDEN = -50.0
 
 
@@ -32,7 +32,7 @@ class LayerConfig:
     num_heads: int = 4
     d_ff: int = 512
     dropout: float = 0.1
-    inner_dropout: bool = True  # between the two products of the feed-forward network, too
+    inner_dropout: bool = True  # also between the two products of the feed-forward network
     max_tokens: int = 256
     # Where the normalisation stands: after the residual sum as in the 2017 paper, or before each sub-layer
     # (Xiong et al. 2020, arXiv 2002.04745: trains without warm-up).
@@ -60,11 +60,11 @@ class EncoderConfig(LayerConfig):
 
     vocab_size: int
     num_labels: int
-    # Multiply the embeddings by sqrt(d_model), as in the 2017 paper (3.4). Off for weights that were trained without:
-    # with an optimiser whose steps have one size for all, scaled embeddings learn faster than the rest by that factor.
+    # Multiply the embeddings by sqrt(d_model), as in the 2017 paper (3.4). Off for weights that were trained without
+    # it: if the optimiser's steps have one size for all weights, scaled embeddings learn faster by that factor.
     embedding_scale: bool = True
     embedding_norm: bool = False  # normalise the embeddings before the first layer, as BERT does (arXiv 1810.04805)
-    # Of a piece's vector, where it is less than d_model: a matrix leads from there to the layers' width, and so many
+    # Factorised embeddings: width of a piece's vector below d_model, followed by a matrix to d_model, so that many
     # pieces take few weights (Lan et al. 2020, ALBERT, arXiv 1909.11942, section 3.1). 0: d_model, and no matrix.
     embedding_width: int = 0
     pooling: Literal["mean", "cls", "max"] = "mean"
@@ -73,9 +73,8 @@ class EncoderConfig(LayerConfig):
 class Dropout(nn.Module):
     """Zeroes a share of the values in training and scales up the rest (Srivastava et al. 2014), in 1/256 steps.
 
-    torch draws for each value from one thread's Mersenne twister, which on a CPU took a fifth of a training step; one
-    byte a value from a faster generator, whose seed is torch's, takes a quarter of that time
-    (docs/decisions/export-and-training.md).
+    torch's dropout draws each value from one thread's Mersenne twister, a fifth of a training step on a CPU. One byte
+    per value from a faster generator, seeded by torch, takes a quarter of that time (docs/decisions/export-and-training.md).
     """
 
     def __init__(self, share: float) -> None:
@@ -96,7 +95,7 @@ class Dropout(nn.Module):
 
 
 def sinusoidal_positions(num_positions: int, d_model: int) -> Tensor:
-    """The table of Vaswani et al. 2017, section 3.5: sines in the even columns, cosines in the odd; float32 [T, D]."""
+    """Sinusoidal position table (Vaswani et al. 2017, 3.5): sines in even columns, cosines in odd; float32 [T, D]."""
     position_T1 = torch.arange(num_positions, dtype=torch.float32).unsqueeze(1)
     rate_D = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10_000.0) / d_model))
     table_TD = torch.zeros(num_positions, d_model)
@@ -106,7 +105,7 @@ def sinusoidal_positions(num_positions: int, d_model: int) -> Tensor:
 
 
 def rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """Turn each pair of columns of queries or keys by an angle that grows with the position (Su et al. 2021)."""
+    """Rotary positions (Su et al. 2021): rotate each pair of columns by an angle proportional to the position."""
     first, second = x_BHTK.chunk(2, dim=-1)
     return x_BHTK * cos_TK + torch.cat((-second, first), dim=-1) * sin_TK
 
@@ -126,7 +125,7 @@ def scaled_dot_product_attention(
 
 
 class MultiHeadAttention(nn.Module):
-    """Several attentions side by side (Vaswani et al. 2017, section 3.2.2), their projections as one product."""
+    """Multi-head attention (Vaswani et al. 2017, section 3.2.2), with one product for all input projections."""
 
     cos_TK: Tensor
     sin_TK: Tensor
@@ -156,7 +155,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """The position-wise network (Vaswani et al. 2017, section 3.3)."""
+    """The position-wise feed-forward network (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -172,7 +171,7 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(config.dropout if config.inner_dropout else 0.0)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Each token by itself: [B, T, D] to [B, T, D]."""
+        """Transform each token independently: [B, T, D] to [B, T, D]."""
         hidden = self.up(x_BTD)
         if self.gated:
             gate_BTF, hidden_BTF = hidden.chunk(2, dim=-1)
@@ -204,7 +203,7 @@ class EncoderLayer(nn.Module):
 
 
 def build_norm(config: LayerConfig) -> nn.Module:
-    """The configured normalisation over the width D."""
+    """Build the configured normalisation over the width D."""
     norm = nn.LayerNorm if config.norm == "layernorm" else nn.RMSNorm
     return norm(config.d_model, eps=config.norm_eps)
 
@@ -245,7 +244,7 @@ class TextClassifier(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Classify.
 
-        The names are those that Hugging Face models export, so that both kinds of model are fed alike.
+        The argument names are those of exported Hugging Face models, so that both kinds of model take the same inputs.
 
         Args:
             input_ids: int64 [B, T], T at most `max_tokens`.
@@ -257,11 +256,11 @@ class TextClassifier(nn.Module):
         return self.classify(self.token_vectors(input_ids, attention_mask)[-1], attention_mask)
 
     def embed(self, ids: Tensor) -> Tensor:
-        """The pieces' vectors, before their positions: [...] to [..., D]."""
+        """Embed token ids, without positions: [...] to [..., D]."""
         return self.widen(self.embedding(ids)) * self.embedding_scale
 
     def token_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
-        """What each layer makes of the tokens, [B, T, D] each; the last one after the final normalisation."""
+        """Return the token vectors of each layer, [B, T, D] each; the last one after the final normalisation."""
         bias_B11T = (1.0 - attention_mask[:, None, None, :].to(self.head.weight.dtype)) * NEGATIVE
         x_BTD = self.embed(input_ids)
         if self.config.positions != "rotary":
@@ -274,11 +273,11 @@ class TextClassifier(nn.Module):
         return [*vectors[:-1], self.final_norm(x_BTD)]
 
     def classify(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits of the last token vectors; [B, T, D] to [B, C]."""
+        """Compute logits from the last token vectors; [B, T, D] to [B, C]."""
         return self.head(self.dropout(self._pool(x_BTD, attention_mask)))
 
     def _pool(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
-        """One vector for the sentence, [B, D]; padding does not take part."""
+        """Pool the real tokens to one vector per sentence, [B, D]."""
         real_BT1 = attention_mask.unsqueeze(-1).to(x_BTD.dtype)
         if self.config.pooling == "cls":
             return x_BTD[:, 0]
@@ -288,7 +287,7 @@ class TextClassifier(nn.Module):
 
 
 class PackedTextClassifier(nn.Module):
-    """The same network in the form that is exported: it computes real tokens only, whatever the padding around them.
+    """A text classifier in its exported form: it computes only real tokens, whatever the padding around them.
 
         ids, mask [B, T] ── real tokens ──> [N, D] ── all layers ──> [N, D] ── put back ──> pooling, head
                                               └─ attention alone sees [B, T, D] ─┘
@@ -296,8 +295,8 @@ class PackedTextClassifier(nn.Module):
     Every product with weights works on the N real tokens of the batch, so texts of any length can share a batch at no
     cost. Attention is one operator of ONNX Runtime, `com.microsoft.MultiHeadAttention` (the pattern of products and
     softmax that torch's exporter writes is not recognised by ONNX Runtime's optimizer), or the standard one, by
-    `export.onnx_graphs.passes.use_standard_attention`. Outside an export that operator computes nothing: equality with
-    `TextClassifier` is shown on the exported graph.
+    `export.onnx_graphs.passes.use_standard_attention`. Outside an export that operator computes nothing, so tests prove
+    equality with `TextClassifier` on the exported graph.
 
     N: real tokens of all rows, one row after another.
     """
@@ -307,7 +306,7 @@ class PackedTextClassifier(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """As `TextClassifier.forward`."""
+        """Classify; arguments and result are those of `TextClassifier.forward`."""
         model, (B, T) = self.model, input_ids.shape
         packing = Packing(attention_mask)
         position_N = packing.real_only(torch.arange(T).expand(B, T))
@@ -321,7 +320,7 @@ class PackedTextClassifier(nn.Module):
 
 
 def packed_layer(layer: EncoderLayer, x_ND: Tensor, packing: "Packing", position_N: Tensor) -> Tensor:
-    """An encoder layer on the real tokens alone; [N, D] to [N, D]."""
+    """Compute an encoder layer on real tokens only; [N, D] to [N, D]."""
     if layer.pre_norm:
         x_ND = x_ND + _packed_attention(layer.attention, layer.attention_norm(x_ND), packing, position_N)
         return x_ND + layer.feed_forward(layer.feed_forward_norm(x_ND))
@@ -349,40 +348,40 @@ def _packed_attention(
 
 
 class Packing:
-    """Where each real token of a padded batch stands among all real tokens, and back."""
+    """The mapping between a padded batch and its real tokens in one sequence, in both directions."""
 
     def __init__(self, attention_mask: Tensor) -> None:
         self.shape = attention_mask.shape
         self.bias_B1TT = padding_bias(attention_mask)
         flat = attention_mask.flatten()
         self._place_N = flat.nonzero().squeeze(1)
-        # Padding gets the place of the real token before it: any will do, for the bias hides it.
+        # Padding gets the index of the real token before it; any index will do, because the bias hides it.
         self._token = (flat.cumsum(0) - 1).clamp(min=0)
 
     def real_only(self, x: Tensor) -> Tensor:
-        """[B, T, ...] to [N, ...]."""
+        """Select the real tokens: [B, T, ...] to [N, ...]."""
         return x.flatten(0, 1).index_select(0, self._place_N)
 
     def put_back_parts(self, qkv_N3D: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [B, T, D] each, out of their joint product [N, 3 D], which is not cut up before."""
+        """Unpack queries, keys and values, [B, T, D] each, from their joint product [N, 3 D] in one step."""
         D = qkv_N3D.size(1) // 3
         parts = qkv_N3D.view(-1, D)
         query, key, value = (parts.index_select(0, 3 * self._token + part).view(*self.shape, D) for part in range(3))
         return query, key, value
 
     def put_back(self, x_ND: Tensor) -> Tensor:
-        """[N, D] to [B, T, D]; what stands in the padding is arbitrary."""
+        """Put real tokens back into the padded batch: [N, D] to [B, T, D]; padded positions are arbitrary."""
         return x_ND.index_select(0, self._token).view(*self.shape, -1)
 
 
 def padding_bias(attention_mask: Tensor) -> Tensor:
-    """What hides the padding of a mask [B, T] from every query, when it is added to the scores; [B, 1, T, T]."""
+    """Turn a mask [B, T] into a bias on attention scores that hides padding from every query; [B, 1, T, T]."""
     (B, T), hidden_BT = attention_mask.shape, 1.0 - attention_mask.to(torch.float32)
     return (HIDDEN * hidden_BT)[:, None, None, :].expand(B, 1, T, T)
 
 
 def fused_attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, bias_B1TT: Tensor, num_heads: int) -> Tensor:
-    """The operator's node: scaled dot-product attention, with a bias on the scores; [B, T, D]."""
+    """The operator of fused attention: scaled dot-product attention with a bias on the scores; [B, T, D]."""
     return torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (query_BTD, key_BTD, value_BTD, None, None, bias_B1TT),

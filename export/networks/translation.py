@@ -1,13 +1,13 @@
-"""Translation networks: the Transformer of Vaswani et al. 2017, whole, and the recurrent network it is compared with.
+"""Translation networks: the Transformer of Vaswani et al. 2017, and a recurrent network as its baseline.
 
     source ids ──> encoder ──> memory ──┐
     target ids, shifted by one ─────────┴──> decoder ──> logits of the next token
 
-Both train on whole sentences (`forward`) and translate token by token (`begin`, `step`), where nothing that an earlier
-step has computed is computed again.
+Both train on whole sentences (`forward`) and translate token by token (`begin`, `step`), where no step repeats
+the work of an earlier one.
 
 Shapes: B sentences, S source tokens, T target tokens, N real target tokens of all sentences, R rows of a decoder step,
-P tokens that a row has already, D width of the model, H heads, K width of a head, V vocabulary.
+P earlier tokens of a row, D width of the model, H heads, K width of a head, V vocabulary.
 """
 
 import math
@@ -30,7 +30,7 @@ from export.networks.transformer import (
 )
 
 PAD_ID, BOS_ID, EOS_ID = 0, 1, 2
-# What a step needs of the steps before it, by name; every tensor has the rows first.
+# The state of a decoder, by name; the first dimension of every tensor is the row.
 State = dict[str, Tensor]
 
 
@@ -38,7 +38,7 @@ State = dict[str, Tensor]
 class TranslationConfig(LayerConfig):
     """Shape of the Transformer; `num_layers` are the encoder's.
 
-    A deep encoder with a shallow decoder translates as well as layers shared out evenly, and faster: the encoder reads
+    A deep encoder with a shallow decoder translates as well as evenly divided layers, and faster: the encoder reads
     all tokens at once, the decoder works token by token (Kasai et al. 2021, arXiv 2006.10369).
     """
 
@@ -80,25 +80,25 @@ class TranslationTransformer(nn.Module):
             nn.init.normal_(module.weight, std=self.config.d_model**-0.5)
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
-        """Logits of the next token; arguments and rows as of `features`, [N, V]."""
+        """Compute logits of the next tokens, [N, V]; arguments and rows are those of `features`."""
         return self.logits(self.features(source_ids, source_mask, target_ids, target_mask))
 
     def features(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
         """Teacher forcing: each target token predicted from the source and from the target tokens before it.
 
         Args:
-            source_ids: int64 [B, S], ending with the end of the sentence.
+            source_ids: int64 [B, S], ending with [EOS].
             source_mask: int64 [B, S], 1 for a real token and 0 for padding.
-            target_ids: int64 [B, T], beginning with the beginning of the sentence.
+            target_ids: int64 [B, T], beginning with [BOS].
             target_mask: int64 [B, T].
 
         Returns:
-            what `logits` is given for the real target tokens of all sentences, one after another, [N, D].
+            the inputs of `logits` for the real target tokens of all sentences, one after another, [N, D].
         """
         memory_BSD = self.encode(source_ids, source_mask)
         bias_B11S = padding_bias(source_mask, memory_BSD.dtype)
         T = target_ids.size(1)
-        # Padding stands behind the real tokens, so that hiding what comes later hides it from them, too.
+        # Padding follows the real tokens, so that the causal mask hides it from them too.
         later_TT = torch.full((T, T), NEGATIVE, device=target_ids.device, dtype=memory_BSD.dtype).triu(1)
         x_BTD = self._embed(target_ids, torch.arange(T, device=target_ids.device))
         for layer in self.decoder:
@@ -106,7 +106,7 @@ class TranslationTransformer(nn.Module):
         return self.decoder_norm(x_BTD)[target_mask.bool()]
 
     def encode(self, source_ids: Tensor, source_mask: Tensor) -> Tensor:
-        """The encoder's memory, [B, S, D]."""
+        """Encode the source; [B, S, D]."""
         x_BSD = self._embed(source_ids, torch.arange(source_ids.size(1), device=source_ids.device))
         bias_B11S = padding_bias(source_mask, x_BSD.dtype)
         for layer in self.encoder:
@@ -117,11 +117,11 @@ class TranslationTransformer(nn.Module):
         return self.dropout(self.embedding(ids) * self.embedding_scale + self.positions_TD[positions])
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        """[N, D] to [N, V], with the matrix that also embeds (Press and Wolf 2017, arXiv 1608.05859)."""
+        """Project [N, D] to [N, V] with the tied embedding matrix (Press and Wolf 2017, arXiv 1608.05859)."""
         return nn.functional.linear(x_ND, self.embedding.weight, self.never_V)
 
     def begin(self, source_ids: Tensor, source_mask: Tensor) -> State:
-        """What the first step needs: the keys and values of the source, for each decoder layer."""
+        """Compute the state of the first step: the source's keys and values for each decoder layer."""
         memory_RSD = self.encode(source_ids, source_mask)
         state = {"source_mask": source_mask}
         R, H, K = len(source_ids), self.config.num_heads, self.config.d_model // self.config.num_heads
@@ -131,7 +131,7 @@ class TranslationTransformer(nn.Module):
         return state
 
     def step(self, ids_R: Tensor, state: State) -> tuple[Tensor, State]:
-        """One token more in each row: logits of the next, [R, V], and the state with this one's keys and values."""
+        """Decode one more token in each row: logits of the next one, [R, V], and the state with its keys and values."""
         past = state["key_0"].size(2)
         x_R1D = self._embed(ids_R[:, None], torch.tensor([past], device=ids_R.device))
         bias_R11S = padding_bias(state["source_mask"], x_R1D.dtype)
@@ -146,7 +146,7 @@ class TranslationTransformer(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention of the target's tokens to the source's (Vaswani et al. 2017, section 3.2.3)."""
+    """Cross-attention from target tokens to source tokens (Vaswani et al. 2017, section 3.2.3)."""
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -156,7 +156,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(config.d_model, config.d_model)
 
     def keys_and_values(self, memory_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the source, once a sentence; two of [B, H, S, K]."""
+        """Project the source to keys and values, once per sentence; [B, H, S, K] each."""
         B, S, D = memory_BSD.shape
         key_value = self.key_value(memory_BSD).view(B, S, 2, self.num_heads, D // self.num_heads)
         key_BHSK, value_BHSK = key_value.permute(2, 0, 3, 1, 4).unbind(0)
@@ -171,7 +171,7 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Attention to the target so far, attention to the source, the feed-forward network."""
+    """A decoder layer: causal self-attention, cross-attention to the source, feed-forward network."""
 
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x_BTD: Tensor, later_TT: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, bias_B11S: Tensor
     ) -> Tensor:
-        """All tokens at once, each hidden from those before it: [B, T, D] to [B, T, D]."""
+        """Decode all tokens at once under a causal mask: [B, T, D] to [B, T, D]."""
         mixed_BTD = self.attention(self.attention_norm(x_BTD) if self.pre_norm else x_BTD, later_TT)
         return self._rest(x_BTD, mixed_BTD, key_BHSK, value_BHSK, bias_B11S)
 
@@ -200,7 +200,7 @@ class DecoderLayer(nn.Module):
         value_RHSK: Tensor,
         bias_R11S: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One token a row, and the keys and values of its row with this token's behind them."""
+        """Decode one token per row; return it and its row's keys and values with its own appended."""
         attention, (R, _, D) = self.attention, x_R1D.shape
         normed_R1D = self.attention_norm(x_R1D) if self.pre_norm else x_R1D
         qkv = attention.qkv(normed_R1D).view(R, 1, 3, attention.num_heads, D // attention.num_heads)
@@ -213,7 +213,7 @@ class DecoderLayer(nn.Module):
     def _rest(
         self, x_BTD: Tensor, mixed_BTD: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, bias_B11S: Tensor
     ) -> Tensor:
-        """What follows the attention to the target."""
+        """Compute the part of the layer after self-attention."""
         cross = key_BHSK, value_BHSK, bias_B11S
         x_BTD = x_BTD + self.dropout(mixed_BTD)
         if self.pre_norm:
@@ -234,13 +234,13 @@ class RecurrentTranslationConfig:
     """Shape of the recurrent network."""
 
     vocab_size: int
-    d_model: int = 256  # of the embedding, and of the decoder's state
+    d_model: int = 256  # width of the embedding and of the decoder's state
     dropout: float = 0.3
     max_tokens: int = 256
 
 
 class RecurrentTranslator(nn.Module):
-    """An LSTM in both directions reads, an LSTM writes, and looks back with the attention of Luong et al. 2015.
+    """A bidirectional LSTM encoder and an LSTM decoder with the attention of Luong et al. 2015.
 
     "Effective Approaches to Attention-based Neural Machine Translation" (arXiv 1508.04025), global attention with the
     general score, without input feeding, so that all target tokens are trained at once.
@@ -263,21 +263,21 @@ class RecurrentTranslator(nn.Module):
         self.register_buffer("never_V", never_V, persistent=False)
 
     def forward(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
-        """As `TranslationTransformer.forward`."""
+        """Compute logits of the next tokens; arguments are those of `TranslationTransformer.forward`."""
         return self.logits(self.features(source_ids, source_mask, target_ids, target_mask))
 
     def features(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
-        """As `TranslationTransformer.features`."""
+        """Compute decoder outputs by teacher forcing; arguments are those of `TranslationTransformer.features`."""
         state = self.begin(source_ids, source_mask)
         hidden_BTD, _ = self._write(target_ids, state)
         return self._look_back(hidden_BTD, state)[target_mask.bool()]
 
     def logits(self, x_ND: Tensor) -> Tensor:
-        """As `TranslationTransformer.logits`."""
+        """Project to logits, as `TranslationTransformer.logits` does."""
         return nn.functional.linear(x_ND, self.embedding.weight, self.never_V)
 
     def begin(self, source_ids: Tensor, source_mask: Tensor) -> State:
-        """The states of the source, and the writer's first."""
+        """Encode the source, and compute the decoder's initial state."""
         x_RSD = self.dropout(self.embedding(source_ids) * math.sqrt(self.config.d_model))
         packed = pack_padded_sequence(x_RSD, source_mask.sum(dim=1).cpu(), batch_first=True, enforce_sorted=False)
         states, (last_2RK, cell_2RK) = self.reader(packed)
@@ -290,7 +290,7 @@ class RecurrentTranslator(nn.Module):
         }
 
     def step(self, ids_R: Tensor, state: State) -> tuple[Tensor, State]:
-        """As `TranslationTransformer.step`."""
+        """Decode one more token in each row, as `TranslationTransformer.step` does."""
         hidden_R1D, after = self._write(ids_R[:, None], state)
         return self.logits(self._look_back(hidden_R1D, state)[:, 0]), after
 

@@ -1,1 +1,1 @@
-"""PyTorch networks to ONNX graphs, and passes over these."""
+"""Exports PyTorch networks to ONNX graphs, and transforms these graphs."""

@@ -1,19 +1,19 @@
-"""The networks in the form that explains: what they answer, where they look, and what each token adds to the answer.
+"""Modules that explain a network: its answer, its attention, and each token's contribution to the answer.
 
-Comes in: what the network is given, the answer to explain, and `alpha`, how far each token is on its way from the
-baseline to itself. Goes out: the answer at that point, the attention weights, and one step of integrated gradients
+Input: the network's input, the answer to explain, and `alpha`, the position of each token between the baseline (0) and
+itself (1). Output: the answer at that point, the attention weights, and one step of integrated gradients
 (Sundararajan, Taly and Yan 2017, arXiv 1703.01365): for each token the gradient of the answer there, times the token's
 distance from the baseline, summed over its numbers. The mean of the steps over alpha from 0 to 1 is the token's share
 of the difference between the answer and the baseline's; all shares together are that difference, but for the gap that
 the steps leave. The steps are rows of a batch, so that they are computed together.
 
-The baseline is zeros in place of the tokens' vectors: no word at all, where the vector of [PAD] is one that no training
-has ever touched. Of an image it is the tokens of a grey one, which a network of convolutions without biases turns into
-zeros too. Positions are not scaled: the baseline knows how long the input is. Rotary positions are not part of the
-vectors: the first normalisation undoes every alpha but 0, and the answer jumps there, a jump that no step sees.
+The baseline replaces the tokens' vectors by zeros, which means no word at all; the vector of [PAD] is never trained.
+For images it is the tokens of a grey image, which convolutions without biases turn into zeros too. Positions are not
+scaled, so the baseline knows the length of the input. Rotary positions are not part of the vectors: the first
+normalisation undoes every alpha but 0, and the answer jumps there, which no step sees.
 
-Every row stands by itself, so the gradient of the rows' sum is each row's own. Padding is computed here, and hidden:
-explaining is not the fast path.
+Rows are independent, so the gradient of their sum is each row's own. Padding is computed and masked, because explaining
+is not the fast path.
 
 Shapes: B rows, T tokens, S source tokens, D width of the model, H heads, K width of a head, L layers, C classes, V
 vocabulary.
@@ -48,7 +48,7 @@ class ExplainedTextClassifier(nn.Module):
         Args:
             input_ids: int64 [B, T].
             attention_mask: int64 [B, T], 1 for a real token and 0 for padding.
-            target_B: int64, a class each.
+            target_B: the class to explain of each row, int64.
             alpha_B: float32, 0 for the baseline and 1 for the input.
 
         Returns:
@@ -84,9 +84,9 @@ class ExplainedVisionTransformer(nn.Module):
         self.model = model
 
     def forward(self, pixels_BCHW: Tensor, target_B: Tensor, alpha_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised pixels, float32; the rest, and what is returned, as of `ExplainedTextClassifier.forward`."""
+        """Explain normalised pixels, float32; the rest is as in `ExplainedTextClassifier.forward`."""
         model = self.model
-        grey_1CHW = pixels_BCHW[:1] * 0.0  # not a constant, out of which the exporter would compute another one
+        grey_1CHW = pixels_BCHW[:1] * 0.0  # depends on the input, because the exporter would fold a constant
         baseline_1TD = model.tokens(grey_1CHW).flatten(2).transpose(1, 2)
         embedded_BTD = model.tokens(pixels_BCHW).flatten(2).transpose(1, 2)
 
@@ -112,8 +112,8 @@ class ExplainedTranslation(nn.Module):
 
         Args:
             model: the network.
-            bos_id: what the decoder begins with.
-            output_VD: what predicts the next token, where it is not the matrix that embeds.
+            bos_id: the first token of the decoder's input.
+            output_VD: the output matrix, where it differs from the embedding.
         """
         super().__init__()
         self.model, self.bos_id = model, bos_id
@@ -170,7 +170,7 @@ def _step(
     alpha_B: Tensor,
     baseline_1TD: Tensor | float = 0.0,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """A step of integrated gradients, [B, T], and what else `answer` tells of its input."""
+    """Compute attributions at one alpha of integrated gradients, [B, T], and the other outputs of `answer`."""
     distance_BTD = embedded_BTD - baseline_1TD
     at_alpha_BTD = baseline_1TD + alpha_B[:, None, None] * distance_BTD
     with torch.enable_grad():
@@ -181,7 +181,7 @@ def _step(
 
 
 def _of_class(logits_BC: Tensor, target_B: Tensor) -> Tensor:
-    """The sum of each row's own logit; as a product, for the gradient of a choice would be a scatter."""
+    """Sum each row's target logit, by a product with a one-hot mask: the gradient of indexing would be a scatter."""
     classes_C = torch.arange(logits_BC.size(1))
     return (logits_BC * (classes_C == target_B[:, None])).sum()
 
@@ -189,7 +189,7 @@ def _of_class(logits_BC: Tensor, target_B: Tensor) -> Tensor:
 def _attend(
     query_BHTK: Tensor, key_BHSK: Tensor, value_BHSK: Tensor, bias: Tensor | None, weights: list[Tensor]
 ) -> Tensor:
-    """Attention, [B, T, D]; the weights are kept."""
+    """Compute attention, [B, T, D], and record its weights."""
     scores_BHTS = query_BHTK @ key_BHSK.transpose(-2, -1) / math.sqrt(query_BHTK.size(-1))
     weights.append(torch.softmax(scores_BHTS if bias is None else scores_BHTS + bias, dim=-1))
     return (weights[-1] @ value_BHSK).transpose(1, 2).flatten(2)
@@ -206,7 +206,7 @@ def _self_attention(attention: MultiHeadAttention, x_BTD: Tensor, bias: Tensor |
 
 
 def _layer(layer: EncoderLayer, x_BTD: Tensor, bias_B11T: Tensor | None, weights: list[Tensor]) -> Tensor:
-    """An encoder layer; [B, T, D] to [B, T, D]."""
+    """Compute an encoder layer; [B, T, D] to [B, T, D]."""
     if layer.pre_norm:
         x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), bias_B11T, weights)
         return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
@@ -230,7 +230,7 @@ def _decoder_layer(
     bias_B11S: Tensor,
     cross_weights: list[Tensor],
 ) -> Tensor:
-    """A decoder layer; [B, T, D] to [B, T, D]. Of its attentions the one to the source is kept."""
+    """Compute a decoder layer, and record its cross-attention; [B, T, D] to [B, T, D]."""
     to_source = memory_BSD, bias_B11S, cross_weights
     if layer.pre_norm:
         x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), later_TT, [])

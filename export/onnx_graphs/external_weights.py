@@ -1,4 +1,4 @@
-"""Graphs whose weights are the bytes of other graphs: a model is stored once, however many graphs compute it.
+"""Shares weights between graphs: a model's weights are stored once, however many graphs compute it.
 
 ONNX lets a graph keep a tensor in another file, at an offset. That may be any file of its folder, and here it is one of
 the graphs that are served, whose bytes hold the tensor as that graph needs it: in half precision, before a cast, or in
@@ -18,14 +18,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from export.onnx_graphs.import_weights import StoredGraph
 
-MIN_SHARED_BYTES = 256  # of a weight in float32; what is smaller stands in the graph itself
+MIN_SHARED_BYTES = 256  # in float32; smaller weights stay in the graph itself
 
 
 @dataclass(frozen=True)
 class StoredWeight:
-    """Where a weight lies in the file of a served graph, and how it is made of what lies there."""
+    """The place of a weight in a served graph's file, and how to restore it from the stored bytes."""
 
-    name: str  # in that graph
+    name: str  # in the served graph
     file: Path
     tensor: TensorProto  # as it is stored
     scale: NDArray[np.float32] | None  # of int8: one number, or one for each column
@@ -33,7 +33,7 @@ class StoredWeight:
 
 
 def share_weights(path: Path, graphs: Sequence[Path]) -> None:
-    """Let a graph read its weights out of the files of others, in place; those that they have not, it keeps."""
+    """Let a graph read its weights from the files of other graphs, in place; it keeps weights that they lack."""
     model = onnx.load(path)
     graph, known, read_in = model.graph, _stored_weights(graphs), _ReadIn(graphs)
     nodes, kept, first = list(graph.node), list[TensorProto](), list[Any]()
@@ -49,7 +49,7 @@ def share_weights(path: Path, graphs: Sequence[Path]) -> None:
             continue
         takers = [node for node in nodes if tensor.name in node.input]
         if not turned and all(node.op_type == "Gather" and node.input[0] == tensor.name for node in takers):
-            # Of a table few rows are wanted: what makes them floats comes behind the choice.
+            # Few rows of an embedding table are needed: convert them to floats after the lookup.
             for node in takers:
                 output = node.output[0]
                 node.input[0], node.output[0] = read_in.weight(stored), f"{output}.stored"
@@ -63,7 +63,7 @@ def share_weights(path: Path, graphs: Sequence[Path]) -> None:
     del graph.initializer[:], graph.node[:], graph.value_info[:]
     graph.initializer.extend([*kept, *read_in.tensors.values()])
     graph.node.extend([*first, *nodes])
-    # What the exporter notes of every node, its line in the source among it, would be most of the file.
+    # The exporter's notes about every node, such as source lines, would be most of the file.
     for each in (*graph.node, *graph.input, *graph.output, graph, model):
         del each.metadata_props[:]
         each.doc_string = ""
@@ -71,7 +71,7 @@ def share_weights(path: Path, graphs: Sequence[Path]) -> None:
 
 
 def _stored_weights(graphs: Sequence[Path]) -> dict[bytes, StoredWeight]:
-    """The weights of served graphs, by their values."""
+    """Index the weights of served graphs by their values."""
     known = {}
     for path in graphs:
         graph = StoredGraph(path)
@@ -95,19 +95,19 @@ def _key(array: NDArray[Any]) -> bytes:
 
 
 class _ReadIn:
-    """Tensors that a graph reads out of the files of served graphs, each once."""
+    """The tensors that a graph reads from the files of served graphs, each once."""
 
     def __init__(self, graphs: Sequence[Path]) -> None:
         self.tensors: dict[str, TensorProto] = {}
         self._contents = {file: file.read_bytes() for file in graphs}
 
     def weight(self, stored: StoredWeight) -> str:
-        """The name of a weight as it is stored."""
+        """Return the name of a stored weight, and add it as an external tensor."""
         tensor = stored.tensor
         return self._tensor(stored.name, stored.file, tensor.data_type, list(tensor.dims), tensor.raw_data)
 
     def number(self, stored: StoredWeight, kind: str, array: NDArray[np.float32]) -> str:
-        """The name of what an int8 weight is made float32 by; small ones stand in the graph itself."""
+        """Return the name of an int8 weight's scale or zero point; small ones stand in the graph itself."""
         name, content = f"{stored.name}.{kind}", array.tobytes()
         if array.nbytes < MIN_SHARED_BYTES or content not in self._contents[stored.file]:
             name = f"{stored.file.name}:{name}"
@@ -116,7 +116,7 @@ class _ReadIn:
         return self._tensor(name, stored.file, TensorProto.FLOAT, list(array.shape), content)
 
     def _tensor(self, name: str, file: Path, data_type: int, dims: list[int], content: bytes) -> str:
-        """Wherever its bytes stand in the file, they are the same."""
+        """Add an external tensor; any place in the file with equal bytes serves."""
         name = f"{file.name}:{name}"
         if name not in self.tensors:
             tensor = TensorProto(name=name, data_type=data_type, dims=dims, data_location=TensorProto.EXTERNAL)
@@ -128,9 +128,9 @@ class _ReadIn:
 
 
 def _made_float(stored: StoredWeight, given: str, made: str, data_type: int, read_in: _ReadIn) -> list[Any]:
-    """Nodes that make single or half precision of what is stored.
+    """Build the nodes that restore float32 or float16 from a stored weight.
 
-    As products, not as DequantizeLinear, which ONNX Runtime would compute anew in every call.
+    Uses products instead of DequantizeLinear, which ONNX Runtime would recompute in every call.
     """
     if stored.tensor.data_type == data_type:
         return [helper.make_node("Identity", [given], [made])]

@@ -1,14 +1,14 @@
-"""The PyTorch network of a model folder, read back from the graphs that are served.
+"""Reads the PyTorch network of a model folder back from its served graphs.
 
     model.onnx (encoder.onnx) ── weights, in float32 ──> names ──┐
                               └─ operators, attributes ──> shape ─┴──> the network, for `explanation_modules`
 
-A folder keeps no PyTorch weights, and its graphs say all: what is stored in half precision or int8 is taken as what the
-graph makes of it, so that the network of an int8 folder is the one with dequantized weights. Its activations are not
-rounded, as they are when it is served.
+A folder keeps no PyTorch weights; its graphs contain everything. Weights in half precision or int8 are read as the
+graph restores them, so the network of an int8 folder has dequantized weights. Its activations are not rounded, as they
+are when it is served.
 
-Only graphs that this repository's conversion wrote are understood. What is read off a graph is a conclusion: whoever
-rebuilds a network proves it by its answers (`export.conversion.explanation_graph`).
+Only graphs written by this repository's conversion are understood. The shape is inferred from the graph, so callers
+prove a rebuilt network by its answers (`export.conversion.explanation_graph`).
 """
 
 import json
@@ -32,7 +32,7 @@ from export.networks.transformer import EncoderConfig, TextClassifier
 from export.networks.translation import TranslationConfig, TranslationTransformer
 from model_store.folder import ENCODER, GRAPH
 
-# What conversion calls the networks that can be read back, in `config.json`.
+# Names in `config.json` of the networks that can be read back.
 TEXT, IMAGE, TRANSLATION = "heed-encoder", "heed-vit", "heed-translation"
 
 
@@ -42,10 +42,10 @@ class NotUnderstood(ValueError):
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """A network out of a folder.
+    """A network read back from a folder.
 
-    `output_VD` is what a translation model predicts the next token by, where that is not the matrix that embeds: int8
-    rounds the two differently.
+    `output_VD` is the output matrix of a translation model, where it differs from the embedding: int8 rounds the two
+    differently.
     """
 
     module: TextClassifier | VisionTransformer | TranslationTransformer
@@ -53,13 +53,13 @@ class StoredNetwork:
 
 
 def stored_network(folder: Path) -> StoredNetwork:
-    """Read a network back.
+    """Read a folder's network back from its graphs.
 
     Args:
         folder: a version's folder with its graphs and `config.json`.
 
     Raises:
-        NotUnderstood: another kind of network, or a graph that was written otherwise.
+        NotUnderstood: another kind of network, or a graph from another exporter.
         FileNotFoundError: a file is missing.
     """
     config = json.loads((folder / "config.json").read_text())
@@ -72,7 +72,7 @@ def stored_network(folder: Path) -> StoredNetwork:
             return StoredNetwork(_vision_transformer(graphs[0], config))
         if kind == TRANSLATION:
             return _translation(*graphs)
-    except (KeyError, RuntimeError, StopIteration) as error:  # RuntimeError: torch, of missing and unknown weights
+    except (KeyError, RuntimeError, StopIteration) as error:  # torch raises RuntimeError for missing or unknown weights
         raise NotUnderstood(f"{folder}: the graph is not one that conversion writes: {error}") from error
     raise NotUnderstood(
         f"{folder} holds a network of the kind {kind!r}: only {TEXT}, {IMAGE} and {TRANSLATION} are known"
@@ -80,7 +80,7 @@ def stored_network(folder: Path) -> StoredNetwork:
 
 
 class StoredGraph:
-    """A graph of a folder, and what can be read off it."""
+    """A graph of a folder, with its weights, scalars and attributes."""
 
     def __init__(self, path: Path) -> None:
         self._graph = onnx.load(path).graph
@@ -89,7 +89,7 @@ class StoredGraph:
 
     @cached_property
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Every constant as the graph computes with it: half precision and int8 made float32."""
+        """All constants, with float16 and int8 restored to float32."""
         arrays = {name: numpy_helper.to_array(tensor) for name, tensor in self.stored.items()}
         for name, array in list(arrays.items()):
             if array.dtype == np.float16:
@@ -101,7 +101,7 @@ class StoredGraph:
 
     @cached_property
     def weights(self) -> dict[str, NDArray[Any]]:
-        """The network's weights by the names that they have in PyTorch.
+        """The network's weights by their PyTorch names.
 
         The exporter folds the transposition of some matrices into them, and names what comes out `val_<number>`: it is
         the weight whose product is added to the bias of that name.
@@ -122,11 +122,11 @@ class StoredGraph:
 
     @cached_property
     def scalars(self) -> set[float]:
-        """The numbers that the graph computes with."""
+        """The scalar constants of the graph."""
         return {float(array) for array in self.arrays.values() if array.dtype == np.float32 and array.ndim == 0}
 
     def attribute(self, operator: str, name: str, default: Any = None) -> Any:
-        """Of the first node of its kind."""
+        """Return an attribute of the first node of an operator type."""
         for node in self._graph.node:
             if node.op_type == operator:
                 return next(
@@ -136,18 +136,18 @@ class StoredGraph:
 
     @property
     def num_heads(self) -> Any:
-        """Of its attention."""
+        """The number of heads of its attention."""
         return self.attribute("Attention", "q_num_heads") or self.attribute("MultiHeadAttention", "num_heads")
 
     def first_use(self, weight: str) -> int:
-        """The place of the first node that takes a weight, under whatever name it is stored."""
+        """Return the index of the first node that takes a weight, under any stored name."""
         for number, node in enumerate(self._graph.node):
             if node.op_type != "Cast" and any(_plain(name) == weight for name in node.input):
                 return number
         raise KeyError(weight)
 
     def _added_bias(self, product: Any) -> str | None:
-        """The bias that is added to a product, behind what int8 scales it by."""
+        """Find the bias that is added to a product, after int8's scaling if there is any."""
         output = product.output[0]
         for _ in range(8):
             following = next((node for node in self._graph.node if output in node.input), None)
@@ -161,13 +161,13 @@ class StoredGraph:
 
 
 def dequantized(quantized: NDArray[Any], scale: NDArray[np.float32], zero_point: NDArray[Any]) -> NDArray[np.float32]:
-    """(quantized - zero point) x scale, float32; one scale for all, or one for each column."""
+    """Dequantize: (quantized - zero point) x scale, float32; one scale for all, or one for each column."""
     difference = quantized.astype(np.int32) - zero_point.astype(np.int32)
     return difference.astype(np.float32) * scale
 
 
 def _plain(name: str) -> str:
-    """A weight's name without what export puts around it."""
+    """Strip the prefixes and suffixes that export adds to a weight's name."""
     for suffix in (".half", "_quantized"):
         name = name.removesuffix(suffix)
     return name.removeprefix("model.")
@@ -177,7 +177,7 @@ def _plain(name: str) -> str:
 
 
 def _layers(graph: StoredGraph, weights: Mapping[str, NDArray[Any]], stack: str, num_heads: int) -> dict[str, Any]:
-    """The fields of a `LayerConfig`, but for positions."""
+    """Read the fields of a `LayerConfig`, except positions."""
     first = f"{stack}.0"
     d_ff, d_model = weights[f"{first}.feed_forward.down.weight"].shape[::-1]
     if len(weights[f"{first}.feed_forward.up.weight"]) == 2 * d_ff:
@@ -213,7 +213,7 @@ def _text_classifier(graph: StoredGraph, num_labels: int, config: Mapping[str, A
             embedding_scale=_has_scale(graph, layers["d_model"]),
             embedding_norm="embedding_norm.weight" in weights,
             pooling="max" if "ReduceMax" in graph.operators else "mean" if "ReduceSum" in graph.operators else "cls",
-            # A table is a table, learned or computed.
+            # Learned and computed positions are both tables.
             positions="learned" if has_table else "rotary",
             max_tokens=len(weights["positions_TD"]) if has_table else config["max_position_embeddings"],
             **layers,
@@ -273,12 +273,12 @@ def _translation(step: StoredGraph, encoder: StoredGraph) -> StoredNetwork:
 
 
 def _has_scale(graph: StoredGraph, d_model: int) -> bool:
-    """Whether embeddings are multiplied by sqrt(d_model)."""
+    """Tell whether embeddings are multiplied by sqrt(d_model)."""
     return any(math.isclose(number, math.sqrt(d_model), rel_tol=1e-3) for number in graph.scalars)
 
 
 def _load(module: nn.Module, weights: Mapping[str, NDArray[Any]]) -> None:
-    """Fill a network; tables of angles, which are no weights, it makes itself.
+    """Load weights into a network; it computes tables of angles, which are not weights, itself.
 
     Raises:
         RuntimeError: a weight is missing, unknown or of another shape.

@@ -1,4 +1,4 @@
-"""ONNX graphs: out of PyTorch, smaller, quantized; whatever they compute."""
+"""Exports modules to ONNX, and optimizes, quantizes and halves graphs, whatever they compute."""
 
 import logging
 import warnings
@@ -20,8 +20,8 @@ from torch import nn
 from service.engines.int8_products import session_entries
 
 OPSET = 20
-ATTENTION_OPSET = 23  # the first with `Attention`
-# Weights smaller than this are not worth a node of their own.
+ATTENTION_OPSET = 23  # the first opset with `Attention`
+# Smaller weights are not worth a node of their own.
 MIN_HALVED_ELEMENTS = 1024
 
 
@@ -37,12 +37,12 @@ def export_graph(
     """Write a module as an ONNX graph, through torch.export.
 
     Args:
-        module: in the form that is to be served.
-        example: its arguments, of any size.
-        path: of the file.
-        inputs: names, in the order of the arguments.
-        outputs: names, in the order of what it returns.
-        dynamic_shapes: which dimensions may have any size, as `torch.export.export` takes them.
+        module: the module in the form to be served.
+        example: example arguments, of any size.
+        path: the file to write.
+        inputs: input names, in the order of the arguments.
+        outputs: output names, in the order of the results.
+        dynamic_shapes: the dimensions of any size, as `torch.export.export` takes them.
     """
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnxruntime"):
         warnings.simplefilter("ignore")  # about the exporter's own internals
@@ -62,10 +62,10 @@ def export_graph(
 
 
 def keep_tanh_gelu(path: Path) -> None:
-    """Write GELU by tanh (`gelu_pytorch_tanh`) as ONNX Runtime's own operator for it, in place.
+    """Replace tanh-approximated GELU (`gelu_pytorch_tanh`) by ONNX Runtime's own operator, in place.
 
-    Its optimizers join ONNX's `Gelu` with the bias before it, and then compute GELU by the error function whatever
-    `approximate` says: logits of a small BERT were 0.0039 off.
+    ONNX Runtime's optimizers join ONNX's `Gelu` with the bias before it, and then compute GELU by the error function
+    whatever `approximate` says: logits of a small BERT were 0.0039 off.
     """
     model = onnx.load(path)
     approximated = [
@@ -85,7 +85,7 @@ def keep_tanh_gelu(path: Path) -> None:
 
 
 def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
-    """Let ONNX Runtime's own tool fuse what it knows of BERT's kind, in place; `shape`: `num_heads` and the like."""
+    """Fuse BERT-like patterns with ONNX Runtime's optimizer, in place; `shape` has `num_heads` and the like."""
     options = FusionOptions("bert")
     # On a CPU SkipLayerNormalization is slower than the sum and the LayerNormalization that it replaces (measured:
     # docs/decisions/engines.md).
@@ -96,10 +96,10 @@ def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
 
 
 def use_standard_attention(path: Path) -> None:
-    """Attention by ONNX's own operator instead of ONNX Runtime's older one, in place; where a bias hides the padding.
+    """Replace ONNX Runtime's attention by ONNX's standard operator, in place, where a bias hides the padding.
 
-    They compute the same. On a CPU the standard one takes half the time (docs/decisions/engines.md); on a GPU there is
-    the older one for certain, so that `use_own_attention` goes the way back.
+    Both compute the same. On a CPU the standard operator takes half the time (docs/decisions/engines.md). On a GPU only the
+    older one is sure to exist, so `use_own_attention` restores it.
     """
     model = onnx.load(path)
     for node in model.graph.node:
@@ -140,30 +140,30 @@ def use_own_attention(model: onnx.ModelProto) -> None:
 
 
 def _import_opset(model: onnx.ModelProto, version: int) -> None:
-    """What conversion writes besides attention means the same in all versions from 20 to 23."""
+    """Set the opset version: all other operators that conversion writes mean the same in versions 20 to 23."""
     for imported in model.opset_import:
         if imported.domain in ("", "ai.onnx"):
             imported.version = version
 
 
 def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
-    """Weights to int8 per channel, activations to int8 at run time (dynamic quantization), in place.
+    """Quantize dynamically, in place: weights to int8 per channel, activations to int8 at run time.
 
-    Of the given operators; without any, of all that can be.
+    Only the given operators are quantized; None quantizes all that can be.
     """
     with _quiet(None):
         quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
 
 
 def halve(path: Path, *, kept: Sequence[str] | None = None, in_full: Sequence[str] = ()) -> None:
-    """Weights and products in half precision, in place.
+    """Convert weights and products to float16, in place.
 
     For GPUs. ONNX Runtime computes such a graph on a CPU too, slowly, which is how it is compared with PyTorch.
 
     Args:
-        path: of the graph.
-        kept: inputs and outputs that stay in single precision; None for all of them.
-        in_full: operators that compute in single precision all the same.
+        path: the file of the graph.
+        kept: inputs and outputs that stay in float32; None for all of them.
+        in_full: operators that still compute in float32.
     """
     blocked = [*DEFAULT_OP_BLOCK_LIST, *in_full]
     with _quiet("onnxruntime"):
@@ -174,7 +174,7 @@ def halve(path: Path, *, kept: Sequence[str] | None = None, in_full: Sequence[st
 
 
 def halve_exact_weights(path: Path) -> None:
-    """Store weights in half precision where that loses nothing, in place.
+    """Store weights in float16 where that is exact, in place.
 
     Training keeps weights that are half-precision numbers (`export.training.run_folder.halve_weights`); a Cast node,
     which ONNX Runtime folds away when it loads the graph, makes them float32 again, bit for bit.
@@ -207,7 +207,7 @@ def halve_exact_weights(path: Path) -> None:
 
 
 def cpu_session(path: Path) -> onnxruntime.InferenceSession:
-    """A session on the CPU that computes a graph as the service does: int8 products are exact."""
+    """Open a CPU session that computes a graph as the service does: int8 products are exact."""
     options = onnxruntime.SessionOptions()
     for name, value in session_entries().items():
         options.add_session_config_entry(name, value)

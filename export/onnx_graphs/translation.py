@@ -1,4 +1,4 @@
-"""The two graphs of a translation model, in the form that is served.
+"""Exports the two graphs of a translation model as they are served.
 
     encoder.onnx   ids, mask ──> keys and values of the source, for each decoder layer; once a sentence
     model.onnx     newest ids, keys and values ──> likeliest next tokens; once a token
@@ -9,8 +9,8 @@ sentences join and leave between steps.
 
 Attention is ONNX Runtime's own: to the row's earlier tokens `com.microsoft.GroupQueryAttention`, which knows a length
 for each row and a cache that is longer, and to the source `com.microsoft.MultiHeadAttention`, where the beams of a
-sentence are the queries of one attention. Outside an export these operators compute nothing: equality with
-`export.networks.translation` is shown on the exported graphs.
+sentence are the queries of one attention. Outside an export these operators compute nothing, so tests prove
+equality with `export.networks.translation` on the exported graphs.
 
 Shapes: B sentences of an encoder call, S source tokens, M real source tokens of all of them, N sentences of a step,
 W beams, R = N x W rows, P places of the cache, D width of the model, H heads, K width of a head, V vocabulary,
@@ -33,17 +33,17 @@ from model_store.folder import ENCODER, GRAPH
 
 
 def cache_names(num_decoder_layers: int) -> list[str]:
-    """Names of the tensors that hold a row's earlier tokens, [R, H, P, K]."""
+    """Return the names of the KV cache of earlier tokens, [R, H, P, K]."""
     return [f"{part}_{number}" for number in range(num_decoder_layers) for part in ("key", "value")]
 
 
 def cross_names(num_decoder_layers: int) -> list[str]:
-    """Names of the tensors that hold a sentence's source, [N, H, S, K]."""
+    """Return the names of the cross-attention keys and values, [N, H, S, K]."""
     return [f"cross_{name}" for name in cache_names(num_decoder_layers)]
 
 
 class PackedEncoder(nn.Module):
-    """The encoder, and the keys and values that the decoder makes of its memory; real tokens alone are computed."""
+    """The encoder and the decoder's cross-attention keys and values; it computes only real tokens."""
 
     def __init__(self, model: TranslationTransformer) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class PackedEncoder(nn.Module):
 
 
 class DecoderStep(nn.Module):
-    """One token more for each row."""
+    """The decoder step: one more token for each row."""
 
     def __init__(self, model: TranslationTransformer) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
     sentences, beams = torch.export.Dim("sentences", min=1), torch.export.Dim("beams", min=1)
     places, tokens = torch.export.Dim("places", min=1), torch.export.Dim("tokens", min=1, max=config.max_tokens)
     rows = torch.export.Dim.AUTO
-    # A tensor of its own for each: the exporter takes one that is given twice for one input.
+    # Each needs its own tensor: the exporter merges one that is given twice into one input.
     states = [torch.zeros(shape) for shape in ((N * W, H, P, K), (N, H, S, K)) for _ in range(2 * layers)]
     state_axes = [{0: rows, 2: places}] * 2 * layers + [{0: sentences, 2: tokens}] * 2 * layers
     names = cache_names(layers)
@@ -185,26 +185,26 @@ def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
 
 
 def halve_translation(encoder: Path, decoder: Path) -> None:
-    """Both graphs in half precision, in place, keys and values among their inputs and outputs too.
+    """Convert both graphs to float16, in place, with the keys and values of their inputs and outputs.
 
-    So the decoder step writes its cache in place on a GPU, where its operator has no kernel for float32. Log
-    probabilities are computed in float32: they are added up, and compared with each other, by the hundred.
+    This lets the decoder step write its cache in place on a GPU, where its operator has no float32 kernel. Log
+    probabilities are computed in float32, because hundreds of them are summed and compared.
     """
     halve(encoder, kept=[])
     halve(decoder, kept=["log_probabilities"], in_full=["LogSoftmax"])
 
 
 def _choose_likeliest(path: Path) -> None:
-    """Let the graph give the likeliest tokens and their log probabilities, not all logits; in place.
+    """Let the graph output the top tokens and their log probabilities instead of all logits, in place.
 
-    How many is an input, `num_candidates`, which torch's exporter cannot express.
+    Their number is the input `num_candidates`, which torch's exporter cannot express.
     """
     model = onnx.load(path)
     graph = model.graph
     logits = next(output for output in graph.output if output.name == "logits")
     graph.node.extend(
         [
-            # Of all tokens, though few are wanted: ONNX Runtime's ReduceLogSumExp takes 16 times as long.
+            # Of all tokens, though few are needed: ONNX Runtime's ReduceLogSumExp takes 16 times as long.
             helper.make_node("LogSoftmax", ["logits"], ["all_log_probabilities"], axis=-1),
             helper.make_node(
                 "TopK", ["all_log_probabilities", "num_candidates"], ["log_probabilities", "top_ids"], axis=-1
@@ -223,7 +223,7 @@ def _choose_likeliest(path: Path) -> None:
 
 
 class OnnxTranslator:
-    """The exported graphs, as `export.training.translation.translate` asks them: to compare them with PyTorch."""
+    """The exported graphs as a `Translator`, to be compared with PyTorch."""
 
     def __init__(self, folder: Path, encoder: str = ENCODER, decoder: str = GRAPH) -> None:
         self._encoder, self._decoder = cpu_session(folder / encoder), cpu_session(folder / decoder)
@@ -233,7 +233,7 @@ class OnnxTranslator:
         self._dtype = torch.float16 if halved.issuperset(self._caches) else torch.float32
 
     def begin(self, sources: list[list[int]]) -> State:
-        """As `Translator.begin`."""
+        """Compute the state of the first step, as `Translator.begin` says."""
         longest = max(map(len, sources))
         ids_RS = np.array([source + [PAD_ID] * (longest - len(source)) for source in sources])
         mask_RS = np.array([[1] * len(source) + [0] * (longest - len(source)) for source in sources])
@@ -249,7 +249,7 @@ class OnnxTranslator:
     def next_tokens(
         self, last_R: list[int], state: State, count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
-        """As `Translator.next_tokens`; here with a place more in the cache each step."""
+        """Decode one more token, as `Translator.next_tokens` says; the cache grows by one place each step."""
         after, past = dict(state), state[self._caches[0]].size(2)
         for name in self._caches:
             after[name] = torch.nn.functional.pad(state[name], (0, 0, 0, 1))

@@ -1,1 +1,1 @@
-"""Reports and measurements of models."""
+"""Reports on models, and measurements of their explanations."""

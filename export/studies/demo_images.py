@@ -1,4 +1,4 @@
-"""Pictures drawn for this project whose subject is one of CIFAR-10's classes, or none: to show explanations on."""
+"""Pictures drawn for this project to show explanations on; their subjects are classes of CIFAR-10, or none of them."""
 
 from PIL import Image, ImageDraw
 
@@ -9,12 +9,12 @@ SKY, SEA, ROAD, GRASS = (150, 195, 235), (30, 80, 130), (110, 110, 112), (96, 14
 
 
 def drawn_pictures() -> dict[str, Image.Image]:
-    """The pictures by what they show: classes of CIFAR-10 by their names, and a house, which is none of them."""
+    """Draw the pictures, by what they show: classes of CIFAR-10, and a house, which is not one of them."""
     return {"ship": ship(), "truck": truck(), "airplane": airplane(), "house": shapes(SIDE_PIXELS, SIDE_PIXELS)}
 
 
 def ship() -> Image.Image:
-    """A freighter on the sea."""
+    """Draw a freighter on the sea."""
     image, draw = _before(SKY, SEA, horizon=70)
     draw.polygon([(12, 72), (116, 72), (104, 98), (24, 98)], fill=(60, 50, 60))
     draw.rectangle((24, 90, 104, 98), fill=(150, 50, 45))
@@ -26,7 +26,7 @@ def ship() -> Image.Image:
 
 
 def truck() -> Image.Image:
-    """A lorry from the side."""
+    """Draw a lorry from the side."""
     image, draw = _before(SKY, ROAD, horizon=88)
     draw.rectangle((10, 36, 82, 88), fill=(225, 225, 220))
     draw.polygon([(86, 52), (104, 52), (116, 72), (116, 88), (86, 88)], fill=(190, 40, 40))
@@ -39,7 +39,7 @@ def truck() -> Image.Image:
 
 
 def airplane() -> Image.Image:
-    """An airliner in the sky, from the side."""
+    """Draw an airliner in the sky, from the side."""
     image, draw = _before(SKY, SKY, horizon=SIDE_PIXELS)
     draw.ellipse((10, 54, 118, 76), fill=(235, 238, 240))
     draw.polygon([(14, 62), (4, 32), (16, 32), (34, 58)], fill=(60, 80, 130))

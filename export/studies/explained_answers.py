@@ -1,10 +1,10 @@
-"""An answer of a committed model, ready to be taken apart: what the study of explanations asks of the graphs.
+"""Answers of committed models with their explanations, for the study of explanations.
 
     input ──> features (service.explanation.methods) ──> variants ──> served graph ──> values
           └─> rows at several alphas ──> explain.onnx ──> attention, gradients ──> weights of the same features
 
-What is explained is what the service explains: of a classifier the probability of the answer, of a translation the log
-probability of its tokens. The gradients are those of a classifier's logit. ONNX Runtime runs the graphs here, in one
+As in the service, the explained value is the probability of a classifier's answer, or the log probability of each token
+of a translation. Gradients are those of a classifier's logit. ONNX Runtime runs the graphs here, in one
 thread; no server is needed.
 
 Shapes: S samples, M features, K values of one answer, T tokens, L layers, H heads.
@@ -21,15 +21,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.conversion.explanation_graph import (
-    Row,
-    at_alphas,
-    batch_of,
-    gauss_legendre,
-    generation_of,
-    image_task,
-    open_folder,
-)
+from export.conversion.comparison.explanation import Row, at_alphas, batch_of, gauss_legendre
+from export.conversion.explanation_graph import generation_of, image_task, open_folder
 from export.onnx_graphs.translation import OnnxTranslator
 from export.training.translation import translate
 from model_store.folder import EXPLAIN, GRAPH, TOKENIZER, FolderError, Manifest
@@ -42,24 +35,24 @@ from service.tasks.translation_search import SearchOptions, longest_translation
 
 Bools, Floats = NDArray[np.bool_], NDArray[np.float64]
 
-NUM_STEPS = 32  # of integrated gradients
-MAX_ROWS = 32  # of a call
+NUM_STEPS = 32  # steps of integrated gradients
+MAX_ROWS = 32  # rows of one call
 
 
 def session_of(path: Path) -> onnxruntime.InferenceSession:
-    """A graph in one thread, so that what it costs is told by the clock of the process."""
+    """Open a graph in one thread, so that the process's CPU time measures its cost."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 class Answer(ABC):
-    """One input, what a model says to it and to parts of it; each part is asked for once."""
+    """One input, and a model's answers to it and to its parts; answers are cached."""
 
     text = ""  # the answer
-    names: Sequence[str] = ()  # of the features, where they are words
+    names: Sequence[str] = ()  # names of the features, where they are words
     row: Row  # the input as explain.onnx takes it, at alpha 1
-    feature_of_T: NDArray[np.int64]  # of each token of the input; -1 for none
+    feature_of_T: NDArray[np.int64]  # the feature of each input token; -1 for none
 
     def __init__(self, explain: onnxruntime.InferenceSession, num_features: int) -> None:
         self._explain, self.num_features = explain, num_features
@@ -67,18 +60,18 @@ class Answer(ABC):
 
     @abstractmethod
     def _ask(self, kept: Sequence[Bools]) -> list[Floats]:
-        """The values [K] that a few variants have."""
+        """Compute the values [K] of a few variants."""
 
     @abstractmethod
     def share_of(self, values_K: Floats) -> float:
-        """Values to a number between 0 and 1, for the curves."""
+        """Turn values into one score between 0 and 1 for the deletion and insertion curves."""
 
     @abstractmethod
     def attention_of_tokens(self, outputs: dict[str, NDArray[np.float32]]) -> Floats:
-        """How much attention the answer pays to each token of the input, through all layers, [T]."""
+        """Compute how much attention the answer pays to each input token through all layers; [T]."""
 
     def values(self, kept_SM: Bools) -> Floats:
-        """What the model says to variants, [S, K]."""
+        """Compute the model's values for variants of the input; [S, K]."""
         missing = list({key: kept_M for kept_M in kept_SM if (key := kept_M.tobytes()) not in self.known}.values())
         for first in range(0, len(missing), MAX_ROWS):
             part = missing[first : first + MAX_ROWS]
@@ -87,26 +80,26 @@ class Answer(ABC):
         return np.stack([self.known[kept_M.tobytes()] for kept_M in kept_SM])
 
     def whole_and_empty(self) -> Floats:
-        """The values with all features and without any, [2, K]."""
+        """Return the values with all features and with none; [2, K]."""
         return self.values(np.array([[True] * self.num_features, [False] * self.num_features]))
 
     def by_perturbation(self, method: Method, seed: int, n_samples: int | None = None) -> Floats:
-        """Weights by taking features away, as the service computes them, [M, K]."""
+        """Compute weights by removing features, as the service does; [M, K]."""
         made = plan(method, self.num_features, n_samples, seed)
         whole_K, empty_K = self.whole_and_empty()
         values_SK = self.values(made.kept_SM) if len(made.kept_SM) else np.zeros((0, len(whole_K)))
         return estimate(method, made, values_SK, whole_K, empty_K)
 
     def outputs(self) -> dict[str, NDArray[np.float32]]:
-        """What explain.onnx says of the input itself, without the batch."""
+        """Return the outputs of explain.onnx for the input itself, without the batch dimension."""
         return {name: array[0] for name, array in self._run([self.row]).items()}
 
     def gradients(self) -> Floats:
-        """Integrated gradients, [M]."""
+        """Compute integrated gradients of the features; [M]."""
         return self.of_features(self.gradients_of_tokens(NUM_STEPS))
 
     def gradients_of_tokens(self, num_steps: int) -> Floats:
-        """The same of each token of the input, [T]."""
+        """Compute integrated gradients of the input tokens; [T]."""
         alphas, weights = gauss_legendre(num_steps)
         total_T = np.zeros(len(self.feature_of_T))
         for first in range(0, num_steps, MAX_ROWS):
@@ -115,7 +108,7 @@ class Answer(ABC):
         return total_T
 
     def of_features(self, numbers_T: Floats) -> Floats:
-        """Sums over the tokens of each feature, [M]; tokens of none are left out."""
+        """Sum token values by feature; [M]. Tokens without a feature are left out."""
         found_M = np.zeros(self.num_features)
         np.add.at(found_M, self.feature_of_T[self.feature_of_T >= 0], numbers_T[self.feature_of_T >= 0])
         return found_M
@@ -137,24 +130,24 @@ class ClassifierAnswer(Answer):
 
     @abstractmethod
     def _item(self, kept_M: Bools) -> Any:
-        """A variant as the task collates it."""
+        """Build a variant as the task collates it."""
 
     def _ask(self, kept: Sequence[Bools]) -> list[Floats]:
         logits_BC = self._model.logits([self._item(kept_M) for kept_M in kept])
         return [np.array([self._model.task.probability(logits_C, self.target)]) for logits_C in logits_BC]
 
     def share_of(self, values_K: Floats) -> float:
-        """The probability itself."""
+        """Return the probability itself."""
         return float(values_K[0])
 
     def attention_of_tokens(self, outputs: dict[str, NDArray[np.float32]]) -> Floats:
-        """Rollout, all tokens of the last layer alike; the image model's own weights of them are in no output."""
+        """Attention rollout with equal weights in the last layer: no output has the model's own pooling weights."""
         found: Floats = rollout(outputs["attention"]).mean(axis=0)
         return found
 
 
 class TextAnswer(ClassifierAnswer):
-    """That of a text; features are words."""
+    """The answer to a text; features are words."""
 
     def __init__(self, model: "TextModel", text: str) -> None:
         tokens = model.task.preprocess(text, truncate=False, field="text")
@@ -174,7 +167,7 @@ class TextAnswer(ClassifierAnswer):
 
 
 class ImageAnswer(ClassifierAnswer):
-    """That of an image; features are patches of the grid that the network's tokens are, too."""
+    """The answer to an image; features are the patches of the network's token grid."""
 
     def __init__(self, model: "ImageModel", levels_HWC: NDArray[np.uint8]) -> None:
         pixels_CHW = model.task.normalised(levels_HWC)
@@ -189,7 +182,7 @@ class ImageAnswer(ClassifierAnswer):
 
 
 class TranslationAnswer(Answer):
-    """The translation of a text, and the log probability of each of its tokens; features are words of the source."""
+    """The translation of a text, with each token's log probability; features are words of the source."""
 
     def __init__(self, model: "TranslationModel", text: str, target_ids: list[int]) -> None:
         self.ids, self.spans = model.source_ids(text), model.task.spans(text, truncate=False)
@@ -198,7 +191,7 @@ class TranslationAnswer(Answer):
         super().__init__(model.explain, self.places.num_features)
         self.target_ids = target_ids
         self.pieces = model.task.pieces_of(target_ids)
-        self.ends = model.ends(target_ids)  # with the end of the sentence
+        self.ends = model.ends(target_ids)  # whether the translation ends with [EOS]
         self.text = "".join(self.pieces[:-1] if self.ends else self.pieces)
         self.names = [word.text for word in self.places.words]
         self.feature_of_T = features_of_tokens(self.places, len(self.ids))
@@ -211,23 +204,23 @@ class TranslationAnswer(Answer):
         return Row(0, feeds | {"alpha": np.float32(1)})
 
     def _ask(self, kept: Sequence[Bools]) -> list[Floats]:
-        """By explain.onnx at alpha 1, all tokens at once; the served graphs give the same, a step for each token."""
+        """Ask explain.onnx at alpha 1 for all tokens at once; the served graphs would need a step per token."""
         rows = [self._row([self.ids[place] for place in self.places.ids_of(kept_M)]) for kept_M in kept]
         return list(self._explain.run(["log_probabilities"], batch_of(rows))[0].astype(np.float64))
 
     def share_of(self, values_K: Floats) -> float:
-        """The mean probability of a token, as in the service."""
+        """Return the mean probability of a token, as the service does."""
         return math.exp(values_K.mean())
 
     def attention_of_tokens(self, outputs: dict[str, NDArray[np.float32]]) -> Floats:
-        """The attention to the source, mean of layers, heads and target tokens, through the encoder's rollout."""
+        """Cross-attention, averaged over layers, heads and target tokens, through the encoder's attention rollout."""
         to_source_S = outputs["cross_attention"].astype(np.float64).mean(axis=(0, 1, 2))
         found: Floats = to_source_S @ rollout(outputs["encoder_attention"])
         return found
 
 
 def features_of_tokens(places: Words, num_tokens: int) -> NDArray[np.int64]:
-    """The feature of each token, by which tokens leave with it; -1 for those that always stay."""
+    """Return the feature that each token belongs to; -1 for tokens that are never taken away."""
     feature_of_T = np.full(num_tokens, -1)
     for feature, gone_M in enumerate(np.eye(places.num_features, dtype=np.bool_)):
         feature_of_T[sorted(set(range(num_tokens)) - set(places.ids_of(~gone_M)))] = feature
@@ -235,7 +228,7 @@ def features_of_tokens(places: Words, num_tokens: int) -> NDArray[np.int64]:
 
 
 class TextModel:
-    """A text classifier out of the store."""
+    """A text classifier of the model store."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest_of(folder)
@@ -249,16 +242,16 @@ class TextModel:
         )
 
     def logits(self, items: Sequence[Any]) -> list[NDArray[np.float32]]:
-        """Of tokens that the task has made, [C] each."""
+        """Compute the logits of tokenized texts; [C] each."""
         return list(self.served.run(["logits"], self.task.collate(items))[0])
 
     def answer(self, text: str) -> TextAnswer:
-        """What it says to a text."""
+        """Answer a text."""
         return TextAnswer(self, text)
 
 
 class ImageModel:
-    """An image classifier out of the store."""
+    """An image classifier of the model store."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest_of(folder)
@@ -266,16 +259,16 @@ class ImageModel:
         self.task = image_task(folder, self.manifest)
 
     def logits(self, items: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Of pixels [C, H, W], [C] each."""
+        """Compute the logits of pixels [C, H, W]; [C] each."""
         return list(self.served.run(["logits"], {self.manifest.inputs[0].name: np.stack(items)})[0])
 
     def answer(self, levels_HWC: NDArray[np.uint8]) -> ImageAnswer:
-        """What it says to an image of its own size, levels from 0 to 255."""
+        """Answer an image of the model's own size, levels from 0 to 255."""
         return ImageAnswer(self, levels_HWC)
 
 
 class TranslationModel:
-    """A translation model out of the store."""
+    """A translation model of the model store."""
 
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest_of(folder)
@@ -293,11 +286,11 @@ class TranslationModel:
         )
 
     def source_ids(self, text: str) -> list[int]:
-        """A text's tokens."""
+        """Tokenize a text."""
         return self.task.preprocess(text, truncate=False, field="text").ids
 
     def answer(self, text: str) -> TranslationAnswer:
-        """A text and its greedy translation."""
+        """Translate a text greedily, and return the answer to explain."""
         ids = self.source_ids(text)
         limit = longest_translation(len(ids), self._max_tokens)
         options = [SearchOptions(max_new_tokens=limit)]
@@ -305,15 +298,15 @@ class TranslationModel:
         return TranslationAnswer(self, text, found.ids if len(found.ids) == limit else [*found.ids, self._eos_id])
 
     def ends(self, target_ids: Sequence[int]) -> bool:
-        """Whether a translation has the end of the sentence."""
+        """Whether the translation ends with the end-of-sentence token."""
         return target_ids[-1] == self._eos_id
 
 
 def manifest_of(folder: Path) -> Manifest:
-    """That of a folder that is whole.
+    """Read the manifest of a complete model folder.
 
     Raises:
-        FolderError: it is not, or has no manifest.
+        FolderError: the folder is incomplete or has no manifest.
     """
     opened = open_folder(folder)
     if opened.manifest is None or not (folder / EXPLAIN).is_file():

@@ -1,4 +1,4 @@
-"""Figures of one explained answer: how far methods agree, what each is worth, and what attention looks at.
+"""Figures of one explained answer: agreement of the methods, their faithfulness, and patterns of attention.
 
 Shapes: M features, K values of an answer, L layers, H heads, T tokens, S source tokens, N methods.
 """
@@ -20,16 +20,16 @@ Floats = NDArray[np.float64]
 Figures = dict[str, Any]
 METHODS = ("attention", "gradients", *PERTURBATIONS)
 DRAWN: tuple[Method, ...] = ("lime", "shap")
-RANDOM = "random"  # an order, to compare the methods with
+RANDOM = "random"  # a random order, to compare the methods with
 SEED = 1
-GRID_SIDE, PIXELS_BETWEEN = 8, 4.0  # of the image model's tokens
+GRID_SIDE, PIXELS_BETWEEN = 8, 4.0  # tokens per side of the image model's grid, and pixels between them
 
 
 def weights_of(answer: Answer, seed: int) -> tuple[dict[str, Floats], dict[str, float]]:
-    """The weights [M] by each method, and what each cost in seconds of the processor."""
+    """Compute the weights [M] by each method, and each method's CPU time in seconds."""
     weights, cpu_s = {}, {}
     for method in METHODS:
-        answer.known.clear()  # what another method has asked shall not make this one look cheap
+        answer.known.clear()  # cached answers of another method would make this one look cheap
         start_s = time.process_time()
         weights[method] = weights_by(answer, method, seed)
         cpu_s[method] = time.process_time() - start_s
@@ -37,7 +37,7 @@ def weights_of(answer: Answer, seed: int) -> tuple[dict[str, Floats], dict[str, 
 
 
 def weights_by(answer: Answer, method: str, seed: int) -> Floats:
-    """Those by one method, [M]."""
+    """Compute the weights by one method; [M]."""
     if method == "attention":
         return answer.of_features(answer.attention_of_tokens(answer.outputs()))
     if method == "gradients":
@@ -46,7 +46,7 @@ def weights_by(answer: Answer, method: str, seed: int) -> Floats:
 
 
 def figures_of(answer: Answer, place: int) -> Figures:
-    """How far the methods agree on an answer, and what each is worth."""
+    """Compute how far the methods agree on an answer, and how faithful each one is."""
     seed = seed_of(place)
     weights, cpu_s = weights_of(answer, seed)
     stacked_NM = np.stack([weights[method] for method in METHODS])
@@ -64,7 +64,7 @@ def figures_of(answer: Answer, place: int) -> Figures:
 
 
 def agreement_of_seeds(answer: Answer, place: int, n_samples: int | None) -> dict[str, float]:
-    """Rank correlation of what a method that draws says with what it says by another seed."""
+    """Compute the rank correlation of a sampling method's weights between two seeds."""
     seeds = seed_of(place), seed_of(place) + 500_000
     found = {}
     for method in DRAWN:
@@ -74,12 +74,12 @@ def agreement_of_seeds(answer: Answer, place: int, n_samples: int | None) -> dic
 
 
 def seed_of(place: int) -> int:
-    """Of what is drawn for an example."""
+    """Return the seed of an example's random numbers."""
     return 1_000_000 * SEED + place
 
 
 def areas_of(answer: Answer, weights_M: Floats) -> list[float]:
-    """Deletion and insertion area, as the service computes them."""
+    """Compute the deletion and insertion areas, as the service does."""
     return [
         area(kept_SM, [answer.share_of(values_K) for values_K in answer.values(kept_SM)])
         for kept_SM in curves(weights_M)
@@ -87,7 +87,7 @@ def areas_of(answer: Answer, weights_M: Floats) -> list[float]:
 
 
 def rank_correlations(weights_NM: Floats) -> Floats:
-    """Spearman's, of each pair of rows, [N, N]; a row that is all alike has none, and gets 0."""
+    """Compute Spearman's rank correlation of each pair of rows, [N, N]; constant rows get 0."""
     from scipy.stats import rankdata
 
     ranks_NM = rankdata(weights_NM, axis=1)
@@ -98,7 +98,7 @@ def rank_correlations(weights_NM: Floats) -> Floats:
 
 
 def is_mark(answer: Any) -> list[bool]:
-    """Of each token, whether it is punctuation."""
+    """Tell for each token whether it is punctuation."""
     texts = [answer.given[slice(*span)].strip() if span else "" for span in answer.spans]
     return [bool(text) and not any(character.isalnum() for character in text) for text in texts]
 
@@ -106,7 +106,7 @@ def is_mark(answer: Any) -> list[bool]:
 def _self_attention(
     attention_LHTT: NDArray[np.float32], kind_TT: Any, kinds: Sequence[str], distance_TT: Floats
 ) -> Figures:
-    """Figures of each head, [L, H], and of even attention."""
+    """Compute the figures of each head, [L, H], and those of even attention."""
     even = patterns.even(attention_LHTT)
     return {
         "entropy": patterns.entropy(attention_LHTT),
@@ -118,21 +118,21 @@ def _self_attention(
 
 
 def patterns_of_text(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
-    """Figures of a text classifier's attention."""
+    """Compute figures of a text classifier's attention."""
     kind_TT = patterns.kinds_of_text(is_mark(answer), has_first=True)
     distance_TT = patterns.distance_in_text(len(kind_TT))
     return {"self": _self_attention(outputs["attention"], kind_TT, patterns.TEXT_KINDS, distance_TT)}
 
 
 def patterns_of_image(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
-    """Figures of an image classifier's attention."""
+    """Compute figures of an image classifier's attention."""
     kind_TT = patterns.kinds_of_image(GRID_SIDE)
     distance_TT = patterns.distance_in_image(GRID_SIDE, PIXELS_BETWEEN)
     return {"self": _self_attention(outputs["attention"], kind_TT, patterns.IMAGE_KINDS, distance_TT)}
 
 
 def patterns_of_translation(answer: Any, outputs: dict[str, NDArray[np.float32]]) -> Figures:
-    """Figures of a translation model's attention, within the source and from the target to the source."""
+    """Compute figures of a translation model's encoder self-attention and cross-attention."""
     kind_SS = patterns.kinds_of_text(is_mark(answer), has_first=False)
     distance_SS = patterns.distance_in_text(len(kind_SS))
     cross_LHTS = outputs["cross_attention"]
@@ -153,10 +153,10 @@ def patterns_of_translation(answer: Any, outputs: dict[str, NDArray[np.float32]]
 
 
 def alignment(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Figures:
-    """How often attention looks at the word without which a token of the translation loses most.
+    """Measure how often attention is highest at the word whose removal costs a target token most.
 
-    The judge is occlusion, token by token. Beside the heads stand their mean, the word at the same place of the
-    sentence, and the share that any word would get by chance. The end of the sentence is left out on both sides.
+    Occlusion is the reference, token by token. The heads are compared with their mean, with the word at the same
+    relative place, and with chance. The end of the sentence is left out on both sides.
     """
     influence_MK = answer.by_perturbation("occlusion", SEED)
     K = len(answer.pieces) - answer.ends
@@ -173,7 +173,7 @@ def alignment(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Fig
 
 
 def to_words(answer: TranslationAnswer, cross_LHTS: NDArray[np.float32]) -> Floats:
-    """The attention to each word of the source, [L, H, T, M]."""
+    """Sum cross-attention over the tokens of each source word; [L, H, T, M]."""
     found = np.zeros((*cross_LHTS.shape[:3], answer.num_features))
     for token, feature in enumerate(answer.feature_of_T.tolist()):
         if feature >= 0:

@@ -1,11 +1,11 @@
-"""`python -m export explain`: what the committed models attend to, and how far explanations of them can be trusted.
+"""`python -m export explain`: studies what committed models attend to, and how far to trust their explanations.
 
     data set examples ──> figures of each (build/interpretability/) ──> means ──> docs/interpretability.json
     sentences and pictures of our own ──> examples that are shown ────────┘                │
                                         docs/interpretability.md and its pictures <────────┘
 
-An example's figures are written as soon as they are known, so that a run that was stopped goes on where it was. No text
-or image of a data set is kept, only figures. What is drawn is drawn by a seed and the example's number.
+An example's figures are written at once, so that an interrupted run resumes there. No text or image of a data set is
+kept, only figures. Random choices depend on a seed and the example's number.
 
 Shapes: M features, K values of an answer, L layers, H heads, T tokens, S source tokens.
 """
@@ -49,12 +49,12 @@ from export.studies.explanation_figures import (
 from model_store.folder import MANIFEST, sha256
 
 NUM_EXAMPLES = 200
-# What is drawn is drawn a second time by another seed: of so many examples with so many samples (None: the default).
+# Repetitions of sampling methods with another seed: samples (None: the default), and number of examples.
 REPEATED: tuple[tuple[int | None, int], ...] = ((None, 50), (1024, 10))
-MIN_FEATURES = 5  # ranks of fewer words say little
-MANY_SAMPLES = 2048  # of the pictures that are shown, beside the default
-NUM_SHOWN = 16  # of the sentences that are shown: the most confident wrong answers, and as many right ones
-# Sentences to be translated. Some come out well, with words in another order; of some, words are lost or mistaken.
+MIN_FEATURES = 5  # ranks of fewer features say little
+MANY_SAMPLES = 2048  # for the shown pictures, besides the default
+NUM_SHOWN = 16  # shown sentences: the most confident wrong answers, and as many right ones
+# Sentences to translate. Some reorder words correctly; others lose or mistake words.
 OWN_SENTENCES = (
     "Yesterday the children played in the garden until it got dark.",
     "I don't believe that she will come tomorrow.",
@@ -68,18 +68,18 @@ OWN_SENTENCES = (
 
 @dataclass(frozen=True)
 class Study:
-    """One model's part: what it is asked, and what the figures of its attention are."""
+    """One model's part of the study: its examples, its demonstrations and the figures of its attention."""
 
     name: str
-    data: str  # where its examples come from
+    data: str  # the data set of its examples
     load: Callable[[Path], Any]
-    examples: Callable[[], tuple[Sequence[Any], Sequence[int] | None]]  # inputs, and their true classes
-    own: Callable[[Any], Iterator[Figures]]  # what is shown
+    examples: Callable[[], tuple[Sequence[Any], Sequence[int] | None]]  # inputs and true classes
+    own: Callable[[Any], Iterator[Figures]]  # explains the shown examples
     patterns: Callable[[Answer, dict[str, NDArray[np.float32]]], Figures]
 
 
 def studies() -> list[Study]:
-    """The three models."""
+    """Return the studies of the three committed models."""
     return [
         Study("sentiment", "SST-2 validation", TextModel, _sst2, _own_texts, patterns_of_text),
         Study(
@@ -102,18 +102,18 @@ def explain(
     time_budget_s: float = math.inf,
     num_examples: int = NUM_EXAMPLES,
 ) -> bool:
-    """Measure what is not measured yet; once all is, write the record.
+    """Measure the examples that are missing; once all are measured, write the record.
 
     Args:
         store: the model store.
-        docs: where `interpretability.json` goes.
-        work: where the figures of single examples are kept.
-        console: for progress.
-        time_budget_s: stop after about so long; a further call goes on.
-        num_examples: of each model.
+        docs: the folder for `interpretability.json`.
+        work: the folder for the figures of single examples.
+        console: shows progress.
+        time_budget_s: stop after about this time; a further call resumes.
+        num_examples: the number of examples of each model.
 
     Returns:
-        whether all is measured.
+        whether all examples are measured.
     """
     end_s = time.monotonic() + time_budget_s
     work.mkdir(parents=True, exist_ok=True)
@@ -152,10 +152,10 @@ def explain(
 
 
 def newest(model: Path) -> Path:
-    """The highest version of a model.
+    """Return the folder of a model's highest version.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: the model has no version.
     """
     versions = [folder for folder in model.glob("[0-9]*") if folder.is_dir()]
     if not versions:
@@ -164,7 +164,7 @@ def newest(model: Path) -> Path:
 
 
 def hardware_of_one_thread() -> str:
-    """The processor."""
+    """Limit torch to one thread, and describe the processor."""
     import torch
 
     torch.set_num_threads(1)
@@ -180,7 +180,7 @@ def measure(
         study: the model's part.
         folder: the model's version.
         path: the file with the figures of single examples.
-        console: for progress.
+        console: shows progress.
         end_s: when to stop, on `time.monotonic()`'s clock.
         num_examples: how many examples are wanted.
 
@@ -252,7 +252,7 @@ def example_figures(study: Study, answer: Answer, place: int, num_before: int) -
 
 
 def summary(examples: Sequence[Figures]) -> Figures:
-    """Means over examples, with what they spread."""
+    """Average figures over examples, with their spread."""
     rank, sizes, top = (
         np.array([one[key] for one in examples])
         for key in ("rank_correlation", "rank_correlation_of_sizes", "same_top")
@@ -288,20 +288,20 @@ def summary(examples: Sequence[Figures]) -> Figures:
 
 
 def repeated_summary(examples: Sequence[Figures], n_samples: int | None) -> Figures:
-    """How far a method that draws agrees with itself."""
+    """Average how far the sampling methods agree with themselves between two seeds."""
     chosen = [each for one in examples for each in one["repeated"] if each["n_samples"] == n_samples]
     agreement = {name: mean_and_half_width([each[name] for each in chosen]) for name in DRAWN}
     return {"n_samples": n_samples, "num_examples": len(chosen), **agreement}
 
 
 def mean_and_half_width(values: Any) -> dict[str, float]:
-    """The mean, and how far its 95 % interval reaches to each side (normal approximation)."""
+    """Return the mean, and the half-width of its 95 % interval (normal approximation)."""
     array = np.asarray(values, dtype=np.float64)
     return {"mean": float(array.mean()), "half_width": float(1.96 * array.std(ddof=1) / math.sqrt(len(array)))}
 
 
 def in_lines(value: Any, depth: int = 0) -> str:
-    """JSON with a line for each field, but lists of numbers in one."""
+    """Format JSON with a line for each field, and lists of numbers in one line."""
     if isinstance(value, dict):
         lines = [f"{' ' * (depth + 1)}{json.dumps(key)}: {in_lines(each, depth + 1)}" for key, each in value.items()]
     elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
@@ -313,7 +313,7 @@ def in_lines(value: Any, depth: int = 0) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Arrays for JSON, in five digits."""
+    """Convert arrays for JSON, rounded to five significant digits."""
     if isinstance(value, np.ndarray | np.generic):
         return np.vectorize(lambda number: float(f"{number:.5g}"), otypes=[float])(value).tolist()
     raise TypeError(type(value).__name__)
@@ -347,7 +347,7 @@ def _shown(answer: Answer, given: str, truth: str | None) -> Figures:
 
 
 def _own_texts(model: TextModel) -> Iterator[Figures]:
-    """Of the everyday sentences the most confident wrong answers, and the first that are right."""
+    """Explain the most confident wrong answers to the everyday sentences, and the first right ones."""
     everyday = load_everyday()
     answers = [
         (model.answer(text), model.task.labels[label])

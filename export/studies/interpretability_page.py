@@ -1,6 +1,6 @@
-"""docs/interpretability.md and its pictures, from the record that `python -m export explain` has made.
+"""Writes docs/interpretability.md from the record of `python -m export explain`.
 
-Every figure of the page is one of the record's. Shapes: M features, L layers, H heads, T tokens.
+Every figure of the page comes from the record. Shapes: M features, L layers, H heads, T tokens.
 """
 
 import json
@@ -50,7 +50,7 @@ def write_page(docs: Path, console: Console) -> None:
 
 
 def page(record: Record) -> list[str]:
-    """Its lines."""
+    """Write the lines of the page."""
     models = record["models"]
     return [
         "# What the models attend to, and which explanation to trust",
@@ -77,7 +77,7 @@ def page(record: Record) -> list[str]:
 
 
 def in_short(models: Record) -> list[str]:
-    """What follows for somebody who asks for an explanation."""
+    """Write the advice for users who choose a method of explanation."""
     words, pieces, images = models["sentiment"], models["translation-en-de"], models["cifar10-vit"]
     default, many = images["repeated"]
     few_of_text, many_of_text = words["repeated"]
@@ -109,12 +109,12 @@ def in_short(models: Record) -> list[str]:
 
 
 def cost_ratio(model: Record) -> float:
-    """How many times as long LIME takes as occlusion."""
+    """Return the ratio of LIME's CPU time to occlusion's."""
     return float(model["cpu_s"]["lime"] / model["cpu_s"]["occlusion"])
 
 
 def faithfulness(record: Record) -> list[str]:
-    """Deletion and insertion areas."""
+    """Write the section on faithfulness: deletion and insertion areas."""
     rows = []
     for name, model in record["models"].items():
         for method, area in model["areas"].items():
@@ -144,7 +144,7 @@ def faithfulness(record: Record) -> list[str]:
 
 
 def agreement(record: Record) -> list[str]:
-    """Between methods, and of those that draw with themselves."""
+    """Write the section on agreement between methods, and of sampling methods between seeds."""
     rows = []
     for name, model in record["models"].items():
         for repeated in model["repeated"]:
@@ -178,12 +178,12 @@ def agreement(record: Record) -> list[str]:
 
 
 def least_and_most(values: NDArray[np.float64]) -> str:
-    """The range."""
+    """Format the range of values."""
     return f"{values.min():.2f} to {values.max():.2f}"
 
 
 def attended(models: Record) -> list[str]:
-    """What the heads look at."""
+    """Write the section on the attention of the heads."""
     sentiment, image = (models[name]["patterns"]["self"] for name in ("sentiment", "cifar10-vit"))
     translation = models["translation-en-de"]["patterns"]["self"]
     first_LH = np.array(sentiment["shares"])[:, :, TEXT_KINDS.index("first")]
@@ -228,7 +228,7 @@ def attended(models: Record) -> list[str]:
 
 
 def translations(model: Record) -> list[str]:
-    """Cross-attention as an alignment."""
+    """Write the section on cross-attention as a word alignment."""
     cross = model["patterns"]["cross"]
     aligned_LH, off_LH = np.array(cross["aligned"]), np.array(cross["off_the_diagonal"])
     layer, head = best_head(model)
@@ -254,7 +254,7 @@ def translations(model: Record) -> list[str]:
 
 
 def wrong_answers(record: Record) -> list[str]:
-    """Examples."""
+    """Write the section on explained wrong answers."""
     sentiment = record["models"]["sentiment"]["shown"]
     house = next(one for one in record["models"]["cifar10-vit"]["shown"] if one["given"] == "house")
     wrong = [one for one in sentiment if one["answer"] != one["truth"]][:3]
@@ -282,7 +282,7 @@ def wrong_answers(record: Record) -> list[str]:
 
 
 def weight_of_lost(record: Record, methods: Sequence[str]) -> float:
-    """What `not` and `yet` are worth at most in the translation that leaves them out, as a share of the largest."""
+    """Return the weight of the omitted `not` and `yet`, as a fraction of the largest weight."""
     shown = next(one for one in record["models"]["translation-en-de"]["shown"] if "not yet read" in one["given"])
     places = [shown["names"].index(word) for word in ("not", "yet")]
     weights = [np.abs(shown["weights"][method]) for method in methods]
@@ -290,17 +290,17 @@ def weight_of_lost(record: Record, methods: Sequence[str]) -> float:
 
 
 def word_of(shown: Record, method: str) -> str:
-    """The word with the largest weight."""
+    """Return the word with the largest weight."""
     return str(shown["names"][int(np.argmax(shown["weights"][method]))])
 
 
 def article(noun: str) -> str:
-    """With a or an."""
+    """Put `a` or `an` before a noun."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def how_measured() -> list[str]:
-    """What stands behind the words."""
+    """Write the section on how the figures were measured."""
     return [
         "",
         "## How it was measured",
@@ -323,5 +323,5 @@ def how_measured() -> list[str]:
 
 
 def with_interval(measured: Record, digits: int = 3) -> str:
-    """A mean and its interval."""
+    """Format a mean and its interval."""
     return f"{measured['mean']:.{digits}f} ± {measured['half_width']:.{digits}f}"

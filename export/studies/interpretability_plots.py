@@ -1,4 +1,4 @@
-"""Pictures of docs/interpretability.md, drawn from the record of the study of explanations.
+"""Draws the pictures of docs/interpretability.md from the record of the study of explanations.
 
 Shapes: M features, L layers, H heads, T tokens, K target pieces, N methods.
 """
@@ -62,12 +62,12 @@ DPI = 110
 
 
 def kinds_of(name: str) -> Sequence[str]:
-    """The kinds of tokens that the shares of a model's own attention stand for."""
+    """Return the kinds of tokens that a model's self-attention figures distinguish."""
     return IMAGE_KINDS if name == "cifar10-vit" else TEXT_KINDS
 
 
 def plot_kinds(models: Record, path: Path) -> None:
-    """Where the attention of each layer goes, a bar a layer, and where even attention would go."""
+    """Plot the kinds of tokens that each layer attends to, one bar per layer, beside even attention."""
     pyplot = pyplot_without_a_screen()
     figure, grid = pyplot.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
     shown: dict[str, Any] = {}
@@ -106,7 +106,7 @@ def plot_kinds(models: Record, path: Path) -> None:
 
 
 def plot_distances(models: Record, path: Path) -> None:
-    """Mean attention distance of each head by layer (Dosovitskiy et al. 2021, fig. 7), and the mean entropy."""
+    """Plot each head's mean attention distance by layer (Dosovitskiy et al. 2021, fig. 7), and its mean entropy."""
     pyplot = pyplot_without_a_screen()
     figure, grid = pyplot.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axes, (name, model) in zip(grid, models.items(), strict=True):
@@ -140,14 +140,14 @@ def plot_distances(models: Record, path: Path) -> None:
 
 
 def best_head(model: Record) -> tuple[int, int]:
-    """Layer and head, from 0, whose attention to the source agrees most with occlusion."""
+    """Return layer and head, from 0, whose cross-attention agrees most with occlusion."""
     aligned_LH = np.array(model["patterns"]["cross"]["aligned"])
     layer, head = np.unravel_index(aligned_LH.argmax(), aligned_LH.shape)
     return int(layer), int(head)
 
 
 def plot_alignment(model: Record, path: Path) -> None:
-    """Which head looks at the word that counts, and one sentence by that head and by occlusion."""
+    """Plot each head's alignment with occlusion, and one sentence by attention and by occlusion."""
     pyplot = pyplot_without_a_screen()
     figure, grid = pyplot.subplots(1, 3, figsize=(13, 4.4), layout="constrained", width_ratios=[1.1, 1, 1])
     aligned_LH = np.array(model["patterns"]["cross"]["aligned"])
@@ -190,7 +190,7 @@ def plot_alignment(model: Record, path: Path) -> None:
 
 
 def plot_agreement(record: Record, path: Path) -> None:
-    """The mean rank correlation of every pair of methods, and how much it varies from example to example."""
+    """Plot the mean rank correlation of every pair of methods, with its deviation over examples."""
     pyplot = pyplot_without_a_screen()
     methods, models = record["methods"], record["models"]
     figure, grid = pyplot.subplots(1, 3, figsize=(12.5, 4.1), layout="constrained")
@@ -216,7 +216,7 @@ def plot_agreement(record: Record, path: Path) -> None:
 
 
 def plot_areas(models: Record, path: Path) -> None:
-    """Deletion and insertion area of each method with 95 % intervals, and where a random order lies."""
+    """Plot each method's deletion and insertion areas with 95 % intervals, beside a random order."""
     pyplot = pyplot_without_a_screen()
     figure, grid = pyplot.subplots(2, 3, figsize=(12, 4.8), layout="constrained")
     for column, (name, model) in enumerate(models.items()):
@@ -248,7 +248,7 @@ def plot_areas(models: Record, path: Path) -> None:
 
 
 def shown_words(record: Record) -> list[tuple[str, Record]]:
-    """The sentences of the picture, with why they are there.
+    """Choose the sentences of the picture, each with the reason.
 
     The classifier's three most confident wrong answers and the right one on which methods disagree most; the
     translation that leaves out most of its source, by length, and the one on which methods disagree most.
@@ -266,13 +266,13 @@ def shown_words(record: Record) -> list[tuple[str, Record]]:
 
 
 def disagreement(shown: Record) -> float:
-    """The mean rank correlation of the pairs of methods: the less, the more they disagree."""
+    """Return the mean rank correlation of all pairs of methods; lower means more disagreement."""
     matrix_NN = np.array(shown["rank_correlation"])
     return float(matrix_NN[np.triu_indices(len(matrix_NN), 1)].mean())
 
 
 def plot_words(record: Record, path: Path) -> None:
-    """Sentences of our own, a line a method: red speaks for the answer, blue against it."""
+    """Plot sentences, one line per method: red words support the answer, blue ones oppose it."""
     pyplot = pyplot_without_a_screen()
     chosen, methods = shown_words(record), record["methods"]
     lines = len(methods) + 2.2
@@ -300,7 +300,7 @@ def plot_words(record: Record, path: Path) -> None:
 
 
 def plot_pictures(record: Record, path: Path) -> None:
-    """Pictures of our own, a column a method."""
+    """Plot the demonstration pictures, one column per method."""
     pyplot = pyplot_without_a_screen()
     shown, pictures = record["models"]["cifar10-vit"]["shown"], drawn_pictures()
     columns = list(shown[0]["weights"])
@@ -329,7 +329,7 @@ def plot_pictures(record: Record, path: Path) -> None:
 
 
 def overlay(picture: Image.Image, weights_RC: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The picture in grey under the weights' colours, each in the strength of its weight."""
+    """Overlay a grey picture with the weights' colours, with opacity in proportion to the weight."""
     largest = float(np.abs(weights_RC).max()) or 1.0
     side = picture.width // weights_RC.shape[1]
     weights_HW1 = np.kron(weights_RC / largest, np.ones((side, side)))[..., None]

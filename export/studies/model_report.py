@@ -1,4 +1,4 @@
-"""`python -m export report`: docs/models.md, from the records of the runs.
+"""`python -m export report`: writes docs/models.md from the records of the runs.
 
     runs/<name>/result.json ──> docs/runs/<name>.json (kept in the repository) ──> docs/models.md and its pictures
 
@@ -26,14 +26,14 @@ ran. None of these runs had a GPU.
 
 
 def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
-    """Take over the records of finished runs and write the page anew.
+    """Copy the records of finished runs, and rewrite the page.
 
     Args:
-        runs: the folder of run folders; may be missing.
-        store: the model store, whose manifests say what is served; may be missing.
-        docs: where `models.md` and `runs/` lie, and `serving.json` when `python -m load_tests.bench.trained_runs` has
-            run.
-        console: for what was done.
+        runs: the folder of run folders, which may be missing.
+        store: the model store with the served models, which may be missing.
+        docs: the folder of `models.md` and `runs/`, and of `serving.json` when `python -m
+            load_tests.bench.trained_runs` has run.
+        console: shows what was done.
     """
     kept = docs / "runs"
     kept.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
 
 
 def budget(records: dict[str, dict[str, Any]]) -> str:
-    """What all runs together have taken, by device."""
+    """Sum the training time of all runs by device."""
     hours: dict[str, float] = {}
     for record in records.values():
         for hardware, seconds in record.get("hardware_s", {record["hardware"]: record["training_s"]}).items():
@@ -77,7 +77,7 @@ def budget(records: dict[str, dict[str, Any]]) -> str:
 
 
 def studies(records: dict[str, dict[str, Any]], docs: Path) -> list[str]:
-    """The comparisons of many runs of text classification."""
+    """Write the sections that compare many runs of text classification."""
     served = docs / "serving.json"
     serving = json.loads(served.read_text()) if served.exists() else None
     return [
@@ -86,12 +86,12 @@ def studies(records: dict[str, dict[str, Any]], docs: Path) -> list[str]:
     ]
 
 
-# What is told of every run, at the end of its row.
+# The last columns of every run's row.
 HOW = ("minutes", "best epoch", "seed", "hardware", "commit")
 
 
 def how(record: dict[str, Any]) -> list[str]:
-    """The cells under `HOW`."""
+    """Return a run's cells under the columns `HOW`."""
     return [
         f"{record['training_s'] / 60:.1f}",
         str(record["best_epoch"]),
@@ -102,7 +102,7 @@ def how(record: dict[str, Any]) -> list[str]:
 
 
 def served_section(store: Path) -> str:
-    """The model folders and what was measured with their graphs; nothing without any."""
+    """Write the section on the served model folders; empty without any."""
     rows = []
     for path in sorted(store.glob("*/*/manifest.json")):
         manifest = json.loads(path.read_text())
@@ -132,22 +132,22 @@ def served_section(store: Path) -> str:
 
 
 def best_first(records: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Runs of classification by their accuracy."""
+    """Sort classification runs by accuracy, best first."""
     return sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"])
 
 
 def accuracy(record: dict[str, Any]) -> str:
-    """Accuracy of a run with its standard error, in percent."""
+    """Format a run's accuracy with its standard error, in percent."""
     return accuracy_of(record["quality"])
 
 
 def accuracy_of(quality: dict[str, Any]) -> str:
-    """The same of what was measured."""
+    """Format a measured accuracy with its standard error, in percent."""
     return f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})"
 
 
 def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
-    """The classifiers of SST-2, best first."""
+    """Write the section on the classifiers of SST-2, best first."""
     columns = ("run", "network", "weights from", "teacher", "training examples", "parameters")
     columns += ("accuracy % (standard error)", "F1", "calibration error", *HOW)
     rows = [
@@ -182,7 +182,7 @@ def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
 
 
 def translation_section(records: dict[str, dict[str, Any]]) -> str:
-    """The translation models, English to German, by test split."""
+    """Write the section on the English to German translation models, by test split."""
     runs = [
         [
             f"[{name}](runs/{name}.json)",
@@ -221,7 +221,7 @@ def translation_section(records: dict[str, dict[str, Any]]) -> str:
 
 
 def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
-    """The classifiers of CIFAR-10, best first."""
+    """Write the section on the classifiers of CIFAR-10, best first."""
     columns = ("run", "network", "teacher", "parameters", "products of one image", "accuracy % (standard error)")
     columns += ("JPEG", "moved", "calibration error", *HOW)
     rows = [
@@ -266,10 +266,10 @@ def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
 
 
 def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure: str) -> None:
-    """The measure on validation over training time, one line a run."""
+    """Plot the validation measure over training time, one line per run."""
     pyplot = pyplot_without_a_screen()
     figure, axes = pyplot.subplots(figsize=(9, 4.2), layout="constrained")
-    # No two lines alike: ten colours, and another dash for every ten runs.
+    # Distinct lines: ten colours, and another dash pattern for every ten runs.
     colors = pyplot.cycler(color=pyplot.colormaps["tab10"].colors)
     axes.set_prop_cycle(pyplot.cycler(linestyle=["-", "--"]) * colors)
     for name, record in records.items():
@@ -284,7 +284,7 @@ def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure
 
 
 def plot_confusion(records: dict[str, dict[str, Any]], path: Path) -> None:
-    """A matrix a run; rows are the true classes, shares of each row."""
+    """Plot a confusion matrix per run; rows are true classes, normalised to fractions."""
     pyplot = pyplot_without_a_screen()
     columns = min(4, len(records))
     rows = -(-len(records) // columns)

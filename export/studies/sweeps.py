@@ -1,6 +1,6 @@
-"""Sections of docs/models.md that compare many runs: transfer, and the sweep over shapes.
+"""Writes the sections of docs/models.md that compare many runs: transfer, and the sweep over shapes.
 
-A run belongs to a study by the beginning of its name, `transfer-` or `sweep-`; see export/queue.toml.
+The prefix of a run's name, `transfer-` or `sweep-`, assigns it to a study; see export/queue.toml.
 """
 
 import itertools
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from export.markdown import pyplot_without_a_screen, table
 
 Records = dict[str, dict[str, Any]]
-# What transfer is from, in words, and the run on all of the training data.
+# Starting points of transfer: a description, and the run on all training data.
 TRANSFER = {
     "minilm": ("MiniLM, pre-trained", "sentiment-minilm-plain"),
     "minilm-shape": ("the same network from random weights", "sentiment-minilm-shape"),
@@ -21,17 +21,17 @@ TRANSFER = {
 
 
 def is_of_a_study(name: str) -> bool:
-    """Whether a run is one of many, and not shown by itself."""
+    """Tell whether a run belongs to a study of many runs, and is not shown by itself."""
     return name.startswith(("transfer-", "sweep-"))
 
 
 def accuracy_percent(record: dict[str, Any]) -> float:
-    """Accuracy on the validation split, in percent."""
+    """Return the accuracy on the validation split, in percent."""
     return 100 * float(record["quality"]["accuracy"])
 
 
 def mean_and_spread(values: list[float]) -> str:
-    """Mean, lowest and highest, and how many there were."""
+    """Format the mean, the range and the number of values."""
     if len(values) == 1:
         return f"{values[0]:.2f}"
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f}, n = {len(values)})"
@@ -41,7 +41,7 @@ def mean_and_spread(values: list[float]) -> str:
 
 
 def transfer_section(records: Records, picture: Path) -> list[str]:
-    """Accuracy by start and by share of the training data; no lines when there are no such runs."""
+    """Write accuracy by starting point and fraction of the training data; empty without such runs."""
     accuracies: dict[str, dict[int, list[float]]] = {start: {} for start in TRANSFER}
     for name, record in records.items():
         start = record["config"]["start_from"]
@@ -99,23 +99,23 @@ class Setting(NamedTuple):
 
 
 class Swept(NamedTuple):
-    """What the runs of one setting gave."""
+    """The results of the runs of one setting."""
 
     num_parameters: int
-    accuracies: list[float]  # percent, a seed each
-    train_accuracies: list[float]  # percent, of the last epoch, while training
+    accuracies: list[float]  # percent, one per seed
+    train_accuracies: list[float]  # percent, of the last training epoch
     minutes: list[float]
     p50_ms: float | None  # served, at one user; None: not measured
     requests_per_s: float | None  # served, at most users
 
 
 def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Path) -> list[str]:
-    """The settings by accuracy, what each dimension is worth, and the picture; no lines when there are no such runs.
+    """Write the settings by accuracy, each dimension's effect, and the picture; empty without such runs.
 
     Args:
         records: all runs of the task.
-        serving: what `python -m load_tests.bench.trained_runs` wrote, or None.
-        picture: where the picture goes.
+        serving: the figures of `python -m load_tests.bench.trained_runs`, or None.
+        picture: the file of the picture.
     """
     settings = swept_settings(records, serving["models"] if serving else {})
     if not settings:
@@ -163,7 +163,7 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
 
 
 def swept_settings(records: Records, served: dict[str, dict[str, float]]) -> dict[Setting, Swept]:
-    """The runs of the sweep by their shape."""
+    """Group the runs of the sweep by their shape."""
     grouped: dict[Setting, Records] = {}
     for name, record in records.items():
         if name.startswith("sweep-"):
@@ -185,7 +185,7 @@ def swept_settings(records: Records, served: dict[str, dict[str, float]]) -> dic
 
 
 def pareto_front(settings: dict[Setting, Swept]) -> set[Setting]:
-    """The settings that no other one beats in both accuracy and cost (latency, or parameters where it is missing)."""
+    """Return the Pareto front of accuracy and cost (latency, or parameters where latency is missing)."""
 
     def beats(one: Swept, other: Swept) -> bool:
         gain = statistics.mean(one.accuracies) - statistics.mean(other.accuracies)
@@ -202,7 +202,7 @@ def _cost(swept: Swept) -> float:
 
 
 def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
-    """What a step in one dimension is worth, all else equal; and, beside it, what another seed is worth."""
+    """Compute the effect of a step in one dimension, all else equal, beside the effect of another seed."""
     yield (
         "Pairs of settings that differ in one dimension alone, the change of the mean accuracy in points (lowest to"
         " highest), and of the latency:"
@@ -242,7 +242,7 @@ def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
 
 
 def _spread_of_means(which: str, settings: list[Swept]) -> str:
-    """How far settings lie apart, beside how far the seeds alone would have set them apart."""
+    """Compare the spread of the settings' means with the spread that seeds alone would cause."""
     means = [statistics.mean(swept.accuracies) for swept in settings]
     by_seeds = statistics.mean(statistics.variance(swept.accuracies) / len(swept.accuracies) for swept in settings)
     return (
@@ -252,7 +252,7 @@ def _spread_of_means(which: str, settings: list[Swept]) -> str:
 
 
 def _signed(points: float) -> str:
-    """With its sign; what rounds to nothing is +0.00, from either side."""
+    """Format a number with its sign; values that round to zero give +0.00."""
     return f"{round(points, 2) + 0.0:+.2f}"
 
 

@@ -1,1 +1,1 @@
-"""The second runtime: a model folder as a TorchServe archive, the handler that answers there, and how it is started."""
+"""The second runtime: packs model folders for TorchServe, handles its requests, and starts it."""

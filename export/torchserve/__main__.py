@@ -22,7 +22,7 @@ STOP_TIMEOUT_S = 30.0
 
 
 def main() -> int:
-    """Start it, say when it is ready, end it on SIGTERM; the exit status."""
+    """Start TorchServe, report when it is ready, and end it on SIGTERM; return the exit status."""
     arguments = parser().parse_args()
     archives = sorted(path.resolve() for path in arguments.archives.glob("*.mar"))
     if not archives:
@@ -43,7 +43,7 @@ def main() -> int:
         command = [str(Path(sys.executable).parent / "torchserve"), "--start", "--foreground", "--ncs"]
         command += ["--disable-token-auth", "--ts-config", str(config), "--model-store", str(archives[0].parent)]
         command += ["--models", *(f"{path.stem}={path.name}" for path in archives)]
-        # The handler reads bodies itself: what TorchServe has decoded says no more where it was wrong.
+        # The handler reads bodies itself, because TorchServe's decoding loses the reason of an error.
         environment = os.environ | {"TMPDIR": work, "TS_DECODE_INPUT_REQUEST": "false", "LOG_LOCATION": work}
         environment["METRICS_LOCATION"] = work
         with subprocess.Popen(
@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def end(served: subprocess.Popen[bytes]) -> None:
-    """SIGTERM to TorchServe's front end and its workers; SIGKILL where that does not help."""
+    """Send SIGTERM to TorchServe's front end and workers, and SIGKILL to those that do not end."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
             os.killpg(served.pid, number)
@@ -90,7 +90,7 @@ def end(served: subprocess.Popen[bytes]) -> None:
 
 
 def welcome(host: str, ports: Ports, names: list[str]) -> str:
-    """What a person who has started it wants to know."""
+    """Write the addresses and an example request for whoever has started TorchServe."""
     return "\n".join(
         [
             f"HTTP     http://{host}:{ports.http}/predictions/<model>   (models: {', '.join(names)})",

@@ -1,12 +1,12 @@
 """Packs a model folder into an archive for TorchServe.
 
     <name>.mar
-      handler.py             what TorchServe runs
+      handler.py             the module that TorchServe runs
       model-config.yaml      its batching, and what the handler is to do
       model/                 the model folder as it is: its checksums and golden examples hold there too
       service/ model_store/ proto/ export/    the modules that the handler uses
 
-An archive so answers alike wherever it is taken; it needs the serving install, PyTorch and TorchServe beside it.
+An archive thus answers alike on every machine; it needs the serving install, PyTorch and TorchServe there.
 """
 
 import json
@@ -32,7 +32,7 @@ class ArchiveRefused(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """What TorchServe is told of a model's batches and workers.
+    """TorchServe's settings for a model's batches and workers.
 
     Attributes:
         batch_size: requests that the front end gives to a worker at once, at most.
@@ -47,10 +47,10 @@ class Batching:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what cannot work.
+        """Refuse settings that cannot work.
 
         Raises:
-            ArchiveRefused: names the option and its limit.
+            ArchiveRefused: an option is beyond its limit.
         """
         for name, least in (("batch_size", 1), ("max_batch_delay_ms", 0), ("workers", 1), ("threads", 0)):
             if getattr(self, name) < least:
@@ -58,26 +58,26 @@ class Batching:
 
 
 def newest_models(store: Path) -> dict[str, FoundFolder]:
-    """The folders of the highest versions in the store that have a manifest, by name: a bare graph has no task."""
+    """Return the highest versions that have a manifest, by name; a bare graph has no task."""
     found = {each.name: each for each in scan(store) if each.problem is None}
     return {name: each for name, each in found.items() if (each.path / "manifest.json").exists()}
 
 
 def archive(found: FoundFolder, into: Path, batching: Batching, runtime: Runtime | None = None) -> Path:
-    """Pack a folder.
+    """Pack a model folder for TorchServe.
 
     Args:
-        found: the folder.
-        into: the folder that gets `<name>.mar`.
-        batching: what TorchServe is told.
-        runtime: what computes; None takes TorchScript where the folder has it, else ONNX Runtime.
+        found: the model folder.
+        into: the folder for `<name>.mar`.
+        batching: the settings of batches and workers.
+        runtime: the engine; None takes TorchScript where the folder has it, else ONNX Runtime.
 
     Returns:
         the archive.
 
     Raises:
         FolderError: the folder is damaged.
-        ArchiveRefused: it has no manifest, or not the graph that is asked for.
+        ArchiveRefused: the folder has no manifest, or lacks the requested graph.
     """
     folder = read(found)
     if folder.manifest is None:
@@ -110,7 +110,7 @@ def _config_of(batching: Batching, runtime: Runtime) -> dict[str, object]:
 
 
 def _lay_out(folder: ModelFolder, contents: Path) -> None:
-    """The files of the archive but those that the archiver itself writes."""
+    """Lay out the archive's files, except those that the archiver itself writes."""
     shutil.copytree(folder.path, contents / handler.MODEL_FOLDER)
     left_out = shutil.ignore_patterns("__pycache__", "transport", "monitoring", "Dockerfile")
     shutil.copytree(str(files("service")), contents / "service", ignore=left_out)
@@ -132,7 +132,7 @@ def _pack(folder: ModelFolder, contents: Path, config: Path, into: Path) -> None
     command = [sys.executable, "-m", "model_archiver.model_packaging", "--force"]
     command += ["--model-name", folder.name, "--version", str(folder.version), "--handler", str(handler.__file__)]
     command += ["--config-file", str(config), "--extra-files", str(contents), "--export-path", str(into)]
-    # The archiver clears <temporary folder>/<model name> first, whatever lies there.
+    # The archiver first removes <temporary folder>/<model name>, whatever it holds.
     environment = os.environ | {"TMPDIR": str(config.parent)}
     packed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if packed.returncode:

@@ -1,10 +1,10 @@
-"""What TorchServe runs for a model: requests of the Hugging Face task API to answers, a batch at a time.
+"""TorchServe's handler of a model: answers requests of the Hugging Face task API, a batch at a time.
 
     TorchServe's front end ── batch of requests ──> Handler.handle ── service.tasks ──> answers
 
-Lies in an archive together with the model folder and the modules of the service that it uses (`archive.py`), so that
-reading, proving, preprocessing and postprocessing are the very code of `python -m service`. TorchServe finds the class
-by its being the only one of this file.
+An archive holds it with the model folder and the modules of the service that it uses (`archive.py`), so that reading,
+proving, preprocessing and postprocessing are the code of `python -m service`. TorchServe takes the only class of this
+file.
 
 The wire, over HTTP (`POST /predictions/<model>`) and gRPC (`input["data"]`) alike: the body of Heed's `POST
 /models/<name>`, JSON or an image file, and its answer. A wrong request gets `{"error": ...}` with status 400 and leaves
@@ -50,9 +50,9 @@ from service.tasks.translation import Translation
 from service.tasks.translation_search import SearchRequest
 
 MODEL_FOLDER = "model"  # within the archive
-MAX_IMAGE_PIXELS, MAX_REQUEST_ROWS = 50_000_000, 512  # as the service's defaults
+MAX_IMAGE_PIXELS, MAX_REQUEST_ROWS = 50_000_000, 512  # the service's defaults
 
-# An item of a batch: what the model gets, and what becomes of its results.
+# An item of a batch: the model's input, and the function that turns results into the answer.
 Prepared = tuple[list[Any], Callable[[list[Any]], Any]]
 
 
@@ -60,7 +60,7 @@ class Handler:
     """One model in one worker of TorchServe."""
 
     def initialize(self, context: Any) -> None:
-        """Read, check and prove the model folder of the archive; what fails here is not served.
+        """Read, check and prove the archive's model folder; a model that fails is not served.
 
         Raises:
             FolderError: a checksum or a golden example fails.
@@ -84,7 +84,7 @@ class Handler:
         return open_onnx(folder, threads, device)
 
     def handle(self, requests: Sequence[dict[str, Any]], context: Any) -> list[Any]:
-        """Answer a batch: a document for each request, in order."""
+        """Answer a batch with one document per request, in order."""
         answers: list[Any] = [None] * len(requests)
         accepted: dict[int, Prepared] = {}
         for number, request in enumerate(requests):
@@ -93,7 +93,7 @@ class Handler:
             except InvalidRequest as error:
                 answers[number] = refuse(context, number, 400, str(error))
         together: list[Any] | None = None
-        # Where the batch fails, some request is the reason: each alone shows which.
+        # A failed batch is retried one request at a time, to find the request that causes the failure.
         with contextlib.suppress(EngineError):
             together = self._compute([item for items, _ in accepted.values() for item in items])
         for number, (items, finish) in accepted.items():
@@ -110,7 +110,7 @@ class Handler:
         return answers
 
     def _compute(self, items: list[Any]) -> list[Any]:
-        """Results in order; items of similar length share an engine call."""
+        """Compute results in order; items of similar length share an engine call."""
         results: list[Any] = [None] * len(items)
         order = sorted(range(len(items)), key=lambda number: (items[number].rows, items[number].length))
         while order:
@@ -121,7 +121,7 @@ class Handler:
                 computed = self._loaded.run(some)
             else:
                 for sentence in some:
-                    sentence.restart()  # a batch that has failed may have begun with it
+                    sentence.restart()  # a failed batch may have started it
                 decode(self._loaded.open_batches(), some)
                 computed = some
             for number, result in zip(numbers, computed, strict=True):
@@ -202,13 +202,13 @@ def _prepare_translation(task: Translation, body: bytes, max_rows: int) -> Prepa
 
 
 def body_of(request: dict[str, Any]) -> bytes:
-    """The body of a request: over HTTP it lies under `body`, over gRPC and in forms under `data`.
+    """Return the body of a request: under `body` over HTTP, under `data` over gRPC and in forms.
 
     TorchServe decodes JSON and text unless TS_DECODE_INPUT_REQUEST=false (as `server.py` sets it): encoded again, it
-    is read, and refused, by the same code as everything else.
+    passes the same checks as every other body.
 
     Raises:
-        InvalidRequest: it is under another name.
+        InvalidRequest: the body is under another name.
     """
     given = request.get("body", request.get("data"))
     if given is None:
@@ -222,7 +222,7 @@ def body_of(request: dict[str, Any]) -> bytes:
 
 
 def refuse(context: Any, number: int, status: int, why: str) -> bytes:
-    """The answer to a request that gets none."""
+    """Write the error answer to a request."""
     context.set_response_status(status, "Bad Request" if status == 400 else "Internal Server Error", number)
     context.set_response_content_type(number, "application/json")
     return msgspec.json.encode({"error": why})

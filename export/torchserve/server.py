@@ -1,4 +1,4 @@
-"""TorchServe's configuration, and whether its models answer."""
+"""Writes TorchServe's configuration, and checks that its models answer."""
 
 import http.client
 import json
@@ -13,7 +13,7 @@ POLL_S = 0.25
 
 
 class Ports(NamedTuple):
-    """Where TorchServe listens."""
+    """The ports that TorchServe listens on."""
 
     http: int
     grpc: int
@@ -22,12 +22,12 @@ class Ports(NamedTuple):
 
 
 def configuration(host: str, ports: Ports, management_socket: Path, job_queue_size: int) -> str:
-    """`config.properties` (TorchServe's documentation, "Advanced configuration").
+    """Write `config.properties` (TorchServe's documentation, "Advanced configuration").
 
-    Inference and metrics on `host`. The calls that register or remove models are off: they load code from any address
-    that they are given (CVE-2023-43654), and TorchServe is not maintained any more. What is left of the management API
-    answers on a socket in a folder that is the user's own; over gRPC, which cannot be told so, on loopback, where it
-    can change the number of a model's workers but not end the last one.
+    Inference and metrics listen on `host`. Calls that register or remove models are off: they load code from any
+    address (CVE-2023-43654), and TorchServe is no longer maintained. The rest of the management API listens on a Unix
+    socket in the user's own folder. Over gRPC, which has no such option, it listens on loopback, where it can change
+    the number of a model's workers but not end the last one.
     """
     lines = {
         "inference_address": f"http://{host}:{ports.http}",
@@ -51,21 +51,21 @@ def configuration(host: str, ports: Ports, management_socket: Path, job_queue_si
 
 
 class SocketConnection(http.client.HTTPConnection):
-    """HTTP over a socket of the file system."""
+    """HTTP over a Unix domain socket."""
 
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=5)
         self._path = str(path)
 
     def connect(self) -> None:
-        """Connect to the socket instead of a port."""
+        """Connect to the Unix socket instead of a port."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
 def trouble_of(management_socket: Path, name: str) -> str | None:
-    """Why a model does not answer, or None when it would: TorchServe's `/ping` is content without any model."""
+    """Return why a model does not answer, or None: TorchServe's `/ping` succeeds even without any model."""
     connection = SocketConnection(management_socket)
     try:
         connection.request("GET", f"/models/{name}")
@@ -84,14 +84,14 @@ def trouble_of(management_socket: Path, name: str) -> str | None:
 
 
 def first_trouble(management_socket: Path, names: list[str]) -> str | None:
-    """Why the first of the models that do not answer does not."""
+    """Return the first model's reason for not answering."""
     return next((trouble for name in names if (trouble := trouble_of(management_socket, name))), None)
 
 
 def wait_until_ready(
     management_socket: Path, names: list[str], served: subprocess.Popen[bytes], stop: threading.Event, timeout_s: float
 ) -> bool:
-    """Whether all models answer before the time is over, the process ends, or `stop` is set."""
+    """Wait until all models answer; False if the time is over, the process ends, or `stop` is set."""
     ends_s = time.monotonic() + timeout_s
     while time.monotonic() < ends_s and served.poll() is None:
         if first_trouble(management_socket, names) is None:

@@ -18,9 +18,9 @@ class TorchScriptEngine:
 
         Args:
             graph: TorchScript that takes the manifest's inputs in their order, and gives its only output.
-            manifest: of the model's folder.
+            manifest: the manifest of the model's folder.
             device: "cpu", or "cuda:0" and so on.
-            threads: of a call on the CPU; PyTorch has one setting for the process.
+            threads: threads of a call on the CPU; PyTorch has one setting for the process.
 
         Raises:
             EngineError: PyTorch refuses the graph, or it has other outputs.
@@ -38,7 +38,7 @@ class TorchScriptEngine:
         self.outputs = tuple(TensorSpec(each.name, each.datatype, tuple(each.shape)) for each in manifest.outputs)
 
     def run(self, feeds: Arrays) -> Arrays:
-        """Compute one call; see `service.engines.onnx.Engine.run`."""
+        """Compute a batch, as `service.engines.onnx.Engine.run` says."""
         inputs = [torch.from_numpy(np.ascontiguousarray(feeds[spec.name])).to(self._device) for spec in self.inputs]
         try:
             with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""Training runs: loops, tasks, folders of runs, and what the results are worth."""
+"""Training: the loop, its tasks, run folders, and the quality of results."""

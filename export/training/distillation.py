@@ -1,10 +1,10 @@
-"""A finished run that teaches another one: what it says of texts, and what it makes of their tokens.
+"""Distillation: a finished run teaches another one by its logits and token vectors.
 
-The student's aim is the teacher's logits (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv
-1903.12136, equation 3) and, where that is wanted, the teacher's vectors of the tokens, layer by layer (Jiao et al.
-2020, TinyBERT, arXiv 1909.10351, equation 8). There a student of fewer dimensions learns a matrix that leads from its
-own to the teacher's; here it is given the directions in which the teacher's vectors differ most, as many as it has
-dimensions: no weights that are thrown away afterwards.
+The student's targets are the teacher's logits (Tang et al. 2019, "Distilling Task-Specific Knowledge from BERT", arXiv
+1903.12136, equation 3) and, optionally, the teacher's token vectors, layer by layer (Jiao et al.
+2020, TinyBERT, arXiv 1909.10351, equation 8). There a student of fewer dimensions learns a matrix to the teacher's
+dimensions; here the targets are the teacher's first principal components, as many as the student has dimensions, so
+that no weights are thrown away afterwards.
 
 Shapes: B texts, T tokens, C classes, D width of the teacher, E width of the student, N tokens of many texts.
 """
@@ -20,7 +20,7 @@ from export.networks.transformer import TextClassifier
 
 
 class Directions(NamedTuple):
-    """What a student's layer aims at: a layer of the teacher, in fewer dimensions and of size 1."""
+    """The target of a student's layer: a teacher's layer, projected to fewer dimensions and normalised."""
 
     layer: int
     mean_D: Tensor
@@ -28,25 +28,25 @@ class Directions(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """The run, ready to judge."""
+    """A teacher network, ready to label texts."""
 
-    model: Any  # a `TextClassifier`, where the student learns the tokens' vectors
+    model: Any  # a `TextClassifier` if the student learns token vectors
     tokenizer: Tokenizer
-    neighbours: dict[str, list[str]]  # of the words of the training texts, where any are replaced
-    directions: list[Directions]  # one for each layer of the student, where it learns the tokens' vectors
+    neighbours: dict[str, list[str]]  # neighbours of the training words, if words are replaced
+    directions: list[Directions]  # one per layer of the student, if it learns token vectors
 
 
 class Judgement(NamedTuple):
-    """What a teacher says of a batch of texts."""
+    """A teacher's logits and target vectors for a batch of texts."""
 
     logits_BC: Tensor
-    vectors_BTE: list[Tensor]  # what each layer of the student aims at
+    vectors_BTE: list[Tensor]  # the target of each layer of the student
 
 
 @torch.no_grad()
 def judge(teacher: Teacher, ids_BT: Tensor, mask_BT: Tensor) -> Judgement:
-    """Logits and aims, in the precision that the caller's context sets."""
-    if not teacher.directions:  # a network of any kind
+    """Compute the teacher's logits and target vectors, in the precision of the caller's autocast."""
+    if not teacher.directions:  # any kind of network
         return Judgement(teacher.model(ids_BT, mask_BT).float(), [])
     vectors_BTD = teacher.model.token_vectors(ids_BT, mask_BT)
     logits_BC = teacher.model.classify(vectors_BTD[-1], mask_BT).float()
@@ -58,13 +58,13 @@ def judge(teacher: Teacher, ids_BT: Tensor, mask_BT: Tensor) -> Judgement:
 def directions_of(
     model: TextClassifier, batches: Iterable[tuple[Tensor, Tensor]], num_layers: int, width: int
 ) -> list[Directions]:
-    """For each of a student's layers, what it aims at: layers of the teacher at even distances, the last for the last.
+    """Compute each student layer's target: evenly spaced layers of the teacher, the last for the last.
 
     Args:
         model: the teacher.
-        batches: ids and mask of texts, by whose tokens the directions are found.
-        num_layers: of the student.
-        width: of the student, at most the teacher's.
+        batches: ids and masks of texts whose tokens determine the directions.
+        num_layers: layers of the student.
+        width: width of the student, at most the teacher's.
     """
     layers = [(number + 1) * len(model.layers) // num_layers - 1 for number in range(num_layers)]
     seen: list[list[Tensor]] = [[] for _ in layers]
@@ -85,9 +85,9 @@ def _directions(layer: int, vectors_ND: Tensor, width: int) -> Directions:
 
 
 def distance_of_tokens(student_BTE: Sequence[Tensor], teacher_BTE: Sequence[Tensor], same_BT: Tensor) -> Tensor:
-    """The mean squared distance of the tokens' vectors over all layers; 0-dim.
+    """Compute the mean squared distance of token vectors over all layers; 0-dim.
 
-    `same_BT` is 1 for the tokens that both have; what is beyond the shorter of the two is not compared.
+    `same_BT` is 1 for tokens that both have; tokens beyond the shorter of the two are not compared.
     """
     T = min(same_BT.size(1), student_BTE[0].size(1), teacher_BTE[0].size(1))
     weight_BT1 = same_BT[:, :T, None].float()

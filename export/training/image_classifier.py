@@ -2,7 +2,7 @@
 
     pixels (uint8, all in memory) ──> augmented on the device ──> `export.training.trainer` ──> best weights, measured
 
-A run folder holds what `export.training.run_folder` says.
+`export.training.run_folder` describes the run folder.
 """
 
 import dataclasses
@@ -31,9 +31,9 @@ NETWORKS: Networks = {
     VitConfig: ("vit", VisionTransformer),
     ResNetConfig: ("resnet9", ResNet9),
 }
-JPEG_QUALITY = 50  # of the compressed test images
-JPEG_QUALITIES = (30, 96)  # of the training images that are compressed: from, to below
-SHIFT_PIXELS = 2  # of the shifted ones
+JPEG_QUALITY = 50  # quality of the compressed test images
+JPEG_QUALITIES = (30, 96)  # qualities of compressed training images: from, and to below
+SHIFT_PIXELS = 2  # shift of the moved test images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,10 @@ class ImageTrainConfig(TrainerConfig):
     flip: bool = True
     cutout: int = 0  # side of a square that is blanked out; 0 for none (DeVries and Taylor 2017, arXiv 1708.04552)
     mix: float = 0.0  # share of the batches that are mixed with CutMix (Yun et al. 2019, arXiv 1905.04899)
-    jpeg: float = 0.0  # share of the images that go through JPEG, as what a service is sent has
+    jpeg: float = 0.0  # fraction of the images that are compressed as JPEG, as in a service's requests
     # The name of a finished run beside this one whose answers are learned too (Hinton et al. 2015, arXiv 1503.02531).
     teacher: str = ""
-    teacher_share: float = 0.7  # of the loss
+    teacher_share: float = 0.7  # fraction of the loss
     model: VitConfig | ResNetConfig = dataclasses.field(
         default_factory=lambda: VitConfig(
             d_model=128, num_layers=4, num_heads=4, d_ff=256, dropout=0.0, positions="learned"
@@ -100,7 +100,7 @@ def train_image_classifier(
     time_budget_s: float = math.inf,
     command: str = "",
 ) -> bool:
-    """Train, or go on training; arguments as of `export.training.text_classifier.train_text_classifier`.
+    """Train or resume; arguments are those of `export.training.text_classifier.train_text_classifier`.
 
     Returns:
         whether the run is finished.
@@ -129,13 +129,13 @@ class ImageBatch(NamedTuple):
     """One step's images, augmented and normalised."""
 
     pixels_BCHW: Tensor
-    clean_BCHW: Tensor  # the same before JPEG, for a teacher that never saw any
-    targets_BK: Tensor  # the share of each class
-    labels_B: Tensor  # the class with the largest share
+    clean_BCHW: Tensor  # images before JPEG, for a teacher trained without it
+    targets_BK: Tensor  # the fraction of each class
+    labels_B: Tensor  # the class with the largest fraction
 
 
 class ImageProblem:
-    """Images to classes, for `export.training.trainer`; the pixels stay on the device as bytes."""
+    """The task of image classification for `export.training.trainer`; pixels stay on the device as bytes."""
 
     def __init__(self, data: ImageClassificationData, config: ImageTrainConfig, device: torch.device) -> None:
         self.data, self.config, self.device = data, config, device
@@ -148,7 +148,7 @@ class ImageProblem:
             raise ValueError(f"batch_size {config.batch_size} is more than the {len(data.train)} training images")
 
     def learn_from(self, teacher_dir: Path) -> None:
-        """Let a finished run judge every augmented image too.
+        """Add the targets of a finished run, which labels every augmented image.
 
         Raises:
             FileNotFoundError: the run is not finished.
@@ -157,12 +157,12 @@ class ImageProblem:
         self.teacher = load_run_model(teacher_dir).to(self.device)
 
     def batches(self, epoch: int) -> Iterator[ImageBatch]:
-        """Every image once, but for what is left over from whole batches; crops, flips, squares, mixtures anew."""
+        """Yield whole batches of all images, augmented anew by crops, flips, squares and mixtures."""
         generator = torch.Generator().manual_seed(self.config.seed * 10_000 + epoch)
         order = torch.randperm(len(self.data.train), generator=generator)
         for step in range(self.steps_per_epoch):
             members = order[step * self.config.batch_size : (step + 1) * self.config.batch_size].to(self.device)
-            # A generator of the batch's own: what one batch draws does not hang on those before.
+            # Each batch has its own generator, so that its random choices do not depend on earlier batches.
             drawn = torch.Generator().manual_seed((self.config.seed * 10_000 + epoch) * 100_000 + step)
             yield self._augmented(self.train_pixels[members], self.train_labels[members], drawn)
 
@@ -188,7 +188,7 @@ class ImageProblem:
         return ImageBatch(compressed_BCHW, x_BCHW, targets_BK, targets_BK.argmax(dim=1))
 
     def step(self, model: nn.Module, batch: ImageBatch) -> StepOutcome:
-        """Cross entropy with the labels, and with what the teacher thinks of the same images."""
+        """Compute cross entropy with the labels, and with the teacher's answers for the same images."""
         pixels_BCHW = batch.pixels_BCHW.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16):
             logits_BK = model(pixels_BCHW).float()
@@ -203,7 +203,7 @@ class ImageProblem:
         return StepOutcome(loss, int((logits_BK.argmax(1) == batch.labels_B).sum()), len(batch.labels_B))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy, which is the score, on the images kept back from training."""
+        """Measure accuracy, which is the score, on the validation images."""
         quality = quality_of(model, self.data.validation, self.device, self.autocast_bf16)
         return {"score": quality["accuracy"], "calibration_error": quality["expected_calibration_error"]}
 
@@ -211,17 +211,17 @@ class ImageProblem:
 def quality_of(
     model: nn.Module, images: LabelledImages, device: torch.device, autocast_bf16: bool = False
 ) -> dict[str, Any]:
-    """What the model's answers for these images are worth."""
+    """Measure the model's answers for these images."""
     return classification_quality(predict(model, images.pixels_NCHW, device, autocast_bf16), images.labels_N).as_dict()
 
 
 def normalised(pixels: Tensor) -> Tensor:
-    """Bytes [B, 3, H, W] to float32 between -1 and 1."""
+    """Normalise bytes [B, 3, H, W] to float32 between -1 and 1."""
     return pixels.float() / 127.5 - 1.0
 
 
 def _shifted(x_BCHW: Tensor, padding: int, drawn: torch.Generator) -> Tensor:
-    """Each image moved by up to `padding` pixels, the edge mirrored."""
+    """Shift each image by up to `padding` pixels, with mirrored edges."""
     B, _, H, W = x_BCHW.shape
     padded = functional.pad(x_BCHW, (padding,) * 4, mode="reflect")
     offset_B2 = torch.randint(0, 2 * padding + 1, (B, 2), generator=drawn).to(x_BCHW.device)
@@ -232,7 +232,7 @@ def _shifted(x_BCHW: Tensor, padding: int, drawn: torch.Generator) -> Tensor:
 
 
 def _squares(x_BCHW: Tensor, side: int, drawn: torch.Generator) -> Tensor:
-    """For each image the mask of a square somewhere, cut off at the edge; bool [B, 1, H, W]."""
+    """Draw for each image the mask of a random square, clipped at the edge; bool [B, 1, H, W]."""
     B, _, H, W = x_BCHW.shape
     top_B1 = torch.randint(0, H, (B, 1), generator=drawn).to(x_BCHW.device) - side // 2
     left_B1 = torch.randint(0, W, (B, 1), generator=drawn).to(x_BCHW.device) - side // 2
@@ -243,7 +243,7 @@ def _squares(x_BCHW: Tensor, side: int, drawn: torch.Generator) -> Tensor:
 
 
 def _through_jpeg(x_BCHW: Tensor, share: float, drawn: torch.Generator) -> Tensor:
-    """A share of the images compressed and read again, each at a quality of its own."""
+    """Compress a fraction of the images as JPEG and decode them, each at its own quality."""
     chosen = torch.nonzero(torch.rand(len(x_BCHW), generator=drawn) < share).flatten()
     qualities = torch.randint(*JPEG_QUALITIES, (len(chosen),), generator=drawn).tolist()
     members = chosen.to(x_BCHW.device)
@@ -256,7 +256,7 @@ def _through_jpeg(x_BCHW: Tensor, share: float, drawn: torch.Generator) -> Tenso
 
 
 def _compressed(pixels_CHW: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """What is left of an image's bytes after JPEG."""
+    """Compress an image as JPEG and decode it."""
     buffer = BytesIO()
     Image.fromarray(pixels_CHW.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer)).transpose(2, 0, 1)
@@ -270,7 +270,7 @@ def predict(
     autocast_bf16: bool = False,
     batch_size: int = 500,
 ) -> NDArray[np.float32]:
-    """Logits [N, K], dropout off."""
+    """Compute logits [N, K], without dropout."""
     model.eval()
     parts = []
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast_bf16):
@@ -281,19 +281,19 @@ def predict(
 
 
 def jpeg_compressed(images: LabelledImages, quality: int = JPEG_QUALITY) -> LabelledImages:
-    """The same images after a trip through JPEG, which is what services are sent."""
+    """Compress images as JPEG and decode them, because services receive JPEG files."""
     pixels = np.stack([_compressed(image, quality) for image in images.pixels_NCHW])
     return LabelledImages(pixels, images.labels_N)
 
 
 def moved(images: LabelledImages, shift: int = SHIFT_PIXELS) -> LabelledImages:
-    """The same images moved down and to the right, the edge repeated."""
+    """Shift images down and to the right, with repeated edges."""
     padded = np.pad(images.pixels_NCHW, ((0, 0), (0, 0), (shift, 0), (shift, 0)), mode="edge")
     return LabelledImages(np.ascontiguousarray(padded[:, :, :-shift, :-shift]), images.labels_N)
 
 
 def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Console) -> None:
-    """Measure the weights that are kept on the test split, and write down what was found and how."""
+    """Measure the kept weights on the test split, and write the record."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
@@ -310,7 +310,7 @@ def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Conso
 
 
 def measure(run_dir: Path, data: ImageClassificationData, device: torch.device) -> dict[str, Any]:
-    """What the weights of a run are worth on the test split, plain, compressed and moved; in float32, as served."""
+    """Measure a run's weights on the test split: plain, compressed and shifted; in float32, as served."""
     model = load_run_model(run_dir).to(device)
     return {
         "quality": quality_of(model, data.test, device),
@@ -320,10 +320,10 @@ def measure(run_dir: Path, data: ImageClassificationData, device: torch.device) 
 
 
 def build_network(config: VitConfig | ResNetConfig) -> nn.Module:
-    """The network of a shape, with random weights, its filters laid out as the processor wants them."""
+    """Build the network with random weights, in the memory format that the processor prefers."""
     return NETWORKS[type(config)][1](config).to(memory_format=torch.channels_last)
 
 
 def load_run_model(run_dir: Path) -> Any:
-    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    """Load the best network of a run, in float32, ready to predict; its shape is its `config`."""
     return read_network(run_dir, NETWORKS).to(memory_format=torch.channels_last)

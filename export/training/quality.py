@@ -1,6 +1,6 @@
-"""What predictions are worth: accuracy, F1, confusion matrix and calibration of a classifier; BLEU of a translation.
+"""Measures predictions: accuracy, F1, confusion matrix and calibration of classifiers, BLEU and chrF of translations.
 
-And what a precision may cost of it.
+It also has the limits of the loss that a precision may cause.
 """
 
 import math
@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score
 
-# Of int8 and float16: half a point.
+# Allowed losses of int8 and float16: half a point.
 MAX_ACCURACY_LOSS = 0.005
 MAX_BLEU_LOSS = 0.5
-# Of golden scores and logits in float16, for the CPU, which is asked at conversion, computes most of it in float32: a
-# hundredth in the likelihood of a token, less than that in the probability of a class.
+# Smallest tolerance of float16 golden scores and logits, because the CPU of the conversion computes most of float16 in
+# float32: a hundredth in the likelihood of a token, less in the probability of a class.
 MIN_FLOAT16_TOLERANCE = 0.01
 NUM_BOOTSTRAP = 1_000  # resampled test splits (Koehn 2004, "Statistical Significance Tests for Machine Translation")
 
 
 @dataclass(frozen=True)
 class ClassificationQuality:
-    """Measured on `num_examples` labelled examples; shares lie between 0 and 1."""
+    """The quality of a classifier on `num_examples` labelled examples; fractions lie between 0 and 1."""
 
     num_examples: int
     accuracy: float
@@ -35,7 +35,7 @@ class ClassificationQuality:
     expected_calibration_error: float
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
@@ -55,7 +55,7 @@ def classification_quality(logits_BC: NDArray[np.float32], labels_B: NDArray[np.
 
 
 def softmax(logits_BC: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Probabilities along the last axis."""
+    """Compute probabilities along the last axis."""
     shifted = np.exp(logits_BC - logits_BC.max(axis=-1, keepdims=True))
     return shifted / shifted.sum(axis=-1, keepdims=True)
 
@@ -65,7 +65,7 @@ def expected_calibration_error(
     labels_B: NDArray[np.int64],
     num_bins: int = 15,
 ) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins of confidence.
+    """Compute the mean gap between confidence and accuracy over equal-width bins of confidence.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), equation 3.
     """
@@ -81,10 +81,10 @@ def expected_calibration_error(
 
 @dataclass(frozen=True)
 class TranslationQuality:
-    """Measured on `num_examples` sentences with one reference each, by sacreBLEU (Post 2018, arXiv 1804.08771).
+    """Quality of `num_examples` translations with one reference each, by sacreBLEU (Post 2018, arXiv 1804.08771).
 
-    `bleu` and `chrf` are of the text as it is served: cased and detokenised. `bleu_lower_tokenised` is what papers on
-    Multi30k report, on text that Moses has put in lower case and tokenised. The two must never be compared.
+    `bleu` and `chrf` measure the text as served: cased and detokenised. `bleu_lower_tokenised` is the measure of papers
+    on Multi30k, on lower-case text tokenised by Moses. The two must never be compared.
     """
 
     num_examples: int
@@ -99,7 +99,7 @@ class TranslationQuality:
     bleu_lower_tokenised_signature: str
 
     def as_dict(self) -> dict[str, object]:
-        """For JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
@@ -128,16 +128,16 @@ def translation_quality(
 
 
 def with_confidence(measured: Mapping[str, Any], name: str) -> str:
-    """A figure of `TranslationQuality.as_dict` for people."""
+    """Format a figure of `TranslationQuality.as_dict` with its confidence interval."""
     return f"{measured[name]:.2f} ± {measured[f'{name}_confidence']:.2f}"
 
 
 def lower_tokenised(texts: Sequence[str], language: str) -> list[str]:
-    """As Multi30k's own script makes its tokenised files: lower case, punctuation normalised, Moses tokenizer."""
+    """Tokenise like Multi30k's own script: lower case, normalised punctuation, Moses tokenizer."""
     normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
     return [tokenizer.tokenize(normalizer.normalize(text.lower()), return_str=True) for text in texts]
 
 
 def twice(difference: float) -> float:
-    """Twice a difference that was seen, rounded up: what int8 may differ by on other machines and in other company."""
+    """Round twice an observed difference up: the tolerance of int8 on other machines and in other batches."""
     return math.ceil(2e3 * difference) / 1e3

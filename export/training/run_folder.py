@@ -1,4 +1,4 @@
-"""Run folders: what training leaves behind, and how it is read again.
+"""Reads and writes run folders, the results of training.
 
 `model.json` is the network's name and shape, `model.safetensors` its best weights (large ones in parts, as
 `model.safetensors.01` and so on), `result.json` the record of a finished run, `checkpoint.pt` the state of an
@@ -23,8 +23,8 @@ from export.provenance import commit_of_this_tree, this_command
 from export.training.trainer import CHECKPOINT, WEIGHTS, Trainer, best_epoch
 
 SHAPE, RESULT = "model.json", "result.json"
-MAX_FILE_BYTES = 16 * 2**20  # of what a finished run leaves behind, so that it can be copied from any machine
-# The kinds of network of a task: the type of the configuration to its name and class.
+MAX_FILE_BYTES = 16 * 2**20  # limit of a finished run's files, so that they can be copied from any machine
+# The networks of a task: name and class by the type of the configuration.
 Networks = Mapping[type, tuple[str, type[nn.Module]]]
 
 
@@ -47,13 +47,13 @@ def sole_trainer(run_dir: Path) -> Iterator[None]:
     """Keep other processes from training in the folder at the same time.
 
     Raises:
-        RunIsBusyError: one does so already.
+        RunIsBusyError: another process trains there already.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     folder = os.open(run_dir, os.O_RDONLY)
     try:
         try:
-            # The system gives the lock back when the process ends, however it ends.
+            # The system releases the lock when the process ends, however it ends.
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunIsBusyError(f"another process is training in {run_dir}") from error
@@ -63,7 +63,7 @@ def sole_trainer(run_dir: Path) -> Iterator[None]:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether the folder has the record of a finished run."""
+    """Tell whether the folder has the record of a finished run."""
     return (run_dir / RESULT).is_file()
 
 
@@ -74,17 +74,17 @@ def require_finished(run_dir: Path) -> None:
 
 
 def read_result(run_dir: Path) -> Any:
-    """The record of a finished run.
+    """Read the record of a finished run.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no finished run.
     """
     require_finished(run_dir)
     return json.loads((run_dir / RESULT).read_text())
 
 
 def read_network(run_dir: Path, networks: Networks) -> Any:
-    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    """Load the best network of a run, in float32, ready to predict; its shape is its `config`."""
     shape = json.loads((run_dir / SHAPE).read_text())
     name = shape.pop("network")
     kind, network = next((kind, network) for kind, (known, network) in networks.items() if known == name)
@@ -95,7 +95,7 @@ def read_network(run_dir: Path, networks: Networks) -> Any:
 
 
 def read_weights(run_dir: Path) -> dict[str, Tensor]:
-    """The best weights of a run, from one file or from the parts of one."""
+    """Read the best weights of a run, from one file or from its parts."""
     whole = run_dir / WEIGHTS
     return load(b"".join(path.read_bytes() for path in ([whole] if whole.exists() else _parts(run_dir))))
 
@@ -105,15 +105,15 @@ def _parts(run_dir: Path) -> list[Path]:
 
 
 def halve_weights(run_dir: Path) -> None:
-    """Keep the weights in half precision: what is measured, compared and served from then on are the rounded ones.
+    """Store the weights in float16: everything is measured, compared and served with the rounded ones.
 
-    A file that would be too large to copy is cut into parts.
+    A file that is too large to copy is split into parts.
     """
     halves = save({name: w.half() if w.is_floating_point() else w for name, w in read_weights(run_dir).items()})
     cuts = range(0, len(halves), MAX_FILE_BYTES)
     names = [WEIGHTS] if len(cuts) == 1 else [f"{WEIGHTS}.{number:02}" for number in range(1, len(cuts) + 1)]
     for name, first in zip(names, cuts, strict=True):
-        # Written beside and renamed: who is stopped here finds the old weights whole, or the new ones.
+        # Write to another name and rename, so that an interruption leaves complete old or new weights.
         partial = run_dir / "weights.partial"
         partial.write_bytes(halves[first : first + MAX_FILE_BYTES])
         partial.replace(run_dir / name)
@@ -127,13 +127,13 @@ def end_run(
     """Write the record of a finished run, and remove its checkpoint.
 
     Args:
-        trainer: of the run.
-        command: that trains the same again; "" for the one that runs now.
+        trainer: the trainer of the run.
+        command: the command that repeats the training; "" for the one that runs now.
         about: the task, the network and the data.
-        measured: what the weights are worth.
-        console: for the last line.
+        measured: the measures of the weights.
+        console: shows the last line.
     """
-    # The shape that was trained: pre-trained weights bring their own.
+    # The trained shape, because pre-trained weights bring their own.
     config = dataclasses.asdict(trainer.config) | {"model": dataclasses.asdict(trainer.model.config)}
     result = about | {
         "num_parameters": sum(weight.numel() for weight in trainer.model.parameters()),
@@ -153,7 +153,7 @@ def end_run(
 
 
 def write_measured(run_dir: Path, result: Any, measured: dict[str, Any], console: Console) -> None:
-    """Write the record of a run with what its weights are worth, in place of what it may have said of that before."""
+    """Write the record of a run with the measures of its weights, which replace earlier ones."""
     result = result | measured | {"measured_at": commit_of_this_tree()}
     (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
     console.print_json(json.dumps(measured))

@@ -1,4 +1,4 @@
-"""Lists of training runs: which recipe, with which changes, under which name."""
+"""Trains lists of runs: a recipe, its changes and a name each."""
 
 import dataclasses
 import shlex
@@ -13,25 +13,26 @@ from export.data.image_classification import CIFAR10, load_cifar10
 from export.data.text_classification import SST2, load_sst2
 from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
+from export.training import text_recipes
 from export.training import translation as train_translation
 from export.training.run_folder import RunIsBusyError, is_finished, read_result, sole_trainer, write_measured
-from export.training.text_classifier import TextTrainConfig
+from export.training.text_recipes import TextTrainConfig
 from export.training.trainer import this_device
 from export.training.translation import TranslationTrainConfig
 
-RECIPES = train_text_classifier.RECIPES | train_image_classifier.RECIPES | train_translation.RECIPES
+RECIPES = text_recipes.RECIPES | train_image_classifier.RECIPES | train_translation.RECIPES
 
 
 class Run(NamedTuple):
     """One training run."""
 
-    name: str  # of its folder
+    name: str  # name of its folder
     recipe: str
     changes: list[str]  # NAME=VALUE
 
     @property
     def command(self) -> str:
-        """The command that trains this run alone."""
+        """The command that trains only this run."""
         words = ["python", "-m", "export", "train", self.recipe]
         if self.name != self.recipe:
             words += ["--run-dir", f"runs/{self.name}"]
@@ -39,27 +40,27 @@ class Run(NamedTuple):
 
 
 def read_queue(path: Path) -> list[Run]:
-    """The runs of a TOML file: tables `[[run]]` with `name`, `recipe` and, if it is changed, `set`.
+    """Read the runs of a TOML file: tables `[[run]]` with `name`, `recipe` and optional changes in `set`.
 
     Raises:
-        ValueError: something is missing, unknown or given twice.
+        ValueError: a field is missing, unknown or given twice.
     """
     runs = []
     for entry in tomllib.loads(path.read_text())["run"]:
         if not {"name", "recipe"} <= entry.keys() <= {"name", "recipe", "set"}:
             raise ValueError(f"{path}: a run has name, recipe and set, not {', '.join(entry)}")
         runs.append(Run(entry["name"], entry["recipe"], entry.get("set", [])))
-        with_changes(recipe_of(runs[-1]), runs[-1].changes)  # found wrong now, not after hours of training
+        with_changes(recipe_of(runs[-1]), runs[-1].changes)  # fails now, not after hours of training
     if twice := {run.name for run in runs if sum(run.name == other.name for other in runs) > 1}:
         raise ValueError(f"{path}: more than one run is named {', '.join(sorted(twice))}")
     return runs
 
 
 def recipe_of(run: Run) -> Any:
-    """The unchanged configuration.
+    """Return the recipe's unchanged configuration.
 
     Raises:
-        ValueError: there is no such recipe.
+        ValueError: the recipe does not exist.
     """
     if run.recipe not in RECIPES:
         raise ValueError(f"there is no recipe {run.recipe!r}; there are {', '.join(RECIPES)}")
@@ -67,12 +68,12 @@ def recipe_of(run: Run) -> Any:
 
 
 def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
-    """Train one run, or go on with it; whether it is finished.
+    """Train or resume one run; return whether it is finished.
 
     Raises:
         ValueError: unknown recipe or change, or the folder holds a run with other settings.
         RunIsBusyError: another process trains it.
-        FileNotFoundError: the data or the pre-trained weights are not here.
+        FileNotFoundError: the data or the pre-trained weights are missing.
     """
     config = with_changes(recipe_of(run), run.changes)
     if is_finished(run_dir):
@@ -88,11 +89,11 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
 
 
 def measure_run(run_dir: Path, console: Console) -> None:
-    """Measure the weights of a finished run anew, as they would be measured if it ended now.
+    """Measure the weights of a finished run again, with today's code.
 
     Raises:
-        FileNotFoundError: the run is not finished, or the data is not here.
-        ValueError: it was trained on data that is not known here.
+        FileNotFoundError: the run is not finished, or the data is missing.
+        ValueError: it was trained on an unknown data set.
     """
     result, device = read_result(run_dir), this_device()
     if result["task"] != "translation" and result["data"] not in (SST2, CIFAR10):
@@ -110,7 +111,7 @@ def measure_run(run_dir: Path, console: Console) -> None:
 
 
 def run_all(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:
-    """Train the runs in order until all are finished or the time is up; what another process trains is left to it."""
+    """Train the runs in order until all are finished or the time is up; skip runs that another process trains."""
     ends_s = time.monotonic() + time_budget_s
     left_to_others = []
     for number, run in enumerate(runs):
@@ -142,10 +143,10 @@ def require_teacher_at_rest(run: Run, folder: Path) -> None:
 
 
 def with_changes(config: Any, changes: list[str]) -> Any:
-    """A configuration with NAME=VALUE changes; `model.` leads into the network's own.
+    """Apply NAME=VALUE changes to a configuration; `model.` addresses the network's configuration.
 
     Raises:
-        ValueError: no such field, or a value of the wrong type.
+        ValueError: a field does not exist, or a value has the wrong type.
     """
     for change in changes:
         name, separator, text = change.partition("=")
@@ -167,7 +168,7 @@ def with_changes(config: Any, changes: list[str]) -> Any:
 
 
 def _choices(config: Any, name: str) -> tuple[str, ...]:
-    """The values that a field may have, where its type lists them."""
+    """Return the values that a field's type lists, if it does."""
     hint = get_type_hints(type(config))[name]
     return get_args(hint) if get_origin(hint) is Literal else ()
 

@@ -3,17 +3,16 @@
     texts ──> tokenizer ──> ids ──> batches of similar length ──> `export.training.trainer` ──> best weights, measured
 
 A run folder holds `tokenizer.json`, `model.json` (the network's shape), `model.safetensors` (the best weights),
-`result.json` (what was measured, and how), `curves.png`, and `checkpoint.pt` while the run is unfinished. A run that
-was stopped goes on from its checkpoint when the same command is given again, to the same result.
+`result.json` (what was measured, and how), `curves.png`, and `checkpoint.pt` while the run is unfinished. The same
+command resumes an interrupted run from its checkpoint, with the same result.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,126 +24,22 @@ from torch.nn import functional
 
 from export.data.text_augmentation import changed_texts, neighbours_of
 from export.data.text_classification import LabelledTexts, TextClassificationData
-from export.data.tokenizers import train_tokenizer, with_everyday_spelling
 from export.markdown import pyplot_without_a_screen
-from export.networks import bert_weights as pretrained
 from export.networks.text_baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.networks.transformer import EncoderConfig, TextClassifier
 from export.training.distillation import Teacher, directions_of, distance_of_tokens, judge
 from export.training.quality import classification_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
-from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from export.training.text_recipes import NetworkConfig, TextTrainConfig, check_settings
+from export.training.text_starting_point import StartingPoint, starting_point
+from export.training.trainer import StepOutcome, Trainer, bf16_is_fast, this_device
 
 PAD_ID = 0
-NUM_TEXTS_FOR_DIRECTIONS = 4_096  # of the training texts, by which a student's aims are laid out
-BERT_VOCAB_SIZE = 30522
-NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
+NUM_TEXTS_FOR_DIRECTIONS = 4_096  # training texts that determine the projection of a student's targets
 NETWORKS: Networks = {
     EncoderConfig: ("transformer", TextClassifier),
     BiLstmConfig: ("bilstm", BiLstmClassifier),
     KimCnnConfig: ("kim-cnn", KimCnnClassifier),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextTrainConfig(TrainerConfig):
-    """How a text classifier is trained. The defaults are the recipe of the small sentiment model."""
-
-    batch_size: int = 64
-    label_smoothing: float = 0.1
-    token_dropout: float = 0.3  # share of tokens left out of each training text, anew each epoch
-    train_share: float = 1.0  # of the training examples that are used, the same ones for the same seed
-    # What training starts from: nothing; the MiniLM of `export.networks.bert_weights`, whose shape (but for the
-    # dropout) and tokenizer then take the place of those given here; its shape and tokenizer alone, with random
-    # weights; or `vocab_size` of its words, whose vectors are brought to the network's width.
-    start_from: Literal["scratch", "minilm", "minilm-shape", "minilm-words"] = "scratch"
-    # Of a pre-trained network: what the rate falls by from each layer to the one below it (Howard and Ruder 2018, arXiv
-    # 1801.06146; Clark et al. 2020, arXiv 2003.10555), and whether words keep the vectors they came with, so that those
-    # of the training texts stay beside those that are not among them (Lee et al. 2019, arXiv 1911.03090).
-    layer_decay: float = 1.0
-    freeze_embeddings: bool = False
-    # Above 0, each batch is computed twice with other dropout, and this is the weight of the divergence between the two
-    # beside their mean cross entropy with the labels (Liang et al. 2021, "R-Drop", arXiv 2106.14448, half equation 4).
-    r_drop: float = 0.0
-    # The name of a finished run beside this one, whose logits are then the target in place of the labels, and beside
-    # them, with this weight, its token vectors (`export.training.distillation`; the student must read in the teacher's
-    # pieces). It
-    # judges the very texts that the student sees, so these may be changed as no label would bear (`changed_texts`):
-    # words are left out (`token_dropout` then counts words), a share of the texts gets another one behind it, and a
-    # share of the words gives way to others that both know and that lie near them in the teacher's vectors.
-    teacher: str = ""
-    token_vectors_weight: float = 0.0
-    join_share: float = 0.0
-    replace_share: float = 0.0
-    vocab_size: int = 8000
-    model: NetworkConfig = dataclasses.field(
-        default_factory=lambda: EncoderConfig(
-            vocab_size=8000,
-            num_labels=2,
-            d_model=128,
-            num_layers=2,
-            num_heads=4,
-            d_ff=256,
-            dropout=0.3,
-            pooling="max",
-        )
-    )
-
-
-# Recipes by the name of the run; `python -m export train <name>`.
-RECIPES = {
-    "sentiment": TextTrainConfig(),
-    "sentiment-minilm": TextTrainConfig(
-        seed=3,  # the better of the two that were trained, by three sentences of validation: what is served
-        start_from="minilm",
-        layer_decay=0.8,
-        freeze_embeddings=True,
-        r_drop=1.0,
-        epochs=3,
-        batch_size=32,
-        learning_rate=1.5e-4,
-        weight_decay=0.01,
-        label_smoothing=0.0,
-        token_dropout=0.1,
-        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.1),
-    ),
-    "sentiment-minilm-shape": TextTrainConfig(
-        start_from="minilm-shape",
-        learning_rate=2e-4,
-        label_smoothing=0.1,
-        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.3),
-    ),
-    # As many epochs on the same tokens, but a rate and a share of left out tokens of their own: with the Transformer's
-    # the LSTM did not even learn the training texts.
-    "sentiment-bilstm": TextTrainConfig(
-        learning_rate=2e-3, token_dropout=0.1, model=BiLstmConfig(vocab_size=8000, num_labels=2)
-    ),
-    "sentiment-kim-cnn": TextTrainConfig(
-        learning_rate=1e-3, token_dropout=0.1, model=KimCnnConfig(vocab_size=8000, num_labels=2)
-    ),
-    "sentiment-distilled": TextTrainConfig(
-        start_from="minilm-words",
-        vocab_size=21000,
-        teacher="sentiment-minilm",
-        epochs=14,
-        patience=14,  # the rate falls to the very end, and the best epochs come last
-        learning_rate=1e-3,
-        token_dropout=0.15,
-        join_share=0.4,
-        replace_share=0.2,
-        token_vectors_weight=1.0,
-        model=EncoderConfig(
-            vocab_size=21000,
-            num_labels=2,
-            d_model=192,
-            embedding_width=96,
-            num_layers=3,
-            num_heads=4,
-            d_ff=384,
-            dropout=0.1,
-            pooling="mean",
-        ),
-    ),
 }
 
 
@@ -159,12 +54,12 @@ def train_text_classifier(
     """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
 
     Args:
-        data: what is learned.
-        config: how.
+        data: the data set.
+        config: the settings of training.
         run_dir: the run folder.
-        console: for progress.
-        time_budget_s: after so many seconds it stops, to be gone on with.
-        command: that trains the same, for the record; "" for the one that runs now.
+        console: shows progress.
+        time_budget_s: stop after this time, with a checkpoint to resume from.
+        command: the command that repeats the training, for the record; "" for the one that runs now.
 
     Returns:
         whether the run is finished.
@@ -203,24 +98,15 @@ def train_text_classifier(
     return True
 
 
-def check_settings(config: TextTrainConfig) -> None:
-    """Raises ValueError: a setting would be passed over in silence."""
-    for name in ("token_vectors_weight", "join_share", "replace_share"):
-        if getattr(config, name) and not config.teacher:
-            raise ValueError(f"{name} is {getattr(config, name)}, but there is no teacher")
-    if config.r_drop and config.teacher:
-        raise ValueError(f"r_drop is {config.r_drop}, but a student of {config.teacher} learns from no labels")
-
-
 def freeze_embeddings(model: nn.Module) -> None:
-    """Let what comes before the first layer stay as it is."""
+    """Freeze the weights before the first layer."""
     for name, weight in model.named_parameters():
         if name.startswith(("embedding", "positions")):
             weight.requires_grad_(False)
 
 
 def layer_rates(decay: float, model: nn.Module) -> Callable[[str], float]:
-    """What the rate of a weight is multiplied by: 1 behind the last layer, less the further down it lies."""
+    """Return the learning-rate scale by weight name: 1 above the last layer, lower for each layer below."""
     depths = [int(name.split(".")[1]) for name, _ in model.named_parameters() if name.startswith("layers.")]
     num_layers = 1 + max(depths, default=-1)
 
@@ -232,58 +118,8 @@ def layer_rates(decay: float, model: nn.Module) -> Callable[[str], float]:
     return lr_scale
 
 
-class StartingPoint(NamedTuple):
-    """What training starts from."""
-
-    tokenizer: Tokenizer
-    config: NetworkConfig
-    weights: dict[str, Tensor]  # empty: random ones
-
-
-def starting_point(data: TextClassificationData, config: TextTrainConfig) -> StartingPoint:
-    """A new tokenizer and random weights, or pre-trained ones.
-
-    Raises:
-        FileNotFoundError: the pre-trained weights are not installed.
-        ValueError: another shape was asked for than the pre-trained one.
-    """
-    num_labels = len(data.label_names)
-    if config.start_from == "minilm-words":
-        return starting_point_from_words(data, config)
-    if config.start_from != "scratch":
-        if config.model != EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=config.model.dropout):
-            raise ValueError(f"start_from={config.start_from} brings its own shape: only model.dropout can be changed")
-        folder = pretrained.minilm_folder()
-        model_config = pretrained.bert_config(folder, num_labels, config.model.dropout)
-        weights = pretrained.bert_weights(folder) if config.start_from == "minilm" else {}
-        return StartingPoint(with_everyday_spelling(pretrained.bert_tokenizer(folder)), model_config, weights)
-    tokenizer = train_tokenizer(data.train.texts, config.vocab_size)
-    # A small data set gives fewer pieces than were asked for.
-    vocab_size = tokenizer.get_vocab_size()
-    return StartingPoint(tokenizer, dataclasses.replace(config.model, vocab_size=vocab_size, num_labels=num_labels), {})
-
-
-def starting_point_from_words(data: TextClassificationData, config: TextTrainConfig) -> StartingPoint:
-    """A part of the pre-trained vocabulary with its vectors, under a network of the shape that was asked for.
-
-    Raises:
-        FileNotFoundError: the pre-trained weights are not installed.
-        ValueError: `vocab_size` is too small, or the network is no Transformer.
-    """
-    if not isinstance(config.model, EncoderConfig):
-        raise ValueError("start_from=minilm-words: the network must be a Transformer")  # noqa: TRY004, a setting of a run
-    folder = pretrained.minilm_folder()
-    tokenizer = with_everyday_spelling(pretrained.bert_tokenizer(folder))
-    kept = pretrained.pieces_to_keep(tokenizer, data.train.texts, config.vocab_size)
-    vectors_VD = pretrained.bert_weights(folder)["embedding.weight"][kept]
-    shape = dataclasses.replace(config.model, vocab_size=len(kept), num_labels=len(data.label_names))
-    width = config.model.embedding_width or config.model.d_model
-    weights = {"embedding.weight": pretrained.in_fewer_dimensions(vectors_VD, width)}
-    return StartingPoint(pretrained.with_pieces(tokenizer, kept), shape, weights)
-
-
 def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
-    """A random share of the examples, in their order.
+    """Choose a random fraction of the examples, in their order.
 
     Raises:
         ValueError: the share is not above 0 and at most 1.
@@ -303,11 +139,11 @@ class TextBatch(NamedTuple):
     ids_BT: Tensor
     mask_BT: Tensor
     labels_B: Tensor
-    judged_ids: list[NDArray[np.int64]] | None  # the same texts in the teacher's tokens
+    judged_ids: list[NDArray[np.int64]] | None  # the texts in the teacher's tokens
 
 
 class TextProblem:
-    """Texts to classes, for `export.training.trainer`."""
+    """The task of text classification for `export.training.trainer`."""
 
     def __init__(
         self, data: TextClassificationData, config: TextTrainConfig, start: StartingPoint, device: torch.device
@@ -324,11 +160,11 @@ class TextProblem:
         self.steps_per_epoch = math.ceil(len(data.train) / config.batch_size)
 
     def learn_from(self, teacher_dir: Path) -> None:
-        """Take what a finished run says as targets.
+        """Take the outputs of a finished run as targets.
 
         Raises:
             FileNotFoundError: the run is not finished.
-            ValueError: token vectors are wanted of a network that has none, or by one that is wider.
+            ValueError: token vectors are configured, but a network has none, or the student is wider.
         """
         require_finished(teacher_dir)
         tokenizer = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
@@ -351,7 +187,7 @@ class TextProblem:
         self.teacher = Teacher(model, tokenizer, neighbours, directions)
 
     def batches(self, epoch: int) -> Iterator[TextBatch]:
-        """Texts of similar length together, some of their tokens left out."""
+        """Yield batches of texts of similar length, with some tokens dropped."""
         rng = np.random.default_rng((self.config.seed, epoch))
         if self.teacher is None:
             texts = [drop_tokens(ids, self.config.token_dropout, rng, self.special_ids) for ids in self.train_ids]
@@ -375,7 +211,7 @@ class TextProblem:
             yield TextBatch(ids_BT, mask_BT, labels_B, judged_ids)
 
     def step(self, model: nn.Module, batch: TextBatch) -> StepOutcome:
-        """Cross entropy with the labels, or the squared distance to what the teacher says."""
+        """Compute cross entropy with the labels, or the squared distance to the teacher's outputs."""
         if self.teacher is not None and batch.judged_ids is not None:
             loss, logits_BC = self._distance_to_teacher(self.teacher, model, batch, batch.judged_ids)
         else:
@@ -392,7 +228,7 @@ class TextProblem:
     def _distance_to_teacher(
         self, teacher: Teacher, model: Any, batch: TextBatch, judged_ids: list[NDArray[np.int64]]
     ) -> tuple[Tensor, Tensor]:
-        """The loss of a student, and its logits."""
+        """Compute the loss of a student, and its logits."""
         with self._autocast():
             aim = judge(teacher, *pad(judged_ids, self.device))
             if not aim.vectors_BTE:
@@ -400,7 +236,7 @@ class TextProblem:
                 return functional.mse_loss(logits_BC, aim.logits_BC), logits_BC
             vectors_BTE = model.token_vectors(batch.ids_BT, batch.mask_BT)
             logits_BC = model.classify(vectors_BTE[-1], batch.mask_BT).float()
-        # A text that both have in as many pieces, they have in the same ones: the student's are some of the teacher's.
+        # The student's pieces are a subset of the teacher's, so equally many pieces of a text are the same pieces.
         counts_B = batch.mask_BT.sum(1).tolist()
         same_B = torch.tensor([count == len(ids_T) for count, ids_T in zip(counts_B, judged_ids, strict=True)])
         same_BT = batch.mask_BT * same_B.to(self.device)[:, None]
@@ -412,20 +248,20 @@ class TextProblem:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast_bf16)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Accuracy, which is the score, and calibration."""
+        """Measure accuracy, which is the score, and calibration."""
         logits_BC = predict(model, self.validation_ids, self.device)
         quality = classification_quality(logits_BC, np.array(self.data.validation.labels))
         return {"score": quality.accuracy, "calibration_error": quality.expected_calibration_error}
 
 
 def divergence(logits_BC: Tensor, others_BC: Tensor) -> Tensor:
-    """The mean over both directions and the batch of the Kullback-Leibler divergence of two lots of logits; 0-dim."""
+    """Compute the symmetric Kullback-Leibler divergence of two logits, averaged over directions and batch; 0-dim."""
     log_p_BC, log_q_BC = logits_BC.log_softmax(-1), others_BC.log_softmax(-1)
     return ((log_p_BC.exp() - log_q_BC.exp()) * (log_p_BC - log_q_BC)).sum(-1).mean() / 2
 
 
 def finish(trainer: Trainer, problem: TextProblem, command: str, console: Console) -> None:
-    """Measure the weights that are kept, and write down what was found and how."""
+    """Measure the kept weights, and write the record."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
@@ -442,7 +278,7 @@ def finish(trainer: Trainer, problem: TextProblem, command: str, console: Consol
 
 
 def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -> dict[str, Any]:
-    """What the weights of a run are worth on the validation split."""
+    """Measure a run's weights on the validation split."""
     model = load_run_model(run_dir).to(device)
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
     logits_BC = predict(model, encode(tokenizer, data.validation, model.config.max_tokens), device)
@@ -450,14 +286,14 @@ def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:
-    """The ids of each text; a training text beyond the limit is cut."""
+    """Tokenize each text; texts beyond the limit are truncated."""
     return [np.array(encoding.ids[:max_tokens]) for encoding in tokenizer.encode_batch(split.texts)]
 
 
 def drop_tokens(
     ids_T: NDArray[np.int64], share: float, rng: np.random.Generator, special_ids: list[int]
 ) -> NDArray[np.int64]:
-    """Leave out tokens at random, as augmentation; [CLS] and its kin stay."""
+    """Drop tokens at random, as augmentation; special tokens such as [CLS] stay."""
     if share == 0.0:
         return ids_T
     kept_T = rng.random(len(ids_T)) >= share
@@ -470,7 +306,7 @@ def batches_of_similar_length(
     rng: np.random.Generator,
     window: int = 50,
 ) -> list[NDArray[np.int64]]:
-    """Random batches whose members are of similar length: sorted within windows of `window` batches, then shuffled."""
+    """Make random batches of texts of similar length: sort within windows of `window` batches, then shuffle."""
     order = rng.permutation(len(texts))
     lengths = np.array([len(text) for text in texts])
     batches = []
@@ -482,7 +318,7 @@ def batches_of_similar_length(
 
 
 def pad(texts: list[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids [B, T], filled with [PAD] to the longest, and the mask of the real tokens [B, T]; int64."""
+    """Pad ids to the longest, [B, T], and return the mask of real tokens [B, T]; int64."""
     longest = max(len(ids_T) for ids_T in texts)
     ids_BT = np.full((len(texts), longest), PAD_ID, dtype=np.int64)
     mask_BT = np.zeros_like(ids_BT)
@@ -499,7 +335,7 @@ def predict(
     device: torch.device,
     batch_size: int = 64,
 ) -> NDArray[np.float32]:
-    """Logits [B, C] for each text, in the given order; float32, dropout off."""
+    """Compute logits [B, C] in the given order; float32, without dropout."""
     model.eval()
     order = np.argsort([len(ids_T) for ids_T in texts], kind="stable")
     parts = [
@@ -511,17 +347,17 @@ def predict(
 
 
 def build_network(config: NetworkConfig) -> nn.Module:
-    """The network of a shape, with random weights."""
+    """Build a network with random weights."""
     return NETWORKS[type(config)][1](config)
 
 
 def load_run_model(run_dir: Path) -> Any:
-    """The best network of a run, in float32, ready to predict; its shape is its `config`."""
+    """Load the best network of a run, in float32, ready to predict; its shape is its `config`."""
     return read_network(run_dir, NETWORKS)
 
 
 def plot_curves(history: list[dict[str, float]], path: Path) -> None:
-    """Accuracy on both splits and training loss, epoch by epoch."""
+    """Plot accuracy on both splits and training loss by epoch."""
     pyplot = pyplot_without_a_screen()
     epochs = range(1, len(history) + 1)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), layout="constrained")

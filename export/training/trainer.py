@@ -1,11 +1,11 @@
-"""The training loop of every network here: a problem and a network in, the best weights and a history out.
+"""The training loop of all networks: it takes a task and a network, and yields the best weights and a history.
 
     batches of (seed, epoch) ──> loss ──> step ──> running mean of the weights ──> validation ──> best weights kept
 
-A run can be stopped at any moment and sliced (`time_budget_s`): it goes on from its checkpoint to the same weights, bit
-for bit, as an unbroken run on the same machine. For that every random choice follows from (seed, epoch), and a
-checkpoint within an epoch keeps the state of torch's generators. (The number of threads belongs to the machine: sums in
-another order are rounded otherwise.)
+A run can be stopped at any moment and sliced (`time_budget_s`): it resumes from its checkpoint to the same weights, bit
+for bit, as an unbroken run on the same machine. Therefore every random choice depends on (seed, epoch), and a
+checkpoint within an epoch keeps the state of torch's generators. (Another number of threads counts as another machine,
+because sums in another order round differently.)
 """
 
 import dataclasses
@@ -26,25 +26,25 @@ from torch import Tensor, nn
 
 from export.provenance import commit_of_this_tree, hardware
 
-CHECKPOINT_INTERVAL_S = 300.0  # within an epoch: no more than this is lost when a machine goes away
+CHECKPOINT_INTERVAL_S = 300.0  # within an epoch; bounds the loss when a machine fails
 WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
-    """What every training run sets; the problems' own configurations add to it."""
+    """The settings of every training run; tasks add their own."""
 
     seed: int = 1
     epochs: int = 6
     patience: int = 4  # epochs without a better score before the run stops
     learning_rate: float = 5e-4
-    warmup_share: float = 0.1  # of all steps; then the rate falls to zero along a cosine
+    warmup_share: float = 0.1  # fraction of all steps; then the rate falls to zero along a cosine
     weight_decay: float = 0.05
-    ema_decay: float = 0.999  # the weights that are validated and kept: a running mean over steps
+    ema_decay: float = 0.999  # decay of the running mean of the weights, which is validated and kept
 
 
 class StepOutcome(NamedTuple):
-    """What one batch gave: the mean loss, and how many of its `count` decisions were right."""
+    """The result of one batch: its mean loss, and how many of its `count` decisions were right."""
 
     loss: Tensor
     correct: int
@@ -52,25 +52,25 @@ class StepOutcome(NamedTuple):
 
 
 class TrainingTask(Protocol):
-    """What is learned: the batches, the loss, and the measure of success."""
+    """The task that is trained: its batches, loss and measure of success."""
 
     @property
     def steps_per_epoch(self) -> int:
-        """Batches of an epoch."""
+        """The number of batches in an epoch."""
 
     def batches(self, epoch: int) -> Iterator[Any]:
-        """The batches of an epoch, the same whenever they are asked for."""
+        """Yield the batches of an epoch; equal calls yield equal batches."""
 
     def step(self, model: nn.Module, batch: Any) -> StepOutcome:
-        """The loss of a batch, with gradients."""
+        """Compute the loss of a batch, with gradients."""
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """Figures of the validation split, among them `score`: the larger, the better."""
+        """Measure the validation split; `score` is among the figures, and higher is better."""
 
 
 @dataclass
 class _Epoch:
-    """How far the epoch in progress has come."""
+    """The progress of the current epoch."""
 
     steps: int = 0
     loss_sum: float = 0.0
@@ -94,13 +94,13 @@ class Trainer:
         """Set up.
 
         Args:
-            problem: what is learned.
-            model: the network; weights that need no gradient stay as they are.
-            ema_model: of the same shape; becomes its running mean.
-            config: how it is trained.
-            run_dir: where the weights go.
-            device: that computes.
-            lr_scale: what the learning rate of a weight is multiplied by, by its name.
+            problem: the task.
+            model: the network; weights without a gradient stay unchanged.
+            ema_model: a network of the same shape, for the running mean of the weights.
+            config: the settings of training.
+            run_dir: the run folder.
+            device: the device that computes.
+            lr_scale: the factor of the learning rate by a weight's name.
         """
         self.problem, self.config, self.run_dir, self.device = problem, config, run_dir, device
         self.model, self.ema_model = model.to(device), ema_model.to(device)
@@ -117,8 +117,8 @@ class Trainer:
         )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
         self.history: list[dict[str, float]] = []
-        self.hardware_s: dict[str, float] = {}  # seconds of training by the hardware that did it
-        self.commits: list[str] = []  # of the code that trained; more than one when it changed between slices
+        self.hardware_s: dict[str, float] = {}  # seconds of training by hardware
+        self.commits: list[str] = []  # commits of the training code; several if it changed between slices
         self._epoch = _Epoch()
         self._generators: dict[str, Tensor] = {}
 
@@ -131,10 +131,10 @@ class Trainer:
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
     def resume(self, console: Console) -> None:
-        """Take up the checkpoint of an earlier, unfinished run.
+        """Load the checkpoint of an earlier, unfinished run.
 
         Raises:
-            ValueError: it belongs to a run with other settings.
+            ValueError: the checkpoint belongs to a run with other settings.
         """
         path = self.run_dir / CHECKPOINT
         if not path.exists():
@@ -151,7 +151,7 @@ class Trainer:
         console.print(f"going on after epoch {len(self.history)} and {self._epoch.steps} steps of {path}")
 
     def _save_checkpoint(self) -> None:
-        """Written beside and renamed, so that a stop in the middle leaves the last whole one."""
+        """Write the checkpoint to another name and rename it, so that an interruption leaves the last complete one."""
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
@@ -186,7 +186,7 @@ class Trainer:
     def fit(self, console: Console, time_budget_s: float = math.inf) -> bool:
         """Train until the epochs are done, patience is over, or the time is up; False in the last case.
 
-        The weights with the best score so far lie in `run_dir/model.safetensors`, the state in its checkpoint.
+        The best weights so far are in `run_dir/model.safetensors`, the state is in the checkpoint.
         """
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
@@ -196,11 +196,11 @@ class Trainer:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        if (commit := commit_of_this_tree()) not in self.commits:  # now: at the end of the run the tree may be another
+        if (commit := commit_of_this_tree()) not in self.commits:  # now: the tree may change before the end
             self.commits.append(commit)
         ends_s = time.perf_counter() + time_budget_s
         per_epoch = self.problem.steps_per_epoch
-        # A log gets lines instead of a bar that is drawn again and again.
+        # A log gets lines instead of a redrawn bar.
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task(
                 "",
@@ -244,11 +244,11 @@ class Trainer:
 
     @property
     def training_s(self) -> float:
-        """Seconds of training, of all slices."""
+        """Training time in seconds, over all slices."""
         return sum(self.hardware_s.values())
 
     def _time(self) -> str:
-        """How long it has taken and, if all epochs are trained, how long it still will."""
+        """Format the elapsed time and, if all epochs are trained, the remaining time."""
         per_epoch = self.problem.steps_per_epoch
         done = len(self.history) * per_epoch + self._epoch.steps
         left_s = self.training_s / done * (self.config.epochs * per_epoch - done)
@@ -266,7 +266,7 @@ class Trainer:
         return bool(self.history) and len(self.history) - 1 - best_epoch(self.history) >= self.config.patience
 
     def _train_epoch(self, ends_s: float, show: Callable[[bool], None]) -> bool:
-        """The rest of the epoch in progress; False when the time was up before its end.
+        """Train the rest of the current epoch; False when the time was up before its end.
 
         Args:
             ends_s: on `time.perf_counter()`'s clock.
@@ -303,7 +303,7 @@ class Trainer:
 
     @torch.no_grad()
     def _update_average(self, step: int) -> None:
-        # Early on the mean must forget faster than later, or it stays near the random start.
+        # Early on the mean must forget faster, or it stays near the random start.
         decay = min(self.config.ema_decay, (1 + step) / (10 + step))
         for mean, weight in zip(self.ema_model.parameters(), self.model.parameters(), strict=True):
             if weight.requires_grad:
@@ -314,17 +314,17 @@ class Trainer:
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
-    """The epoch whose weights are kept, counted from 0: of those with the same score the first."""
+    """Return the epoch whose weights are kept, from 0: the first one with the best score."""
     return int(np.argmax([entry["score"] for entry in history]))
 
 
 def this_device() -> torch.device:
-    """The GPU where there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def bf16_is_fast(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself; emulated, it would be slower than float32."""
+    """Tell whether the hardware multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

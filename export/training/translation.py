@@ -1,9 +1,9 @@
 """Trains a translation network, from a data set to a run folder.
 
-    sentence pairs ──> one tokenizer ──> ids ──> batches of so many tokens ──> `trainer` ──> weights, measured
+    sentence pairs ──> one tokenizer ──> ids ──> batches by number of tokens ──> `trainer` ──> weights, measured
 
-A run folder holds what `export.training.run_folder` says, `tokenizer.json`, and `translations.tsv`: the test sentences
-and what became of them.
+`export.training.run_folder` describes the run folder. It also holds `tokenizer.json`, and `translations.tsv` with the
+test sentences and their translations.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ NETWORKS: Networks = {
     TranslationConfig: ("translation-transformer", TranslationTransformer),
     RecurrentTranslationConfig: ("translation-lstm", RecurrentTranslator),
 }
-BEAMS_OF_PAPERS = 5  # Wu et al. 2021 (arXiv 2105.14462), whom Multi30k is compared with
+BEAMS_OF_PAPERS = 5  # of Wu et al. 2021 (arXiv 2105.14462), the comparison on Multi30k
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class TranslationTrainConfig(TrainerConfig):
 
     data: Literal["multi30k", "multi30k+tatoeba"] = "multi30k"
     epochs: int = 60
-    patience: int = 60  # the rate falls to the very end, and the best epochs come last
+    patience: int = 60  # the rate falls to the end, and the best epochs come last
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
-    batch_tokens: int = 4096  # of each side, padding included
+    batch_tokens: int = 4096  # per side, padding included
     label_smoothing: float = 0.1
     vocab_size: int = 10000
     lowercase: bool = False
@@ -114,7 +114,7 @@ def train_translation(
     time_budget_s: float = math.inf,
     command: str = "",
 ) -> bool:
-    """Train, or go on training; arguments as of `export.training.text_classifier.train_text_classifier`.
+    """Train or resume; arguments are those of `export.training.text_classifier.train_text_classifier`.
 
     Returns:
         whether the run is finished.
@@ -123,7 +123,7 @@ def train_translation(
         ValueError: `run_dir` holds a run with another configuration.
     """
     tokenizer = train_translation_tokenizer(data.train.source + data.train.target, config.vocab_size, config.lowercase)
-    # A small data set gives fewer pieces than were asked for.
+    # A small data set yields fewer pieces than configured.
     shape = dataclasses.replace(config.model, vocab_size=tokenizer.get_vocab_size())
     if not begin_run(run_dir, shape, NETWORKS):
         return True
@@ -157,7 +157,7 @@ class TranslationBatch(NamedTuple):
 
 
 class TranslationProblem:
-    """Sentences to sentences, for `export.training.trainer`."""
+    """The task of translation for `export.training.trainer`."""
 
     def __init__(
         self,
@@ -185,18 +185,18 @@ class TranslationProblem:
         self.steps_per_epoch = len(batches_of_tokens(self.train_pairs, config.batch_tokens, np.random.default_rng()))
 
     def batches(self, epoch: int) -> Iterator[TranslationBatch]:
-        """Sentences of similar length together; without dropped merges, so that every epoch has as many batches."""
+        """Yield batches of similar length, measured without BPE dropout, so that epochs have equally many batches."""
         rng = np.random.default_rng((self.config.seed, epoch))
         batches, pairs = batches_of_tokens(self.train_pairs, self.config.batch_tokens, rng), self.train_pairs
         if self._dropouts:
             pairs = [Pair(*sides) for sides in zip(*(side.encode(rng) for side in self._dropouts), strict=True)]
         for number in rng.permutation(len(batches)):
-            # Words in more pieces may go beyond the limit, by what then is left out at the end.
+            # BPE dropout may lengthen a sentence beyond the limit; the rest is truncated.
             members = [Pair(*(side[: self.max_tokens] for side in pairs[member])) for member in batches[number]]
             yield collate(members, self.device)
 
     def step(self, model: nn.Module, batch: TranslationBatch) -> StepOutcome:
-        """Cross entropy of the next token, each counted alike."""
+        """Compute the cross entropy of the next tokens, each with equal weight."""
         network: Any = model
         with self._autocast():
             x_ND = network.features(*batch[:4])
@@ -215,7 +215,7 @@ class TranslationProblem:
 
     @torch.inference_mode()
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """The share of tokens that are predicted when all before them are given, which is the score, and the loss."""
+        """Measure next-token accuracy under teacher forcing, which is the score, and the loss."""
         model.eval()
         correct, loss_sum, count = 0, 0.0, 0
         for members in batches_of_tokens(self.validation_pairs, self.config.batch_tokens, np.random.default_rng(0)):
@@ -229,16 +229,16 @@ class TranslationProblem:
 
 
 def encode(tokenizer: Tokenizer, texts: ParallelTexts, max_tokens: int) -> list[Pair]:
-    """The ids of each pair; pairs beyond the limit are left out."""
+    """Tokenize each pair; pairs beyond the limit are left out."""
     sides = (tokenizer.encode_batch(side) for side in (texts.source, texts.target))
     pairs = [Pair(source.ids, target.ids) for source, target in zip(*sides, strict=True)]
     return [pair for pair in pairs if max(len(pair.source), len(pair.target)) <= max_tokens]
 
 
 def batches_of_tokens(pairs: list[Pair], batch_tokens: int, rng: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Batches of at most `batch_tokens` a side, padding included; members of the same lengths are drawn anew.
+    """Make batches of at most `batch_tokens` per side, padding included; pairs of equal length are reshuffled.
 
-    All pairs are put in order of length, so that every epoch has as many batches, of the same sizes.
+    Pairs are sorted by length, so that every epoch has equally many batches of the same sizes.
     """
     source_N = np.array([len(pair.source) for pair in pairs])
     target_N = np.array([len(pair.target) for pair in pairs])
@@ -254,7 +254,7 @@ def batches_of_tokens(pairs: list[Pair], batch_tokens: int, rng: np.random.Gener
 
 
 def collate(pairs: list[Pair], device: torch.device) -> TranslationBatch:
-    """Pairs as one batch; the decoder is fed the target shifted by one, beginning with [BOS]."""
+    """Collate pairs to a batch; the decoder's input is the target shifted by one, beginning with [BOS]."""
     source_ids, source_mask = pad([pair.source for pair in pairs], device)
     target_ids, target_mask = pad([[BOS_ID, *pair.target[:-1]] for pair in pairs], device)
     labels_N = torch.tensor([token for pair in pairs for token in pair.target], device=device)
@@ -262,7 +262,7 @@ def collate(pairs: list[Pair], device: torch.device) -> TranslationBatch:
 
 
 def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids [B, T], filled with [PAD] to the longest, and the mask of the real tokens [B, T]; int64."""
+    """Pad ids to the longest, [B, T], and return the mask of real tokens [B, T]; int64."""
     longest = max(map(len, rows))
     ids_BT = torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows], device=device)
     mask_BT = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=device)
@@ -270,15 +270,15 @@ def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class Translator(Protocol):
-    """A translation model that `translate` can ask, whatever computes it."""
+    """The interface of a translation model for `translate`, whatever computes it."""
 
     def begin(self, sources: list[list[int]]) -> State:
-        """What the first step needs, a row for each source."""
+        """Compute the state of the first step, one row per source."""
 
     def next_tokens(
         self, last_R: list[int], state: State, count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
-        """One token more in each row: the `count` likeliest, log probabilities and ids [R, count]; the next state."""
+        """Decode one more token per row: log probabilities and ids of the top `count`, [R, count]; the next state."""
 
 
 class TorchTranslator:
@@ -289,14 +289,14 @@ class TorchTranslator:
 
     @torch.inference_mode()
     def begin(self, sources: list[list[int]]) -> State:
-        """As `Translator.begin`."""
+        """Compute the state of the first step, as `Translator.begin` says."""
         return self._model.begin(*pad(sources, self._device))
 
     @torch.inference_mode()
     def next_tokens(
         self, last_R: list[int], state: State, count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
-        """As `Translator.next_tokens`."""
+        """Decode one more token in each row, as `Translator.next_tokens` says."""
         logits_RV, state = self._model.step(torch.tensor(last_R, device=self._device), state)
         return *top_k_log_probs(logits_RV.float().cpu().numpy(), count), state
 
@@ -310,10 +310,10 @@ def translate(
     bos_id: int = BOS_ID,
     eos_id: int = EOS_ID,
 ) -> list[Hypothesis]:
-    """Translate ids that end with the end of the sentence, those of similar length together; all with as many beams.
+    """Translate ids that end with [EOS], batched by length; all with the same number of beams.
 
-    Batches begin and end together here: this is for measuring and comparing. `service.scheduling.continuous_batcher` is
-    for serving.
+    Sentences of a batch start and end together, which suffices for measuring and comparing; for serving there is
+    `service.scheduling.continuous_batcher`.
     """
     found: dict[int, Hypothesis] = {}
     order = sorted(range(len(sources)), key=lambda number: len(sources[number]))
@@ -348,7 +348,7 @@ def translate_texts(
     *,
     num_beams: int = BEAMS_OF_PAPERS,
 ) -> list[str]:
-    """Texts to texts, with progress; a text beyond the limit is cut."""
+    """Translate texts, with progress; a text beyond the limit is truncated."""
     sources = [encoding.ids[: model.config.max_tokens] for encoding in tokenizer.encode_batch(texts)]
     parts = []
     for first in track(range(0, len(sources), 256), description="translating", console=console, transient=True):
@@ -365,7 +365,7 @@ def translate_texts(
 
 
 def finish(trainer: Trainer, problem: TranslationProblem, command: str, console: Console) -> None:
-    """Measure the weights that are kept on the test splits, and write down what was found and how."""
+    """Measure the kept weights on the test splits, and write the record."""
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
@@ -382,7 +382,7 @@ def finish(trainer: Trainer, problem: TranslationProblem, command: str, console:
 
 
 def measure(run_dir: Path, data: TranslationData, device: torch.device, console: Console) -> dict[str, Any]:
-    """What the weights of a run are worth on the test splits, whose translations are written beside them."""
+    """Measure a run's weights on the test splits, and write the translations beside them."""
     model = load_run_model(run_dir).to(device)
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
     quality, lines = {}, []
@@ -402,10 +402,10 @@ def measure(run_dir: Path, data: TranslationData, device: torch.device, console:
 
 
 def build_network(config: NetworkConfig) -> nn.Module:
-    """The network of a shape, with random weights."""
+    """Build a network with random weights."""
     return NETWORKS[type(config)][1](config)
 
 
 def load_run_model(run_dir: Path) -> Any:
-    """The best network of a run, in float32, ready to translate; its shape is its `config`."""
+    """Load the best network of a run, in float32, ready to translate; its shape is its `config`."""
     return read_network(run_dir, NETWORKS)

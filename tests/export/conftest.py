@@ -10,7 +10,8 @@ from rich.console import Console
 from export.conversion.golden_texts import made_up_sentences
 from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.networks.transformer import EncoderConfig
-from export.training.text_classifier import TextTrainConfig, train_text_classifier
+from export.training.text_classifier import train_text_classifier
+from export.training.text_recipes import TextTrainConfig
 
 GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
 

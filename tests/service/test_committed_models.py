@@ -12,9 +12,9 @@ import httpx
 import pytest
 import sacrebleu
 
+from export.conversion.comparison.translation import MAX_SCORE_DIFFERENCE
 from export.conversion.explanation_graph import replay_golden_rows
 from export.conversion.golden_images import golden_images
-from export.conversion.translation import MAX_SCORE_DIFFERENCE
 from export.data.translation import load_multi30k
 from export.networks.translation import BOS_ID, EOS_ID
 from export.onnx_graphs.translation import OnnxTranslator

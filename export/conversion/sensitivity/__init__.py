@@ -1,1 +1,1 @@
-"""How far int8 answers move with their company."""
+"""Measures how far int8 answers change with the other items of their batch."""

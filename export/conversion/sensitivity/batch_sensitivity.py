@@ -1,8 +1,8 @@
-"""Measures how far int8 answers move with the other items of their engine call, for manifest and card.
+"""Measures how far int8 answers change with the other items of their engine call, for manifest and card.
 
     folder, inputs ──> items alone, in random company, in chosen company ──> `batch_sensitivity` of the manifest, card
 
-The figures are the largest changes that a search has found, not a bound: a client may think of worse company.
+The figures are the largest changes that a search has found, not a bound: clients may send worse company.
 """
 
 import json
@@ -35,7 +35,7 @@ from model_store.folder import CARD, GRAPH, MANIFEST, TOKENIZER, BatchSensitivit
 from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
 CARD_HEADING = "\n## In company\n\n"
-# A translation takes a decoder step a token: fewer items, and fewer tries.
+# A translation takes one decoder step per token, so search fewer items and fewer times.
 TRANSLATION_EFFORT = SearchEffort(
     max_items=64,
     batch_sizes=(2, 8, 32),
@@ -45,8 +45,8 @@ TRANSLATION_EFFORT = SearchEffort(
     num_climbs=2,
     num_changes=24,
 )
-NUM_IMAGES = 6  # invented ones
-RANDOM_WORDS = 16  # of an invented text
+NUM_IMAGES = 6  # of noise
+RANDOM_WORDS = 16  # in an invented text
 # Invented texts of each kind, and words of a long one.
 CLASSIFIED_TEXTS, TRANSLATED_TEXTS = (6, 96), (2, 24)
 
@@ -55,8 +55,8 @@ def measure_batch_sensitivity(folder: Path, manifest: Manifest, inputs: Sequence
     """Measure a folder that has its served graphs, tokenizer and configuration.
 
     Args:
-        folder: of the model.
-        manifest: as it will be written.
+        folder: the model folder.
+        manifest: the manifest as it will be written.
         inputs: texts or image files, such as clients send.
     """
     translates = manifest.task == "translation"
@@ -115,13 +115,13 @@ def _translations(folder: Path, manifest: Manifest, inputs: Sequence[str], effor
 
 
 def invented_texts(folder: Path, count: int, long_words: int, seed: int = 20) -> list[str]:
-    """Texts of words that do not belong together: one word, a sentence, a long text, and one word again and again.
+    """Generate texts of unrelated words: one word, a sentence, a long text, and one repeated word.
 
     Args:
-        folder: of the model, whose vocabulary the words are from.
-        count: texts of each kind.
-        long_words: of a long text.
-        seed: of what is drawn.
+        folder: the model folder, from whose vocabulary the words are drawn.
+        count: the number of texts of each kind.
+        long_words: the number of words of a long text.
+        seed: the seed of the random words.
     """
     vocabulary = Tokenizer.from_file(str(folder / TOKENIZER)).get_vocab()
     words = sorted(word for word in vocabulary if word.isalpha() and word.isascii()) or ["a"]
@@ -131,7 +131,7 @@ def invented_texts(folder: Path, count: int, long_words: int, seed: int = 20) ->
 
 
 def with_batch_sensitivity(folder: Path, manifest: Manifest, inputs: Sequence[Any], console: Console) -> Manifest:
-    """The manifest of an int8 folder with what was measured; that of another precision as it is."""
+    """Measure an int8 folder and return its manifest with the figures; return other manifests unchanged."""
     if manifest.precision != "int8":
         return manifest
     console.print("measuring how far answers move with their company in a batch")
@@ -141,7 +141,7 @@ def with_batch_sensitivity(folder: Path, manifest: Manifest, inputs: Sequence[An
 
 
 def inputs_of(material: Material) -> list[Any]:
-    """Inputs of all splits, in their order."""
+    """Join the inputs of all splits, in order."""
     splits: Mapping[str, Any] = material
     return [
         given
@@ -151,16 +151,16 @@ def inputs_of(material: Material) -> list[Any]:
 
 
 def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], console: Console) -> Manifest:
-    """Measure a version that is in the store; its graphs and weights stay as they are.
+    """Measure a version in the store; its graphs and weights stay as they are.
 
     Args:
-        folder: of the version.
+        folder: the version's folder.
         measured_on: finds labelled inputs, or sentences with references, for a model.
-        console: for progress.
+        console: shows progress.
 
     Raises:
         FolderError: the folder is damaged.
-        ValueError: it is a bare graph or not in int8, or nothing is known to measure it on.
+        ValueError: the folder is a bare graph or not in int8, or no data to measure it on is known.
     """
     manifest = open_folder(folder).manifest
     if manifest is None:
@@ -178,14 +178,14 @@ def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], cons
 
 
 def _card_with_section(card: str, section: str) -> str:
-    """The card with this section in place of an earlier one, before those on graphs that were added later."""
+    """Insert or replace this section in a card, before the sections on graphs that were added later."""
     places = [card.find(heading) for heading in (HALF_PRECISION_HEADING, EXPLAINED_HEADING)]
     end = min((place for place in places if place >= 0), default=len(card))
     return card[:end].split(CARD_HEADING, maxsplit=1)[0] + section + card[end:]
 
 
 def card_of_batch_sensitivity(manifest: Manifest) -> str:
-    """The card's section on company; nothing for a folder without figures."""
+    """Write the card's section on batch sensitivity; empty for a folder without figures."""
     found = manifest.batch_sensitivity
     if found is None:
         return ""

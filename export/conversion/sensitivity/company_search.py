@@ -1,7 +1,7 @@
-"""Search for the company in an engine call that moves an answer most.
+"""Searches for the company in an engine call that changes an answer most. Company: the other items of the call.
 
 int8 graphs give all rows of a call one scale, which the largest activation sets. An answer therefore depends on the
-other items of its call. How far it moves is measured here against the answer that the item gets alone.
+other items of its call. The change is measured against the answer that the item gets alone.
 
     items alone ──> reference
     items in shuffled calls of several sizes ──> changes in random company: mean, worst, changed answers
@@ -31,7 +31,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEffort:
-    """How much is computed."""
+    """The sizes and counts that bound the search."""
 
     max_items: int = 512  # in random company
     batch_sizes: tuple[int, ...] = (2, 8, 32, 64)
@@ -45,7 +45,7 @@ class SearchEffort:
 
 @dataclass(kw_only=True)
 class Found:
-    """Changes that were seen."""
+    """The changes of scores that a search has seen."""
 
     changes: list[float] = field(default_factory=list)  # in random company
     changed_answers: int = 0  # in random company: the answer says something else
@@ -74,14 +74,14 @@ def search_company(
     length: Callable[[T], int],
     effort: SearchEffort,
 ) -> Found:
-    """Measure how far answers move with their company.
+    """Measure how far answers change with the other items of their engine call.
 
     Args:
         answer: one engine call: items to answers.
-        items: such as clients send.
-        invented: items of unusual content, which company and targets are chosen from as well.
-        length: of an item; the longest and the shortest items are unusual company.
-        effort: how much is computed.
+        items: items such as clients send.
+        invented: items of unusual content, also used as company and as targets.
+        length: returns the length of an item; the longest and the shortest items are unusual company.
+        effort: the bounds of the search.
     """
     rng = random.Random(effort.seed)
     drawn = rng.sample(list(items), min(effort.max_items, len(items)))

@@ -13,15 +13,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from export.conversion import classifier as conversion
-from export.conversion.classifier import (
-    Comparison,
-    ConversionRefused,
-    convert,
-    folder_in_the_making,
-    onnx_logits,
-    require_equal,
-)
+from export.conversion.classifier import convert, export_onnx
+from export.conversion.comparison import classifier as comparison
+from export.conversion.comparison.classifier import onnx_logits
+from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import TextClassifierSource, source_of_run
 from export.conversion.random_weights import write_untrained
@@ -33,7 +28,7 @@ from tests.export.conftest import toy_data
 from tests.export.networks.test_transformer import VARIANTS
 
 
-def converted(source: TextClassifierSource, store: Path, console: Console, precision: conversion.Precision) -> Path:
+def converted(source: TextClassifierSource, store: Path, console: Console, precision: Precision) -> Path:
     """The next version of the toy model."""
     validation = toy_data().validation
     return convert(
@@ -102,7 +97,7 @@ def test_every_variant_exports_to_the_same_answers(
     )
     model = TextClassifier(config).eval()
     variant = dataclasses.replace(source, module=model, for_export=lambda: PackedTextClassifier(model))
-    conversion.export_onnx(variant, tmp_path / "model.onnx")
+    export_onnx(variant, tmp_path / "model.onnx")
     texts = made_up_sentences(40)
     difference = np.abs(onnx_logits(variant, tmp_path / "model.onnx", texts) - variant.logits(model, texts)).max()
     assert difference <= 1e-4
@@ -156,18 +151,10 @@ def test_int8_that_costs_too_much_is_refused(
     source: TextClassifierSource, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit that no quantization can meet shows that the limit is looked at."""
-    monkeypatch.setattr(conversion, "MAX_ACCURACY_LOSS", -1.0)
+    monkeypatch.setattr(comparison, "MAX_ACCURACY_LOSS", -1.0)
     with pytest.raises(ConversionRefused, match="int8 loses"):
         converted(source, tmp_path, quiet, "int8")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("difference", "labels"), [(2e-4, 0), (0.0, 1), (float("nan"), 0)])
-def test_the_bar_for_equality(difference: float, labels: int) -> None:
-    """Either alone is enough to refuse."""
-    with pytest.raises(ConversionRefused):
-        require_equal(Comparison(600, difference, labels), "it")
-    require_equal(Comparison(600, 1e-4, 0), "it")
 
 
 def test_too_few_texts_prove_nothing(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
@@ -193,17 +180,6 @@ def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> N
         assert "random weights" in manifest.provenance["untrained"]
         assert manifest.skips_padding is packed
         assert manifest.quality["compared_with_pytorch"]["onnx"]["max_abs_logit_difference"] < 1e-4
-
-
-def test_nothing_is_left_of_a_conversion_that_ended(tmp_path: Path) -> None:
-    """Neither of one that failed nor of one that was killed; one that still runs is left alone."""
-    (tmp_path / ".converting-killed/folder").mkdir(parents=True)
-    with folder_in_the_making(tmp_path) as folder:
-        assert not (tmp_path / ".converting-killed").exists()
-        with pytest.raises(ValueError, match="failed"), folder_in_the_making(tmp_path):
-            raise ValueError("failed")
-        assert [path.name for path in tmp_path.iterdir()] == [folder.parent.name]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_texts_are_our_own() -> None:

@@ -19,23 +19,28 @@ from torch.nn import functional
 
 from export.__main__ import main
 from export.conversion import explanation_graph as explain_graphs
-from export.conversion.classifier import Comparison, convert, describe, export_onnx, put_into_store
-from export.conversion.explanation_graph import (
+from export.conversion.classifier import convert, describe, export_onnx
+from export.conversion.comparison import explanation
+from export.conversion.comparison.classifier import Comparison
+from export.conversion.comparison.explanation import (
     ExplainGraph,
     ExplainRefused,
     Row,
-    add_to_store,
-    at_alphas,
     batch_of,
     completeness_gap,
+    require_explained,
+)
+from export.conversion.explanation_graph import (
+    add_to_store,
     explained,
     export_explain_graph,
     golden_rows,
     replay_golden_rows,
-    require_explained,
 )
+from export.conversion.model_folder.publishing import put_into_store
 from export.conversion.model_source import ImageClassifierSource, TextClassifierSource
-from export.conversion.translation import convert_translation, translation_source_of_run
+from export.conversion.translation import convert_translation
+from export.conversion.translation_source import translation_source_of_run
 from export.networks.image import VisionTransformer, VitConfig
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier, rotate
 from export.networks.translation import TranslationConfig, TranslationTransformer
@@ -396,7 +401,7 @@ def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path, quiet: Console, m
         (folder / EXPLAIN).write_bytes(explaining_graph(name))
 
     monkeypatch.setattr(explain_graphs, "export_explain_graph", export_again)
-    monkeypatch.setitem(explain_graphs.TOLERANCE, "attribution", -1.0)
+    monkeypatch.setitem(explanation.TOLERANCE, "attribution", -1.0)
     with pytest.raises(ExplainRefused, match="attribution against PyTorch: off by up to .* \\(allowed: -1\\)"):
         add_to_store(folder, quiet)
     assert {path.name: sha256(path) for path in folder.iterdir()} == before
@@ -432,23 +437,6 @@ def test_what_cannot_be_read_back_is_refused(
         add_to_store(folder, quiet)
     with pytest.raises(FolderError, match="is not a version's folder"):
         add_to_store(folder.parent, quiet)
-
-
-def test_alphas_of_a_row_keep_its_input() -> None:
-    """What changes is alpha alone."""
-    row = rows_of(network_of("patches"), 1)[0]
-    moved = at_alphas(row, [0.25, 0.75])
-    assert [float(each.feeds["alpha"]) for each in moved] == [0.25, 0.75]
-    assert float(row.feeds["alpha"]) == 1.0
-    assert all(each.feeds["pixel_values"] is row.feeds["pixel_values"] for each in moved)
-
-
-@pytest.mark.parametrize("steps", [explain_graphs.midpoints, explain_graphs.gauss_legendre])
-def test_steps_weigh_one_together(steps: Any) -> None:
-    """And integrate a line exactly."""
-    alphas, weights = steps(7)
-    assert weights.sum() == pytest.approx(1.0, abs=1e-6)
-    assert float(alphas @ weights) == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.slow

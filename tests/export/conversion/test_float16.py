@@ -16,11 +16,14 @@ from rich.console import Console
 
 from export.__main__ import main
 from export.conversion import float16 as half_graphs
-from export.conversion.classifier import Precision, convert, export_onnx, onnx_logits
+from export.conversion.classifier import convert, export_onnx
+from export.conversion.comparison.classifier import onnx_logits
+from export.conversion.comparison.requirements import Precision
 from export.conversion.float16 import HalfPrecisionRefused, add_half_graphs, add_to_store, in_float32
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_source import TextClassifierSource, source_of_run
-from export.conversion.translation import convert_translation, translation_source_of_run
+from export.conversion.translation import convert_translation
+from export.conversion.translation_source import translation_source_of_run
 from export.onnx_graphs.import_weights import StoredGraph
 from export.onnx_graphs.passes import halve_exact_weights, quantize
 from model_store.folder import CARD, ModelFolder, read, scan, sha256

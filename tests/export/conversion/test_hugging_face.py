@@ -34,12 +34,12 @@ from transformers import (
     ViTModel,
 )
 
-from export.conversion.checkpoint import LoadRefused
-from export.conversion.classifier import onnx_logits
+from export.conversion.checkpoints.image_processors import load_processor
+from export.conversion.checkpoints.reading import LoadRefused
+from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_images import golden_images, gradient
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.hugging_face import image_source_of_hugging_face, source_of_hugging_face
-from export.conversion.image_processors import load_processor
 from export.data.tokenizers import train_tokenizer
 from tests.conftest import ROOT, running_server
 from tests.service.tasks.test_image_classification import file_of

@@ -21,7 +21,8 @@ from torch import nn
 from transformers import ViTImageProcessor
 
 from export.__main__ import main
-from export.conversion.classifier import ConversionRefused, convert
+from export.conversion.classifier import convert
+from export.conversion.comparison.requirements import ConversionRefused
 from export.conversion.golden_images import golden_images, shapes
 from export.conversion.model_source import ImageClassifierSource, source_of_run
 from export.data.image_classification import LabelledImages, encoded

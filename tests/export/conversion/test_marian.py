@@ -20,7 +20,7 @@ from transformers import (
     T5Config,
 )
 
-from export.conversion.checkpoint import LoadRefused
+from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.marian import source_of_marian
 from export.conversion.translation import golden_examples

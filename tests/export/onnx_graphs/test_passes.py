@@ -7,7 +7,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from export.conversion.classifier import export_onnx, onnx_logits
+from export.conversion.classifier import export_onnx
+from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_source import TextClassifierSource, source_of_run
 from export.networks.transformer import HIDDEN

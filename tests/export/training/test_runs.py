@@ -7,7 +7,7 @@ from rich.console import Console
 
 from export.training.run_folder import RunIsBusyError, sole_trainer
 from export.training.runs import RECIPES, Run, read_queue, run_all, train_run, with_changes
-from export.training.text_classifier import TextTrainConfig
+from export.training.text_recipes import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
 

@@ -18,6 +18,7 @@ from export.training import run_folder
 from export.training import text_classifier as training
 from export.training.distillation import distance_of_tokens, judge
 from export.training.text_classifier import measure, train_text_classifier
+from export.training.text_starting_point import starting_point
 from tests.export.conftest import toy_config, toy_data
 
 
@@ -94,7 +95,7 @@ def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, 
         config = replace(wanted, token_vectors_weight=weight)
         run_dir = tmp_path / f"student-{weight}"
         train_text_classifier(data, config, run_dir, quiet)
-        problem = training.TextProblem(data, wanted, training.starting_point(data, wanted), torch.device("cpu"))
+        problem = training.TextProblem(data, wanted, starting_point(data, wanted), torch.device("cpu"))
         problem.learn_from(toy_run)
         assert problem.teacher is not None
         batch = training.pad(problem.validation_ids, torch.device("cpu"))
@@ -154,7 +155,7 @@ def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_p
     """From the same random weights: words keep their vectors, and the lower layer moves less than without the decay."""
     start = load_file(toy_run / "model.safetensors")
     torch.manual_seed(toy_config().seed)
-    random = training.build_network(training.starting_point(toy_data(), toy_config()).config).state_dict()
+    random = training.build_network(starting_point(toy_data(), toy_config()).config).state_dict()
     moved = {}
     for decay in (1.0, 0.1):
         config = toy_config(layer_decay=decay, freeze_embeddings=True)
@@ -209,7 +210,7 @@ def test_a_pre_trained_network_brings_its_own_shape() -> None:
     """Another one that was asked for would not be trained; it is refused before any weights are read."""
     config = toy_config(start_from="minilm")
     with pytest.raises(ValueError, match=r"start_from=minilm brings its own shape: only model.dropout"):
-        training.starting_point(toy_data(), config)
+        starting_point(toy_data(), config)
 
 
 def test_of_epochs_with_the_same_score_the_first_is_kept(tmp_path: Path, quiet: Console) -> None:

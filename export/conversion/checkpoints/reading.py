@@ -1,4 +1,4 @@
-"""Files and weights of checkpoints in Hugging Face form: read as they were saved, or refused in a sentence.
+"""Reads files and weights of Hugging Face checkpoints as they were saved, or refuses them in one sentence.
 
 No code of a checkpoint is ever run, and nothing that a checkpoint lacks is made up.
 """
@@ -18,15 +18,15 @@ from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 
 CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
-MAX_NAMED = 5  # weights that a message names, or tokens
+MAX_NAMED = 5  # weights or tokens in a message
 # Weights of the network itself, behind its head. Those that are not used are a sign of another network: more layers,
 # relative positions, adapters.
 BACKBONE = re.compile(r"(^|\.)(encoder|decoder|embeddings|transformer|layers?|shared)(\.|$)")
-# What checkpoints of other tasks, or of older versions of `transformers`, have beside it.
+# Weights that checkpoints of other tasks or of older versions of `transformers` have as well.
 UNUSED_WITHOUT_HARM = re.compile(r"(^|\.)(pooler|cls|lm_head|position_ids|token_type_ids|mask_token)(\.|$)")
-# A vocabulary is often padded to a round number of rows. One that is much smaller than the embedding is another one.
+# Embeddings are often padded to a round number of rows. A much smaller vocabulary belongs to another model.
 MIN_VOCABULARY_FRACTION = 0.9
-# Texts that tokenizers differ in: special tokens as text, other scripts, odd spaces.
+# Texts on which tokenizers differ: special tokens as text, other scripts, odd spaces.
 ODD_TEXTS = (
     " two  spaces\tand a tab ",
     "ﬁne ② ☃ 日本 тест",
@@ -40,7 +40,7 @@ class LoadRefused(ValueError):
 
 
 def sentence_of(error: BaseException) -> str:
-    """The first line of an error of another library, with its type where the text alone says little."""
+    """Return the first line of a library's error, with the error's type where the text alone says little."""
     text = str(error).strip().split("\n")[0]
     return text if isinstance(error, OSError | ValueError) and text else f"{type(error).__name__}: {text}"
 
@@ -50,7 +50,7 @@ def reading(what: str) -> Iterator[None]:
     """Turn whatever a library raises for a damaged or unknown file into one sentence.
 
     Raises:
-        LoadRefused: something was raised.
+        LoadRefused: the library raised an error.
     """
     try:
         yield
@@ -61,7 +61,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 def check_files(name_or_path: str) -> None:
-    """Refuse a folder that does not hold a whole checkpoint. A hub id is left to the hub's own client.
+    """Refuse a folder with an incomplete checkpoint. A hub id is left to the hub's own client.
 
     Raises:
         LoadRefused: no such folder, or files that are damaged, incomplete, or not there.
@@ -103,10 +103,10 @@ def _check_shards(folder: Path) -> None:
 
 
 def read_object(name_or_path: str, file_name: str) -> dict[str, Any]:
-    """A JSON file of a checkpoint; empty where there is none.
+    """Read a JSON file of a checkpoint; a missing file gives an empty object.
 
     Raises:
-        LoadRefused: it is not JSON, or no object.
+        LoadRefused: the file is not a JSON object.
     """
     path = path_of(name_or_path, file_name)
     if path is None:
@@ -118,7 +118,7 @@ def read_object(name_or_path: str, file_name: str) -> dict[str, Any]:
 
 
 def path_of(name_or_path: str, file_name: str) -> Path | None:
-    """Where a file of a checkpoint lies, or None where there is none."""
+    """Return the path of a checkpoint's file, or None if the file does not exist."""
     with reading(name_or_path):
         path = transformers.utils.cached_file(
             name_or_path,
@@ -130,10 +130,10 @@ def path_of(name_or_path: str, file_name: str) -> Path | None:
 
 
 def read_config(name_or_path: str, model_types: Iterable[str]) -> dict[str, Any]:
-    """`config.json` of a checkpoint of one of the families, once its files are checked.
+    """Check a checkpoint's files, and read its `config.json`; only the given model families are accepted.
 
     Raises:
-        LoadRefused: another family, weights that are quantized already, or a network that is code of its own.
+        LoadRefused: another model family, quantized weights, or a network defined by the checkpoint's own code.
     """
     check_files(name_or_path)
     config = read_object(name_or_path, CONFIG)
@@ -162,10 +162,10 @@ def read_config(name_or_path: str, model_types: Iterable[str]) -> dict[str, Any]
 
 
 def labels_of(config: Mapping[str, Any], num_labels: int) -> list[str]:
-    """Names of the classes by number, from the contents of `config.json`.
+    """Return the names of the classes by number, from the contents of `config.json`.
 
     Raises:
-        LoadRefused: they are not texts for the numbers from 0 on.
+        LoadRefused: the labels are not texts for the numbers from 0 on.
     """
     names = config.get("id2label")
     if names is None:
@@ -183,7 +183,7 @@ def labels_of(config: Mapping[str, Any], num_labels: int) -> list[str]:
 
 
 def check_single_label(config: Mapping[str, Any], num_labels: int) -> None:
-    """Refuse a classifier whose answer is not one of several classes.
+    """Refuse a classifier that does not answer with exactly one of several classes.
 
     Raises:
         LoadRefused: several labels at once, one number, or a single class.
@@ -197,12 +197,12 @@ def check_single_label(config: Mapping[str, Any], num_labels: int) -> None:
 
 
 def load_weights(auto_class: Any, name_or_path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """The network with every one of its weights from the checkpoint, in single precision.
+    """Load the network in float32; every weight must come from the checkpoint.
 
     Args:
-        auto_class: of `transformers`, such as `AutoModelForSequenceClassification`.
+        auto_class: a class of `transformers`, such as `AutoModelForSequenceClassification`.
         name_or_path: the folder, or the hub id.
-        options: go to `from_pretrained`.
+        options: arguments for `from_pretrained`.
 
     Returns:
         the network, and what a model card must say of its weights.
@@ -215,10 +215,10 @@ def load_weights(auto_class: Any, name_or_path: str, **options: Any) -> tuple[An
             name_or_path,
             output_loading_info=True,
             trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # the message below names them
             **options,
         )
-    # `transformers` leaves out of the missing ones those that are tied to others or computed.
+    # `transformers` does not list weights as missing that are tied to others or computed.
     if missing := sorted(info["missing_keys"]):
         raise LoadRefused(f"{len(missing)} weights are missing from the checkpoint: {few(missing)}")
     if mismatched := sorted(_mismatch(each) for each in info["mismatched_keys"]):
@@ -248,10 +248,10 @@ def _mismatch(entry: Any) -> str:
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """The tokenizer that was saved with the checkpoint.
+    """Load the tokenizer that was saved with the checkpoint.
 
     Raises:
-        LoadRefused: there is none, it is damaged, or it has no fast form.
+        LoadRefused: the tokenizer is missing or damaged, or has no fast form.
     """
     for file_name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json"):
         read_object(name_or_path, file_name)
@@ -266,7 +266,7 @@ def load_tokenizer(name_or_path: str) -> Any:
 
 
 def _check_tokenizer_files(name_or_path: str, tokenizer: Any) -> None:
-    """Where files are missing, `transformers` makes up a tokenizer that knows no word."""
+    """Refuse missing files, for which `transformers` would make up a tokenizer without any word."""
     needed = dict(tokenizer.vocab_files_names)
     whole = needed.pop("tokenizer_file", "tokenizer.json")
     if path_of(name_or_path, whole) is not None:
@@ -283,7 +283,7 @@ def check_vocabulary(tokens: Mapping[str, int], num_rows: int) -> None:
     """Compare a tokenizer's ids with the rows of the embedding.
 
     Raises:
-        LoadRefused: an id has no row, or so many rows have no token that the tokenizer must be that of another model.
+        LoadRefused: an id has no row, or so many rows have no token that the tokenizer must be another model's.
     """
     if beyond := [token for token, number in tokens.items() if not 0 <= number < num_rows]:
         raise LoadRefused(
@@ -298,10 +298,10 @@ def check_vocabulary(tokens: Mapping[str, int], num_rows: int) -> None:
 
 
 def check_same_tokens(task: Any, tokenizer: Any, max_tokens: int) -> None:
-    """Prove that the service's tokenization is that of `transformers`: texts of every kind, and one that is cut.
+    """Prove that the service tokenizes like `transformers`, on texts of every kind and on one that is truncated.
 
     Raises:
-        LoadRefused: a text becomes other ids.
+        LoadRefused: a text gets different ids.
     """
     for text in (*GOLDEN_TEXTS, *ODD_TEXTS, " ".join(made_up_sentences(max_tokens // 2 + 8))):
         ours = task.preprocess(text, truncate=True, field="text").ids
@@ -328,7 +328,7 @@ def provide_sentencepiece_messages() -> None:
 
 
 def few(names: Iterable[Any]) -> str:
-    """The first few of many names, and how many there are beside them."""
+    """List the first few of many names, and count the rest."""
     known: Sequence[str] = [str(name) for name in names]
     more = len(known) - MAX_NAMED
     return ", ".join(known[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -336,7 +336,7 @@ def few(names: Iterable[Any]) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the reports of `transformers`: what is wrong becomes an error here."""
+    """Silence the reports of `transformers`: every problem becomes an error here."""
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -29,8 +29,9 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from export.conversion.checkpoint import LoadRefused
-from export.conversion.classifier import convert, export_onnx, onnx_logits
+from export.conversion.checkpoints.reading import LoadRefused
+from export.conversion.classifier import convert, export_onnx
+from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.hugging_face import source_of_hugging_face
 from export.data.tokenizers import train_tokenizer

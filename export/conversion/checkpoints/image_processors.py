@@ -1,7 +1,7 @@
-"""Image processors of Hugging Face checkpoints, in the one form that the service reads.
+"""Converts image processors of Hugging Face checkpoints to the one form that the service reads.
 
-`preprocessor_config.json` has had many forms. `transformers` reads them all; what it makes of them is written anew, and
-proved on the golden images against the checkpoint's own processor.
+`preprocessor_config.json` has had many forms, and `transformers` reads them all. Its settings are written in one form
+and proved on the golden images against the checkpoint's own processor.
 """
 
 import json
@@ -16,24 +16,24 @@ import numpy as np
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from export.conversion.checkpoint import CONFIG, LoadRefused, check_files, quiet, read_object, reading
+from export.conversion.checkpoints.reading import CONFIG, LoadRefused, check_files, quiet, read_object, reading
 from export.conversion.golden_images import golden_images
 from model_store.folder import PREPROCESSOR
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
 
-# Steps that the service does, or that change nothing here: it decodes every image to RGB.
+# Steps that the service does, or that change nothing because it decodes every image to RGB.
 OFFERED_STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 NO_CHANGE = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
-# Of the normalised pixels; rounding alone stays far below, and one level of 255 lies above.
+# In normalised pixels: rounding stays far below this, and one level of 255 lies above.
 MAX_PIXEL_DIFFERENCE = 1e-3
 
 
 def load_processor(name_or_path: str, model_type: str) -> Any:
-    """The checkpoint's own processor, of any form that `preprocessor_config.json` has had.
+    """Load the checkpoint's own image processor, from any historical form of `preprocessor_config.json`.
 
     Raises:
-        LoadRefused: there is none, it is damaged, or it prepares images by steps that are not offered.
+        LoadRefused: the processor is missing or damaged, or has steps that are not offered.
     """
     check_files(name_or_path)
     document = read_object(name_or_path, PREPROCESSOR)
@@ -49,7 +49,7 @@ def load_processor(name_or_path: str, model_type: str) -> Any:
 
 
 def _in_todays_form(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Feature extractors are processors by an older name, fast processors the same steps on another library."""
+    """Rename feature extractors and fast processors: both do the steps of the plain image processor."""
     renamed = {key: value for key, value in document.items() if value is not None}
     kind = renamed.pop("image_processor_type", None) or renamed.pop("feature_extractor_type", None)
     renamed.pop("feature_extractor_type", None)
@@ -65,10 +65,10 @@ def _check_steps(document: Mapping[str, Any]) -> None:
 
 
 def served_processor(processor: Any) -> dict[str, Any]:
-    """`preprocessor_config.json` as the service reads it, with the same meaning.
+    """Write `preprocessor_config.json` in the one form that the service reads, with the same meaning.
 
     Raises:
-        LoadRefused: the processor does what the service does not.
+        LoadRefused: the processor has steps that the service does not offer.
     """
     document = processor.to_dict()
     _check_steps(document)
@@ -118,15 +118,15 @@ def _of_three(document: Mapping[str, Any], name: str) -> list[float]:
 
 
 def check_same_pixels(task: ImageClassification, processor: Any) -> None:
-    """Prove on the golden images that the service prepares the pixels that the checkpoint's own processor does.
+    """Prove on the golden images that the service prepares the same pixels as the checkpoint's own processor.
 
-    They are decoded first: how files of many kinds become RGB is the service's own.
+    The images are decoded first, because the service decodes files to RGB in its own way.
 
     Raises:
         LoadRefused: the pixels differ.
     """
     for name, file in golden_images().items():
-        # Without what else the file says, such as which colour is transparent.
+        # Drop the file's other information, such as a transparent colour.
         image = Image.fromarray(np.asarray(Image.open(BytesIO(file)).convert("RGB")))
         lossless = BytesIO()
         image.save(lossless, "PNG")

@@ -1,0 +1,1 @@
+"""Comparisons that a converted model must pass before its folder is published."""

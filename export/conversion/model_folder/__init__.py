@@ -1,0 +1,1 @@
+"""Puts a model folder into the store: complete, or not at all."""

@@ -1,0 +1,14 @@
+"""The limits of a converted classifier."""
+
+import pytest
+
+from export.conversion.comparison.classifier import Comparison, require_equal
+from export.conversion.comparison.requirements import ConversionRefused
+
+
+@pytest.mark.parametrize(("difference", "labels"), [(2e-4, 0), (0.0, 1), (float("nan"), 0)])
+def test_the_bar_for_equality(difference: float, labels: int) -> None:
+    """Either alone is enough to refuse."""
+    with pytest.raises(ConversionRefused):
+        require_equal(Comparison(600, difference, labels), "it")
+    require_equal(Comparison(600, 1e-4, 0), "it")
