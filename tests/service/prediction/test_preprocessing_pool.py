@@ -1,4 +1,4 @@
-"""Threads for what takes long: bounded, in order, ended by the deadline."""
+"""The preprocessing pool is bounded, keeps the order of results, and obeys deadlines."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ WORDS = ("images", "decoded")
 
 
 async def test_results_come_in_the_order_of_the_work() -> None:
-    """Whichever ends first; the second is what lets the first go on."""
+    """The order does not depend on which piece ends first; the first waits for the second here."""
     preparation, gate = PreprocessingPool(2, max_rows=10), threading.Event()
     work = [lambda: gate.wait(PATIENCE_S) and "first", lambda: gate.set() or "second"]
     assert await preparation.run(work, rows=2, timeout_s=PATIENCE_S, words=WORDS) == ["first", "second"]
@@ -22,7 +22,7 @@ async def test_results_come_in_the_order_of_the_work() -> None:
 
 
 async def test_the_event_loop_goes_on() -> None:
-    """What runs in the loop is what the thread waits for."""
+    """The thread waits for something that only the event loop does."""
     preparation, gate = PreprocessingPool(1, max_rows=10), threading.Event()
     running = asyncio.ensure_future(
         preparation.run([lambda: gate.wait(PATIENCE_S)], rows=1, timeout_s=PATIENCE_S, words=WORDS)
@@ -34,7 +34,7 @@ async def test_the_event_loop_goes_on() -> None:
 
 
 async def test_too_many_rows_are_refused_with_the_limit() -> None:
-    """At once; those that wait are not touched."""
+    """The refusal is immediate; rows that wait are not affected."""
     preparation, gate = PreprocessingPool(1, max_rows=3), threading.Event()
     running = asyncio.ensure_future(
         preparation.run([lambda: gate.wait(PATIENCE_S)], rows=2, timeout_s=PATIENCE_S, words=WORDS)
@@ -47,7 +47,7 @@ async def test_too_many_rows_are_refused_with_the_limit() -> None:
 
 
 async def test_at_the_deadline_what_has_not_begun_never_does() -> None:
-    """The second piece waits for the one thread, which the first one holds."""
+    """The second piece waits for the only thread, which the first one holds."""
     preparation, gate = PreprocessingPool(1, max_rows=10), threading.Event()
     begun: list[str] = []
     work = [lambda: gate.wait(PATIENCE_S), lambda: begun.append("second")]
@@ -60,7 +60,7 @@ async def test_at_the_deadline_what_has_not_begun_never_does() -> None:
 
 
 async def test_the_first_piece_that_fails_is_the_error() -> None:
-    """Of those that fail; nothing is left behind."""
+    """No rows stay counted after it."""
 
     def refuse(number: int) -> None:
         raise InvalidRequest(f"image[{number}] is not an image")
@@ -73,7 +73,7 @@ async def test_the_first_piece_that_fails_is_the_error() -> None:
 
 
 async def test_who_is_refused_hears_when_to_come_again() -> None:
-    """What waits, by the mean time of recent rows."""
+    """The delay is the number of waiting rows times the mean time of recent rows."""
     preparation, gate = PreprocessingPool(1, max_rows=2), threading.Event()
     started_s = time.monotonic()
     await preparation.run([lambda: gate.wait(0.05)], rows=1, timeout_s=PATIENCE_S, words=WORDS)

@@ -1,4 +1,4 @@
-"""Views of attention weights, against the sums written out."""
+"""Aggregated attention weights, compared with sums written out."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ L, H, T, S = 3, 2, 4, 5
 
 
 def attention(tokens: int) -> np.ndarray:
-    """Weights of every layer and head whose rows sum to one, [L, H, T, tokens]."""
+    """Return random weights whose rows sum to one, [L, H, T, tokens]."""
     drawn = np.random.default_rng(0).random((L, H, T, tokens)).astype(np.float32)
     return drawn / drawn.sum(axis=-1, keepdims=True)
 
 
 def test_rollout_is_the_sum_over_all_paths() -> None:
-    """Every way through the layers from a token behind the last one to an input token, by its product of weights."""
+    """Each path from an output token of the last layer to an input token contributes its product of weights."""
     weights = attention(T).astype(np.float64)
     expected = np.zeros((T, T))
     for end in range(T):
@@ -32,13 +32,13 @@ def test_rollout_is_the_sum_over_all_paths() -> None:
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-6)
 
 
-def test_who_looks_at_nothing_but_itself_stays_apart() -> None:
-    """Then each token behind the last layer is its own input token."""
+def test_rollout_of_tokens_that_attend_only_to_themselves_is_the_identity() -> None:
+    """Each output token consists of its own input token only."""
     np.testing.assert_array_equal(rollout(np.broadcast_to(np.eye(T, dtype=np.float32), (L, H, T, T))), np.eye(T))
 
 
-def test_a_view_is_a_head_or_a_mean() -> None:
-    """Of a layer's heads, or of all layers and heads; what tokens get of it sums to one."""
+def test_layer_attention_is_a_head_or_a_mean() -> None:
+    """The mean is over a layer's heads, or over all layers and heads; received attention sums to one."""
     weights = attention(S)
     np.testing.assert_array_equal(layer_attention(weights, 1, 0), weights[1, 0])
     np.testing.assert_allclose(layer_attention(weights, 2, None), (weights[2, 0] + weights[2, 1]) / 2, atol=1e-7)

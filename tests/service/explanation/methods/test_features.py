@@ -1,4 +1,4 @@
-"""Words with their tokens, patches of an image, and what is left without some of them."""
+"""Words with their tokens, patches of an image, and inputs without some of them."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 
 def words_in(text: str, model: str = "sentiment-small") -> tuple[Words, Tokenizer]:
-    """The words of a text by a committed model's tokenizer."""
+    """Return the words of a text with the tokens of a committed model's tokenizer."""
     tokenizer = Tokenizer.from_file(str(ROOT / "model_store" / model / "1/tokenizer.json"))
     encoding = tokenizer.encode(text)
     special = encoding.special_tokens_mask
@@ -30,7 +30,7 @@ def words_in(text: str, model: str = "sentiment-small") -> tuple[Words, Tokenize
     ],
 )
 def test_words_and_marks_stand_apart(text: str, expected: list[str]) -> None:
-    """In any script, each with the characters that it has in the text."""
+    """Words are found in any script, with their character offsets."""
     found = list(words_of(text))
     assert [word.text for word in found] == expected
     assert [text[word.start : word.end] for word in found] == expected
@@ -38,7 +38,7 @@ def test_words_and_marks_stand_apart(text: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("model", ["sentiment", "sentiment-small", "translation-en-de"])
 def test_a_word_takes_all_its_tokens_with_it(model: str) -> None:
-    """Whatever is taken away, the ids are those of the rest, and special tokens stay."""
+    """Without some words the ids are those of the other words; special tokens stay."""
     text = "I don't like the caf\u00e9's dreadful-ish film."
     words, tokenizer = words_in(text, model)
     assert [word.text for word in words.words] == [
@@ -61,7 +61,7 @@ def test_a_word_takes_all_its_tokens_with_it(model: str) -> None:
 
 
 def test_what_a_token_holds_together_is_one_feature() -> None:
-    """A token across two words joins them; words that were cut off are none; one of spaces goes with what follows."""
+    """A token across two words joins them; truncated words are dropped; a token of spaces belongs to the next word."""
     text = "one, two three"
     spans = [None, (0, 4), (4, 5), (5, 8)]
     words = Words(text, [9, 1, 2, 3], spans)
@@ -72,7 +72,7 @@ def test_what_a_token_holds_together_is_one_feature() -> None:
 
 @pytest.mark.parametrize("size", [(32, 32), (30, 17), (5, 40)])
 def test_a_patch_becomes_the_mean_colour_and_nothing_else_changes(size: tuple[int, int]) -> None:
-    """The patches are a partition of the image, of any size."""
+    """The patches partition an image of any size."""
     pixels_CHW = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
     patches = Patches(pixels_CHW)
     everything = np.ones(patches.num_features, dtype=bool)

@@ -1,4 +1,4 @@
-"""The steps of integrated gradients, on functions whose integrals are known."""
+"""Integrated gradients, on functions whose integrals are known."""
 
 import numpy as np
 import pytest
@@ -7,8 +7,8 @@ from service.explanation.methods.gradients import MAX_STEPS, MIN_STEPS, integrat
 
 
 @pytest.mark.parametrize("count", [MIN_STEPS, MAX_STEPS])
-def test_what_the_tokens_share_is_what_the_function_gains(count: int) -> None:
-    """Of a smooth function of two tokens, whose gradients are written out."""
+def test_attributions_sum_to_the_change_of_the_function(count: int) -> None:
+    """Checked on a smooth function of two tokens, with gradients written out."""
     places_N, weights_N = quadrature(count)
     assert places_N.shape == weights_N.shape == (count,)
     assert 0 < places_N.min() < places_N.max() < 1

@@ -41,7 +41,7 @@ MARGIN = 0.04
 
 
 class Game(NamedTuple):
-    """Features that can be kept or taken away, and the probability of the answer to what is kept."""
+    """Features that can be kept or removed, and the probability of the answer for the features that are kept."""
 
     num_features: int
     n_samples: int
@@ -49,7 +49,7 @@ class Game(NamedTuple):
 
 
 def game_of(answer: Answer) -> Game:
-    """An answer's; of an image, blocks of patches."""
+    """Return the game of an answer; the features of an image are blocks of patches."""
     if not isinstance(answer, ImageAnswer):
         return Game(answer.num_features, N_SAMPLES["text"], lambda kept_SM: answer.values(kept_SM)[:, 0])
     rows, columns = answer.patches.rows // BLOCK, answer.patches.columns // BLOCK
@@ -62,14 +62,14 @@ def game_of(answer: Answer) -> Game:
 
 
 def ours(game: Game, method: Method, seed: int = 0) -> NDArray[np.float64]:
-    """The weights [M] that the service would give."""
+    """Return the weights [M] that the service would give."""
     made = plan(method, game.num_features, None if method == "occlusion" else game.n_samples, seed)
     whole_K, empty_K = (game.values(np.full((1, game.num_features), kept)) for kept in (True, False))
     return estimate(method, made, game.values(made.kept_SM)[:, None], whole_K, empty_K)[:, 0]
 
 
 def limes(game: Game, seed: int) -> NDArray[np.float64]:
-    """Those of the package `lime`: its explainer of texts, on words that stand for the features."""
+    """Return the weights of the package `lime`: its text explainer, on words that stand for the features."""
     from lime.lime_text import LimeTextExplainer
 
     numbers = [f"w{number}" for number in range(game.num_features)]
@@ -91,7 +91,7 @@ def limes(game: Game, seed: int) -> NDArray[np.float64]:
 
 
 def shaps(game: Game, seed: int) -> NDArray[np.float64]:
-    """Those of the package `shap`, without its choice of ten features."""
+    """Return the weights of the package `shap`, without its selection of ten features."""
     import shap
 
     np.random.seed(seed)  # noqa: NPY002, the package draws from there
@@ -103,7 +103,7 @@ def shaps(game: Game, seed: int) -> NDArray[np.float64]:
 
 
 def ablation(game: Game) -> NDArray[np.float64]:
-    """Occlusion by captum, a feature at a time."""
+    """Return the weights of captum's occlusion, one feature at a time."""
     from captum.attr import FeatureAblation
 
     def values(kept_SM: torch.Tensor) -> torch.Tensor:
@@ -115,13 +115,13 @@ def ablation(game: Game) -> NDArray[np.float64]:
 
 @functools.cache
 def images() -> list[NDArray[np.uint8]]:
-    """Images of CIFAR-10's test split, [H, W, C]; reading the data set takes seconds."""
+    """Return images of CIFAR-10's test split, [H, W, C]; reading the data set takes seconds."""
     return list(load_cifar10().test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
 
 
 @pytest.fixture(scope="module", params=["text", "image"])
 def answers(request: pytest.FixtureRequest) -> tuple[str, list[Answer]]:
-    """Fifty sentences of SST-2's validation split, or images of CIFAR-10's test split, and the models' answers."""
+    """Return games of fifty sentences of SST-2's validation split, or of images of CIFAR-10's test split."""
     if request.param == "text":
         text_model = TextModel(ROOT / "model_store/sentiment-small/1")
         return "text", [text_model.answer(text) for text in load_sst2().validation.texts[:NUM_INPUTS]]
@@ -130,14 +130,14 @@ def answers(request: pytest.FixtureRequest) -> tuple[str, list[Answer]]:
 
 
 def test_occlusion_is_captums(answers: tuple[str, list[Answer]]) -> None:
-    """Feature by feature; all patches of an image alone."""
+    """The weights agree feature by feature; each patch of an image is one feature."""
     for answer in answers[1]:
         game = Game(answer.num_features, 0, lambda kept_SM, answer=answer: answer.values(kept_SM)[:, 0])  # type: ignore[misc]
         np.testing.assert_allclose(ours(game, "occlusion"), ablation(game), atol=1e-6)
 
 
 def test_taken_away_patches_are_captums() -> None:
-    """FeatureAblation on the pixels themselves, with the grid as feature mask and the mean colour as baseline."""
+    """FeatureAblation runs on the pixels, with the grid as feature mask and the mean colour as baseline."""
     from captum.attr import FeatureAblation
 
     model = ImageModel(ROOT / "model_store/cifar10-vit/1")
@@ -164,7 +164,7 @@ def test_taken_away_patches_are_captums() -> None:
 def test_drawn_explanations_agree_with_the_package_as_it_does_with_itself(
     answers: tuple[str, list[Answer]], method: Method
 ) -> None:
-    """Rank correlation, mean of fifty inputs."""
+    """The measure is rank correlation, mean over fifty inputs."""
     from scipy.stats import spearmanr
 
     oracle = {"lime": limes, "shap": shaps}[method]

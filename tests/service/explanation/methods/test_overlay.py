@@ -1,4 +1,4 @@
-"""The picture of an explanation of an image."""
+"""The overlay of an explained image."""
 
 from io import BytesIO
 
@@ -11,7 +11,7 @@ from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB, MAX_OPAQUE
 
 @pytest.mark.parametrize("size", [(64, 48), (31, 50)])
 def test_patches_are_coloured_by_their_weights(size: tuple[int, int]) -> None:
-    """Red for, blue against, the strongest most; what has no weight is the picture itself."""
+    """Red is for, blue against, the largest weight most opaque; a patch without weight shows the picture."""
     grey = (100, 100, 100)
     weights_RC = np.array([[0.0, 0.5], [-1.0, 1.0]])
     drawn = Image.open(BytesIO(overlay_png(Image.new("RGB", size, grey), weights_RC)))
@@ -33,7 +33,7 @@ def test_patches_are_coloured_by_their_weights(size: tuple[int, int]) -> None:
 
 
 def test_weights_that_are_all_zero_leave_the_picture() -> None:
-    """A model that always says the same."""
+    """All weights are zero where a model ignores its input."""
     picture = Image.new("RGB", (16, 16), (1, 2, 3))
     drawn = Image.open(BytesIO(overlay_png(picture, np.zeros((8, 8)))))
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(picture))

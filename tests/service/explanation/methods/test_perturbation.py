@@ -1,4 +1,4 @@
-"""Plans and estimators, against games whose weights are known: linear ones, and Shapley values by their definition."""
+"""Plans and estimators, on games with known weights: linear ones, and Shapley values by their definition."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Game = Callable[[NDArray[np.bool_]], list[float]]
 
 
 def weights_of(game: Game, M: int, method: Method, n_samples: int | None = None, seed: int = 0) -> NDArray[np.float64]:
-    """The weights [M, K] of a game that is asked like a model."""
+    """Return the weights [M, K] of a game that is evaluated like a model."""
     made = plan(method, M, n_samples, seed)
     whole_K, empty_K = (np.array(game(np.full(M, kept))) for kept in (True, False))
     values_SK = np.array([game(kept_M) for kept_M in made.kept_SM]).reshape(-1, len(whole_K))
@@ -23,19 +23,19 @@ def weights_of(game: Game, M: int, method: Method, n_samples: int | None = None,
 
 
 def linear_game(M: int) -> tuple[Game, NDArray[np.float64]]:
-    """Two values, each a sum of what the features give, and what they give."""
+    """Return an additive game with two values, and the contributions of its features."""
     gives_MK = np.random.default_rng(1).normal(size=(M, 2))
     return (lambda kept_M: (0.3 + kept_M @ gives_MK).tolist()), gives_MK
 
 
 def crowded_game(kept_M: NDArray[np.bool_]) -> list[float]:
-    """No sum: two features count together alone, two hinder each other."""
+    """Return the values of a game that is not additive: two features count only together, two hinder each other."""
     a, b, c, d, e = kept_M.tolist()
     return [math.tanh(0.2 + 2.0 * (a and b) + 0.7 * (c != d) - 1.1 * e + 0.4 * (a and e and not c))]
 
 
 def shapley_by_definition(game: Game, M: int) -> NDArray[np.float64]:
-    """The mean of what each feature adds over all orders in which they may come."""
+    """Return Shapley values by definition: the mean contribution of each feature over all orders."""
     total_MK = np.zeros((M, len(game(np.zeros(M, dtype=bool)))))
     for order in permutations(range(M)):
         kept_M = np.zeros(M, dtype=bool)
@@ -56,13 +56,13 @@ def shapley_by_definition(game: Game, M: int) -> NDArray[np.float64]:
 def test_a_linear_game_gives_back_what_each_feature_gives(
     method: Method, n_samples: int | None, tolerance: float, M: int
 ) -> None:
-    """By every method, for one feature as for many, drawn or enumerated; LIME's ridge draws a little towards 0."""
+    """Every method finds them, for one feature or many, drawn or enumerated; LIME's ridge shrinks them slightly."""
     game, gives_MK = linear_game(M)
     np.testing.assert_allclose(weights_of(game, M, method, n_samples), gives_MK, atol=tolerance, rtol=tolerance)
 
 
 def test_all_coalitions_give_the_shapley_values() -> None:
-    """By the regression what the definition gives, feature by feature."""
+    """The regression gives the values of the definition, feature by feature."""
     expected_MK = shapley_by_definition(crowded_game, 5)
     assert len(plan("shap", 5, 32, 0).kept_SM) == 30
     np.testing.assert_allclose(weights_of(crowded_game, 5, "shap", 32), expected_MK, atol=1e-9)
@@ -70,7 +70,7 @@ def test_all_coalitions_give_the_shapley_values() -> None:
 
 
 def test_drawn_coalitions_come_near_the_shapley_values() -> None:
-    """Of a game whose two halves are known by their definition; more samples come nearer, in the mean over seeds."""
+    """Checked on a game whose two halves are known by definition; more samples are closer, in the mean over seeds."""
 
     def doubled(kept_M: NDArray[np.bool_]) -> list[float]:
         return [crowded_game(kept_M[:5])[0] + 0.5 * crowded_game(kept_M[5:])[0]]
@@ -87,7 +87,7 @@ def test_drawn_coalitions_come_near_the_shapley_values() -> None:
 
 @pytest.mark.parametrize("n_samples", [20, 100, 1024])
 def test_shapley_weights_sum_to_what_they_explain(n_samples: int) -> None:
-    """However few the samples: the efficiency axiom is a constraint of the regression."""
+    """This holds for few samples too: the efficiency axiom is a constraint of the regression."""
 
     def game(kept_M: NDArray[np.bool_]) -> list[float]:
         return [crowded_game(kept_M[:5])[0] * (1 + kept_M[5:].sum())]
@@ -97,7 +97,7 @@ def test_shapley_weights_sum_to_what_they_explain(n_samples: int) -> None:
 
 
 def test_drawn_coalitions_come_in_pairs() -> None:
-    """Each with what it leaves out, none of them whole or empty, as many as were asked for at most."""
+    """Each sample is paired with its complement, none is full or empty, and their number is limited."""
     kept_SM = plan("shap", 12, 101, 3).kept_SM
     assert len(kept_SM) == 100
     np.testing.assert_array_equal(kept_SM[0::2], ~kept_SM[1::2])
@@ -105,7 +105,7 @@ def test_drawn_coalitions_come_in_pairs() -> None:
 
 
 def test_near_samples_count_more_for_lime() -> None:
-    """The whole input first and most, the empty one least."""
+    """The full input comes first with the largest weight; the empty one has the smallest."""
     made = plan("lime", 10, 500, 0)
     assert made.kept_SM[0].all()
     order = np.argsort(made.kept_SM.sum(axis=1), kind="stable")
@@ -116,7 +116,7 @@ def test_near_samples_count_more_for_lime() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_plan_is_the_same_for_the_same_seed(method: Method) -> None:
-    """And another for another, where anything is drawn."""
+    """Another seed gives other samples, where anything is drawn."""
     first, again, other = (plan(method, 20, 100, seed) for seed in (7, 7, 8))
     np.testing.assert_array_equal(first.kept_SM, again.kept_SM)
     np.testing.assert_array_equal(first.weights_S, again.weights_S)
@@ -138,6 +138,6 @@ def test_a_plan_is_the_same_for_the_same_seed(method: Method) -> None:
 def test_too_few_and_too_many_samples_are_refused(
     method: Method, num_features: int, n_samples: int | None, expected: str
 ) -> None:
-    """Naming the limit."""
+    """The message names the limit."""
     with pytest.raises(InvalidRequest, match=expected):
         plan(method, num_features, n_samples, 0)
