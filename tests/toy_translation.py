@@ -5,7 +5,8 @@ import torch
 
 from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts, TranslationData
-from export.networks.translation import EOS_ID, NEGATIVE, TranslationConfig, TranslationTransformer
+from export.networks.transformer import NEGATIVE
+from export.networks.translation import EOS_ID, TranslationConfig, TranslationTransformer
 from export.training.translation import TranslationTrainConfig
 
 WORDS = {"one": "eins", "two": "zwei", "three": "drei", "red": "rote", "blue": "blaue", "dogs": "Hunde", "and": "und"}

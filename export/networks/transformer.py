@@ -74,7 +74,8 @@ class Dropout(nn.Module):
     """Zeroes a share of the values in training and scales up the rest (Srivastava et al. 2014), in 1/256 steps.
 
     torch's dropout draws each value from one thread's Mersenne twister, a fifth of a training step on a CPU. One byte
-    per value from a faster generator, seeded by torch, takes a quarter of that time (docs/decisions/export-and-training.md).
+    per value from a faster generator, seeded by torch, takes a quarter of that time
+    (docs/decisions/export-and-training.md).
     """
 
     def __init__(self, share: float) -> None:

@@ -98,8 +98,8 @@ def optimize_transformer(path: Path, shape: Mapping[str, Any]) -> None:
 def use_standard_attention(path: Path) -> None:
     """Replace ONNX Runtime's attention by ONNX's standard operator, in place, where a bias hides the padding.
 
-    Both compute the same. On a CPU the standard operator takes half the time (docs/decisions/engines.md). On a GPU only the
-    older one is sure to exist, so `use_own_attention` restores it.
+    Both compute the same. On a CPU the standard operator takes half the time (docs/decisions/engines.md). On a GPU only
+    the older one is sure to exist, so `use_own_attention` restores it.
     """
     model = onnx.load(path)
     for node in model.graph.node:

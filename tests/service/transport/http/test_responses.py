@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message
 
-from service.prediction.predictor import Receipt
+from service.prediction.messages import Receipt
 from service.transport.http.responses import (
     MAX_UNCOUNTED_BYTES,
     PIECE_BYTES,
