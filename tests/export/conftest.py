@@ -13,6 +13,7 @@ from export.networks.transformer import EncoderConfig
 from export.training.text_classifier import train_text_classifier
 from export.training.text_recipes import TextTrainConfig
 
+NUM_THREADS = torch.get_num_threads()  # before any test changes it
 GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
 
 
@@ -49,12 +50,18 @@ def toy_config(**changes: object) -> TextTrainConfig:
     return TextTrainConfig(**(values | changes))  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def same_number_of_threads() -> Iterator[None]:
+    """Restores torch's number of threads after a test that changes it: the weights of a training run depend on it."""
+    torch.set_num_threads(NUM_THREADS)
+    yield
+    torch.set_num_threads(NUM_THREADS)
+
+
 @pytest.fixture(scope="session")
-def quiet() -> Iterator[Console]:
+def quiet() -> Console:
     """A console that shows nothing."""
-    threads = torch.get_num_threads()
-    yield Console(quiet=True)
-    torch.set_num_threads(threads)
+    return Console(quiet=True)
 
 
 @pytest.fixture(scope="session")
