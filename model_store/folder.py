@@ -232,7 +232,7 @@ class ModelFolder:
             raise FolderError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
     def in_half_precision(self) -> "ModelFolder | None":
-        """The same with the graphs that a GPU gets, and how far their answers may lie off; None where it has none."""
+        """Return this folder with its float16 graphs and their tolerance; None if it has none."""
         if self.manifest is None or self.manifest.float16 is None:
             return None
         tolerance = self.manifest.float16.tolerance

@@ -53,7 +53,7 @@ async def serve(config: ServiceConfig, device: Device, logs: Logs) -> int:
 
 
 async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing: "Tracing | None") -> int:
-    """The same, with the traces that are asked for."""
+    """Serve with the given tracing, until the process is asked to stop; return its exit status."""
     loop = asyncio.get_running_loop()
     signals = StopSignals(loop)
     stop = signals.first

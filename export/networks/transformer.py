@@ -83,7 +83,7 @@ class Dropout(nn.Module):
         self.share = share
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of any shape."""
+        """Drop values of a tensor of any shape."""
         dropped = round(self.share * 256)
         if not self.training or not dropped:
             return x

@@ -39,7 +39,7 @@ class Handlers:
         self.all.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """The same calls once more, for servers that look them up by name."""
+        """Ignore the calls of a service, which `add_generic_rpc_handlers` has taken already."""
 
 
 def keep_calls_outstanding(
