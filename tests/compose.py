@@ -154,7 +154,7 @@ def service_of(container: dict[str, Any]) -> str:
 
 
 def images_build(stack: Stack) -> str:
-    """Those of the Dockerfiles here."""
+    """Build the images of the Dockerfiles in this repository."""
     names = ["heed", "load", *([TORCHSERVE] if TORCHSERVE in stack.services else [])]
     stack.run("--profile", "*", "build", "--quiet", *names)
     images = ["heed", *(f"heed-{name}" for name in names[1:])]

@@ -197,7 +197,7 @@ def test_torchserve_shows_metrics_and_lets_nobody_register_models(torchserve: Ru
 
 
 def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp_path: Path) -> None:
-    """The same run as against Heed; the rows of its batches are not known."""
+    """A run like the one against Heed passes; TorchServe does not report the rows of its batches."""
     slo = tmp_path / "slo.toml"
     slo.write_text('[sentiment-small]\ntask = "text-classification"\nmin_accuracy = 0.8\nmax_refused_share = 0.0\n')
     command = [sys.executable, "-m", "load_tests", "--target", "torchserve", "--http", f"http://{torchserve.http}"]

@@ -85,7 +85,7 @@ def test_grpc_metadata_and_client_deadline(server: Server) -> None:
 
 @pytest.mark.parametrize("module", [tritonclient.http.aio, tritonclient.grpc.aio])
 async def test_asyncio_clients(module: ModuleType, server: Server) -> None:
-    """The same answers."""
+    """The asyncio clients get the same answers as the blocking ones."""
     async with module.InferenceServerClient(address(server, module)) as client:
         assert await client.is_server_ready()
         result = await client.infer("sentiment", [text_input(module)])

@@ -33,7 +33,7 @@ def both(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 
 def test_loss_and_gradients() -> None:
-    """Those of the whole cross entropy."""
+    """Loss and gradients equal those of the whole cross entropy."""
     expected, ours = both(torch.float32)
     assert 5 < expected[1].sum() < TOKENS - 5
     for ours_part, expected_part in zip(ours, expected, strict=True):

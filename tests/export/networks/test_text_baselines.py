@@ -36,7 +36,7 @@ def test_a_row_alone_and_in_company_is_the_same(config: BiLstmConfig | KimCnnCon
 def test_they_are_trained_like_the_transformer(
     config: BiLstmConfig | KimCnnConfig, tmp_path: Path, quiet: Console
 ) -> None:
-    """The same loop, the same record, and the run's weights load again."""
+    """A baseline is trained by the shared loop, writes the shared record, and its weights load again."""
     assert train_text_classifier(toy_data(), toy_config(model=config), tmp_path / "run", quiet)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["quality"]["accuracy"] > 0.85
     assert type(load_run_model(tmp_path / "run").config) is type(config)
