@@ -23,6 +23,9 @@ MAX_HEADERS = 128  # per request; each header takes more memory than its bytes
 # Received bytes are parsed in pieces, so that limits are checked within one read: uvloop reads up to 250 KiB.
 PIECE_BYTES = 8 * 1024
 MAX_PIPELINED = 64  # requests waiting for an earlier response; browsers and HTTP libraries do not pipeline
+# Idle time after a response until the server closes the connection. A client that sends its next request at that moment
+# gets an error, so clients' pools must close theirs first: aiohttp does after 15 s, load balancers after 60 s.
+KEEP_ALIVE_S = 75.0
 BODY_STEP_BYTES = 64 * 1024  # of a body or a response; each step must be transferred within the client's time-out
 MEMORY = "heed.memory"  # key in a request's scope: its `Reservation`, released once the response is written
 WRITTEN = "heed.written"  # key in a request's scope: coroutine function that waits until the write buffer is low
@@ -36,12 +39,14 @@ class ConnectionLimits(NamedTuple):
         client_timeout_s: time for a client to send its headers, or to transfer each step of a body or a response.
         request_memory: memory budget for requests and responses.
         turns: queue for parsing long requests, so that they do not delay others.
+        keep_alive_s: idle time after a response until the connection is closed.
     """
 
     max_connections: int
     client_timeout_s: float
     request_memory: ByteBudget
     turns: Turns
+    keep_alive_s: float = KEEP_ALIVE_S
 
 
 class Settings(uvicorn.Config):
@@ -57,6 +62,7 @@ class Settings(uvicorn.Config):
             server_header=False,
             date_header=False,
             ws="none",
+            timeout_keep_alive=limits.keep_alive_s,  # type: ignore[arg-type]  # the event loop takes fractions, too
         )
         self.limits = limits
 

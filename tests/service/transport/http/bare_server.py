@@ -10,7 +10,7 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.process.memory_budget import ByteBudget
-from service.transport.http.connection import ConnectionLimits
+from service.transport.http.connection import KEEP_ALIVE_S, ConnectionLimits
 from service.transport.http.server import HttpServer
 from service.transport.turns import Turns
 
@@ -70,12 +70,18 @@ def send_all(connection: socket.socket, sent: bytes) -> None:
 
 @contextlib.asynccontextmanager
 async def serving(
-    application: ASGIApp, *, max_connections: int = 1000, client_timeout_s: float = 30.0, memory_bytes: int = 10**8
+    application: ASGIApp,
+    *,
+    max_connections: int = 1000,
+    client_timeout_s: float = 30.0,
+    memory_bytes: int = 10**8,
+    keep_alive_s: float = KEEP_ALIVE_S,
 ) -> AsyncIterator[Running]:
     """Run a server with this application and these limits."""
     budget = ByteBudget("request memory", memory_bytes)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
-    server = HttpServer(application, ConnectionLimits(max_connections, client_timeout_s, budget, Turns()))
+    limits = ConnectionLimits(max_connections, client_timeout_s, budget, Turns(), keep_alive_s)
+    server = HttpServer(application, limits)
     serving_task = asyncio.create_task(server.serve([listener]))
     await turns_until(lambda: server.started)
     try:

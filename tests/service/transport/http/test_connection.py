@@ -14,6 +14,7 @@ import pytest
 from starlette.types import Receive, Scope, Send
 
 from service.transport.http.connection import (
+    KEEP_ALIVE_S,
     MAX_HEADER_BYTES,
     MAX_HEADERS,
     MAX_PIPELINED,
@@ -141,6 +142,20 @@ def test_half_sent_headers_have_a_time_out() -> None:
             assert await running.exchange(b"") == b""
             assert await running.exchange(b"\r\n") == b""
             assert not running.server.server_state.connections
+
+    run(test)
+
+
+def test_an_idle_connection_is_closed_later_than_by_client_pools() -> None:
+    """The keep-alive time closes a connection after a response; pools of aiohttp and of load balancers wait less."""
+    assert KEEP_ALIVE_S > 60
+
+    async def test() -> None:
+        async with serving(answer_ok, keep_alive_s=0.05) as running:
+            received = await running.exchange(HEAD + b"content-length: 3\r\n\r\nabc")
+            assert received.startswith(b"HTTP/1.1 200 OK\r\n")  # and `exchange` returns only when the server closes
+        async with serving(answer_ok) as running:
+            assert running.server.config.timeout_keep_alive == KEEP_ALIVE_S
 
     run(test)
 
