@@ -166,12 +166,7 @@ def open_tracing() -> "Tracing":
 def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:
     """What a person who has started the server wants to know."""
     lines = [f"HTTP  {http}  (in a browser; API: {http}/docs)", f"gRPC  {grpc_address}"]
-    if predictor.text_classifiers():
-        body = '{"inputs": "A wonderful film."}'
-        lines += [
-            "Try:",
-            f"  curl {http}/models/{predictor.text_classifiers()[0]} -d '{body}'",
-        ]
-    elif predictor.image_classifiers():
-        lines += ["Try:", f"  curl {http}/models/{predictor.image_classifiers()[0]} --data-binary @cat.jpg"]
+    if (example := predictor.catalog.example_request()) is not None:
+        name, arguments = example
+        lines += ["Try:", f"  curl {http}/models/{name} {arguments}"]
     return "\n".join(lines)

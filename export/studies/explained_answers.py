@@ -163,7 +163,7 @@ class TextAnswer(ClassifierAnswer):
 
     def _item(self, kept_M: Bools) -> Any:
         assert isinstance(self._model, TextModel)
-        return self._model.task.part([self.ids[place] for place in self.places.ids_of(kept_M)])
+        return self._model.task.part([self.ids[place] for place in self.places.part(kept_M)])
 
 
 class ImageAnswer(ClassifierAnswer):
@@ -178,7 +178,7 @@ class ImageAnswer(ClassifierAnswer):
         self.row = Row(0, feeds | {"alpha": np.float32(1)})
 
     def _item(self, kept_M: Bools) -> Any:
-        return self.patches.pixels_of(kept_M)
+        return self.patches.part(kept_M)
 
 
 class TranslationAnswer(Answer):
@@ -205,7 +205,7 @@ class TranslationAnswer(Answer):
 
     def _ask(self, kept: Sequence[Bools]) -> list[Floats]:
         """Ask explain.onnx at alpha 1 for all tokens at once; the served graphs would need a step per token."""
-        rows = [self._row([self.ids[place] for place in self.places.ids_of(kept_M)]) for kept_M in kept]
+        rows = [self._row([self.ids[place] for place in self.places.part(kept_M)]) for kept_M in kept]
         return list(self._explain.run(["log_probabilities"], batch_of(rows))[0].astype(np.float64))
 
     def share_of(self, values_K: Floats) -> float:
@@ -223,7 +223,7 @@ def features_of_tokens(places: Words, num_tokens: int) -> NDArray[np.int64]:
     """Return the feature that each token belongs to; -1 for tokens that are never taken away."""
     feature_of_T = np.full(num_tokens, -1)
     for feature, gone_M in enumerate(np.eye(places.num_features, dtype=np.bool_)):
-        feature_of_T[sorted(set(range(num_tokens)) - set(places.ids_of(~gone_M)))] = feature
+        feature_of_T[sorted(set(range(num_tokens)) - set(places.part(~gone_M)))] = feature
     return feature_of_T
 
 

@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -28,26 +28,10 @@ from service.engines.onnx import Engine
 from service.engines.onnx_session import EngineError
 from service.errors import InvalidRequest
 from service.models.engine_opening import open_onnx
-from service.models.golden_replay import decode
-from service.models.loading import Loaded, Loader
-from service.tasks.hub_messages import (
-    HUB_TOP_K,
-    ImageClassificationParameters,
-    ImageClassificationRequest,
-    TextClassificationParameters,
-    TextClassificationRequest,
-    TranslationParameters,
-    TranslationRequest,
-    is_json,
-    labelled_scores,
-    read_json,
-    texts_and_field,
-    translation_text,
-)
-from service.tasks.image_classification import ImageClassification
-from service.tasks.text_classification import TextClassification
-from service.tasks.translation import Translation
-from service.tasks.translation_search import SearchRequest
+from service.models.loading import Loader
+from service.tasks.hub_messages import is_json, read_json
+from service.tasks.stored_task import StoredTask
+from service.tasks.task import RequestLimits
 
 MODEL_FOLDER = "model"  # within the archive
 MAX_IMAGE_PIXELS, MAX_REQUEST_ROWS = 50_000_000, 512  # the service's defaults
@@ -75,6 +59,7 @@ class Handler:
         archive = Path(properties["model_dir"])
         found = FoundFolder(context.model_name, "1", archive / MODEL_FOLDER)
         self._loaded = Loader(self._max_rows, threads, perf_counter, open_engine=self._open_engine).load(found)
+        self._task = cast("StoredTask[Any]", self._loaded.task)  # a bare graph is refused by `_open_engine`
 
     def _open_engine(self, folder: ModelFolder, threads: int, device: Device) -> Engine:
         if folder.manifest is None:
@@ -117,88 +102,32 @@ class Handler:
             together = max(1, self._max_rows // items[order[-1]].rows)
             numbers, order = order[:together], order[together:]
             some = [items[number] for number in numbers]
-            if isinstance(self._loaded, Loaded):
-                computed = self._loaded.run(some)
-            else:
-                for sentence in some:
-                    sentence.restart()  # a failed batch may have started it
-                decode(self._loaded.open_batches(), some)
-                computed = some
+            computed = self._loaded.compute(some)
             for number, result in zip(numbers, computed, strict=True):
                 results[number] = result
         return results
 
     def _prepare(self, body: bytes) -> Prepared:
-        task = self._loaded.task
-        if isinstance(task, TextClassification):
-            return _prepare_texts(task, body)
-        if isinstance(task, ImageClassification):
-            return _prepare_image(task, body)
-        assert isinstance(task, Translation)
-        return _prepare_translation(task, body, self._max_rows)
+        task = self._task
+        is_file = task.takes_files and not is_json(body)
+        call = task.read_hub(body if is_file else read_json(body, task.hub_request))
+        if call.stream:
+            raise InvalidRequest("stream is not offered here: answers come whole")
+        if call.explain is not None:
+            raise InvalidRequest("explain is not offered here: python -m service explains")
+        if call.num_beams is not None and call.num_beams > self._max_rows:
+            raise InvalidRequest(
+                f"num_beams is {call.num_beams}, the limit is {self._max_rows} (max_rows of the archive)"
+            )
+        limits = RequestLimits(MAX_REQUEST_ROWS, self._max_rows, MAX_IMAGE_PIXELS)
+        preparation = task.prepare(call.inputs, call, call.field, limits)
+        items = [item for step in preparation.steps for item in step()]
 
+        def finish(results: list[Any]) -> Any:
+            documents = [task.hub_document(task.finish(result, call.answer)) for result in results]
+            return documents if task.answers_lists else documents[0]
 
-def _prepare_texts(task: TextClassification, body: bytes) -> Prepared:
-    message = read_json(body, TextClassificationRequest)
-    _refuse_explaining(message.parameters)
-    texts, field = _texts(message.inputs)
-    items = task.preprocess_all(texts, truncate=message.parameters.truncation, field=field)
-    function = message.parameters.function_to_apply or "softmax"
-
-    def finish(results: list[Any]) -> Any:
-        answered = [task.postprocess(logits_C, function, message.parameters.top_k) for logits_C in results]
-        return [labelled_scores(each.labels, each.scores) for each in answered]
-
-    return items, finish
-
-
-def _refuse_explaining(
-    parameters: TextClassificationParameters | ImageClassificationParameters | TranslationParameters,
-) -> None:
-    if parameters.explain is not None:
-        raise InvalidRequest("explain is not offered here: python -m service explains")
-
-
-def _texts(inputs: str | list[str]) -> tuple[list[str], str]:
-    texts, field = texts_and_field(inputs)
-    if len(texts) > MAX_REQUEST_ROWS:
-        raise InvalidRequest(f"{len(texts)} inputs, the limit is {MAX_REQUEST_ROWS}")
-    return texts, field
-
-
-def _prepare_image(task: ImageClassification, body: bytes) -> Prepared:
-    image, field, parameters = body, "the body", ImageClassificationParameters()
-    if is_json(body):
-        message = read_json(body, ImageClassificationRequest)
-        image, field, parameters = message.inputs.encode(), "inputs", message.parameters
-    _refuse_explaining(parameters)
-    pixels = task.preprocess(image, field=field, max_image_pixels=MAX_IMAGE_PIXELS)
-    function = parameters.function_to_apply or "softmax"
-
-    def finish(results: list[Any]) -> Any:
-        answered = task.postprocess(results[0], function, parameters.top_k or HUB_TOP_K)
-        return labelled_scores(answered.labels, answered.scores)
-
-    return [pixels], finish
-
-
-def _prepare_translation(task: Translation, body: bytes, max_rows: int) -> Prepared:
-    message = read_json(body, TranslationRequest)
-    if message.stream:
-        raise InvalidRequest("stream is not offered here: translations come whole")
-    _refuse_explaining(message.parameters)
-    parameters, search = message.parameters, message.parameters.search()
-    if search.num_beams is not None and search.num_beams > max_rows:
-        raise InvalidRequest(f"num_beams is {search.num_beams}, the limit is {max_rows} (max_rows of the archive)")
-    task.check_languages(parameters.src_lang, parameters.tgt_lang)
-    texts, field = _texts(message.inputs)
-    request = SearchRequest(search.num_beams, search.max_new_tokens, search.length_penalty)
-    sentences = task.preprocess_all(texts, truncate=parameters.truncate, field=field, request=request)
-
-    def finish(results: list[Any]) -> Any:
-        return [translation_text(task.postprocess(sentence).text) for sentence in results]
-
-    return list(sentences), finish
+        return items, finish
 
 
 def body_of(request: dict[str, Any]) -> bytes:

@@ -29,7 +29,7 @@ from PIL.Image import Image
 
 from service.engines.preemption import compute
 from service.errors import Overloaded
-from service.explanation.evaluation import EvaluationCache, ValueFunction, value_function_of
+from service.explanation.evaluation import EvaluationCache
 from service.explanation.graph_methods import (
     AttentionMap,
     TokenAttributions,
@@ -47,19 +47,16 @@ from service.explanation.methods.perturbation import Method as SamplingMethod
 from service.explanation.methods.perturbation import Plan as SamplingPlan
 from service.explanation.methods.perturbation import estimate
 from service.explanation.planning import ExplanationPlan
-from service.models.explanation_graph import Explainable
 from service.models.repository import ServedModel
 from service.scheduling.admission import ItemResult
 from service.scheduling.idle_executor import IdleExecutor
-from service.tasks.image_classification import ImageClassification
-from service.tasks.raw_tensors import RawTensors
-from service.tasks.text_classification import TextClassification
-from service.tasks.translation import Translation
+from service.tasks.explainable import TextParts, ValueFunction
 
 # Samples that are made and submitted together: enough for the batcher to choose from, few enough that those of large
 # images (600 kB each at 224 x 224) take no memory to speak of.
 PIECE_ROWS = 16
 RETRY_AFTER_S = 1.0
+OVERLAY_SIDE_PIXELS = 448
 
 
 class _Attribution(NamedTuple):
@@ -119,9 +116,9 @@ class Explainer:
             DeadlineExceeded: the deadline passed first.
         """
         if request.method in GRAPH_METHODS:
-            assert model.graph is not None
-            await open_graph(model.graph, self._idle_executor, deadline_s)
-            check_selector(model.graph, request.selector)
+            assert model.loaded.graph is not None
+            await open_graph(model.loaded.graph, self._idle_executor, deadline_s)
+            check_selector(model.loaded.graph, request.selector)
 
     async def explain(
         self, model: ServedModel, plan: ExplanationPlan, item: Any, answer: Any, deadline_s: float
@@ -142,9 +139,9 @@ class Explainer:
             HeedError: as `submit_low` of the batchers, or of `service.explanation.graph_methods`.
         """
         started_s = time.monotonic()
-        assert isinstance(model.task, Explainable)
-        function = value_function_of(model.task, plan, item, answer)
-        cache = EvaluationCache(model, function, self._piece_rows, deadline_s)
+        assert model.task.explainable is not None
+        function = model.task.explainable.value_function(item, answer, plan.target)
+        cache = EvaluationCache(model, plan.features, function, self._piece_rows, deadline_s)
         whole_M = np.ones(plan.features.num_features, dtype=np.bool_)
         if function.whole is not None:
             cache.add(whole_M, function.whole)
@@ -158,7 +155,7 @@ class Explainer:
             scores = [function.fraction_of(values_K) for values_K in await cache.values(kept_SM)]
             areas.append(area(kept_SM, scores))
         (whole_K,) = await cache.values(whole_M[None])
-        details = await self._details(model.task, plan, function, found, deadline_s)
+        details = await self._details(plan, function, found, deadline_s)
         fidelity = Fidelity(
             deletion_area=areas[0],
             insertion_area=areas[1],
@@ -186,28 +183,23 @@ class Explainer:
         self, model: ServedModel, plan: ExplanationPlan, function: ValueFunction, deadline_s: float
     ) -> _Attribution:
         """Weigh tokens with the explanation graph, and sum those of each word; an image's tokens are its patches."""
-        assert model.graph is not None
-        row = function.row()
+        graph, row = model.loaded.graph, function.row()
+        assert graph is not None
         found: TokenAttributions
         if plan.method == "attention":
-            found = await attention_attributions(model.graph, row, plan.selector, self._idle_executor, deadline_s)
+            found = await attention_attributions(graph, row, plan.selector, self._idle_executor, deadline_s)
         else:
-            found = await integrated_gradients(model.graph, row, plan.steps, self._idle_executor, deadline_s)
+            found = await integrated_gradients(graph, row, plan.steps, self._idle_executor, deadline_s)
         weights_MK, tokens = found.weights_TK, None
         if isinstance(plan.features, Words):
-            assert not isinstance(model.task, ImageClassification | RawTensors)
+            assert plan.text is not None
             weights_MK = plan.features.merged(found.weights_TK)
-            tokens = _weighted_tokens(model.task, plan, plan.features, found.weights_TK.sum(axis=1))
+            tokens = _weighted_tokens(plan.text, plan.features, found.weights_TK.sum(axis=1))
         is_aligned = found.attention is not None and found.attention.part == "cross"
         return _Attribution(weights_MK, found.completeness_gap, found.evaluations, tokens, found.attention, is_aligned)
 
     async def _details(
-        self,
-        task: Explainable,
-        plan: ExplanationPlan,
-        function: ValueFunction,
-        found: _Attribution,
-        deadline_s: float,
+        self, plan: ExplanationPlan, function: ValueFunction, found: _Attribution, deadline_s: float
     ) -> dict[str, Any]:
         """Return the fields of `Explanation` that depend on the kind of input."""
         weights_M = found.weights_MK.sum(axis=1)
@@ -223,24 +215,23 @@ class Explainer:
             details["patches"] = patches_RC.tolist()
         else:
             details |= {"words": plan.features.words, "weights": weights_M.tolist()}
-        if isinstance(task, Translation):
-            details["target_tokens"] = await asyncio.to_thread(task.pieces_of, function.target_ids)
+        if function.target_pieces is not None:
+            details["target_tokens"] = await asyncio.to_thread(function.target_pieces)
             if found.per_target_token:
                 details["influence"] = found.weights_MK.tolist()
         return details
 
 
-def _draw_overlay(picture: Callable[[], Image], weights_RC: NDArray[np.float64]) -> bytes:
-    return overlay_png(picture(), weights_RC)
+def _draw_overlay(picture: Callable[[int], Image], weights_RC: NDArray[np.float64]) -> bytes:
+    return overlay_png(picture(OVERLAY_SIDE_PIXELS), weights_RC)
 
 
-def _weighted_tokens(
-    task: TextClassification | Translation, plan: ExplanationPlan, features: Words, weights_T: NDArray[np.float64]
-) -> list[Token]:
+def _weighted_tokens(parts: TextParts, features: Words, weights_T: NDArray[np.float64]) -> list[Token]:
     """Return the tokens of a text with their weights; tokens that the tokenizer inserts have no span."""
-    names = task.names(features.ids)
-    text = features.text
+    text = parts.text
     return [
         Token(name, 0, 0, weight, word) if span is None else Token(text[slice(*span)], *span, weight, word)
-        for name, span, weight, word in zip(names, plan.spans, weights_T.tolist(), features.word_of_token, strict=True)
+        for name, span, weight, word in zip(
+            parts.names, parts.spans, weights_T.tolist(), features.word_of_token, strict=True
+        )
     ]

@@ -1,8 +1,7 @@
 """Plans an explanation: checks the request, splits the input into features, draws the samples."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from PIL.Image import Image
@@ -22,13 +21,10 @@ from service.explanation.methods.gradients import DEFAULT_STEPS, MAX_STEPS, MIN_
 from service.explanation.methods.perturbation import METHODS as SAMPLING_METHODS
 from service.explanation.methods.perturbation import Plan as SamplingPlan
 from service.explanation.methods.perturbation import plan as plan_samples
-from service.models.explanation_graph import Explainable, ExplainGraph
+from service.models.explanation_graph import ExplainGraph
 from service.models.repository import ServedModel
-from service.tasks.image_classification import ImageClassification
+from service.tasks.explainable import Explainable, ImageParts, TextParts
 from service.tasks.image_file import DecodingMemory
-from service.tasks.translation import Translation
-
-OVERLAY_SIDE_PIXELS = 448
 
 
 class ExplanationPlan(NamedTuple):
@@ -41,15 +37,15 @@ class ExplanationPlan(NamedTuple):
     steps: int  # of `gradients`
     selector: AttentionSelector
     target: int | None  # index of the class that the request names
-    spans: Sequence[tuple[int, int] | None] = ()  # character span of each token of a text
-    picture: Callable[[], Image] | None = None  # makes the image that the overlay is drawn on
+    text: TextParts | None = None  # for an input that is explained by its words
+    picture: Callable[[int], Image] | None = None  # for an image: makes what the overlay is drawn on
 
 
 def methods_of(model: ServedModel) -> list[Method]:
     """Return the explanation methods that a model supports, the default first."""
-    if not isinstance(model.task, Explainable):
+    if model.task.explainable is None:
         return []
-    return [*SAMPLING_METHODS, *(GRAPH_METHODS if model.graph is not None else ())]
+    return [*SAMPLING_METHODS, *(GRAPH_METHODS if model.loaded.graph is not None else ())]
 
 
 def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
@@ -65,12 +61,12 @@ def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
     Raises:
         InvalidRequest: the model cannot be explained, or not with these options.
     """
-    task, name = model.task, f"model {model.name!r}"
-    if not isinstance(task, Explainable):
-        raise InvalidRequest(f"{name} takes tensors; texts and images can be explained")
+    task, name = model.task.explainable, f"model {model.name!r}"
+    if task is None:
+        raise InvalidRequest(f"{name} takes {model.task.accepts}; texts and images can be explained")
     method = request.method
     offered = ", ".join(methods_of(model))
-    if method in GRAPH_METHODS and model.graph is None:
+    if method in GRAPH_METHODS and model.loaded.graph is None:
         raise InvalidRequest(f"{name} has no graph for method {method!r}; it has {offered}")
     if method is not None and method not in METHODS:
         raise InvalidRequest(f"method {method!r} is not known; {name} has {offered}")
@@ -91,7 +87,7 @@ def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
 
 
 def _check_target(task: Explainable, name: str, target: str) -> None:
-    if isinstance(task, Translation):
+    if not task.labels:
         raise InvalidRequest("target is the class of a classifier; of a translation, what is explained is its text")
     if target not in task.labels:
         raise InvalidRequest(f"target {target!r} is no class of {name}; it has {', '.join(task.labels)}")
@@ -130,26 +126,20 @@ def plan_explanation(
     """
     method = next(known for known in METHODS if known == (request.method or DEFAULT_METHOD))
     seed, sampling = request.seed or 0, next((known for known in SAMPLING_METHODS if known == method), None)
-    picture: Callable[[], Image] | None = None
-    spans = list[tuple[int, int] | None]()
+    parts = task.parts(given, item, truncate=truncate, field=field, max_image_pixels=max_image_pixels, memory=memory)
     features: Words | Patches
-    if isinstance(task, ImageClassification):
-        assert isinstance(given, bytes)
-        features = Patches(item.pixels_CHW, _patches_a_side(None if sampling else graph))
-        side, limit = OVERLAY_SIDE_PIXELS, max_image_pixels
-        picture = partial(task.picture, given, field=field, side=side, max_image_pixels=limit, memory=memory)
+    if isinstance(parts, ImageParts):
+        text, picture = None, parts.picture
+        features = Patches(parts.pixels_CHW, _patches_a_side(None if sampling else graph))
     else:
-        assert isinstance(given, str)
-        spans = task.spans(given, truncate=truncate)
-        features = Words(given, item.ids, spans)
+        text, picture = parts, None
+        features = Words(parts.text, parts.ids, parts.spans)
         if not features.num_features:
             raise InvalidRequest(f"{field} has no words that could be taken away")
-    target = None
-    if not isinstance(task, Translation) and request.target is not None:
-        target = task.labels.index(request.target)
+    target = None if request.target is None else task.labels.index(request.target)
     samples = None if sampling is None else plan_samples(sampling, features.num_features, request.n_samples, seed)
     num_steps = request.n_samples or DEFAULT_STEPS
-    return ExplanationPlan(method, seed, features, samples, num_steps, request.selector, target, spans, picture)
+    return ExplanationPlan(method, seed, features, samples, num_steps, request.selector, target, text, picture)
 
 
 def _patches_a_side(graph: ExplainGraph | None) -> int:

@@ -14,7 +14,7 @@ import structlog
 
 from model_store.folder import FolderError
 from service.errors import EngineFailed, HeedError
-from service.models.golden import Golden
+from service.models.golden import GoldenExamples
 from service.models.repository import ModelRepository, ServedModel
 from service.telemetry.metrics import CanaryOutcome, Metrics
 
@@ -46,10 +46,10 @@ class Canary:
     async def replay_next(self) -> None:
         """Replay the next example of every model version, one after another."""
         for state in list(self._repository.states.values()):
-            if state.served is not None and state.served.golden is not None:
-                await self._replay(state.served, state.served.golden)
+            if state.served is not None and state.served.loaded.golden is not None:
+                await self._replay(state.served, state.served.loaded.golden)
 
-    async def _replay(self, model: ServedModel, golden: Golden) -> None:
+    async def _replay(self, model: ServedModel, golden: GoldenExamples) -> None:
         key = (model.name, model.version)
         if key not in self._replayed:
             self._replayed[key] = 0

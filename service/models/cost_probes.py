@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from service.scheduling.cost_table import CostTable
 from service.scheduling.decoder_thread import RunningBatches
-from service.tasks.translation_search import Sentence
 
 # Sizes of the timed calls of a text model, cheapest first: rows, tokens.
 TEXT_PROBES = (
@@ -104,13 +103,13 @@ def measure_padding_cost(
 
 
 def measure_step_costs(
-    open_batches: Callable[[], RunningBatches], greedy_sentence: Callable[[], Sentence], max_rows: int
+    open_batches: Callable[[], RunningBatches], item_of_one_row: Callable[[], Any], max_rows: int
 ) -> CostTable:
-    """Time decoder steps of a translation model with different numbers of rows.
+    """Time decoder steps with different numbers of rows.
 
     Args:
         open_batches: makes empty running batches.
-        greedy_sentence: makes a sentence of one row, whatever the number of beams of the model's own search.
+        item_of_one_row: makes an item of one row, whatever the number of beams of the model's own search.
         max_rows: largest number of rows of a running batch.
     """
     measured = []
@@ -118,7 +117,7 @@ def measure_step_costs(
         if rows > max_rows:
             break
         running = open_batches()
-        running.join([greedy_sentence() for _ in range(rows)])
+        running.join([item_of_one_row() for _ in range(rows)])
         running.step()
         started_s = time.perf_counter()
         running.step()

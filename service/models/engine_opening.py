@@ -1,8 +1,5 @@
 """Opens the engines of a model folder in ONNX Runtime, and decides how calls are made on a GPU."""
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import structlog
 
 from model_store.folder import ModelFolder
@@ -11,7 +8,8 @@ from service.engines.device import Device
 from service.engines.onnx import Engine, OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
-from service.models.folder_config import HubConfig, read_config
+from service.models.folder_files import FolderFiles
+from service.tasks.table import TASKS
 
 log = structlog.get_logger(__name__)
 
@@ -55,27 +53,6 @@ def open_translation(folder: ModelFolder, threads: int, device: Device = "cpu") 
     return TranslationEngine(folder.encoder, folder.graph, threads, device, max_tokens=max_tokens)
 
 
-class _GpuCalls(NamedTuple):
-    """Settings of GPU calls for one task."""
-
-    buckets: Callable[[ModelFolder], Buckets | None]
-    shapes_follow_from_bucket: bool
-
-
-def _text_buckets(folder: ModelFolder) -> Buckets | None:
-    assert folder.manifest is not None
-    max_tokens = folder.manifest.limits.max_tokens
-    if max_tokens is None:
-        return None
-    return Buckets(max_tokens, {"input_ids": read_config(folder, "config.json", HubConfig).pad_token_id})
-
-
-_GPU_CALLS = {
-    "image-classification": _GpuCalls(lambda folder: Buckets(), shapes_follow_from_bucket=True),
-    "text-classification": _GpuCalls(_text_buckets, shapes_follow_from_bucket=False),
-}
-
-
 def buckets_of(folder: ModelFolder) -> Buckets | None:
     """Choose the sizes that calls of a model are rounded up to on a GPU; None where calls are not rounded up.
 
@@ -84,8 +61,10 @@ def buckets_of(folder: ModelFolder) -> Buckets | None:
     Raises:
         FolderError: `config.json` is damaged.
     """
-    calls = None if folder.manifest is None else _GPU_CALLS.get(folder.manifest.task)
-    return None if calls is None else calls.buckets(folder)
+    if folder.manifest is None or (task := TASKS.get(folder.manifest.task)) is None:
+        return None
+    padding = task.padding(FolderFiles(folder))
+    return None if padding is None else Buckets(padding.max_length, padding.values)
 
 
 def capture_problem(folder: ModelFolder) -> str | None:
@@ -95,8 +74,8 @@ def capture_problem(folder: ModelFolder) -> str | None:
     """
     if folder.manifest is None:
         return "it is bare: its shapes are not known"
-    calls = _GPU_CALLS.get(folder.manifest.task)
-    if calls is None or not calls.shapes_follow_from_bucket:
+    task = TASKS.get(folder.manifest.task)
+    if task is None or task.pads_rows:
         return "what is computed depends on how many tokens are real"
     if folder.manifest.precision not in CAPTURED_PRECISIONS:
         return f"in {folder.manifest.precision} a part is computed on the CPU"

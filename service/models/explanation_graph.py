@@ -33,18 +33,14 @@ from model_store.private_files import PrivateFile, PrivateGraph
 from service.engines.onnx_session import EngineError, first_line, open_session, run_session
 from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
-from service.models.golden import Golden
-from service.tasks.image_classification import ImageClassification
-from service.tasks.text_classification import TextClassification
-from service.tasks.translation import Translation
+from service.models.golden import GoldenExamples
+from service.tasks.explainable import Explainable
 from service.tensors import Arrays
 
 log = structlog.get_logger(__name__)
 
 MAX_ROW_SUM_ERROR = 1e-5  # largest error of the sum of attention weights over the tokens
 THREADS = 1
-
-Explainable = TextClassification | ImageClassification | Translation
 
 
 class Attention(NamedTuple):
@@ -55,35 +51,10 @@ class Attention(NamedTuple):
     heads: int
 
 
-def text_row(ids_T: Sequence[int], target: int) -> Arrays:
-    """Make the inputs for a text and the class whose logit is explained."""
-    ids = np.array(ids_T, dtype=np.int64)
-    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.array(target)}
-
-
-def image_row(pixels_CHW: NDArray[np.float32], target: int) -> Arrays:
-    """Make the inputs for an image, as the served graph takes it, and the class whose logit is explained."""
-    return {"pixel_values": pixels_CHW, "target": np.array(target)}
-
-
-def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """Make the inputs for a source and the translation whose log probability is explained.
-
-    The translation includes its end-of-sentence token where it has one.
-    """
-    source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
-    return {
-        "source_ids": source,
-        "source_mask": np.ones_like(source),
-        "target_ids": target,
-        "target_mask": np.ones_like(target),
-    }
-
-
 class ExplainGraph:
     """The explanation graph of one model version. One thread calls it; once `ready`, its attributes do not change."""
 
-    def __init__(self, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
+    def __init__(self, folder: ModelFolder, task: Explainable, golden: GoldenExamples) -> None:
         """Keep private copies of the files that it needs, without opening a session.
 
         Args:
@@ -153,7 +124,7 @@ class ExplainGraph:
         """Compute outputs of the graph at several points of the path to a row.
 
         Args:
-            row: an input without padding, made by a function of this module.
+            row: an input without padding, made by the task.
             alphas_B: positions on the path, float32 [B], from 0 (the baseline) to 1 (the row).
             wanted: names of the outputs.
 
@@ -185,12 +156,13 @@ class ExplainGraph:
         golden = decode_explain_golden(golden_file.read_bytes())
         self._session = open_session(graph, THREADS, "cpu")
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
-        names = {"encoder": "attention"}
-        if isinstance(self._task, Translation):
-            names = {"cross": "cross_attention", "encoder": "encoder_attention"}
-        self.attentions = {part: Attention(name, *map(int, shapes[name][1:3])) for part, name in names.items()}
-        if isinstance(self._task, ImageClassification):
-            self.image_tokens = int(shapes["attention"][-1])
+        self.attentions = {
+            part: Attention(name, *map(int, shapes[name][1:3])) for part, name in self._task.attention_outputs.items()
+        }
+        # The tokens of a text are as many as the request has; those of an image are fixed.
+        default, *_ = self.attentions.values()
+        if isinstance(num_tokens := shapes[default.output][-1], int):
+            self.image_tokens = num_tokens
             if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
                 raise FolderError(f"{EXPLAIN}: {self.image_tokens} tokens of an image are no square of patches")
         self._replay(golden)
@@ -220,12 +192,4 @@ class ExplainGraph:
                     raise FolderError(f"{where}: differs by {off_by:.3g}, the file allows {allowed:g}")
 
     def _golden_row(self, number: int, target: int | None) -> Arrays:
-        item = self._golden.item(number)
-        if isinstance(self._task, Translation):
-            written = self._examples[number].tensors["greedy"]
-            assert not isinstance(written, str)
-            return translation_row(item.ids, self._task.ended(written)[: self._task.max_tokens])
-        assert target is not None
-        if isinstance(self._task, ImageClassification):
-            return image_row(item.pixels_CHW, target)
-        return text_row(item.ids, target)
+        return self._task.golden_row(self._golden.item(number), self._examples[number], target)

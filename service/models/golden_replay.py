@@ -7,39 +7,37 @@ PyTorch model did.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from service.models.golden import GoldenLogits, GoldenTranslations
+from service.models.golden import GoldenExamples
+from service.scheduling.decoder_messages import Sentence
 from service.scheduling.decoder_thread import RunningBatches
-from service.tasks.translation_search import GOLDEN_SEARCHES, Sentence
 
 
-def replay_golden_logits(golden: GoldenLogits, run: Callable[[list[Any]], list[Any]], *, together: bool) -> list[Any]:
-    """Compute the golden examples one by one and in one batch, and compare the logits.
+def replay_in_calls(golden: GoldenExamples, run: Callable[[list[Any]], list[Any]], *, together: bool) -> list[Any]:
+    """Compute the golden examples one by one and in one batch, and compare the results.
 
     Args:
         golden: the examples.
-        run: the engine call, from items to their logits [C].
-        together: compare the logits of the batch as well.
+        run: the engine call, from items to their results.
+        together: compare the results of the batch as well.
 
     Returns:
         the examples' items.
 
     Raises:
-        FolderError: the input tensors differ, or the logits differ by more than the manifest allows.
+        FolderError: the input tensors differ, or a result differs by more than the manifest allows.
     """
     items = [golden.item(number) for number in range(golden.num_examples)]
     answers = {"alone": [run([item])[0] for item in items]}
     if together:
         answers["in a batch"] = run(items)
-    for how, logits in answers.items():
-        for number, logits_C in enumerate(logits):
-            golden.difference(number, logits_C, how)
+    for how, results in answers.items():
+        for number, result in enumerate(results):
+            golden.difference(number, result, how)
     return items
 
 
-def replay_golden_translations(
-    golden: GoldenTranslations, open_batches: Callable[[], RunningBatches], max_rows: int
-) -> None:
-    """Translate the golden examples with each search, together and (greedy search only) one by one, and compare.
+def replay_in_steps(golden: GoldenExamples, open_batches: Callable[[], RunningBatches], max_rows: int) -> None:
+    """Decode the golden examples with each search, together and (in one row each) one by one, and compare.
 
     Args:
         golden: the examples.
@@ -47,20 +45,20 @@ def replay_golden_translations(
         max_rows: largest number of rows of a running batch.
 
     Raises:
-        FolderError: the input ids differ, or a translation is less likely than the golden one.
+        FolderError: the input ids differ, or a result differs by more than the manifest allows.
     """
-    for search, request in GOLDEN_SEARCHES.items():
-        num_beams = request.num_beams or 1
-        ways = {"alone": 1, "in a batch": max(1, max_rows // num_beams)}
-        if num_beams > 1:
-            del ways["alone"]  # the beams of one sentence already share a batch, and loading takes time
+    for search in golden.searches:
+        rows = golden.item(0, search).rows
+        ways = {"alone": 1, "in a batch": max(1, max_rows // rows)}
+        if rows > 1:
+            del ways["alone"]  # the beams of one item already share a batch, and loading takes time
         for how, together in ways.items():
-            sentences = [golden.item(number, search) for number in range(golden.num_examples)]
+            items = [golden.item(number, search) for number in range(golden.num_examples)]
             running = open_batches()
-            for first in range(0, len(sentences), together):
-                decode(running, sentences[first : first + together])
-            for number, sentence in enumerate(sentences):
-                golden.difference(number, sentence, how, search)
+            for first in range(0, len(items), together):
+                decode(running, items[first : first + together])
+            for number, item in enumerate(items):
+                golden.difference(number, item, how, search)
 
 
 def decode(running: RunningBatches, sentences: Sequence[Sentence]) -> None:

@@ -6,27 +6,17 @@ On a GPU the folder's graphs in half precision are tried first. Where they fail,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import structlog
 
-from model_store.folder import (
-    EXPLAIN,
-    EXPLAIN_GOLDEN,
-    PREPROCESSOR,
-    TOKENIZER,
-    FolderError,
-    FoundFolder,
-    GoldenExample,
-    ModelFolder,
-    read,
-)
+from model_store.folder import EXPLAIN, EXPLAIN_GOLDEN, FolderError, FoundFolder, ModelFolder, read
 from model_store.policy import BatchingDeclaration, read_batching_declaration
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.engines.device import Device, Place
+from service.engines.device import Device
 from service.engines.onnx import Engine, OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
@@ -43,75 +33,20 @@ from service.models.cost_probes import (
 )
 from service.models.engine_opening import open_onnx, open_translation
 from service.models.explanation_graph import ExplainGraph
-from service.models.folder_config import HubConfig, max_tokens_of, read_config, translation_task
-from service.models.golden import Golden, GoldenLogits, GoldenTranslations
-from service.models.golden_replay import decode, replay_golden_logits, replay_golden_translations
+from service.models.folder_files import FolderFiles
+from service.models.golden import GoldenExamples
+from service.models.golden_replay import decode, replay_in_calls, replay_in_steps
+from service.models.loaded import DecoderModel, LoadedModel, OneCallModel
 from service.scheduling.cost_table import CostTable
 from service.scheduling.decoder_thread import RunningBatches
-from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.raw_tensors import RawTensors
-from service.tasks.text_classification import TextClassification, Tokens
-from service.tasks.translation import Translation
-from service.tasks.translation_search import GOLDEN_SEARCHES
+from service.tasks.stored_task import Collating, OneCallTask, StoredTask, TaskError
+from service.tasks.table import TASKS
 
 log = structlog.get_logger(__name__)
 
 # Longest row in the cost table of a bare model, 1 MiB. Costs of longer rows follow from the last two lengths.
 MAX_BARE_ROW_LENGTH = 1024
-
-Task = TextClassification | ImageClassification | Translation | RawTensors
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedModel:
-    """The common part of all loaded models.
-
-    Attributes:
-        probe: makes a call that any sound engine can compute.
-        costs: what calls cost, as measured.
-        batching: whether requests may share calls, and why.
-        golden: the golden examples; None of a bare model.
-        precision: precision of the served graphs; None of a bare model.
-        cache_place: where a translation model keeps its keys and values.
-        card: the model card.
-        graph: the explanation graph, where the folder has one.
-        remark: what the model's owner should know.
-    """
-
-    probe: Callable[[], None]
-    costs: CostTable
-    batching: Batching
-    golden: Golden | None = None
-    precision: str | None = None
-    cache_place: Place | None = None
-    card: str | None = None
-    graph: ExplainGraph | None = None
-    remark: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedTranslation(LoadedModel):
-    """A translation model, whose sentences join and leave a running batch."""
-
-    task: Translation
-    open_batches: Callable[[], RunningBatches]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Loaded(LoadedModel):
-    """A model that answers with one engine call.
-
-    Attributes:
-        task: preprocessing and postprocessing.
-        run: the engine call, from items to their results.
-        skipped_padding_cost: relative cost of a padding token, as `Batcher` takes it.
-        max_rows: largest number of rows of a call that several items share.
-    """
-
-    task: TextClassification | ImageClassification | RawTensors
-    run: Run
-    skipped_padding_cost: float | None
-    max_rows: int
 
 
 class Loader:
@@ -144,7 +79,7 @@ class Loader:
         self._state, self._batching_rule = state, BatchingRule(state)
         self._timer = CallTimer(max_rows, engine_clock, untimed_call=device == "cuda")
 
-    def load(self, found: FoundFolder) -> Loaded | LoadedTranslation:
+    def load(self, found: FoundFolder) -> LoadedModel:
         """Read, check and prove one folder. This blocks for as long as that takes.
 
         Raises:
@@ -154,14 +89,14 @@ class Loader:
         folder = read(found)
         loaded, graph = self._load_for_device(folder), None
         if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
-            assert not isinstance(loaded.task, RawTensors)
+            assert loaded.task.explainable is not None
             assert loaded.golden is not None
-            graph = ExplainGraph(folder, loaded.task, loaded.golden)
+            graph = ExplainGraph(folder, loaded.task.explainable, loaded.golden)
         if folder.remark is not None:
             log.warning("model folder is unusual", model=folder.name, version=str(folder.version), why=folder.remark)
         return replace(loaded, card=folder.card, graph=graph, remark=folder.remark)
 
-    def _load_for_device(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
+    def _load_for_device(self, folder: ModelFolder) -> LoadedModel:
         if self._device == "cuda" and (halved := folder.in_half_precision()) is not None:
             try:
                 return self._load(halved)
@@ -174,14 +109,18 @@ class Loader:
                 )
         return self._load(folder)
 
-    def _load(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
-        task = None if folder.manifest is None else folder.manifest.task
-        load = _LOADERS.get(task)
-        if load is None:
-            raise FolderError(f"manifest.json: task {task!r} is not known to this server")
-        return load(self, folder)
+    def _load(self, folder: ModelFolder) -> LoadedModel:
+        if folder.manifest is None:
+            return self._load_bare(folder)
+        task = TASKS.get(folder.manifest.task)
+        if task is None:
+            raise FolderError(f"manifest.json: task {folder.manifest.task!r} is not known to this server")
+        try:
+            return self._load_decoder(folder, task) if task.decodes else self._load_one_call(folder, task)
+        except TaskError as error:
+            raise FolderError(str(error)) from error
 
-    def _load_bare(self, folder: ModelFolder) -> Loaded:
+    def _load_bare(self, folder: ModelFolder) -> OneCallModel:
         graph = folder.graph
 
         def open_overridable() -> Engine:
@@ -206,7 +145,7 @@ class Loader:
             optional_inputs=engine.optional_inputs,
             equal_sizes=batching.equal_sizes,
         )
-        return Loaded(
+        return OneCallModel(
             task=task,
             run=_run_of(task, engine),
             probe=lambda: None,  # without golden examples, no input is known that a sound engine must compute
@@ -216,90 +155,28 @@ class Loader:
             batching=batching,
         )
 
-    def _load_text_classifier(self, folder: ModelFolder) -> Loaded:
-        assert folder.manifest is not None
-        skips_padding = folder.manifest.skips_padding
-        engine = self._open_engine(folder, self._threads, self._device)
-        hub_config = read_config(folder, "config.json", HubConfig)
-        max_tokens = max_tokens_of(folder.manifest)
-        task = TextClassification(
-            folder.read_text(TOKENIZER),
-            labels=folder.manifest.labels,
-            max_tokens=max_tokens,
-            pad_id=hub_config.pad_token_id,
-            graph_inputs=[spec.name for spec in engine.inputs],
-        )
-
-        def item_of(example: GoldenExample) -> Tokens:
-            truncate = example.inputs.get("truncate") == "true"
-            tokens = task.preprocess(example.inputs["text"], truncate=truncate, field="text")
-            if tokens.ids != example.tensors["input_ids"]:
-                raise FolderError("the tokenizer gives other ids than in training")
-            return tokens
-
-        def measure(run: Run, items: list[Any]) -> tuple[CostTable, float | None]:
-            ids = [number for item in items for number in item.ids]
-
-            def item_of_length(length: int) -> Tokens:
-                return Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)
-
-            costs = self._timer.cost_table(run, item_of_length, TEXT_PROBES, max_tokens)
-            if not skips_padding:
-                return costs, None
-            return costs, measure_padding_cost(run, item_of_length, max_tokens, self._engine_clock)
-
-        return self._prove_classifier(folder, task, engine, item_of, measure)
-
-    def _load_image_classifier(self, folder: ModelFolder) -> Loaded:
+    def _load_one_call(self, folder: ModelFolder, task_type: type[StoredTask[Any]]) -> OneCallModel:
+        """Open the only graph of a folder, replay its golden examples, and measure what its calls cost."""
         assert folder.manifest is not None
         engine = self._open_engine(folder, self._threads, self._device)
-        if len(engine.inputs) != 1:
-            raise FolderError(f"{folder.graph_name} has {len(engine.inputs)} inputs, an image classifier has one")
-        task = ImageClassification(
-            read_config(folder, PREPROCESSOR, PreprocessorConfig),
-            labels=folder.manifest.labels,
-            graph_input=engine.inputs[0].name,
-        )
+        task = cast("OneCallTask", task_type.open(FolderFiles(folder), [spec.name for spec in engine.inputs]))
+        run, golden, batching = _run_of(task, engine), GoldenExamples(folder, task), self._batching_of(folder)
+        items = replay_in_calls(golden, run, together=batching.joined)
 
-        def item_of(example: GoldenExample) -> Pixels:
-            pixels = task.preprocess(example.inputs["image"].encode(), field="image")
-            if pixels.digest() != example.tensors["pixel_values"]:
-                raise FolderError("the image becomes other pixels than in training")
-            return pixels
+        def item_of_length(length: int) -> Any:
+            return task.probe_item(items, length)
 
-        def measure(run: Run, items: list[Any]) -> tuple[CostTable, float | None]:
-            if self._device == "cuda":
-                warm_up_buckets(run, items[0], self._max_rows)
-            return self._timer.cost_table(run, lambda length: items[0], ROW_PROBES, 1), None
-
-        return self._prove_classifier(folder, task, engine, item_of, measure)
-
-    def _prove_classifier(
-        self,
-        folder: ModelFolder,
-        task: TextClassification | ImageClassification,
-        engine: Engine,
-        item_of: Callable[[GoldenExample], Any],
-        measure: Callable[[Run, list[Any]], tuple[CostTable, float | None]],
-    ) -> Loaded:
-        """Replay the golden examples of a classifier and measure its costs.
-
-        Args:
-            folder: the model folder.
-            task: its preprocessing and postprocessing.
-            engine: its graph.
-            item_of: preprocesses a golden example; raises FolderError where the tensor is not that of training.
-            measure: from the engine call and the golden items to call costs and the relative cost of padding.
-        """
-        assert folder.manifest is not None
-        run, golden, batching = _run_of(task, engine), GoldenLogits(folder, item_of), self._batching_of(folder)
-        items = replay_golden_logits(golden, run, together=batching.joined)
-        costs, padding_cost = measure(run, items)
+        if self._device == "cuda" and not task.pads_rows:
+            warm_up_buckets(run, items[0], self._max_rows)
+        probes = TEXT_PROBES if task.pads_rows else ROW_PROBES
+        costs, padding_cost = self._timer.cost_table(run, item_of_length, probes, task.max_length), None
+        if folder.manifest.skips_padding:
+            padding_cost = measure_padding_cost(run, item_of_length, task.max_length, self._engine_clock)
 
         def probe() -> None:
             run([items[0]])
 
-        return Loaded(
+        return OneCallModel(
             task=task,
             run=run,
             probe=probe,
@@ -311,25 +188,24 @@ class Loader:
             batching=batching,
         )
 
-    def _load_translation(self, folder: ModelFolder) -> LoadedTranslation:
+    def _load_decoder(self, folder: ModelFolder, task_type: type[StoredTask[Any]]) -> DecoderModel:
+        """Open the encoder and the decoder of a folder, replay its golden examples, and measure what its steps cost."""
         assert folder.manifest is not None
         if (declaration := self._declaration(folder)) is not None:
-            raise FolderError(f"{declaration.source}: batching cannot be declared for a translation model")
-        task = translation_task(folder)
+            raise FolderError(f"{declaration.source}: batching cannot be declared for a {task_type.name} model")
+        task = task_type.open(FolderFiles(folder), ())
         engine = self._open_translation_engine(folder, self._threads, self._device)
 
         def open_batches() -> RunningBatches:
-            return engine.open(self._max_rows, task.max_tokens)
+            return engine.open(self._max_rows, task.max_length)
 
-        golden = GoldenTranslations(folder, task)
-        replay_golden_translations(golden, open_batches, self._max_rows)
-        first_sentence = partial(task.preprocess, folder.golden[0].inputs["text"], truncate=False, field="text")
-        greedy_sentence = partial(first_sentence, request=GOLDEN_SEARCHES["greedy"])
-        return LoadedTranslation(
+        golden = GoldenExamples(folder, task)
+        replay_in_steps(golden, open_batches, self._max_rows)
+        return DecoderModel(
             task=task,
             open_batches=open_batches,
-            probe=lambda: decode(open_batches(), [first_sentence()]),
-            costs=measure_step_costs(open_batches, greedy_sentence, self._max_rows),
+            probe=lambda: decode(open_batches(), [golden.item(0)]),
+            costs=measure_step_costs(open_batches, lambda: task.probe_item([golden.item(0)], 1), self._max_rows),
             golden=golden,
             precision=folder.manifest.precision,
             cache_place=engine.cache_place,
@@ -347,23 +223,14 @@ class Loader:
     def _batching_of(self, folder: ModelFolder) -> Batching:
         """Decide whether rows of several requests share a call of a folder with a manifest."""
         assert folder.manifest is not None
-        graph = folder.encoder if folder.manifest.task == "translation" else folder.graph
+        graph = folder.encoder if TASKS[folder.manifest.task].decodes else folder.graph
         return self._batching_rule.of_folder(graph, folder.manifest, self._declaration(folder))
 
 
-# How a folder is loaded, by the task in its manifest; None: it has no manifest.
-_LOADERS: dict[str | None, Callable[[Loader, ModelFolder], Loaded | LoadedTranslation]] = {
-    None: Loader._load_bare,
-    "text-classification": Loader._load_text_classifier,
-    "image-classification": Loader._load_image_classifier,
-    "translation": Loader._load_translation,
-}
-
-
-def _run_of(task: TextClassification | ImageClassification | RawTensors, engine: Engine | BareEngine) -> Run:
+def _run_of(task: Collating, engine: Engine | BareEngine) -> Run:
     """Return the engine call of a task: items are collated, computed, and split again."""
 
     def run(items: list[Any]) -> list[Any]:
-        return task.split_batch(engine.run(task.collate(items)), items)
+        return list(task.split_batch(engine.run(task.collate(items)), items))
 
     return run

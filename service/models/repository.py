@@ -11,23 +11,22 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 
 from model_store.folder import FolderError, FoundFolder, scan
 from service.config import ServiceConfig
-from service.engines.device import Device, Place
+from service.engines.device import Device
 from service.engines.onnx_session import EngineError
 from service.engines.preemption import EngineCall, terminable
 from service.errors import NotFound, Unavailable
-from service.models.batching import Batching
-from service.models.explanation_graph import ExplainGraph
-from service.models.golden import Golden
-from service.models.loading import Loaded, LoadedTranslation, Loader, Task
+from service.models.loaded import BatcherSettings, LoadedModel
+from service.models.loading import Loader
 from service.process.worker_threads import Watchdog
-from service.scheduling.batch_forming import BatcherLimits
 from service.scheduling.batcher import Batcher
-from service.scheduling.continuous_batcher import ContinuousBatcher, InFlightLimits
+from service.scheduling.continuous_batcher import ContinuousBatcher
+from service.tasks.task import Task
 from service.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -41,15 +40,13 @@ class ServedModel:
 
     name: str
     version: str
-    task: Task
+    loaded: LoadedModel
     batcher: Batcher | ContinuousBatcher
-    golden: Golden | None  # None of a bare model
-    precision: str | None = None  # precision of the served graphs; None of a bare model
-    cache_place: Place | None = None  # where a translation model keeps its keys and values
-    card: str | None = None  # the model card
-    graph: ExplainGraph | None = None  # the explanation graph, where the folder has one
-    batching: Batching = field(kw_only=True)
-    remark: str | None = field(default=None, kw_only=True)  # what the model's owner should know
+
+    @property
+    def task(self) -> Task[Any]:
+        """How inputs are prepared and results become answers."""
+        return self.loaded.task
 
 
 @dataclass
@@ -144,12 +141,12 @@ class ModelRepository:
         else:
             seconds = round(time.perf_counter() - started_s, 3)
             served = state.served
-            how = {} if served is None else {"batching": served.batching.describe()}
-            if served is not None and served.precision is not None:
-                how["precision"] = served.precision
+            how = {} if served is None else {"batching": served.loaded.batching.describe()}
+            if served is not None and served.loaded.precision is not None:
+                how["precision"] = served.loaded.precision
             log.info("model ready", model=folder.name, version=folder.version, load_s=seconds, **how)
 
-    async def _loaded_in_time(self, folder: FoundFolder) -> Loaded | LoadedTranslation:
+    async def _loaded_in_time(self, folder: FoundFolder) -> LoadedModel:
         """Load a folder in a thread, and abandon the thread when it takes too long.
 
         Raises:
@@ -158,9 +155,9 @@ class ModelRepository:
         """
         call, limit_s = EngineCall(), self.config.load_timeout_s
         loop = asyncio.get_running_loop()
-        loading: asyncio.Future[Loaded | LoadedTranslation] = loop.create_future()
+        loading: asyncio.Future[LoadedModel] = loop.create_future()
 
-        def end(loaded: Loaded | LoadedTranslation | None, error: Exception | None) -> None:
+        def end(loaded: LoadedModel | None, error: Exception | None) -> None:
             if loading.done():
                 return  # the time was up before
             if loaded is None:
@@ -186,62 +183,24 @@ class ModelRepository:
             call.terminate()
             raise FolderError(f"loading has taken more than {limit_s:g} s (load_timeout_s)") from None
 
-    def _start(self, folder: FoundFolder, loaded: Loaded | LoadedTranslation) -> ServedModel:
+    def _start(self, folder: FoundFolder, loaded: LoadedModel) -> ServedModel:
         labels = (folder.name, folder.version)
         batches = self.metrics.batches(*labels)
-        batcher: Batcher | ContinuousBatcher
-        if isinstance(loaded, LoadedTranslation):
-            batcher = ContinuousBatcher(
-                loaded.open_batches,
-                probe=loaded.probe,
-                costs=loaded.costs,
+        batcher = loaded.open_batcher(
+            BatcherSettings(
+                config=self.config,
                 instances=self.instances,
-                limits=InFlightLimits(
-                    max_queue_rows=self.config.max_queue,
-                    max_running_rows=self.config.max_batch_rows,
-                    engine_timeout_s=self.config.engine_timeout_s,
-                ),
-                on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
-                tally=self.metrics.scheduling(*labels),
-                watchdog=self.watchdog,
-                name=f"{folder.name}/{folder.version}",
-            )
-        else:
-            batcher = Batcher(
-                loaded.run,
-                probe=loaded.probe,
-                costs=loaded.costs,
-                instances=self.instances,
-                skipped_padding_cost=loaded.skipped_padding_cost,
-                limits=BatcherLimits(
-                    max_queue_rows=self.config.max_queue,
-                    max_batch_rows=loaded.max_rows,
-                    max_batch_tokens=self.config.max_batch_tokens,
-                    engine_timeout_s=self.config.engine_timeout_s,
-                ),
-                on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
                 engine_clock=self._engine_clock,
-                cost_follows_from_shapes=loaded.batching.constant_cost,
+                on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
                 tally=self.metrics.scheduling(*labels),
                 watchdog=self.watchdog,
                 name=f"{folder.name}/{folder.version}",
             )
+        )
         self.metrics.queue_rows.labels(*labels).set_function(lambda: batcher.queued_rows)
         self.metrics.low_priority_queue_rows.labels(*labels).set_function(lambda: batcher.queued_low_rows)
         self.metrics.in_flight_rows.labels(*labels).set_function(lambda: batcher.in_flight_rows)
-        return ServedModel(
-            folder.name,
-            folder.version,
-            loaded.task,
-            batcher,
-            loaded.golden,
-            loaded.precision,
-            loaded.cache_place,
-            loaded.card,
-            loaded.graph,
-            batching=loaded.batching,
-            remark=loaded.remark,
-        )
+        return ServedModel(folder.name, folder.version, loaded, batcher)
 
     def get(self, name: str, version: str = "") -> ServedModel:
         """Find the model for a request; without a version, the highest one that is ready.

@@ -28,7 +28,6 @@ from service.errors import (
 from service.models.repository import ModelRepository, ServedModel
 from service.prediction.messages import Explanation, Receipt, RequestOptions
 from service.scheduling.admission import ItemResult
-from service.scheduling.continuous_batcher import ContinuousBatcher
 from service.scheduling.idle_executor import IdleExecutor
 from service.telemetry.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 
@@ -320,7 +319,7 @@ class Accounting:
             options.request_id,
             account.done,
             (account.started_s, account.prepared_s, account.computed_s, account.ended_s),
-            in_flight=isinstance(model.batcher, ContinuousBatcher),
+            in_flight=model.batcher.joins_running_batches,
             explained=account.explains,
         )
         if account.explains or (trace_id := trace.sampled_trace_id) is None:

@@ -1,22 +1,14 @@
 """The models of the store as clients see them: index, metadata, cards, readiness."""
 
-from service.errors import NotFound, Unavailable
+from typing import Any, cast
+
+from service.errors import InvalidRequest, NotFound, Unavailable
 from service.explanation.messages import METHODS
 from service.explanation.planning import methods_of
 from service.models.repository import ModelRepository, ModelState, ServedModel
-from service.prediction.messages import IndexedModel, ModelDescription, TaskName
-from service.tasks.classification import Classifier
-from service.tasks.image_classification import ImageClassification
-from service.tasks.raw_tensors import RawTensors
-from service.tasks.text_classification import TextClassification
-from service.tasks.translation import Translation
-
-TASK_NAMES: dict[type, TaskName] = {
-    TextClassification: "text-classification",
-    ImageClassification: "image-classification",
-    Translation: "translation",
-    RawTensors: "tensors",
-}
+from service.prediction.messages import IndexedModel, ModelDescription
+from service.tasks.stored_task import StoredTask
+from service.tasks.table import TASKS
 
 
 class ModelCatalog:
@@ -55,14 +47,14 @@ class ModelCatalog:
             name=state.name,
             version=state.version,
             versions=self._repository.versions(state.name),
-            task=None if task is None else TASK_NAMES[type(task)],
-            labels=task.labels if isinstance(task, Classifier) else [],
+            task=None if task is None else task.name,
+            labels=[] if task is None else [*task.labels],
             explain=[] if served is None else [*methods_of(served)],
             ready=problem is None,
             reason=problem,
-            precision=None if served is None else served.precision,
-            cache=None if served is None else served.cache_place,
-            batching=None if served is None else served.batching.describe(),
+            precision=None if served is None else served.loaded.precision,
+            cache=None if served is None else served.loaded.cache_place,
+            batching=None if served is None else served.loaded.batching.describe(),
         )
 
     def card(self, name: str, version: str = "") -> str:
@@ -73,9 +65,9 @@ class ModelCatalog:
             Unavailable: as for a request.
         """
         model = self._repository.get(name, version)
-        if model.card is None:
+        if (card := model.loaded.card) is None:
             raise NotFound(f"model {model.name!r} version {model.version!r} has no model card (README.md)")
-        return model.card
+        return card
 
     def problem_of(self, name: str, version: str = "") -> str | None:
         """Return why a model would not answer now, or None if it would.
@@ -117,37 +109,35 @@ class ModelCatalog:
         names = {state.name for state in self._repository.states.values() if state.current_problem() is None}
         return sorted(names)
 
-    def text_classifiers(self) -> list[str]:
-        """Return the ready models that classify texts, sorted."""
-        return self._names_of(TextClassification)
+    def example_request(self) -> tuple[str, str] | None:
+        """Return a ready model and the arguments of curl that try it, or None if the store has no model to try."""
+        tasks = {name: self._repository.get(name).task for name in self.model_names()}
+        for kind in TASKS.values():
+            for name, task in tasks.items():
+                if kind.example is not None and task.name == kind.name:
+                    return name, kind.example
+        return None
 
-    def image_classifiers(self) -> list[str]:
-        """Return the ready models that classify images, sorted."""
-        return self._names_of(ImageClassification)
-
-    def translators(self) -> list[str]:
-        """Return the ready models that translate texts, sorted."""
-        return self._names_of(Translation)
-
-    def _names_of(self, kind: type[Classifier] | type[Translation]) -> list[str]:
-        served = ((name, self._repository.state(name).served) for name in self.model_names())
-        return [name for name, model in served if model and isinstance(model.task, kind)]
-
-    def task_of(self, name: str) -> TaskName:
-        """Return the hub's name of a model's task; "tensors" for a bare model.
+    def hub_task(self, name: str) -> StoredTask[Any]:
+        """Return the task of a model, for a call of the task API.
 
         Raises:
             NotFound, Unavailable: as for a request.
+            InvalidRequest: the model is a bare graph, which has no such API.
         """
-        return TASK_NAMES[type(self._repository.get(name).task)]
+        task = self._repository.get(name).task
+        if task.name not in TASKS:
+            raise InvalidRequest(f"model {name!r} has no task API; it takes {task.accepts}")
+        return cast("StoredTask[Any]", task)
 
 
 def _properties(model: ServedModel) -> dict[str, str]:
-    properties = {"batching": model.batching.describe()}
+    loaded = model.loaded
+    properties = {"batching": loaded.batching.describe()}
     if methods := methods_of(model):
         properties["explain"] = ",".join(methods)
-    if model.remark is not None:
-        properties["remark"] = model.remark
-    if isinstance(model.task, RawTensors) and model.task.optional_inputs:
-        properties["optional_inputs"] = ",".join(spec.name for spec in model.task.optional_inputs)
+    if loaded.remark is not None:
+        properties["remark"] = loaded.remark
+    if optional := model.task.optional_inputs:
+        properties["optional_inputs"] = ",".join(spec.name for spec in optional)
     return properties

@@ -4,21 +4,20 @@ The names of `__all__` that are defined elsewhere belong to rooms which transpor
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from service.engines.device import Place
 from service.explanation.graph_methods import AttentionSelector
 from service.explanation.messages import ExplainRequest, Explanation
-from service.tasks.classification import Classification
-from service.tasks.translation import Translated
+from service.tasks.task import AnswerOptions
 from service.telemetry.metrics import Protocol
 from service.tensors import TensorSpec
 
 __all__ = [
+    "AnswerOptions",
     "AttentionSelector",
-    "Classification",
     "ExplainRequest",
     "Explained",
     "Explanation",
@@ -26,11 +25,7 @@ __all__ = [
     "ModelDescription",
     "Receipt",
     "RequestOptions",
-    "TaskName",
-    "Translated",
 ]
-
-TaskName = Literal["text-classification", "image-classification", "translation", "tensors"]
 
 
 class RequestOptions(msgspec.Struct, frozen=True, gc=False):
@@ -78,7 +73,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 class Explained(NamedTuple):
     """An answer and its explanation."""
 
-    answer: Classification | Translated
+    answer: Any  # as the model's task makes it
     explanation: Explanation
 
 
@@ -101,7 +96,7 @@ class IndexedModel:
     name: str
     version: str  # answers requests that name no version; empty where the folder has none
     versions: list[str]  # all versions that are ready
-    task: TaskName | None  # None while no version can answer
+    task: str | None  # None while no version can answer
     labels: list[str]  # class names of a classifier
     explain: list[str]  # explanation methods that the model supports
     ready: bool

@@ -1,6 +1,6 @@
 """The predictor: the one object that every transport calls.
 
-options + inputs ──> model ──> preprocess ──> batcher ──> postprocess ──> answer + Receipt
+options + inputs ──> model ──> prepare ──> batcher ──> finish ──> answer + Receipt
 """
 
 import asyncio
@@ -14,31 +14,20 @@ from service.config import ServiceConfig
 from service.errors import InvalidRequest
 from service.explanation.explainer import Explainer
 from service.explanation.planning import ExplanationPlan, check_request, plan_explanation
-from service.models.explanation_graph import Explainable
 from service.models.repository import ModelRepository
 from service.prediction.accounting import Accounting, RequestAccount
 from service.prediction.catalog import ModelCatalog
-from service.prediction.messages import Classification, Explained, ExplainRequest, Receipt, RequestOptions, Translated
+from service.prediction.messages import Explained, ExplainRequest, Receipt, RequestOptions
 from service.prediction.preprocessing import Preprocessor
 from service.prediction.preprocessing_pool import PreprocessingPool
-from service.prediction.validation import (
-    check_inputs,
-    check_requested_outputs,
-    check_single_input,
-    require_image_classification,
-    require_text_classification,
-    require_translation,
-    too_many_rows,
-)
+from service.prediction.validation import check_inputs, check_requested_outputs, check_single_input, require
 from service.process.memory_budget import ByteBudget
 from service.scheduling.continuous_batcher import ContinuousBatcher
 from service.scheduling.idle_executor import IdleExecutor
-from service.tasks.classification import ScoreFunction
-from service.tasks.image_classification import ImageClassification
-from service.tasks.raw_tensors import RawTensors
-from service.tasks.tokenization import texts_of
-from service.tasks.translation import Translation
-from service.telemetry.metrics import Metrics, Outcome, Protocol
+from service.tasks.explainable import Explainable
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Task, too_many_rows
+from service.tasks.translation import Translated, Translation
+from service.telemetry.metrics import Metrics
 from service.tensors import Arrays
 
 if TYPE_CHECKING:  # needs an extra, which is installed only where tracing is asked for
@@ -48,8 +37,13 @@ if TYPE_CHECKING:  # needs an extra, which is installed only where tracing is as
 TokenQueue = asyncio.Queue[tuple[Translation, list[int]] | None]
 
 
-class Predictor(ModelCatalog):
-    """Answers requests with the models of a repository, and describes these models."""
+class Predictor:
+    """Answers requests with the models of a repository.
+
+    Attributes:
+        catalog: describes the models.
+        accounting: counts, logs and traces requests.
+    """
 
     def __init__(
         self,
@@ -66,8 +60,7 @@ class Predictor(ModelCatalog):
             config: limits of the server.
             tracing: exporter of spans, if any.
         """
-        super().__init__(repository)
-        self._config = config
+        self._repository, self._config = repository, config
         pool = PreprocessingPool(repository.num_cores, config.max_queue, repository.watchdog)
         metrics.preparing_rows.set_function(lambda: pool.rows)
         self._image_memory = ByteBudget("image memory", config.max_image_memory_bytes)
@@ -75,7 +68,8 @@ class Predictor(ModelCatalog):
         self._preprocessor = Preprocessor(config, pool, self._image_memory)
         self._idle_executor = IdleExecutor(repository.num_cores, repository.watchdog)
         self._explainer = Explainer(config.max_queue, self._idle_executor)
-        self._accounting = Accounting(repository, metrics, config, self._idle_executor, tracing)
+        self.catalog = ModelCatalog(repository)
+        self.accounting = Accounting(repository, metrics, config, self._idle_executor, tracing)
 
     async def infer(
         self, options: RequestOptions, inputs: Arrays, requested_outputs: Sequence[str] = ()
@@ -93,110 +87,51 @@ class Predictor(ModelCatalog):
         Raises:
             HeedError: see `service.errors`.
         """
-        with self._accounting.open(options) as account:
+        with self.accounting.open(options) as account:
             model = account.get_model()
             check_inputs(model.task, inputs)
             check_requested_outputs(model.task, requested_outputs)
-            prepared = self._preprocessor.tensors(model.task, options, inputs)
+            prepared = self._preprocessor.prepare(model.task, options, model.task.read(inputs), "", account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
             results = account.computed(await model.batcher.submit(items, account.deadline_s))
-            outputs = model.task.tensors(results)
+            outputs = model.task.to_tensors(results)
             if requested_outputs:
                 outputs = {name: outputs[name] for name in requested_outputs}
         return outputs, account.receipt
 
-    async def classify_texts(
+    async def answer(
         self,
         options: RequestOptions,
-        texts: Sequence[str],
-        field: str = "text",
-        function: ScoreFunction = "softmax",
-        top_k: int | None = None,
-    ) -> tuple[list[Classification], Receipt]:
-        """Classify texts.
+        kind: type[Task[AnswerT_co]],
+        inputs: Sequence[Any],
+        field: str = "",
+        answer_options: AnswerOptions = DEFAULT_ANSWER,
+    ) -> tuple[list[AnswerT_co], Receipt]:
+        """Answer texts or files with the answers of a task.
 
         Args:
             options: options of the request.
-            texts: at least one.
-            field: name of the texts in error messages; `{}` in it becomes the text's number.
-            function: how logits become scores.
-            top_k: number of best classes to return; all if None.
+            kind: task that the call is made for.
+            inputs: at least one text or file (of an image, or its base64).
+            field: name of an input in error messages; `{}` in it becomes the input's number. That of the task if empty.
+            answer_options: how results become answers.
 
         Returns:
-            classes and scores of each text, and the receipt.
+            the answer to each input, and the receipt.
 
         Raises:
             HeedError: see `service.errors`.
         """
-        with self._accounting.open(options) as account:
+        with self.accounting.open(options) as account:
             model = account.get_model()
-            task = require_text_classification(model)
-            prepared = self._preprocessor.texts(task, options, texts, field)
+            task = require(model, kind)
+            prepared = self._preprocessor.prepare(task, options, inputs, field, account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
             results = account.computed(await model.batcher.submit(items, account.deadline_s))
-            classifications = [task.postprocess(logits_C, function, top_k) for logits_C in results]
-        return classifications, account.receipt
-
-    async def classify_images(
-        self,
-        options: RequestOptions,
-        images: Sequence[bytes],
-        field: str = "image",
-        function: ScoreFunction = "softmax",
-        top_k: int | None = None,
-    ) -> tuple[list[Classification], Receipt]:
-        """Classify encoded images.
-
-        Args:
-            options: options of the request.
-            images: at least one; JPEG, PNG or WebP files, or their base64.
-            field: name of the images in error messages; `{}` in it becomes the image's number.
-            function: how logits become scores.
-            top_k: number of best classes to return; all if None.
-
-        Returns:
-            classes and scores of each image, and the receipt.
-
-        Raises:
-            HeedError: see `service.errors`.
-        """
-        with self._accounting.open(options) as account:
-            model = account.get_model()
-            task = require_image_classification(model)
-            prepared = self._preprocessor.images(task, options, images, field)
-            items = prepared if isinstance(prepared, list) else await prepared
-            account.preprocessed(items)
-            results = account.computed(await model.batcher.submit(items, account.deadline_s))
-            classifications = [task.postprocess(logits_C, function, top_k) for logits_C in results]
-        return classifications, account.receipt
-
-    async def translate_texts(
-        self, options: RequestOptions, texts: Sequence[str], field: str = "text"
-    ) -> tuple[list[Translated], Receipt]:
-        """Translate texts.
-
-        Args:
-            options: options of the request.
-            texts: at least one.
-            field: name of the texts in error messages; `{}` in it becomes the text's number.
-
-        Returns:
-            the translation of each text, and the receipt.
-
-        Raises:
-            HeedError: see `service.errors`.
-        """
-        with self._accounting.open(options) as account:
-            model = account.get_model()
-            task = require_translation(model)
-            prepared = self._preprocessor.sentences(task, options, texts, field)
-            items = prepared if isinstance(prepared, list) else await prepared
-            account.preprocessed(items)
-            results = account.computed(await model.batcher.submit(items, account.deadline_s))
-            translations = [task.postprocess(sentence) for sentence in results]
-        return translations, account.receipt
+            answers = [task.finish(result, answer_options) for result in results]
+        return answers, account.receipt
 
     async def stream_translation(
         self, options: RequestOptions, text: str, field: str = "text"
@@ -228,7 +163,7 @@ class Predictor(ModelCatalog):
                 so_far = task.text_so_far(ids)
                 if len(so_far) > len(sent):
                     if not sent:
-                        self._accounting.trace_first_piece()
+                        self.accounting.trace_first_piece()
                     yield so_far[len(sent) :]
                     sent = so_far
             translated, receipt = await decoding
@@ -242,10 +177,10 @@ class Predictor(ModelCatalog):
         self, options: RequestOptions, text: str, field: str, token_queue: TokenQueue
     ) -> tuple[Translated, Receipt]:
         """Translate one text, and put its tokens into a queue after each step."""
-        with self._accounting.open(options) as account:
+        with self.accounting.open(options) as account:
             model = account.get_model()
-            task = require_translation(model)
-            prepared = self._preprocessor.sentences(task, _greedy(options), [text], field)
+            task = require(model, Translation)
+            prepared = self._preprocessor.prepare(task, _greedy(options), [text], field, account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
             assert isinstance(model.batcher, ContinuousBatcher)
@@ -253,7 +188,7 @@ class Predictor(ModelCatalog):
                 items, account.deadline_s, lambda _, ids: token_queue.put_nowait((task, ids))
             )
             (sentence,) = account.computed(done)
-            translated = task.postprocess(sentence)
+            translated = task.finish(sentence)
         return translated, account.receipt
 
     async def explain(
@@ -262,8 +197,7 @@ class Predictor(ModelCatalog):
         inputs: Arrays,
         request: ExplainRequest,
         field: str = "",
-        function: ScoreFunction = "softmax",
-        top_k: int | None = None,
+        answer_options: AnswerOptions = DEFAULT_ANSWER,
     ) -> tuple[Explained, Receipt]:
         """Answer a text or an image, and compute how much each part of it adds to the answer.
 
@@ -274,8 +208,7 @@ class Predictor(ModelCatalog):
             inputs: the input tensor by name, of one element.
             request: options of the explanation.
             field: name of the input in error messages; as in `infer` if empty.
-            function: how a classifier's logits become the answer's scores.
-            top_k: number of best classes in the answer; all if None.
+            answer_options: how the result becomes the answer.
 
         Returns:
             the answer with its explanation, and the receipt.
@@ -283,7 +216,7 @@ class Predictor(ModelCatalog):
         Raises:
             HeedError: see `service.errors`.
         """
-        with self._accounting.open(options, explains=True) as account:
+        with self.accounting.open(options, explains=True) as account:
             model = account.get_model()
             task = check_request(model, request)
             check_inputs(task, inputs)
@@ -296,11 +229,8 @@ class Predictor(ModelCatalog):
                 asked = (model, plan, items[0], first.result)
                 explanation, others = await self._explainer.explain(*asked, account.deadline_s)
             result, *_ = account.computed([first, *others])
-            if isinstance(task, Translation):
-                explained = Explained(task.postprocess(result), explanation)
-            else:
-                explained = Explained(task.postprocess(result, function, top_k), explanation)
-        self._accounting.count_explanation(account, explanation)
+            explained = Explained(task.finish(result, answer_options), explanation)
+        self.accounting.count_explanation(account, explanation)
         return explained, account.receipt
 
     async def _preprocess_explained(
@@ -308,36 +238,19 @@ class Predictor(ModelCatalog):
     ) -> tuple[list[Any], ExplanationPlan]:
         """Preprocess the input of an explanation and plan its samples, once a core is idle."""
         await self._idle_executor.moment(account.deadline_s)
-        is_image = isinstance(task, ImageClassification)
-        field = field or ("image[0]" if is_image else "text[0]")
-        given = inputs["image"].item(0) if is_image else texts_of(inputs)[0]
-        prepared = self._preprocessor.tensors(task, account.options, inputs, field)
+        given = task.read(inputs)
+        field = field or task.input_field.format(0)
+        prepared = self._preprocessor.prepare(task, account.options, given, field, account.deadline_s)
         items = prepared if isinstance(prepared, list) else await prepared
         planning = partial(
             plan_explanation,
-            *(task, account.model.graph, request, items[0], given),
+            *(task, account.model.loaded.graph, request, items[0], given[0]),
             truncate=account.options.truncate,
             field=field,
             max_image_pixels=self._config.max_image_pixels,
             memory=self._preprocessor.decoding_memory(account.deadline_s),
         )
         return items, await self._idle_executor.run(planning, account.deadline_s)
-
-    def check_languages(self, name: str, source: str | None, target: str | None) -> None:
-        """Refuse languages that differ from those of the model.
-
-        Args:
-            name: name of the model; models that do not translate pass.
-            source: source language of the request, if it names one.
-            target: target language of the request, if it names one.
-
-        Raises:
-            InvalidRequest: a language differs.
-        """
-        served = self._repository.state(name).served
-        if served is None or not isinstance(served.task, Translation):
-            return
-        served.task.check_languages(source, target)
 
     def check_target(self, name: str, version: str, byte_elements: int) -> None:
         """Refuse what can be refused before a request's tensors are read, which takes time where they are large.
@@ -351,24 +264,9 @@ class Predictor(ModelCatalog):
             NotFound, Unavailable: as for a request.
             InvalidRequest: the request has more texts or images than the limit.
         """
-        served = self._repository.get(name, version)
-        if byte_elements > self._config.max_request_rows and not isinstance(served.task, RawTensors):
+        task = self._repository.get(name, version).task
+        if byte_elements > self._config.max_request_rows and task.elements_are_rows:
             raise too_many_rows(byte_elements, self._config.max_request_rows)
-
-    def count_failure(
-        self, model: str, version: str, protocol: Protocol, request_id: str, outcome: Outcome, why: str
-    ) -> None:
-        """Count, log and trace a request that fails in the transport, before it reaches a method that answers.
-
-        Args:
-            model: name as the client wrote it.
-            version: version as the client wrote it, or empty.
-            protocol: protocol of the request.
-            request_id: id of the request.
-            outcome: label of the counter.
-            why: text of the error.
-        """
-        self._accounting.count_failure(model, version, protocol, request_id, outcome, why)
 
     @property
     def holds_image_memory(self) -> bool:
@@ -382,7 +280,7 @@ class Predictor(ModelCatalog):
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones have been answered."""
         self._repository.draining = True
-        await self._accounting.wait_until_answered()
+        await self.accounting.wait_until_answered()
         await self._repository.drain()
 
 

@@ -31,7 +31,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
@@ -62,6 +62,8 @@ LOW_PRIORITY_CALL_S = 5e-3
 
 class Batcher:
     """Batches the items of one model for a number of engine threads."""
+
+    joins_running_batches: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from service.errors import InvalidRequest
 from service.process.worker_threads import Watchdog
@@ -60,6 +61,8 @@ class InFlightLimits:
 
 class ContinuousBatcher:
     """Decodes the sentences of one model in a number of engine threads."""
+
+    joins_running_batches: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -4,17 +4,18 @@ Shapes: B rows of an engine call, C classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.tasks.explainable import ValueFunction
+from service.tasks.hub_messages import LabelScore, labelled_scores
+from service.tasks.stored_task import Example, TaskError, Tolerance
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, ScoreFunction
 from service.tensors import Arrays, TensorSpec, bytes_array
-
-# How logits become scores, by the names of the Hugging Face task API.
-ScoreFunction = Literal["softmax", "sigmoid", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,13 @@ class Classification:
 
 class Classifier:
     """The outputs and the postprocessing that all classification tasks share."""
+
+    optional_inputs: tuple[TensorSpec, ...] = ()
+    elements_are_rows: ClassVar[bool] = True
+    decodes: ClassVar[bool] = False
+    hub_answer: ClassVar[Any] = list[LabelScore]
+    golden_searches: ClassVar[Sequence[str]] = ("",)
+    attention_outputs: ClassVar[Mapping[str, str]] = {"encoder": "attention"}
 
     def __init__(self, labels: Sequence[str]) -> None:
         """Set up for classes with these names, in the order of their numbers."""
@@ -42,15 +50,10 @@ class Classifier:
         """Split the outputs of a call into the logits of each item, float32 [C]."""
         return list(outputs["logits"])
 
-    def postprocess(
-        self,
-        logits_C: NDArray[np.float32],
-        function: ScoreFunction = "softmax",
-        top_k: int | None = None,
-    ) -> Classification:
-        """Convert logits to the `top_k` best classes (all, if None), most probable first."""
-        scores = scores_of(logits_C.tolist(), function)
-        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[:top_k]
+    def finish(self, result: NDArray[np.float32], options: AnswerOptions = DEFAULT_ANSWER) -> Classification:
+        """Convert logits, float32 [C], to the best classes, most probable first."""
+        scores = scores_of(result.tolist(), options.function)
+        order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: options.top_k]
         return Classification(
             [self.labels[number] for number in order],
             [scores[number] for number in order],
@@ -60,10 +63,10 @@ class Classifier:
         """Return the probability of one class."""
         return scores_of(logits_C.tolist(), "softmax")[number]
 
-    def tensors(self, logits: Sequence[NDArray[np.float32]]) -> Arrays:
+    def to_tensors(self, results: Sequence[NDArray[np.float32]]) -> Arrays:
         """Make the output tensors of n results, as the metadata describes them."""
         # Plain floats here too: most requests have one input.
-        probabilities = [scores_of(logits_C.tolist(), "softmax") for logits_C in logits]
+        probabilities = [scores_of(logits_C.tolist(), "softmax") for logits_C in results]
         highest = [max(scores) for scores in probabilities]
         best = [scores.index(score) for scores, score in zip(probabilities, highest, strict=True)]
         return {
@@ -71,6 +74,66 @@ class Classifier:
             "score": np.array(highest, dtype=np.float32),
             "probabilities": np.array(probabilities, dtype=np.float32),
         }
+
+    def check_example(self, example: Example) -> None:
+        """Check that a golden example has a logit for each class.
+
+        Raises:
+            TaskError: it has not.
+        """
+        if (num_logits := len(example.outputs.get("logits", []))) != len(self.labels):
+            raise TaskError(f"{num_logits} logits, but {len(self.labels)} labels in manifest.json")
+
+    def golden_difference(
+        self, example: Example, result: NDArray[np.float32], tolerance: Tolerance, search: str = ""
+    ) -> float:
+        """Return the largest absolute difference of logits, float32 [C], from the golden ones.
+
+        Raises:
+            TaskError: it exceeds the tolerance, or the label is another one.
+        """
+        golden_C, allowed = np.array(example.outputs["logits"]), tolerance.max_abs_logit_difference
+        if result.shape != golden_C.shape:
+            raise TaskError(f"logits of shape {result.shape}, not {golden_C.shape}")
+        off_by = float(np.abs(result - golden_C).max())
+        if not off_by <= allowed:
+            raise TaskError(f"logits differ by {off_by:.3g}, the manifest allows {allowed:g}")
+        if tolerance.labels_must_agree and result.argmax() != golden_C.argmax():
+            raise TaskError("another label")
+        return off_by
+
+    def hub_document(self, answer: Classification) -> list[dict[str, object]]:
+        """Make the task API's answer for one input."""
+        return labelled_scores(answer.labels, answer.scores)
+
+    def class_value_function(
+        self,
+        result: NDArray[np.float32],
+        target: int | None,
+        item_of: Callable[[Any], Any],
+        row: Callable[[int], Arrays],
+    ) -> ValueFunction:
+        """Return the probability of a class as a function of the part of the input that is kept.
+
+        Args:
+            result: logits of the whole input, float32 [C].
+            target: number of the class; None: the predicted one.
+            item_of: makes an item of a part of the input.
+            row: makes the explanation graph's input from the class.
+        """
+        number = int(result.argmax()) if target is None else target
+
+        def values_of(logits_C: NDArray[np.float32]) -> list[float]:
+            return [self.probability(logits_C, number)]
+
+        return ValueFunction(
+            item_of,
+            values_of,
+            fraction_of=lambda values_K: float(values_K[0]),
+            whole=values_of(result),
+            target=self.labels[number],
+            row=lambda: row(number),
+        )
 
 
 def scores_of(logits: list[float], function: ScoreFunction) -> list[float]:

@@ -10,11 +10,11 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from service.errors import InvalidRequest
+from service.tasks.task import ScoreFunction
 
 HUB_TOP_K = 5  # the hub's default number of classes of an image
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
-ScoreFunction = Literal["softmax", "sigmoid", "none"]
 Truncation = Literal["do_not_truncate", "longest_first", "only_first"]
 T = TypeVar("T")
 
@@ -33,6 +33,19 @@ class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
     part: str | None = None
     layer: int | None = None
     head: int | None = None
+
+
+class LabelScore(msgspec.Struct):
+    """A class and its score."""
+
+    label: str
+    score: float
+
+
+class TranslatedText(msgspec.Struct):
+    """The translation of one text."""
+
+    translation_text: str
 
 
 class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -152,3 +165,8 @@ def labelled_scores(labels: Sequence[str], scores: Sequence[float]) -> list[dict
 def translation_text(text: str) -> dict[str, object]:
     """Make the answer for one translated text."""
     return {"translation_text": text}
+
+
+def stream_end(text: str, score: float, num_tokens: int) -> dict[str, object]:
+    """Make the last event of a stream: the whole translation. A stream is always decoded greedily."""
+    return translation_text(text) | {"score": score, "num_tokens": num_tokens, "num_beams": 1}

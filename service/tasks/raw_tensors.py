@@ -1,17 +1,21 @@
 """Tensors in, tensors out, for any ONNX graph; requests share a call if the graph's rows are independent."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
+from service.tasks.image_file import DecodingMemory
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tensors import Arrays, TensorSpec
 
 # For rows of dynamic size, the length in the cost table is the size of a row's inputs divided by this.
 BYTES_PER_TOKEN = 1024
+# Strings of a request that are decoded in the event loop; more are decoded in a thread.
+MAX_STRINGS_IN_LOOP = 4_096
 
 
 class Rows(msgspec.Struct, frozen=True, gc=False):
@@ -26,6 +30,13 @@ class Rows(msgspec.Struct, frozen=True, gc=False):
 
 class RawTensors:
     """Combines tensors of requests into calls of a bare ONNX graph, and splits its outputs again."""
+
+    name: ClassVar[str] = "tensors"
+    accepts: ClassVar[str] = "tensors"
+    elements_are_rows: ClassVar[bool] = False
+    input_field: ClassVar[str] = ""
+    labels: Sequence[str] = ()
+    explainable: None = None
 
     def __init__(
         self,
@@ -53,6 +64,28 @@ class RawTensors:
         self._equal_sizes = equal_sizes
         self._optional_names = {spec.name for spec in optional_inputs}
         self._sized = any(spec.datatype == "BYTES" or -1 in spec.shape[1:] for spec in self.inputs)
+
+    def read(self, inputs: Arrays) -> Arrays:
+        """Return the tensors: the inputs of a request are all of them."""
+        return inputs
+
+    def prepare(
+        self,
+        inputs: Arrays,
+        options: PrepareOptions,
+        field: str,
+        limits: RequestLimits,
+        memory: DecodingMemory | None = None,
+    ) -> Preparation:
+        """Plan the splitting of tensors into rows; many strings are decoded in a thread."""
+
+        def split() -> list[Rows]:
+            rows = self.items(inputs)
+            check_num_rows(sum([item.rows for item in rows]), limits.max_request_rows, "rows")
+            return rows
+
+        num_strings = sum([array.size for array in inputs.values() if array.dtype.hasobject])
+        return Preparation([split], 1, num_strings <= MAX_STRINGS_IN_LOOP, "strings", "decoded")
 
     def items(self, inputs: Arrays) -> list[Rows]:
         """Turn a request's tensors into items of the batcher.
@@ -125,7 +158,11 @@ class RawTensors:
             for item, end in zip(items, ends, strict=True)
         ]
 
-    def tensors(self, results: Sequence[Arrays]) -> Arrays:
+    def finish(self, result: Arrays, options: AnswerOptions = DEFAULT_ANSWER) -> Arrays:
+        """Return the output tensors of an item: a bare graph has no other answer."""
+        return result
+
+    def to_tensors(self, results: Sequence[Arrays]) -> Arrays:
         """Concatenate the results of one request's items."""
         joined = {}
         for name, array in results[0].items():

@@ -7,12 +7,27 @@ Shapes: B rows of an engine call, T tokens.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Self
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from service.tasks.classification import Classifier
-from service.tasks.tokenization import TextEncoder
+from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.hub_messages import TextClassificationRequest, texts_and_field
+from service.tasks.image_file import DecodingMemory
+from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
+from service.tasks.task import AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
+from service.tasks.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec
+
+
+class HubConfig(msgspec.Struct):
+    """The fields of a Hugging Face `config.json` that text classification needs; others are ignored."""
+
+    pad_token_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +48,14 @@ class Tokens:
 class TextClassification(Classifier):
     """Preprocessing and postprocessing of a text classifier."""
 
+    name: ClassVar[str] = "text-classification"
+    accepts: ClassVar[str] = "texts"
+    input_field: ClassVar[str] = "text[{}]"
+    takes_files: ClassVar[bool] = False
+    answers_lists: ClassVar[bool] = True
+    hub_request: ClassVar[type[msgspec.Struct]] = TextClassificationRequest
+    example: ClassVar[str | None] = """-d '{"inputs": "A wonderful film."}'"""
+    pads_rows: ClassVar[bool] = True
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
 
     def __init__(
@@ -54,9 +77,50 @@ class TextClassification(Classifier):
             graph_inputs: which of input_ids, attention_mask and token_type_ids the graph has.
         """
         super().__init__(labels)
+        self.max_length = max_tokens
         self._encoder = TextEncoder(tokenizer_json, max_tokens)
         self._pad_id = pad_id
         self._graph_inputs = tuple(graph_inputs)
+
+    @classmethod
+    def open(cls, files: TaskFiles, graph_inputs: Sequence[str]) -> Self:
+        """Set up the task of a model from its folder."""
+        tokenizer_json = files.text(TOKENIZER)
+        if tokenizer_json is None:
+            raise TaskError(f"{TOKENIZER} is missing")
+        return cls(
+            tokenizer_json,
+            labels=files.labels,
+            max_tokens=files.max_tokens,
+            pad_id=files.config("config.json", HubConfig).pad_token_id,
+            graph_inputs=graph_inputs,
+        )
+
+    @classmethod
+    def padding(cls, files: TaskFiles) -> Padding | None:
+        """Return how calls on a GPU are padded: in tokens, with the padding token."""
+        return Padding(files.max_tokens, {"input_ids": files.config("config.json", HubConfig).pad_token_id})
+
+    @property
+    def explainable(self) -> Self:
+        """The task itself: words can be taken away."""
+        return self
+
+    def read(self, inputs: Arrays) -> list[str]:
+        """Return the texts of the tensor `text`."""
+        return texts_of(inputs)
+
+    def prepare(
+        self,
+        inputs: Sequence[str],
+        options: PrepareOptions,
+        field: str,
+        limits: RequestLimits,
+        memory: DecodingMemory | None = None,
+    ) -> Preparation:
+        """Plan the tokenization of texts."""
+        check_num_rows(len(inputs), limits.max_request_rows)
+        return tokenization(inputs, partial(self.preprocess_all, truncate=options.truncate, field=field))
 
     def preprocess(self, text: str, *, truncate: bool, field: str) -> Tokens:
         """Tokenize a text; arguments and errors are those of `TextEncoder.encode`."""
@@ -92,3 +156,48 @@ class TextClassification(Classifier):
         if "token_type_ids" in self._graph_inputs:
             feeds["token_type_ids"] = np.zeros_like(ids_BT)
         return {name: feeds[name] for name in self._graph_inputs}
+
+    def probe_item(self, items: Sequence[Tokens], length: int) -> Tokens:
+        """Make an item of so many tokens from golden items."""
+        ids = [number for item in items for number in item.ids]
+        return Tokens((ids * (length // len(ids) + 1))[:length], truncated=False)
+
+    def golden_item(self, example: Example, search: str = "") -> Tokens:
+        """Tokenize a golden example.
+
+        Raises:
+            TaskError: it becomes other tokens than in training.
+        """
+        truncate = example.inputs.get("truncate") == "true"
+        tokens = self.preprocess(example.inputs["text"], truncate=truncate, field="text")
+        if tokens.ids != example.tensors["input_ids"]:
+            raise TaskError("the tokenizer gives other ids than in training")
+        return tokens
+
+    def read_hub(self, request: TextClassificationRequest) -> HubCall:
+        """Read a request of the task API."""
+        texts, field = texts_and_field(request.inputs)
+        parameters = request.parameters
+        answer = AnswerOptions(parameters.function_to_apply or "softmax", parameters.top_k)
+        return HubCall(texts, field, truncate=parameters.truncation, answer=answer, explain=parameters.explain)
+
+    def parts(
+        self, given: str, item: Tokens, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
+    ) -> TextParts:
+        """Split a text into its tokens and their places."""
+        return TextParts(given, item.ids, self.spans(given, truncate=truncate), self.names(item.ids))
+
+    def value_function(self, item: Tokens, result: NDArray[np.float32], target: int | None) -> ValueFunction:
+        """Return the probability of a class as a function of the tokens that are kept."""
+        return self.class_value_function(result, target, self.part, partial(text_row, item.ids))
+
+    def golden_row(self, item: Tokens, example: Example, target: int | None) -> Arrays:
+        """Make the explanation graph's input for a golden example."""
+        assert target is not None
+        return text_row(item.ids, target)
+
+
+def text_row(ids_T: Sequence[int], target: int) -> Arrays:
+    """Make the explanation graph's input for a text and the class whose logit is explained."""
+    ids = np.array(ids_T, dtype=np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.array(target)}

@@ -1,12 +1,22 @@
 """Text to ids, within the limits of a model, for all tasks that read text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
+from service.tasks.task import Preparation
+
+TOKENIZER = "tokenizer.json"
+# Texts of more characters in one request are tokenized in threads, so that they do not delay other requests: 2,000
+# characters take about 0.5 ms, the hand-over 0.1 ms. A piece of that work ends with the text that takes it above
+# PIECE_CHARACTERS; pieces that have not begun at the deadline are dropped.
+LONG_TEXT_CHARACTERS, PIECE_CHARACTERS = 2_000, 8_000
+# Weight of each character in a text that is not ASCII: normalization turns one into up to 18 (50 microseconds).
+CHARACTER_WEIGHT = 8
 
 # Limit of characters for each token that the model takes. Texts of any language have at most a sixth of that, and a
 # text that is far too long is refused without being tokenized.
@@ -122,3 +132,23 @@ def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
         except UnicodeDecodeError as error:
             raise InvalidRequest(f"text[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
     return texts
+
+
+def tokenization(texts: Sequence[str], preprocess_all: Callable[..., list[Any]]) -> Preparation:
+    """Plan the tokenization of texts: inline, or in pieces of limited size where the texts are long.
+
+    Args:
+        texts: at least one.
+        preprocess_all: from texts, and the number of the first of them as `first`, to items.
+    """
+    weights = [len(text) if text.isascii() else CHARACTER_WEIGHT * len(text) for text in texts]
+    if sum(weights) <= LONG_TEXT_CHARACTERS:
+        return Preparation([partial(preprocess_all, texts)], len(texts), True, "texts", "tokenized")
+    steps: list[Callable[[], list[Any]]] = []
+    first, piece = 0, 0
+    for number, weight in enumerate(weights, 1):
+        piece += weight
+        if piece > PIECE_CHARACTERS or number == len(texts):
+            steps.append(partial(preprocess_all, texts[first:number], first=first))
+            first, piece = number, 0
+    return Preparation(steps, len(texts), False, "texts", "tokenized")

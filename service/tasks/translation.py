@@ -6,19 +6,32 @@
 The search in between is in `translation_search.py`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, ClassVar, NamedTuple, Self
 
+import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
-from service.tasks.tokenization import TRUNCATE_HINT, Encoded, TextEncoder
+from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.hub_messages import TranslatedText, TranslationRequest, texts_and_field, translation_text
+from service.tasks.image_file import DecodingMemory
+from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
+from service.tasks.tokenization import (
+    TOKENIZER,
+    TRUNCATE_HINT,
+    Encoded,
+    TextEncoder,
+    texts_of,
+    tokenization,
+)
 from service.tasks.translation_search import (
     DEFAULT_SEARCH,
-    MAX_BEAMS,
-    MAX_LENGTH_PENALTY,
+    GOLDEN_SEARCHES,
     MODEL_DEFAULTS,
     Forced,
     SearchDefaults,
@@ -27,28 +40,11 @@ from service.tasks.translation_search import (
     Sentence,
     longest_translation,
 )
+from service.tasks.translation_settings import GenerationConfig, LanguageCodes, TranslationConfig
 from service.tensors import Arrays, TensorSpec, bytes_array
 
-CODE_BEGINS, CODE_ENDS = ">>", "<<"  # around a language code
+TARGET_TOKENIZER = "target_tokenizer.json"
 INCOMPLETE = "\ufffd"  # decoded from a character of which some bytes are still missing
-
-
-@dataclass(frozen=True)
-class LanguageCodes:
-    """Language codes such as `>>fra<<`, which begin a text and choose the target language.
-
-    Attributes:
-        ids: ids of the codes that the model knows.
-        unknown_id: id of any other text between `>>` and `<<` at the beginning.
-    """
-
-    ids: Mapping[str, int]
-    unknown_id: int
-
-    def split(self, text: str) -> tuple[str, str]:
-        """Split a text into the code that it begins with (empty if there is none) and the rest."""
-        end = text.find(CODE_ENDS) if text.startswith(CODE_BEGINS) else -1
-        return (text[: end + len(CODE_ENDS)], text[end + len(CODE_ENDS) :]) if end >= 0 else ("", text)
 
 
 class Translated(NamedTuple):
@@ -62,6 +58,21 @@ class Translated(NamedTuple):
 class Translation:
     """Preprocessing and postprocessing of a translation model."""
 
+    name: ClassVar[str] = "translation"
+    accepts: ClassVar[str] = "texts, and gives translations"
+    input_field: ClassVar[str] = "text[{}]"
+    elements_are_rows: ClassVar[bool] = True
+    decodes: ClassVar[bool] = True
+    takes_files: ClassVar[bool] = False
+    answers_lists: ClassVar[bool] = True
+    hub_request: ClassVar[type[msgspec.Struct]] = TranslationRequest
+    hub_answer: ClassVar[Any] = TranslatedText
+    example: ClassVar[str | None] = None
+    pads_rows: ClassVar[bool] = True
+    golden_searches: ClassVar[Sequence[str]] = tuple(GOLDEN_SEARCHES)
+    attention_outputs: ClassVar[Mapping[str, str]] = {"cross": "cross_attention", "encoder": "encoder_attention"}
+    optional_inputs: tuple[TensorSpec, ...] = ()
+    labels: Sequence[str] = ()
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
     outputs = (TensorSpec("translation", "BYTES", (-1,)), TensorSpec("score", "FP32", (-1,)))
 
@@ -97,6 +108,66 @@ class Translation:
         self.max_tokens, self._bos_id, self._eos_id = max_tokens, bos_id, eos_id
         self.source_language, self.target_language = source_language, target_language
 
+    @classmethod
+    def open(cls, files: TaskFiles, graph_inputs: Sequence[str] = ()) -> Self:  # noqa: ARG003, the engine knows them
+        """Set up the task of a model from its folder: tokenizers, languages and search settings."""
+        tokenizer_json = files.text(TOKENIZER)
+        if tokenizer_json is None:
+            raise TaskError(f"{TOKENIZER} is missing")
+        languages = files.config("config.json", TranslationConfig)
+        generation = files.config("generation_config.json", GenerationConfig)
+        return cls(
+            tokenizer_json,
+            max_tokens=files.max_tokens,
+            bos_id=generation.decoder_start_token_id,
+            eos_id=generation.eos_token_id,
+            source_language=languages.source_language,
+            target_language=languages.target_language,
+            target_tokenizer_json=files.text(TARGET_TOKENIZER),
+            defaults=generation.defaults(files.max_tokens),
+            language_codes=languages.codes(),
+        )
+
+    @classmethod
+    def padding(cls, files: TaskFiles) -> Padding | None:  # noqa: ARG003, see below
+        """Return None: a decoder has batches of its own."""
+        return None
+
+    @property
+    def max_length(self) -> int:
+        """Longest source and longest translation, in tokens."""
+        return self.max_tokens
+
+    @property
+    def explainable(self) -> Self:
+        """The task itself: words of the source can be taken away."""
+        return self
+
+    def read(self, inputs: Arrays) -> list[str]:
+        """Return the texts of the tensor `text`."""
+        return texts_of(inputs)
+
+    def prepare(
+        self,
+        inputs: Sequence[str],
+        options: PrepareOptions,
+        field: str,
+        limits: RequestLimits,
+        memory: DecodingMemory | None = None,
+    ) -> Preparation:
+        """Check the search settings, and plan the tokenization of texts."""
+        request = SearchRequest(options.num_beams, options.max_new_tokens, options.length_penalty)
+        request.check(self.max_tokens)
+        beams = request.num_beams or self.defaults.num_beams
+        if beams > limits.max_batch_rows:
+            limit = limits.max_batch_rows
+            raise InvalidRequest(f"num_beams is {beams}, the server's limit is {limit} (max_batch_rows)")
+        check_num_rows(len(inputs), limits.max_request_rows, "texts", beams)
+        check_num_rows(len(inputs), limits.max_request_rows)
+        return tokenization(
+            inputs, partial(self.preprocess_all, truncate=options.truncate, field=field, request=request)
+        )
+
     def preprocess(self, text: str, *, truncate: bool, field: str, request: SearchRequest = DEFAULT_SEARCH) -> Sentence:
         """Tokenize a text into a sentence to decode; see `preprocess_all`."""
         return self.preprocess_all([text], truncate=truncate, field=field, request=request)[0]
@@ -115,7 +186,7 @@ class Translation:
         Raises:
             InvalidRequest: a text is empty or too long, or a search parameter lies outside its limits.
         """
-        self.check(request)
+        request.check(self.max_tokens)
         return [
             Sentence(
                 ids, self._options(request, len(ids)), bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated
@@ -182,21 +253,6 @@ class Translation:
             before = text
         return pieces
 
-    def check(self, request: SearchRequest) -> None:
-        """Check the search settings of a request.
-
-        Raises:
-            InvalidRequest: a parameter lies outside its limits.
-        """
-        beams, new_tokens, penalty, _ = request
-        if beams is not None and not 1 <= beams <= MAX_BEAMS:
-            raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
-        if new_tokens is not None and not 1 <= new_tokens <= self.max_tokens:
-            raise InvalidRequest(f"max_new_tokens must lie between 1 and {self.max_tokens}, not {new_tokens}")
-        if penalty is not None and not abs(penalty) <= MAX_LENGTH_PENALTY:
-            limit = MAX_LENGTH_PENALTY
-            raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
-
     def check_languages(self, source: str | None, target: str | None) -> None:
         """Check the languages that a request names.
 
@@ -228,15 +284,118 @@ class Translation:
         """Decode a whole translation."""
         return str(self._decoding.decode(ids))
 
-    def postprocess(self, sentence: Sentence) -> Translated:
+    def finish(self, result: Sentence, options: AnswerOptions = DEFAULT_ANSWER) -> Translated:
         """Make the answer for a finished sentence."""
-        ids, score = sentence.search.best()
+        ids, score = result.search.best()
         return Translated(self.text_of(ids), score, len(ids))
 
-    def tensors(self, sentences: Sequence[Sentence]) -> Arrays:
+    def to_tensors(self, results: Sequence[Sentence]) -> Arrays:
         """Make the output tensors of n results, as the metadata describes them."""
-        translated = [self.postprocess(sentence) for sentence in sentences]
+        translated = [self.finish(sentence) for sentence in results]
         return {
             "translation": bytes_array([each.text.encode() for each in translated]),
             "score": np.array([each.score for each in translated], dtype=np.float32),
         }
+
+    def probe_item(self, items: Sequence[Sentence], length: int) -> Sentence:
+        """Make a greedy sentence of one row, whatever the number of beams of the model's own search."""
+        options = self._options(GOLDEN_SEARCHES["greedy"], len(items[0].ids))
+        return Sentence(items[0].ids, options, bos_id=self._bos_id, eos_id=self._eos_id, truncated=False)
+
+    def check_example(self, example: Example) -> None:
+        """Accept any golden example; a missing translation differs from every other."""
+
+    def golden_item(self, example: Example, search: str) -> Sentence:
+        """Tokenize a golden example into a sentence that one of `GOLDEN_SEARCHES` translates.
+
+        Raises:
+            TaskError: it becomes other ids than in training.
+        """
+        request = GOLDEN_SEARCHES[search]
+        sentence = self.preprocess(example.inputs["text"], truncate=False, field="text", request=request)
+        if sentence.ids != example.tensors["input_ids"]:
+            raise TaskError("the tokenizer gives other ids than in training")
+        return sentence
+
+    def golden_difference(self, example: Example, result: Sentence, tolerance: Tolerance, search: str) -> float:
+        """Compare the score of a translation, its length-normalised log probability, with the golden score.
+
+        The texts are not compared, because rounding may swap two translations that are almost equally likely.
+
+        Raises:
+            TaskError: the scores differ by more than the tolerance.
+        """
+        (golden,) = example.outputs.get(search, [np.nan])[:1]
+        off_by, allowed = float(abs(result.search.best().score - golden)), tolerance.max_abs_logit_difference
+        if not off_by <= allowed:
+            raise TaskError(f"the score differs by {off_by:.3g}, the manifest allows {allowed:g}")
+        return off_by
+
+    def read_hub(self, request: TranslationRequest) -> HubCall:
+        """Read a request of the task API, and check the languages that it names.
+
+        Raises:
+            InvalidRequest: a language is another one, or a parameter is not offered.
+        """
+        parameters, search = request.parameters, request.parameters.search()
+        self.check_languages(parameters.src_lang, parameters.tgt_lang)
+        texts, field = texts_and_field(request.inputs)
+        if request.stream:
+            if not isinstance(request.inputs, str):
+                raise InvalidRequest("inputs must be one text where stream is true")
+            if parameters.explain is not None:
+                raise InvalidRequest("explain is not offered where stream is true: what is explained is the whole")
+        return HubCall(
+            texts,
+            field,
+            truncate=parameters.truncate,
+            num_beams=search.num_beams,
+            max_new_tokens=search.max_new_tokens,
+            length_penalty=search.length_penalty,
+            explain=parameters.explain,
+            stream=request.stream,
+        )
+
+    def hub_document(self, answer: Translated) -> dict[str, object]:
+        """Make the task API's answer for one text."""
+        return translation_text(answer.text)
+
+    def parts(
+        self, given: str, item: Sentence, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
+    ) -> TextParts:
+        """Split a source into its tokens and their places."""
+        return TextParts(given, item.ids, self.spans(given, truncate=truncate), self.names(item.ids))
+
+    def value_function(self, item: Sentence, result: Sentence, target: int | None) -> ValueFunction:
+        """Return the log probabilities of the translation's tokens as a function of the source tokens that are kept."""
+        target_ids = self.tokens_of(result)
+        return ValueFunction(
+            item_of=lambda ids: self.forced(ids, target_ids),
+            values_of=lambda forced: forced.log_probabilities,
+            # Geometric mean of the tokens' probabilities: the probability of a whole translation is close to 0.
+            fraction_of=lambda values_K: math.exp(values_K.mean()),
+            whole=None,
+            target=self.finish(result).text,
+            row=lambda: translation_row(item.ids, target_ids),
+            target_pieces=lambda: self.pieces_of(target_ids),
+        )
+
+    def golden_row(self, item: Sentence, example: Example, target: int | None) -> Arrays:
+        """Make the explanation graph's input for a golden example: its greedy translation."""
+        written = example.tensors["greedy"]
+        assert not isinstance(written, str)
+        return translation_row(item.ids, self.ended(written)[: self.max_tokens])
+
+
+def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
+    """Make the explanation graph's input for a source and the translation whose log probability is explained.
+
+    The translation includes its end-of-sentence token where it has one.
+    """
+    source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
+    return {
+        "source_ids": source,
+        "source_mask": np.ones_like(source),
+        "target_ids": target,
+        "target_mask": np.ones_like(target),
+    }

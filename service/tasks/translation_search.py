@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from service.errors import InvalidRequest
+
 NEVER = float("-inf")
 MAX_BEAMS = 16
 MAX_LENGTH_PENALTY = 10.0
@@ -64,6 +66,24 @@ class SearchRequest(NamedTuple):
     max_new_tokens: int | None = None
     length_penalty: float | None = None
     bounded: bool = False
+
+    def check(self, max_tokens: int) -> None:
+        """Check that all settings lie within their limits.
+
+        Args:
+            max_tokens: longest translation of the model.
+
+        Raises:
+            InvalidRequest: a parameter lies outside its limits.
+        """
+        beams, new_tokens, penalty, _ = self
+        if beams is not None and not 1 <= beams <= MAX_BEAMS:
+            raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
+        if new_tokens is not None and not 1 <= new_tokens <= max_tokens:
+            raise InvalidRequest(f"max_new_tokens must lie between 1 and {max_tokens}, not {new_tokens}")
+        if penalty is not None and not abs(penalty) <= MAX_LENGTH_PENALTY:
+            limit = MAX_LENGTH_PENALTY
+            raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
 
 
 DEFAULT_SEARCH, MODEL_DEFAULTS = SearchRequest(), SearchDefaults()

@@ -22,7 +22,8 @@ from export.conversion.golden_images import golden_images
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from model_store.folder import FoundFolder
 from service.models.golden_replay import decode
-from service.models.loading import Loaded, LoadedTranslation, Loader
+from service.models.loaded import DecoderModel, LoadedModel, OneCallModel
+from service.models.loading import Loader
 from service.tasks.classification import Classifier, scores_of
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
@@ -46,7 +47,7 @@ ODD_TEXTS = [
 ]
 
 
-def loaded_model(name: str) -> Loaded | LoadedTranslation:
+def loaded_model(name: str) -> LoadedModel:
     """A committed model, proved and ready."""
     return Loader(MAX_ROWS, 1, time.thread_time).load(FoundFolder(name, "1", ROOT / "model_store" / name / "1"))
 
@@ -86,7 +87,7 @@ def companies(items: Sequence[Any], length: Callable[[Any], int]) -> Iterator[li
 def test_probabilities_do_not_depend_on_the_rows_beside(name: str) -> None:
     """Classifiers: an item alone, beside the longest and the shortest, and among 63 others of any length."""
     model = loaded_model(name)
-    assert isinstance(model, Loaded)
+    assert isinstance(model, OneCallModel)
     task, compute = model.task, model.run
     assert isinstance(task, Classifier)
     if isinstance(task, TextClassification):
@@ -111,7 +112,7 @@ def test_probabilities_do_not_depend_on_the_rows_beside(name: str) -> None:
 def test_translations_do_not_depend_on_the_rows_beside(num_beams: int) -> None:
     """Greedy and by beams: the same tokens and scores for a sentence alone and in a running batch of 64 rows."""
     model = loaded_model("translation-en-de")
-    assert isinstance(model, LoadedTranslation)
+    assert isinstance(model, DecoderModel)
     request = SearchRequest(num_beams=num_beams, max_new_tokens=12)
     texts = ["a", "?!", "dogs " * 40, "Two children are playing in the snow.", "zzyzx qwrt " * 6, "A man. " * 20]
     texts += [text for text in GOLDEN_TEXTS if len(text.split()) < 40][:3]

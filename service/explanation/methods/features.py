@@ -87,7 +87,7 @@ class Words:
                 merged_MK[feature] += weights_K
         return merged_MK
 
-    def ids_of(self, kept_M: NDArray[np.bool_]) -> list[int]:
+    def part(self, kept_M: NDArray[np.bool_]) -> list[int]:
         """Return the ids of the text without the words that are not kept."""
         keeps = [*kept_M.tolist(), True]  # the last for -1
         return [id_ for id_, feature in zip(self.ids, self._feature_T, strict=True) if keeps[feature]]
@@ -165,7 +165,7 @@ class Patches:
         """Number of patches; they are numbered row by row."""
         return self.rows * self.columns
 
-    def pixels_of(self, kept_M: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def part(self, kept_M: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Return the image without the patches that are not kept, float32 [C, H, W]."""
         kept_HW = kept_M.reshape(self.rows, self.columns)[self._row_of_H][:, self._column_of_W]
         pixels_CHW: NDArray[np.float32] = np.where(kept_HW, self._pixels_CHW, self._mean_C11)

@@ -180,7 +180,7 @@ class FramedService:
         """Count an error and send it as its status code."""
         text = str(error)
         if (asked := _asked(name, request)) and not error.counted:
-            self._predictor.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
+            self._predictor.accounting.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
         metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
         if isinstance(error, Overloaded):
             # Understood by gRPC clients that retry by themselves (gRFC A6).

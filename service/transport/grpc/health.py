@@ -33,7 +33,7 @@ class HealthService(FramedService):
         """The status now."""
         try:
             whole = name == "" or name in SERVICES
-            problem = self._predictor.not_ready_because() if whole else self._predictor.problem_of(name)
+            problem = self._predictor.catalog.not_ready_because() if whole else self._predictor.catalog.problem_of(name)
         except NotFound:
             return health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         return health_pb2.HealthCheckResponse.NOT_SERVING if problem else health_pb2.HealthCheckResponse.SERVING
@@ -49,7 +49,7 @@ class HealthService(FramedService):
         """The status now and after each change; ends when the client leaves or the server shuts down."""
         told = None
         while True:
-            last = self._predictor.draining  # asked first: the end may come while something is written
+            last = self._predictor.catalog.draining  # asked first: the end may come while something is written
             status = self._status(request.service)
             if status != told:
                 await self._write(context, health_pb2.HealthCheckResponse(status=status))

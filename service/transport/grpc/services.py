@@ -9,14 +9,17 @@ from typing import Any, ClassVar
 from proto import heed_pb2, inference_pb2
 from service.errors import InvalidRequest
 from service.prediction.messages import (
+    AnswerOptions,
     AttentionSelector,
-    Classification,
     ExplainRequest,
     Explanation,
     Receipt,
     RequestOptions,
-    Translated,
 )
+from service.tasks.classification import Classification
+from service.tasks.image_classification import ImageClassification
+from service.tasks.text_classification import TextClassification
+from service.tasks.translation import Translated, Translation
 from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME, server_version
 from service.transport.grpc.endpoint import Context, FramedService, bounded
@@ -38,6 +41,9 @@ from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, 
 # Fields of ExplainRequest that may be left open; the last three are those of `AttentionSelector`.
 EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
 
+# Names of the inputs in error messages: those of the messages' fields.
+TEXT_FIELD, IMAGE_FIELD = "text", "image"
+
 
 class InferenceService(FramedService):
     """The six calls of the Open Inference Protocol."""
@@ -51,11 +57,11 @@ class InferenceService(FramedService):
 
     async def ServerReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerReadyResponse:
         """The server would answer correctly now."""
-        return inference_pb2.ServerReadyResponse(ready=self._predictor.not_ready_because() is None)
+        return inference_pb2.ServerReadyResponse(ready=self._predictor.catalog.not_ready_because() is None)
 
     async def ModelReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ModelReadyResponse:
         """One model would answer correctly now."""
-        problem = self._predictor.problem_of(request.name, request.version)
+        problem = self._predictor.catalog.problem_of(request.name, request.version)
         return inference_pb2.ModelReadyResponse(ready=problem is None)
 
     async def ServerMetadata(
@@ -63,14 +69,14 @@ class InferenceService(FramedService):
     ) -> inference_pb2.ServerMetadataResponse:
         """Name and version of the server."""
         return inference_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=server_version(), extensions=self._predictor.extensions
+            name=SERVER_NAME, version=server_version(), extensions=self._predictor.catalog.extensions
         )
 
     async def ModelMetadata(
         self, request: Any, context: Context, request_id: str
     ) -> inference_pb2.ModelMetadataResponse:
         """Tensors of a model."""
-        model = self._predictor.describe(request.name, request.version)
+        model = self._predictor.catalog.describe(request.name, request.version)
         return inference_pb2.ModelMetadataResponse(
             name=model.name,
             versions=model.versions,
@@ -149,7 +155,7 @@ class HeedService(FramedService):
             timeout_s=context.time_remaining(),
             truncate=request.truncate,
         )
-        (classification,), receipt = await self._predictor.classify_texts(call, [request.text])
+        (classification,), receipt = await self._predictor.answer(call, TextClassification, [request.text], TEXT_FIELD)
         return heed_pb2.ClassifyTextResponse(**_classification(classification, receipt))
 
     async def ClassifyImage(
@@ -163,8 +169,8 @@ class HeedService(FramedService):
             request_id=request_id,
             timeout_s=context.time_remaining(),
         )
-        (classification,), receipt = await self._predictor.classify_images(
-            call, [request.image], top_k=request.top_k or None
+        (classification,), receipt = await self._predictor.answer(
+            call, ImageClassification, [request.image], IMAGE_FIELD, AnswerOptions(top_k=request.top_k or None)
         )
         return heed_pb2.ClassifyImageResponse(**_classification(classification, receipt))
 
@@ -173,7 +179,7 @@ class HeedService(FramedService):
     ) -> heed_pb2.TranslateResponse:
         """Text in, translation out."""
         call = _translation_call(request, context, request_id)
-        (translated,), receipt = await self._predictor.translate_texts(call, [request.text])
+        (translated,), receipt = await self._predictor.answer(call, Translation, [request.text], TEXT_FIELD)
         return _translation(translated, receipt)
 
     async def TranslateStream(self, request: heed_pb2.TranslateRequest, context: Context, request_id: str) -> None:

@@ -18,7 +18,7 @@ from service.prediction.accounting import outcome_of
 from service.prediction.messages import RequestOptions
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import Reservation
-from service.tasks.hub_messages import SearchParameters
+from service.tasks.stored_task import HubCall
 from service.telemetry.metrics import Outcome
 from service.transport.http.connection import BODY_STEP_BYTES, MEMORY
 from service.transport.http.responses import MAX_UNCOUNTED_BYTES, error_response, num_body_bytes
@@ -106,7 +106,7 @@ class Endpoint:
 
     def _count_failure(self, request: Request, request_id: str, outcome: Outcome, why: str) -> None:
         name, version = request.path_params["model"], request.path_params.get("version", "")
-        self.predictor.count_failure(name, version, "http", request_id, outcome, why)
+        self.predictor.accounting.count_failure(name, version, "http", request_id, outcome, why)
 
     async def read_body(self, request: Request, request_id: str) -> bytes:
         """Read a request's body within the limits of size, memory, time and speed.
@@ -170,7 +170,7 @@ class Endpoint:
         request_id: str,
         parameter_timeout_s: float | None,
         truncate: bool,
-        search: SearchParameters | Parameters | None = None,
+        search: HubCall | Parameters | None = None,
     ) -> RequestOptions:
         """Collect a request's options from its path, headers and parameters.
 

@@ -59,7 +59,7 @@ class OpenInference:
         specs = None
         header_bytes = rest.header_length(request.headers.get(rest.BINARY_HEADER), len(body))
         if header_bytes == 0:
-            specs = predictor.describe(name, version).inputs
+            specs = predictor.catalog.describe(name, version).inputs
         read = partial(rest.read_infer, body, header_bytes=header_bytes, specs=specs)
         message = await endpoint.decode_inline_or_in_thread(read, len(body))
         parameters = parameters_of(message.parameters)
@@ -90,18 +90,18 @@ class OpenInference:
 
     async def _server_metadata(self, request: Request, request_id: str) -> Response:
         return json_response(
-            {"name": SERVER_NAME, "version": server_version(), "extensions": self._predictor.extensions}
+            {"name": SERVER_NAME, "version": server_version(), "extensions": self._predictor.catalog.extensions}
         )
 
     async def _live(self, request: Request, request_id: str) -> Response:
         return json_response({"live": True})
 
     async def _ready(self, request: Request, request_id: str) -> Response:
-        why = self._predictor.not_ready_because()
+        why = self._predictor.catalog.not_ready_because()
         return readiness_response({"ready": why is None, "reason": why})
 
     async def _model_metadata(self, request: Request, request_id: str) -> Response:
-        model = self._predictor.describe(request.path_params["model"], request.path_params.get("version", ""))
+        model = self._predictor.catalog.describe(request.path_params["model"], request.path_params.get("version", ""))
         document = {
             "name": model.name,
             "versions": model.versions,
@@ -114,15 +114,15 @@ class OpenInference:
 
     async def _model_index(self, request: Request, request_id: str) -> Response:
         grpc_port = self._endpoint.config.grpc_port or None
-        return json_response({"models": self._predictor.index(), "grpc_port": grpc_port})
+        return json_response({"models": self._predictor.catalog.index(), "grpc_port": grpc_port})
 
     async def _model_card(self, request: Request, request_id: str) -> Response:
-        card = self._predictor.card(request.path_params["model"], request.path_params.get("version", ""))
+        card = self._predictor.catalog.card(request.path_params["model"], request.path_params.get("version", ""))
         return Response(card, media_type="text/markdown")
 
     async def _model_ready(self, request: Request, request_id: str) -> Response:
         name, version = request.path_params["model"], request.path_params.get("version", "")
-        why = self._predictor.problem_of(name, version)
+        why = self._predictor.catalog.problem_of(name, version)
         return readiness_response({"name": name, "ready": why is None, "reason": why})
 
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from service.tasks.table import TASKS
 from service.transport.http import open_inference_json as rest
 from service.transport.request_metadata import REQUEST_ID_HEADER, TIMEOUT_HEADER
 
@@ -110,19 +111,6 @@ class ServerReady(msgspec.Struct):
     not_served: dict[str, str]
 
 
-class TranslatedText(msgspec.Struct):
-    """The translation of one text."""
-
-    translation_text: str
-
-
-class LabelScore(msgspec.Struct):
-    """A class and its score."""
-
-    label: str
-    score: float
-
-
 # Media types of image files, which may be the whole body of a request.
 IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
 
@@ -148,22 +136,16 @@ HEADERS = [
 ]
 
 
-def openapi_document(
-    version: str, models: list[str], text_request: type, image_request: type, translation_request: type
-) -> dict[str, Any]:
+def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
     """Build the document.
 
     Args:
         version: the server's version.
         models: names of the ready models, listed as examples of the path parameter.
-        text_request: request type of text classification in the task API.
-        image_request: request type of image classification.
-        translation_request: request type of translation.
     """
-    task_requests = [text_request, image_request, translation_request]
-    kinds: list[type] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
+    kinds: list[Any] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
-    kinds += [*task_requests, LabelScore, TranslatedText]
+    kinds += dict.fromkeys(kind for task in TASKS.values() for kind in (task.hub_request, task.hub_answer))
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
     examples = {"examples": models} if models else {}
@@ -176,12 +158,12 @@ def openapi_document(
             "description": "Open Inference Protocol v2 over REST (with binary tensor data), and the Hugging Face task"
             " API. The same models answer over gRPC.",
         },
-        "paths": _server_paths(schema) | _task_paths(schema, model, task_requests) | _protocol_paths(schema, model),
+        "paths": _server_paths(schema) | _task_paths(schema, model) | _protocol_paths(schema, model),
         "components": {"schemas": components},
     }
 
 
-def _server_paths(schema: dict[type, Any]) -> dict[str, Any]:
+def _server_paths(schema: dict[Any, Any]) -> dict[str, Any]:
     """Build the paths of health, readiness, metrics and server metadata."""
     live, ready = "The process lives", "The server would answer correctly now"
     metrics = {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}}
@@ -196,11 +178,13 @@ def _server_paths(schema: dict[type, Any]) -> dict[str, Any]:
     }
 
 
-def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequence[type]) -> dict[str, Any]:
+def _task_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Build the path of the Hugging Face task API."""
-    scores = {"type": "array", "items": schema[LabelScore]}
-    translations = {"type": "array", "items": schema[TranslatedText]}
-    usual = [{"type": "array", "items": scores}, scores, translations]
+    answers = [
+        {"type": "array", "items": schema[task.hub_answer]} if task.answers_lists else schema[task.hub_answer]
+        for task in TASKS.values()
+    ]
+    usual = [answer for number, answer in enumerate(answers) if answer not in answers[:number]]
     # The response if the parameters contain `explain`.
     explained = {
         "type": "object",
@@ -211,15 +195,15 @@ def _task_paths(schema: dict[type, Any], model: dict[str, Any], requests: Sequen
     # The response to a translation request with "stream": true.
     answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation = _post(
-        "Hugging Face task API: text classification, image classification, translation",
-        {"anyOf": [schema[request] for request in requests]},
+        f"Hugging Face task API: {', '.join(name.replace('-', ' ') for name in TASKS)}",
+        {"anyOf": [schema[task.hub_request] for task in TASKS.values()]},
         {"200": answer} | _errors(schema, *ERRORS),
         IMAGE_FILES,
     )
     return {"/models/{model}": {"parameters": [model], **operation}}
 
 
-def _protocol_paths(schema: dict[type, Any], model: dict[str, Any]) -> dict[str, Any]:
+def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Build the Open Inference Protocol's paths of a model, with and without a version."""
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
     metadata = _get("Model metadata", _answers(schema, ModelMetadata) | _errors(schema, 404, 503))
@@ -253,15 +237,15 @@ def _post(summary: str, body: Any, responses: dict[str, Any], files: Sequence[st
     return {"post": {"summary": summary, "parameters": HEADERS, "requestBody": request, "responses": responses}}
 
 
-def _answers(schema: dict[type, Any], kind: type) -> dict[str, Any]:
+def _answers(schema: dict[Any, Any], kind: type) -> dict[str, Any]:
     return {"200": _json(ANSWER, schema[kind])}
 
 
-def _not_ready(schema: dict[type, Any], kind: type) -> dict[str, Any]:
+def _not_ready(schema: dict[Any, Any], kind: type) -> dict[str, Any]:
     return {"503": _json("Not now.", schema[kind])}
 
 
-def _errors(schema: dict[type, Any], *codes: int) -> dict[str, Any]:
+def _errors(schema: dict[Any, Any], *codes: int) -> dict[str, Any]:
     return {str(code): _json(ERRORS[code], schema[ErrorBody]) for code in codes}
 
 

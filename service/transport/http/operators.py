@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from service.tasks.hub_messages import ImageClassificationRequest, TextClassificationRequest, TranslationRequest
 from service.telemetry.metrics import Metrics
 from service.transport import server_version
 from service.transport.http.endpoint import Endpoint
@@ -39,12 +38,12 @@ class Operators:
     """Handlers of the operators' paths.
 
     Args:
-        endpoint: gives the predictor.
+        endpoint: gives the catalog of models.
         metrics: exposed at /metrics.
     """
 
     def __init__(self, endpoint: Endpoint, metrics: Metrics) -> None:
-        self._predictor, self._metrics = endpoint.predictor, metrics
+        self._catalog, self._metrics = endpoint.predictor.catalog, metrics
         self._scrape_thread = ThreadPoolExecutor(1, "scrape")
         # Expositions in progress, by content type: scrapes that arrive meanwhile share the result.
         self._scrapes: dict[str, asyncio.Future[bytes]] = {}
@@ -64,8 +63,8 @@ class Operators:
         return json_response({"live": True})
 
     async def _readyz(self, request: Request) -> Response:
-        why = self._predictor.not_ready_because()
-        return readiness_response({"ready": why is None, "reason": why, "not_served": self._predictor.problems()})
+        why, not_served = self._catalog.not_ready_because(), self._catalog.problems()
+        return readiness_response({"ready": why is None, "reason": why, "not_served": not_served})
 
     async def _exposition(self, request: Request) -> Response:
         pieces, content_type = self._metrics.exposition(request.headers.get("accept", ""))
@@ -76,15 +75,7 @@ class Operators:
         return Response(await asyncio.shield(scrape), headers={"content-type": content_type})
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(
-            openapi_document(
-                server_version(),
-                self._predictor.model_names(),
-                TextClassificationRequest,
-                ImageClassificationRequest,
-                TranslationRequest,
-            )
-        )
+        return json_response(openapi_document(server_version(), self._catalog.model_names()))
 
     async def _docs(self, request: Request) -> Response:
         return HTMLResponse(PLAYGROUND.joinpath("docs.html").read_text())

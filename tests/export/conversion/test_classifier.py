@@ -22,7 +22,8 @@ from export.conversion.model_source import TextClassifierSource, source_of_run
 from export.conversion.random_weights import write_untrained
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from model_store.folder import FoundFolder, read
-from service.models.loading import Loaded, Loader
+from service.models.loaded import OneCallModel
+from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
 from tests.export.networks.test_transformer import VARIANTS
@@ -131,7 +132,7 @@ def test_float16_states_its_loss_too(source: TextClassifierSource, tmp_path: Pat
     kinds = {tensor.data_type for tensor in graph.initializer if len(tensor.dims) == 2}
     assert kinds == {onnx.TensorProto.FLOAT16}
     assert graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    assert isinstance(Loader(8, 1, time.thread_time).load(FoundFolder("toy", "1", folder)), Loaded)
+    assert isinstance(Loader(8, 1, time.thread_time).load(FoundFolder("toy", "1", folder)), OneCallModel)
 
 
 def test_a_graph_that_is_not_the_model_is_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:

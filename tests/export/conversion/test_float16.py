@@ -28,7 +28,8 @@ from export.onnx_graphs.import_weights import StoredGraph
 from export.onnx_graphs.passes import halve_exact_weights, quantize
 from model_store.folder import CARD, ModelFolder, read, scan, sha256
 from service.engines.translation import TranslationEngine
-from service.models.loading import LoadedTranslation, Loader
+from service.models.loaded import DecoderModel
+from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
 from tests.toy_translation import toy_pairs
@@ -180,7 +181,7 @@ def test_a_converted_translation_model_has_graphs_for_gpus(
         return TranslationEngine(folder.encoder, folder.graph, threads, max_tokens=64, keeps_on_device=True)
 
     loaded = Loader(16, 1, perf_counter, "cuda", open_translation_engine=open_engine).load(scan(tmp_path)[-1])
-    assert isinstance(loaded, LoadedTranslation)
+    assert isinstance(loaded, DecoderModel)
     assert (loaded.precision, loaded.cache_place) == ("float16", "device")
 
 

@@ -13,7 +13,8 @@ from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.data.translation import ParallelTexts
 from model_store.folder import FoundFolder, read
-from service.models.loading import LoadedTranslation, Loader
+from service.models.loaded import DecoderModel
+from service.models.loading import Loader
 from tests.toy_translation import toy_pairs
 
 
@@ -57,7 +58,7 @@ def test_lossy_precisions_say_what_they_lost(
     quality = manifest["quality"]["dogs"]["greedy"]
     assert quality[was] - quality["bleu"] <= 0.5
     loaded = Loader(16, 1, perf_counter).load(FoundFolder("dogs", target.name, target))
-    assert isinstance(loaded, LoadedTranslation)
+    assert isinstance(loaded, DecoderModel)
 
 
 @pytest.mark.parametrize("precision", ["int8", "float16"])

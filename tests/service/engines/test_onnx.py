@@ -13,7 +13,8 @@ from service.engines.device import cuda_problem
 from service.engines.onnx import OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.models.engine_opening import buckets_of, capture_problem, open_onnx
-from service.models.loading import Loaded, Loader
+from service.models.loaded import OneCallModel
+from service.models.loading import Loader
 from service.tensors import NUMPY_OF
 from tests.conftest import ROOT, write_onnx
 from tests.service.engines.store_models import IMAGES, TEXTS, folder_of, graph_of, one_operator
@@ -70,7 +71,7 @@ def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str)
 
     found = next(found for found in scan(ROOT / "model_store") if found.name == name)
     loaded = Loader(16, 1, Clock(), "cuda", open_engine).load(found)
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, OneCallModel)
     assert (loaded.precision, len(opened)) == ("float16", 1)
     if name == IMAGES:  # no bucket is left to a client's first call
         assert opened[0].buffers == {(rows, None): 1 for rows in (1, 2, 4, 8, 16)}

@@ -9,7 +9,7 @@ import pytest
 from model_store.folder import FoundFolder, GoldenExample, read
 from service.config import ServiceConfig
 from service.models.canary import Canary
-from service.models.golden import GoldenLogits
+from service.models.golden import GoldenExamples
 from service.models.repository import ModelRepository
 from service.telemetry.metrics import Metrics
 from tests.conftest import ROOT
@@ -38,15 +38,15 @@ def drift(repository: ModelRepository, model: str) -> None:
     folder = read(FoundFolder(model, "1", ROOT / "model_store" / model / "1"))
     state = repository.states[model, "1"]
     assert state.served
-    assert state.served.golden
-    right = state.served.golden
+    task = state.served.task.explainable
+    assert task is not None
     moved = [
         GoldenExample(each.inputs, each.tensors, {"logits": [logit + 0.5 for logit in each.outputs["logits"]]})
         for each in folder.golden
     ]
-    numbers = iter(range(len(moved)))
-    golden = GoldenLogits(dataclasses.replace(folder, golden=moved), lambda _: right.item(next(numbers)))
-    state.served = dataclasses.replace(state.served, golden=golden)
+    golden = GoldenExamples(dataclasses.replace(folder, golden=moved), task)
+    loaded = dataclasses.replace(state.served.loaded, golden=golden)
+    state.served = dataclasses.replace(state.served, loaded=loaded)
 
 
 async def test_every_task_is_replayed(repository: ModelRepository) -> None:

@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 from model_store.folder import FolderError, FoundFolder, ModelFolder
 from service.engines.onnx import OnnxEngine
 from service.engines.translation import TranslationEngine
-from service.models.loading import Loaded, LoadedTranslation, Loader
+from service.models.loaded import DecoderModel, OneCallModel
+from service.models.loading import Loader
 from service.scheduling.batcher import Batcher
 from tests.conftest import ROOT, running_server, write_endless, write_onnx
 
@@ -42,11 +43,11 @@ def test_translation_models_of_the_store_keep_their_cache_on_a_gpu(name: str) ->
 
     found = FoundFolder(name, "1", ROOT / "model_store" / name / "1")
     loaded = Loader(16, 1, time.perf_counter, "cuda", open_translation_engine=open_engine).load(found)
-    assert isinstance(loaded, LoadedTranslation)
+    assert isinstance(loaded, DecoderModel)
     assert (loaded.precision, loaded.cache_place, opened[0].dtype) == ("float16", "device", np.float16)
     assert opened[0].encoder_buffers
     on_a_cpu = Loader(16, 1, time.perf_counter).load(found)
-    assert isinstance(on_a_cpu, LoadedTranslation)
+    assert isinstance(on_a_cpu, DecoderModel)
     assert (on_a_cpu.precision, on_a_cpu.cache_place) == ("int8" if "int8" in name else "float32", "host")
 
 
@@ -62,16 +63,16 @@ def test_graphs_in_half_precision_that_fail_leave_it_to_the_others(tmp_path: Pat
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with capture_logs() as entries:
         loaded = Loader(8, 1, time.thread_time, "cuda", open_engine).load(FoundFolder("sentiment", "1", folder))
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, OneCallModel)
     assert loaded.precision == "float32"
     (entry,) = [entry for entry in entries if entry["event"] == "model is not served in half precision"]
     assert "golden example 0 alone: logits differ by" in entry["why"]
 
 
-def load_bare(folder: Path) -> Loaded:
+def load_bare(folder: Path) -> OneCallModel:
     """Load a bare model as a server with one engine thread does."""
     loaded = Loader(8, 1, time.thread_time).load(FoundFolder("bare", "1", folder))
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, OneCallModel)
     return loaded
 
 

@@ -30,7 +30,7 @@ class Server:
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.draining = False
-        self.model = SimpleNamespace(name="m", version="3", batcher=None)
+        self.model = SimpleNamespace(name="m", version="3", batcher=SimpleNamespace(joins_running_batches=False))
         self.accounting = Accounting(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]

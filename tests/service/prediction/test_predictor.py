@@ -22,8 +22,8 @@ async def test_before_the_store_is_read_no_model_is_unknown(tmp_path: Path) -> N
     for version in ("", "1"):
         with pytest.raises(Unavailable, match="models are loading"):
             await predictor.infer(msgspec.structs.replace(CALL, version=version), {})
-        assert predictor.problem_of("same", version) == "models are loading"
-    predictor.count_failure("same", "", "grpc", "1", "unavailable", "models are loading")
+        assert predictor.catalog.problem_of("same", version) == "models are loading"
+    predictor.accounting.count_failure("same", "", "grpc", "1", "unavailable", "models are loading")
     assert repository.not_ready_because() == "models are loading"
     await repository.load_all()
     with pytest.raises(NotFound, match="'same' is not in the store"):

@@ -13,7 +13,7 @@ from service.errors import InvalidRequest
 from service.models.repository import ModelRepository
 from service.prediction.messages import RequestOptions
 from service.prediction.predictor import Predictor
-from service.prediction.preprocessing import MAX_STRINGS_IN_LOOP
+from service.tasks.raw_tensors import MAX_STRINGS_IN_LOOP
 from service.telemetry.metrics import Metrics
 from tests.conftest import write_onnx
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from service.errors import InvalidRequest
 from service.tasks.classification import scores_of
+from service.tasks.task import AnswerOptions
 from service.tasks.text_classification import TextClassification
 
 
@@ -52,10 +53,10 @@ def test_rows_are_padded_to_the_longest_and_masked(task: TextClassification) -> 
 
 def test_scores_are_ordered_and_named(task: TextClassification) -> None:
     """The answer has as many classes as requested, most probable first."""
-    answer = task.postprocess(np.array([1.0, 3.0], np.float32))
+    answer = task.finish(np.array([1.0, 3.0], np.float32))
     assert answer.labels == ["YES", "NO"]
     assert answer.scores == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(2))])
-    assert task.postprocess(np.array([1.0, 3.0], np.float32), top_k=1).labels == ["YES"]
+    assert task.finish(np.array([1.0, 3.0], np.float32), AnswerOptions(top_k=1)).labels == ["YES"]
 
 
 @pytest.mark.parametrize("logits", [[-95.0, -5.0], [1000.0, -1000.0], [0.0, 0.0], [-1e30, 1e30]])

@@ -19,5 +19,5 @@ def test_the_tokens_of_a_translation_have_its_end_where_the_model_wrote_it() -> 
         assert task.tokens_of(sentence) == expected
         pieces = task.pieces_of(expected)
         assert len(pieces) == len(expected)
-        assert "".join(pieces[: len(ids)]) == task.postprocess(sentence).text
+        assert "".join(pieces[: len(ids)]) == task.finish(sentence).text
         assert pieces[len(ids) :] == ["[EOS]"] * (limit - len(ids))

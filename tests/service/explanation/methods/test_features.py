@@ -52,12 +52,12 @@ def test_a_word_takes_all_its_tokens_with_it(model: str) -> None:
         ".",
     ]
     everything = np.ones(words.num_features, dtype=bool)
-    assert words.ids_of(everything) == tokenizer.encode(text).ids
-    assert words.ids_of(~everything) == tokenizer.encode("").ids
+    assert words.part(everything) == tokenizer.encode(text).ids
+    assert words.part(~everything) == tokenizer.encode("").ids
     for number, rest in ((1, "I like the caf\u00e9's dreadful-ish film."), (5, "I don't like the caf\u00e9's film.")):
         kept = everything.copy()
         kept[number] = False
-        assert words.ids_of(kept) == tokenizer.encode(rest).ids
+        assert words.part(kept) == tokenizer.encode(rest).ids
 
 
 def test_what_a_token_holds_together_is_one_feature() -> None:
@@ -66,8 +66,8 @@ def test_what_a_token_holds_together_is_one_feature() -> None:
     spans = [None, (0, 4), (4, 5), (5, 8)]
     words = Words(text, [9, 1, 2, 3], spans)
     assert [(word.text, word.start, word.end) for word in words.words] == [("one,", 0, 4), ("two", 5, 8)]
-    assert words.ids_of(np.array([True, False])) == [9, 1]
-    assert words.ids_of(np.array([False, True])) == [9, 2, 3]
+    assert words.part(np.array([True, False])) == [9, 1]
+    assert words.part(np.array([False, True])) == [9, 2, 3]
 
 
 @pytest.mark.parametrize("size", [(32, 32), (30, 17), (5, 40)])
@@ -76,12 +76,12 @@ def test_a_patch_becomes_the_mean_colour_and_nothing_else_changes(size: tuple[in
     pixels_CHW = np.random.default_rng(0).normal(size=(3, *size)).astype(np.float32)
     patches = Patches(pixels_CHW)
     everything = np.ones(patches.num_features, dtype=bool)
-    np.testing.assert_array_equal(patches.pixels_of(everything), pixels_CHW)
+    np.testing.assert_array_equal(patches.part(everything), pixels_CHW)
     mean_C = pixels_CHW.mean(axis=(1, 2))
-    np.testing.assert_array_equal(patches.pixels_of(~everything), np.broadcast_to(mean_C[:, None, None], (3, *size)))
+    np.testing.assert_array_equal(patches.part(~everything), np.broadcast_to(mean_C[:, None, None], (3, *size)))
     changed_HW = np.zeros(size, dtype=int)
     for number in range(patches.num_features):
         kept = everything.copy()
         kept[number] = False
-        changed_HW += (patches.pixels_of(kept) != pixels_CHW).any(axis=0)
+        changed_HW += (patches.part(kept) != pixels_CHW).any(axis=0)
     assert (changed_HW == 1).all()

@@ -27,6 +27,7 @@ class CountingPredictor:
 
     def __init__(self) -> None:
         self.failures: list[tuple[str, ...]] = []
+        self.accounting = self
 
     def count_failure(self, *failure: str) -> None:
         """Record a failure."""

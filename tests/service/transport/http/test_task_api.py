@@ -13,10 +13,21 @@ from service.config import ServiceConfig
 from service.errors import DeadlineExceeded, NotFound
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget, Reservation
+from service.tasks.translation import Translation
 from service.transport.http.connection import MEMORY
 from service.transport.http.endpoint import Endpoint
 from service.transport.http.task_api import TaskApi
 from service.transport.turns import Turns
+from tests.conftest import ROOT
+
+TASK = Translation(
+    (ROOT / "model_store/translation-en-de/1/tokenizer.json").read_text(),
+    max_tokens=256,
+    bos_id=1,
+    eos_id=2,
+    source_language="en",
+    target_language="de",
+)
 
 
 class StreamingPredictor:
@@ -25,13 +36,11 @@ class StreamingPredictor:
     def __init__(self, pieces: list[str], error: Exception) -> None:
         self.pieces, self.error = pieces, error
         self.closed = False
+        self.catalog = self.accounting = self
 
-    def task_of(self, name: str) -> str:
+    def hub_task(self, name: str) -> Translation:
         """Return the only task that streams."""
-        return "translation"
-
-    def check_languages(self, *languages: str | None) -> None:
-        """Accept all languages."""
+        return TASK
 
     def count_failure(self, *failure: str) -> None:
         """Count nothing."""

@@ -1,0 +1,12 @@
+"""The tasks that a manifest can name: a new task is a module of this folder and a line here."""
+
+from typing import Any
+
+from service.tasks.image_classification import ImageClassification
+from service.tasks.stored_task import StoredTask
+from service.tasks.text_classification import TextClassification
+from service.tasks.translation import Translation
+
+_TASKS: tuple[type[StoredTask[Any]], ...] = (TextClassification, ImageClassification, Translation)
+
+TASKS = {task.name: task for task in _TASKS}

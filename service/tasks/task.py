@@ -1,0 +1,194 @@
+"""The protocol of a task: what every served model needs, and the records that tasks exchange with the other rooms.
+
+    inputs ── prepare ──> items ── collate ──> engine ── split_batch ──> results ── finish ───────> answers
+                            └────────── decoder ──────────────────────────┘       └─ to_tensors ──> output tensors
+
+A task is pure: it knows neither the wire nor threads, engines or files. `service/tasks/table.py` lists the tasks that a
+manifest can name, which have more to do (`service/tasks/stored_task.py`). A bare ONNX graph has the task `RawTensors`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+
+from service.errors import InvalidRequest
+from service.tasks.image_file import DecodingMemory
+from service.tensors import Arrays, TensorSpec
+
+if TYPE_CHECKING:  # each of the two protocols names the other
+    from service.tasks.explainable import Explainable
+
+AnswerT_co = TypeVar("AnswerT_co", covariant=True)
+
+# How logits become scores, by the names of the Hugging Face task API.
+ScoreFunction = Literal["softmax", "sigmoid", "none"]
+
+
+class Item(Protocol):
+    """An input as the batcher takes it."""
+
+    @property
+    def rows(self) -> int:
+        """Rows that it takes in a batch."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row, including special ones; 1 where all rows have one size."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a part of the input was cut off."""
+
+
+class PrepareOptions(Protocol):
+    """The options of a request that change how inputs are prepared."""
+
+    @property
+    def truncate(self) -> bool:
+        """Cut an input that is too long instead of refusing it."""
+
+    @property
+    def num_beams(self) -> int | None:
+        """Beams of a search; None: the model's default, as for the options that follow."""
+
+    @property
+    def max_new_tokens(self) -> int | None:
+        """Length at which a search ends."""
+
+    @property
+    def length_penalty(self) -> float | None:
+        """Exponent of the length by which a search divides its scores."""
+
+
+class RequestLimits(NamedTuple):
+    """Limits of the server on one request."""
+
+    max_request_rows: int
+    max_batch_rows: int
+    max_image_pixels: int
+
+
+class Preparation(NamedTuple):
+    """The work that turns the inputs of a request into items.
+
+    Attributes:
+        steps: independent parts of the work, each returns items; may be called in any thread.
+        rows: rows of the request, for the bound on waiting work.
+        inline: whether the work is too short to be handed to a thread.
+        noun: what is prepared, for messages: "texts".
+        verb: what is done to it, for messages: "tokenized".
+    """
+
+    steps: Sequence[Callable[[], list[Any]]]
+    rows: int
+    inline: bool
+    noun: str
+    verb: str
+
+
+class AnswerOptions(NamedTuple):
+    """How a result becomes an answer; a task ignores what does not concern it.
+
+    Attributes:
+        function: how a classifier's logits become scores.
+        top_k: number of best classes in the answer; all if None.
+    """
+
+    function: ScoreFunction = "softmax"
+    top_k: int | None = None
+
+
+DEFAULT_ANSWER = AnswerOptions()
+
+
+class Task(Protocol[AnswerT_co]):
+    """What the server does differently for models of different kinds: the part that every served model needs.
+
+    Attributes:
+        name: name in manifests and in the model index, that of Hugging Face's tasks.
+        accepts: noun for the inputs, in error messages: "texts".
+        elements_are_rows: whether each element of an input tensor takes a row in a batch.
+        input_field: name of an input in error messages; `{}` in it becomes the input's number.
+    """
+
+    name: ClassVar[str]
+    accepts: ClassVar[str]
+    elements_are_rows: ClassVar[bool]
+    input_field: ClassVar[str]
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Input tensors that every request brings."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Output tensors."""
+
+    @property
+    def optional_inputs(self) -> tuple[TensorSpec, ...]:
+        """Input tensors that a request may bring."""
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """Names of the classes; empty where the task has none."""
+
+    @property
+    def explainable(self) -> "Explainable | None":
+        """The task itself if its answers can be explained."""
+
+    def read(self, inputs: Arrays) -> Any:
+        """Return the inputs of a request that has the input tensors: what `prepare` takes.
+
+        Raises:
+            InvalidRequest: an element of a tensor cannot be read.
+        """
+
+    def prepare(
+        self,
+        inputs: Any,
+        options: PrepareOptions,
+        field: str,
+        limits: RequestLimits,
+        memory: DecodingMemory | None = None,
+    ) -> Preparation:
+        """Plan the work that turns inputs into items for the batcher.
+
+        Args:
+            inputs: texts, files, or tensors by name.
+            options: options of the request.
+            field: name of an input in error messages; `{}` in it becomes the input's number.
+            limits: limits of the server.
+            memory: memory that all decoded images share; None for no bound.
+
+        Raises:
+            InvalidRequest: the request has too many rows or wrong options. The steps raise it for wrong inputs.
+        """
+
+    def finish(self, result: Any, options: AnswerOptions = DEFAULT_ANSWER) -> AnswerT_co:
+        """Turn the result of one item into an answer."""
+
+    def to_tensors(self, results: Sequence[Any]) -> Arrays:
+        """Make the output tensors of the results of one request, as the metadata describes them."""
+
+
+def check_num_rows(num_inputs: int, max_rows: int, what: str = "inputs", rows_each: int = 1) -> None:
+    """Refuse a request with no rows or with too many, before any work is done for it.
+
+    Args:
+        num_inputs: inputs of the request.
+        max_rows: limit of the server (max_request_rows).
+        what: noun for the inputs in the message.
+        rows_each: rows that each input takes in a batch; the beams of a translation.
+
+    Raises:
+        InvalidRequest: states the number and the limit.
+    """
+    if num_inputs == 0:
+        raise InvalidRequest("the request has no inputs")
+    if num_inputs * rows_each > max_rows:
+        raise too_many_rows(num_inputs, max_rows, what, rows_each)
+
+
+def too_many_rows(num_inputs: int, max_rows: int, what: str = "inputs", rows_each: int = 1) -> InvalidRequest:
+    """Return the error for a request with too many rows; arguments as for `check_num_rows`."""
+    beams = f" x {rows_each} num_beams = {num_inputs * rows_each} rows" if rows_each > 1 else ""
+    return InvalidRequest(f"the request has {num_inputs} {what}{beams}, the limit is {max_rows} (max_request_rows)")
