@@ -17,7 +17,7 @@ test-slow: .venv/dev.stamp  ## the tests that `make test` leaves out for the tim
 torchserve: .venv/torchserve.stamp  ## pack the models for TorchServe and start it on them; needs Java 17
 	$(BIN)/python -m export archive && $(BIN)/python -m export.torchserve
 
-check: .venv/dev.stamp  ## lint, types, import boundaries, generated code
+check: .venv/dev.stamp  ## lint, types, import boundaries, unused names, generated code
 	$(BIN)/python -m tests.check
 
 format: .venv/dev.stamp  ## put the code in order

@@ -36,6 +36,7 @@ WHOLE = {
     "tests/test_architecture.py": "the repository",
     "tests/test_containers.py": "the images",
     "tests/test_layout.py": "the repository",
+    "tests/test_unused.py": "a check of the repository",
 }
 
 
