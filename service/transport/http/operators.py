@@ -12,11 +12,11 @@ from starlette.routing import Route
 
 from service.tasks.hub_messages import ImageClassificationRequest, TextClassificationRequest, TranslationRequest
 from service.telemetry.metrics import Metrics
-from service.transport import server_version
 from service.transport.http.endpoint import Endpoint
 from service.transport.http.openapi import openapi_document
 from service.transport.http.responses import json_response, readiness_response
 from service.transport.tensor_codec import LOCK_PAUSE_S
+from service.version import installed_version
 
 PLAYGROUND = files("service.transport.http.playground")
 PLAYGROUND_FILES = {
@@ -78,7 +78,7 @@ class Operators:
     async def _openapi(self, request: Request) -> Response:
         return json_response(
             openapi_document(
-                server_version(),
+                installed_version(),
                 self._predictor.model_names(),
                 TextClassificationRequest,
                 ImageClassificationRequest,
