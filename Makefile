@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HEED_LOG_FORMAT ?= console
 
-.PHONY: serve torchserve test test-slow check format load load-ci bench soak stalls gpu-check compose-test generate clean
+.PHONY: serve torchserve test test-slow check lint format load load-ci bench soak stalls gpu-check compose-test generate clean
 
 serve: .venv/serve.stamp  ## start the server on the models in model_store/
 	$(BIN)/python -m service
@@ -17,8 +17,11 @@ test-slow: .venv/dev.stamp  ## the tests that `make test` leaves out for the tim
 torchserve: .venv/torchserve.stamp  ## pack the models for TorchServe and start it on them; needs Java 17
 	$(BIN)/python -m export archive && $(BIN)/python -m export.torchserve
 
-check: .venv/dev.stamp  ## lint, types, import boundaries, generated code
+check: .venv/dev.stamp  ## lint, types, import boundaries, unused names, generated code
 	$(BIN)/python -m tests.check
+
+lint: .venv/dev.stamp  ## the part of `check` that takes a second: linter and format
+	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 
 format: .venv/dev.stamp  ## put the code in order
 	$(BIN)/ruff check --fix-only --quiet . && $(BIN)/ruff format --quiet .

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from service.version import installed_version
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
@@ -13,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m export",
         description="From training data to a served model folder.",
     )
+    root.add_argument("--version", action="version", version=f"heed {installed_version()}")
     commands = root.add_subparsers(dest="command", required=True)
     add_run_commands(commands)
     add_convert(commands)

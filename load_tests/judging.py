@@ -7,9 +7,8 @@ from typing import Any
 import msgspec
 from rich.table import Table
 
-from load_tests.slo import Gate, Limits
+from load_tests.slo import QUALITY, Gate, Limits
 
-QUALITY = ("min_accuracy", "min_bleu", "min_chrf")
 LATENCY = {"max_p95_ms": "p95_ms", "max_p99_ms": "p99_ms"}
 
 

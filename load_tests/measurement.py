@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from load_tests.drivers import mean_batch_rows
-from load_tests.model_tasks import Answer, ModelTask
+from load_tests.model_tasks import AnswerPair, ModelTask
 from load_tests.processes import CpuReading
 from load_tests.slo import Gate
 
@@ -92,7 +92,9 @@ def figures(records: Sequence[Record], seconds: float) -> dict[str, Any]:
 def quality(records: Sequence[Record], task: ModelTask) -> dict[str, Any]:
     """Return the quality of the answers, and how many could be judged; no measure without labels."""
     answers = [
-        Answer(record.answer, record.expected) for record in records if not record.error and record.expected is not None
+        AnswerPair(record.answer, record.expected)
+        for record in records
+        if not record.error and record.expected is not None
     ]
     return {"answers_checked": len(answers), "quality": task.quality(answers) if answers else {}}
 
@@ -153,7 +155,7 @@ def gate_report(
     whole_s = windows[-1].end.at_s - origin_s if windows else 0.0
     steps = [phase for phase in phases if phase["kind"] == "users"]
     return {
-        "sent": {name: task.source for name, task in tasks.items()},
+        "sent": {name: task.material.source for name, task in tasks.items()},
         "phases": phases,
         "judged_steps": {
             name: figures([record for record in of_judged if record.model == name], judged_s) for name in tasks

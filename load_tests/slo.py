@@ -5,26 +5,39 @@ A name that is not known is refused: a typing error must never pass as kept.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from load_tests.model_tasks import MEASURES, TASKS
+
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
-Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
-class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """Limits of one model under load. None: no limit."""
+class CommonLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """Limits of one model under load, without those of quality. None: no limit."""
 
-    task: Literal["text-classification", "image-classification", "translation"]
+    task: str
     max_p95_ms: float | None = None
     max_p99_ms: float | None = None
     max_refused_share: float | None = None  # of all requests: refused, failed, not answered in time or not started
     min_requests_per_s: float | None = None
-    min_accuracy: float | None = None
-    min_bleu: float | None = None
-    min_chrf: float | None = None
+
+
+QUALITY = tuple(f"min_{measure}" for measure in MEASURES)
+if TYPE_CHECKING:
+    Limits = CommonLimits
+else:  # the names come from the table of tasks
+    Limits = msgspec.defstruct(
+        "Limits",
+        [("task", Literal[*TASKS]), *((name, float | None, None) for name in QUALITY)],
+        bases=(CommonLimits,),
+        frozen=True,
+        forbid_unknown_fields=True,
+        kw_only=True,
+        omit_defaults=True,
+    )
 
 
 class Arrivals(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

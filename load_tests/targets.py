@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from load_tests.model_tasks import ModelTask
-from proto import heed_pb2, heed_pb2_grpc, torchserve_pb2, torchserve_pb2_grpc
+from proto import heed_pb2_grpc, torchserve_pb2, torchserve_pb2_grpc
 
 TIMEOUT_S = 30.0
 
@@ -57,25 +57,14 @@ class Heed:
     def open_grpc(self, channel: grpc.Channel, model: str, task: ModelTask) -> Ask:
         """Return a call for one input; it raises `Refused`."""
         stub = heed_pb2_grpc.HeedStub(channel)
-        calls: dict[str, Callable[[Any], Any]] = {
-            "text-classification": lambda text: stub.ClassifyText(
-                heed_pb2.ClassifyTextRequest(model=model, text=text), timeout=TIMEOUT_S
-            ),
-            "image-classification": lambda image: stub.ClassifyImage(
-                heed_pb2.ClassifyImageRequest(model=model, image=image), timeout=TIMEOUT_S
-            ),
-            "translation": lambda text: stub.Translate(
-                heed_pb2.TranslateRequest(model=model, text=text), timeout=TIMEOUT_S
-            ),
-        }
-        call, field = calls[task.name], "translation" if task.name == "translation" else "label"
+        call = getattr(stub, task.typed_call)
 
         def ask(given: Any) -> Reply:
             try:
-                reply = call(given)
+                reply = call(task.typed_message(model, given, {}), timeout=TIMEOUT_S)
             except grpc.RpcError as error:
                 raise Refused(f"{error.code().name}: {error.details()}") from error
-            return Reply(getattr(reply, field), reply.receipt.batch_size)
+            return Reply(task.typed_answer(reply), reply.receipt.batch_size)
 
         return ask
 

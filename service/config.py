@@ -14,6 +14,8 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 
+from service.version import installed_version
+
 # Variables of other parts of the project, which may stand in the same environment: training's, docker-compose.yml's.
 FOREIGN_VARIABLES = {"HEED_DATASETS", "HEED_BIND_ADDRESS", "HEED_CPUS", "HEED_MEMORY"}
 MAX_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
@@ -213,6 +215,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         prog="python -m service",
         description="Serves the models of a model store over HTTP and gRPC.",
     )
+    parser.add_argument("--version", action="version", version=f"heed {installed_version()}")
     known = set(FOREIGN_VARIABLES)
     for entry in fields(ServiceConfig):
         default = entry.default

@@ -25,11 +25,11 @@ from service.process.memory_budget import ByteBudget
 from service.telemetry.log_writer import write_beside
 from service.telemetry.logs import Logs, log_hangup
 from service.telemetry.metrics import Metrics
-from service.transport import server_version
 from service.transport.grpc.server import start_grpc
 from service.transport.http.application import build_http
 from service.transport.shutdown import Shutdown, StopSignals
 from service.transport.turns import Turns
+from service.version import installed_version
 
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
@@ -160,7 +160,7 @@ def open_tracing() -> "Tracing":
         from service.telemetry.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ImportError(f"--tracing on needs the extra: pip install 'heed[tracing]' ({error})") from None
-    return Tracing(server_version())
+    return Tracing(installed_version())
 
 
 def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:

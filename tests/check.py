@@ -1,4 +1,4 @@
-"""`python -m tests.check`: lint, format, types, import boundaries, generated code; one line at the end."""
+"""`python -m tests.check`: lint, format, types, imports, unused names, generated code; one line at the end."""
 
 import subprocess
 import sys
@@ -10,6 +10,7 @@ CHECKS = {
     "format": [BIN / "ruff", "format", "--check", "."],
     "mypy": [BIN / "mypy"],
     "imports": [BIN / "lint-imports"],
+    "unused": [sys.executable, "-m", "tests.unused"],
     "protobuf": [sys.executable, "-m", "proto.generate", "--check"],
 }
 

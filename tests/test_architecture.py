@@ -104,6 +104,14 @@ def test_make_targets_are_one_readable_line_each() -> None:
     }
 
 
+def test_the_hook_before_a_commit_is_a_make_target() -> None:
+    """One definition of what is checked: the hook only calls it."""
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    (hook,) = [hook for repository in config["repos"] for hook in repository["hooks"]]
+    assert (hook["entry"], hook["language"], hook["pass_filenames"]) == ("make lint", "system", False)
+    assert re.search(r"^lint:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
 def test_versions_are_pinned_without_addresses() -> None:
     """constraints.txt holds exact versions alone (with an epoch before "!" where a package counts in one, PEP 440)."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()

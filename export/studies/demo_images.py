@@ -5,7 +5,7 @@ from PIL import Image, ImageDraw
 from export.conversion.golden_images import shapes
 
 SIDE_PIXELS = 128
-SKY, SEA, ROAD, GRASS = (150, 195, 235), (30, 80, 130), (110, 110, 112), (96, 140, 70)
+SKY, SEA, ROAD = (150, 195, 235), (30, 80, 130), (110, 110, 112)
 
 
 def drawn_pictures() -> dict[str, Image.Image]:

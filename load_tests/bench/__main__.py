@@ -52,7 +52,7 @@ def main(given: Sequence[str] | None = None) -> int:
     prepare_store(console)
     pin(LOAD_CORE)
     result = asyncio.run(measure(arguments.rounds, arguments.requests, console))
-    result["translation"] = asyncio.run(
+    result["translations"] = asyncio.run(
         measure_translation(ROOT / "model_store", arguments.rounds, arguments.sentences, console.print)
     )
     result["explanations"] = asyncio.run(

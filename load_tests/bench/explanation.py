@@ -10,7 +10,6 @@ all of them, is measured too: the graph that predicts is the same, and no slower
 """
 
 import asyncio
-import base64
 import gc
 import json
 import random
@@ -23,14 +22,12 @@ from typing import TypedDict
 import aiohttp
 
 from load_tests.drivers import closed_loop
-from load_tests.model_tasks import TASKS, ModelTask
+from load_tests.model_tasks import ModelTask
 from load_tests.processes import DRAIN_AT_ONCE, Process, free_port
+from load_tests.store import task_of
+from load_tests.wire import json_tensor
 
-MODELS = {
-    "sentiment": "text-classification",
-    "cifar10-vit": "image-classification",
-    "translation-en-de": "translation",
-}
+MODELS = ("sentiment", "cifar10-vit", "translation-en-de")
 USERS = (1, 16)
 MAX_PAUSE_S = 0.01  # of the lone user
 MAX_TIMES = 1.3
@@ -60,7 +57,7 @@ async def measure_explanations(store: Path, num_rounds: int, count: int, tell: C
     """
     http = free_port()
     url = f"http://127.0.0.1:{http}"
-    tasks = {model: TASKS[name]() for model, name in MODELS.items()}
+    tasks = {model: task_of(store, model) for model in MODELS}
     # A collection among all that has been loaded stops this process for 20 ms: a user's pause that no server has made.
     gc.collect()
     gc.freeze()
@@ -144,10 +141,7 @@ async def _explaining(
     session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, method: str
 ) -> AsyncIterator[None]:
     """Request explanations one after another; enter when the first is being computed."""
-    given, name = max(task.inputs[:100], key=len), "text"  # a longer one is more work
-    if isinstance(given, bytes):
-        given, name = base64.b64encode(given).decode(), "image"
-    tensor = {"name": name, "shape": [1], "datatype": "BYTES", "data": [given]}
+    tensor = json_tensor(task.input_name, [max(task.inputs[:100], key=len)])  # a longer one is more work
     parameters = {"method": method, "n_samples": METHODS[method]}
     body = json.dumps({"inputs": [tensor], "parameters": parameters})
 

@@ -45,7 +45,7 @@ def report(result: dict[str, Any]) -> str:
         " (float32).",
         f"Memory of the server with all models of the run: {result['memory_mib']['now']:.0f} MiB"
         f" (peak {result['memory_mib']['peak']:.0f}).",
-        *report_translation(result["translation"], spread),
+        *report_translation(result["translations"], spread),
         *report_explanations(result["explanations"], spread),
     ]
     return "\n".join(lines) + "\n"

@@ -17,20 +17,16 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from load_tests.model_tasks import TASKS
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, LOAD_CORE, Process, free_port, steal_s
+from load_tests.store import task_of
 from load_tests.user_load.run import Load, run_locust
 
 ROOT = Path(__file__).parents[2]
-MODELS = {
-    "sentiment": "text-classification",
-    "sentiment-small": "text-classification",
-    "cifar10-vit": "image-classification",
-    "translation-en-de": "translation",
-}
+MODELS = ("sentiment", "sentiment-small", "cifar10-vit", "translation-en-de")
 USERS, PROTOCOLS = (1, 16, 64), ("http", "grpc")
 MAX_BATCH_ROWS = 32
-QUALITY = ("accuracy", "bleu")
 
 
 class Running(NamedTuple):
@@ -83,7 +79,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
             for target, each in running.items():
                 load = Load(
                     model=model,
-                    model_task=MODELS[model],
+                    model_task=task_of(arguments.model_store, model).name,
                     target=target,
                     http=each.http,
                     grpc=each.grpc,
@@ -211,8 +207,9 @@ def times(rows: list[dict[str, Any]]) -> str:
 
 
 def quality(rows: list[dict[str, Any]]) -> str:
-    """Format the quality of the first round's answers."""
-    return ", ".join(f"{name} {value:.3g}" for name, value in rows[0]["quality"].items() if name in QUALITY)
+    """Format the quality of the first round's answers, by the first measure of its task."""
+    shown = {task.measures[0] for task in TASKS.values()}
+    return ", ".join(f"{name} {value:.3g}" for name, value in rows[0]["quality"].items() if name in shown)
 
 
 if __name__ == "__main__":

@@ -28,17 +28,9 @@ from rich.console import Console
 from load_tests.gpu_check.graphs import PROVIDER, engine_throughput, image_throughput
 from load_tests.gpu_check.report import report
 from load_tests.gpu_check.served import BARE, ask, ask_bare, parity, problems_of, taken
-from load_tests.gpu_check.store import (
-    GRAPH,
-    GRAPH_FLOAT16,
-    bare_graph,
-    inputs_of,
-    manifest_of,
-    models_of,
-    version_of,
-)
 from load_tests.page import MarkedPart, command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, Process, free_port
+from load_tests.store import GRAPH, GRAPH_FLOAT16, bare_graph, inputs_of, models_of, task_of, version_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,13 +110,13 @@ def measure_store(store: Path, bare: Path | None, arguments: argparse.Namespace,
                 console.print(f"{model}, {concurrency} at once: {found['requests_per_s']:.0f} requests/s")
     result["engine"], result["images"] = [], []
     for path in models_of(arguments.model_store):
-        task, model = manifest_of(arguments.model_store, path.name)["task"], path.name
+        task, model = task_of(arguments.model_store, path.name), path.name
         precision = (result["taken"].get(model) or {}).get("precision")
         half = path / str(version_of(path)) / GRAPH_FLOAT16
         graph = half if precision == "float16" and half.exists() else half.with_name(GRAPH)
-        if task == "text-classification":
+        if task.graph_input == "tokens":
             result["engine"] += engine_throughput(model, graph, arguments, ends_s, result["left_out"], console)
-        elif task == "image-classification":
+        elif task.graph_input == "pixels":
             # Of an int8 graph a part is computed on the CPU, and ONNX Runtime captures none such.
             captures = arguments.device == "cuda" and precision != "int8"
             ways = (False, True) if captures else (False,)

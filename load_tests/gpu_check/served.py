@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from load_tests.drivers import drive_grpc
-from load_tests.gpu_check.store import manifest_of, models_of, version_of
+from load_tests.store import manifest_of, models_of, version_of
 
 BARE = "bare"  # the name of the model that is served without a manifest
 BARE_ROWS = (1, 3, 8)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from load_tests.model_tasks import TASKS
 from load_tests.page import ROOT, MarkedPart
 from load_tests.soak.catalogue import Catalogue, Item, Model, items_of
 from load_tests.soak.client import Client, ask, judge
@@ -28,9 +29,8 @@ from load_tests.soak.faults import FAULTS, FaultPlan
 from load_tests.soak.result import page_of
 from load_tests.soak.servers import OverwrittenFiles, ServerSlot, make_store
 from load_tests.soak.tally import Tally
-from load_tests.soak.wire import FLOAT32_TOLERANCE, Answer
+from load_tests.wire import FLOAT32_TOLERANCE, Answer
 
-TASKS = {"text-classification": "text", "image-classification": "image", "translation": "translation"}
 SAVE_EVERY = 500  # requests
 TOLD_EVERY_S = 10.0
 MEMORY_SAMPLES = 200
@@ -136,7 +136,7 @@ async def references_of(client: Client, models: list[Model], count: int) -> dict
         reply = await client.send(request)
         outcome, why = judge(request, reply)
         if outcome != "right" or request.read is None:
-            raise RuntimeError(f"the reference of {item.model} is not answered: {why}")
+            raise RuntimeError(f"the reference of {item.model.name} is not answered: {why}")
         references[item] = request.read(reply.content)
     return references
 

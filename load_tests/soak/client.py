@@ -18,7 +18,7 @@ import grpc
 
 from load_tests.soak.servers import ServerSlot
 from load_tests.soak.tally import Outcome, Tally
-from load_tests.soak.wire import Answer, Request, StreamFailed
+from load_tests.wire import Answer, Request, StreamFailed
 from proto import heed_pb2_grpc, inference_pb2_grpc
 
 MAX_ATTEMPTS = 40

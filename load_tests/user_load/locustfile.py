@@ -17,7 +17,7 @@ import grpc.experimental.gevent as grpc_gevent
 from locust import events
 
 from load_tests.measurement import by_protocol, figures, quality
-from load_tests.model_tasks import TASKS
+from load_tests.model_tasks import TASKS, TextClassification
 from load_tests.targets import TARGETS
 from load_tests.user_load.users import GrpcModelUser, HttpModelUser, Run
 
@@ -31,7 +31,7 @@ def add_options(parser: Any) -> None:
     """Add the options of this run."""
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="the runtime that listens")
     parser.add_argument("--model", default="sentiment", help="name of the model")
-    parser.add_argument("--model-task", default="text-classification", choices=list(TASKS), help="what it does")
+    parser.add_argument("--model-task", default=TextClassification.name, choices=list(TASKS), help="what it does")
     parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="where gRPC listens")
     parser.add_argument("--report", default="", help="file for quality and batch sizes")
 
@@ -52,6 +52,6 @@ def write_report(environment: Any, **_: Any) -> None:
     run: Run = environment.heed_run
     records, task = run.records, run.tasks[options.model]
     seconds = max(each.ended_s for each in records) - min(each.due_s for each in records) if records else 0.0
-    document = {"sent": task.source, **figures(records, seconds), **quality(records, task)}
+    document = {"sent": task.material.source, **figures(records, seconds), **quality(records, task)}
     document["by_protocol"] = by_protocol(records, seconds)
     Path(options.report).write_text(json.dumps(document, indent=2) + "\n")

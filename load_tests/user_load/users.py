@@ -36,7 +36,7 @@ class Run:
 
     def __init__(self, models: Mapping[str, str], target: Target) -> None:
         """Create a run of these models, each with its task."""
-        self.tasks: dict[str, ModelTask] = {name: TASKS[model_task]() for name, model_task in models.items()}
+        self.tasks: dict[str, ModelTask] = {name: TASKS[model_task] for name, model_task in models.items()}
         self.target, self.phase = target, ""
         self.records: list[Record] = []
         self._numbers = itertools.count()
@@ -111,7 +111,7 @@ class Run:
 
 def samples_of(name: str, model: ModelTask) -> list[Sample]:
     """Return every input of a model, ready to be sent."""
-    expected: Sequence[str | None] = model.expected or [None] * len(model.inputs)
+    expected: Sequence[str | None] = model.material.expected or [None] * len(model.inputs)
     return [
         Sample(name, given, model.body(given), model.content_type, right)
         for given, right in zip(model.inputs, expected, strict=True)

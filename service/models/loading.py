@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import structlog
 
@@ -159,7 +159,8 @@ class Loader:
         """Open the only graph of a folder, replay its golden examples, and measure what its calls cost."""
         assert folder.manifest is not None
         engine = self._open_engine(folder, self._threads, self._device)
-        task = cast("OneCallTask", task_type.open(FolderFiles(folder), [spec.name for spec in engine.inputs]))
+        opened: Any = task_type.open(FolderFiles(folder), [spec.name for spec in engine.inputs])
+        task: OneCallTask = opened
         run, golden, batching = _run_of(task, engine), GoldenExamples(folder, task), self._batching_of(folder)
         items = replay_in_calls(golden, run, together=batching.joined)
 

@@ -111,12 +111,6 @@ def post(address: str, path: str, body: bytes, content_type: str) -> tuple[int, 
         return response.status, json.loads(response.read())
 
 
-def task_of(name: str) -> ModelTask:
-    """Without the data set: the texts are the tests' own."""
-    kind = TASKS[name]
-    return kind.__new__(kind)
-
-
 def asking(runtime: Runtime, protocol: str, model: str, task: ModelTask) -> Callable[[Any], str]:
     """A function that asks for one answer, and raises `Refused`."""
     if protocol == "grpc":
@@ -145,13 +139,13 @@ def test_both_runtimes_answer_alike_over_both_protocols(protocol: str, heed: Run
         "translation-en-de": ("translation", ["The dog is asleep.", "We have no bread at home."]),
     }
     for model, (task_name, inputs) in given.items():
-        task = task_of(task_name)
+        task = TASKS[task_name]
         answers = [[asking(each, protocol, model, task)(one) for one in inputs] for each in (heed, torchserve)]
         assert answers[0] == answers[1], model
         assert all(answers[0])
-    assert [
-        asking(torchserve, protocol, "sentiment-small", task_of("text-classification"))(text) for text in TEXTS
-    ] == [*TEXTS.values()]
+    assert [asking(torchserve, protocol, "sentiment-small", TASKS["text-classification"])(text) for text in TEXTS] == [
+        *TEXTS.values()
+    ]
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
@@ -164,7 +158,7 @@ def test_bad_input_gets_the_same_words(protocol: str, runtime: Runtime) -> None:
         ("cifar10-vit", "image-classification", b"GIF89a", "is not a JPEG, PNG or WebP file"),
     ):
         with pytest.raises(Refused, match=error):
-            asking(runtime, protocol, model, task_of(task_name))(given)
+            asking(runtime, protocol, model, TASKS[task_name])(given)
 
 
 def test_parameters_are_those_of_the_task_api(runtime: Runtime) -> None:
@@ -179,7 +173,7 @@ def test_parameters_are_those_of_the_task_api(runtime: Runtime) -> None:
 
 def test_torchserve_shows_metrics_and_lets_nobody_register_models(torchserve: Runtime) -> None:
     """What it loads it would run: CVE-2023-43654."""
-    asking(torchserve, "http", "sentiment-small", task_of("text-classification"))("good")
+    asking(torchserve, "http", "sentiment-small", TASKS["text-classification"])("good")
     connection = http.client.HTTPConnection(torchserve.metrics, timeout=START_S)
     with contextlib.closing(connection):
         connection.request("GET", "/metrics")
@@ -193,7 +187,7 @@ def test_torchserve_shows_metrics_and_lets_nobody_register_models(torchserve: Ru
             with pytest.raises(grpc.RpcError) as refused:
                 channel.unary_unary(service + call)(request, timeout=START_S)
             assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED, call
-    assert asking(torchserve, "http", "sentiment-small", task_of("text-classification"))("good")
+    assert asking(torchserve, "http", "sentiment-small", TASKS["text-classification"])("good")
 
 
 def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from load_tests.judging import limits_of
 from load_tests.model_tasks import TASKS
 from load_tests.slo import chosen, read_slo
 from tests.conftest import ROOT
@@ -36,7 +37,7 @@ def test_the_committed_gate_has_every_task_with_all_its_limits() -> None:
             assert limits.max_p95_ms
             assert limits.max_p99_ms
             assert limits.max_refused_share is not None
-            assert limits.min_bleu if limits.task == "translation" else limits.min_accuracy
+            assert f"min_{TASKS[limits.task].measures[0]}" in limits_of(limits)
     assert slo.ci.steps.judged_users in slo.ci.steps.users
 
 

@@ -21,7 +21,7 @@ from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translated, Translation
 from service.tensors import TensorSpec, bytes_array
-from service.transport import SERVER_NAME, server_version
+from service.transport import SERVER_NAME
 from service.transport.grpc.endpoint import Context, FramedService, bounded
 from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
 from service.transport.grpc.tensors import (
@@ -37,6 +37,7 @@ from service.transport.grpc.tensors import (
     write_outputs,
 )
 from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
+from service.version import installed_version
 
 # Fields of ExplainRequest that may be left open; the last three are those of `AttentionSelector`.
 EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
@@ -69,7 +70,7 @@ class InferenceService(FramedService):
     ) -> inference_pb2.ServerMetadataResponse:
         """Name and version of the server."""
         return inference_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=server_version(), extensions=self._predictor.catalog.extensions
+            name=SERVER_NAME, version=installed_version(), extensions=self._predictor.catalog.extensions
         )
 
     async def ModelMetadata(

@@ -15,7 +15,7 @@ MAX_JSON_BYTES = 4 * 2**20
 MAX_UNCHECKED_BYTES = 16 * 1024
 SLICE_BYTES = 64 * 1024
 
-DIGIT, EXPONENT, OTHER = b"0", b"e", b"."
+DIGIT, EXPONENT = b"0", b"e"
 # Maps each byte to one of a few classes, so that a run of digits can be counted as a fixed pattern.
 CLASS_OF = bytes.maketrans(
     bytes(range(256)),

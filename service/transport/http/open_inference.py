@@ -9,12 +9,13 @@ from starlette.routing import Route
 from service.prediction.messages import RequestOptions
 from service.process.memory_budget import Reservation
 from service.tensors import TensorSpec
-from service.transport import SERVER_NAME, server_version
+from service.transport import SERVER_NAME
 from service.transport.http import open_inference_json as rest
 from service.transport.http.connection import MEMORY
 from service.transport.http.endpoint import Endpoint, run_while_connected
 from service.transport.http.responses import json_response, pieces_response, readiness_response
 from service.transport.request_metadata import MAX_READ_AT_ONCE, Parameters, explain_request_of, parameters_of
+from service.version import installed_version
 
 JSON_ELEMENT_BYTES = 20  # of one element of an output: digits, sign, point, comma
 MODEL = "/v2/models/{model}"
@@ -90,7 +91,7 @@ class OpenInference:
 
     async def _server_metadata(self, request: Request, request_id: str) -> Response:
         return json_response(
-            {"name": SERVER_NAME, "version": server_version(), "extensions": self._predictor.catalog.extensions}
+            {"name": SERVER_NAME, "version": installed_version(), "extensions": self._predictor.catalog.extensions}
         )
 
     async def _live(self, request: Request, request_id: str) -> Response:

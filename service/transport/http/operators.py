@@ -11,11 +11,11 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from service.telemetry.metrics import Metrics
-from service.transport import server_version
 from service.transport.http.endpoint import Endpoint
 from service.transport.http.openapi import openapi_document
 from service.transport.http.responses import json_response, readiness_response
 from service.transport.tensor_codec import LOCK_PAUSE_S
+from service.version import installed_version
 
 PLAYGROUND = files("service.transport.http.playground")
 PLAYGROUND_FILES = {
@@ -75,7 +75,7 @@ class Operators:
         return Response(await asyncio.shield(scrape), headers={"content-type": content_type})
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(openapi_document(server_version(), self._catalog.model_names()))
+        return json_response(openapi_document(installed_version(), self._catalog.model_names()))
 
     async def _docs(self, request: Request) -> Response:
         return HTMLResponse(PLAYGROUND.joinpath("docs.html").read_text())

@@ -13,7 +13,7 @@ import pytest
 
 from load_tests.soak.client import Reply, judge
 from load_tests.soak.tally import Tally
-from load_tests.soak.wire import Answer, Request, read_events, read_labels
+from load_tests.wire import Answer, Request, read_events, read_labels
 from tests.conftest import ROOT
 
 NUM_REQUESTS = 240

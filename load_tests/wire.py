@@ -1,5 +1,6 @@
-"""Requests of a soak and their answers, encoded and decoded for each interface."""
+"""Requests with their expected answers, encoded and decoded for each interface."""
 
+import base64
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -7,8 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from proto import inference_pb2
 
 FLOAT32_TOLERANCE = 1e-5
 HTTP_OF = {"INVALID_ARGUMENT": 400, "NOT_FOUND": 404, "RESOURCE_EXHAUSTED": 413}
@@ -50,7 +49,7 @@ class Request:
     @property
     def streams(self) -> bool:
         """Whether the gRPC call answers by a stream."""
-        return self.call == "TranslateStream"
+        return self.call.endswith("Stream")
 
     def status(self, got: str) -> bool:
         """Whether an HTTP status or a gRPC code is the expected one."""
@@ -121,13 +120,6 @@ def read_tensors(message: Any) -> Answer:
     return Answer(tuple(texts), tuple(numbers))
 
 
-def read_typed(message: Any) -> Answer:
-    """Read the answer of a typed call."""
-    if hasattr(message, "translation"):
-        return Answer((message.translation,), (message.score,))
-    return Answer((message.label,), (message.score,))
-
-
 def read_chunks(messages: Sequence[Any]) -> Answer:
     """Read a typed stream: the pieces must make up the whole."""
     whole, pieces = messages[-1].whole, "".join(message.text for message in messages)
@@ -140,8 +132,9 @@ def read_chunks(messages: Sequence[Any]) -> Answer:
 
 
 def json_tensor(name: str, data: Sequence[Any], datatype: str = "BYTES", shape: Sequence[int] = ()) -> dict[str, Any]:
-    """Create an input of the Open Inference Protocol."""
-    return {"name": name, "shape": [*(shape or [len(data)])], "datatype": datatype, "data": [*data]}
+    """Create an input of the Open Inference Protocol; bytes are encoded by base64."""
+    data = [base64.b64encode(each).decode() if isinstance(each, bytes) else each for each in data]
+    return {"name": name, "shape": [*(shape or [len(data)])], "datatype": datatype, "data": data}
 
 
 def infer_path(model: str) -> str:
@@ -154,8 +147,11 @@ def v2_body(*inputs: dict[str, Any], **parameters: Any) -> bytes:
     return json.dumps({"inputs": list(inputs), "parameters": parameters}).encode()
 
 
-def v2_message(model: str, name: str, items: Sequence[bytes], *, raw: bool, **parameters: int) -> Any:
+def v2_message(model: str, name: str, rows: Sequence[str | bytes], *, raw: bool, **parameters: int) -> Any:
     """Create a request of the Open Inference Protocol over gRPC, with a BYTES tensor."""
+    from proto import inference_pb2  # late: tests of others' clients have classes of the same names in the process
+
+    items = [row.encode() if isinstance(row, str) else row for row in rows]
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[len(items)])
     message = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
     if raw:
@@ -165,3 +161,13 @@ def v2_message(model: str, name: str, items: Sequence[bytes], *, raw: bool, **pa
     for key, value in parameters.items():
         message.parameters[key].int64_param = value
     return message
+
+
+def refused_http(what: str, path: str, body: bytes, error: str = "INVALID_ARGUMENT") -> Request:
+    """Create a request that must be refused over HTTP."""
+    return Request(kind=f"bad: {what}", error=error, path=path, body=body)
+
+
+def refused_grpc(what: str, message: Any, error: str = "INVALID_ARGUMENT") -> Request:
+    """Create a `ModelInfer` call that must be refused."""
+    return Request(kind=f"bad: {what}", error=error, call="ModelInfer", message=message)

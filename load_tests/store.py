@@ -1,10 +1,10 @@
-"""The models of a store on disk: their folders, manifests and inputs."""
+"""The models of a store on disk: their folders, tasks and inputs."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from load_tests.material import load_sentences, load_translations
+from load_tests.model_tasks import TASKS, ModelTask
 
 GRAPH, GRAPH_FLOAT16 = "model.onnx", "model.float16.onnx"
 
@@ -26,18 +26,22 @@ def manifest_of(store: Path, model: str) -> dict[str, Any]:
     return manifest
 
 
+def task_of(store: Path, model: str) -> ModelTask:
+    """Return the task of a model's highest version."""
+    return TASKS[manifest_of(store, model)["task"]]
+
+
 def inputs_of(store: Path) -> dict[str, list[str]]:
     """Return texts for each model that takes texts."""
-    by_task = {"text-classification": load_sentences().texts, "translation": load_translations().texts}
-    tasks = {path.name: manifest_of(store, path.name)["task"] for path in models_of(store)}
-    return {model: by_task[task] for model, task in tasks.items() if task in by_task}
+    tasks = {path.name: task_of(store, path.name) for path in models_of(store)}
+    return {model: [*task.inputs] for model, task in tasks.items() if task.input_name == "text"}
 
 
 def bare_graph(store: Path) -> Path | None:
     """Return the graph to serve without its manifest as well: an image classifier's if there is one, else a text's."""
-    tasks = {path: manifest_of(store, path.name)["task"] for path in models_of(store)}
-    for wanted in ("image-classification", "text-classification"):
+    tasks = {path: task_of(store, path.name) for path in models_of(store)}
+    for wanted in ("pixels", "tokens"):
         for path, task in tasks.items():
-            if task == wanted:
+            if task.graph_input == wanted:
                 return path / str(version_of(path)) / GRAPH
     return None

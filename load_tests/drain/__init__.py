@@ -1,0 +1,1 @@
+"""Users at work while the server is stopped: what became of every request."""

@@ -1,0 +1,32 @@
+"""Closed-loop drivers of the benchmarks."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
+from load_tests.material import load_sentences
+from load_tests.processes import Process, free_port
+from tests.conftest import Server
+
+
+async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
+    """Both protocols, and the bare echo that the server is compared with."""
+    texts: Sequence[str] = load_sentences().texts
+    port = free_port()
+    with Process("load_tests.bench.echo_server", str(port), core=None) as echo:
+        for drive, address in ((drive_grpc, server.grpc), (drive_http, server.http)):
+            summary = (await drive(int(address.rsplit(":", 1)[1]), "sentiment", texts, 4, 40)).summary()
+            assert summary["requests_per_s"] > 0
+            assert summary["mean_batch_rows"] >= 1
+        assert len((await drive_grpc(port, "echo", texts, 4, 40)).latencies_s) == 40
+        assert echo.cpu_s() > 0
+        assert echo.memory_mib()["now"] > 10
+
+
+def test_a_batch_is_counted_once_however_many_answers_came_out_of_it() -> None:
+    """One of 63 rows and one of 1 are 32 on average, though 63 of 64 answers tell of the large one."""
+    assert mean_batch_rows({63: 63, 1: 1}) == pytest.approx(32)
+    load = Load(batches=[(63, 630, 63)] * 63 + [(1, 10, 0)], latencies_s=[0.1], wall_s=1.0)
+    assert load.summary()["mean_batch_rows"] == pytest.approx(32)
+    assert load.summary()["padded_share"] == pytest.approx(63 / 640)

@@ -1,0 +1,70 @@
+"""`python -m load_tests` judges a running server by the limits of slo.toml."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Server
+
+
+def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Three seconds of Locust."""
+    command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc, "--seconds", "3"]
+    command += ["--users", "4", "--results", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+
+
+def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tmp_path: Path) -> None:
+    """Exit status 0, a table, a plot, and answers of both protocols that were checked against their labels."""
+    # How fast this machine is does not matter here: it may be busy.
+    limits = {"task": "text-classification", "max_p95_ms": 6e4, "max_refused_share": 0.001, "min_accuracy": 0.3}
+    slo = tmp_path / "slo.toml"
+    slo.write_text("\n".join(["[sentiment]", *(f"{name} = {value!r}" for name, value in limits.items())]))
+    page = tmp_path / "page.md"
+    page.write_text("Before.\n<!-- load: begin -->old<!-- load: end -->\nAfter.\n")
+    done = run(server, tmp_path, "--slo", str(slo), "--document", str(page))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "every limit of slo.toml was kept" in done.stdout
+    assert page.read_text().startswith("Before.\n<!-- load: begin -->\n\n`python -m load_tests ")
+    assert page.read_text().endswith("<!-- load: end -->\nAfter.\n")
+    (report_file,) = tmp_path.glob("*.json")
+    report = json.loads(report_file.read_text())
+    assert report["failures"] == 0
+    assert report["answers_checked"] == report["requests"] > 0
+    assert f"| sentiment | {report['requests']:,} |" in page.read_text()
+    assert {"HTTP", "gRPC"} == {name for name, entry in report["by_protocol"].items() if entry["requests"]}
+    assert report_file.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "min_accuracy" in report_file.with_suffix(".txt").read_text()
+
+
+@pytest.mark.parametrize("model_task", ["translation", "image-classification"])
+def test_every_task_is_judged_by_its_own_measure(
+    model_task: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """BLEU of translations, accuracy of images; what is measured of untrained models is low, but it is measured."""
+    if model_task == "image-classification" and not os.environ.get("HEED_DATASETS"):
+        pytest.skip("CIFAR-10 is not here: HEED_DATASETS is not set")
+    fixture, model, measure = {
+        "translation": ("translation_server", "endless", "bleu"),
+        "image-classification": ("image_server", "vit", "accuracy"),
+    }[model_task]
+    slo = tmp_path / "slo.toml"
+    slo.write_text(f"[{model}]\ntask = '{model_task}'\nmin_{measure} = 0\nmax_refused_share = 0\n")
+    done = run(request.getfixturevalue(fixture), tmp_path, "--model", model, "--slo", str(slo))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report_file,) = tmp_path.glob("*.json")
+    report = json.loads(report_file.read_text())
+    assert measure in report["quality"]
+    assert report["answers_checked"] == report["requests"] > 20
+
+
+def test_a_missed_limit_is_named_and_the_exit_status_says_so(server: Server, tmp_path: Path) -> None:
+    """An accuracy that no model has."""
+    slo = tmp_path / "slo.toml"
+    slo.write_text("[sentiment]\ntask = 'text-classification'\nmin_accuracy = 1.01\nmax_p99_ms = 60000\n")
+    done = run(server, tmp_path, "--slo", str(slo))
+    assert (done.returncode, "missed: min_accuracy of sentiment" in done.stdout) == (1, True), done.stdout + done.stderr
