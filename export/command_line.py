@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from export.task_table import TASKS
+
 
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
@@ -99,7 +101,7 @@ def add_load(commands: Any) -> None:
         help="turn a Hugging Face model into the next version in the model store",
     )
     one.add_argument("source", help="a folder with a saved model, or a hub id")
-    one.add_argument("--task", required=True, choices=["text-classification", "image-classification", "translation"])
+    one.add_argument("--task", required=True, choices=list(TASKS))
     one.add_argument(
         "--validate-on",
         choices=["sst2"],

@@ -20,7 +20,9 @@ vocabulary.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,23 @@ from export.networks.image import VisionTransformer
 from export.networks.transformer import NEGATIVE, EncoderLayer, MultiHeadAttention, TextClassifier, rotate
 from export.networks.translation import CrossAttention, DecoderLayer, TranslationTransformer, padding_bias
 
+# Example tensors to trace a network with, and the dynamic axes of each.
+Example = tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]
+NUM_EXAMPLE_ROWS = 5  # differs from every other size, because tracing unifies equal sizes; channels are always three
 
-class ExplainedTextClassifier(nn.Module):
+
+class Explained(nn.Module, ABC):
+    """A network with its explanation; `inputs` and `outputs` are the names of the graph's tensors."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def example(self) -> Example:
+        """Return example tensors of different sizes and their dynamic axes."""
+
+
+class ExplainedTextClassifier(Explained):
     """A text classifier; `target` is the class whose logit is explained."""
 
     inputs = ("input_ids", "attention_mask", "target", "alpha")
@@ -69,8 +86,14 @@ class ExplainedTextClassifier(nn.Module):
         attribution_BT, (logits_BC, attention_BLHTT) = _step(answer, embedded_BTD, alpha_B)
         return logits_BC, attention_BLHTT, attribution_BT * attention_mask
 
+    def example(self) -> Example:
+        """Return rows of 16 tokens."""
+        batch, tokens = _batch_and_tokens(self.model.config.max_tokens)
+        ids = torch.ones(NUM_EXAMPLE_ROWS, 16, dtype=torch.int64)
+        return (ids, ids.clone(), *_example_target_and_alpha()), (tokens, tokens, batch, batch)
 
-class ExplainedVisionTransformer(nn.Module):
+
+class ExplainedVisionTransformer(Explained):
     """A vision transformer; `target` is the class whose logit is explained.
 
     Tokens are patches, row by row, or what convolutions make of the pixels around their place in the same grid.
@@ -100,8 +123,13 @@ class ExplainedVisionTransformer(nn.Module):
         attribution_BT, (logits_BC, attention_BLHTT) = _step(answer, embedded_BTD, alpha_B, baseline_1TD)
         return logits_BC, attention_BLHTT, attribution_BT
 
+    def example(self) -> Example:
+        """Return images of the network's size."""
+        batch, size = {0: torch.export.Dim("batch", min=1)}, self.model.config.image_size
+        return (torch.zeros(NUM_EXAMPLE_ROWS, 3, size, size), *_example_target_and_alpha()), (batch,) * 3
 
-class ExplainedTranslation(nn.Module):
+
+class ExplainedTranslation(Explained):
     """A translation model and a translation of its source, all tokens at once (teacher forcing)."""
 
     inputs = ("source_ids", "source_mask", "target_ids", "target_mask", "alpha")
@@ -160,8 +188,25 @@ class ExplainedTranslation(nn.Module):
         attribution_BS, (written_BT, cross_BLHTS, attention_BLHSS) = _step(answer, embedded_BSD, alpha_B)
         return written_BT, cross_BLHTS, attention_BLHSS, attribution_BS * source_mask
 
+    def example(self) -> Example:
+        """Return sources of 16 tokens with translations of 11."""
+        most = self.model.config.max_tokens
+        batch, tokens = _batch_and_tokens(most)
+        target_tokens = batch | {1: torch.export.Dim("target_tokens", min=1, max=most)}
+        ids, written = (torch.ones(NUM_EXAMPLE_ROWS, count, dtype=torch.int64) for count in (16, 11))
+        _, alpha_B = _example_target_and_alpha()
+        axes = (tokens, tokens, target_tokens, target_tokens, batch)
+        return (ids, ids.clone(), written, written.clone(), alpha_B), axes
 
-Explained = ExplainedTextClassifier | ExplainedVisionTransformer | ExplainedTranslation
+
+def _batch_and_tokens(max_tokens: int) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Return the dynamic axes of a tensor of rows, and of one of rows and tokens."""
+    batch = {0: torch.export.Dim("batch", min=1)}
+    return batch, batch | {1: torch.export.Dim("tokens", min=1, max=max_tokens)}
+
+
+def _example_target_and_alpha() -> tuple[Tensor, Tensor]:
+    return torch.zeros(NUM_EXAMPLE_ROWS, dtype=torch.int64), torch.full((NUM_EXAMPLE_ROWS,), 0.5)
 
 
 def _step(

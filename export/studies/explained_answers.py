@@ -22,7 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from export.conversion.comparison.explanation import Row, at_alphas, batch_of, gauss_legendre
-from export.conversion.explanation_graph import generation_of, image_task, open_folder
+from export.conversion.model_folder.opening import generation_of, image_classification_of, open_folder
 from export.onnx_graphs.translation import OnnxTranslator
 from export.training.translation import translate
 from model_store.folder import EXPLAIN, GRAPH, TOKENIZER, FolderError, Manifest
@@ -256,7 +256,7 @@ class ImageModel:
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest_of(folder)
         self.served, self.explain = session_of(folder / GRAPH), session_of(folder / EXPLAIN)
-        self.task = image_task(folder, self.manifest)
+        self.task = image_classification_of(folder, self.manifest)
 
     def logits(self, items: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Compute the logits of pixels [C, H, W]; [C] each."""

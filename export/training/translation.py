@@ -36,6 +36,7 @@ from export.networks.translation import (
     TranslationConfig,
     TranslationTransformer,
 )
+from export.task_table import TRANSLATION
 from export.training.quality import translation_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -369,7 +370,7 @@ def finish(trainer: Trainer, problem: TranslationProblem, command: str, console:
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
-        "task": "translation",
+        "task": TRANSLATION,
         "network": NETWORKS[type(trainer.model.config)][0],
         "data": data.name,
         "source_language": data.source_language,

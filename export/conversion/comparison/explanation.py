@@ -102,7 +102,11 @@ def difference(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def require_explained(
-    folder: Path, network: Explained, rows: Sequence[Row], served_tolerance: float
+    folder: Path,
+    network: Explained,
+    rows: Sequence[Row],
+    served_difference: Callable[[Path, Explained, ExplainGraph, Sequence[Row]], float],
+    served_tolerance: float,
 ) -> dict[str, float]:
     """Compare the graph with PyTorch, and its answers with those of the served graph.
 
@@ -110,6 +114,7 @@ def require_explained(
         folder: the model folder with all graphs.
         network: the PyTorch module that explains.
         rows: the inputs to compare on, of different length, at alpha 1.
+        served_difference: measures how far the graph's answers lie from those of the served graphs.
         served_tolerance: the allowed difference to served answers; int8 also rounds activations.
 
     Returns:
@@ -168,18 +173,23 @@ def completeness_gap(graph: Callable[[Sequence[Row]], Arrays], row: Row, num_ste
     return float(abs(shared_out - (answer - baseline)) / max(1.0, abs(answer - baseline)))
 
 
-def served_difference(folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
-    """Return the largest difference between answers at alpha 1 and those of the served graph."""
-    if isinstance(network, ExplainedTranslation):
-        found_BT, translator, worst = graph(rows)["log_probabilities"], OnnxTranslator(folder), 0.0
-        for row, found_T in zip(rows, found_BT, strict=True):
-            served_T = served_log_probabilities(translator, row, network.bos_id, network.model.config.vocab_size)
-            worst = max(worst, float(np.abs(found_T[: len(served_T)] - served_T).max()))
-        return worst
+def classifier_difference(folder: Path, graph: ExplainGraph, rows: Sequence[Row]) -> float:
+    """Return the largest difference between a classifier's logits at alpha 1 and those of its served graph."""
     session = cpu_session(folder / GRAPH)
     feeds = batch_of(rows)
     served = session.run(["logits"], {each.name: feeds[each.name] for each in session.get_inputs()})[0]
     return float(np.abs(graph(rows)["logits"] - served).max())
+
+
+def translation_difference(
+    folder: Path, network: ExplainedTranslation, graph: ExplainGraph, rows: Sequence[Row]
+) -> float:
+    """Return the largest difference between token log probabilities at alpha 1 and those of the served graphs."""
+    found_BT, translator, worst = graph(rows)["log_probabilities"], OnnxTranslator(folder), 0.0
+    for row, found_T in zip(rows, found_BT, strict=True):
+        served_T = served_log_probabilities(translator, row, network.bos_id, network.model.config.vocab_size)
+        worst = max(worst, float(np.abs(found_T[: len(served_T)] - served_T).max()))
+    return worst
 
 
 def served_log_probabilities(translator: OnnxTranslator, row: Row, bos_id: int, vocab_size: int) -> NDArray[np.float32]:
