@@ -25,9 +25,9 @@ Shapes: B rows, T tokens, S source tokens, H heads, L layers, C classes.
 
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -71,6 +71,9 @@ from model_store.folder import (
     write_manifest,
 )
 
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
+
 NUM_GOLDEN = 3  # kept rows; conversion compares all golden examples
 CARD_HEADING = "\n## Explained\n\n"
 
@@ -97,7 +100,8 @@ def with_gradient(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """Trace a network, its gradient included, to a graph of core operators for any batch size and length."""
     for weight in network.parameters():
         weight.requires_grad_(False)
-    table = torch._decomp.core_aten_decompositions()
+    # torch types the table by a wider key than `make_fx` takes.
+    table = cast("Mapping[OpOverload[..., Any], Callable[..., Any]]", torch._decomp.core_aten_decompositions())
     with torch.no_grad():
         traced: nn.Module = make_fx(network, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
     return traced
@@ -109,7 +113,7 @@ def with_gradient(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
 def golden_rows(folder: Path, manifest: Manifest, task: FolderTask[S], golden: Sequence[GoldenExample]) -> list[Row]:
     """Turn golden examples into rows at alpha 1, which explain the answer."""
     return [
-        Row(number, task.golden_feeds(folder, manifest, example) | {"alpha": np.float32(1.0)})
+        Row(number, task.golden_feeds(folder, manifest, example) | {"alpha": np.array(1.0, dtype=np.float32)})
         for number, example in enumerate(golden)
     ]
 
@@ -145,7 +149,7 @@ def replay_golden_rows(folder: Path, task: FolderTask[S]) -> dict[str, float]:
     for expected in golden.rows:
         (row,) = at_alphas(rows[expected.example], [expected.alpha])
         if expected.target is not None:
-            row.feeds["target"] = np.int64(expected.target)
+            row.feeds["target"] = np.array(expected.target)
         for name, array in graph([row]).items():
             found = kept_of(name, array[0]).ravel()
             worst[name] = max(worst[name], difference(name, found, np.array(expected.outputs[name])))

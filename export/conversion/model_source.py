@@ -24,7 +24,6 @@ from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
 from export.training.run_folder import read_result
 from model_store.folder import PREPROCESSOR, TOKENIZER, Limits
-from service.tasks.classification import Classifier
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
 
@@ -45,6 +44,13 @@ class Labelled(Protocol):
     @property
     def labels(self) -> Sequence[int]:
         """One for each."""
+
+
+class Collator(Protocol):
+    """The part of a served task that puts preprocessed inputs into one batch."""
+
+    def collate(self, items: Sequence[Any]) -> Mapping[str, NDArray[Any]]:
+        """Put preprocessed inputs into one batch."""
 
 
 class Source(Protocol):
@@ -103,7 +109,7 @@ class Source(Protocol):
         """Arguments of ONNX Runtime's transformer optimizer; None where it has nothing to do."""
 
     @property
-    def task(self) -> Classifier:
+    def task(self) -> Collator:
         """Pre- and postprocessing, as the service will do it."""
 
     def example(self) -> tuple[torch.Tensor, ...]:

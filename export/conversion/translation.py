@@ -285,7 +285,7 @@ def model_card(manifest: Manifest, version: int) -> str:
         "",
     ]
     compared = manifest.quality["compared_with_pytorch"]
-    signatures, rows = {}, []
+    signatures, rows = dict[str, str](), list[str]()
     for split, searches in manifest.quality.items():
         if split == "compared_with_pytorch":
             continue

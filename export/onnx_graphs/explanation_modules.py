@@ -178,8 +178,8 @@ class ExplainedTranslation(Explained):
             for layer in model.encoder:
                 x_BSD = _layer(layer, x_BSD, bias_B11S, weights)
             memory_BSD, x_BTD = model.encoder_norm(x_BSD), written_BTD
-            for layer in model.decoder:
-                x_BTD = _decoder_layer(layer, x_BTD, later_TT, memory_BSD, bias_B11S, cross_weights)
+            for decoder_layer in model.decoder:
+                x_BTD = _decoder_layer(decoder_layer, x_BTD, later_TT, memory_BSD, bias_B11S, cross_weights)
             logits_BTV = nn.functional.linear(model.decoder_norm(x_BTD), self.output_VD, model.never_V)
             log_probability_BTV = torch.log_softmax(logits_BTV, dim=-1)
             written_BT = log_probability_BTV.gather(-1, target_ids[..., None])[..., 0] * target_mask
@@ -247,16 +247,19 @@ def _self_attention(attention: MultiHeadAttention, x_BTD: Tensor, bias: Tensor |
     if attention.rotary:
         query = rotate(query, attention.cos_TK[:T], attention.sin_TK[:T])
         key = rotate(key, attention.cos_TK[:T], attention.sin_TK[:T])
-    return attention.out(_attend(query, key, value, bias, weights))
+    mixed_BTD: Tensor = attention.out(_attend(query, key, value, bias, weights))
+    return mixed_BTD
 
 
 def _layer(layer: EncoderLayer, x_BTD: Tensor, bias_B11T: Tensor | None, weights: list[Tensor]) -> Tensor:
     """Compute an encoder layer; [B, T, D] to [B, T, D]."""
     if layer.pre_norm:
         x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), bias_B11T, weights)
-        return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        sum_BTD: Tensor = x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        return sum_BTD
     x_BTD = layer.attention_norm(x_BTD + _self_attention(layer.attention, x_BTD, bias_B11T, weights))
-    return layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    normed_BTD: Tensor = layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    return normed_BTD
 
 
 def _cross_attention(
@@ -264,7 +267,8 @@ def _cross_attention(
 ) -> Tensor:
     B, T, D = x_BTD.shape
     query_BHTK = cross.query(x_BTD).view(B, T, cross.num_heads, D // cross.num_heads).transpose(1, 2)
-    return cross.out(_attend(query_BHTK, *cross.keys_and_values(memory_BSD), bias_B11S, weights))
+    mixed_BTD: Tensor = cross.out(_attend(query_BHTK, *cross.keys_and_values(memory_BSD), bias_B11S, weights))
+    return mixed_BTD
 
 
 def _decoder_layer(
@@ -280,7 +284,9 @@ def _decoder_layer(
     if layer.pre_norm:
         x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), later_TT, [])
         x_BTD = x_BTD + _cross_attention(layer.cross, layer.cross_norm(x_BTD), *to_source)
-        return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        sum_BTD: Tensor = x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        return sum_BTD
     x_BTD = layer.attention_norm(x_BTD + _self_attention(layer.attention, x_BTD, later_TT, []))
     x_BTD = layer.cross_norm(x_BTD + _cross_attention(layer.cross, x_BTD, *to_source))
-    return layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    normed_BTD: Tensor = layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    return normed_BTD

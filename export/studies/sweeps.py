@@ -140,8 +140,16 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
             f" {serving['steal_s']:.1f} CPU s stolen by the host in {serving['wall_s']:.0f} s.",
         ]
     users = f"{serving['users']} users" if serving else "many users"
-    columns = ("layers x width, heads", "parameters", "accuracy %", "while training %", "minutes of training")
-    columns += ("p50 ms at 1 user", f"requests/s at {users}", "on the front")
+    columns = (
+        "layers x width, heads",
+        "parameters",
+        "accuracy %",
+        "while training %",
+        "minutes of training",
+        "p50 ms at 1 user",
+        f"requests/s at {users}",
+        "on the front",
+    )
     rows = [
         [
             str(setting),

@@ -98,8 +98,8 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
 
     def golden_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
         """Explain the answered class."""
-        target = np.int64(np.argmax(example.outputs["logits"]))
-        return {"target": np.asarray(target)} | self.input_feeds(folder, manifest, example)
+        target = np.array(np.argmax(example.outputs["logits"]))
+        return {"target": target} | self.input_feeds(folder, manifest, example)
 
     def served_difference(self, folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
         """Compare logits."""

@@ -291,7 +291,8 @@ class TorchTranslator:
     @torch.inference_mode()
     def begin(self, sources: list[list[int]]) -> State:
         """Compute the state of the first step, as `Translator.begin` says."""
-        return self._model.begin(*pad(sources, self._device))
+        state: State = self._model.begin(*pad(sources, self._device))
+        return state
 
     @torch.inference_mode()
     def next_tokens(

@@ -73,7 +73,7 @@ def batch_of(rows: Sequence[Row]) -> Arrays:
 
 def at_alphas(row: Row, alphas: Sequence[float] | NDArray[np.float32]) -> list[Row]:
     """Copy a row to other places between the baseline (alpha 0) and the input (alpha 1)."""
-    return [Row(row.example, row.feeds | {"alpha": np.float32(alpha)}) for alpha in alphas]
+    return [Row(row.example, row.feeds | {"alpha": np.array(alpha, dtype=np.float32)}) for alpha in alphas]
 
 
 class ExplainGraph:
@@ -156,7 +156,8 @@ def answer_of(outputs: Arrays, row: Row) -> NDArray[np.float32]:
     """Return the explained score of each row of a batch (one input at several alphas); float32 [B]."""
     if "logits" in outputs:
         return outputs["logits"][:, int(row.feeds["target"])]
-    return outputs["log_probabilities"].sum(axis=1)
+    scores_B: NDArray[np.float32] = outputs["log_probabilities"].sum(axis=1)
+    return scores_B
 
 
 def completeness_gap(graph: Callable[[Sequence[Row]], Arrays], row: Row, num_steps: int) -> float:
