@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from export.task_table import TASKS
 from service.version import installed_version
 
 
@@ -102,7 +103,7 @@ def add_load(commands: Any) -> None:
         help="turn a Hugging Face model into the next version in the model store",
     )
     one.add_argument("source", help="a folder with a saved model, or a hub id")
-    one.add_argument("--task", required=True, choices=["text-classification", "image-classification", "translation"])
+    one.add_argument("--task", required=True, choices=list(TASKS))
     one.add_argument(
         "--validate-on",
         choices=["sst2"],

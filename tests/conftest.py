@@ -262,11 +262,13 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rich.console import Console
 
     from export.conversion.classifier import convert
+    from export.tasks.task import task_of
 
     store = tmp_path_factory.mktemp("images") / "models"
     for name, source in untrained_image_sources().items():
         convert(
             source,
+            task_of("image-classification"),
             name=name,
             store=store,
             compare_on=noise_files(500),
@@ -308,6 +310,7 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
 
     from export.conversion.translation import convert_translation
     from export.conversion.translation_source import translation_source_of_run
+    from export.tasks.task import task_of
     from tests.toy_translation import endless_source, toy_pairs
 
     store = tmp_path_factory.mktemp("translation") / "models"
@@ -315,6 +318,7 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
     for name, source in {"dogs": toy, "endless": endless_source(toy.tokenizer_json)}.items():
         convert_translation(
             source,
+            task_of("translation"),
             name=name,
             store=store,
             compare_on={"dogs": toy_pairs(300, 4), "more dogs": toy_pairs(200, 5)},

@@ -31,6 +31,7 @@ from export.conversion.comparison.classifier import (
 from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.model_folder.publishing import card_of_provenance, explain, put_into_store, with_half_precision
 from export.conversion.model_folder.staging import folder_in_the_making
+from export.conversion.model_folder.task import FolderTask
 from export.conversion.model_source import Labelled, Source
 from export.conversion.sensitivity.batch_sensitivity import with_batch_sensitivity
 from export.onnx_graphs.passes import (
@@ -58,6 +59,7 @@ from model_store.folder import (
 
 def convert(
     source: Source,
+    task: FolderTask[Labelled],
     *,
     name: str,
     store: Path,
@@ -75,6 +77,7 @@ def convert(
 
     Args:
         source: the model to convert.
+        task: its task.
         name: the name of the model folder.
         store: the model store.
         compare_on: at least 500 texts, or image files, for the comparison with PyTorch.
@@ -105,14 +108,14 @@ def convert(
         for name_of_more, more in also_measured_on.items():
             logits_BC = onnx_logits(source, folder / GRAPH, more.inputs)
             quality[name_of_more] = classification_quality(logits_BC, np.array(more.labels)).as_dict()
-        manifest = describe(source, folder, name, precision, comparison, quality, about)
+        manifest = describe(source, task.name, folder, name, precision, comparison, quality, about)
         if labelled is not None:
-            manifest = with_batch_sensitivity(folder, manifest, labelled.inputs, console)
+            manifest = with_batch_sensitivity(folder, manifest, task, labelled.inputs, console)
         if explained:
-            explain(folder, manifest, source.module, console)
+            explain(folder, manifest, task, source.module, console)
         if halved and labelled is not None:
-            manifest = with_half_precision(folder, manifest, {split: labelled}, console)
-        target = put_into_store(folder, manifest, store, model_card)
+            manifest = with_half_precision(folder, manifest, task, {split: labelled}, console)
+        target = put_into_store(folder, manifest, task, store, model_card)
     console.print(f"written: {target}")
     return target
 
@@ -213,6 +216,7 @@ def write_torchscript(
 
 def publish(
     source: Source,
+    task: FolderTask[Labelled],
     folder: Path,
     name: str,
     store: Path,
@@ -222,12 +226,13 @@ def publish(
     about: dict[str, Any],
 ) -> Path:
     """Complete a folder that has its served graph, and put it into the store without a graph that explains."""
-    manifest = describe(source, folder, name, precision, comparison, quality, about)
-    return put_into_store(folder, manifest, store, model_card)
+    manifest = describe(source, task.name, folder, name, precision, comparison, quality, about)
+    return put_into_store(folder, manifest, task, store, model_card)
 
 
 def describe(
     source: Source,
+    task_name: str,
     folder: Path,
     name: str,
     precision: Precision,
@@ -265,7 +270,7 @@ def describe(
     return Manifest(
         format=FORMAT,
         name=name,
-        task=source.task_name,
+        task=task_name,
         precision=precision,
         inputs=[Tensor(tensor, *source.input_form) for tensor in source.input_names],
         outputs=[Tensor("logits", "FP32", [-1, len(source.labels)])],

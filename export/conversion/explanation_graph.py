@@ -23,12 +23,11 @@ exported like any network (docs/decisions/explanations.md has what else was trie
 Shapes: B rows, T tokens, S source tokens, H heads, L layers, C classes.
 """
 
-import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import numpy as np
@@ -41,7 +40,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from export.conversion.comparison.explanation import (
     GOLDEN_ALPHAS,
     TOLERANCE,
-    Arrays,
     ExplainGraph,
     Row,
     at_alphas,
@@ -50,14 +48,9 @@ from export.conversion.comparison.explanation import (
     require,
     require_explained,
 )
-from export.networks.image import VisionTransformer
-from export.networks.transformer import TextClassifier
-from export.onnx_graphs.explanation_modules import (
-    Explained,
-    ExplainedTextClassifier,
-    ExplainedTranslation,
-    ExplainedVisionTransformer,
-)
+from export.conversion.model_folder.opening import open_folder
+from export.conversion.model_folder.task import FolderTask, S
+from export.onnx_graphs.explanation_modules import Explained
 from export.onnx_graphs.external_weights import share_weights
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
 from export.onnx_graphs.passes import export_graph
@@ -69,20 +62,17 @@ from model_store.folder import (
     GOLDEN,
     GRAPH,
     MANIFEST,
-    PREPROCESSOR,
     ExplainGolden,
-    FolderError,
-    FoundFolder,
     GoldenExample,
     GoldenRow,
     Manifest,
-    ModelFolder,
-    read,
     read_explain_golden,
     write_explain_golden,
     write_manifest,
 )
-from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload
 
 NUM_GOLDEN = 3  # kept rows; conversion compares all golden examples
 CARD_HEADING = "\n## Explained\n\n"
@@ -91,20 +81,10 @@ CARD_HEADING = "\n## Explained\n\n"
 # --- the graph -------------------------------------------------------------------------------------------------------
 
 
-def explained(stored: StoredNetwork, bos_id: int | None = None) -> Explained:
-    """Wrap a network in the module that explains it; `bos_id` begins the decoder's input of a translation model."""
-    if isinstance(stored.module, TextClassifier):
-        return ExplainedTextClassifier(stored.module)
-    if isinstance(stored.module, VisionTransformer):
-        return ExplainedVisionTransformer(stored.module)
-    assert bos_id is not None
-    return ExplainedTranslation(stored.module, bos_id, stored.output_VD)
-
-
 def export_explain_graph(network: Explained, folder: Path) -> None:
     """Write `explain.onnx` into a folder that has its served graphs; batch and lengths are dynamic."""
     path = folder / EXPLAIN
-    example, axes = _example(network)
+    example, axes = network.example()
     export_graph(
         with_gradient(network.eval(), example),
         example,
@@ -120,65 +100,22 @@ def with_gradient(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     """Trace a network, its gradient included, to a graph of core operators for any batch size and length."""
     for weight in network.parameters():
         weight.requires_grad_(False)
-    table = torch._decomp.core_aten_decompositions()
+    # torch types the table by a wider key than `make_fx` takes.
+    table = cast("Mapping[OpOverload[..., Any], Callable[..., Any]]", torch._decomp.core_aten_decompositions())
     with torch.no_grad():
         traced: nn.Module = make_fx(network, table, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
     return traced
 
 
-def _example(network: Explained) -> tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]:
-    """Return example tensors for tracing, all of different sizes, and their dynamic axes."""
-    B = 5  # differs from every other size, because tracing unifies equal sizes; channels are always three
-    batch = torch.export.Dim("batch", min=1)
-    ids = torch.ones(B, 16, dtype=torch.int64)
-    target, alpha = torch.zeros(B, dtype=torch.int64), torch.full((B,), 0.5)
-    if isinstance(network, ExplainedVisionTransformer):
-        size = network.model.config.image_size
-        return (torch.zeros(B, 3, size, size), target, alpha), ({0: batch},) * 3
-    most = network.model.config.max_tokens
-    tokens = {0: batch, 1: torch.export.Dim("tokens", min=1, max=most)}
-    if isinstance(network, ExplainedTextClassifier):
-        return (ids, ids.clone(), target, alpha), (tokens, tokens, {0: batch}, {0: batch})
-    written = torch.ones(B, 11, dtype=torch.int64)
-    target_tokens = {0: batch, 1: torch.export.Dim("target_tokens", min=1, max=most)}
-    axes = (tokens, tokens, target_tokens, target_tokens, {0: batch})
-    return (ids, ids.clone(), written, written.clone(), alpha), axes
-
-
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def golden_rows(folder: Path, manifest: Manifest, golden: Sequence[GoldenExample]) -> list[Row]:
-    """Turn golden examples into rows at alpha 1, which explain the answered class."""
-    rows = []
-    for number, example in enumerate(golden):
-        feeds: Arrays
-        if manifest.task == "translation":
-            source, written = example.tensors["input_ids"], example.tensors["greedy"]
-            assert not isinstance(source, str) and not isinstance(written, str)
-            target_ids = np.array([*written, generation_of(folder)["eos_token_id"]])[: manifest.limits.max_tokens]
-            feeds = {
-                "source_ids": np.array(source),
-                "source_mask": np.ones(len(source), dtype=np.int64),
-                "target_ids": target_ids,
-                "target_mask": np.ones_like(target_ids),
-            }
-        else:
-            feeds = {"target": np.int64(np.argmax(example.outputs["logits"]))}
-            if manifest.task == "image-classification":
-                pixels = image_task(folder, manifest).preprocess(example.inputs["image"].encode(), field="image")
-                feeds["pixel_values"] = pixels.pixels_CHW
-            else:
-                feeds["input_ids"] = np.array(example.tensors["input_ids"])
-                feeds["attention_mask"] = np.ones_like(feeds["input_ids"])
-        rows.append(Row(number, feeds | {"alpha": np.float32(1.0)}))
-    return rows
-
-
-def image_task(folder: Path, manifest: Manifest) -> ImageClassification:
-    """Build the image classification task of a folder: preprocessing and postprocessing without an engine."""
-    config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
-    return ImageClassification(config, labels=manifest.labels, graph_input=manifest.inputs[0].name)
+def golden_rows(folder: Path, manifest: Manifest, task: FolderTask[S], golden: Sequence[GoldenExample]) -> list[Row]:
+    """Turn golden examples into rows at alpha 1, which explain the answer."""
+    return [
+        Row(number, task.golden_feeds(folder, manifest, example) | {"alpha": np.array(1.0, dtype=np.float32)})
+        for number, example in enumerate(golden)
+    ]
 
 
 def golden_of(network: Explained, row: Row) -> GoldenRow:
@@ -198,7 +135,7 @@ def kept_of(name: str, output: NDArray[Any]) -> NDArray[Any]:
     return output[:, :, 0] if name.endswith("attention") else output
 
 
-def replay_golden_rows(folder: Path) -> dict[str, float]:
+def replay_golden_rows(folder: Path, task: FolderTask[S]) -> dict[str, float]:
     """Replay a folder's golden rows one by one; return the largest difference of each output.
 
     Raises:
@@ -207,12 +144,12 @@ def replay_golden_rows(folder: Path) -> dict[str, float]:
     """
     opened, golden, graph = open_folder(folder), read_explain_golden(folder), ExplainGraph(folder)
     assert opened.manifest is not None
-    rows = golden_rows(folder, opened.manifest, opened.golden)
+    rows = golden_rows(folder, opened.manifest, task, opened.golden)
     worst = dict.fromkeys(golden.tolerance, 0.0)
     for expected in golden.rows:
         (row,) = at_alphas(rows[expected.example], [expected.alpha])
         if expected.target is not None:
-            row.feeds["target"] = np.int64(expected.target)
+            row.feeds["target"] = np.array(expected.target)
         for name, array in graph([row]).items():
             found = kept_of(name, array[0]).ravel()
             worst[name] = max(worst[name], difference(name, found, np.array(expected.outputs[name])))
@@ -220,23 +157,25 @@ def replay_golden_rows(folder: Path) -> dict[str, float]:
     return worst
 
 
-def add_explain_graph(folder: Path, manifest: Manifest, stored: StoredNetwork) -> ExplainGolden:
+def add_explain_graph(folder: Path, manifest: Manifest, task: FolderTask[S], stored: StoredNetwork) -> ExplainGolden:
     """Write `explain.onnx` and `golden.explain.json` into a folder that is complete but for card and manifest.
 
     Args:
         folder: the folder with its served graphs, golden examples and configuration.
         manifest: the manifest as it will be written.
+        task: the model's task.
         stored: the network of the folder.
 
     Raises:
         ExplainRefused: the graph differs too much from PyTorch, or PyTorch from the served graph.
     """
     golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
-    bos_id = generation_of(folder)["decoder_start_token_id"] if manifest.task == "translation" else None
-    network = explained(stored, bos_id)
+    network = task.explained(stored, folder)
     export_explain_graph(network, folder)
-    rows = golden_rows(folder, manifest, golden)
-    measured = require_explained(folder, network, rows, manifest.tolerance.max_abs_logit_difference)
+    rows = golden_rows(folder, manifest, task, golden)
+    measured = require_explained(
+        folder, network, rows, task.served_difference, manifest.tolerance.max_abs_logit_difference
+    )
     kept = [
         golden_of(network, *at_alphas(row, [GOLDEN_ALPHAS[number % len(GOLDEN_ALPHAS)]]))
         for number, row in enumerate(rows[:NUM_GOLDEN])
@@ -246,8 +185,13 @@ def add_explain_graph(folder: Path, manifest: Manifest, stored: StoredNetwork) -
     return written
 
 
-def add_to_store(folder: Path, console: Console) -> ExplainGolden:
+def add_to_store(folder: Path, task_of: Callable[[str], FolderTask[Any]], console: Console) -> ExplainGolden:
     """Add the graph that explains to a version in the store, or replace it; its other graphs stay as they are.
+
+    Args:
+        folder: the version's folder.
+        task_of: returns the task of this name.
+        console: shows progress.
 
     Raises:
         FolderError: the folder is damaged.
@@ -259,7 +203,7 @@ def add_to_store(folder: Path, console: Console) -> ExplainGolden:
         raise NotUnderstood(f"{folder} is a bare ONNX graph: nothing says what its network is")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".explaining-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
-        golden = add_explain_graph(copy, manifest, stored_network(copy))
+        golden = add_explain_graph(copy, manifest, task_of(manifest.task), stored_network(copy))
         card = (copy / CARD).read_text().split(CARD_HEADING, maxsplit=1)[0]
         (copy / CARD).write_text(card + card_of_explanations(copy, manifest))
         write_manifest(copy, manifest)
@@ -293,20 +237,3 @@ def card_of_explanations(folder: Path, manifest: Manifest) -> str:
     ]
     lines += [f"- {name.replace('_', ' ')}: {value:.2g}" for name, value in measured.items()]
     return CARD_HEADING + "\n".join(lines) + f"\n\n`{EXPLAIN_GOLDEN}` has the same, and rows to check it by.\n"
-
-
-def open_folder(path: Path) -> ModelFolder:
-    """Read and check the folder of a version in the store.
-
-    Raises:
-        FolderError: the folder is damaged, or not in a store.
-    """
-    if not path.is_dir() or not path.resolve().name.isdigit():
-        raise FolderError(f"{path} is not a version's folder: <store>/<name>/<version>")
-    return read(FoundFolder(path.resolve().parent.name, path.resolve().name, path))
-
-
-def generation_of(folder: Path) -> dict[str, Any]:
-    """Read `generation_config.json`."""
-    found: dict[str, Any] = json.loads((folder / "generation_config.json").read_text())
-    return found

@@ -14,7 +14,6 @@ Shapes: B inputs, C classes.
 """
 
 import contextlib
-import json
 import re
 import shutil
 import tempfile
@@ -31,7 +30,8 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from export.conversion.explanation_graph import CARD_HEADING as EXPLAINED_HEADING
-from export.conversion.explanation_graph import open_folder
+from export.conversion.model_folder.opening import generation_of, open_folder, translation_of
+from export.conversion.model_folder.task import FolderTask, Preprocessing, S
 from export.conversion.model_source import Labelled
 from export.data.translation import ParallelTexts
 from export.onnx_graphs.external_weights import share_weights
@@ -54,19 +54,13 @@ from model_store.folder import (
     GRAPH,
     GRAPH_FLOAT16,
     MANIFEST,
-    PREPROCESSOR,
-    TARGET_TOKENIZER,
-    TOKENIZER,
     GoldenExample,
     HalfPrecision,
     Manifest,
     Tolerance,
     write_manifest,
 )
-from service.tasks.image_classification import ImageClassification, PreprocessorConfig
-from service.tasks.text_classification import TextClassification
-from service.tasks.translation import Translation
-from service.tasks.translation_search import GOLDEN_SEARCHES, Hypothesis, SearchDefaults, SearchRequest
+from service.tasks.translation_search import GOLDEN_SEARCHES, Hypothesis, SearchRequest
 
 BATCH_SIZE = 32
 OF_INT8 = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]")  # operators
@@ -171,15 +165,16 @@ def _used(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
 
 # --- what they are worth ---------------------------------------------------------------------------------------------
 
-Material = Mapping[str, Labelled] | Mapping[str, ParallelTexts]  # splits by name
 
-
-def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, console: Console) -> Manifest:
+def add_half_graphs(
+    folder: Path, manifest: Manifest, task: FolderTask[S], measured_on: Mapping[str, S], console: Console
+) -> Manifest:
     """Write the graphs in half precision into a folder that is complete but for card and manifest.
 
     Args:
         folder: the folder with its served graphs, golden examples and configuration.
         manifest: its manifest without the float16 graphs.
+        task: the model's task.
         measured_on: labelled inputs, or sentences with references.
         console: shows progress.
 
@@ -192,8 +187,7 @@ def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, con
     golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
     try:
         write_half_graphs(folder)
-        measure = measure_translations if manifest.task == "translation" else measure_classifier
-        found = measure(folder, manifest, golden, measured_on)
+        found = task.measure_float16(folder, manifest, golden, measured_on)
     except HalfPrecisionRefused:
         for name in (GRAPH_FLOAT16, ENCODER_FLOAT16):
             (folder / name).unlink(missing_ok=True)
@@ -203,14 +197,17 @@ def add_half_graphs(folder: Path, manifest: Manifest, measured_on: Material, con
 
 
 def measure_classifier(
-    folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, Labelled]
+    folder: Path,
+    manifest: Manifest,
+    golden: Sequence[GoldenExample],
+    measured_on: Mapping[str, Labelled],
+    preprocessing: Preprocessing,
 ) -> HalfPrecision:
     """Compare a classifier's float16 graph with the graph it is made of, and with PyTorch's golden logits.
 
     Raises:
         HalfPrecisionRefused: float16 loses too much accuracy.
     """
-    field, collate, item = classifier_of(folder, manifest)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         # float16 is compared with the dequantized graph, because float16 does not round activations to int8.
         whole = Path(temporary) / GRAPH
@@ -219,12 +216,12 @@ def measure_classifier(
             sessions = [cpu_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
 
     def logits(session: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
-        items = [item(given) for given in inputs]
+        items = [preprocessing.item(given) for given in inputs]
         batches = [items[first : first + BATCH_SIZE] for first in range(0, len(items), BATCH_SIZE)]
-        return np.concatenate([session.run(["logits"], collate(batch))[0] for batch in batches])
+        return np.concatenate([session.run(["logits"], preprocessing.collate(batch))[0] for batch in batches])
 
     quality: dict[str, Any] = {}
-    inputs = [example.inputs[field].encode() if field == "image" else example.inputs[field] for example in golden]
+    inputs = [preprocessing.golden_input(example) for example in golden]
     expected_BC = np.array([example.outputs["logits"] for example in golden])
     worst = float(np.abs(logits(sessions[0], inputs) - expected_BC).max())
     for split, labelled in measured_on.items():
@@ -246,45 +243,6 @@ def measure_classifier(
     return HalfPrecision(Tolerance(allowed, labels_must_agree=False), quality)
 
 
-def classifier_of(
-    folder: Path, manifest: Manifest
-) -> tuple[str, Callable[[Sequence[Any]], dict[str, NDArray[Any]]], Callable[[Any], Any]]:
-    """Build a classifier folder's preprocessing: the input field's name, the collate function, the item function."""
-    graph_inputs = [tensor.name for tensor in manifest.inputs]
-    if manifest.task == "image-classification":
-        config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
-        images = ImageClassification(config, labels=manifest.labels, graph_input=graph_inputs[0])
-        return "image", images.collate, lambda given: images.preprocess(given, field="image")
-    assert manifest.limits.max_tokens is not None
-    texts = TextClassification(
-        (folder / TOKENIZER).read_text(),
-        labels=manifest.labels,
-        max_tokens=manifest.limits.max_tokens,
-        pad_id=json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
-        graph_inputs=graph_inputs,
-    )
-    return "text", texts.collate, lambda given: texts.preprocess(given, truncate=True, field="text")
-
-
-def translation_of(folder: Path, manifest: Manifest) -> Translation:
-    """Build the pre- and postprocessing of a translation model's folder."""
-    config, generation = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "generation_config"))
-    target_tokenizer = folder / TARGET_TOKENIZER
-    assert manifest.limits.max_tokens is not None
-    return Translation(
-        (folder / TOKENIZER).read_text(),
-        max_tokens=manifest.limits.max_tokens,
-        bos_id=generation["decoder_start_token_id"],
-        eos_id=generation["eos_token_id"],
-        source_language=config["source_language"],
-        target_language=config["target_language"],
-        target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
-        defaults=SearchDefaults(
-            length_penalty=generation.get("length_penalty", 1.0), early_stopping=generation.get("early_stopping", True)
-        ),
-    )
-
-
 def measure_translations(
     folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, ParallelTexts]
 ) -> HalfPrecision:
@@ -293,7 +251,7 @@ def measure_translations(
     Raises:
         HalfPrecisionRefused: float16 loses too much BLEU.
     """
-    generation = json.loads((folder / "generation_config.json").read_text())
+    generation = generation_of(folder)
     task = translation_of(folder, manifest)
     with _refusing():
         half, served = OnnxTranslator(folder, ENCODER_FLOAT16, GRAPH_FLOAT16), OnnxTranslator(folder)
@@ -358,11 +316,17 @@ def _refusing() -> Iterator[None]:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], console: Console) -> Manifest:
+def add_to_store(
+    folder: Path,
+    task_of: Callable[[str], FolderTask[S]],
+    measured_on: Callable[[Manifest], Mapping[str, S]],
+    console: Console,
+) -> Manifest:
     """Add float16 graphs to a version in the store, or replace them; its other graphs stay as they are.
 
     Args:
         folder: the version's folder.
+        task_of: returns the task of this name.
         measured_on: finds the labelled inputs or sentences to judge a model by.
         console: shows progress.
 
@@ -376,12 +340,12 @@ def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], cons
         raise ValueError(f"{folder} is a bare ONNX graph: nothing says what it is worth")
     if manifest.precision == "float16":
         raise ValueError(f"{folder} is in half precision as it is")
-    material = measured_on(manifest)
+    material, task = measured_on(manifest), task_of(manifest.task)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".halving-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
-        manifest = add_half_graphs(copy, manifest, material, console)
+        manifest = add_half_graphs(copy, manifest, task, material, console)
         before, *explained = (copy / CARD).read_text().split(EXPLAINED_HEADING, maxsplit=1)
-        card = before.split(CARD_HEADING, maxsplit=1)[0] + card_of_half_precision(manifest)
+        card = before.split(CARD_HEADING, maxsplit=1)[0] + card_of_half_precision(manifest, task)
         (copy / CARD).write_text(EXPLAINED_HEADING.join([card, *explained]))
         write_manifest(copy, manifest)
         for name in (GRAPH_FLOAT16, ENCODER_FLOAT16, CARD, MANIFEST):
@@ -392,11 +356,11 @@ def add_to_store(folder: Path, measured_on: Callable[[Manifest], Material], cons
     return manifest
 
 
-def card_of_half_precision(manifest: Manifest) -> str:
+def card_of_half_precision(manifest: Manifest, task: FolderTask[S]) -> str:
     """Write the card's section on the float16 graphs; empty for a folder without them."""
     if manifest.float16 is None:
         return ""
-    files = f"`{GRAPH_FLOAT16}`" + (f" and `{ENCODER_FLOAT16}`" if manifest.task == "translation" else "")
+    files = " and ".join(f"`{name}`" for name in task.float16_graphs)
     of_int8 = ", with the weights that int8 made" if manifest.precision == "int8" else ""
     lines = [
         f"A GPU gets {files}: the same network in half precision{of_int8}. The bytes of its weights are those of the"
@@ -404,18 +368,5 @@ def card_of_half_precision(manifest: Manifest) -> str:
         "",
     ]
     for split, measured in manifest.float16.quality.items():
-        if manifest.task != "translation":
-            before = measured[f"accuracy_in_{manifest.precision}"]
-            lines.append(
-                f"- {split}, n = {measured['num_examples']}: accuracy {100 * measured['accuracy']:.2f} % instead of"
-                f" {100 * before:.2f} %, {measured['labels_changed']} labels change; logits differ by at most"
-                f" {measured['max_abs_logit_difference_to_float32']:.2g} from those of the same weights in float32"
-            )
-            continue
-        for search, found in measured.items():
-            lines.append(
-                f"- {split}, n = {found['num_examples']}, {search}: BLEU {found['bleu']:.2f} instead of"
-                f" {found[f'bleu_in_{manifest.precision}']:.2f}, {found['translations_changed']} translations change;"
-                f" scores of the others differ by at most {found['max_abs_score_difference']:.2g}"
-            )
+        lines += task.float16_lines(split, measured, manifest.precision)
     return CARD_HEADING + "\n".join(lines) + "\n"

@@ -31,7 +31,7 @@ from export.conversion.checkpoints.reading import (
     read_config,
     reading,
 )
-from export.conversion.model_source import ImageClassifierSource, TextClassifierSource
+from export.conversion.model_source import ImageClassifierSource, Source, TextClassifierSource
 from export.networks.transformer import fused_attention, padding_bias
 
 # The graph's inputs by model type, for the families that conversion is tested with.
@@ -132,7 +132,7 @@ def _check_image_size(config: Any, preprocessor: Mapping[str, Any]) -> None:
         )
 
 
-def _check_computes(source: TextClassifierSource | ImageClassifierSource) -> None:
+def _check_computes(source: Source) -> None:
     """Compute a few golden examples with the loaded network.
 
     Raises:
@@ -228,6 +228,6 @@ def _fused_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     B, H, T, K = query_BHTK.shape
-    parts = [part.transpose(1, 2).reshape(B, T, H * K) for part in (query_BHTK, key_BHTK, value_BHTK)]
-    mixed_BTD = fused_attention(*parts, bias_B1TT, H)
+    query, key, value = (part.transpose(1, 2).reshape(B, T, H * K) for part in (query_BHTK, key_BHTK, value_BHTK))
+    mixed_BTD = fused_attention(query, key, value, bias_B1TT, H)
     return mixed_BTD.view(B, T, H, K), None

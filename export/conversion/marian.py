@@ -219,7 +219,7 @@ def _layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> di
         ("fc2", "feed_forward.down"),
         ("final_layer_norm", "feed_forward_norm"),
     ]
-    joined = [(("q", "k", "v"), "self_attn", "attention.qkv")]
+    joined: list[tuple[tuple[str, ...], str, str]] = [(("q", "k", "v"), "self_attn", "attention.qkv")]
     if decodes:
         pairs += [
             ("encoder_attn.out_proj", "cross.out"),
@@ -245,7 +245,7 @@ def _read_pieces(path: Path) -> Any:
     provide_sentencepiece_messages()
     from sentencepiece import sentencepiece_model_pb2  # of whichever of the two packages it can be
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated code without types
     proto.ParseFromString(path.read_bytes())
     if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
         raise LoadRefused(f"{path.name} is not a unigram model")

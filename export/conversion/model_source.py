@@ -24,7 +24,6 @@ from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
 from export.training.run_folder import read_result
 from model_store.folder import PREPROCESSOR, TOKENIZER, Limits
-from service.tasks.classification import Classifier
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
 
@@ -47,22 +46,51 @@ class Labelled(Protocol):
         """One for each."""
 
 
+class Collator(Protocol):
+    """The part of a served task that puts preprocessed inputs into one batch."""
+
+    def collate(self, items: Sequence[Any]) -> Mapping[str, NDArray[Any]]:
+        """Put preprocessed inputs into one batch."""
+
+
 class Source(Protocol):
     """The interface of a PyTorch classifier for conversion. An input is what a client would send: a text or a file.
 
-    `module` takes tensors in the order of `input_names` and returns logits [B, C]. `for_export` returns the network
-    in a form that may work only inside an export; `skips_padding` says whether that form computes only real tokens.
+    `module` takes tensors in the order of `input_names` and returns logits [B, C]. The network that `for_export` builds
+    may work only inside an export.
     """
 
-    task_name: str
-    kind: str  # the plural noun for inputs in messages
-    module: Any
-    for_export: Callable[[], nn.Module]
-    skips_padding: bool
-    input_names: tuple[str, ...]
-    labels: list[str]
-    provenance: dict[str, Any]
-    quantized_operators: Sequence[str] | None  # None: all that can be quantized
+    @property
+    def kind(self) -> str:
+        """The plural noun for inputs in messages."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The trained network."""
+
+    @property
+    def for_export(self) -> Callable[[], nn.Module]:
+        """Builds the network in its form for export."""
+
+    @property
+    def skips_padding(self) -> bool:
+        """Whether that form computes only real tokens."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the graph's inputs."""
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes, by number."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Where the model comes from, for manifest and card."""
+
+    @property
+    def quantized_operators(self) -> Sequence[str] | None:
+        """The operators that int8 quantizes; None for all that can be."""
 
     @property
     def not_quantized_because(self) -> str | None:
@@ -81,7 +109,7 @@ class Source(Protocol):
         """Arguments of ONNX Runtime's transformer optimizer; None where it has nothing to do."""
 
     @property
-    def task(self) -> Classifier:
+    def task(self) -> Collator:
         """Pre- and postprocessing, as the service will do it."""
 
     def example(self) -> tuple[torch.Tensor, ...]:
@@ -123,7 +151,6 @@ class TextClassifierSource:
     model_type: str
     cuts_left: bool = False  # long texts are truncated at their beginning
     provenance: dict[str, Any] = field(default_factory=dict)
-    task_name: str = "text-classification"
     kind: str = "texts"
     quantized_operators: Sequence[str] | None = None
     not_quantized_because: str | None = None
@@ -210,7 +237,6 @@ class ImageClassifierSource:
     quantized_operators: Sequence[str] | None = ("MatMul",)
     not_quantized_because: str | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
-    task_name: str = "image-classification"
     kind: str = "images"
     skips_padding: bool = False
     input_names: tuple[str, ...] = ("pixel_values",)
@@ -307,20 +333,14 @@ def _label_names(labels: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def source_of_run(run_dir: Path) -> TextClassifierSource | ImageClassifierSource:
-    """Load the best weights of a finished training run as a source for conversion.
+def text_source_of_run(run_dir: Path) -> TextClassifierSource:
+    """Load the best weights of a finished text classifier run as a source for conversion.
 
     Raises:
         FileNotFoundError: the run is not finished, or there is none.
         ValueError: its network cannot be served.
     """
     result = read_result(run_dir)
-    if result["task"] == "image-classification":
-        return _image_source(run_dir, result)
-    return _text_source(run_dir, result)
-
-
-def _text_source(run_dir: Path, result: Any) -> TextClassifierSource:
     network = result["network"]
     if network != "transformer":
         raise ValueError(f"{run_dir} holds a {network}: only the Transformer has a form for serving")
@@ -341,7 +361,13 @@ def _text_source(run_dir: Path, result: Any) -> TextClassifierSource:
     )
 
 
-def _image_source(run_dir: Path, result: Any) -> ImageClassifierSource:
+def image_source_of_run(run_dir: Path) -> ImageClassifierSource:
+    """Load the best weights of a finished image classifier run as a source for conversion.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or there is none.
+    """
+    result = read_result(run_dir)
     network = result["network"]
     return ImageClassifierSource(
         module=train_image_classifier.load_run_model(run_dir),

@@ -11,7 +11,8 @@ from export.conversion.comparison.classifier import compare, onnx_logits
 from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.staging import folder_in_the_making
-from export.conversion.model_source import TextClassifierSource
+from export.conversion.model_folder.task import FolderTask
+from export.conversion.model_source import Labelled, TextClassifierSource
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.onnx_graphs.passes import quantize, use_standard_attention
 from export.provenance import this_command
@@ -19,6 +20,7 @@ from model_store.folder import GRAPH
 
 
 def write_untrained(
+    task: FolderTask[Labelled],
     *,
     name: str,
     store: Path,
@@ -51,7 +53,7 @@ def write_untrained(
             "untrained": "random weights; for measuring speed only",
             "command": this_command(),
         }
-        target = publish(source, folder, name, store, precision, comparison, quality, about)
+        target = publish(source, task, folder, name, store, precision, comparison, quality, about)
     console.print(f"written: {target} ({comparison})")
     return target
 

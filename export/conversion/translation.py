@@ -25,6 +25,7 @@ from export.conversion.comparison.translation import (
 )
 from export.conversion.model_folder.publishing import card_of_provenance, explain, put_into_store, with_half_precision
 from export.conversion.model_folder.staging import folder_in_the_making
+from export.conversion.model_folder.task import FolderTask
 from export.conversion.sensitivity.batch_sensitivity import inputs_of, with_batch_sensitivity
 from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
@@ -54,6 +55,7 @@ FEW_TOGETHER = 4  # golden examples per call, besides one and all: int8 scores d
 
 def convert_translation(
     source: TranslationSource,
+    task: FolderTask[ParallelTexts],
     *,
     name: str,
     store: Path,
@@ -68,6 +70,7 @@ def convert_translation(
 
     Args:
         source: the model to convert.
+        task: its task.
         name: the name of the model folder.
         store: the model store.
         compare_on: test splits by name, together at least 500 sentences: compared with PyTorch, and measured where
@@ -95,13 +98,13 @@ def convert_translation(
         console.print("exporting to ONNX")
         write_graphs(source, folder, precision)
         quality = compare_splits(source, folder, compare_on, precision, console)
-        manifest = describe(source, folder, name, precision, quality, about)
-        manifest = with_batch_sensitivity(folder, manifest, inputs_of(compare_on), console)
+        manifest = describe(source, task.name, folder, name, precision, quality, about)
+        manifest = with_batch_sensitivity(folder, manifest, task, inputs_of(compare_on), console)
         if explained:
-            explain(folder, manifest, source.module, console)
+            explain(folder, manifest, task, source.module, console)
         if halved and (judged := {name: texts for name, texts in compare_on.items() if texts.target}):
-            manifest = with_half_precision(folder, manifest, judged, console)
-        target = put_into_store(folder, manifest, store, model_card)
+            manifest = with_half_precision(folder, manifest, task, judged, console)
+        target = put_into_store(folder, manifest, task, store, model_card)
     console.print(f"written: {target}")
     return target
 
@@ -163,6 +166,7 @@ def compare_splits(
 
 def describe(
     source: TranslationSource,
+    task_name: str,
     folder: Path,
     name: str,
     precision: Precision,
@@ -192,7 +196,7 @@ def describe(
     return Manifest(
         format=FORMAT,
         name=name,
-        task="translation",
+        task=task_name,
         precision=precision,
         inputs=[Tensor(tensor, "INT64", [-1, -1]) for tensor in ("input_ids", "attention_mask")],
         outputs=[Tensor("log_probabilities", "FP32", [-1, -1]), Tensor("top_ids", "INT64", [-1, -1])],
@@ -281,7 +285,7 @@ def model_card(manifest: Manifest, version: int) -> str:
         "",
     ]
     compared = manifest.quality["compared_with_pytorch"]
-    signatures, rows = {}, []
+    signatures, rows = dict[str, str](), list[str]()
     for split, searches in manifest.quality.items():
         if split == "compared_with_pytorch":
             continue

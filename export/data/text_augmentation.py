@@ -41,7 +41,7 @@ def changed_texts(
     known = neighbours or {}
     changed = []
     for text in texts:
-        joined = f"{text} {texts[rng.integers(len(texts))]}" if rng.random() < join_share else text
+        joined = f"{text} {texts[int(rng.integers(len(texts)))]}" if rng.random() < join_share else text
         words = joined.split()
         kept = [word for word in words if rng.random() >= drop_share] or words
         if replace_share:

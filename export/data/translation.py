@@ -23,6 +23,11 @@ class ParallelTexts:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def inputs(self) -> list[str]:
+        """The sentences as a client would send them."""
+        return self.source
+
     def __add__(self, other: "ParallelTexts") -> "ParallelTexts":
         return ParallelTexts(self.source + other.source, self.target + other.target)
 

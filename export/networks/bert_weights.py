@@ -82,7 +82,8 @@ def with_pieces(tokenizer: Tokenizer, kept: list[int]) -> Tokenizer:
 def in_fewer_dimensions(vectors_VD: Tensor, width: int) -> Tensor:
     """Project vectors onto their first `width` right singular vectors, where they vary most; [V, width]."""
     _, _, directions_DD = torch.linalg.svd(vectors_VD, full_matrices=False)
-    return vectors_VD @ directions_DD[:width].T
+    narrow_VE: Tensor = vectors_VD @ directions_DD[:width].T
+    return narrow_VE
 
 
 def bert_config(folder: Path, num_labels: int, dropout: float) -> EncoderConfig:

@@ -70,5 +70,6 @@ def smoothed_cross_entropy(
     Returns:
         the loss, and whether the correct token had the highest logit, bool [N].
     """
-    loss, correct_N = _SmoothedCrossEntropy.apply(x_ND, weight_VD, bias_V, labels_N, label_smoothing, dtype)
+    settings = labels_N, label_smoothing, dtype
+    loss, correct_N = _SmoothedCrossEntropy.apply(x_ND, weight_VD, bias_V, *settings)  # type: ignore[no-untyped-call] # torch has no types for it
     return loss, correct_N

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from export.networks.transformer import EncoderLayer, LayerConfig, build_norm, sinusoidal_positions
+from export.networks.transformer import EncoderLayer, LayerConfig, Layers, build_norm, sinusoidal_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class VisionTransformer(nn.Module):
         else:
             self.positions_TD = nn.Parameter(torch.randn(config.num_tokens, config.d_model) * 0.02)
         self.dropout = nn.Dropout(config.dropout)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.layers = Layers(EncoderLayer(config) for _ in range(config.num_layers))
         self.final_norm = build_norm(config)
         self.pool = nn.Linear(config.d_model, 1) if config.pooling == "attention" else None
         self.head = nn.Linear(config.d_model, config.num_labels)
@@ -72,9 +72,11 @@ class VisionTransformer(nn.Module):
     def classify(self, x_BTD: Tensor) -> Tensor:
         """Compute logits from the last token vectors; [B, T, D] to [B, K]."""
         if self.pool is None:
-            return self.head(x_BTD.mean(dim=1))
-        weights_BT1 = torch.softmax(self.pool(x_BTD), dim=1)
-        return self.head((weights_BT1 * x_BTD).sum(dim=1))
+            pooled_BD = x_BTD.mean(dim=1)
+        else:
+            pooled_BD = (torch.softmax(self.pool(x_BTD), dim=1) * x_BTD).sum(dim=1)
+        logits_BK: Tensor = self.head(pooled_BD)
+        return logits_BK
 
 
 def drop_path(before_BTD: Tensor, after_BTD: Tensor, share: float) -> Tensor:
@@ -132,7 +134,8 @@ class ResNet9(nn.Module):
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
         """Normalised pixels, float32 [B, 3, H, W]; logits, float32 [B, K]."""
         x_BCHW = self.stage_3(self.stage_2(self.stage_1(self.stem(pixels_BCHW))))
-        return self.head(self.dropout(x_BCHW.amax(dim=(2, 3)))) * self.config.logit_scale
+        logits_BK: Tensor = self.head(self.dropout(x_BCHW.amax(dim=(2, 3)))) * self.config.logit_scale
+        return logits_BK
 
 
 class _Residual(nn.Module):
@@ -141,7 +144,8 @@ class _Residual(nn.Module):
         self.body = nn.Sequential(_convolution(channels, channels), _convolution(channels, channels))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        return x_BCHW + self.body(x_BCHW)
+        sum_BCHW: Tensor = x_BCHW + self.body(x_BCHW)
+        return sum_BCHW
 
 
 def _convolution(channels: int, wider: int, pool: bool = False) -> nn.Module:
@@ -164,4 +168,5 @@ def multiply_accumulates(model: nn.Module, image_size: int) -> int:
 
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.eval()(torch.zeros(1, 3, image_size, image_size))
-    return counter.get_total_flops() // 2
+    products: int = counter.get_total_flops() // 2
+    return products

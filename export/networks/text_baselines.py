@@ -47,7 +47,8 @@ class BiLstmClassifier(nn.Module):
         packed = pack_padded_sequence(x_BTD, lengths_B, batch_first=True, enforce_sorted=False)
         states_BTH, _ = pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=input_ids.size(1))
         hidden_BTH = states_BTH + (1.0 - attention_mask[..., None].to(states_BTH.dtype)) * NEGATIVE
-        return self.head(self.dropout(hidden_BTH.amax(dim=1)))
+        logits_BC: Tensor = self.head(self.dropout(hidden_BTH.amax(dim=1)))
+        return logits_BC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,4 +91,5 @@ class KimCnnClassifier(nn.Module):
             place_T = torch.arange(activation_BFT.size(2), device=input_ids.device)
             inside_BT = place_T < (lengths_B1 - width + 1).clamp(min=1)
             pooled.append(activation_BFT.masked_fill(~inside_BT[:, None], NEGATIVE).amax(dim=2))
-        return self.head(self.dropout(torch.cat(pooled, dim=1)))
+        logits_BC: Tensor = self.head(self.dropout(torch.cat(pooled, dim=1)))
+        return logits_BC

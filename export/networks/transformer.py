@@ -9,8 +9,9 @@ Shapes: B batch, T tokens, D width of the model, H heads, K width of a head, F w
 """
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -68,6 +69,20 @@ class EncoderConfig(LayerConfig):
     # pieces take few weights (Lan et al. 2020, ALBERT, arXiv 1909.11942, section 3.1). 0: d_model, and no matrix.
     embedding_width: int = 0
     pooling: Literal["mean", "cls", "max"] = "mean"
+
+
+L = TypeVar("L", bound=nn.Module)
+
+
+class Layers(nn.ModuleList, Generic[L]):
+    """A list of layers of one type."""
+
+    def __init__(self, layers: Iterable[L]) -> None:
+        super().__init__(layers)
+
+    def __iter__(self) -> Iterator[L]:
+        layers: Iterator[Any] = super().__iter__()
+        return layers
 
 
 class Dropout(nn.Module):
@@ -152,7 +167,8 @@ class MultiHeadAttention(nn.Module):
             query = rotate(query, self.cos_TK[:T], self.sin_TK[:T])
             key = rotate(key, self.cos_TK[:T], self.sin_TK[:T])
         mixed_BHTK = scaled_dot_product_attention(query, key, value, bias_B11T)
-        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        mixed_BTD: Tensor = self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        return mixed_BTD
 
 
 class FeedForward(nn.Module):
@@ -161,12 +177,13 @@ class FeedForward(nn.Module):
     def __init__(self, config: LayerConfig) -> None:
         super().__init__()
         self.gated = config.activation == "swiglu"
-        self.activation = {
+        activations: dict[str, Callable[[Tensor], Tensor]] = {
             "relu": functional.relu,
             "gelu": functional.gelu,
             "silu": functional.silu,
             "swiglu": functional.silu,
-        }[config.activation]
+        }
+        self.activation = activations[config.activation]
         self.up = nn.Linear(config.d_model, config.d_ff * (2 if self.gated else 1))
         self.down = nn.Linear(config.d_ff, config.d_model)
         self.dropout = Dropout(config.dropout if config.inner_dropout else 0.0)
@@ -179,7 +196,8 @@ class FeedForward(nn.Module):
             hidden = self.activation(gate_BTF) * hidden_BTF
         else:
             hidden = self.activation(hidden)
-        return self.down(self.dropout(hidden))
+        transformed_BTD: Tensor = self.down(self.dropout(hidden))
+        return transformed_BTD
 
 
 class EncoderLayer(nn.Module):
@@ -198,9 +216,11 @@ class EncoderLayer(nn.Module):
         """[B, T, D] to [B, T, D]."""
         if self.pre_norm:
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B11T))
-            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            sum_BTD: Tensor = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            return sum_BTD
         x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, bias_B11T)))
-        return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+        normed_BTD: Tensor = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+        return normed_BTD
 
 
 def build_norm(config: LayerConfig) -> nn.Module:
@@ -228,7 +248,7 @@ class TextClassifier(nn.Module):
             self.positions_TD = nn.Parameter(torch.randn(config.max_tokens, config.d_model) * 0.02)
         self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.dropout = Dropout(config.dropout)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.layers = Layers(EncoderLayer(config) for _ in range(config.num_layers))
         self.final_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.head = nn.Linear(config.d_model, config.num_labels)
         self.apply(self._initialise)
@@ -258,7 +278,8 @@ class TextClassifier(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """Embed token ids, without positions: [...] to [..., D]."""
-        return self.widen(self.embedding(ids)) * self.embedding_scale
+        embedded: Tensor = self.widen(self.embedding(ids)) * self.embedding_scale
+        return embedded
 
     def token_vectors(self, input_ids: Tensor, attention_mask: Tensor) -> list[Tensor]:
         """Return the token vectors of each layer, [B, T, D] each; the last one after the final normalisation."""
@@ -275,7 +296,8 @@ class TextClassifier(nn.Module):
 
     def classify(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
         """Compute logits from the last token vectors; [B, T, D] to [B, C]."""
-        return self.head(self.dropout(self._pool(x_BTD, attention_mask)))
+        logits_BC: Tensor = self.head(self.dropout(self._pool(x_BTD, attention_mask)))
+        return logits_BC
 
     def _pool(self, x_BTD: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool the real tokens to one vector per sentence, [B, D]."""
@@ -317,16 +339,19 @@ class PackedTextClassifier(nn.Module):
         x_ND = model.embedding_norm(x_ND)
         for layer in model.layers:
             x_ND = packed_layer(layer, x_ND, packing, position_N)
-        return model.head(model._pool(packing.put_back(model.final_norm(x_ND)), attention_mask))
+        logits_BC: Tensor = model.head(model._pool(packing.put_back(model.final_norm(x_ND)), attention_mask))
+        return logits_BC
 
 
 def packed_layer(layer: EncoderLayer, x_ND: Tensor, packing: "Packing", position_N: Tensor) -> Tensor:
     """Compute an encoder layer on real tokens only; [N, D] to [N, D]."""
     if layer.pre_norm:
         x_ND = x_ND + _packed_attention(layer.attention, layer.attention_norm(x_ND), packing, position_N)
-        return x_ND + layer.feed_forward(layer.feed_forward_norm(x_ND))
+        sum_ND: Tensor = x_ND + layer.feed_forward(layer.feed_forward_norm(x_ND))
+        return sum_ND
     x_ND = layer.attention_norm(x_ND + _packed_attention(layer.attention, x_ND, packing, position_N))
-    return layer.feed_forward_norm(x_ND + layer.feed_forward(x_ND))
+    normed_ND: Tensor = layer.feed_forward_norm(x_ND + layer.feed_forward(x_ND))
+    return normed_ND
 
 
 def _packed_attention(
@@ -345,7 +370,8 @@ def _packed_attention(
         key_ND = rotate(key_ND.view(-1, H, D // H), cos_N1K, sin_N1K).view(-1, D)
         qkv_N3D = torch.cat((query_ND, key_ND, value_ND), dim=-1)
     mixed_BTD = fused_attention(*packing.put_back_parts(qkv_N3D), packing.bias_B1TT, H)
-    return attention.out(packing.real_only(mixed_BTD))
+    mixed_ND: Tensor = attention.out(packing.real_only(mixed_BTD))
+    return mixed_ND
 
 
 class Packing:
@@ -383,7 +409,7 @@ def padding_bias(attention_mask: Tensor) -> Tensor:
 
 def fused_attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, bias_B1TT: Tensor, num_heads: int) -> Tensor:
     """The operator of fused attention: scaled dot-product attention with a bias on the scores; [B, T, D]."""
-    return torch.onnx.ops.symbolic(
+    mixed_BTD: Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (query_BTD, key_BTD, value_BTD, None, None, bias_B1TT),
         {"num_heads": num_heads},
@@ -391,3 +417,4 @@ def fused_attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, bias_
         shape=query_BTD.shape,
         version=1,
     )
+    return mixed_BTD

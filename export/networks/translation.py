@@ -23,6 +23,7 @@ from export.networks.transformer import (
     EncoderLayer,
     FeedForward,
     LayerConfig,
+    Layers,
     MultiHeadAttention,
     build_norm,
     scaled_dot_product_attention,
@@ -63,9 +64,9 @@ class TranslationTransformer(nn.Module):
         table_TD = sinusoidal_positions(config.max_tokens, config.d_model)
         self.register_buffer("positions_TD", table_TD, persistent=False)
         self.dropout = Dropout(config.dropout)
-        self.encoder = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_layers))
+        self.encoder = Layers(EncoderLayer(config) for _ in range(config.num_layers))
         self.encoder_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.decoder = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
+        self.decoder = Layers(DecoderLayer(config) for _ in range(config.num_decoder_layers))
         self.decoder_norm = build_norm(config) if config.norm_position == "pre" else nn.Identity()
         never_V = torch.zeros(config.vocab_size)
         never_V[[PAD_ID, BOS_ID]] = NEGATIVE  # no translation contains them
@@ -103,7 +104,8 @@ class TranslationTransformer(nn.Module):
         x_BTD = self._embed(target_ids, torch.arange(T, device=target_ids.device))
         for layer in self.decoder:
             x_BTD = layer(x_BTD, later_TT, *layer.cross.keys_and_values(memory_BSD), bias_B11S)
-        return self.decoder_norm(x_BTD)[target_mask.bool()]
+        features_ND: Tensor = self.decoder_norm(x_BTD)[target_mask.bool()]
+        return features_ND
 
     def encode(self, source_ids: Tensor, source_mask: Tensor) -> Tensor:
         """Encode the source; [B, S, D]."""
@@ -111,10 +113,12 @@ class TranslationTransformer(nn.Module):
         bias_B11S = padding_bias(source_mask, x_BSD.dtype)
         for layer in self.encoder:
             x_BSD = layer(x_BSD, bias_B11S)
-        return self.encoder_norm(x_BSD)
+        memory_BSD: Tensor = self.encoder_norm(x_BSD)
+        return memory_BSD
 
     def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        return self.dropout(self.embedding(ids) * self.embedding_scale + self.positions_TD[positions])
+        embedded: Tensor = self.dropout(self.embedding(ids) * self.embedding_scale + self.positions_TD[positions])
+        return embedded
 
     def logits(self, x_ND: Tensor) -> Tensor:
         """Project [N, D] to [N, V] with the tied embedding matrix (Press and Wolf 2017, arXiv 1608.05859)."""
@@ -167,7 +171,8 @@ class CrossAttention(nn.Module):
         B, T, D = x_BTD.shape
         query_BHTK = self.query(x_BTD).view(B, T, self.num_heads, D // self.num_heads).transpose(1, 2)
         mixed_BHTK = scaled_dot_product_attention(query_BHTK, key_BHSK, value_BHSK, bias_B11S)
-        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        mixed_BTD: Tensor = self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        return mixed_BTD
 
 
 class DecoderLayer(nn.Module):
@@ -218,10 +223,12 @@ class DecoderLayer(nn.Module):
         x_BTD = x_BTD + self.dropout(mixed_BTD)
         if self.pre_norm:
             x_BTD = x_BTD + self.dropout(self.cross(self.cross_norm(x_BTD), *cross))
-            return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            sum_BTD: Tensor = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))
+            return sum_BTD
         x_BTD = self.attention_norm(x_BTD)
         x_BTD = self.cross_norm(x_BTD + self.dropout(self.cross(x_BTD, *cross)))
-        return self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+        normed_BTD: Tensor = self.feed_forward_norm(x_BTD + self.dropout(self.feed_forward(x_BTD)))
+        return normed_BTD
 
 
 def padding_bias(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
@@ -306,4 +313,5 @@ class RecurrentTranslator(nn.Module):
         scores_RTS = scores_RTS + padding_bias(state["source_mask"], scores_RTS.dtype)[:, 0]
         context_RTD = torch.softmax(scores_RTS, dim=-1) @ memory_RSD
         mixed_RTD = torch.tanh(self.combine(torch.cat((context_RTD, hidden_RTD), dim=-1)))
-        return self.dropout(mixed_RTD)
+        dropped_RTD: Tensor = self.dropout(mixed_RTD)
+        return dropped_RTD

@@ -20,7 +20,9 @@ vocabulary.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +31,23 @@ from export.networks.image import VisionTransformer
 from export.networks.transformer import NEGATIVE, EncoderLayer, MultiHeadAttention, TextClassifier, rotate
 from export.networks.translation import CrossAttention, DecoderLayer, TranslationTransformer, padding_bias
 
+# Example tensors to trace a network with, and the dynamic axes of each.
+Example = tuple[tuple[Tensor, ...], tuple[dict[int, Any], ...]]
+NUM_EXAMPLE_ROWS = 5  # differs from every other size, because tracing unifies equal sizes; channels are always three
 
-class ExplainedTextClassifier(nn.Module):
+
+class Explained(nn.Module, ABC):
+    """A network with its explanation; `inputs` and `outputs` are the names of the graph's tensors."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @abstractmethod
+    def example(self) -> Example:
+        """Return example tensors of different sizes and their dynamic axes."""
+
+
+class ExplainedTextClassifier(Explained):
     """A text classifier; `target` is the class whose logit is explained."""
 
     inputs = ("input_ids", "attention_mask", "target", "alpha")
@@ -69,8 +86,14 @@ class ExplainedTextClassifier(nn.Module):
         attribution_BT, (logits_BC, attention_BLHTT) = _step(answer, embedded_BTD, alpha_B)
         return logits_BC, attention_BLHTT, attribution_BT * attention_mask
 
+    def example(self) -> Example:
+        """Return rows of 16 tokens."""
+        batch, tokens = _batch_and_tokens(self.model.config.max_tokens)
+        ids = torch.ones(NUM_EXAMPLE_ROWS, 16, dtype=torch.int64)
+        return (ids, ids.clone(), *_example_target_and_alpha()), (tokens, tokens, batch, batch)
 
-class ExplainedVisionTransformer(nn.Module):
+
+class ExplainedVisionTransformer(Explained):
     """A vision transformer; `target` is the class whose logit is explained.
 
     Tokens are patches, row by row, or what convolutions make of the pixels around their place in the same grid.
@@ -100,8 +123,13 @@ class ExplainedVisionTransformer(nn.Module):
         attribution_BT, (logits_BC, attention_BLHTT) = _step(answer, embedded_BTD, alpha_B, baseline_1TD)
         return logits_BC, attention_BLHTT, attribution_BT
 
+    def example(self) -> Example:
+        """Return images of the network's size."""
+        batch, size = {0: torch.export.Dim("batch", min=1)}, self.model.config.image_size
+        return (torch.zeros(NUM_EXAMPLE_ROWS, 3, size, size), *_example_target_and_alpha()), (batch,) * 3
 
-class ExplainedTranslation(nn.Module):
+
+class ExplainedTranslation(Explained):
     """A translation model and a translation of its source, all tokens at once (teacher forcing)."""
 
     inputs = ("source_ids", "source_mask", "target_ids", "target_mask", "alpha")
@@ -150,8 +178,8 @@ class ExplainedTranslation(nn.Module):
             for layer in model.encoder:
                 x_BSD = _layer(layer, x_BSD, bias_B11S, weights)
             memory_BSD, x_BTD = model.encoder_norm(x_BSD), written_BTD
-            for layer in model.decoder:
-                x_BTD = _decoder_layer(layer, x_BTD, later_TT, memory_BSD, bias_B11S, cross_weights)
+            for decoder_layer in model.decoder:
+                x_BTD = _decoder_layer(decoder_layer, x_BTD, later_TT, memory_BSD, bias_B11S, cross_weights)
             logits_BTV = nn.functional.linear(model.decoder_norm(x_BTD), self.output_VD, model.never_V)
             log_probability_BTV = torch.log_softmax(logits_BTV, dim=-1)
             written_BT = log_probability_BTV.gather(-1, target_ids[..., None])[..., 0] * target_mask
@@ -160,8 +188,25 @@ class ExplainedTranslation(nn.Module):
         attribution_BS, (written_BT, cross_BLHTS, attention_BLHSS) = _step(answer, embedded_BSD, alpha_B)
         return written_BT, cross_BLHTS, attention_BLHSS, attribution_BS * source_mask
 
+    def example(self) -> Example:
+        """Return sources of 16 tokens with translations of 11."""
+        most = self.model.config.max_tokens
+        batch, tokens = _batch_and_tokens(most)
+        target_tokens = batch | {1: torch.export.Dim("target_tokens", min=1, max=most)}
+        ids, written = (torch.ones(NUM_EXAMPLE_ROWS, count, dtype=torch.int64) for count in (16, 11))
+        _, alpha_B = _example_target_and_alpha()
+        axes = (tokens, tokens, target_tokens, target_tokens, batch)
+        return (ids, ids.clone(), written, written.clone(), alpha_B), axes
 
-Explained = ExplainedTextClassifier | ExplainedVisionTransformer | ExplainedTranslation
+
+def _batch_and_tokens(max_tokens: int) -> tuple[dict[int, Any], dict[int, Any]]:
+    """Return the dynamic axes of a tensor of rows, and of one of rows and tokens."""
+    batch = {0: torch.export.Dim("batch", min=1)}
+    return batch, batch | {1: torch.export.Dim("tokens", min=1, max=max_tokens)}
+
+
+def _example_target_and_alpha() -> tuple[Tensor, Tensor]:
+    return torch.zeros(NUM_EXAMPLE_ROWS, dtype=torch.int64), torch.full((NUM_EXAMPLE_ROWS,), 0.5)
 
 
 def _step(
@@ -202,16 +247,19 @@ def _self_attention(attention: MultiHeadAttention, x_BTD: Tensor, bias: Tensor |
     if attention.rotary:
         query = rotate(query, attention.cos_TK[:T], attention.sin_TK[:T])
         key = rotate(key, attention.cos_TK[:T], attention.sin_TK[:T])
-    return attention.out(_attend(query, key, value, bias, weights))
+    mixed_BTD: Tensor = attention.out(_attend(query, key, value, bias, weights))
+    return mixed_BTD
 
 
 def _layer(layer: EncoderLayer, x_BTD: Tensor, bias_B11T: Tensor | None, weights: list[Tensor]) -> Tensor:
     """Compute an encoder layer; [B, T, D] to [B, T, D]."""
     if layer.pre_norm:
         x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), bias_B11T, weights)
-        return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        sum_BTD: Tensor = x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        return sum_BTD
     x_BTD = layer.attention_norm(x_BTD + _self_attention(layer.attention, x_BTD, bias_B11T, weights))
-    return layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    normed_BTD: Tensor = layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    return normed_BTD
 
 
 def _cross_attention(
@@ -219,7 +267,8 @@ def _cross_attention(
 ) -> Tensor:
     B, T, D = x_BTD.shape
     query_BHTK = cross.query(x_BTD).view(B, T, cross.num_heads, D // cross.num_heads).transpose(1, 2)
-    return cross.out(_attend(query_BHTK, *cross.keys_and_values(memory_BSD), bias_B11S, weights))
+    mixed_BTD: Tensor = cross.out(_attend(query_BHTK, *cross.keys_and_values(memory_BSD), bias_B11S, weights))
+    return mixed_BTD
 
 
 def _decoder_layer(
@@ -235,7 +284,9 @@ def _decoder_layer(
     if layer.pre_norm:
         x_BTD = x_BTD + _self_attention(layer.attention, layer.attention_norm(x_BTD), later_TT, [])
         x_BTD = x_BTD + _cross_attention(layer.cross, layer.cross_norm(x_BTD), *to_source)
-        return x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        sum_BTD: Tensor = x_BTD + layer.feed_forward(layer.feed_forward_norm(x_BTD))
+        return sum_BTD
     x_BTD = layer.attention_norm(x_BTD + _self_attention(layer.attention, x_BTD, later_TT, []))
     x_BTD = layer.cross_norm(x_BTD + _cross_attention(layer.cross, x_BTD, *to_source))
-    return layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    normed_BTD: Tensor = layer.feed_forward_norm(x_BTD + layer.feed_forward(x_BTD))
+    return normed_BTD

@@ -64,7 +64,9 @@ def share_weights(path: Path, graphs: Sequence[Path]) -> None:
     graph.initializer.extend([*kept, *read_in.tensors.values()])
     graph.node.extend([*first, *nodes])
     # The exporter's notes about every node, such as source lines, would be most of the file.
-    for each in (*graph.node, *graph.input, *graph.output, graph, model):
+    noted: list[onnx.NodeProto | onnx.ValueInfoProto | onnx.GraphProto | onnx.ModelProto]
+    noted = [*graph.node, *graph.input, *graph.output, graph, model]
+    for each in noted:
         del each.metadata_props[:]
         each.doc_string = ""
     path.write_bytes(model.SerializeToString())
@@ -72,7 +74,7 @@ def share_weights(path: Path, graphs: Sequence[Path]) -> None:
 
 def _stored_weights(graphs: Sequence[Path]) -> dict[bytes, StoredWeight]:
     """Index the weights of served graphs by their values."""
-    known = {}
+    known: dict[bytes, StoredWeight] = {}
     for path in graphs:
         graph = StoredGraph(path)
         for name, tensor in graph.stored.items():

@@ -40,6 +40,9 @@ class NotUnderstood(ValueError):
     """A folder whose network cannot be read back; the message says why."""
 
 
+ReadableNetwork = TextClassifier | VisionTransformer | TranslationTransformer
+
+
 @dataclass(frozen=True)
 class StoredNetwork:
     """A network read back from a folder.
@@ -48,7 +51,7 @@ class StoredNetwork:
     differently.
     """
 
-    module: TextClassifier | VisionTransformer | TranslationTransformer
+    module: ReadableNetwork
     output_VD: Tensor | None = None
 
 

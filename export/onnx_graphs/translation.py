@@ -18,6 +18,7 @@ C likeliest tokens.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -74,7 +75,9 @@ class DecoderStep(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids_NW: Tensor, past_R: Tensor, longest: Tensor, source_mask: Tensor, *states: Tensor) -> tuple:
+    def forward(
+        self, ids_NW: Tensor, past_R: Tensor, longest: Tensor, source_mask: Tensor, *states: Tensor
+    ) -> tuple[Tensor, ...]:
         """Compute a step.
 
         Args:
@@ -116,7 +119,7 @@ def _attend_to_past(
 ) -> tuple[Tensor, Tensor, Tensor]:
     (N, W, D), attention = x_NWD.shape, layer.attention
     qkv_R13D = attention.qkv(x_NWD).view(N * W, 1, 3 * D)
-    heads = {"num_heads": attention.num_heads, "kv_num_heads": attention.num_heads}
+    heads: dict[str, Any] = {"num_heads": attention.num_heads, "kv_num_heads": attention.num_heads}
     mixed_R1D, key, value = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         (qkv_R13D, None, None, *cache, past_R, longest),
@@ -139,7 +142,8 @@ def _attend_to_source(
         shape=x_NWD.shape,
         version=1,
     )
-    return attention.out(mixed_NWD)
+    attended_NWD: Tensor = attention.out(mixed_NWD)
+    return attended_NWD
 
 
 def export_encoder(model: TranslationTransformer, path: Path) -> None:

@@ -74,7 +74,8 @@ def kinds_of_image(side: int) -> NDArray[np.int64]:
     """Return for each pair of places in a square grid the index of its kind in `IMAGE_KINDS`; int64 [T, T]."""
     row_T, column_T = np.divmod(np.arange(side * side), side)
     steps_TT = np.maximum(abs(row_T[:, None] - row_T[None]), abs(column_T[:, None] - column_T[None]))
-    return np.minimum(steps_TT, 2)
+    kinds_TT: NDArray[np.int64] = np.minimum(steps_TT, 2)
+    return kinds_TT
 
 
 def distance_in_text(num_tokens: int) -> Floats:

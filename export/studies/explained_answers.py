@@ -21,8 +21,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from export.conversion.comparison.explanation import Row, at_alphas, batch_of, gauss_legendre
-from export.conversion.explanation_graph import generation_of, image_task, open_folder
+from export.conversion.comparison.explanation import Arrays, Row, at_alphas, batch_of, gauss_legendre
+from export.conversion.model_folder.opening import generation_of, image_classification_of, open_folder
 from export.onnx_graphs.translation import OnnxTranslator
 from export.training.translation import translate
 from model_store.folder import EXPLAIN, GRAPH, TOKENIZER, FolderError, Manifest
@@ -33,7 +33,8 @@ from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
 from service.tasks.translation_search import SearchOptions, longest_translation
 
-Bools, Floats = NDArray[np.bool_], NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 NUM_STEPS = 32  # steps of integrated gradients
 MAX_ROWS = 32  # rows of one call
@@ -158,8 +159,8 @@ class TextAnswer(ClassifierAnswer):
         self.names = [word.text for word in self.places.words]
         self.feature_of_T = features_of_tokens(self.places, len(self.ids))
         ids = np.array(self.ids)
-        feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.int64(self.target)}
-        self.row = Row(0, feeds | {"alpha": np.float32(1)})
+        feeds: Arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "target": np.array(self.target)}
+        self.row = Row(0, feeds | {"alpha": np.array(1, dtype=np.float32)})
 
     def _item(self, kept_M: Bools) -> Any:
         assert isinstance(self._model, TextModel)
@@ -174,8 +175,8 @@ class ImageAnswer(ClassifierAnswer):
         self.patches = Patches(pixels_CHW)
         super().__init__(model, self.patches.num_features, pixels_CHW)
         self.feature_of_T = np.arange(self.num_features)
-        feeds = {"pixel_values": pixels_CHW, "target": np.int64(self.target)}
-        self.row = Row(0, feeds | {"alpha": np.float32(1)})
+        feeds: Arrays = {"pixel_values": pixels_CHW, "target": np.array(self.target)}
+        self.row = Row(0, feeds | {"alpha": np.array(1, dtype=np.float32)})
 
     def _item(self, kept_M: Bools) -> Any:
         return self.patches.part(kept_M)
@@ -199,9 +200,9 @@ class TranslationAnswer(Answer):
 
     def _row(self, source: Sequence[int]) -> Row:
         source_ids, target_ids = np.array(source, dtype=np.int64), np.array(self.target_ids)
-        feeds: dict[str, Any] = {"source_ids": source_ids, "source_mask": np.ones_like(source_ids)}
+        feeds: Arrays = {"source_ids": source_ids, "source_mask": np.ones_like(source_ids)}
         feeds |= {"target_ids": target_ids, "target_mask": np.ones_like(target_ids)}
-        return Row(0, feeds | {"alpha": np.float32(1)})
+        return Row(0, feeds | {"alpha": np.array(1, dtype=np.float32)})
 
     def _ask(self, kept: Sequence[Bools]) -> list[Floats]:
         """Ask explain.onnx at alpha 1 for all tokens at once; the served graphs would need a step per token."""
@@ -256,7 +257,7 @@ class ImageModel:
     def __init__(self, folder: Path) -> None:
         self.manifest = manifest_of(folder)
         self.served, self.explain = session_of(folder / GRAPH), session_of(folder / EXPLAIN)
-        self.task = image_task(folder, self.manifest)
+        self.task = image_classification_of(folder, self.manifest)
 
     def logits(self, items: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         """Compute the logits of pixels [C, H, W]; [C] each."""
@@ -299,7 +300,7 @@ class TranslationModel:
 
     def ends(self, target_ids: Sequence[int]) -> bool:
         """Whether the translation ends with the end-of-sentence token."""
-        return target_ids[-1] == self._eos_id
+        return bool(target_ids[-1] == self._eos_id)
 
 
 def manifest_of(folder: Path) -> Manifest:

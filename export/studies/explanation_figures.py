@@ -42,7 +42,8 @@ def weights_by(answer: Answer, method: str, seed: int) -> Floats:
         return answer.of_features(answer.attention_of_tokens(answer.outputs()))
     if method == "gradients":
         return answer.gradients()
-    return answer.by_perturbation(next(name for name in PERTURBATIONS if name == method), seed).sum(axis=1)
+    weights_M: Floats = answer.by_perturbation(next(name for name in PERTURBATIONS if name == method), seed).sum(axis=1)
+    return weights_M
 
 
 def figures_of(answer: Answer, place: int) -> Figures:
@@ -66,7 +67,7 @@ def figures_of(answer: Answer, place: int) -> Figures:
 def agreement_of_seeds(answer: Answer, place: int, n_samples: int | None) -> dict[str, float]:
     """Compute the rank correlation of a sampling method's weights between two seeds."""
     seeds = seed_of(place), seed_of(place) + 500_000
-    found = {}
+    found: dict[str, float] = {}
     for method in DRAWN:
         weights = [answer.by_perturbation(method, seed, n_samples).sum(axis=1) for seed in seeds]
         found[method] = float(rank_correlations(np.stack(weights))[0, 1])

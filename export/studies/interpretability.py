@@ -290,7 +290,7 @@ def summary(examples: Sequence[Figures]) -> Figures:
 def repeated_summary(examples: Sequence[Figures], n_samples: int | None) -> Figures:
     """Average how far the sampling methods agree with themselves between two seeds."""
     chosen = [each for one in examples for each in one["repeated"] if each["n_samples"] == n_samples]
-    agreement = {name: mean_and_half_width([each[name] for each in chosen]) for name in DRAWN}
+    agreement: Figures = {name: mean_and_half_width([each[name] for each in chosen]) for name in DRAWN}
     return {"n_samples": n_samples, "num_examples": len(chosen), **agreement}
 
 
@@ -329,7 +329,7 @@ def _sst2() -> tuple[Sequence[Any], Sequence[int]]:
 
 def _cifar10() -> tuple[Sequence[Any], Sequence[int]]:
     test = load_cifar10().test
-    return test.pixels_NCHW.transpose(0, 2, 3, 1), test.labels_N.tolist()
+    return list(test.pixels_NCHW.transpose(0, 2, 3, 1)), test.labels_N.tolist()
 
 
 def _shown(answer: Answer, given: str, truth: str | None) -> Figures:

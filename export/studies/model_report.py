@@ -14,7 +14,8 @@ from rich.console import Console
 
 from export.markdown import pyplot_without_a_screen, table
 from export.studies.sweeps import is_of_a_study, sweep_section, transfer_section
-from export.training.quality import with_confidence
+from export.tasks.run_tables import accuracy_of
+from export.tasks.task import Records, all_tasks
 from model_store.folder import EXPLAIN
 
 HEAD = """# Models
@@ -42,21 +43,16 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
         console.print(f"taken over: {result}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     page = HEAD + budget(records)
-    for task, subject, section in (
-        ("text-classification", "sentiment", text_classification_section),
-        ("translation", "translation", translation_section),
-        ("image-classification", "cifar10", image_classification_section),
-    ):
-        chosen = {name: record for name, record in records.items() if record["task"] == task}
+    for task in sorted(all_tasks(), key=lambda task: task.report.place):
+        chosen = {name: record for name, record in records.items() if record["task"] == task.name}
         alone = {name: record for name, record in chosen.items() if not is_of_a_study(name)}
+        pictures = f"models-{task.report.subject}"
         if alone:
-            page += section(alone)
-            measure = "tokens predicted" if task == "translation" else "accuracy"
-            plot_learning_curves(alone, docs / f"models-{subject}-curves.png", measure)
-            if task != "translation":
-                plot_confusion(alone, docs / f"models-{subject}-confusion.png")
-        if task == "text-classification" and chosen:
-            page += "".join(f"{line}\n" for line in studies(chosen, docs))
+            page += task.report.write(alone)
+            plot_learning_curves(alone, docs / f"{pictures}-curves.png", task.report.curve_measure)
+            if task.report.has_confusion:
+                plot_confusion(alone, docs / f"{pictures}-confusion.png")
+        page += "".join(f"{line}\n" for line in studies(chosen, docs, pictures))
     (docs / "models.md").write_text(page + served_section(store))
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
 
@@ -76,28 +72,13 @@ def budget(records: dict[str, dict[str, Any]]) -> str:
     )
 
 
-def studies(records: dict[str, dict[str, Any]], docs: Path) -> list[str]:
-    """Write the sections that compare many runs of text classification."""
+def studies(records: Records, docs: Path, pictures: str) -> list[str]:
+    """Write the sections that compare many runs of one task; `pictures` begins the names of their pictures."""
     served = docs / "serving.json"
     serving = json.loads(served.read_text()) if served.exists() else None
     return [
-        *transfer_section(records, docs / "models-sentiment-transfer.png"),
-        *sweep_section(records, serving, docs / "models-sentiment-sweep.png"),
-    ]
-
-
-# The last columns of every run's row.
-HOW = ("minutes", "best epoch", "seed", "hardware", "commit")
-
-
-def how(record: dict[str, Any]) -> list[str]:
-    """Return a run's cells under the columns `HOW`."""
-    return [
-        f"{record['training_s'] / 60:.1f}",
-        str(record["best_epoch"]),
-        str(record["config"]["seed"]),
-        f"{record['hardware']}{', bf16' if record['bf16'] else ''}",
-        f"`{record['commit']}`",
+        *transfer_section(records, docs / f"{pictures}-transfer.png"),
+        *sweep_section(records, serving, docs / f"{pictures}-sweep.png"),
     ]
 
 
@@ -127,140 +108,6 @@ def served_section(store: Path) -> str:
         "The folders of the model store, measured with their own graphs, tokenizers and preprocessing; their cards"
         " have the rest. Standard errors in brackets.",
         *table(("model", "precision", "graphs", "measured on", "what"), rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def best_first(records: dict[str, dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
-    """Sort classification runs by accuracy, best first."""
-    return sorted(records.items(), key=lambda entry: -entry[1]["quality"]["accuracy"])
-
-
-def accuracy(record: dict[str, Any]) -> str:
-    """Format a run's accuracy with its standard error, in percent."""
-    return accuracy_of(record["quality"])
-
-
-def accuracy_of(quality: dict[str, Any]) -> str:
-    """Format a measured accuracy with its standard error, in percent."""
-    return f"{100 * quality['accuracy']:.2f} ({100 * quality['accuracy_standard_error']:.2f})"
-
-
-def text_classification_section(records: dict[str, dict[str, Any]]) -> str:
-    """Write the section on the classifiers of SST-2, best first."""
-    columns = ("run", "network", "weights from", "teacher", "training examples", "parameters")
-    columns += ("accuracy % (standard error)", "F1", "calibration error", *HOW)
-    rows = [
-        [
-            f"[{name}](runs/{name}.json)",
-            record["network"],
-            record["config"]["start_from"],
-            record["config"]["teacher"] or "none",
-            f"{record['num_training_examples']:,}",
-            f"{record['num_parameters'] / 1e6:.2f} M",
-            accuracy(record),
-            f"{record['quality']['f1_macro']:.4f}",
-            f"{record['quality']['expected_calibration_error']:.4f}",
-            *how(record),
-        ]
-        for name, record in best_first(records)
-    ]
-    lines = [
-        "",
-        "## Sentiment (SST-2)",
-        "",
-        "Trained on phrases and sentences of the GLUE training split; accuracy on its validation sentences, which"
-        " also chose the epoch, and the seed of sentiment-minilm: an optimistic figure. Weights rounded to half"
-        " precision, as they are served.",
-        *table(columns, rows),
-        "",
-        "![validation accuracy by minutes of training](models-sentiment-curves.png)",
-        "",
-        "![confusion matrices](models-sentiment-confusion.png)",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def translation_section(records: dict[str, dict[str, Any]]) -> str:
-    """Write the section on the English to German translation models, by test split."""
-    runs = [
-        [
-            f"[{name}](runs/{name}.json)",
-            record["network"],
-            record["data"],
-            f"{record['num_training_examples']:,}",
-            f"{record['num_parameters'] / 1e6:.2f} M",
-            *how(record),
-        ]
-        for name, record in records.items()
-    ]
-    signatures, measurements = {}, []
-    for name, record in records.items():
-        for split, searches in record["quality"].items():
-            for search, measured in searches.items():
-                figures = [with_confidence(measured, kind) for kind in ("bleu", "chrf", "bleu_lower_tokenised")]
-                measurements.append([name, f"{split} (n = {measured['num_examples']:,})", search, *figures])
-                signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
-    lines = [
-        "",
-        "## Translation (English to German)",
-        "",
-        "The epoch was chosen by the share of validation tokens that are predicted when all before them are given."
-        " BLEU and chrF are of the served text, cased and detokenised; the last BLEU is of text in lower case,"
-        " tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not"
-        " be compared. Behind each the half width of its 95 % interval (bootstrap). Weights rounded to half precision,"
-        " as they are served.",
-        *table(("run", "network", "trained on", "pairs", "parameters", *HOW), runs),
-        *table(("run", "test split", "search", "BLEU", "chrF", "BLEU, lower case, tokenised"), measurements),
-        "",
-        *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()),
-        "",
-        "![share of validation tokens by minutes of training](models-translation-curves.png)",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def image_classification_section(records: dict[str, dict[str, Any]]) -> str:
-    """Write the section on the classifiers of CIFAR-10, best first."""
-    columns = ("run", "network", "teacher", "parameters", "products of one image", "accuracy % (standard error)")
-    columns += ("JPEG", "moved", "calibration error", *HOW)
-    rows = [
-        [
-            f"[{name}](runs/{name}.json)",
-            record["network"],
-            record["config"]["teacher"] or "none",
-            f"{record['num_parameters'] / 1e6:.2f} M",
-            f"{record['multiply_accumulates'] / 1e6:.0f} M",
-            accuracy(record),
-            f"{100 * record['quality_jpeg']['accuracy']:.2f}",
-            f"{100 * record['quality_moved']['accuracy']:.2f}",
-            f"{record['quality']['expected_calibration_error']:.4f}",
-            *how(record),
-        ]
-        for name, record in best_first(records)
-    ]
-    classes = []
-    for name, record in records.items():
-        matrix = record["quality"]["confusion_matrix"]
-        for number, label in enumerate(record["labels"]):
-            right, predicted = matrix[number][number], sum(row[number] for row in matrix)
-            precision, recall = right / max(1, predicted), right / max(1, sum(matrix[number]))
-            classes.append([name, label, f"{100 * precision:.1f}", f"{100 * recall:.1f}"])
-    of_any = next(iter(records.values()))
-    lines = [
-        "",
-        "## Images (CIFAR-10)",
-        "",
-        "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images"
-        f" after JPEG compression (quality {of_any['quality_jpeg']['jpeg_quality']}) and moved by"
-        f" {of_any['quality_moved']['shift_pixels']} pixels both ways. Weights rounded to half precision, as they are"
-        " served.",
-        *table(columns, rows),
-        *table(("run", "class", "precision %", "recall %"), classes),
-        "",
-        "![validation accuracy by minutes of training](models-cifar10-curves.png)",
-        "",
-        "![confusion matrices](models-cifar10-confusion.png)",
     ]
     return "\n".join(lines) + "\n"
 

@@ -42,14 +42,14 @@ def mean_and_spread(values: list[float]) -> str:
 
 def transfer_section(records: Records, picture: Path) -> list[str]:
     """Write accuracy by starting point and fraction of the training data; empty without such runs."""
+    if not any(name.startswith("transfer-") for name in records):
+        return []
     accuracies: dict[str, dict[int, list[float]]] = {start: {} for start in TRANSFER}
     for name, record in records.items():
         start = record["config"]["start_from"]
         if start in TRANSFER and (name.startswith("transfer-") or name == TRANSFER[start][1]):
             accuracies[start].setdefault(record["num_training_examples"], []).append(accuracy_percent(record))
     accuracies = {start: by_size for start, by_size in accuracies.items() if by_size}
-    if not any(name.startswith("transfer-") for name in records):
-        return []
     sizes = sorted({size for by_size in accuracies.values() for size in by_size})
     rows = [
         [TRANSFER[start][0], *(mean_and_spread(by_size[size]) if size in by_size else "" for size in sizes)]
@@ -140,8 +140,16 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
             f" {serving['steal_s']:.1f} CPU s stolen by the host in {serving['wall_s']:.0f} s.",
         ]
     users = f"{serving['users']} users" if serving else "many users"
-    columns = ("layers x width, heads", "parameters", "accuracy %", "while training %", "minutes of training")
-    columns += ("p50 ms at 1 user", f"requests/s at {users}", "on the front")
+    columns = (
+        "layers x width, heads",
+        "parameters",
+        "accuracy %",
+        "while training %",
+        "minutes of training",
+        "p50 ms at 1 user",
+        f"requests/s at {users}",
+        "on the front",
+    )
     rows = [
         [
             str(setting),

@@ -23,6 +23,7 @@ from torch.nn import functional
 
 from export.data.image_classification import ImageClassificationData, LabelledImages
 from export.networks.image import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
+from export.task_table import IMAGE_CLASSIFICATION
 from export.training.quality import classification_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -297,7 +298,7 @@ def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Conso
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
-        "task": "image-classification",
+        "task": IMAGE_CLASSIFICATION,
         "network": NETWORKS[type(trainer.model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),
@@ -321,7 +322,8 @@ def measure(run_dir: Path, data: ImageClassificationData, device: torch.device) 
 
 def build_network(config: VitConfig | ResNetConfig) -> nn.Module:
     """Build the network with random weights, in the memory format that the processor prefers."""
-    return NETWORKS[type(config)][1](config).to(memory_format=torch.channels_last)
+    network: nn.Module = NETWORKS[type(config)][1](config)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return] # not in torch's types
 
 
 def load_run_model(run_dir: Path) -> Any:

@@ -57,7 +57,8 @@ def classification_quality(logits_BC: NDArray[np.float32], labels_B: NDArray[np.
 def softmax(logits_BC: NDArray[np.float32]) -> NDArray[np.float32]:
     """Compute probabilities along the last axis."""
     shifted = np.exp(logits_BC - logits_BC.max(axis=-1, keepdims=True))
-    return shifted / shifted.sum(axis=-1, keepdims=True)
+    probabilities: NDArray[np.float32] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return probabilities
 
 
 def expected_calibration_error(

@@ -134,7 +134,9 @@ def end_run(
         console: shows the last line.
     """
     # The trained shape, because pre-trained weights bring their own.
-    config = dataclasses.asdict(trainer.config) | {"model": dataclasses.asdict(trainer.model.config)}
+    shape = trainer.model.config
+    assert dataclasses.is_dataclass(shape) and not isinstance(shape, type)
+    config = dataclasses.asdict(trainer.config) | {"model": dataclasses.asdict(shape)}
     result = about | {
         "num_parameters": sum(weight.numel() for weight in trainer.model.parameters()),
         "best_epoch": best_epoch(trainer.history) + 1,

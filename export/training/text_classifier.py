@@ -27,6 +27,7 @@ from export.data.text_classification import LabelledTexts, TextClassificationDat
 from export.markdown import pyplot_without_a_screen
 from export.networks.text_baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.networks.transformer import EncoderConfig, TextClassifier
+from export.task_table import TEXT_CLASSIFICATION
 from export.training.distillation import Teacher, directions_of, distance_of_tokens, judge
 from export.training.quality import classification_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
@@ -265,7 +266,7 @@ def finish(trainer: Trainer, problem: TextProblem, command: str, console: Consol
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
-        "task": "text-classification",
+        "task": TEXT_CLASSIFICATION,
         "network": NETWORKS[type(trainer.model.config)][0],
         "data": data.name,
         "num_training_examples": len(data.train),

@@ -44,11 +44,11 @@ class TrainerConfig:
 
 
 class StepOutcome(NamedTuple):
-    """The result of one batch: its mean loss, and how many of its `count` decisions were right."""
+    """The result of one batch: its mean loss, and how many of its `total` decisions were right."""
 
     loss: Tensor
     correct: int
-    count: int
+    total: int
 
 
 class TrainingTask(Protocol):
@@ -285,9 +285,9 @@ class Trainer:
             self.scheduler.step()
             self._update_average(len(self.history) * self.problem.steps_per_epoch + self._epoch.steps)
             self._epoch.steps += 1
-            self._epoch.loss_sum += outcome.loss.item() * outcome.count
+            self._epoch.loss_sum += outcome.loss.item() * outcome.total
             self._epoch.correct += outcome.correct
-            self._epoch.count += outcome.count
+            self._epoch.count += outcome.total
             now_s = time.perf_counter()
             self.hardware_s[here] = self.hardware_s.get(here, 0.0) + now_s - counted_s
             counted_s = now_s
@@ -309,8 +309,8 @@ class Trainer:
             if weight.requires_grad:
                 mean.lerp_(weight, 1 - decay)
         # Running statistics (of batch normalisation) are means already.
-        for mean, value in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
-            mean.copy_(value)
+        for statistic, value in zip(self.ema_model.buffers(), self.model.buffers(), strict=True):
+            statistic.copy_(value)
 
 
 def best_epoch(history: list[dict[str, float]]) -> int:
@@ -326,5 +326,6 @@ def this_device() -> torch.device:
 def bf16_is_fast(device: torch.device) -> bool:
     """Tell whether the hardware multiplies bfloat16 natively; emulated, it is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        is_supported: bool = torch.cuda.is_bf16_supported(including_emulation=False)
+        return is_supported
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

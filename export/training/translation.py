@@ -36,6 +36,7 @@ from export.networks.translation import (
     TranslationConfig,
     TranslationTransformer,
 )
+from export.task_table import TRANSLATION
 from export.training.quality import translation_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -290,7 +291,8 @@ class TorchTranslator:
     @torch.inference_mode()
     def begin(self, sources: list[list[int]]) -> State:
         """Compute the state of the first step, as `Translator.begin` says."""
-        return self._model.begin(*pad(sources, self._device))
+        state: State = self._model.begin(*pad(sources, self._device))
+        return state
 
     @torch.inference_mode()
     def next_tokens(
@@ -369,7 +371,7 @@ def finish(trainer: Trainer, problem: TranslationProblem, command: str, console:
     run_dir, data = trainer.run_dir, problem.data
     halve_weights(run_dir)
     about = {
-        "task": "translation",
+        "task": TRANSLATION,
         "network": NETWORKS[type(trainer.model.config)][0],
         "data": data.name,
         "source_language": data.source_language,

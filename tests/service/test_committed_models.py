@@ -18,6 +18,7 @@ from export.conversion.golden_images import golden_images
 from export.data.translation import load_multi30k
 from export.networks.translation import BOS_ID, EOS_ID
 from export.onnx_graphs.translation import OnnxTranslator
+from export.tasks.task import task_of
 from export.training.translation import translate
 from load_tests.material import OWN_PAIRS, load_images
 from model_store.folder import read_explain_golden
@@ -45,7 +46,8 @@ def test_every_committed_model_is_ready(fresh: Server) -> None:
 @pytest.mark.parametrize("folder", sorted((ROOT / "model_store").glob("*/[0-9]*")), ids=lambda path: path.parent.name)
 def test_every_committed_model_explains_itself(folder: Path) -> None:
     """Its graph loads out of the served graphs' weights, and its golden rows are PyTorch's; steps leave little over."""
-    worst = replay_golden_rows(folder)
+    task = task_of(json.loads((folder / "manifest.json").read_text())["task"])
+    worst = replay_golden_rows(folder, task)
     assert {"attribution"} < worst.keys()
     golden = read_explain_golden(folder)
     assert len({row.alpha for row in golden.rows}) > 1

@@ -103,7 +103,7 @@ def served_processor(processor: Any) -> dict[str, Any]:
 
 def _height_and_width(document: Mapping[str, Any], name: str) -> dict[str, int]:
     size = document.get(name)
-    found = dict(size) if isinstance(size, Mapping) else {"size": size}
+    found: dict[str, Any] = dict(size) if isinstance(size, Mapping) else {"size": size}
     found = {key: value for key, value in found.items() if value is not None}
     if set(found) != {"height", "width"}:
         raise LoadRefused(f"{PREPROCESSOR}: {name} is {found}; only a height and a width are offered")

@@ -13,6 +13,7 @@ import msgspec
 import transformers
 from safetensors import safe_open
 from tokenizers import Tokenizer
+from transformers.utils.hub import cached_file
 
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 
@@ -120,7 +121,7 @@ def read_object(name_or_path: str, file_name: str) -> dict[str, Any]:
 def path_of(name_or_path: str, file_name: str) -> Path | None:
     """Return the path of a checkpoint's file, or None if the file does not exist."""
     with reading(name_or_path):
-        path = transformers.utils.cached_file(
+        path = cached_file(
             name_or_path,
             file_name,
             _raise_exceptions_for_missing_entries=False,

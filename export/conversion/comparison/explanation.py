@@ -73,7 +73,7 @@ def batch_of(rows: Sequence[Row]) -> Arrays:
 
 def at_alphas(row: Row, alphas: Sequence[float] | NDArray[np.float32]) -> list[Row]:
     """Copy a row to other places between the baseline (alpha 0) and the input (alpha 1)."""
-    return [Row(row.example, row.feeds | {"alpha": np.float32(alpha)}) for alpha in alphas]
+    return [Row(row.example, row.feeds | {"alpha": np.array(alpha, dtype=np.float32)}) for alpha in alphas]
 
 
 class ExplainGraph:
@@ -102,7 +102,11 @@ def difference(name: str, found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 def require_explained(
-    folder: Path, network: Explained, rows: Sequence[Row], served_tolerance: float
+    folder: Path,
+    network: Explained,
+    rows: Sequence[Row],
+    served_difference: Callable[[Path, Explained, ExplainGraph, Sequence[Row]], float],
+    served_tolerance: float,
 ) -> dict[str, float]:
     """Compare the graph with PyTorch, and its answers with those of the served graph.
 
@@ -110,6 +114,7 @@ def require_explained(
         folder: the model folder with all graphs.
         network: the PyTorch module that explains.
         rows: the inputs to compare on, of different length, at alpha 1.
+        served_difference: measures how far the graph's answers lie from those of the served graphs.
         served_tolerance: the allowed difference to served answers; int8 also rounds activations.
 
     Returns:
@@ -151,7 +156,8 @@ def answer_of(outputs: Arrays, row: Row) -> NDArray[np.float32]:
     """Return the explained score of each row of a batch (one input at several alphas); float32 [B]."""
     if "logits" in outputs:
         return outputs["logits"][:, int(row.feeds["target"])]
-    return outputs["log_probabilities"].sum(axis=1)
+    scores_B: NDArray[np.float32] = outputs["log_probabilities"].sum(axis=1)
+    return scores_B
 
 
 def completeness_gap(graph: Callable[[Sequence[Row]], Arrays], row: Row, num_steps: int) -> float:
@@ -168,18 +174,23 @@ def completeness_gap(graph: Callable[[Sequence[Row]], Arrays], row: Row, num_ste
     return float(abs(shared_out - (answer - baseline)) / max(1.0, abs(answer - baseline)))
 
 
-def served_difference(folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
-    """Return the largest difference between answers at alpha 1 and those of the served graph."""
-    if isinstance(network, ExplainedTranslation):
-        found_BT, translator, worst = graph(rows)["log_probabilities"], OnnxTranslator(folder), 0.0
-        for row, found_T in zip(rows, found_BT, strict=True):
-            served_T = served_log_probabilities(translator, row, network.bos_id, network.model.config.vocab_size)
-            worst = max(worst, float(np.abs(found_T[: len(served_T)] - served_T).max()))
-        return worst
+def classifier_difference(folder: Path, graph: ExplainGraph, rows: Sequence[Row]) -> float:
+    """Return the largest difference between a classifier's logits at alpha 1 and those of its served graph."""
     session = cpu_session(folder / GRAPH)
     feeds = batch_of(rows)
     served = session.run(["logits"], {each.name: feeds[each.name] for each in session.get_inputs()})[0]
     return float(np.abs(graph(rows)["logits"] - served).max())
+
+
+def translation_difference(
+    folder: Path, network: ExplainedTranslation, graph: ExplainGraph, rows: Sequence[Row]
+) -> float:
+    """Return the largest difference between token log probabilities at alpha 1 and those of the served graphs."""
+    found_BT, translator, worst = graph(rows)["log_probabilities"], OnnxTranslator(folder), 0.0
+    for row, found_T in zip(rows, found_BT, strict=True):
+        served_T = served_log_probabilities(translator, row, network.bos_id, network.model.config.vocab_size)
+        worst = max(worst, float(np.abs(found_T[: len(served_T)] - served_T).max()))
+    return worst
 
 
 def served_log_probabilities(translator: OnnxTranslator, row: Row, bos_id: int, vocab_size: int) -> NDArray[np.float32]:

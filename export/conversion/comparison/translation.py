@@ -82,7 +82,8 @@ def pytorch_score(source: TranslationSource, sentence: Sentence, ids: list[int])
     given, target = torch.tensor([sentence.ids]), torch.tensor([[source.bos_id, *wanted[:-1]]])
     logits_NV = source.module(given, torch.ones_like(given), target, torch.ones_like(target))
     total = float(torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None]).sum())
-    return total / len(wanted) ** options.length_penalty
+    score: float = total / len(wanted) ** options.length_penalty
+    return score
 
 
 def require_same(comparison: TranslationComparison, what: str) -> None:

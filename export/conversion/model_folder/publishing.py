@@ -1,28 +1,28 @@
 """Completes the folder of a converted model, and moves it into the store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from torch import nn
 
 from export.conversion.explanation_graph import add_explain_graph, card_of_explanations
-from export.conversion.float16 import HalfPrecisionRefused, Material, add_half_graphs, card_of_half_precision
+from export.conversion.float16 import HalfPrecisionRefused, add_half_graphs, card_of_half_precision
+from export.conversion.model_folder.task import FolderTask, S
 from export.conversion.sensitivity.batch_sensitivity import card_of_batch_sensitivity
-from export.networks.image import VisionTransformer
-from export.networks.transformer import TextClassifier
-from export.networks.translation import TranslationTransformer
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
 from model_store.folder import CARD, Manifest, next_version, write_manifest
 
 
-def put_into_store(folder: Path, manifest: Manifest, store: Path, card: Callable[[Manifest, int], str]) -> Path:
+def put_into_store(
+    folder: Path, manifest: Manifest, task: FolderTask[S], store: Path, card: Callable[[Manifest, int], str]
+) -> Path:
     """Write the card and the manifest into a folder that has everything else, and move it to its place as a whole."""
     version = next_version(store, manifest.name)
     (folder / CARD).write_text(
         card(manifest, version)
-        + card_of_batch_sensitivity(manifest)
-        + card_of_half_precision(manifest)
+        + card_of_batch_sensitivity(manifest, task)
+        + card_of_half_precision(manifest, task)
         + card_of_explanations(folder, manifest)
     )
     write_manifest(folder, manifest)
@@ -32,13 +32,13 @@ def put_into_store(folder: Path, manifest: Manifest, store: Path, card: Callable
     return target
 
 
-def explain(folder: Path, manifest: Manifest, module: nn.Module, console: Console) -> None:
+def explain(folder: Path, manifest: Manifest, task: FolderTask[S], module: nn.Module, console: Console) -> None:
     """Add the graph that explains, which only this repository's own Transformers can have.
 
     Raises:
         ExplainRefused: the graph does not explain the served model.
     """
-    if not isinstance(module, TextClassifier | VisionTransformer | TranslationTransformer):
+    if not isinstance(module, task.explained_network):
         return
     console.print("exporting the graph that explains, and comparing it with PyTorch")
     try:
@@ -47,16 +47,18 @@ def explain(folder: Path, manifest: Manifest, module: nn.Module, console: Consol
     except NotUnderstood as error:
         console.print(f"without one that explains: {error}")
         return
-    console.print(f"explanations: {add_explain_graph(folder, manifest, stored).measured}")
+    console.print(f"explanations: {add_explain_graph(folder, manifest, task, stored).measured}")
 
 
-def with_half_precision(folder: Path, manifest: Manifest, measured_on: Material, console: Console) -> Manifest:
+def with_half_precision(
+    folder: Path, manifest: Manifest, task: FolderTask[S], measured_on: Mapping[str, S], console: Console
+) -> Manifest:
     """Add the float16 graphs if they lose little quality; return the manifest with their measures."""
     if manifest.precision == "float16":
         return manifest
     console.print("halving for GPUs, and comparing with the graphs that CPUs get")
     try:
-        return add_half_graphs(folder, manifest, measured_on, console)
+        return add_half_graphs(folder, manifest, task, measured_on, console)
     except HalfPrecisionRefused as error:
         console.print(f"without graphs in half precision: {error}")
         return manifest

@@ -18,9 +18,10 @@ from export.conversion.comparison import classifier as comparison
 from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
-from export.conversion.model_source import TextClassifierSource, source_of_run
+from export.conversion.model_source import TextClassifierSource, text_source_of_run
 from export.conversion.random_weights import write_untrained
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
+from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
 from service.models.loaded import OneCallModel
 from service.models.loading import Loader
@@ -34,6 +35,7 @@ def converted(source: TextClassifierSource, store: Path, console: Console, preci
     validation = toy_data().validation
     return convert(
         source,
+        task_of("text-classification"),
         name="toy",
         store=store,
         compare_on=validation.texts,
@@ -49,7 +51,7 @@ def converted(source: TextClassifierSource, store: Path, console: Console, preci
 @pytest.fixture(scope="module")
 def source(toy_run: Path) -> TextClassifierSource:
     """The finished toy run."""
-    return source_of_run(toy_run)
+    return text_source_of_run(toy_run)
 
 
 def test_onnx_torchscript_and_pytorch_are_the_same_model(
@@ -162,9 +164,9 @@ def test_too_few_texts_prove_nothing(source: TextClassifierSource, tmp_path: Pat
     """At least 500, and labelled ones for int8."""
     options = {"name": "toy", "store": tmp_path, "labelled": None, "about": {}, "console": quiet}
     with pytest.raises(ValueError, match="2 texts to compare on, at least 500"):
-        convert(source, compare_on=["a", "b"], precision="float32", **options)
+        convert(source, task_of("text-classification"), compare_on=["a", "b"], precision="float32", **options)
     with pytest.raises(ValueError, match="int8 needs labelled texts"):
-        convert(source, compare_on=made_up_sentences(500), precision="int8", **options)
+        convert(source, task_of("text-classification"), compare_on=made_up_sentences(500), precision="int8", **options)
 
 
 @pytest.mark.slow
@@ -173,9 +175,25 @@ def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> N
     sizes: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "precision": "float32"}
     sizes["tokenizer"] = ROOT / "model_store/sentiment-small/1/tokenizer.json"
     with pytest.raises(ValueError, match="vocab_size is 1000, the tokenizer has 21"):
-        write_untrained(name="random", store=tmp_path, vocab_size=1000, packed=True, console=quiet, **sizes)
+        write_untrained(
+            task_of("text-classification"),
+            name="random",
+            store=tmp_path,
+            vocab_size=1000,
+            packed=True,
+            console=quiet,
+            **sizes,
+        )
     for packed in (True, False):
-        folder = write_untrained(name="random", store=tmp_path, vocab_size=30522, packed=packed, console=quiet, **sizes)
+        folder = write_untrained(
+            task_of("text-classification"),
+            name="random",
+            store=tmp_path,
+            vocab_size=30522,
+            packed=packed,
+            console=quiet,
+            **sizes,
+        )
         manifest = read(FoundFolder("random", folder.name, folder)).manifest
         assert manifest is not None
         assert "random weights" in manifest.provenance["untrained"]

@@ -32,7 +32,6 @@ from export.conversion.comparison.explanation import (
 )
 from export.conversion.explanation_graph import (
     add_to_store,
-    explained,
     export_explain_graph,
     golden_rows,
     replay_golden_rows,
@@ -44,9 +43,15 @@ from export.conversion.translation_source import translation_source_of_run
 from export.networks.image import VisionTransformer, VitConfig
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier, rotate
 from export.networks.translation import TranslationConfig, TranslationTransformer
-from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
+from export.onnx_graphs.explanation_modules import (
+    ExplainedTextClassifier,
+    ExplainedTranslation,
+    ExplainedVisionTransformer,
+)
+from export.onnx_graphs.import_weights import NotUnderstood, stored_network
 from export.onnx_graphs.passes import halve, halve_exact_weights, quantize
 from export.onnx_graphs.translation import export_decoder_step, export_encoder
+from export.tasks.task import task_of
 from model_store.folder import (
     CARD,
     EXPLAIN,
@@ -142,7 +147,8 @@ def explaining_graph(name: str) -> bytes:
     """The graph that explains a classifier in float32, to be put beside `classifier_folder`'s; made once as well."""
     with tempfile.TemporaryDirectory() as folder:
         classifier_folder(name, Path(folder))
-        export_explain_graph(explained(StoredNetwork(network_of(name))), Path(folder))
+        kind = ExplainedTextClassifier if name in TEXTS else ExplainedVisionTransformer
+        export_explain_graph(kind(network_of(name)), Path(folder))
         return (Path(folder) / EXPLAIN).read_bytes()
 
 
@@ -152,7 +158,8 @@ def classifier_folder(name: str, folder: Path, precision: str = "float32") -> Ma
     (folder / GRAPH).write_bytes(exported_graph(name))
     {"float32": halve_exact_weights, "int8": quantize, "float16": halve}[precision](folder / GRAPH)
     seen = Comparison(500, 0.0 if precision == "float32" else 0.5, 0)
-    return describe(source, folder, "toy", precision, seen, {"compared_with_pytorch": {}}, {})  # type: ignore[arg-type]
+    task = "text-classification" if isinstance(source, TextClassifierSource) else "image-classification"
+    return describe(source, task, folder, "toy", precision, seen, {"compared_with_pytorch": {}}, {})  # type: ignore[arg-type]
 
 
 def rows_of(network: nn.Module, count: int = 6) -> list[Row]:
@@ -248,7 +255,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         export_decoder_step(network, folder / GRAPH)
         halve_exact_weights(folder / "encoder.onnx")
         halve_exact_weights(folder / GRAPH)
-        export_explain_graph(explained(StoredNetwork(network), bos_id=1), folder)
+        export_explain_graph(ExplainedTranslation(network, bos_id=1), folder)
     else:
         classifier_folder(name, folder)
         (folder / EXPLAIN).write_bytes(explaining_graph(name))
@@ -331,7 +338,9 @@ def in_a_store(name: str, store: Path, precision: str = "float32") -> Path:
     making = store / "making"
     making.mkdir(parents=True)
     manifest = classifier_folder(name, making, precision)
-    return put_into_store(making, manifest, store, lambda manifest, version: f"# toy, version {version}\n")
+    return put_into_store(
+        making, manifest, task_of(manifest.task), store, lambda manifest, version: f"# toy, version {version}\n"
+    )
 
 
 def ask_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -356,7 +365,7 @@ def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, m
         assert card.startswith("# toy, version 1\n")
         assert card.count("## Explained") == 1
         assert (f"the weights that {precision} made" in card) == (precision != "float32")
-    worst = replay_golden_rows(folder)
+    worst = replay_golden_rows(folder, task_of(manifest.task))
     assert worst.keys() == {"logits", "attention", "attribution"}
     assert max(worst.values()) < 1e-4
     assert not list(folder.parent.glob(".*"))
@@ -365,10 +374,10 @@ def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, m
     softmax.attribute[0].i = 1  # over the heads
     (folder / EXPLAIN).write_bytes(graph.SerializeToString())
     with pytest.raises(FolderError, match=f"{EXPLAIN} is damaged"):
-        replay_golden_rows(folder)
+        replay_golden_rows(folder, task_of(manifest.task))
     write_manifest(folder, manifest)
     with pytest.raises(ExplainRefused, match="golden example 0: off by"):
-        replay_golden_rows(folder)
+        replay_golden_rows(folder, task_of(manifest.task))
 
 
 @pytest.mark.slow
@@ -376,18 +385,19 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
     """One whose answers are not the served graph's, or whose gradients are not those of the graph that explains."""
     manifest = classifier_folder("before each part, mean", tmp_path)
     stored = stored_network(tmp_path)
-    network = explained(stored)
+    task = task_of(manifest.task)
+    network = task.explained(stored, tmp_path)
     golden = msgspec.json.decode((tmp_path / GOLDEN).read_bytes(), type=list[GoldenExample])
-    rows = golden_rows(tmp_path, manifest, golden)
+    rows = golden_rows(tmp_path, manifest, task, golden)
     (tmp_path / EXPLAIN).write_bytes(explaining_graph("before each part, mean"))
-    require_explained(tmp_path, network, rows, 1e-4)
+    require_explained(tmp_path, network, rows, task.served_difference, 1e-4)
     with torch.no_grad():
         stored.module.layers[0].attention.out.weight.mul_(0.5)  # type: ignore[union-attr,operator]
     with pytest.raises(ExplainRefused, match="logits against PyTorch"):
-        require_explained(tmp_path, network, rows, 1e-4)
+        require_explained(tmp_path, network, rows, task.served_difference, 1e-4)
     export_explain_graph(network, tmp_path)
     with pytest.raises(ExplainRefused, match="answers against the served graph"):
-        require_explained(tmp_path, network, rows, 1e-4)
+        require_explained(tmp_path, network, rows, task.served_difference, 1e-4)
 
 
 @pytest.mark.slow
@@ -403,7 +413,7 @@ def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path, quiet: Console, m
     monkeypatch.setattr(explain_graphs, "export_explain_graph", export_again)
     monkeypatch.setitem(explanation.TOLERANCE, "attribution", -1.0)
     with pytest.raises(ExplainRefused, match="attribution against PyTorch: off by up to .* \\(allowed: -1\\)"):
-        add_to_store(folder, quiet)
+        add_to_store(folder, task_of, quiet)
     assert {path.name: sha256(path) for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == ["1"]
 
@@ -434,9 +444,9 @@ def test_what_cannot_be_read_back_is_refused(
     folder = in_a_store("before each part, mean", tmp_path)
     damage(folder)
     with pytest.raises(NotUnderstood, match=expected):
-        add_to_store(folder, quiet)
+        add_to_store(folder, task_of, quiet)
     with pytest.raises(FolderError, match="is not a version's folder"):
-        add_to_store(folder.parent, quiet)
+        add_to_store(folder.parent, task_of, quiet)
 
 
 @pytest.mark.slow
@@ -446,6 +456,7 @@ def test_a_converted_translation_model_explains_itself(
     """`convert` writes the graph and its golden rows, out of the weights of both served graphs."""
     folder = convert_translation(
         translation_source_of_run(toy_translation_run),
+        task_of("translation"),
         name="dogs",
         store=tmp_path,
         compare_on={"dogs": toy_pairs(500, 4)},
@@ -454,7 +465,7 @@ def test_a_converted_translation_model_explains_itself(
         console=quiet,
         halved=False,
     )
-    assert replay_golden_rows(folder).keys() == {
+    assert replay_golden_rows(folder, task_of("translation")).keys() == {
         "log_probabilities",
         "cross_attention",
         "encoder_attention",
@@ -468,6 +479,7 @@ def test_converted_images_explain_themselves(name: str, offered: bool, tmp_path:
     """The vision transformer; a network without attention gets no such graph."""
     folder = convert(
         untrained_image_sources()[name],
+        task_of("image-classification"),
         name=name,
         store=tmp_path,
         compare_on=noise_files(500),
@@ -478,4 +490,8 @@ def test_converted_images_explain_themselves(name: str, offered: bool, tmp_path:
     )
     assert (folder / EXPLAIN).exists() is offered
     if offered:
-        assert replay_golden_rows(folder).keys() == {"logits", "attention", "attribution"}
+        assert replay_golden_rows(folder, task_of("image-classification")).keys() == {
+            "logits",
+            "attention",
+            "attribution",
+        }

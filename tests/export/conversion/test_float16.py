@@ -21,11 +21,12 @@ from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import Precision
 from export.conversion.float16 import HalfPrecisionRefused, add_half_graphs, add_to_store, in_float32
 from export.conversion.golden_texts import made_up_sentences
-from export.conversion.model_source import TextClassifierSource, source_of_run
+from export.conversion.model_source import TextClassifierSource, text_source_of_run
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.onnx_graphs.import_weights import StoredGraph
 from export.onnx_graphs.passes import halve_exact_weights, quantize
+from export.tasks.task import task_of
 from model_store.folder import CARD, ModelFolder, read, scan, sha256
 from service.engines.translation import TranslationEngine
 from service.models.loaded import DecoderModel
@@ -38,9 +39,7 @@ from tests.toy_translation import toy_pairs
 @pytest.fixture(scope="module")
 def source(toy_run: Path) -> TextClassifierSource:
     """The finished toy run."""
-    found = source_of_run(toy_run)
-    assert isinstance(found, TextClassifierSource)
-    return found
+    return text_source_of_run(toy_run)
 
 
 def converted(source: TextClassifierSource, store: Path, console: Console, precision: Precision = "float32") -> Path:
@@ -48,6 +47,7 @@ def converted(source: TextClassifierSource, store: Path, console: Console, preci
     validation = toy_data().validation
     return convert(
         source,
+        task_of("text-classification"),
         name="toy",
         store=store,
         compare_on=validation.texts,
@@ -118,7 +118,7 @@ def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_pat
         next(node for node in model.graph.node if node.op_type == "LayerNormalization").op_type = operator
         onnx.save(model, folder / "model.onnx")
         with pytest.raises(HalfPrecisionRefused, match=expected):
-            add_half_graphs(folder, manifest, material, quiet)
+            add_half_graphs(folder, manifest, task_of(manifest.task), material, quiet)
         assert not list(folder.glob("*.float16.onnx"))
 
 
@@ -158,6 +158,7 @@ def test_a_converted_translation_model_has_graphs_for_gpus(
     """Whose keys and values are in half precision, so that a GPU keeps them; a server takes them as it would there."""
     folder = convert_translation(
         translation_source_of_run(toy_translation_run),
+        task_of("translation"),
         name="dogs",
         store=tmp_path,
         compare_on={"dogs": toy_pairs(500, 4)},
@@ -194,7 +195,7 @@ def test_half_precision_that_costs_too_much_is_left_out(
     before = {file.name: sha256(file) for file in with_it.iterdir()}
     monkeypatch.setattr(half_graphs, "MAX_ACCURACY_LOSS", -1.0)
     with pytest.raises(HalfPrecisionRefused, match=r"half precision loses .* points of accuracy \(validation\)"):
-        add_to_store(with_it, lambda manifest: {"validation": toy_data().validation}, quiet)
+        add_to_store(with_it, task_of, lambda manifest: {"validation": toy_data().validation}, quiet)
     assert {file.name: sha256(file) for file in with_it.iterdir()} == before
     without = converted(source, tmp_path / "without", quiet)
     assert not list(without.glob("*.float16.onnx"))

@@ -24,9 +24,10 @@ from export.__main__ import main
 from export.conversion.classifier import convert
 from export.conversion.comparison.requirements import ConversionRefused
 from export.conversion.golden_images import golden_images, shapes
-from export.conversion.model_source import ImageClassifierSource, source_of_run
+from export.conversion.model_source import ImageClassifierSource, image_source_of_run
 from export.data.image_classification import LabelledImages, encoded
 from export.networks.image import ResNetConfig
+from export.tasks.task import task_of
 from export.training.image_classifier import jpeg_compressed, normalised, train_image_classifier
 from model_store.folder import FoundFolder, read
 from tests.conftest import LABELS, noise_files, untrained_image_sources
@@ -38,7 +39,9 @@ def converted(source: ImageClassifierSource, store: Path, console: Console, **op
     """The next version of a model of noise."""
     settings = {"labelled": None, "precision": "float32", "about": {"licence": "none"}, "compare_on": noise_files(500)}
     settings |= {"explained": False}
-    return convert(source, name="toy", store=store, console=console, **settings | options)
+    return convert(
+        source, task_of("image-classification"), name="toy", store=store, console=console, **settings | options
+    )
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet9"])
@@ -134,7 +137,7 @@ def test_a_run_becomes_a_folder_whose_quality_is_that_of_the_run(
     name: str, runs: Path, tmp_path: Path, quiet: Console
 ) -> None:
     """Measured with the service's preprocessing and the graph: plain, and through JPEG."""
-    data, source = toy_data(), source_of_run(runs / name)
+    data, source = toy_data(), image_source_of_run(runs / name)
     assert (source.image_size, source.labels) == (16, ["upright", "lying", "none"])  # type: ignore[union-attr]
     more = {"compressed": encoded(data.test, "JPEG", quality=50)}
     folder = converted(
@@ -169,13 +172,13 @@ def test_int8_is_for_linear_maps(runs: Path, tmp_path: Path, quiet: Console) -> 
         "labelled": encoded(data.test, "PNG"),
         "compare_on": encoded(data.train, "PNG").inputs[:500],
     }
-    folder = converted(source_of_run(runs / "vit"), tmp_path, quiet, **options)  # type: ignore[arg-type]
+    folder = converted(image_source_of_run(runs / "vit"), tmp_path, quiet, **options)  # type: ignore[arg-type]
     assert json.loads((folder / "manifest.json").read_text())["quality"]["accuracy_loss"] <= 0.005
     operators = {node.op_type for node in onnx.load(folder / "model.onnx").graph.node}
     assert "MatMulInteger" in operators
     assert "ConvInteger" not in operators
     with pytest.raises(ValueError, match="int8 is not offered: the network is made of convolutions"):
-        converted(source_of_run(runs / "resnet9"), tmp_path, quiet, **options)  # type: ignore[arg-type]
+        converted(image_source_of_run(runs / "resnet9"), tmp_path, quiet, **options)  # type: ignore[arg-type]
 
 
 def test_golden_images_are_of_every_kind() -> None:

@@ -12,6 +12,7 @@ from export.conversion.comparison.requirements import ConversionRefused, Precisi
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.data.translation import ParallelTexts
+from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
 from service.models.loaded import DecoderModel
 from service.models.loading import Loader
@@ -44,6 +45,7 @@ def test_lossy_precisions_say_what_they_lost(
     """Beside the figure before; and the folder is served."""
     target = convert_translation(
         translation_source_of_run(toy_translation_run),
+        task_of("translation"),
         name="dogs",
         store=tmp_path,
         compare_on={"dogs": toy_pairs(500, 4)},
@@ -69,6 +71,7 @@ def test_lossy_precisions_need_references(
     with pytest.raises(ValueError, match=f"{precision} needs sentences with references"):
         convert_translation(
             translation_source_of_run(toy_translation_run),
+            task_of("translation"),
             name="dogs",
             store=tmp_path / "store",
             compare_on={"dogs": ParallelTexts(toy_pairs(500, 4).source, [])},
@@ -85,6 +88,7 @@ def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path
     with pytest.raises(ValueError, match="499 sentences to compare on, at least 500"):
         convert_translation(
             translation_source_of_run(toy_translation_run),
+            task_of("translation"),
             name="dogs",
             store=tmp_path / "store",
             compare_on={"dogs": toy_pairs(499, 4)},
@@ -115,6 +119,7 @@ def test_another_model_is_refused(
     with pytest.raises(ConversionRefused, match="ONNX is not PyTorch's model"):
         convert_translation(
             source,
+            task_of("translation"),
             name="dogs",
             store=tmp_path,
             compare_on={"dogs": toy_pairs(500, 4)},

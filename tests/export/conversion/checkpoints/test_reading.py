@@ -35,6 +35,7 @@ from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.hugging_face import source_of_hugging_face
 from export.data.tokenizers import train_tokenizer
+from export.tasks.task import task_of
 from model_store.folder import FolderError, FoundFolder, read, write_manifest
 from service.models.loading import Loader
 from service.tasks.text_classification import TextClassification
@@ -357,6 +358,7 @@ def test_a_model_that_cuts_the_beginning_of_long_texts_does_so_when_served(
     source = source_of_hugging_face(str(tmp_path / "mine"))
     target = convert(
         source,
+        task_of("text-classification"),
         name="mine",
         store=tmp_path / "store",
         compare_on=made_up_sentences(500),

@@ -11,8 +11,9 @@ from rich.console import Console
 from export.__main__ import main
 from export.conversion.classifier import convert
 from export.conversion.golden_texts import made_up_sentences
-from export.conversion.model_source import source_of_run
+from export.conversion.model_source import text_source_of_run
 from export.conversion.sensitivity.batch_sensitivity import card_of_batch_sensitivity, invented_texts
+from export.tasks.task import task_of
 from model_store.folder import BatchSensitivity, FoundFolder, Manifest, read
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
@@ -23,7 +24,8 @@ def converted_to_int8(toy_run: Path, tmp_path_factory: pytest.TempPathFactory) -
     """The toy classifier in int8."""
     validation = toy_data().validation
     return convert(
-        source_of_run(toy_run),
+        text_source_of_run(toy_run),
+        task_of("text-classification"),
         name="toy",
         store=tmp_path_factory.mktemp("store"),
         compare_on=validation.texts,
@@ -82,7 +84,8 @@ def test_a_version_in_float32_is_not_measured(
 
 def test_float32_has_no_section_on_company() -> None:
     """A manifest without figures adds nothing to the card."""
-    assert card_of_batch_sensitivity(manifest_of(ROOT / "model_store/sentiment-small/1")) == ""
+    manifest = manifest_of(ROOT / "model_store/sentiment-small/1")
+    assert card_of_batch_sensitivity(manifest, task_of(manifest.task)) == ""
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "model_store").glob("*/[0-9]*")), ids=lambda path: path.parent.name)
@@ -90,7 +93,7 @@ def test_committed_int8_models_state_their_sensitivity(folder: Path) -> None:
     """Manifest and card of every committed int8 model have the figures; the other models have none."""
     manifest = manifest_of(folder)
     assert (manifest.batch_sensitivity is not None) == (manifest.precision == "int8")
-    assert card_of_batch_sensitivity(manifest) in (folder / "README.md").read_text()
+    assert card_of_batch_sensitivity(manifest, task_of(manifest.task)) in (folder / "README.md").read_text()
     if isinstance(manifest.batch_sensitivity, BatchSensitivity):
         assert 0 < manifest.batch_sensitivity.mean < manifest.batch_sensitivity.worst < 1
 

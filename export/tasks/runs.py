@@ -9,18 +9,10 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 
 from rich.console import Console
 
-from export.data.image_classification import CIFAR10, load_cifar10
-from export.data.text_classification import SST2, load_sst2
-from export.training import image_classifier as train_image_classifier
-from export.training import text_classifier as train_text_classifier
-from export.training import text_recipes
-from export.training import translation as train_translation
+from export.tasks.task import all_tasks, task_of
 from export.training.run_folder import RunIsBusyError, is_finished, read_result, sole_trainer, write_measured
-from export.training.text_recipes import TextTrainConfig
-from export.training.trainer import this_device
-from export.training.translation import TranslationTrainConfig
 
-RECIPES = text_recipes.RECIPES | train_image_classifier.RECIPES | train_translation.RECIPES
+TASK_OF_RECIPE = {recipe: task for task in all_tasks() for recipe in task.recipes}
 
 
 class Run(NamedTuple):
@@ -62,9 +54,9 @@ def recipe_of(run: Run) -> Any:
     Raises:
         ValueError: the recipe does not exist.
     """
-    if run.recipe not in RECIPES:
-        raise ValueError(f"there is no recipe {run.recipe!r}; there are {', '.join(RECIPES)}")
-    return RECIPES[run.recipe]
+    if run.recipe not in TASK_OF_RECIPE:
+        raise ValueError(f"there is no recipe {run.recipe!r}; there are {', '.join(TASK_OF_RECIPE)}")
+    return TASK_OF_RECIPE[run.recipe].recipes[run.recipe]
 
 
 def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
@@ -79,13 +71,8 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
     if is_finished(run_dir):
         console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
         return True
-    how: Any = (config, run_dir, console, time_budget_s, run.command)
     with sole_trainer(run_dir):
-        if isinstance(config, TextTrainConfig):
-            return train_text_classifier.train_text_classifier(load_sst2(), *how)
-        if isinstance(config, TranslationTrainConfig):
-            return train_translation.train_translation(train_translation.LOADERS[config.data](), *how)
-        return train_image_classifier.train_image_classifier(load_cifar10(), *how)
+        return TASK_OF_RECIPE[run.recipe].train(config, run_dir, console, time_budget_s, run.command)
 
 
 def measure_run(run_dir: Path, console: Console) -> None:
@@ -95,19 +82,8 @@ def measure_run(run_dir: Path, console: Console) -> None:
         FileNotFoundError: the run is not finished, or the data is missing.
         ValueError: it was trained on an unknown data set.
     """
-    result, device = read_result(run_dir), this_device()
-    if result["task"] != "translation" and result["data"] not in (SST2, CIFAR10):
-        raise ValueError(
-            f"{run_dir} was trained on {result['data']!r}, which is not known here: nothing to measure it on"
-        )
-    if result["task"] == "text-classification":
-        measured = train_text_classifier.measure(run_dir, load_sst2(), device)
-    elif result["task"] == "translation":
-        data = train_translation.LOADERS[result["config"]["data"]]()
-        measured = train_translation.measure(run_dir, data, device, console)
-    else:
-        measured = train_image_classifier.measure(run_dir, load_cifar10(), device)
-    write_measured(run_dir, result, measured, console)
+    result = read_result(run_dir)
+    write_measured(run_dir, result, task_of(result["task"]).measure(run_dir, result, console), console)
 
 
 def run_all(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:

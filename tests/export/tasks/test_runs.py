@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from export.tasks.runs import TASK_OF_RECIPE, Run, read_queue, run_all, train_run, with_changes
 from export.training.run_folder import RunIsBusyError, sole_trainer
-from export.training.runs import RECIPES, Run, read_queue, run_all, train_run, with_changes
 from export.training.text_recipes import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
@@ -15,7 +15,7 @@ ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
 def test_the_queue_of_the_repository_is_sound() -> None:
     """Its recipes exist, their changes too, and every recipe is in it."""
     runs = read_queue(ROOT_QUEUE)
-    assert {run.recipe for run in runs} == set(RECIPES)
+    assert {run.recipe for run in runs} == set(TASK_OF_RECIPE)
 
 
 def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Opens model folders of a store: checked files, and the pre- and postprocessing of each task without an engine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from model_store.folder import (
+    PREPROCESSOR,
+    TARGET_TOKENIZER,
+    TOKENIZER,
+    FolderError,
+    FoundFolder,
+    Manifest,
+    ModelFolder,
+    read,
+)
+from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+from service.tasks.text_classification import TextClassification
+from service.tasks.translation import Translation
+from service.tasks.translation_search import SearchDefaults
+
+
+def open_folder(path: Path) -> ModelFolder:
+    """Read and check the folder of a version in the store.
+
+    Raises:
+        FolderError: the folder is damaged, or not in a store.
+    """
+    if not path.is_dir() or not path.resolve().name.isdigit():
+        raise FolderError(f"{path} is not a version's folder: <store>/<name>/<version>")
+    return read(FoundFolder(path.resolve().parent.name, path.resolve().name, path))
+
+
+def generation_of(folder: Path) -> dict[str, Any]:
+    """Read `generation_config.json`."""
+    found: dict[str, Any] = json.loads((folder / "generation_config.json").read_text())
+    return found
+
+
+def text_classification_of(folder: Path, manifest: Manifest) -> TextClassification:
+    """Build the pre- and postprocessing of a text classifier's folder."""
+    assert manifest.limits.max_tokens is not None
+    return TextClassification(
+        (folder / TOKENIZER).read_text(),
+        labels=manifest.labels,
+        max_tokens=manifest.limits.max_tokens,
+        pad_id=json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
+        graph_inputs=[tensor.name for tensor in manifest.inputs],
+    )
+
+
+def image_classification_of(folder: Path, manifest: Manifest) -> ImageClassification:
+    """Build the pre- and postprocessing of an image classifier's folder."""
+    config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
+    return ImageClassification(config, labels=manifest.labels, graph_input=manifest.inputs[0].name)
+
+
+def translation_of(folder: Path, manifest: Manifest) -> Translation:
+    """Build the pre- and postprocessing of a translation model's folder."""
+    config, generation = json.loads((folder / "config.json").read_text()), generation_of(folder)
+    target_tokenizer = folder / TARGET_TOKENIZER
+    assert manifest.limits.max_tokens is not None
+    return Translation(
+        (folder / TOKENIZER).read_text(),
+        max_tokens=manifest.limits.max_tokens,
+        bos_id=generation["decoder_start_token_id"],
+        eos_id=generation["eos_token_id"],
+        source_language=config["source_language"],
+        target_language=config["target_language"],
+        target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
+        defaults=SearchDefaults(
+            length_penalty=generation.get("length_penalty", 1.0), early_stopping=generation.get("early_stopping", True)
+        ),
+    )

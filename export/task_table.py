@@ -1,0 +1,15 @@
+"""The table of tasks: the name that manifests and records of runs have, and the module that implements the task.
+
+It imports nothing, so that every room may use the names and `python -m export --help` is fast. `task_of` in
+`export.tasks.task` loads an entry.
+"""
+
+TEXT_CLASSIFICATION = "text-classification"
+IMAGE_CLASSIFICATION = "image-classification"
+TRANSLATION = "translation"
+
+TASKS = {
+    TEXT_CLASSIFICATION: "export.tasks.text_classification",
+    IMAGE_CLASSIFICATION: "export.tasks.image_classification",
+    TRANSLATION: "export.tasks.translation",
+}

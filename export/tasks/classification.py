@@ -1,0 +1,140 @@
+"""The parts that the tasks of text and image classification share.
+
+Shapes: B rows, C classes.
+"""
+
+from abc import abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Generic
+
+import numpy as np
+from rich.console import Console
+
+from export.conversion.classifier import convert
+from export.conversion.comparison.explanation import Arrays, ExplainGraph, Row, classifier_difference
+from export.conversion.comparison.requirements import MIN_COMPARED
+from export.conversion.float16 import measure_classifier
+from export.conversion.model_folder.task import Preprocessing
+from export.conversion.model_source import Labelled, Source
+from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
+from export.onnx_graphs.explanation_modules import Explained
+from export.onnx_graphs.passes import cpu_session
+from export.tasks.task import C, ExportTask, Target
+from export.training.quality import softmax
+from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest
+
+
+class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
+    """A task whose answers are classes."""
+
+    score_name, answers_name = "probability", "labels"
+    data_name: str  # the only data set that runs are measured on
+
+    @abstractmethod
+    def source_of_run(self, run_dir: Path) -> Source:
+        """Load a finished run as a source for conversion."""
+
+    @abstractmethod
+    def measured_inputs(self) -> dict[str, Any]:
+        """Load the inputs to compare with PyTorch and to measure on, as arguments of `convert`."""
+
+    @abstractmethod
+    def made_up_inputs(self, count: int) -> Sequence[Any]:
+        """Generate inputs to compare with PyTorch when no data set is at hand."""
+
+    @abstractmethod
+    def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
+        """Load the labelled split that models of the store are judged by."""
+
+    @abstractmethod
+    def preprocessing(self, folder: Path, manifest: Manifest) -> Preprocessing:
+        """Build the preprocessing of a model folder."""
+
+    @abstractmethod
+    def invented_inputs(self, folder: Path) -> Sequence[Any]:
+        """Generate inputs of unusual content, to share engine calls with."""
+
+    @abstractmethod
+    def input_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
+        """Turn the input of a golden example into inputs of the graph that explains."""
+
+    def require_known_data(self, run_dir: Path, result: Mapping[str, Any]) -> None:
+        """Raises ValueError: the run was trained on another data set than the task's."""
+        if result["data"] != self.data_name:
+            raise ValueError(
+                f"{run_dir} was trained on {result['data']!r}, which is not known here: nothing to measure it on"
+            )
+
+    def convert(self, run_dir: Path, target: Target, console: Console) -> None:
+        """Convert a finished run, compared and measured on its own data set where that is known."""
+        source, inputs = self.source_of_run(run_dir), dict[str, Any]()
+        data, licences = source.provenance["data"], []
+        if data == self.data_name:
+            inputs = self.measured_inputs()
+            licences.append(f"{data}: none stated by its authors, research use")
+        else:
+            console.print(
+                f"the run was trained on {data!r}, of which nothing is known here: its quality is not measured"
+            )
+            inputs = {"compare_on": self.made_up_inputs(MIN_COMPARED), "labelled": None}
+        if source.provenance.get("start_from") in ("minilm", "minilm-words"):
+            licences.append("MiniLM: Apache-2.0")
+        about = {"licence": "; ".join(licences)} if licences else {}
+        self.write_model(source, target, console, about=about, **inputs)
+
+    def write_model(self, source: Source, target: Target, console: Console, **options: Any) -> None:
+        """Convert a source; `options` are further arguments of `convert`."""
+        convert(
+            source,
+            self,
+            name=target.name,
+            store=target.store,
+            precision=target.precision,
+            console=console,
+            **options,
+        )
+
+    def golden_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
+        """Explain the answered class."""
+        target = np.array(np.argmax(example.outputs["logits"]))
+        return {"target": target} | self.input_feeds(folder, manifest, example)
+
+    def served_difference(self, folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
+        """Compare logits."""
+        return classifier_difference(folder, graph, rows)
+
+    def measure_float16(
+        self, folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, Labelled]
+    ) -> HalfPrecision:
+        """Measure accuracy."""
+        return measure_classifier(folder, manifest, golden, measured_on, self.preprocessing(folder, manifest))
+
+    def float16_lines(self, split: str, measured: Mapping[str, Any], precision: str) -> list[str]:
+        """Write the accuracy of the float16 graph and of the served one."""
+        before = measured[f"accuracy_in_{precision}"]
+        return [
+            f"- {split}, n = {measured['num_examples']}: accuracy {100 * measured['accuracy']:.2f} % instead of"
+            f" {100 * before:.2f} %, {measured['labels_changed']} labels change; logits differ by at most"
+            f" {measured['max_abs_logit_difference_to_float32']:.2g} from those of the same weights in float32"
+        ]
+
+    def search_company(
+        self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
+    ) -> tuple[SearchEffort, list[Found]]:
+        """Compare probabilities."""
+        preprocessing, session, effort = (
+            self.preprocessing(folder, manifest),
+            cpu_session(folder / GRAPH),
+            SearchEffort(),
+        )
+
+        def answer(items: Sequence[Any]) -> list[Answer]:
+            probabilities_BC = softmax(session.run(["logits"], preprocessing.collate(items))[0])
+            return [Answer((int(np.argmax(row_C)),), tuple(row_C.tolist())) for row_C in probabilities_BC]
+
+        items, invented = (
+            [preprocessing.item(given) for given in each] for each in (inputs, self.invented_inputs(folder))
+        )
+        return effort, [search_company(answer, items, invented, attrgetter("length"), effort)]

@@ -1,0 +1,167 @@
+"""Image classification: CIFAR-10, vision transformers and convolutional networks, and Hugging Face's ViT and DeiT."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from export.conversion.comparison.explanation import Arrays
+from export.conversion.comparison.requirements import MIN_COMPARED
+from export.conversion.golden_images import golden_images, made_up_images
+from export.conversion.model_folder.opening import image_classification_of
+from export.conversion.model_folder.task import Preprocessing
+from export.conversion.model_source import ImageClassifierSource, Labelled, image_source_of_run
+from export.data.image_classification import CIFAR10, encoded, load_cifar10
+from export.markdown import table
+from export.networks.image import VisionTransformer
+from export.onnx_graphs.explanation_modules import ExplainedVisionTransformer
+from export.onnx_graphs.import_weights import StoredNetwork
+from export.task_table import IMAGE_CLASSIFICATION
+from export.tasks.classification import ClassificationTask
+from export.tasks.run_tables import HOW, accuracy, best_first, how
+from export.tasks.task import Records, ReportSection, Target
+from export.training.image_classifier import JPEG_QUALITY, RECIPES, ImageTrainConfig, measure, train_image_classifier
+from export.training.trainer import this_device
+from model_store.folder import GoldenExample, Manifest
+
+NUM_COMPARED_IMAGES = 2_000  # of the 10,000 test images
+NUM_NOISE_IMAGES = 6
+
+
+def report_section(records: Records) -> str:
+    """Write the section on the classifiers of CIFAR-10, best first."""
+    columns = (
+        "run",
+        "network",
+        "teacher",
+        "parameters",
+        "products of one image",
+        "accuracy % (standard error)",
+        "JPEG",
+        "moved",
+        "calibration error",
+        *HOW,
+    )
+    rows = [
+        [
+            f"[{name}](runs/{name}.json)",
+            record["network"],
+            record["config"]["teacher"] or "none",
+            f"{record['num_parameters'] / 1e6:.2f} M",
+            f"{record['multiply_accumulates'] / 1e6:.0f} M",
+            accuracy(record),
+            f"{100 * record['quality_jpeg']['accuracy']:.2f}",
+            f"{100 * record['quality_moved']['accuracy']:.2f}",
+            f"{record['quality']['expected_calibration_error']:.4f}",
+            *how(record),
+        ]
+        for name, record in best_first(records)
+    ]
+    classes = []
+    for name, record in records.items():
+        matrix = record["quality"]["confusion_matrix"]
+        for number, label in enumerate(record["labels"]):
+            right, predicted = matrix[number][number], sum(row[number] for row in matrix)
+            precision, recall = right / max(1, predicted), right / max(1, sum(matrix[number]))
+            classes.append([name, label, f"{100 * precision:.1f}", f"{100 * recall:.1f}"])
+    of_any = next(iter(records.values()))
+    lines = [
+        "",
+        "## Images (CIFAR-10)",
+        "",
+        "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images"
+        f" after JPEG compression (quality {of_any['quality_jpeg']['jpeg_quality']}) and moved by"
+        f" {of_any['quality_moved']['shift_pixels']} pixels both ways. Weights rounded to half precision, as they are"
+        " served.",
+        *table(columns, rows),
+        *table(("run", "class", "precision %", "recall %"), classes),
+        "",
+        "![validation accuracy by minutes of training](models-cifar10-curves.png)",
+        "",
+        "![confusion matrices](models-cifar10-confusion.png)",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class ImageClassification(ClassificationTask[ImageTrainConfig]):
+    """Image classifiers."""
+
+    name = IMAGE_CLASSIFICATION
+    data_name = CIFAR10
+    recipes = RECIPES
+    explained_network = VisionTransformer
+    report = ReportSection(
+        place=3, subject="cifar10", curve_measure="accuracy", write=report_section, has_confusion=True
+    )
+
+    def train(
+        self, config: ImageTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
+    ) -> bool:
+        """Train on CIFAR-10."""
+        return train_image_classifier(load_cifar10(), config, run_dir, console, time_budget_s, command)
+
+    def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
+        """Measure on the test split."""
+        self.require_known_data(run_dir, result)
+        return measure(run_dir, load_cifar10(), this_device())
+
+    def source_of_run(self, run_dir: Path) -> ImageClassifierSource:
+        """Load a finished run."""
+        return image_source_of_run(run_dir)
+
+    def measured_inputs(self) -> dict[str, Any]:
+        """Load CIFAR-10's test split as image files, as a client would send them."""
+        test = load_cifar10().test
+        plain = encoded(test, "PNG")
+        return {
+            "compare_on": plain.inputs[:NUM_COMPARED_IMAGES],
+            "labelled": plain,
+            "split": "test",
+            "also_measured_on": {
+                f"the test split as JPEG of quality {JPEG_QUALITY}": encoded(test, "JPEG", quality=JPEG_QUALITY)
+            },
+        }
+
+    def made_up_inputs(self, count: int) -> list[bytes]:
+        """Draw image files."""
+        return made_up_images(count)
+
+    def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
+        """Convert a Hugging Face image classifier."""
+        from export.conversion.hugging_face import (
+            image_source_of_hugging_face,  # imports transformers, which takes seconds
+        )
+
+        loaded = image_source_of_hugging_face(source)
+        self.write_model(loaded, target, console, compare_on=made_up_images(MIN_COMPARED), labelled=None, about={})
+
+    def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
+        """Load CIFAR-10's test split as PNG files."""
+        return {"test": encoded(load_cifar10().test, "PNG")} if CIFAR10 in known else None
+
+    def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedVisionTransformer:
+        """Explain a class by patches."""
+        assert isinstance(stored.module, VisionTransformer)
+        return ExplainedVisionTransformer(stored.module)
+
+    def input_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
+        """Return the pixels."""
+        preprocessing = self.preprocessing(folder, manifest)
+        return {"pixel_values": preprocessing.item(preprocessing.golden_input(example)).pixels_CHW}
+
+    def preprocessing(self, folder: Path, manifest: Manifest) -> Preprocessing:
+        """Decode and normalise image files."""
+        images = image_classification_of(folder, manifest)
+        return Preprocessing(
+            golden_input=lambda example: example.inputs["image"].encode(),
+            item=lambda given: images.preprocess(given, field="image"),
+            collate=images.collate,
+        )
+
+    def invented_inputs(self, folder: Path) -> Sequence[bytes]:
+        """Draw noise, and every kind of file that clients send."""
+        return [*made_up_images(NUM_NOISE_IMAGES), *golden_images().values()]
+
+
+TASK = ImageClassification()
