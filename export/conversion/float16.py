@@ -60,7 +60,7 @@ from model_store.folder import (
     Tolerance,
     write_manifest,
 )
-from service.tasks.translation_search import GOLDEN_SEARCHES, Hypothesis, SearchRequest
+from service.tasks.decoding.search import GOLDEN_SEARCHES, Hypothesis, SearchRequest
 
 BATCH_SIZE = 32
 OF_INT8 = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]")  # operators

@@ -31,8 +31,8 @@ from export.conversion.hugging_face import provenance_of_loaded
 from export.conversion.translation_source import TranslationSource
 from export.networks.transformer import NEGATIVE
 from export.networks.translation import TranslationConfig, TranslationTransformer
-from service.tasks.translation_search import MAX_BEAMS, MAX_LENGTH_PENALTY, SearchDefaults
-from service.tasks.translation_settings import LanguageCodes
+from service.tasks.decoding.search import MAX_BEAMS, MAX_LENGTH_PENALTY, SearchDefaults
+from service.tasks.decoding.settings import LanguageCodes
 
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
 DEFAULT_MAX_LENGTH = 20  # the default of `transformers`

@@ -48,7 +48,7 @@ from model_store.folder import (
     Tolerance,
     write_golden,
 )
-from service.tasks.translation_search import GOLDEN_SEARCHES
+from service.tasks.decoding.search import GOLDEN_SEARCHES
 
 FEW_TOGETHER = 4  # golden examples per call, besides one and all: int8 scores depend on the batch
 

@@ -12,9 +12,9 @@ from export.networks.translation import BOS_ID, EOS_ID, PAD_ID, TranslationConfi
 from export.training.run_folder import read_result
 from export.training.translation import NETWORKS, Translator, load_run_model, translate
 from model_store.folder import TOKENIZER
+from service.tasks.decoding.search import MODEL_DEFAULTS, Hypothesis, SearchDefaults, Sentence
+from service.tasks.decoding.settings import LanguageCodes
 from service.tasks.translation import Translation
-from service.tasks.translation_search import MODEL_DEFAULTS, Hypothesis, SearchDefaults, Sentence
-from service.tasks.translation_settings import LanguageCodes
 
 UNKNOWN_CODE = ">>unknown<<"  # a language code that no model knows
 

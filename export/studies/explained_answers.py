@@ -29,9 +29,9 @@ from model_store.folder import EXPLAIN, GRAPH, TOKENIZER, FolderError, Manifest
 from service.explanation.methods.attention import rollout
 from service.explanation.methods.features import Patches, Words
 from service.explanation.methods.perturbation import Method, estimate, plan
+from service.tasks.decoding.search import SearchOptions, longest_translation
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
-from service.tasks.translation_search import SearchOptions, longest_translation
 
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]

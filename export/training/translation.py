@@ -40,7 +40,7 @@ from export.task_table import TRANSLATION
 from export.training.quality import translation_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
-from service.tasks.translation_search import Hypothesis, Search, SearchOptions, longest_translation, top_k_log_probs
+from service.tasks.decoding.search import Hypothesis, Search, SearchOptions, longest_translation, top_k_log_probs
 
 NetworkConfig = TranslationConfig | RecurrentTranslationConfig
 NETWORKS: Networks = {

@@ -10,7 +10,7 @@ curves evaluate the model itself while the features with the largest weights are
 
 The explained score is a number. For a classifier it is the probability of a class; for a translation it is the log
 probability of that very translation. The latter is exact, not a comparison of texts: the decoder is fed the
-translation's own tokens and scores all candidates (`service.tasks.translation_search.Forced`), which gives a log
+translation's own tokens and scores all candidates (`service.tasks.decoding.search.Forced`), which gives a log
 probability for each token, and so a weight of each source word for each token of the translation.
 
 Shapes: S samples, M features, K values of one answer, T tokens.

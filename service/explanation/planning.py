@@ -24,7 +24,7 @@ from service.explanation.methods.perturbation import plan as plan_samples
 from service.models.explanation_graph import ExplainGraph
 from service.models.repository import ServedModel
 from service.tasks.explainable import Explainable, ImageParts, TextParts
-from service.tasks.image_file import DecodingMemory
+from service.tasks.images.image_file import DecodingMemory
 
 
 class ExplanationPlan(NamedTuple):

@@ -13,7 +13,7 @@ from service.config import ServiceConfig
 from service.prediction.messages import RequestOptions
 from service.prediction.preprocessing_pool import PreprocessingPool
 from service.process.memory_budget import ByteBudget
-from service.tasks.image_file import DecodingMemory
+from service.tasks.images.image_file import DecodingMemory
 from service.tasks.task import Preparation, RequestLimits, Task
 
 # Items for the batcher, or an awaitable of them where preprocessing runs in threads. Short inputs need no await.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from service.tasks.image_file import DecodingMemory
+from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, StoredTask
 from service.tensors import Arrays
 

@@ -21,7 +21,7 @@ from PIL import Image
 from service.tasks.classification import Classifier
 from service.tasks.explainable import ImageParts, ValueFunction
 from service.tasks.hub_messages import HUB_TOP_K, ImageClassificationParameters, ImageClassificationRequest
-from service.tasks.image_file import DecodingMemory, decoding, file_of, opened_image, resized, size_upright
+from service.tasks.images.image_file import DecodingMemory, decoding, file_of, opened_image, resized, size_upright
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
 from service.tasks.task import AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tensors import Arrays, TensorSpec

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tasks.image_file import DecodingMemory
+from service.tasks.images.image_file import DecodingMemory
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tensors import Arrays, TensorSpec
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 from service.errors import InvalidRequest
-from service.tasks.image_file import DecodingMemory
+from service.tasks.images.image_file import DecodingMemory
 from service.tensors import Arrays, TensorSpec
 
 if TYPE_CHECKING:  # each of the two protocols names the other

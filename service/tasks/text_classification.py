@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from service.tasks.classification import Classifier
 from service.tasks.explainable import TextParts, ValueFunction
 from service.tasks.hub_messages import TextClassificationRequest, texts_and_field
-from service.tasks.image_file import DecodingMemory
+from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
 from service.tasks.task import AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tasks.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization

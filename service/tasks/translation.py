@@ -3,7 +3,7 @@
     text ── tokenizer ──> ids ──> encoder ──> ┌─> decoder step ──> likeliest next tokens ─┐ ── tokenizer ──> text
                                               └──── Search.advance: which rows go on <────┘
 
-The search in between is in `translation_search.py`.
+The search in between is in `decoding/search.py`.
 """
 
 import math
@@ -16,20 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
-from service.tasks.explainable import TextParts, ValueFunction
-from service.tasks.hub_messages import TranslatedText, TranslationRequest, texts_and_field, translation_text
-from service.tasks.image_file import DecodingMemory
-from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.tokenization import (
-    TOKENIZER,
-    TRUNCATE_HINT,
-    Encoded,
-    TextEncoder,
-    texts_of,
-    tokenization,
-)
-from service.tasks.translation_search import (
+from service.tasks.decoding.search import (
     DEFAULT_SEARCH,
     GOLDEN_SEARCHES,
     MODEL_DEFAULTS,
@@ -40,7 +27,20 @@ from service.tasks.translation_search import (
     Sentence,
     longest_translation,
 )
-from service.tasks.translation_settings import GenerationConfig, LanguageCodes, TranslationConfig
+from service.tasks.decoding.settings import GenerationConfig, LanguageCodes, TranslationConfig
+from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.hub_messages import TranslatedText, TranslationRequest, texts_and_field, translation_text
+from service.tasks.images.image_file import DecodingMemory
+from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
+from service.tasks.tokenization import (
+    TOKENIZER,
+    TRUNCATE_HINT,
+    Encoded,
+    TextEncoder,
+    texts_of,
+    tokenization,
+)
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"
@@ -198,12 +198,11 @@ class Translation:
         """Tokenize each text; a language code at its beginning is one token, and the rest is tokenized separately."""
         split = [self._codes.split(text) if self._codes else ("", text) for text in texts]
         rests = self._encoder.encode([rest for _, rest in split], truncate=truncate, field=field, first=first)
-        encoded = []
+        encoded, room = [], self.max_tokens - 1
         for number, ((code, _), (ids, truncated)) in enumerate(zip(split, rests, strict=True), first):
             if self._codes is None or not code:
                 encoded.append(Encoded(ids, truncated))
                 continue
-            room = self.max_tokens - 1
             if len(ids) > room and not truncate:
                 raise InvalidRequest(
                     f"{field.format(number)} has {len(ids) + 1} tokens, the model takes at most {self.max_tokens};"

@@ -23,8 +23,8 @@ from export.training.translation import translate
 from load_tests.material import OWN_PAIRS, load_images
 from model_store.folder import read_explain_golden
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.tasks.decoding.search import GOLDEN_SEARCHES
 from service.tasks.translation import Translation
-from service.tasks.translation_search import GOLDEN_SEARCHES
 from tests.conftest import ROOT, Server, running_server
 
 EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.tsv").read_text().splitlines()]

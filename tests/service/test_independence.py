@@ -25,9 +25,9 @@ from service.models.golden_replay import decode
 from service.models.loaded import DecoderModel, LoadedModel, OneCallModel
 from service.models.loading import Loader
 from service.tasks.classification import Classifier, scores_of
+from service.tasks.decoding.search import SearchRequest
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
-from service.tasks.translation_search import SearchRequest
 from tests.conftest import ROOT, Server, running_server
 
 MAX_DIFFERENCE = 1e-5

@@ -14,7 +14,7 @@ from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
 from export.training.quality import MAX_BLEU_LOSS, TranslationQuality, translation_quality
 from export.training.translation import Translator
-from service.tasks.translation_search import Hypothesis, SearchRequest, Sentence
+from service.tasks.decoding.search import Hypothesis, SearchRequest, Sentence
 
 MAX_SCORE_DIFFERENCE = 1e-4  # in float32: of equal translations, and of two that rounding has swapped
 

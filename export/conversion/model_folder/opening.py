@@ -16,10 +16,10 @@ from model_store.folder import (
     ModelFolder,
     read,
 )
+from service.tasks.decoding.search import SearchDefaults
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
-from service.tasks.translation_search import SearchDefaults
 
 
 def open_folder(path: Path) -> ModelFolder:

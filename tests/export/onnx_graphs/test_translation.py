@@ -10,7 +10,7 @@ import torch
 from export.networks.translation import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder
 from export.training.translation import TorchTranslator, translate
-from service.tasks.translation_search import SearchOptions
+from service.tasks.decoding.search import SearchOptions
 
 
 def random_network(norm_position: str) -> TranslationTransformer:

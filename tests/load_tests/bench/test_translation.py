@@ -11,7 +11,7 @@ from load_tests.bench.ctranslate2_model import open_ctranslate2, write_ctranslat
 from load_tests.bench.report import spread
 from load_tests.bench.translation import drive, measure_translation, report_translation
 from load_tests.processes import Process, free_port
-from service.tasks.translation_search import SearchOptions
+from service.tasks.decoding.search import SearchOptions
 from tests.conftest import Server
 from tests.toy_translation import toy_pairs
 

@@ -16,7 +16,7 @@ from export.training.translation import translate
 from service.engines.onnx_session import EngineError
 from service.engines.preemption import lower_engine_priority, preempt_background, resume_background
 from service.engines.translation import RunningBatches, TranslationEngine
-from service.tasks.translation_search import Forced, SearchOptions, Sentence
+from service.tasks.decoding.search import Forced, SearchOptions, Sentence
 
 MAX_TOKENS = 40
 

@@ -1,7 +1,7 @@
 """Texts to sentences and translations to texts, without a graph."""
 
+from service.tasks.decoding.search import SearchRequest
 from service.tasks.translation import Translation
-from service.tasks.translation_search import SearchRequest
 from tests.conftest import ROOT
 
 

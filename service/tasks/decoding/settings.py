@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import msgspec
 
+from service.tasks.decoding.search import MAX_BEAMS, MAX_LENGTH_PENALTY, EarlyStopping, SearchDefaults
 from service.tasks.stored_task import TaskError
-from service.tasks.translation_search import MAX_BEAMS, MAX_LENGTH_PENALTY, EarlyStopping, SearchDefaults
 
 CODE_BEGINS, CODE_ENDS = ">>", "<<"  # around a language code
 

@@ -11,9 +11,16 @@ from PIL import Image, PngImagePlugin
 
 from service.errors import DeadlineExceeded, InvalidRequest, TooLarge
 from service.process.memory_budget import ByteBudget
-from service.tasks import webp
 from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
-from service.tasks.image_file import ORIENTATION_TAG, STRIP_PIXELS, UPRIGHT_BY, DecodingMemory, opened_image, resized
+from service.tasks.images import webp
+from service.tasks.images.image_file import (
+    ORIENTATION_TAG,
+    STRIP_PIXELS,
+    UPRIGHT_BY,
+    DecodingMemory,
+    opened_image,
+    resized,
+)
 
 SIZE = (1300, 900)  # more than one strip
 TASK = ImageClassification(

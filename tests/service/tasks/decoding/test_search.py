@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from service.tasks.translation_search import Hypothesis, Search, SearchOptions, top_k_log_probs
+from service.tasks.decoding.search import Hypothesis, Search, SearchOptions, top_k_log_probs
 
 EOS, WORDS = 0, (1, 2, 3)
 BOS = 9

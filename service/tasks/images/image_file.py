@@ -21,7 +21,7 @@ from PIL import (
 
 from service.errors import HeedError, InvalidRequest, TooLarge
 from service.process.memory_budget import ByteBudget
-from service.tasks import webp
+from service.tasks.images import webp
 
 # The only decoders that are tried, by Pillow's names.
 FORMATS = ("JPEG", "PNG", "WEBP")

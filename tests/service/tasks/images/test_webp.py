@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from service.errors import InvalidRequest
-from service.tasks import webp
-from service.tasks.image_file import opened_image, resized
+from service.tasks.images import webp
+from service.tasks.images.image_file import opened_image, resized
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.skipif(not webp.is_available(), reason="Pillow's build does not show libwebp's functions")
@@ -58,7 +58,7 @@ PROGRAM = """
 import io, sys
 from pathlib import Path
 from PIL import Image
-from service.tasks import webp
+from service.tasks.images import webp
 def peak_kib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
