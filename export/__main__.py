@@ -31,11 +31,11 @@ def main() -> int:
         "report": report,
         "convert": convert,
         "explain-graph": explain_graph,
-        "half-graphs": half_graphs,
+        "half-graphs": float16,
         "measure-batches": measure_batches,
         "explain": explain,
         "load": load,
-        "untrained": untrained,
+        "untrained": random_weights,
         "archive": archive,
     }[arguments.command]
     try:
@@ -100,7 +100,7 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
         add_to_store(folder, task_of, console)
 
 
-def half_graphs(arguments: argparse.Namespace, console: Console) -> None:
+def float16(arguments: argparse.Namespace, console: Console) -> None:
     """Add the float16 graphs to versions in the model store."""
     from export.conversion.float16 import add_to_store
     from export.tasks.task import task_of
@@ -180,13 +180,13 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     task.load(arguments.source, arguments.validate_on, target, console)
 
 
-def untrained(arguments: argparse.Namespace, console: Console) -> None:
+def random_weights(arguments: argparse.Namespace, console: Console) -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
-    from export.conversion.random_weights import write_untrained
+    from export.conversion.random_weights import write_random_weights
     from export.task_table import TEXT_CLASSIFICATION
     from export.tasks.task import task_of
 
-    write_untrained(
+    write_random_weights(
         task_of(TEXT_CLASSIFICATION),
         name=arguments.name or "untrained",
         store=arguments.model_store,

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
     add_version_commands(commands)
     add_explain(commands)
     add_load(commands)
-    add_untrained(commands)
+    add_random_weights(commands)
     add_archive(commands)
     return root
 
@@ -112,7 +112,7 @@ def add_load(commands: Any) -> None:
     add_target_options(one)
 
 
-def add_untrained(commands: Any) -> None:
+def add_random_weights(commands: Any) -> None:
     """Add the command that writes a model with random weights."""
     one = commands.add_parser("untrained", help="write a model with random weights, for measuring speed")
     one.add_argument("--layers", type=int, default=6)

@@ -74,7 +74,7 @@ class HalfPrecisionRefused(ValueError):
 # --- graphs ----------------------------------------------------------------------------------------------------------
 
 
-def write_half_graphs(folder: Path) -> None:
+def write_float16_graphs(folder: Path) -> None:
     """Write the float16 graphs beside the served graphs, whose weights they read.
 
     Raises:
@@ -166,7 +166,7 @@ def _used(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
 # --- what they are worth ---------------------------------------------------------------------------------------------
 
 
-def add_half_graphs(
+def add_float16_graphs(
     folder: Path, manifest: Manifest, task: FolderTask[S], measured_on: Mapping[str, S], console: Console
 ) -> Manifest:
     """Write the graphs in half precision into a folder that is complete but for card and manifest.
@@ -186,7 +186,7 @@ def add_half_graphs(
     """
     golden = msgspec.json.decode((folder / GOLDEN).read_bytes(), type=list[GoldenExample])
     try:
-        write_half_graphs(folder)
+        write_float16_graphs(folder)
         found = task.measure_float16(folder, manifest, golden, measured_on)
     except HalfPrecisionRefused:
         for name in (GRAPH_FLOAT16, ENCODER_FLOAT16):
@@ -343,7 +343,7 @@ def add_to_store(
     material, task = measured_on(manifest), task_of(manifest.task)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".halving-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
-        manifest = add_half_graphs(copy, manifest, task, material, console)
+        manifest = add_float16_graphs(copy, manifest, task, material, console)
         before, *explained = (copy / CARD).read_text().split(EXPLAINED_HEADING, maxsplit=1)
         card = before.split(CARD_HEADING, maxsplit=1)[0] + card_of_half_precision(manifest, task)
         (copy / CARD).write_text(EXPLAINED_HEADING.join([card, *explained]))

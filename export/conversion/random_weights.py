@@ -19,7 +19,7 @@ from export.provenance import this_command
 from model_store.folder import GRAPH
 
 
-def write_untrained(
+def write_random_weights(
     task: FolderTask[Labelled],
     *,
     name: str,
@@ -40,7 +40,7 @@ def write_untrained(
     Raises:
         ValueError: the tokenizer has more pieces than `vocab_size`.
     """
-    source = untrained_source(layers, width, heads, vocab_size, tokenizer.read_text(), packed=packed)
+    source = random_weights_source(layers, width, heads, vocab_size, tokenizer.read_text(), packed=packed)
     with folder_in_the_making(store) as folder:
         export_onnx(source, folder / GRAPH)
         if precision == "int8":
@@ -58,7 +58,7 @@ def write_untrained(
     return target
 
 
-def untrained_source(
+def random_weights_source(
     layers: int, width: int, heads: int, vocab_size: int, tokenizer_json: str, *, packed: bool
 ) -> TextClassifierSource:
     """Build a text classifier with random weights.

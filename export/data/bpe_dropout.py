@@ -19,20 +19,20 @@ NUM_CUTS = 16  # segmentations of each word
 class SubwordDropout:
     """BPE dropout: the texts of a training split, segmented anew in every epoch."""
 
-    def __init__(self, tokenizer: Tokenizer, texts: list[str], share: float, *, end_id: int, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, texts: list[str], skip_fraction: float, *, end_id: int, seed: int) -> None:
         """Segment every word of the texts.
 
         Args:
             tokenizer: a byte-level BPE tokenizer whose texts end with `end_id`.
             texts: the texts that `encode` segments.
-            share: the fraction of skipped merges.
+            skip_fraction: the fraction of skipped merges.
             end_id: the id at the end of every text.
             seed: the seed of the segmentations.
         """
         document = json.loads(tokenizer.to_str())["model"]
         self._ids: dict[str, int] = document["vocab"]
         self._ranks = {tuple(pair): rank for rank, pair in enumerate(document["merges"])}
-        self._share, self._end_id = share, end_id
+        self._skip_fraction, self._end_id = skip_fraction, end_id
         rng = np.random.default_rng(seed)
         numbers: dict[str, int] = {}
         self._words: list[list[int]] = []  # word numbers of each text
@@ -46,7 +46,7 @@ class SubwordDropout:
         pieces = list(word)
         while len(pieces) > 1:
             ranks = [self._ranks.get(pair) for pair in itertools.pairwise(pieces)]
-            kept = rng.random(len(ranks)) >= self._share
+            kept = rng.random(len(ranks)) >= self._skip_fraction
             possible = [(rank, place) for place, rank in enumerate(ranks) if rank is not None and kept[place]]
             if not possible:
                 break

@@ -19,13 +19,13 @@ NUM_NEIGHBOURS = 15
 WORDS_AT_ONCE = 1024  # per matrix product, to bound its memory
 
 
-def changed_texts(
+def augment_texts(
     texts: Sequence[str],
     rng: np.random.Generator,
     *,
-    drop_share: float,
-    join_share: float,
-    replace_share: float = 0.0,
+    drop_fraction: float,
+    join_fraction: float,
+    replace_fraction: float = 0.0,
     neighbours: dict[str, list[str]] | None = None,
 ) -> list[str]:
     """Edit each text at random; equal states of `rng` give equal edits.
@@ -33,20 +33,22 @@ def changed_texts(
     Args:
         texts: texts of words separated by spaces.
         rng: the source of the random choices.
-        drop_share: the fraction of dropped words; at least one word stays.
-        join_share: the fraction of texts that get another one appended.
-        replace_share: the fraction of words with neighbours that are replaced by one of them.
+        drop_fraction: the fraction of dropped words; at least one word stays.
+        join_fraction: the fraction of texts that get another one appended.
+        replace_fraction: the fraction of words with neighbours that are replaced by one of them.
         neighbours: the neighbours of each word, as `neighbours_of` finds them.
     """
     known = neighbours or {}
     changed = []
     for text in texts:
-        joined = f"{text} {texts[int(rng.integers(len(texts)))]}" if rng.random() < join_share else text
+        joined = f"{text} {texts[int(rng.integers(len(texts)))]}" if rng.random() < join_fraction else text
         words = joined.split()
-        kept = [word for word in words if rng.random() >= drop_share] or words
-        if replace_share:
+        kept = [word for word in words if rng.random() >= drop_fraction] or words
+        if replace_fraction:
             kept = [
-                known[word][rng.integers(len(known[word]))] if word in known and rng.random() < replace_share else word
+                known[word][rng.integers(len(known[word]))]
+                if word in known and rng.random() < replace_fraction
+                else word
                 for word in kept
             ]
         changed.append(" ".join(kept))

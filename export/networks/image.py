@@ -64,9 +64,9 @@ class VisionTransformer(nn.Module):
         """Normalised pixels, float32 [B, 3, H, W]; logits, float32 [B, K]."""
         x_BTD = self.dropout(self.tokens(pixels_BCHW).flatten(2).transpose(1, 2) + self.positions_TD)
         for number, layer in enumerate(self.layers):
-            share = self.config.drop_path * number / max(1, len(self.layers) - 1)
+            fraction = self.config.drop_path * number / max(1, len(self.layers) - 1)
             after_BTD = layer(x_BTD)
-            x_BTD = drop_path(x_BTD, after_BTD, share) if self.training else after_BTD
+            x_BTD = drop_path(x_BTD, after_BTD, fraction) if self.training else after_BTD
         return self.classify(self.final_norm(x_BTD))
 
     def classify(self, x_BTD: Tensor) -> Tensor:
@@ -79,11 +79,11 @@ class VisionTransformer(nn.Module):
         return logits_BK
 
 
-def drop_path(before_BTD: Tensor, after_BTD: Tensor, share: float) -> Tensor:
+def drop_path(before_BTD: Tensor, after_BTD: Tensor, fraction: float) -> Tensor:
     """Stochastic depth: skip a layer for a fraction of the images and scale up the others (arXiv 1603.09382)."""
-    if share == 0.0:
+    if fraction == 0.0:
         return after_BTD
-    kept_B11 = (torch.rand(len(before_BTD), 1, 1, device=before_BTD.device) >= share) / (1 - share)
+    kept_B11 = (torch.rand(len(before_BTD), 1, 1, device=before_BTD.device) >= fraction) / (1 - fraction)
     return before_BTD + kept_B11 * (after_BTD - before_BTD)
 
 

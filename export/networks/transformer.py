@@ -86,24 +86,24 @@ class Layers(nn.ModuleList, Generic[L]):
 
 
 class Dropout(nn.Module):
-    """Zeroes a share of the values in training and scales up the rest (Srivastava et al. 2014), in 1/256 steps.
+    """Zeroes a fraction of the values in training and scales up the rest (Srivastava et al. 2014), in 1/256 steps.
 
     torch's dropout draws each value from one thread's Mersenne twister, a fifth of a training step on a CPU. One byte
     per value from a faster generator, seeded by torch, takes a quarter of that time
     (docs/decisions/export-and-training.md).
     """
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, fraction: float) -> None:
         super().__init__()
-        self.share = share
+        self.fraction = fraction
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop values of a tensor of any shape."""
-        dropped = round(self.share * 256)
+        dropped = round(self.fraction * 256)
         if not self.training or not dropped:
             return x
         if x.device.type != "cpu":
-            return functional.dropout(x, self.share, training=True)
+            return functional.dropout(x, self.fraction, training=True)
         seed = int(torch.randint(2**62, ()))
         words = np.random.Generator(np.random.SFC64(seed)).integers(2**64, size=-(-x.numel() // 8), dtype=np.uint64)
         drawn = torch.from_numpy(words.view(np.uint8)[: x.numel()]).view(x.shape)

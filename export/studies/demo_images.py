@@ -8,7 +8,7 @@ SIDE_PIXELS = 128
 SKY, SEA, ROAD = (150, 195, 235), (30, 80, 130), (110, 110, 112)
 
 
-def drawn_pictures() -> dict[str, Image.Image]:
+def demo_images() -> dict[str, Image.Image]:
     """Draw the pictures, by what they show: classes of CIFAR-10, and a house, which is not one of them."""
     return {"ship": ship(), "truck": truck(), "airplane": airplane(), "house": shapes(SIDE_PIXELS, SIDE_PIXELS)}
 

@@ -64,7 +64,7 @@ class Answer(ABC):
         """Compute the values [K] of a few variants."""
 
     @abstractmethod
-    def share_of(self, values_K: Floats) -> float:
+    def score_of(self, values_K: Floats) -> float:
         """Turn values into one score between 0 and 1 for the deletion and insertion curves."""
 
     @abstractmethod
@@ -137,7 +137,7 @@ class ClassifierAnswer(Answer):
         logits_BC = self._model.logits([self._item(kept_M) for kept_M in kept])
         return [np.array([self._model.task.probability(logits_C, self.target)]) for logits_C in logits_BC]
 
-    def share_of(self, values_K: Floats) -> float:
+    def score_of(self, values_K: Floats) -> float:
         """Return the probability itself."""
         return float(values_K[0])
 
@@ -209,7 +209,7 @@ class TranslationAnswer(Answer):
         rows = [self._row([self.ids[place] for place in self.places.part(kept_M)]) for kept_M in kept]
         return list(self._explain.run(["log_probabilities"], batch_of(rows))[0].astype(np.float64))
 
-    def share_of(self, values_K: Floats) -> float:
+    def score_of(self, values_K: Floats) -> float:
         """Return the mean probability of a token, as the service does."""
         return math.exp(values_K.mean())
 

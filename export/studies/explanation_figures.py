@@ -55,7 +55,7 @@ def figures_of(answer: Answer, place: int) -> Figures:
     orders = weights | {RANDOM: np.random.default_rng(seed).normal(size=answer.num_features)}
     return {
         "features": answer.num_features,
-        "scores": [answer.share_of(values_K) for values_K in answer.whole_and_empty()],
+        "scores": [answer.score_of(values_K) for values_K in answer.whole_and_empty()],
         "rank_correlation": rank_correlations(stacked_NM),
         "rank_correlation_of_sizes": rank_correlations(np.abs(stacked_NM)),
         "same_top": (top_N[:, None] == top_N[None]).astype(np.float64),
@@ -82,7 +82,7 @@ def seed_of(place: int) -> int:
 def areas_of(answer: Answer, weights_M: Floats) -> list[float]:
     """Compute the deletion and insertion areas, as the service does."""
     return [
-        area(kept_SM, [answer.share_of(values_K) for values_K in answer.values(kept_SM)])
+        area(kept_SM, [answer.score_of(values_K) for values_K in answer.values(kept_SM)])
         for kept_SM in curves(weights_M)
     ]
 

@@ -29,7 +29,7 @@ from export.data.image_classification import load_cifar10
 from export.data.text_classification import load_everyday, load_sst2
 from export.data.translation import load_multi30k
 from export.provenance import commit_of_this_tree, hardware, this_command
-from export.studies.demo_images import drawn_pictures
+from export.studies.demo_images import demo_images
 from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationModel
 from export.studies.explanation_figures import (
     DRAWN,
@@ -340,7 +340,7 @@ def _shown(answer: Answer, given: str, truth: str | None) -> Figures:
         "names": list(answer.names),
         "answer": answer.text,
         "truth": truth,
-        "score": answer.share_of(answer.whole_and_empty()[0]),
+        "score": answer.score_of(answer.whole_and_empty()[0]),
         "weights": weights,
         "rank_correlation": rank_correlations(stacked_NM),
     }
@@ -354,7 +354,7 @@ def _own_texts(model: TextModel) -> Iterator[Figures]:
         for text, label in zip(everyday.texts, everyday.labels, strict=True)
     ]
     wrong = [each for each in answers if each[0].text != each[1]]
-    wrong.sort(key=lambda each: -each[0].share_of(each[0].whole_and_empty()[0]))
+    wrong.sort(key=lambda each: -each[0].score_of(each[0].whole_and_empty()[0]))
     right = [each for each in answers if each[0].text == each[1] and each[0].num_features >= 2 * MIN_FEATURES]
     for answer, truth in wrong[:NUM_SHOWN] + right[:NUM_SHOWN]:
         yield _shown(answer, answer.given, truth)
@@ -372,7 +372,7 @@ def _own_translations(model: TranslationModel) -> Iterator[Figures]:
 
 
 def _own_pictures(model: ImageModel) -> Iterator[Figures]:
-    for name, picture in drawn_pictures().items():
+    for name, picture in demo_images().items():
         buffer = BytesIO()
         picture.save(buffer, "PNG")
         answer = model.answer(model.task.levels(buffer.getvalue(), field="image"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from export.markdown import pyplot_without_a_screen
 from export.studies.attention_patterns import IMAGE_KINDS, SOURCE_KINDS, TEXT_KINDS
-from export.studies.demo_images import drawn_pictures
+from export.studies.demo_images import demo_images
 from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB
 
 Record = dict[str, Any]
@@ -80,20 +80,21 @@ def plot_kinds(models: Record, path: Path) -> None:
             layers = np.mean(found["shares"], axis=1)
             prefix = {"self": "encoder " if "cross" in model["patterns"] else "layer ", "cross": "to source "}[where]
             rows += [
-                (f"{prefix}{layer + 1}", dict(zip(kinds, shares, strict=True))) for layer, shares in enumerate(layers)
+                (f"{prefix}{layer + 1}", dict(zip(kinds, fractions, strict=True)))
+                for layer, fractions in enumerate(layers)
             ]
             rows.append(("even", dict(zip(kinds, found["even_shares"], strict=True))))
-        for place, (label, shares) in enumerate(rows):
+        for place, (label, fractions) in enumerate(rows):
             left, faint = 0.0, 0.45 if label == "even" else 1.0
             for kind, kind_name in KIND_NAMES.items():
-                share = shares.get(kind, 0.0)
-                if not share:
+                fraction = fractions.get(kind, 0.0)
+                if not fraction:
                     continue
-                bar = axes.barh(place, share, left=left, color=KIND_COLOURS[kind], edgecolor="white", alpha=faint)
+                bar = axes.barh(place, fraction, left=left, color=KIND_COLOURS[kind], edgecolor="white", alpha=faint)
                 shown.setdefault(kind_name, bar)
-                if share >= 0.07:
-                    axes.text(left + share / 2, place, f"{100 * share:.0f}", ha="center", va="center", size=7)
-                left += share
+                if fraction >= 0.07:
+                    axes.text(left + fraction / 2, place, f"{100 * fraction:.0f}", ha="center", va="center", size=7)
+                left += fraction
             bars.append(label)
         axes.set_yticks(range(len(bars)), bars, fontsize=8)
         axes.invert_yaxis()
@@ -302,7 +303,7 @@ def plot_words(record: Record, path: Path) -> None:
 def plot_pictures(record: Record, path: Path) -> None:
     """Plot the demonstration pictures, one column per method."""
     pyplot = pyplot_without_a_screen()
-    shown, pictures = record["models"]["cifar10-vit"]["shown"], drawn_pictures()
+    shown, pictures = record["models"]["cifar10-vit"]["shown"], demo_images()
     columns = list(shown[0]["weights"])
     columns.sort(key=lambda column: [*NAMES].index(column.split(",")[0]))
     figure, grid = pyplot.subplots(

@@ -49,7 +49,7 @@ class ImageTrainConfig(TrainerConfig):
     crop_padding: int = 4  # pixels an image may be shifted by, the edge mirrored
     flip: bool = True
     cutout: int = 0  # side of a square that is blanked out; 0 for none (DeVries and Taylor 2017, arXiv 1708.04552)
-    mix: float = 0.0  # share of the batches that are mixed with CutMix (Yun et al. 2019, arXiv 1905.04899)
+    mix: float = 0.0  # fraction of the batches that are mixed with CutMix (Yun et al. 2019, arXiv 1905.04899)
     jpeg: float = 0.0  # fraction of the images that are compressed as JPEG, as in a service's requests
     # The name of a finished run beside this one whose answers are learned too (Hinton et al. 2015, arXiv 1503.02531).
     teacher: str = ""
@@ -115,14 +115,14 @@ def train_image_classifier(
     device = this_device()
     torch.manual_seed(config.seed)
     model, ema_model = build_network(config.model), build_network(config.model)
-    problem = ImageProblem(data, config, device)
+    task = ImageTrainingTask(data, config, device)
     if config.teacher:
-        problem.learn_from(run_dir.parent / config.teacher)
-    trainer = Trainer(problem, model, ema_model, config, run_dir, device)
+        task.learn_from(run_dir.parent / config.teacher)
+    trainer = Trainer(task, model, ema_model, config, run_dir, device)
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
-    finish(trainer, problem, command, console)
+    finish(trainer, task, command, console)
     return True
 
 
@@ -135,7 +135,7 @@ class ImageBatch(NamedTuple):
     labels_B: Tensor  # the class with the largest fraction
 
 
-class ImageProblem:
+class ImageTrainingTask:
     """The task of image classification for `export.training.trainer`; pixels stay on the device as bytes."""
 
     def __init__(self, data: ImageClassificationData, config: ImageTrainConfig, device: torch.device) -> None:
@@ -183,8 +183,8 @@ class ImageProblem:
             other = torch.randperm(B, generator=drawn).to(self.device)
             inside_1 = _squares(x_BCHW[:1], side, drawn)  # the same square in all images of the batch
             x_BCHW = torch.where(inside_1, x_BCHW[other], x_BCHW)
-            share = float(inside_1.float().mean())
-            targets_BK = (1 - share) * targets_BK + share * targets_BK[other]
+            fraction = float(inside_1.float().mean())
+            targets_BK = (1 - fraction) * targets_BK + fraction * targets_BK[other]
         compressed_BCHW = _through_jpeg(x_BCHW, config.jpeg, drawn) if config.jpeg else x_BCHW
         return ImageBatch(compressed_BCHW, x_BCHW, targets_BK, targets_BK.argmax(dim=1))
 
@@ -199,8 +199,8 @@ class ImageProblem:
                     taught_BK = torch.softmax(self.teacher(clean_BCHW).float(), dim=1)
         loss = functional.cross_entropy(logits_BK, batch.targets_BK, label_smoothing=self.config.label_smoothing)
         if self.teacher is not None:
-            share = self.config.teacher_share
-            loss = (1 - share) * loss + share * functional.cross_entropy(logits_BK, taught_BK)
+            fraction = self.config.teacher_share
+            loss = (1 - fraction) * loss + fraction * functional.cross_entropy(logits_BK, taught_BK)
         return StepOutcome(loss, int((logits_BK.argmax(1) == batch.labels_B).sum()), len(batch.labels_B))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
@@ -243,9 +243,9 @@ def _squares(x_BCHW: Tensor, side: int, drawn: torch.Generator) -> Tensor:
     return (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
 
 
-def _through_jpeg(x_BCHW: Tensor, share: float, drawn: torch.Generator) -> Tensor:
+def _through_jpeg(x_BCHW: Tensor, fraction: float, drawn: torch.Generator) -> Tensor:
     """Compress a fraction of the images as JPEG and decode them, each at its own quality."""
-    chosen = torch.nonzero(torch.rand(len(x_BCHW), generator=drawn) < share).flatten()
+    chosen = torch.nonzero(torch.rand(len(x_BCHW), generator=drawn) < fraction).flatten()
     qualities = torch.randint(*JPEG_QUALITIES, (len(chosen),), generator=drawn).tolist()
     members = chosen.to(x_BCHW.device)
     pixels = ((x_BCHW[members] + 1.0) * 127.5).round().to(torch.uint8).cpu().numpy()
@@ -293,9 +293,9 @@ def moved(images: LabelledImages, shift: int = SHIFT_PIXELS) -> LabelledImages:
     return LabelledImages(np.ascontiguousarray(padded[:, :, :-shift, :-shift]), images.labels_N)
 
 
-def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Console) -> None:
+def finish(trainer: Trainer, task: ImageTrainingTask, command: str, console: Console) -> None:
     """Measure the kept weights on the test split, and write the record."""
-    run_dir, data = trainer.run_dir, problem.data
+    run_dir, data = trainer.run_dir, task.data
     halve_weights(run_dir)
     about = {
         "task": IMAGE_CLASSIFICATION,
@@ -305,7 +305,7 @@ def finish(trainer: Trainer, problem: ImageProblem, command: str, console: Conso
         "labels": data.label_names,
         "image_size": data.train.pixels_NCHW.shape[2],
         "multiply_accumulates": multiply_accumulates(load_run_model(run_dir), data.train.pixels_NCHW.shape[2]),
-        "bf16": problem.autocast_bf16,
+        "bf16": task.autocast_bf16,
     }
     end_run(trainer, command=command, about=about, measured=measure(run_dir, data, trainer.device), console=console)
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from export.data.text_augmentation import changed_texts, neighbours_of
+from export.data.text_augmentation import augment_texts, neighbours_of
 from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.markdown import pyplot_without_a_screen
 from export.networks.text_baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
@@ -69,7 +69,7 @@ def train_text_classifier(
         ValueError: `run_dir` holds a run with another configuration, or settings contradict each other.
     """
     check_settings(config)
-    data = dataclasses.replace(data, train=share_of(data.train, config.train_share, config.seed))
+    data = dataclasses.replace(data, train=fraction_of(data.train, config.train_share, config.seed))
     start = starting_point(data, config)
     if not begin_run(run_dir, start.config, NETWORKS):
         return True
@@ -80,11 +80,11 @@ def train_text_classifier(
     model.load_state_dict(model.state_dict() | start.weights)
     if config.freeze_embeddings:
         freeze_embeddings(model)
-    problem = TextProblem(data, config, start, device)
+    task = TextTrainingTask(data, config, start, device)
     if config.teacher:
-        problem.learn_from(run_dir.parent / config.teacher)
+        task.learn_from(run_dir.parent / config.teacher)
     trainer = Trainer(
-        problem,
+        task,
         model,
         build_network(start.config),
         config,
@@ -95,7 +95,7 @@ def train_text_classifier(
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
-    finish(trainer, problem, command, console)
+    finish(trainer, task, command, console)
     return True
 
 
@@ -119,17 +119,17 @@ def layer_rates(decay: float, model: nn.Module) -> Callable[[str], float]:
     return lr_scale
 
 
-def share_of(examples: LabelledTexts, share: float, seed: int) -> LabelledTexts:
+def fraction_of(examples: LabelledTexts, fraction: float, seed: int) -> LabelledTexts:
     """Choose a random fraction of the examples, in their order.
 
     Raises:
-        ValueError: the share is not above 0 and at most 1.
+        ValueError: the fraction is not above 0 and at most 1.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"train_share must be above 0 and at most 1, not {share}")
-    if share == 1:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"train_share must be above 0 and at most 1, not {fraction}")
+    if fraction == 1:
         return examples
-    count = max(1, round(share * len(examples)))
+    count = max(1, round(fraction * len(examples)))
     members = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
     return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
 
@@ -143,7 +143,7 @@ class TextBatch(NamedTuple):
     judged_ids: list[NDArray[np.int64]] | None  # the texts in the teacher's tokens
 
 
-class TextProblem:
+class TextTrainingTask:
     """The task of text classification for `export.training.trainer`."""
 
     def __init__(
@@ -194,12 +194,12 @@ class TextProblem:
             texts = [drop_tokens(ids, self.config.token_dropout, rng, self.special_ids) for ids in self.train_ids]
             judged = None
         else:
-            texts_now = changed_texts(
+            texts_now = augment_texts(
                 self.data.train.texts,
                 rng,
-                drop_share=self.config.token_dropout,
-                join_share=self.config.join_share,
-                replace_share=self.config.replace_share,
+                drop_fraction=self.config.token_dropout,
+                join_fraction=self.config.join_share,
+                replace_fraction=self.config.replace_share,
                 neighbours=self.teacher.neighbours,
             )
             changed = LabelledTexts(texts_now, self.data.train.labels)
@@ -261,9 +261,9 @@ def divergence(logits_BC: Tensor, others_BC: Tensor) -> Tensor:
     return ((log_p_BC.exp() - log_q_BC.exp()) * (log_p_BC - log_q_BC)).sum(-1).mean() / 2
 
 
-def finish(trainer: Trainer, problem: TextProblem, command: str, console: Console) -> None:
+def finish(trainer: Trainer, task: TextTrainingTask, command: str, console: Console) -> None:
     """Measure the kept weights, and write the record."""
-    run_dir, data = trainer.run_dir, problem.data
+    run_dir, data = trainer.run_dir, task.data
     halve_weights(run_dir)
     about = {
         "task": TEXT_CLASSIFICATION,
@@ -271,7 +271,7 @@ def finish(trainer: Trainer, problem: TextProblem, command: str, console: Consol
         "data": data.name,
         "num_training_examples": len(data.train),
         "labels": data.label_names,
-        "bf16": problem.autocast_bf16,
+        "bf16": task.autocast_bf16,
     }
     plot_curves(trainer.history, run_dir / "curves.png")
     measured = measure(run_dir, data, trainer.device)
@@ -292,12 +292,12 @@ def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[
 
 
 def drop_tokens(
-    ids_T: NDArray[np.int64], share: float, rng: np.random.Generator, special_ids: list[int]
+    ids_T: NDArray[np.int64], fraction: float, rng: np.random.Generator, special_ids: list[int]
 ) -> NDArray[np.int64]:
     """Drop tokens at random, as augmentation; special tokens such as [CLS] stay."""
-    if share == 0.0:
+    if fraction == 0.0:
         return ids_T
-    kept_T = rng.random(len(ids_T)) >= share
+    kept_T = rng.random(len(ids_T)) >= fraction
     return ids_T[kept_T | np.isin(ids_T, special_ids)]
 
 

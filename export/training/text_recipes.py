@@ -34,7 +34,7 @@ class TextTrainConfig(TrainerConfig):
     r_drop: float = 0.0
     # The name of a finished run beside this one, whose logits replace the labels as targets. Its token vectors are
     # targets too, with the weight below (`export.training.distillation`; the student's pieces must be the teacher's).
-    # The teacher labels the texts that the student sees, so edits may change the label (`changed_texts`): words are
+    # The teacher labels the texts that the student sees, so edits may change the label (`augment_texts`): words are
     # dropped (`token_dropout` then counts words), a fraction of the texts is joined with another one, and a fraction of
     # the words is replaced by words that both know and that are near in the teacher's vectors.
     teacher: str = ""

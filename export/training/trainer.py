@@ -83,7 +83,7 @@ class Trainer:
 
     def __init__(
         self,
-        problem: TrainingTask,
+        task: TrainingTask,
         model: nn.Module,
         ema_model: nn.Module,
         config: TrainerConfig,
@@ -94,7 +94,7 @@ class Trainer:
         """Set up.
 
         Args:
-            problem: the task.
+            task: the task.
             model: the network; weights without a gradient stay unchanged.
             ema_model: a network of the same shape, for the running mean of the weights.
             config: the settings of training.
@@ -102,7 +102,7 @@ class Trainer:
             device: the device that computes.
             lr_scale: the factor of the learning rate by a weight's name.
         """
-        self.problem, self.config, self.run_dir, self.device = problem, config, run_dir, device
+        self.task, self.config, self.run_dir, self.device = task, config, run_dir, device
         self.model, self.ema_model = model.to(device), ema_model.to(device)
         self.ema_model.load_state_dict(self.model.state_dict())
         weights_by_rate: dict[float, list[Tensor]] = {}
@@ -115,16 +115,16 @@ class Trainer:
             betas=(0.9, 0.98),
             fused=True,
         )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_share)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._lr_fraction)
         self.history: list[dict[str, float]] = []
         self.hardware_s: dict[str, float] = {}  # seconds of training by hardware
         self.commits: list[str] = []  # commits of the training code; several if it changed between slices
         self._epoch = _Epoch()
         self._generators: dict[str, Tensor] = {}
 
-    def _rate_share(self, step: int) -> float:
+    def _lr_fraction(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero at the last step."""
-        total = self.config.epochs * self.problem.steps_per_epoch
+        total = self.config.epochs * self.task.steps_per_epoch
         warmup = max(1, int(total * self.config.warmup_share))
         if step < warmup:
             return (step + 1) / warmup
@@ -199,7 +199,7 @@ class Trainer:
         if (commit := commit_of_this_tree()) not in self.commits:  # now: the tree may change before the end
             self.commits.append(commit)
         ends_s = time.perf_counter() + time_budget_s
-        per_epoch = self.problem.steps_per_epoch
+        per_epoch = self.task.steps_per_epoch
         # A log gets lines instead of a redrawn bar.
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
             bar = progress.add_task(
@@ -249,7 +249,7 @@ class Trainer:
 
     def _time(self) -> str:
         """Format the elapsed time and, if all epochs are trained, the remaining time."""
-        per_epoch = self.problem.steps_per_epoch
+        per_epoch = self.task.steps_per_epoch
         done = len(self.history) * per_epoch + self._epoch.steps
         left_s = self.training_s / done * (self.config.epochs * per_epoch - done)
         return f"{self.training_s:.0f} s, about {left_s / 60:.0f} min left"
@@ -259,7 +259,7 @@ class Trainer:
         return {
             "train_loss": progress.loss_sum / progress.count,
             "train_accuracy": progress.correct / progress.count,
-            **self.problem.validate(self.ema_model),
+            **self.task.validate(self.ema_model),
         }
 
     def _out_of_patience(self) -> bool:
@@ -276,14 +276,14 @@ class Trainer:
         self.model.train()
         here = hardware(self.device)
         saved_s = counted_s = time.perf_counter()
-        for batch in islice(self.problem.batches(len(self.history)), self._epoch.steps, None):
-            outcome = self.problem.step(self.model, batch)
+        for batch in islice(self.task.batches(len(self.history)), self._epoch.steps, None):
+            outcome = self.task.step(self.model, batch)
             self.optimizer.zero_grad(set_to_none=True)
             outcome.loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.scheduler.step()
-            self._update_average(len(self.history) * self.problem.steps_per_epoch + self._epoch.steps)
+            self._update_average(len(self.history) * self.task.steps_per_epoch + self._epoch.steps)
             self._epoch.steps += 1
             self._epoch.loss_sum += outcome.loss.item() * outcome.total
             self._epoch.correct += outcome.correct
@@ -291,7 +291,7 @@ class Trainer:
             now_s = time.perf_counter()
             self.hardware_s[here] = self.hardware_s.get(here, 0.0) + now_s - counted_s
             counted_s = now_s
-            unfinished = self._epoch.steps < self.problem.steps_per_epoch
+            unfinished = self._epoch.steps < self.task.steps_per_epoch
             save = unfinished and (now_s >= ends_s or now_s - saved_s > CHECKPOINT_INTERVAL_S)
             show(save)
             if save:

@@ -131,12 +131,12 @@ def train_translation(
     tokenizer.save(str(run_dir / "tokenizer.json"))
     device = this_device()
     torch.manual_seed(config.seed)
-    problem = TranslationProblem(data, config, tokenizer, shape.max_tokens, device)
-    trainer = Trainer(problem, build_network(shape), build_network(shape), config, run_dir, device)
+    task = TranslationTrainingTask(data, config, tokenizer, shape.max_tokens, device)
+    trainer = Trainer(task, build_network(shape), build_network(shape), config, run_dir, device)
     trainer.resume(console)
     if not trainer.fit(console, time_budget_s):
         return False
-    finish(trainer, problem, command, console)
+    finish(trainer, task, command, console)
     return True
 
 
@@ -157,7 +157,7 @@ class TranslationBatch(NamedTuple):
     labels_N: Tensor
 
 
-class TranslationProblem:
+class TranslationTrainingTask:
     """The task of translation for `export.training.trainer`."""
 
     def __init__(
@@ -366,9 +366,9 @@ def translate_texts(
     return [tokenizer.decode(hypothesis.ids) for hypothesis in parts]
 
 
-def finish(trainer: Trainer, problem: TranslationProblem, command: str, console: Console) -> None:
+def finish(trainer: Trainer, task: TranslationTrainingTask, command: str, console: Console) -> None:
     """Measure the kept weights on the test splits, and write the record."""
-    run_dir, data = trainer.run_dir, problem.data
+    run_dir, data = trainer.run_dir, task.data
     halve_weights(run_dir)
     about = {
         "task": TRANSLATION,
@@ -377,7 +377,7 @@ def finish(trainer: Trainer, problem: TranslationProblem, command: str, console:
         "source_language": data.source_language,
         "target_language": data.target_language,
         "num_training_examples": len(data.train),
-        "bf16": problem.autocast_bf16,
+        "bf16": task.autocast_bf16,
     }
     measured = measure(run_dir, data, trainer.device, console)
     end_run(trainer, command=command, about=about, measured=measured, console=console)

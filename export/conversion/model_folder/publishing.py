@@ -7,7 +7,7 @@ from rich.console import Console
 from torch import nn
 
 from export.conversion.explanation_graph import add_explain_graph, card_of_explanations
-from export.conversion.float16 import HalfPrecisionRefused, add_half_graphs, card_of_half_precision
+from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, card_of_half_precision
 from export.conversion.model_folder.task import FolderTask, S
 from export.conversion.sensitivity.batch_sensitivity import card_of_batch_sensitivity
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
@@ -58,7 +58,7 @@ def with_half_precision(
         return manifest
     console.print("halving for GPUs, and comparing with the graphs that CPUs get")
     try:
-        return add_half_graphs(folder, manifest, task, measured_on, console)
+        return add_float16_graphs(folder, manifest, task, measured_on, console)
     except HalfPrecisionRefused as error:
         console.print(f"without graphs in half precision: {error}")
         return manifest

@@ -19,7 +19,7 @@ from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import TextClassifierSource, text_source_of_run
-from export.conversion.random_weights import write_untrained
+from export.conversion.random_weights import write_random_weights
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
@@ -175,7 +175,7 @@ def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> N
     sizes: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "precision": "float32"}
     sizes["tokenizer"] = ROOT / "model_store/sentiment-small/1/tokenizer.json"
     with pytest.raises(ValueError, match="vocab_size is 1000, the tokenizer has 21"):
-        write_untrained(
+        write_random_weights(
             task_of("text-classification"),
             name="random",
             store=tmp_path,
@@ -185,7 +185,7 @@ def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> N
             **sizes,
         )
     for packed in (True, False):
-        folder = write_untrained(
+        folder = write_random_weights(
             task_of("text-classification"),
             name="random",
             store=tmp_path,

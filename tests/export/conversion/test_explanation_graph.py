@@ -240,8 +240,8 @@ def by_hooks(network: Any, row: Row) -> dict[str, Tensor]:
     for hook in hooks:
         hook.remove()
     (gradient,) = torch.autograd.grad(answer.sum(), seen[0])
-    share = gradient * seen[1]
-    told["attribution"] = share.sum(dim=1).flatten() if is_image else share.sum(dim=-1)[0]
+    fraction = gradient * seen[1]
+    told["attribution"] = fraction.sum(dim=1).flatten() if is_image else fraction.sum(dim=-1)[0]
     return {name: tensor.detach() for name, tensor in told.items()}
 
 

@@ -15,11 +15,11 @@ from onnx import numpy_helper
 from rich.console import Console
 
 from export.__main__ import main
-from export.conversion import float16 as half_graphs
+from export.conversion import float16
 from export.conversion.classifier import convert, export_onnx
 from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import Precision
-from export.conversion.float16 import HalfPrecisionRefused, add_half_graphs, add_to_store, in_float32
+from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, add_to_store, in_float32
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_source import TextClassifierSource, text_source_of_run
 from export.conversion.translation import convert_translation
@@ -118,7 +118,7 @@ def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_pat
         next(node for node in model.graph.node if node.op_type == "LayerNormalization").op_type = operator
         onnx.save(model, folder / "model.onnx")
         with pytest.raises(HalfPrecisionRefused, match=expected):
-            add_half_graphs(folder, manifest, task_of(manifest.task), material, quiet)
+            add_float16_graphs(folder, manifest, task_of(manifest.task), material, quiet)
         assert not list(folder.glob("*.float16.onnx"))
 
 
@@ -193,7 +193,7 @@ def test_half_precision_that_costs_too_much_is_left_out(
     """Conversion goes on without; the command refuses, and leaves the folder as it was."""
     with_it = converted(source, tmp_path / "with", quiet)
     before = {file.name: sha256(file) for file in with_it.iterdir()}
-    monkeypatch.setattr(half_graphs, "MAX_ACCURACY_LOSS", -1.0)
+    monkeypatch.setattr(float16, "MAX_ACCURACY_LOSS", -1.0)
     with pytest.raises(HalfPrecisionRefused, match=r"half precision loses .* points of accuracy \(validation\)"):
         add_to_store(with_it, task_of, lambda manifest: {"validation": toy_data().validation}, quiet)
     assert {file.name: sha256(file) for file in with_it.iterdir()} == before

@@ -5,34 +5,39 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from export.data.text_augmentation import NUM_NEIGHBOURS, changed_texts, neighbours_of
+from export.data.text_augmentation import NUM_NEIGHBOURS, augment_texts, neighbours_of
 
 TEXTS = [f"one{number} two{number} three{number} four{number}" for number in range(500)]
 
 
 def test_without_shares_nothing_changes() -> None:
     """And the same generator gives the same texts."""
-    assert changed_texts(TEXTS, np.random.default_rng(1), drop_share=0.0, join_share=0.0) == TEXTS
-    shares = {"drop_share": 0.3, "join_share": 0.3}
-    first, second = (changed_texts(TEXTS, np.random.default_rng(1), **shares) for _ in range(2))
+    assert augment_texts(TEXTS, np.random.default_rng(1), drop_fraction=0.0, join_fraction=0.0) == TEXTS
+    fractions = {"drop_fraction": 0.3, "join_fraction": 0.3}
+    first, second = (augment_texts(TEXTS, np.random.default_rng(1), **fractions) for _ in range(2))
     assert first == second != TEXTS
 
 
 def test_the_shares_are_kept() -> None:
     """A third of the words left out, half of the texts joined, and never an empty text."""
-    dropped = changed_texts(TEXTS, np.random.default_rng(2), drop_share=1 / 3, join_share=0.0)
+    dropped = augment_texts(TEXTS, np.random.default_rng(2), drop_fraction=1 / 3, join_fraction=0.0)
     assert 0.6 < sum(len(text.split()) for text in dropped) / 2000 < 0.73
-    joined = changed_texts(TEXTS, np.random.default_rng(2), drop_share=0.0, join_share=0.5)
+    joined = augment_texts(TEXTS, np.random.default_rng(2), drop_fraction=0.0, join_fraction=0.5)
     assert 0.4 < sum(len(text.split()) == 8 for text in joined) / 500 < 0.6
     assert all(text.startswith(before) for text, before in zip(joined, TEXTS, strict=True))
-    assert all(changed_texts(TEXTS, np.random.default_rng(2), drop_share=1.0, join_share=0.0))
+    assert all(augment_texts(TEXTS, np.random.default_rng(2), drop_fraction=1.0, join_fraction=0.0))
 
 
 def test_words_give_way_to_their_neighbours_alone() -> None:
     """A quarter of those that have any; the others stay."""
     neighbours = {f"two{number}": ["zwei", "deux"] for number in range(500)}
-    changed = changed_texts(
-        TEXTS, np.random.default_rng(3), drop_share=0.0, join_share=0.0, replace_share=0.25, neighbours=neighbours
+    changed = augment_texts(
+        TEXTS,
+        np.random.default_rng(3),
+        drop_fraction=0.0,
+        join_fraction=0.0,
+        replace_fraction=0.25,
+        neighbours=neighbours,
     )
     replaced = 0
     for text, before in zip(changed, TEXTS, strict=True):

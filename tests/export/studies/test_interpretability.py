@@ -78,7 +78,7 @@ def test_the_committed_page_is_the_records() -> None:
 
 def test_the_record_has_enough_examples_and_none_of_a_data_set() -> None:
     """At least 200 of each model; what is shown are sentences and pictures of our own."""
-    own = {*load_everyday().texts, *interpretability.OWN_SENTENCES, *interpretability.drawn_pictures()}
+    own = {*load_everyday().texts, *interpretability.OWN_SENTENCES, *interpretability.demo_images()}
     for model in committed()["models"].values():
         assert model["num_examples"] >= 200
         assert {one["given"] for one in model["shown"]} <= own

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file
 from export.data.image_classification import ImageClassificationData, LabelledImages
 from export.networks.image import ResNetConfig, VitConfig
 from export.training.image_classifier import (
-    ImageProblem,
     ImageTrainConfig,
+    ImageTrainingTask,
     jpeg_compressed,
     load_run_model,
     moved,
@@ -96,11 +96,11 @@ def test_the_convolutional_network_teaches(toy_run: Path, tmp_path: Path, quiet:
 def test_an_epoch_holds_every_image_once_and_is_the_same_again() -> None:
     """Without augmentation the pixels are those of the data; with it they are the same for the same epoch."""
     data = toy_data()
-    plain = ImageProblem(data, toy_config(crop_padding=0, flip=False), torch.device("cpu"))
+    plain = ImageTrainingTask(data, toy_config(crop_padding=0, flip=False), torch.device("cpu"))
     seen = torch.cat([batch.pixels_BCHW for batch in plain.batches(0)])
     original = torch.from_numpy(data.train.pixels_NCHW).float() / 127.5 - 1
     assert sorted(seen.sum(dim=(1, 2, 3)).tolist()) == sorted(original.sum(dim=(1, 2, 3)).tolist())
-    busy = ImageProblem(data, toy_config(cutout=4, mix=0.5, jpeg=0.5), torch.device("cpu"))
+    busy = ImageTrainingTask(data, toy_config(cutout=4, mix=0.5, jpeg=0.5), torch.device("cpu"))
     for first, again in zip(busy.batches(3), busy.batches(3), strict=True):
         assert torch.equal(first.pixels_BCHW, again.pixels_BCHW)
         changed_B = (first.pixels_BCHW != first.clean_BCHW).any(dim=(1, 2, 3))

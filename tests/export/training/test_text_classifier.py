@@ -95,12 +95,12 @@ def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, 
         config = replace(wanted, token_vectors_weight=weight)
         run_dir = tmp_path / f"student-{weight}"
         train_text_classifier(data, config, run_dir, quiet)
-        problem = training.TextProblem(data, wanted, starting_point(data, wanted), torch.device("cpu"))
-        problem.learn_from(toy_run)
-        assert problem.teacher is not None
-        batch = training.pad(problem.validation_ids, torch.device("cpu"))
+        task = training.TextTrainingTask(data, wanted, starting_point(data, wanted), torch.device("cpu"))
+        task.learn_from(toy_run)
+        assert task.teacher is not None
+        batch = training.pad(task.validation_ids, torch.device("cpu"))
         vectors_BTE = training.load_run_model(run_dir).token_vectors(*batch)
-        distances[weight] = distance_of_tokens(vectors_BTE, judge(problem.teacher, *batch).vectors_BTE, batch[1]).item()
+        distances[weight] = distance_of_tokens(vectors_BTE, judge(task.teacher, *batch).vectors_BTE, batch[1]).item()
         assert json.loads((run_dir / "result.json").read_text())["quality"]["accuracy"] > 0.8
     assert distances[1.0] < 0.5 * distances[0.0]
     for model, complaint in (
@@ -128,15 +128,15 @@ def test_large_weights_are_kept_in_parts(toy_run: Path, tmp_path: Path, monkeypa
 def test_a_share_of_the_training_data() -> None:
     """A tenth, in the old order, others with another seed; impossible shares are refused."""
     examples = toy_data().train
-    tenth = training.share_of(examples, 0.1, seed=1)
+    tenth = training.fraction_of(examples, 0.1, seed=1)
     assert len(tenth) == round(0.1 * len(examples))
     places = [examples.texts.index(text) for text in tenth.texts]
     assert places == sorted(places)
-    assert tenth.texts != training.share_of(examples, 0.1, seed=2).texts
-    assert training.share_of(examples, 1.0, seed=1) == examples
-    for share in (0.0, -0.1, 1.1):
+    assert tenth.texts != training.fraction_of(examples, 0.1, seed=2).texts
+    assert training.fraction_of(examples, 1.0, seed=1) == examples
+    for fraction in (0.0, -0.1, 1.1):
         with pytest.raises(ValueError, match="train_share"):
-            training.share_of(examples, share, seed=1)
+            training.fraction_of(examples, fraction, seed=1)
 
 
 def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None:
