@@ -1,4 +1,4 @@
-"""The tests mirror the folders; `python -m tests` runs them all."""
+"""Tests in the same folders as the modules that they test; `python -m tests` runs them all."""
 
 import os
 

@@ -54,7 +54,7 @@ def test_long_bodies_that_come_at_once_take_turns() -> None:
 
 
 def test_a_request_behind_a_large_body_is_not_refused() -> None:
-    """Both arrive in one segment, and the bytes of the body are not counted as headers of the second request."""
+    """Both arrive in one segment, and the body's bytes do not count as headers of the second request."""
 
     async def test() -> None:
         async with serving(answer_ok) as running:
@@ -72,7 +72,7 @@ def test_a_request_behind_a_large_body_is_not_refused() -> None:
 @pytest.mark.parametrize(
     "trailers", [b"x-trailer: " + b"t" * 100 + b"\r\n", b"t", b"x" * 200 + b":\r\n"], ids=["many", "one name", "empty"]
 )
-def test_trailers_without_end_are_refused(trailers: bytes) -> None:
+def test_endless_trailers_are_refused(trailers: bytes) -> None:
     """Trailers have the limit of headers, and none of them is kept."""
 
     async def test() -> None:
@@ -212,7 +212,7 @@ def test_requests_that_wait_for_an_answer_are_bounded() -> None:
     run(test)
 
 
-def test_what_waits_behind_a_request_is_parsed_once_that_is_answered() -> None:
+def test_a_pipelined_request_is_parsed_after_the_one_before_is_answered() -> None:
     """Nothing is lost if a second request's large body arrives before the first response."""
     answering = asyncio.Event()
 
