@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-NO_TESTS = 5  # pytest's exit status where an option such as `-k` leaves a suite without any
+NO_TESTS = 5  # pytest's exit status if an option such as `-k` deselects every test
 # Suites of a group run at once, the groups one after another.
 SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow"],), (["tests/clients"],))
-# They take as long as the others.
+# These take as long as all others together.
 EXPLAINED = sorted(map(str, Path("tests/export/conversion").glob("test_explanation_*.py")))
 SLOW = (
     (

@@ -33,9 +33,9 @@ from proto import heed_pb2, heed_pb2_grpc
 ROOT = Path(__file__).parent.parent
 SERVICES = ("heed", "prometheus", "grafana")
 TORCHSERVE = "torchserve"  # the profile, and its service
-PUBLISHED = {"heed": 2, "grafana": 1}  # ports, of the services that have any
+PUBLISHED = {"heed": 2, "grafana": 1}  # number of published ports
 SCRAPED_WITHIN_S = 60.0
-COMMAND_TIMEOUT_S = 900.0  # images may have to be pulled and built
+COMMAND_TIMEOUT_S = 900.0  # includes pulling and building images
 MIB = 2**20
 
 
@@ -81,7 +81,7 @@ class Stack:
             "HEED_HTTP_PORT": http,
             "HEED_GRPC_PORT": grpc_port,
             "GRAFANA_PORT": grafana,
-            "HEED_LOG_LEVEL": "debug",  # the books of `stopped_under_load`
+            "HEED_LOG_LEVEL": "debug",  # answered requests in `stopped_under_load`
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
@@ -150,7 +150,7 @@ def service_of(container: dict[str, Any]) -> str:
     return str(container["Config"]["Labels"]["com.docker.compose.service"])
 
 
-# --- the checks, in their order; each returns what it saw ------------------------------------------------------------
+# --- the checks, in order; each returns what it found ------------------------------------------------------------
 
 
 def images_build(stack: Stack) -> str:
@@ -400,7 +400,7 @@ def main() -> int:
     if TORCHSERVE in arguments.profiles and not list(archives.glob("*.mar")):
         parser.error(f"{archives} has no archives for TorchServe; python -m export archive writes them")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is removed then too
     try:
         engine = docker("version", "--format", "{{.Server.Version}}").strip()
     except (CheckFailed, FileNotFoundError) as error:

@@ -102,7 +102,7 @@ def running_server(store: Path, *options: str, until: str = "loaded") -> Iterato
         try:
             popen.wait(timeout=START_S)
         finally:
-            popen.kill()  # nothing, where it has ended
+            popen.kill()  # no effect after its end
         reader.join()
         assert popen.stderr
         popen.stderr.close()
@@ -172,7 +172,7 @@ def make_store(store: Path) -> Path:
         strings,
         {"copy": (TensorProto.STRING, ["rows"])},
     )
-    # Rows of any length that must not be padded, and an output whose size depends on them.
+    # The rows must not be padded, because the output depends on all elements.
     write_onnx(
         store / "sum/1",
         [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0, noop_with_empty_axes=0)],

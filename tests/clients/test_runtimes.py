@@ -23,7 +23,7 @@ from tests.conftest import ROOT, START_S, running_server
 
 MODELS = ("sentiment-small", "cifar10-vit", "translation-en-de")
 PORTS = ("http", "grpc", "metrics", "management-grpc")
-WAIT_S = 3 * START_S  # TorchServe takes a quarter of a minute on a quiet machine
+WAIT_S = 3 * START_S  # TorchServe takes 15 s on a quiet machine
 
 
 class Runtime(NamedTuple):

@@ -161,7 +161,7 @@ def test_answers_do_not_depend_on_other_clients(fresh: Server) -> None:
             return {output["name"]: output["data"] for output in answer.raise_for_status().json()["outputs"]}
 
         alone = [ask(request) for request in requests]
-        # Each client begins elsewhere, so that requests meet other ones each time.
+        # Each client starts at another place, so that batches differ.
         together = [number for start in range(0, len(requests), 3) for number in (*range(start, len(requests)), start)]
         together = together[: 6 * len(requests)]
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:

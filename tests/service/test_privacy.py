@@ -32,7 +32,7 @@ def isolated_server(folder: Path, **environment: str) -> Iterator[subprocess.Pop
     shutil.copytree(ROOT / "model_store/sentiment-small", folder / "models/sentiment")
     (folder / "home").mkdir()
     command = [*UNSHARE, sys.executable, "-m", "tests.service.isolated_network"]
-    # `env -i`, for the tests' own process has telemetry off, and the variables of a CI switch it off too.
+    # `env -i`, because the tests' process and the variables of a CI have telemetry off.
     command += ["env", "-i", f"HOME={folder / 'home'}", f"PATH={os.environ['PATH']}"]
     command += [f"{name}={value}" for name, value in environment.items()]
     command += [sys.executable, "-m", "service", "--http-port", "0", "--grpc-port", "0"]
@@ -41,7 +41,7 @@ def isolated_server(folder: Path, **environment: str) -> Iterator[subprocess.Pop
         try:
             yield server
         finally:
-            # Its end is that of the server in it, which SIGKILL or SIGTERM of this process would leave behind.
+            # Closing its input stops the server too; a signal would leave the server running.
             server.communicate(timeout=60)
 
 

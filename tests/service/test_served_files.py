@@ -79,7 +79,7 @@ def test_answers_do_not_change_with_the_files(
         assert predict(server) == predicted
         if explained_before:
             assert explain(server) == explained
-        # The files of the graph that explains, of its weights and of its golden rows, until it has been opened.
+        # The explanation graph, its weights and its golden rows are held until it is opened.
         assert num_memory_files(server) == (0 if explained_before else 3)
         spoil(tmp_path / "models", cut_off=cut_off)
         for _ in range(2):

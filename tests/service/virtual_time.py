@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-PATIENCE_S = 20.0  # of real time; only a failing test waits so long
+PATIENCE_S = 20.0  # real time; only a failing test waits this long
 
 
 class _Selector(selectors.DefaultSelector):

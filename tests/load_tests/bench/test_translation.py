@@ -56,9 +56,9 @@ async def test_both_servers_answer_the_driver(translation_server: Server, transl
 @pytest.mark.slow
 async def test_the_report_has_every_figure(translation_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One short round fills every row of the report."""
-    monkeypatch.delenv("HEED_DATASETS", raising=False)  # the toy model takes short sentences only: those of our own
+    monkeypatch.delenv("HEED_DATASETS", raising=False)  # the toy model accepts only short sentences, such as our own
     told: list[str] = []
-    # In int8 any other model will do: none was quantized for the tests.
+    # No model is quantized for the tests, so another one stands in for int8.
     result = await measure_translation(
         translation_store, 1, 160, told.append, models={"float32": "dogs", "int8": "endless"}
     )

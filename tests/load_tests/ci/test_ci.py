@@ -88,7 +88,7 @@ def test_a_missed_limit_fails_and_runs_are_compared(server: Server, tmp_path: Pa
     before, now = reports(tmp_path)
     assert before["missed"] == ["min_accuracy of sentiment (whole run)"]
     assert now["missed"] == []
-    assert now["phases"][1]["cpu"]["server_s"] is None  # nobody said which process it is
+    assert now["phases"][1]["cpu"]["server_s"] is None  # the server's process is unknown
     page = max(tmp_path.glob("ci-*.html"))
     assert f"Beside the run of {before['started']}" in page.read_text()
 
@@ -113,7 +113,7 @@ def test_invalid_options_are_refused_before_the_load(tmp_path: Path) -> None:
     """The error names the option; the exit status is 2."""
     slo = course({"sentiment": "text-classification"})
     for options, why in (
-        (["--http", "http://127.0.0.1:1"], "--http and --grpc go together"),
+        (["--http", "http://127.0.0.1:1"], "--http and --grpc must be given together"),
         (["--target", "torchserve"], "needs --http and --grpc"),
         (["--model", "other"], "has no table of limits for other"),
         (["--compare", str(tmp_path / "slo.toml")], "slo.toml"),

@@ -92,7 +92,7 @@ def write_store(store: Path) -> None:
         node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
     write_bare(store, "quantized", quantized)
-    # Rows are apart, for the number of unique values is multiplied by 0: no operator alone shows it.
+    # Rows are independent, because the number of unique values is multiplied by 0.
     counted = [
         node("Unique", ["x"], ["u"]),
         node("Size", ["u"], ["n"]),

@@ -125,7 +125,7 @@ def test_opening_is_retried_after_file_descriptors_ran_out(tmp_path: Path) -> No
     """EMFILE at the first use is temporary, so the next request opens the graph."""
     graph = loaded_graph(copied(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # what is open stays open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # an open graph stays open
     try:
         for _ in range(2):
             with pytest.raises(Unavailable, match="the graph that explains model 'sentiment' version '1' is not used"):

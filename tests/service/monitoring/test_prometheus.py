@@ -105,7 +105,7 @@ def ask(loaded_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
                     return [series for series in found if series["value"][1] != "NaN"]
 
                 wait_until(lambda: client.get("/-/ready").status_code == 200)
-                # A rate needs two scrapes of a series, and a load between them.
+                # A rate needs two scrapes of a series with load between them.
                 wait_until(lambda: load(loaded_server) and bool(ask("heed:error_ratio:rate6h > 0")))
                 wait_until(lambda: load(loaded_server) and bool(ask(FIRST_AND_LAST)))
                 yield ask
@@ -114,7 +114,7 @@ def ask(loaded_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
             running.wait(START_S)
 
 
-# All that depends on a change between two scrapes, or on a rule that reads another.
+# Series that need a change between two scrapes, or a rule that depends on another.
 FIRST_AND_LAST = (
     'heed:request_seconds:p99_5m{model="translation-en-de"} > 0 and on () heed:padding:ratio_rate5m'
     ' and on () sum(increase(heed_canary_runs_total{outcome="ok"}[1m])) > 2 and on () ALERTS'

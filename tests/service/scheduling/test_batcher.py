@@ -34,7 +34,7 @@ from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import StopFlag, raise_in
 
-PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
+PATIENCE_S = 10.0  # only a failing test waits this long
 
 
 @dataclass(frozen=True)
@@ -430,7 +430,7 @@ async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
         for _ in range(300):
             for rows in (1, 2, 4, 8, 16, 32, 64):
                 costs.record(rows, 8, fixed_s + 1e-3 * rows)
-        async with batcher_of(engine, costs=costs, engine_clock=lambda: 0.0) as batcher:  # not this machine
+        async with batcher_of(engine, costs=costs, engine_clock=lambda: 0.0) as batcher:  # not this machine's costs
             await busy(engine, batcher)
             for number in range(32):
                 submit(batcher, Text(str(number)))

@@ -19,7 +19,7 @@ from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import StopFlag, raise_in
 
-PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
+PATIENCE_S = 10.0  # only a failing test waits this long
 
 
 class Sentence:
@@ -51,8 +51,8 @@ class HeldDecoder:
 
     def __init__(self, held: bool = True, poison: Callable[[list[str]], bool] = lambda names: False) -> None:
         self.held, self.poison = held, poison
-        self.takes_s = 0.0  # a step, of computing
-        self.refused = ""  # the name of a sentence that cannot be read
+        self.takes_s = 0.0  # CPU time of a step
+        self.refused = ""  # the name of a sentence that cannot be encoded
         self.joins: list[list[str]] = []
         self.steps: list[list[str]] = []
         self.sound = True

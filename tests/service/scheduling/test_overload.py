@@ -19,12 +19,12 @@ from tests.service.virtual_time import VirtualTime
 DEADLINE_S = 0.5
 OVERLOAD = 3.0
 DURATION_S = 6.0
-# CPU time of a call: a fixed part and one for each row, so that larger batches pay.
+# CPU time of a call: a fixed part and a part for each row, so that larger batches are cheaper.
 FIXED_S, ROW_S, MAX_ROWS = 4e-3, 2e-3, 16
 # Steps of a translation, which take as long together.
 STEPS = 10
 
-Slowness = Callable[[float], float]  # wall seconds for a second of CPU time, by the time since the load began
+Slowness = Callable[[float], float]  # wall seconds per second of CPU time, as a function of the time since the start
 SLOWNESS: dict[str, Slowness] = {
     "wall is CPU time": lambda _: 1.0,
     "twice": lambda _: 2.0,

@@ -301,6 +301,6 @@ def test_a_picture_for_people_shows_what_the_model_is_shown(size: tuple[int, int
     again = np.asarray(shown.resize(seen.shape[1::-1], Image.Resampling.BICUBIC))
     assert (
         np.abs(again.astype(int) - seen).mean() < 12
-    )  # pixels as squares are not the bicubic's; unturned it would be 60
+    )  # nearest-neighbour pixels differ from bicubic ones; without rotation it would be 60
     with pytest.raises(InvalidRequest, match="damaged"):
         task.picture(file[: len(file) // 2], field="image", side=200)

@@ -65,7 +65,7 @@ def test_every_line_is_json_with_level_logger_and_event() -> None:
         ("critical", "python", "uncaught error"),
     } <= found
     assert any(logger == "py.warnings" and "a warning" in event for _, logger, event in found)
-    assert "what a client sent" not in run.stderr  # tracebacks tell no values, and no line is cut off
+    assert "what a client sent" not in run.stderr  # tracebacks have no values, and no line is truncated
     raised = [entry["exception"][0]["exc_value"] for entry in entries if "exception" in entry]
     assert sorted(raised) == ["'in a finalizer'", "at the end", "in a thread"]
 

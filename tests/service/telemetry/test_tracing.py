@@ -31,7 +31,7 @@ ERROR, UNSET = trace_pb2.Status.STATUS_CODE_ERROR, trace_pb2.Status.STATUS_CODE_
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0; charset=utf-8"}
 STAGES = ["preprocess", "queue", "compute", "postprocess"]
 TEXT = "two blue dogs"
-LONG = 4000  # tokens of a translation that is not waited for
+LONG = 4000  # tokens of a translation that is cancelled
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -291,7 +291,7 @@ def test_the_caller_decides_what_is_sampled(traced: Server, collector: tuple[Col
     for protocol in ("http", "grpc"):
         ask(traced, protocol, "sentiment", TEXT, silent)
     ask(traced, "grpc", "sentiment", TEXT, heard)
-    collector[0].trace(heard.trace_id)  # what came before has come
+    collector[0].trace(heard.trace_id)  # earlier spans have arrived
     assert collector[0].of(silent.trace_id) == []
 
 
@@ -354,7 +354,7 @@ def test_standard_variables_apply_and_shutdown_exports_pending_spans(
     with running_server(make_bare(tmp_path), "--tracing", "on", "--max-batch-rows", "4") as server:
         before = len(collector[0].spans)
         for _ in range(5):
-            assert double(server) == [0.0]  # roots of their own, of which none is sampled
+            assert double(server) == [0.0]  # these are roots, none of which is sampled
         assert double(server, headers=others.headers) == [0.0]
         assert double(server, rows=6, headers=caller.headers) == [0, 2, 4, 6, 8, 10]
         assert len(collector[0].spans) == before
@@ -387,7 +387,7 @@ def test_a_missing_collector_blocks_nothing(away: str, tmp_path: Path, monkeypat
             assert time.monotonic() - began_s < 30  # a fraction of what the drain may take
             server.wait_for("stopped")
             errors = [entry for entry in server.log if entry.get("level") == "error"]
-            # The exporter itself may say that it has failed.
+            # The exporter may log its own failure.
             assert not [entry for entry in errors if not entry.get("logger", "").startswith("opentelemetry.")]
 
 
@@ -409,7 +409,7 @@ def test_without_its_extra_tracing_is_refused_at_start(tmp_path: Path) -> None:
     assert run.returncode == 1
     assert '"event": "cannot trace"' in run.stderr
     assert "--tracing on needs the extra: pip install 'heed[tracing]'" in run.stderr
-    # Off, it gets as far as ever: to a store that is not there.
+    # With tracing off it starts as usual, and fails at the missing store.
     run = run_service(tmp_path / "nowhere", without_extra=True)
     assert (run.returncode, "is not a folder" in run.stderr) == (1, True), run.stderr
 

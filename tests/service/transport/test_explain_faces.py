@@ -27,7 +27,7 @@ from tests.conftest import ROOT, Server, make_store, running_server
 TEXT, SENTENCE = "I don't like the plot, but the music is wonderful.", "Two children are playing in the snow."
 FILE = next(iter(golden_images().values()))
 PATIENCE_S = 30.0
-# So many evaluations that an explanation is never done before a test has looked at it.
+# So many evaluations that no explanation ends before its test has seen it.
 LONG = {"method": "shap", "n_samples": 4096}
 
 
@@ -143,7 +143,7 @@ def wait_until_explaining(http: httpx.Client, model: str) -> None:
 SAMPLING, BY_GRAPH = ("occlusion", "lime", "shap"), ("attention", "gradients")
 MODELS: list[tuple[str, str | bytes, float]] = [
     ("sentiment-small", TEXT, 1e-4),
-    # In int8 the rows of a call share their scales, so that company shows.
+    # In int8 the rows of a call share their scales, so answers depend on the batch.
     ("sentiment", TEXT, 0.1),
     ("cifar10-vit", FILE, 1e-3),
     ("translation-en-de", SENTENCE, 1e-2),
@@ -203,7 +203,7 @@ def test_every_face_gives_the_same_explanation(
             places = [[(each["text"], each["start"], each["end"]) for each in doc["features"]] for doc in (rest, other)]
             assert places[0] == places[1]
         if method in BY_GRAPH:
-            # One row at a time, in float32: what they weigh depends on no company.
+            # float32 with one row at a time: the weights do not depend on the batch.
             assert weights_of(other) == pytest.approx(weights_of(rest), abs=1e-6)
             for name in ("tokens", "attention", "influence"):
                 assert other.get(name) == rest.get(name)
@@ -473,7 +473,7 @@ def test_the_metadata_lists_explanations(server: Server, http: httpx.Client) -> 
     with grpc.insecure_channel(server.grpc) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert extensions <= set(stub.ServerMetadata(inference_pb2.ServerMetadataRequest()).extensions)
-        # Not over gRPC: MLServer's client could not read the message.
+        # gRPC does not have it, because MLServer's client could not read the message.
         assert not stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="sentiment")).properties
 
 

@@ -184,7 +184,7 @@ def test_texts_are_truncated_only_on_request(
 
 def test_tokenizing_does_not_block_the_event_loop(http: httpx.Client, server: Server) -> None:
     """No other request waits half as long as tokenizing too long texts takes."""
-    body = text_json(["\u6620" * 8000] * 16)  # each character a word of its own
+    body = text_json(["\u6620" * 8000] * 16)  # each character is a word
     longest_s = 0.0
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(httpx.post, f"{server.http}/v2/models/sentiment/infer", json=body, timeout=60)
@@ -217,7 +217,7 @@ def test_a_deadline_ends_the_wait_for_tokenizing(http: httpx.Client) -> None:
     )
 
 
-# What is wrong, as a request over both protocols; the gRPC code, the HTTP status, and what the text must say.
+# A bad request over both protocols, the gRPC code, the HTTP status, and a part of the error's text.
 BAD_REQUESTS = {
     "empty text": (["fine", ""], {}, "INVALID_ARGUMENT", 400, "text[1] is empty"),
     "blank text": ([" \n"], {}, "INVALID_ARGUMENT", 400, "text[0] is empty"),
@@ -357,7 +357,7 @@ def test_a_bad_request_gets_the_same_error_over_both_protocols(
     text = response.json()["error"]
     assert expected in text
     assert expected in raised.value.details()
-    if "elements" not in text:  # the two protocols count data in different words
+    if "elements" not in text:  # the protocols describe the amount of data differently
         assert text.split(" ms")[0][:20] == raised.value.details().split(" ms")[0][:20]
 
 
@@ -804,7 +804,7 @@ async def test_clients_that_go_away_are_counted_as_cancelled(server: Server, htt
         name = f'heed_requests_total{{model="sentiment",outcome="cancelled",protocol="{protocol}"'
         before = metric(http, name)
         deadline_s = time.monotonic() + 20
-        while metric(http, name) == before:  # a client may also come too late to be cancelled
+        while metric(http, name) == before:  # the answer may come before the cancellation
             assert time.monotonic() < deadline_s, f"{protocol}: no request was cancelled"
             if protocol == "grpc":
                 async with grpc.aio.insecure_channel(server.grpc) as channel:
@@ -872,7 +872,7 @@ def test_grpc_threads_have_lower_priority(server: Server) -> None:
     own = os.getpriority(os.PRIO_PROCESS, server.popen.pid)
     threads = [int(task.name) for task in Path(f"/proc/{server.popen.pid}/task").iterdir()]
     behind = [os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads]
-    # The thread for long steps is there once a request has needed it.
+    # The thread for long steps starts when a request first needs it.
     assert sorted({*behind} - {THREAD_STEPS_BACK}) == [0, POLLER_STEPS_BACK, CORE_STEPS_BACK]
     assert behind.count(POLLER_STEPS_BACK) == 1
 

@@ -186,7 +186,7 @@ def test_a_bad_file_gets_the_same_error_over_every_interface(
     """The text names the field as the client wrote it, and the limit."""
     file, expected = BAD_FILES[what]
     for field, text in refusals(file, oip, typed, http).items():
-        # Base64 of what is no image file is not taken for base64, and refused in the same words.
+        # Base64 of data that is no image is not read as base64, and gets the same error.
         assert text.startswith(f"{field} {expected}"), field
 
 

@@ -265,7 +265,7 @@ def test_servers_behind_haproxy_are_rolled_without_a_failed_request(models: Path
         stack.callback(proxy.terminate)
         while not stats.exists():
             assert proxy.poll() is None
-        wait_until_up(stats)  # which HAProxy believes of servers that it has not looked at yet
+        wait_until_up(stats)  # HAProxy's state of servers before its first check
         for each in ports:
             wait_until_ready(each)
         pool, asked = stack.enter_context(ThreadPoolExecutor(64)), list[Future[str]]()

@@ -127,7 +127,7 @@ async def test_turns_without_long_steps_follow_a_long_one(loop_turns: LoopTurns)
     assert all(later - earlier > NUM_SHORT_TURNS for earlier, later in itertools.pairwise(taken_at))
     long, *short = await asyncio.gather(copy(2 * MAX_TURN_BYTES), *(copy(MIN_COUNTED_BYTES) for _ in range(10)))
     assert len(set(short)) == 1
-    assert short[0] < long  # which waits still
+    assert short[0] < long  # it is still waiting
 
 
 async def test_long_bodies_are_joined_in_the_thread() -> None:

@@ -84,7 +84,7 @@ async def test_calls_that_wait_at_shutdown_are_answered() -> None:
         streams = [raw.begin("/test.Test/Call") for _ in range(NUM_CALLS)]
         for stream in streams:
             raw.send(stream, prefix(1) + b"x", end=True)
-        # The event loop stands still meanwhile: the core has all calls, as its answer to this tells; nobody takes them.
+        # The event loop is blocked meanwhile: the core has received all calls, and none is accepted.
         raw.socket.sendall(frame(PING, 0, 0, b"are here"))
         while raw.read().kind != PING:
             pass

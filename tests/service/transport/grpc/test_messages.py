@@ -56,7 +56,7 @@ def test_raw_tensors_are_cut_out_and_the_rest_is_parsed() -> None:
         field(5, b""),  # an input of shape []
         field(5, field(1, b"n") + field(2, b"FP32") + field(3, b"\0")),
         field(6, b""),  # a requested output
-        field(7, b""),  # raw contents of no bytes
+        field(7, b""),  # empty raw contents
         field(4, b""),  # a parameter
         field(1, b"m"),  # the model's name again and again
         b"\x78\x01",  # a field that the message does not have

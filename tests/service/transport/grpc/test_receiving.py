@@ -140,10 +140,10 @@ async def test_a_message_is_late_only_after_later_ones_have_arrived() -> None:
     receiver = MessageReceiver(budget := ByteBudget("request memory", 0), MESSAGE_BYTES, 60.0, num_free_places=5)
     calls = [Call(receiver) for _ in range(3)]
     clock, _ = receiver_of(1, timeout_s=0.2)
-    assert isinstance(await Call(clock).task, DeadlineExceeded)  # twenty looks later
+    assert isinstance(await Call(clock).task, DeadlineExceeded)  # twenty checks later
     reset = Call(receiver)
     await turn()
-    reset.task.cancel()  # it has ended, and says nothing of others
+    reset.task.cancel()  # an ended call says nothing about others
     assert isinstance(await Call(clock).task, DeadlineExceeded)
     assert (receiver.num_receiving, budget.refused) == (3, 0)
     assert await Call(receiver).arrive() is None

@@ -258,7 +258,7 @@ def test_connections_reset_in_the_middle_of_a_message_are_closed(small_store: Pa
         with grpc.insecure_channel(server.grpc) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             left = None
-            for _ in range(10_000):  # calls, each of which gives the server time to notice
+            for _ in range(10_000):  # calls, each of which gives the server time to react
                 assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status
                 if (left := num_sockets(server.popen.pid)) <= sockets_before + 1:
                     break
@@ -334,7 +334,7 @@ def test_old_connections_are_replaced_without_a_failed_call(small_store: Path) -
         asking = threading.Thread(target=ask)
         asking.start()
         try:
-            for _ in range(3):  # ages of connections that are as old as the channel's at least
+            for _ in range(3):  # ages of connections that are at least as old as the channel's
                 with Http2Client(server.grpc) as client:
                     while client.read().kind != GOAWAY:
                         pass

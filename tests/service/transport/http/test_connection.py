@@ -86,7 +86,7 @@ def test_endless_trailers_are_refused(trailers: bytes) -> None:
                     sent += len(piece)
                     await writer.drain()
                     await asyncio.sleep(0)
-            assert sent < 20_000_000  # what the sockets' buffers hold, and not the 100 MB that would follow
+            assert sent < 20_000_000  # the sockets' buffers, and not the 100 MB of trailers
 
     run(test)
 
@@ -277,7 +277,7 @@ def test_bodies_reserve_memory_before_they_are_read(patient_server: Server) -> N
         "1000000 bytes of request memory are needed, 2000000 of 2000000 bytes are in use",
     )
     assert int(response.headers["retry-after"]) >= 1
-    chunks = (b"x" * 1000 for _ in range(3))  # nobody knows their size before
+    chunks = (b"x" * 1000 for _ in range(3))  # their size is unknown
     assert httpx.post(url, content=chunks, headers=whole).status_code == 429
     for connection in held:
         connection.close()
