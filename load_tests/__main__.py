@@ -1,4 +1,4 @@
-"""`python -m load_tests`: Locust against a server, judged by slo.toml; exit status 1 when something was missed.
+"""`python -m load_tests`: Locust against a server, judged by slo.toml; the exit status is 1 if a limit was missed.
 
 Starts a server of its own on the models in `model_store/`, unless `--http` and `--grpc` name a running one.
 One model after the other; `python -m load_tests.ci` has them all at once.
@@ -30,7 +30,7 @@ def main() -> int:
     parser = command_line()
     arguments = parser.parse_args()
     if bool(arguments.http) != bool(arguments.grpc):
-        parser.error("--http and --grpc go together")
+        parser.error("--http and --grpc must be given together")
     if arguments.target != "heed" and not arguments.http:
         parser.error(f"--target {arguments.target} needs --http and --grpc: it is not started here")
     try:
@@ -82,15 +82,17 @@ def measure(
 def command_line() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
-    parser.add_argument("--model", action="append", help="one with a table in slo.toml; default: each that has one")
-    parser.add_argument("--users", type=int, default=32, help="half over HTTP, half over gRPC")
+    parser.add_argument(
+        "--model", action="append", help="model with a table in slo.toml; may be repeated; default: all of them"
+    )
+    parser.add_argument("--users", type=int, default=32, help="number of users, half over HTTP and half over gRPC")
     parser.add_argument("--seconds", type=int, default=20)
-    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="the runtime at --http and --grpc")
+    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="runtime at --http and --grpc")
     parser.add_argument("--http", help="address of a running server, http://host:port")
-    parser.add_argument("--grpc", help="its gRPC address, host:port")
+    parser.add_argument("--grpc", help="gRPC address of the running server, host:port")
     parser.add_argument("--slo", type=Path, default=HERE / "slo.toml")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--document", type=Path, help="a page whose part marked `load` becomes the table")
+    parser.add_argument("--document", type=Path, help="page whose part `load` is replaced by the table")
     return parser
 
 

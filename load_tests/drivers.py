@@ -13,17 +13,17 @@ import msgspec
 
 from proto import inference_pb2, inference_pb2_grpc
 
-START_S = 30.0  # for a server to listen
+START_S = 30.0  # time for a server to listen
 
 
 @dataclass
 class Load:
     """Latencies and batches of a run of requests, measured by the client."""
 
-    requests: int = 0  # answered while all users were at work, and the time of that
+    requests: int = 0  # answered while all users were active, and the duration
     wall_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
-    # Of each answer the batch it was computed in: rows, tokens, tokens of padding.
+    # The batch of each answer: rows, tokens, tokens of padding.
     batches: list[tuple[int, int, int]] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
@@ -36,7 +36,7 @@ class Load:
         for share in (50, 95, 99):
             answer[f"p{share}_ms"] = 1e3 * ordered[min(len(ordered) - 1, len(ordered) * share // 100)]
         if self.batches:
-            # A batch of n rows is told n times: counted once, it weighs 1 / n in each answer.
+            # A batch of n rows is reported by n answers, so each of them has the weight 1 / n.
             answer["mean_batch_rows"] = mean_batch_rows(Counter(rows for rows, _, _ in self.batches))
             tokens = sum(tokens / rows for rows, tokens, _ in self.batches)
             answer["padded_share"] = sum(padded / rows for rows, _, padded in self.batches) / tokens
@@ -56,8 +56,8 @@ async def closed_loop(send: Callable[[int], Awaitable[dict[str, int]]], concurre
         for number in numbers:
             started_s = time.perf_counter()
             if number == count - 1:
-                # Throughput is that of the time in which all users were at work: what is answered from now on meets a
-                # queue that runs empty.
+                # Throughput is measured while all users are active: later answers come from a queue that
+                # runs empty.
                 load.requests, load.wall_s = len(load.latencies_s), started_s - begun_s
             receipt = await send(number)
             load.latencies_s.append(time.perf_counter() - started_s)

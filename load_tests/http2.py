@@ -14,7 +14,7 @@ MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE = 3, 4
 CANCEL = struct.pack(">I", 8)
 FRAME_HEADER_BYTES, MAX_FRAME_BYTES, DEFAULT_WINDOW = 9, 16384, 65535
 MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
-TIMEOUT_S = 60.0  # a server that works answers long before
+TIMEOUT_S = 60.0  # a working server answers much earlier
 
 
 @dataclass

@@ -16,11 +16,11 @@ LATENCY = {"max_p95_ms": "p95_ms", "max_p99_ms": "p99_ms"}
 class Verdict:
     """One limit and whether it was kept."""
 
-    model: str  # empty: all together
+    model: str  # empty: all models
     limit: str
     where: str
     value: float
-    measured: float | None  # None: there was nothing to measure
+    measured: float | None  # None: nothing was measured
     kept: bool | None  # None: cannot be judged
 
     @property

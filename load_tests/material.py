@@ -1,6 +1,6 @@
 """Inputs of the load tests: sentences and images of data sets where they are at hand, else a few of our own.
 
-Pictures of our own are clouds of colours: they make the work of any picture, but there is no right answer to them.
+Drawn images are clouds of colours: they cost as much as any image, but have no right answer.
 """
 
 import os
@@ -31,7 +31,7 @@ class Images:
 
     source: str
     files: list[bytes]
-    labels: list[str]  # empty: nobody knows
+    labels: list[str]  # empty: unknown
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Record(NamedTuple):
     error: str  # empty: answered
     batch_rows: int | None  # None: unknown
     answer: str
-    expected: str | None  # None: nobody knows
+    expected: str | None  # None: unknown
 
     @property
     def latency_s(self) -> float:
@@ -115,7 +115,7 @@ def phase_report(window: Window, records: Sequence[Record], models: Sequence[str
     answered = sum(not record.error for record in mine)
     seconds = window.seconds
     if window.kind == "arrivals" and mine:
-        # The window goes on until Locust looks again; the arrivals ended with their last answer.
+        # The window lasts until Locust's next tick, but the arrivals ended with their last answer.
         seconds = max(record.ended_s for record in mine) - min(record.due_s for record in mine)
     return {
         "name": window.phase,
@@ -129,7 +129,7 @@ def phase_report(window: Window, records: Sequence[Record], models: Sequence[str
         "not_started": sum(record.error == NOT_STARTED for record in mine),
         "late_p99_ms": percentile_ms(late_s, 99),
         "cpu": window.end.since(window.begin, answered),
-        # Enough to draw how latency is spread, also beyond the 99th percentile.
+        # The latency distribution for the drawing, also beyond the 99th percentile.
         "latency_ms_by_share": {
             name: spread([record.latency_s for record in mine if record.model == name and not record.error])
             for name in models
@@ -200,5 +200,5 @@ def timeline(records: Sequence[Record], origin_s: float) -> list[dict[str, Any]]
         by_second.setdefault(int(record.ended_s - origin_s), []).append(record)
     return [
         {"s": second} | {name: value for name, value in figures(these, 1.0).items() if name in TIMELINE}
-        for second, these in sorted(by_second.items())[:-1]  # the last was not a whole one
+        for second, these in sorted(by_second.items())[:-1]  # the last second is not complete
     ]

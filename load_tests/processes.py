@@ -19,10 +19,10 @@ import psutil
 
 CLOCK_TICKS_S = os.sysconf("SC_CLK_TCK")
 SERVER_CORE, LOAD_CORE = 0, 1
-# No load balancer watches the servers that are started here, so that their stops need no pause.
+# No load balancer watches these servers, so they need not be unready before they drain.
 DRAIN_AT_ONCE = ("--unready-before-drain-s", "0")
-RESTING_S, MAX_AT_REST = 0.25, 0.05  # how long a process rests at least, and the share of a core that it uses then
-CORES = sorted(os.sched_getaffinity(0))  # before any pinning: a process hands what it was pinned to on to its children
+RESTING_S, MAX_AT_REST = 0.25, 0.05  # minimum time at rest, and the fraction of a core that counts as rest
+CORES = sorted(os.sched_getaffinity(0))  # read before any pinning, because children inherit it
 
 
 class Process:
@@ -142,10 +142,10 @@ class CpuReading:
 
     at_s: float
     load_s: float
-    server_s: float | None  # with its child processes; None: unknown
+    server_s: float | None  # including its child processes; None: unknown
     busy_s: float  # of all processes together
     idle_s: float
-    steal_s: float  # what the host has given to others
+    steal_s: float  # time that the host gave to other machines
 
     @classmethod
     def now(cls, server_pid: int | None) -> "CpuReading":
@@ -160,7 +160,7 @@ class CpuReading:
             at_s=time.perf_counter(),
             load_s=time.process_time(),
             server_s=server_s,
-            # Not every system counts all of them.
+            # Some systems do not count all of them.
             busy_s=sum(getattr(machine, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq")),
             idle_s=machine.idle + getattr(machine, "iowait", 0.0),
             steal_s=getattr(machine, "steal", 0.0),
@@ -172,7 +172,7 @@ class CpuReading:
         server_s = None
         if self.server_s is not None and earlier.server_s is not None:
             server_s = self.server_s - earlier.server_s
-        # The counters tick at their own times, so that what is left over may come out below nothing.
+        # The counters tick at different times, so the rest may be negative.
         others_s = max(0.0, self.busy_s - earlier.busy_s - load_s - (server_s or 0.0))
         return {
             "load_s": load_s,
@@ -186,7 +186,7 @@ class CpuReading:
 
 
 def _cpu_s(process: int) -> float:
-    # The clock of a process (clock_getcpuclockid(3); Python has it for threads alone) counts threads that have ended.
+    # The CPU clock of a process (clock_getcpuclockid(3), which Python has only for threads) includes ended threads.
     return time.clock_gettime(~process << 3 | 2)
 
 

@@ -52,16 +52,16 @@ class Steps(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Closed-loop users, more of them at each step."""
 
     users: Annotated[list[Annotated[int, msgspec.Meta(ge=2)]], msgspec.Meta(min_length=1)]
-    settle_s: Annotated[float, msgspec.Meta(ge=0)]  # at the begin of each step, measured by nobody
+    settle_s: Annotated[float, msgspec.Meta(ge=0)]  # at the begin of each step, not measured
     seconds: Positive  # of each step, measured
-    judged_users: Count  # limits of latency hold for steps of at most so many users
+    judged_users: Count  # limits of latency apply to steps with at most this many users
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much worse than in the run before a figure may be without being marked."""
 
     latency_share: Positive
-    latency_ms: Positive  # a change of latency is marked when it is beyond both
+    latency_ms: Positive  # a change of latency is marked if it exceeds both
     throughput_share: Positive
     quality_share: Positive
 

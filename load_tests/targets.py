@@ -1,4 +1,4 @@
-"""The runtimes that can be loaded, and how each is asked over HTTP and gRPC: the same requests, the same answers.
+"""The runtimes under load, and how each is called over HTTP and gRPC.
 
 heed         python -m service             /models/<model>,      heed.v1.Heed
 torchserve   python -m export.torchserve   /predictions/<model>, org.pytorch.serve.grpc.inference
@@ -31,7 +31,7 @@ Ask = Callable[[Any], Reply]
 
 
 class Target(Protocol):
-    """A runtime under load, and how it is asked."""
+    """A runtime under load, and how it is called."""
 
     def path(self, model: str) -> str:
         """Return the path of a model over HTTP."""
@@ -70,7 +70,7 @@ class Heed:
 
 
 class TorchServe:
-    """`python -m export.torchserve`: both faces carry the body and the answer of the Hugging Face task API."""
+    """`python -m export.torchserve`: HTTP and gRPC carry the body and the answer of the Hugging Face task API."""
 
     def path(self, model: str) -> str:
         """Return the path of a model over HTTP."""
@@ -90,7 +90,7 @@ class TorchServe:
                 document = json.loads(stub.Predictions(request, timeout=TIMEOUT_S).prediction)
             except grpc.RpcError as error:
                 raise Refused(f"{error.code().name}: {error.details()}") from error
-            # Its gRPC face knows no status of a handler's: a refused request is a call that succeeds.
+            # TorchServe's gRPC does not pass on a handler's status: a refused request is a call that succeeds.
             if isinstance(document, dict) and "error" in document:
                 raise Refused(document["error"])
             return Reply(task.answer(document), None)

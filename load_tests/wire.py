@@ -41,10 +41,10 @@ class Request:
     expected: Answer | None = None
     tolerance: float = FLOAT32_TOLERANCE
     relative: bool = False  # the tolerance is a fraction of the largest expected number
-    depends_on_company: bool = False  # int8: another text may come, with a score within the tolerance
-    error: str = ""  # gRPC code that must come; over HTTP its status
-    timeout_s: float | None = None  # a deadline that may be too short
-    cancel_after_s: float | None = None  # the client gives up
+    depends_on_company: bool = False  # int8: a different text is allowed, with a score within the tolerance
+    error: str = ""  # the expected gRPC code, or its HTTP status
+    timeout_s: float | None = None  # deadline; it may be too short on purpose
+    cancel_after_s: float | None = None  # the client cancels after this time
 
     @property
     def streams(self) -> bool:
@@ -149,7 +149,8 @@ def v2_body(*inputs: dict[str, Any], **parameters: Any) -> bytes:
 
 def v2_message(model: str, name: str, rows: Sequence[str | bytes], *, raw: bool, **parameters: int) -> Any:
     """Create a request of the Open Inference Protocol over gRPC, with a BYTES tensor."""
-    from proto import inference_pb2  # late: tests of others' clients have classes of the same names in the process
+    # Late, because tests of third-party clients have other classes of these names in the process.
+    from proto import inference_pb2
 
     items = [row.encode() if isinstance(row, str) else row for row in rows]
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[len(items)])

@@ -1,8 +1,8 @@
-"""`python -m tests [--slow]`: every test but the slow ones, or these alone; one line at the end says what passed.
+"""`python -m tests [--slow]`: runs all tests except the slow ones, or only the slow ones, and prints the counts.
 
-Clients that others wrote bring protobuf classes of the same names as ours, which cannot live in one process with them:
-their tests run in a process of their own. The slow tests of conversions and of explanations compute on one core each:
-three processes share them, before those that start servers and load them, which have the machine to themselves.
+Third-party clients have protobuf classes of the same names as ours, and two such classes cannot be in one process, so
+these tests run in a process of their own. The slow tests of conversions and of explanations use one core each: three
+processes share them. The slow tests that start servers and load them come last and have the machine to themselves.
 """
 
 import re
@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-NO_TESTS = 5  # pytest's exit status where an option such as `-k` leaves a suite without any
+NO_TESTS = 5  # pytest's exit status if an option such as `-k` deselects every test
 # Suites of a group run at once, the groups one after another.
 SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow"],), (["tests/clients"],))
-# They take as long as the others.
+# These take as long as all others together.
 EXPLAINED = sorted(map(str, Path("tests/export/conversion").glob("test_explanation_*.py")))
 SLOW = (
     (
@@ -42,7 +42,7 @@ def run_suite(suite: list[str], options: list[str], shown: bool) -> tuple[int, s
     Args:
         suite: arguments of pytest.
         options: further ones.
-        shown: print each line as it comes, not all of them at the end.
+        shown: print each line at once instead of all of them at the end.
 
     Returns:
         the exit status, and the line that counts the tests.
@@ -66,7 +66,7 @@ def run_suite(suite: list[str], options: list[str], shown: bool) -> tuple[int, s
 
 
 def main() -> int:
-    """Run the suites; non-zero when anything failed."""
+    """Run the suites; the exit status is non-zero if a test failed."""
     slow, options = "--slow" in sys.argv[1:], [each for each in sys.argv[1:] if each != "--slow"]
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     status = 0

@@ -16,7 +16,7 @@ CHECKS = {
 
 
 def main() -> int:
-    """Run every check, also after one that failed."""
+    """Run every check, even after a failure; the exit status is 1 if one failed."""
     failed = []
     for name, command in CHECKS.items():
         print(f"--- {name}", flush=True)

@@ -1,8 +1,8 @@
-"""`python -m tests.compose`: the stack of docker-compose.yml, built, brought up, used, stopped under load, taken down.
+"""`python -m tests.compose`: builds, starts, uses, stops and removes the stack of docker-compose.yml.
 
-Everything is asked of running containers, under a project name and on ports of its own, and taken down in the end,
-whatever happens. Exit status 1 when a check fails, or no Docker engine answers. Where an image cannot be had, its
-service is named (`--without grafana`); the table tells what was left out so.
+The checks use running containers, which have a project name and ports of their own and are always removed at the end.
+The exit status is 1 when a check fails or no Docker engine answers. `--without grafana` leaves out a service whose
+image cannot be pulled; the table says so.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from proto import heed_pb2, heed_pb2_grpc
 ROOT = Path(__file__).parent.parent
 SERVICES = ("heed", "prometheus", "grafana")
 TORCHSERVE = "torchserve"  # the profile, and its service
-PUBLISHED = {"heed": 2, "grafana": 1}  # ports, of the services that have any
+PUBLISHED = {"heed": 2, "grafana": 1}  # number of published ports
 SCRAPED_WITHIN_S = 60.0
-COMMAND_TIMEOUT_S = 900.0  # images may have to be pulled and built
+COMMAND_TIMEOUT_S = 900.0  # includes pulling and building images
 MIB = 2**20
 
 
 class CheckFailed(Exception):
-    """What the stack does not do; the message says it."""
+    """A check of the stack failed; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Stack:
     """The containers of one run.
 
     Attributes:
-        project: the name that compose tells them apart by.
-        services: those that are brought up.
-        ports: where heed's HTTP, heed's gRPC and Grafana are published.
+        project: the project name for compose.
+        services: the services that are started.
+        ports: the published ports of Heed's HTTP, Heed's gRPC, and Grafana.
     """
 
     project: str
@@ -58,7 +58,7 @@ class Stack:
     ports: tuple[int, int, int] = field(default_factory=lambda: (free_port(), free_port(), free_port()))
 
     def command(self, *arguments: str) -> list[str]:
-        """A command of docker compose on this stack."""
+        """Return a docker compose command for this stack."""
         return [
             "docker",
             "compose",
@@ -72,7 +72,7 @@ class Stack:
         ]
 
     def environment(self) -> dict[str, str]:
-        """The variables that docker-compose.yml reads; a user's own would make it another stack."""
+        """Return the variables of docker-compose.yml without the user's own, which would change the stack."""
         others = {
             name: value for name, value in os.environ.items() if not name.startswith(("HEED_", "GRAFANA_", "OTEL_"))
         }
@@ -81,21 +81,21 @@ class Stack:
             "HEED_HTTP_PORT": http,
             "HEED_GRPC_PORT": grpc_port,
             "GRAFANA_PORT": grafana,
-            "HEED_LOG_LEVEL": "debug",  # the books of `stopped_under_load`
+            "HEED_LOG_LEVEL": "debug",  # answered requests in `stopped_under_load`
         }
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """A command that runs beside this one, its standard output a pipe."""
+        """Start a command with its standard output as a pipe."""
         return subprocess.Popen(
             self.command(*arguments), stdout=subprocess.PIPE, text=True, cwd=ROOT, env=self.environment()
         )
 
     def run(self, *arguments: str) -> str:
-        """What a command prints.
+        """Run a command and return its output.
 
         Raises:
-            CheckFailed: it fails.
-            TimeoutExpired: it does not end.
+            CheckFailed: the command failed.
+            TimeoutExpired: it did not end in time.
         """
         done = subprocess.run(
             self.command(*arguments),
@@ -112,32 +112,32 @@ class Stack:
         return done.stdout
 
     def containers(self) -> list[dict[str, Any]]:
-        """What the engine knows of each, also of those that have ended."""
+        """Return Docker's description of each container, including stopped ones."""
         ids = self.run("ps", "--all", "--quiet").split()
         return json.loads(docker("inspect", *ids)) if ids else []
 
     def container(self, service: str) -> dict[str, Any]:
-        """What the engine knows of one."""
+        """Return Docker's description of one container."""
         (found,) = (each for each in self.containers() if service_of(each) == service)
         return found
 
     def log(self, service: str) -> list[dict[str, Any]]:
-        """The entries of its log that are JSON, also when it has ended."""
+        """Return the JSON entries of a service's log, also after it has stopped."""
         command = ["docker", "logs", self.container(service)["Id"]]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
         return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
     def ask_prometheus(self, path: str) -> Any:
-        """The answer of its API, asked from heed's container: nobody else reaches it."""
+        """Query Prometheus from Heed's container, because it is reachable only from there."""
         code = f"import urllib.request as r; print(r.urlopen('http://prometheus:9090/api/v1/{path}').read().decode())"
         return json.loads(self.run("exec", "-T", "heed", "python", "-c", code))["data"]
 
 
 def docker(*arguments: str) -> str:
-    """What a command of the engine prints.
+    """Run a Docker command and return its output.
 
     Raises:
-        CheckFailed: it failed.
+        CheckFailed: the command failed.
     """
     done = subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -146,11 +146,11 @@ def docker(*arguments: str) -> str:
 
 
 def service_of(container: dict[str, Any]) -> str:
-    """The service that a container is of."""
+    """Return the compose service of a container."""
     return str(container["Config"]["Labels"]["com.docker.compose.service"])
 
 
-# --- the checks, in their order; each returns what it saw ------------------------------------------------------------
+# --- the checks, in order; each returns what it found ------------------------------------------------------------
 
 
 def images_build(stack: Stack) -> str:
@@ -163,7 +163,7 @@ def images_build(stack: Stack) -> str:
 
 
 def all_become_healthy(stack: Stack) -> str:
-    """Each by its own health check."""
+    """Wait until each service is healthy by its own health check."""
     stack.run("up", "--detach", "--wait", "--wait-timeout", "180", *stack.services)
     states = {service_of(each): each["State"].get("Health", {}).get("Status") for each in stack.containers()}
     if set(states) != set(stack.services) or set(states.values()) != {"healthy"}:
@@ -174,13 +174,13 @@ def all_become_healthy(stack: Stack) -> str:
 
 
 def seconds_between(earlier: str, later: str) -> float:
-    """Two times as Docker writes them: with nanoseconds, which `datetime` does not read."""
+    """Return the seconds between two of Docker's timestamps, whose nanoseconds `datetime` cannot parse."""
     first, second = (datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", text)) for text in (earlier, later))
     return (second - first).total_seconds()
 
 
 def heed_is_contained(stack: Stack) -> str:
-    """An ordinary user without capabilities, on a file system that it cannot write; nothing that serves no request."""
+    """Check user, capabilities and file system, and that the image has no packages but those that serve."""
     code = (
         "import importlib.util, json, os; from pathlib import Path;"
         "lines = Path('/proc/1/status').read_text().splitlines();"
@@ -197,7 +197,7 @@ def heed_is_contained(stack: Stack) -> str:
 
 
 def only_on_loopback(stack: Stack) -> str:
-    """Heed's ports and Grafana's, and no other."""
+    """Check that only the ports of Heed and Grafana are published, on loopback."""
     for each in stack.containers():
         bound = [binding for ports in each["NetworkSettings"]["Ports"].values() for binding in ports or []]
         expected = PUBLISHED.get(service_of(each), 0)
@@ -207,14 +207,14 @@ def only_on_loopback(stack: Stack) -> str:
 
 
 def memory_when_idle(stack: Stack) -> str:
-    """As the engine counts it, with the models of model_store/ loaded; nothing is asked of it."""
+    """Return the memory of each container with all models loaded and no requests."""
     ids = [each["Id"] for each in stack.containers()]
     lines = docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}}", *ids).splitlines()
     return ", ".join(line.removeprefix(f"{stack.project}-").replace("-1 ", " ") for line in lines)
 
 
 def http_answers(stack: Stack) -> str:
-    """The task API, from outside."""
+    """Send a task API request from the host."""
     url = f"http://127.0.0.1:{stack.ports[0]}/models/sentiment"
     body = json.dumps({"inputs": "A wonderful film."}).encode()
     with urllib.request.urlopen(urllib.request.Request(url, body), timeout=30) as response:
@@ -225,7 +225,7 @@ def http_answers(stack: Stack) -> str:
 
 
 def grpc_answers(stack: Stack) -> str:
-    """The typed call, from outside."""
+    """Send a typed gRPC request from the host."""
     with grpc.insecure_channel(f"127.0.0.1:{stack.ports[1]}") as channel:
         request = heed_pb2.ClassifyTextRequest(model="sentiment", text="A dreadful film.")
         answer = heed_pb2_grpc.HeedStub(channel).ClassifyText(request, timeout=30)
@@ -235,7 +235,7 @@ def grpc_answers(stack: Stack) -> str:
 
 
 def prometheus_scrapes(stack: Stack) -> str:
-    """The target is up, the two requests are counted, the rules are loaded; Prometheus itself is not published."""
+    """Check target, request counters and rules; Prometheus itself must not be published."""
     ends_s, seen = time.monotonic() + SCRAPED_WITHIN_S, ""
     while time.monotonic() < ends_s:
         targets = {each["labels"]["job"]: each["health"] for each in stack.ask_prometheus("targets")["activeTargets"]}
@@ -255,7 +255,7 @@ def prometheus_scrapes(stack: Stack) -> str:
 
 
 def grafana_shows(stack: Stack) -> str:
-    """The dashboard and its data source, to somebody without an account, who may change nothing."""
+    """Check that an anonymous user can view the dashboard and its data source, and cannot change anything."""
     base = f"http://127.0.0.1:{stack.ports[2]}"
 
     def get(path: str) -> Any:
@@ -277,7 +277,7 @@ def grafana_shows(stack: Stack) -> str:
 
 
 def locust_runs(stack: Stack) -> str:
-    """A few seconds of the load profile, judged by load_tests/slo.toml."""
+    """Run the load profile for a few seconds against load_tests/slo.toml."""
     said = stack.run("run", "--rm", "--no-TTY", "load", "--model", "sentiment", "--users", "8", "--seconds", "5")
     found = re.search(r"sentiment: (\d+) requests", said)
     if not found:
@@ -286,7 +286,7 @@ def locust_runs(stack: Stack) -> str:
 
 
 def torchserve_answers(stack: Stack) -> str:
-    """The same load on the second runtime, without an error; Prometheus scrapes it too."""
+    """Run the same load on TorchServe without errors; Prometheus scrapes it too."""
     command = ["run", "--rm", "--no-TTY", "--entrypoint", "locust", "load", "-f", "load_tests/user_load/locustfile.py"]
     command += ["--headless", "--only-summary", "--target", TORCHSERVE, "--model", "sentiment", "-u", "4", "-t", "5s"]
     command += ["--host", "http://torchserve:8090", "--grpc-host", "torchserve:8091", "--report", "/dev/stdout"]
@@ -299,7 +299,7 @@ def torchserve_answers(stack: Stack) -> str:
 
 
 def stopped_under_load(stack: Stack) -> str:
-    """SIGTERM while 64 users wait for answers: what the server has in its books as answered has reached them."""
+    """Stop Heed with 64 users waiting: every request that it logged as answered reached its user."""
     command = ["run", "--rm", "--no-TTY", "--entrypoint", "python", "load", "-m", "load_tests.drain", "--users", "64"]
     with stack.start(*command, "--http", "http://heed:8080", "--grpc", "heed:8081") as users:
         assert users.stdout
@@ -332,7 +332,7 @@ def stopped_under_load(stack: Stack) -> str:
 
 
 def ended_in_order(stack: Stack) -> str:
-    """Exit status 0, and not by SIGKILL."""
+    """Check that a container ended with exit status 0 and without SIGKILL."""
     state = stack.container("heed")["State"]
     if state["Status"] != "exited" or state["ExitCode"] or state["OOMKilled"]:
         raise CheckFailed(f"{state['Status']} with {state['ExitCode']}")
@@ -340,7 +340,7 @@ def ended_in_order(stack: Stack) -> str:
 
 
 def nothing_is_left(stack: Stack) -> str:
-    """No container, network or volume of this run."""
+    """Check that no container, network or volume of this run is left."""
     take_down(stack)
     label = f"label=com.docker.compose.project={stack.project}"
     kinds = {"container": ["ps", "--all"], "network": ["network", "ls"], "volume": ["volume", "ls"]}
@@ -372,13 +372,13 @@ CHECKS: dict[str, Callable[[Stack], str]] = {
 
 
 def take_down(stack: Stack) -> None:
-    """All of it, whatever state it is in."""
+    """Remove the stack, whatever its state."""
     stack.run("--profile", "*", "down", "--volumes", "--remove-orphans")
 
 
 @contextmanager
 def taken_down_in_the_end(stack: Stack) -> Iterator[None]:
-    """Also after a failure, and after Ctrl-C."""
+    """Remove the stack at the end, also after a failure or Ctrl-C."""
     try:
         yield
     finally:
@@ -386,7 +386,7 @@ def taken_down_in_the_end(stack: Stack) -> Iterator[None]:
 
 
 def main() -> int:
-    """Check after check, the table, the exit status."""
+    """Run the checks one after another, print the table, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.compose", description=__doc__)
     parser.add_argument(
         "--without", action="append", default=[], choices=SERVICES[1:], help="a service whose image is not here"
@@ -400,7 +400,7 @@ def main() -> int:
     if TORCHSERVE in arguments.profiles and not list(archives.glob("*.mar")):
         parser.error(f"{archives} has no archives for TorchServe; python -m export archive writes them")
     console = Console(width=None if sys.stdout.isatty() else 120)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is taken down then too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the stack is removed then too
     try:
         engine = docker("version", "--format", "{{.Server.Version}}").strip()
     except (CheckFailed, FileNotFoundError) as error:

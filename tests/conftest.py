@@ -1,4 +1,4 @@
-"""A real server on free ports, on a store made for the tests."""
+"""Fixtures: real servers on free ports, and model stores made for the tests."""
 
 import contextlib
 import hashlib
@@ -23,7 +23,7 @@ START_S = 60.0  # only a failing test waits this long
 
 @dataclass
 class Server:
-    """A running server process: where it listens, and what it has logged."""
+    """A running server process with its addresses and its log."""
 
     popen: subprocess.Popen[str]
     log: list[dict[str, Any]] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Server:
     _logged: threading.Condition = field(default_factory=threading.Condition)
 
     def read_log(self) -> None:
-        """In a thread: gather the log until the process ends."""
+        """Collect the log until the process ends; runs in a thread."""
         assert self.popen.stderr
         for line in self.popen.stderr:
             with self._logged:
@@ -43,7 +43,7 @@ class Server:
             self._logged.notify_all()
 
     def wait_for(self, event: str, timeout_s: float = START_S, **fields: str) -> dict[str, Any]:
-        """The first log entry with this event and these fields; fails when the log or the time ends without it."""
+        """Return the first log entry with this event and these fields; fail at the end of the log or of the time."""
 
         def found() -> dict[str, Any] | None:
             wanted = {"event": event, **fields}
@@ -60,14 +60,14 @@ class Server:
         return entry
 
     def stop(self) -> int:
-        """SIGTERM; the exit status."""
+        """Send SIGTERM and return the exit status."""
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(timeout=START_S)
 
 
 @contextlib.contextmanager
 def running_server(store: Path, *options: str, until: str = "loaded") -> Iterator[Server]:
-    """A server on this store, ready unless it says otherwise; `until` is the entry of its log that is waited for."""
+    """Run a server on this store; `until` is the log event that is waited for."""
     command = [
         sys.executable,
         "-m",
@@ -102,14 +102,14 @@ def running_server(store: Path, *options: str, until: str = "loaded") -> Iterato
         try:
             popen.wait(timeout=START_S)
         finally:
-            popen.kill()  # nothing, where it has ended
+            popen.kill()  # no effect after its end
         reader.join()
         assert popen.stderr
         popen.stderr.close()
 
 
 def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
-    """A bare model: nodes, and tensors as name to (type, shape)."""
+    """Write a bare model from its nodes and its tensors (name to type and shape)."""
     folder.mkdir(parents=True)
     graph = helper.make_graph(
         nodes,
@@ -122,7 +122,7 @@ def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: 
 
 
 def write_endless(folder: Path) -> None:
-    """A text classifier whose one call takes for ever, and therefore also its loading."""
+    """Write a text classifier whose engine call never ends, so that loading does not end either."""
     shutil.copytree(ROOT / "model_store/sentiment-small/1", folder)
     (folder / "model.onnx").unlink()
     scalar = {"number": (TensorProto.INT64, []), "going": (TensorProto.BOOL, []), "before": (TensorProto.FLOAT, None)}
@@ -156,7 +156,7 @@ def write_endless(folder: Path) -> None:
 
 
 def make_store(store: Path) -> Path:
-    """The trained sentiment model, bare models of several kinds, and folders that must not be served."""
+    """Write the trained sentiment model, bare models of several kinds, and folders that must not be served."""
     shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
     floats = {"x": (TensorProto.FLOAT, ["rows", 3])}
     write_onnx(
@@ -172,7 +172,7 @@ def make_store(store: Path) -> Path:
         strings,
         {"copy": (TensorProto.STRING, ["rows"])},
     )
-    # Rows of any length that must not be padded, and an output whose size depends on them.
+    # The rows must not be padded, because the output depends on all elements.
     write_onnx(
         store / "sum/1",
         [helper.make_node("ReduceSum", ["x"], ["total"], keepdims=0, noop_with_empty_axes=0)],
@@ -210,13 +210,13 @@ def make_store(store: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with everything in it."""
+    """Make a store with models of every kind."""
     return make_store(tmp_path_factory.mktemp("store") / "models")
 
 
 @pytest.fixture(scope="session")
 def server(store: Path) -> Iterator[Server]:
-    """One server for all tests that only ask it."""
+    """Run one server for all tests that only send requests."""
     with running_server(store, "--max-request-rows", "64", "--max-body-bytes", "1000000") as running:
         yield running
 
@@ -225,7 +225,7 @@ LABELS = ["anchor", "bird", "cat", "drum", "ear", "fern", "goat"]
 
 
 def untrained_image_sources() -> dict[str, Any]:
-    """A vision transformer and a convolutional network with random weights, whose answers differ between images."""
+    """Make a vision transformer and a CNN with random weights, whose answers differ between images."""
     import torch
 
     from export.conversion.model_source import ImageClassifierSource
@@ -247,7 +247,7 @@ def untrained_image_sources() -> dict[str, Any]:
 
 
 def noise_files(count: int, side: int = 32) -> list[bytes]:
-    """Images of noise as PNG."""
+    """Make PNG images of noise."""
     import numpy as np
 
     from export.data.image_classification import LabelledImages, encoded
@@ -258,7 +258,7 @@ def noise_files(count: int, side: int = 32) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Both kinds of image classifier, converted, beside the sentiment model."""
+    """Convert both kinds of image classifier, beside the sentiment model."""
     from rich.console import Console
 
     from export.conversion.classifier import convert
@@ -285,14 +285,14 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_server(image_store: Path) -> Iterator[Server]:
-    """One server for all tests that only ask it."""
+    """Run one image server for all tests that only send requests."""
     with running_server(image_store, "--max-request-rows", "16", "--max-image-pixels", "20000000") as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the toy translation task."""
+    """Train the toy translation task."""
     from rich.console import Console
 
     from export.training.translation import train_translation
@@ -305,7 +305,7 @@ def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_run: Path) -> Path:
-    """The toy translation model, and one whose translations never end, converted, beside the sentiment model."""
+    """Convert the toy translation model and one whose translations never end, beside the sentiment model."""
     from rich.console import Console
 
     from export.conversion.translation import convert_translation
@@ -334,6 +334,6 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
 
 @pytest.fixture(scope="session")
 def translation_server(translation_store: Path) -> Iterator[Server]:
-    """One server for all tests that only ask it."""
+    """Run one translation server for all tests that only send requests."""
     with running_server(translation_store, "--max-request-rows", "16") as running:
         yield running

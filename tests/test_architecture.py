@@ -1,4 +1,4 @@
-"""The shape of the repository: what lies where, and what the README says of it."""
+"""The files of the repository match its pages, its Makefile and its workflow."""
 
 import json
 import re
@@ -27,8 +27,8 @@ MADE_HERE = {"build", "runs"}
 REPOSITORY_PATH = re.compile(r"`((?:service|export|load_tests|tests|model_store|proto|docs)/[\w./-]*\.\w+)`")
 
 
-def test_the_top_level_is_as_agreed() -> None:
-    """Nothing else but dot files and what git ignores."""
+def test_the_top_level_has_no_other_files() -> None:
+    """Dot files and ignored files are left out."""
     found = {
         path.name for path in ROOT.iterdir() if not path.name.startswith(".") and not path.name.endswith(".egg-info")
     }
@@ -36,7 +36,7 @@ def test_the_top_level_is_as_agreed() -> None:
 
 
 def test_the_readmes_tree_matches_the_disk() -> None:
-    """Every path in it exists, and every module of the service is in it."""
+    """Every path in it exists, and it has every module of `service/`."""
     block = (ROOT / "README.md").read_text().split("## What is where")[1].split("```")[1]
     paths, folder = set(), ""
     for line in block.splitlines()[1:]:
@@ -50,19 +50,19 @@ def test_the_readmes_tree_matches_the_disk() -> None:
 
 
 def pages() -> list[Path]:
-    """The pages for people: those at the top and all of docs/."""
+    """Return the pages for people: those at the top level and all of docs/."""
     return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    """Relative links lead to files that exist."""
+def test_links_between_pages_exist() -> None:
+    """Relative links lead to existing files."""
     links = [(page, link) for page in pages() for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())]
     assert links
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
 
 
-def test_links_to_headings_lead_somewhere() -> None:
-    """The part behind `#` of a relative link is a heading of the page, as GitHub writes it."""
+def test_links_to_headings_exist() -> None:
+    """The part after `#` of a relative link is a heading of the page, as GitHub writes it."""
     links = [
         (page, page.parent / link if link else page, heading)
         for page in pages()
@@ -73,13 +73,13 @@ def test_links_to_headings_lead_somewhere() -> None:
 
 
 def headings_of(page: Path) -> set[str]:
-    """The names by which links reach the headings of a page."""
+    """Return the anchors of a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_paths_that_the_pages_name_exist() -> None:
-    """Paths in backticks, such as `service/errors.py`. Records of runs may name files that have moved since."""
+    """Paths in backticks exist, such as `service/errors.py`; generated records may name old files."""
     named = []
     for page in set(pages()) - {ROOT / "CHANGELOG.md"}:
         text = re.sub(r"<!-- (\w+): begin -->.*?<!-- \1: end -->", "", page.read_text(), flags=re.DOTALL)
@@ -88,8 +88,8 @@ def test_paths_that_the_pages_name_exist() -> None:
     assert [(page, path) for page, path in named if not (ROOT / path).exists()] == []
 
 
-def test_make_targets_are_one_readable_line_each() -> None:
-    """No logic in shell: a target is one recipe line; what installs an environment has one more for its stamp."""
+def test_make_targets_have_one_line() -> None:
+    """A target has one recipe line, and one more for the stamp of an environment."""
     targets: dict[str, int] = {}
     name = ""
     for line in (ROOT / "Makefile").read_text().splitlines():
@@ -104,8 +104,8 @@ def test_make_targets_are_one_readable_line_each() -> None:
     }
 
 
-def test_the_hook_before_a_commit_is_a_make_target() -> None:
-    """One definition of what is checked: the hook only calls it."""
+def test_the_pre_commit_hook_calls_a_make_target() -> None:
+    """The hook has no definition of its own."""
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
     (hook,) = [hook for repository in config["repos"] for hook in repository["hooks"]]
     assert (hook["entry"], hook["language"], hook["pass_filenames"]) == ("make lint", "system", False)
@@ -113,14 +113,14 @@ def test_the_hook_before_a_commit_is_a_make_target() -> None:
 
 
 def test_versions_are_pinned_without_addresses() -> None:
-    """constraints.txt holds exact versions alone (with an epoch before "!" where a package counts in one, PEP 440)."""
+    """constraints.txt has only exact versions (with an epoch before "!", PEP 440)."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     assert "torch==2.13.0" in lines
     assert [line for line in lines if not re.fullmatch(r"[A-Za-z0-9._-]+==([0-9]+!)?[0-9][A-Za-z0-9.]*", line)] == []
 
 
-def test_committed_models_have_their_whole_folder() -> None:
-    """Card, manifest, golden examples, what its task needs, and classifiers as TorchScript too, unless quantized."""
+def test_committed_models_are_complete() -> None:
+    """Each has card, manifest, golden examples, files of its task, and TorchScript if it is a float32 classifier."""
     versions = [path for path in (ROOT / "model_store").glob("*/[0-9]*") if path.is_dir()]
     served = {version.parent.name for version in versions}
     assert {"sentiment", "sentiment-small", "translation-en-de", "cifar10-vit"} <= served
@@ -138,8 +138,8 @@ def test_committed_models_have_their_whole_folder() -> None:
         assert needed | also <= {path.name for path in version.iterdir()}
 
 
-def test_the_workflow_runs_what_a_developer_runs() -> None:
-    """The gates by their Make targets, and an image of every Dockerfile."""
+def test_the_workflow_runs_make_targets() -> None:
+    """It runs the checks by their Make targets, and builds an image of every Dockerfile."""
     workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
     steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
     targets = {match[1] for step in steps if (match := re.fullmatch(r"make ([\w-]+)", step.get("run", "")))}

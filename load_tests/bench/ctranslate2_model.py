@@ -71,7 +71,7 @@ def write_ctranslate2(folder: Path, target: Path) -> None:
             if name == "decoder":
                 _norm(layer.attention.layer_norm, found, f"{prefix}.cross_norm")
                 _linear(layer.attention.linear[0], found, f"{prefix}.cross.query")
-                # Computed by the encoder's graph, once a sentence.
+                # The encoder's graph computes it once for each sentence.
                 _linear(layer.attention.linear[1], encoder, f"{prefix}.cross.key_value")
                 _linear(layer.attention.linear[2], found, f"{prefix}.cross.out")
             _norm(layer.ffn.layer_norm, found, f"{prefix}.feed_forward_norm")

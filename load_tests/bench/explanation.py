@@ -32,9 +32,9 @@ USERS = (1, 16)
 MAX_PAUSE_S = 0.01  # of the lone user
 MAX_TIMES = 1.3
 SLICES = 5
-WARM_UP = 5  # requests of each user at the beginning of a slice, which are not counted
-HEAD_START_S = 0.1  # of an explanation, so that a slice does not begin with its arrival
-METHODS = {"shap": 4096, "gradients": 128}  # with the largest budget that each takes
+WARM_UP = 5  # requests of each user at the beginning of a slice that do not count
+HEAD_START_S = 0.1  # between an explanation's request and its slice
+METHODS = {"shap": 4096, "gradients": 128}  # each with its largest budget
 
 
 class Round(TypedDict):
@@ -50,15 +50,15 @@ async def measure_explanations(store: Path, num_rounds: int, count: int, tell: C
     """Measure all rounds, each with a server of its own.
 
     Args:
-        store: with the models of the repository.
-        num_rounds: how often.
-        count: requests of a round, of each kind.
-        tell: is told of each round's end.
+        store: a store with the models of the repository.
+        num_rounds: number of rounds.
+        count: requests of each kind in a round.
+        tell: called at the end of each round.
     """
     http = free_port()
     url = f"http://127.0.0.1:{http}"
     tasks = {model: task_of(store, model) for model in MODELS}
-    # A collection among all that has been loaded stops this process for 20 ms: a user's pause that no server has made.
+    # A garbage collection stops this process for 20 ms, which would count as the server's latency.
     gc.collect()
     gc.freeze()
     rounds = []
@@ -123,7 +123,7 @@ async def _measure(
     async def measure(taken_ms: list[float]) -> None:
         nonlocal into
         into = []
-        await closed_loop(send, users, WARM_UP * users)  # the first after a pause find everything cold
+        await closed_loop(send, users, WARM_UP * users)  # the first requests after a pause find cold caches
         into = taken_ms
         await closed_loop(send, users, count // SLICES)
 
@@ -141,7 +141,7 @@ async def _explaining(
     session: aiohttp.ClientSession, url: str, model: str, task: ModelTask, method: str
 ) -> AsyncIterator[None]:
     """Request explanations one after another; enter when the first is being computed."""
-    tensor = json_tensor(task.input_name, [max(task.inputs[:100], key=len)])  # a longer one is more work
+    tensor = json_tensor(task.input_name, [max(task.inputs[:100], key=len)])  # long inputs take more work
     parameters = {"method": method, "n_samples": METHODS[method]}
     body = json.dumps({"inputs": [tensor], "parameters": parameters})
 
@@ -161,13 +161,13 @@ async def _explaining(
         return sum(float(line.split()[-1]) for line in lines if line.startswith(start))
 
     if method == "gradients":
-        await explain_once()  # the first opens the graph
+        await explain_once()  # the first request opens the graph
     explaining = asyncio.create_task(explain())
     try:
         async with asyncio.timeout(10):
             while method == "shap" and not await waiting_rows():
                 pass
-        if method == "gradients":  # nothing tells that its steps have begun
+        if method == "gradients":  # no metric shows that its steps have begun
             await asyncio.sleep(HEAD_START_S)
         yield
         if explaining.done():

@@ -21,9 +21,9 @@ from load_tests.processes import DRAIN_AT_ONCE, Process, free_port, steal_s
 ROOT = Path(__file__).parents[2]
 STORE = ROOT / "build" / "bench_store"
 MODELS = {"minilm": "float32", "minilm-int8": "int8"}
-PADDED = "minilm-padded"  # float32, the graph that computes padding: what other converters give; not served here
+PADDED = "minilm-padded"  # float32 graph that computes padding, as other converters write it; it is not served
 CONCURRENCIES = (1, 16, 64)
-# The server moves its memory into huge pages (service/process/huge_pages.py), so the loops get theirs by glibc
+# The server uses huge pages (service/process/huge_pages.py), so the loops get them from glibc
 # (mallopt(3)).
 IN_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 

@@ -41,11 +41,16 @@ class Running(NamedTuple):
 def main() -> int:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench.runtimes", description=__doc__)
-    parser.add_argument("--archives", type=Path, default=ROOT / "build/archives", help="of python -m export archive")
+    parser.add_argument(
+        "--archives",
+        type=Path,
+        default=ROOT / "build/archives",
+        help="folder of archives, from `python -m export archive`",
+    )
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=int, default=5, help="of each measurement")
-    parser.add_argument("--document", type=Path, help="a page whose part marked `runtimes` becomes the table")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each measurement")
+    parser.add_argument("--document", type=Path, help="page whose part `runtimes` is replaced by the table")
     arguments = parser.parse_args()
     try:
         part = MarkedPart.of(arguments.document, "runtimes") if arguments.document else None
@@ -143,7 +148,7 @@ def start_torchserve(stack: ExitStack, archives: Path, folder: Path) -> Running:
     options += ["--metrics-port", str(metrics), "--management-grpc-port", str(management)]
     process = stack.enter_context(Process("export.torchserve", *options, pipes=True, log=folder / "torchserve.log"))
     assert process.popen.stdout
-    if not process.popen.stdout.readline().startswith("HTTP"):  # which it writes when all models are ready
+    if not process.popen.stdout.readline().startswith("HTTP"):  # it writes this when all models are ready
         raise RuntimeError((folder / "torchserve.log").read_text()[-2000:])
     return Running(process, f"http://127.0.0.1:{http}", f"127.0.0.1:{grpc}", time.perf_counter() - process.started_s)
 

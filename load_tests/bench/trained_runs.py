@@ -33,7 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench.trained_runs", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of text classification")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=872, help="of a model in a round, by many users")
+    parser.add_argument("--requests", type=int, default=872, help="requests of many users to each model in a round")
     parser.add_argument("--document", type=Path, default=ROOT / "docs" / "serving.json")
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)

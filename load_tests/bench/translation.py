@@ -23,8 +23,8 @@ PRECISIONS = ("float32", "int8")
 MODELS = {"float32": "translation-en-de", "int8": "translation-en-de-int8"}  # in the store
 BEAMS = (1, 4)
 CONCURRENCIES = (1, 16, 64)
-MAX_BATCH_SIZE = 64  # of CTranslate2's server: what Heed's running batch has by default
-MAX_NEW_TOKENS = 200  # far above every translation's length
+MAX_BATCH_SIZE = 64  # of CTranslate2's server; Heed's default for a running batch
+MAX_NEW_TOKENS = 200  # longer than every translation
 
 
 def sentences_of(texts: list[str], concurrency: int, count: int) -> list[str]:

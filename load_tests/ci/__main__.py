@@ -66,14 +66,20 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.ci", description=__doc__)
-    root.add_argument("--model", action="append", help="one with a table [ci.models.NAME] in slo.toml; default: all")
-    root.add_argument("--target", choices=list(TARGETS), default="heed", help="what kind of server it is")
+    root.add_argument(
+        "--model",
+        action="append",
+        help="model with a table [ci.models.NAME] in slo.toml; may be repeated; default: all",
+    )
+    root.add_argument("--target", choices=list(TARGETS), default="heed", help="runtime under load")
     root.add_argument("--http", help="address of a running server, http://host:port")
-    root.add_argument("--grpc", help="its gRPC address, host:port")
-    root.add_argument("--server-pid", type=int, help="its process, if it runs here, to read its CPU time")
+    root.add_argument("--grpc", help="gRPC address of the running server, host:port")
+    root.add_argument(
+        "--server-pid", type=int, help="process id of the running server if it is on this machine, to read its CPU time"
+    )
     root.add_argument("--slo", type=Path, default=LOAD_TESTS / "slo.toml")
     root.add_argument("--results", type=Path, default=LOAD_TESTS / "results")
-    root.add_argument("--compare", type=Path, help="the JSON of an earlier run; default: the latest in --results")
+    root.add_argument("--compare", type=Path, help="JSON file of an earlier run; default: the latest one in --results")
     return root
 
 
@@ -84,7 +90,7 @@ def gate_of(arguments: argparse.Namespace) -> Gate:
         ValueError: names what is wrong with the arguments or the file.
     """
     if bool(arguments.http) != bool(arguments.grpc):
-        raise ValueError("--http and --grpc go together")
+        raise ValueError("--http and --grpc must be given together")
     if arguments.target != "heed" and not arguments.http:
         raise ValueError(f"--target {arguments.target} needs --http and --grpc: only Heed is started here")
     gate = read_slo(arguments.slo).ci

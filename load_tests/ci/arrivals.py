@@ -1,7 +1,7 @@
 """Arrivals at a constant rate: requests start on schedule, whether or not earlier ones were answered (open loop).
 
-Users who wait for their answer slow down with the server, and the load that would have met its worst moments is never
-sent. Here each request has its time before the run begins; who counts latency from it sees all the waiting.
+Users that wait for their answer slow down with the server, so the load that would meet its worst moments is never
+sent. Here each request has a time on the schedule, and latency counted from it includes all waiting.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def send_on_schedule(
 ) -> None:
     """Start `count` requests, each in a greenlet of its own, and wait until all have ended.
 
-    Whoever is behind schedule does not skip: what is due is started at once.
+    Late requests are started at once; none is skipped.
 
     Args:
         count: how many.
@@ -34,7 +34,7 @@ def send_on_schedule(
     in_flight, begun_s = Pool(max_in_flight), clock()
     for number in range(count):
         due_s = begun_s + number / rate_per_s
-        # Also with nothing to wait for: those in flight get their turn.
+        # Sleep even without a wait, so that requests in flight can run.
         gevent.sleep(max(0.0, due_s - clock()))
         if in_flight.free_count() == 0:
             give_up(number, due_s)

@@ -24,8 +24,8 @@ from load_tests.slo import Gate, chosen, read_slo
 from load_tests.targets import TARGETS, TIMEOUT_S, Target
 from load_tests.user_load.users import GrpcModelUser, HttpModelUser, Run, Sample
 
-TICK_S = 1.0  # Locust asks a shape about once a second
-AT_ONCE = 100  # users that start or stop in a second; Locust warns of more
+TICK_S = 1.0  # Locust calls a shape about once a second
+AT_ONCE = 100  # users that start or stop in a second; Locust warns above that
 NUM_CHANNELS = 4  # of the arrivals over gRPC
 
 grpc_gevent.init_gevent()
@@ -68,7 +68,7 @@ class GateRun(Run):
 
     def advance(self) -> Phase | None:
         """Return the current phase, None when the run is over; called about once a second."""
-        passed_s = perf_counter() - self._entered_s + TICK_S / 10  # ticks are never exact
+        passed_s = perf_counter() - self._entered_s + TICK_S / 10  # ticks are not exact
         if self._phase is None or self._is_over(self._phase, passed_s):
             self._close()
             self._phase = next(self._phases, None)
@@ -105,7 +105,7 @@ class Arrivals(FastHttpUser):
 
     wait_time = constant(TICK_S)
     network_timeout = connection_timeout = TIMEOUT_S
-    concurrency = 10_000  # connections are bounded by what is in flight
+    concurrency = 10_000  # the requests in flight limit the connections
 
     def on_start(self) -> None:
         """Connect over gRPC; HTTP connects as it needs."""
@@ -126,7 +126,7 @@ class Arrivals(FastHttpUser):
             return
         arrivals = run.gate.arrivals
         count = round(arrivals.rate_per_s * arrivals.seconds)
-        # Each model goes over both protocols: the protocol changes with every round through the models.
+        # The protocol changes after every round through the models, so each model is asked over both.
         samples = [run.next_sample() for _ in range(count)]
         in_turn = [number // len(run.tasks) % 2 for number in range(count)]
 
@@ -164,18 +164,20 @@ class Course(LoadTestShape):
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Add the options of the gate run."""
-    parser.add_argument("--slo", default=str(Path(__file__).parents[1] / "slo.toml"), help="the course and the limits")
-    parser.add_argument("--gate-models", default="", help="names, separated by commas; default: all")
-    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="what kind of server it is")
-    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="where gRPC listens")
-    parser.add_argument("--server-pid", type=int, default=0, help="the server's process, to read its CPU time")
-    parser.add_argument("--report", required=True, help="file for the figures")
+    parser.add_argument(
+        "--slo", default=str(Path(__file__).parents[1] / "slo.toml"), help="file with the course and the limits"
+    )
+    parser.add_argument("--gate-models", default="", help="names of models, separated by commas; default: all")
+    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="runtime under load")
+    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="gRPC address, host:port")
+    parser.add_argument("--server-pid", type=int, default=0, help="process id of the server, to read its CPU time")
+    parser.add_argument("--report", required=True, help="file for the report in JSON")
 
 
 @events.init.add_listener
 def prepare(environment: Any, **_: Any) -> None:
     """Create the run before the first user starts."""
-    logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # its tables know no phases
+    logging.getLogger("locust.stats_logger").setLevel(logging.WARNING)  # its tables have no phases
     options: Namespace = environment.parsed_options
     gate = read_slo(Path(options.slo)).ci
     assert gate, f"{options.slo} has no table [ci]"

@@ -209,7 +209,7 @@ def draw_arrivals(axes: "Axes", report: Mapping[str, Any]) -> None:
     arrivals = next(phase for phase in report["phases"] if phase["kind"] == "arrivals")
     for (model, points), colour in zip(arrivals["latency_ms_by_share"].items(), COLOURS * 9, strict=False):
         axes.plot([share for share, _ in points], [value for _, value in points], "o-", color=colour, label=model)
-    # Half the width for the last tenth: what one in ten, in a hundred, in a thousand waits for.
+    # The slowest 10 % get half of the width, so that the percentiles 90, 99 and 99.9 can be told apart.
     axes.set_xscale("function", functions=(nines, shares))
     axes.set_xticks([1, 50, 90, 99, 99.9], ["1", "50", "90", "99", "99.9"])
     axes.set_xlim(0, 99.95)
@@ -311,7 +311,7 @@ def drawing(title: str, note: str, draw: "Callable[[Axes, Mapping[str, Any]], No
     from matplotlib import pyplot
 
     inks = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    # Identities of SVG hold for the whole page: with salt of its own no drawing borrows the marks of another.
+    # SVG ids are shared by the whole page, so each drawing gets a salt of its own.
     settings: dict[Any, Any] = dict.fromkeys(inks, INK) | {"svg.hashsalt": title, "svg.fonttype": "none"}
     settings |= {"axes.grid": True, "grid.color": FAINT, "grid.alpha": 0.3}
     settings |= {"font.family": "sans-serif", "legend.framealpha": 0.0}

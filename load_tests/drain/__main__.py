@@ -1,12 +1,12 @@
-"""`python -m load_tests.drain`: users at work while somebody stops the server, and what became of every request.
+"""`python -m load_tests.drain`: users send requests while the server is stopped; reports the outcome of each request.
 
-A user sends its next request when its last was answered, and goes home after the first that was not. "at work" is
-printed when all users have had an answer; a report in JSON when all have gone home. It has the ids of the requests,
-which are in the server's log as well (`--log-level debug`), by what became of them:
+A user sends its next request after an answer, and stops after the first request without one. "at work" is
+printed when all users have had an answer, and a report in JSON when all have stopped. It lists the ids of requests,
+which are in the server's log too (`--log-level debug`), by outcome:
 
 answered    with a label
-refused     the server said that it shuts down
-unanswered  not a word from the server: no connection, or one that ended. A connection may end just when a request is
+refused     the server answered that it is shutting down
+unanswered  no response: no connection, or one that was closed. A connection may be closed just when a request is
             sent on it (RFC 9112, 9.5), so only the server's log tells whether such a request was admitted
 failed      anything else
 
@@ -28,24 +28,24 @@ import grpc
 from load_tests.material import load_sentences
 from proto import heed_pb2, heed_pb2_grpc
 
-SHUTS_DOWN = "the server is shutting down"  # the server's words
+SHUTS_DOWN = "the server is shutting down"  # part of the server's error
 REQUEST_TIMEOUT_S = 30.0
 
-# Sends a text under an id, and raises one of the three below where no label comes back.
+# Sends a text with an id; raises one of the three errors below if no label comes back.
 Ask = Callable[[str, str], Awaitable[None]]
 Face = AbstractAsyncContextManager[Ask]
 
 
 class Refused(Exception):
-    """The server said that it shuts down."""
+    """The server is shutting down."""
 
 
 class Unanswered(Exception):
-    """The server said nothing; the message is what there was instead."""
+    """The server did not respond; the message names the error."""
 
 
 class Failed(Exception):
-    """The server said something else."""
+    """The server responded with another error."""
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Report:
     refused: list[str] = field(default_factory=list)
     unanswered: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    users_left: int = 0  # who had not gone home in time
+    users_left: int = 0  # users that were still active at the end
 
 
 def main() -> int:
@@ -64,9 +64,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m load_tests.drain", description=__doc__)
     parser.add_argument("--http", default="http://127.0.0.1:8080")
     parser.add_argument("--grpc", default="127.0.0.1:8081")
-    parser.add_argument("--model", default="sentiment", help="a classifier of texts")
-    parser.add_argument("--users", type=int, default=16, help="half over HTTP, half over gRPC")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for the server to be stopped in")
+    parser.add_argument("--model", default="sentiment", help="name of a text classifier")
+    parser.add_argument("--users", type=int, default=16, help="number of users, half over HTTP and half over gRPC")
+    parser.add_argument("--seconds", type=float, default=60.0, help="time within which the server must be stopped")
     arguments = parser.parse_args()
     report = asyncio.run(drive(arguments.http, arguments.grpc, arguments.model, arguments.users, arguments.seconds))
     print(json.dumps(asdict(report)), flush=True)
@@ -132,7 +132,7 @@ async def http_face(base: str, model: str) -> AsyncIterator[Ask]:
                     body = await response.json()
             except aiohttp.ClientConnectionError as error:
                 raise Unanswered(f"HTTP: {type(error).__name__}") from error
-            except (aiohttp.ClientError, TimeoutError) as error:  # an answer that is cut off among them
+            except (aiohttp.ClientError, TimeoutError) as error:  # including a truncated response
                 raise Failed(f"HTTP: {error!r}") from error
             if response.status == 503 and body["error"] == SHUTS_DOWN:
                 raise Refused

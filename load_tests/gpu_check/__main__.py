@@ -1,4 +1,4 @@
-"""`python -m load_tests.gpu_check`: what a GPU gives, in one command of at most eight minutes, without network.
+"""`python -m load_tests.gpu_check`: parity, throughput and utilisation of a GPU in at most eight minutes, offline.
 
     parity       the server loads every model of the store on the device, and at load replays its golden examples;
                  which graphs it took of each, in which precision, and whether translation's cache stays on the device
@@ -41,12 +41,16 @@ def main() -> int:
     parser.add_argument("--device", choices=list(PROVIDER), default="cuda")
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--results", type=Path, default=ROOT / "build/gpu_check.json")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each engine measurement")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[16, 64, 256], help="requests at once")
-    parser.add_argument("--requests", type=int, default=8000, help="of each served measurement")
-    parser.add_argument("--clients", type=int, default=max(1, (os.cpu_count() or 1) // 4), help="client processes")
-    parser.add_argument("--budget-s", type=float, default=420.0, help="what is not measured by then is left out")
-    parser.add_argument("--document", type=Path, help="a page whose part marked `gpu` becomes the table")
+    parser.add_argument("--seconds", type=float, default=0.5, help="duration of each engine measurement")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[16, 64, 256], help="numbers of concurrent requests"
+    )
+    parser.add_argument("--requests", type=int, default=8000, help="requests of each served measurement")
+    parser.add_argument(
+        "--clients", type=int, default=max(1, (os.cpu_count() or 1) // 4), help="number of client processes"
+    )
+    parser.add_argument("--budget-s", type=float, default=420.0, help="time limit; later measurements are left out")
+    parser.add_argument("--document", type=Path, help="page whose part `gpu` is replaced by the table")
     arguments = parser.parse_args()
     try:
         part = MarkedPart.of(arguments.document, "gpu") if arguments.document else None
@@ -117,7 +121,7 @@ def measure_store(store: Path, bare: Path | None, arguments: argparse.Namespace,
         if task.graph_input == "tokens":
             result["engine"] += engine_throughput(model, graph, arguments, ends_s, result["left_out"], console)
         elif task.graph_input == "pixels":
-            # Of an int8 graph a part is computed on the CPU, and ONNX Runtime captures none such.
+            # ONNX Runtime captures no graph with nodes on the CPU, and int8 graphs have some.
             captures = arguments.device == "cuda" and precision != "int8"
             ways = (False, True) if captures else (False,)
             result["images"] += image_throughput(model, graph, ways, arguments, ends_s, result["left_out"], console)

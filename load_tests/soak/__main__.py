@@ -1,9 +1,9 @@
-"""`python -m load_tests.soak`: mixed requests by the million, while everything around the servers goes wrong.
+"""`python -m load_tests.soak`: a million mixed requests while servers are restarted and files overwritten.
 
 Starts two servers on a store of its own. Users send requests of every task over every face, cancel some, set deadlines
-that cannot be kept and send bad input, while the servers are rolled one after the other, files of their models are
-overwritten and cut short, and nobody reads their logs. Every answer is compared with the one that the same model gave
-alone before the soak; answers of bare graphs with numpy.
+that cannot be met and send bad input. Meanwhile servers are restarted one after the other, files of their models are
+overwritten and truncated, and their logs are not read. Every answer is compared with the one that the same model gave
+to a single request before the soak, and answers of bare graphs with numpy.
 
 Exit status 1 when an answer was wrong, lost or an unexpected failure; 130 when interrupted. What was done is kept in
 `--state`: the same command goes on from there.
@@ -53,7 +53,11 @@ def main() -> int:
         return 2
     try:
         asyncio.run(soak(arguments, tally))
-    except (RuntimeError, TimeoutError, ValueError) as error:  # a server does not start or end; a store lacks a task
+    except (
+        RuntimeError,
+        TimeoutError,
+        ValueError,
+    ) as error:  # no server, or no model of a task
         tally.write(arguments.state)
         print(f"soak: {error}", file=sys.stderr)
         return 1
@@ -71,17 +75,21 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.soak", description=__doc__)
-    root.add_argument("--requests", type=int, default=1_000_000, help="in total, over all sessions")
-    root.add_argument("--users", type=int, default=24, help="requests at once")
-    root.add_argument("--inputs", type=int, default=64, help="texts or images of each model that are drawn from")
-    root.add_argument("--seed", type=int, default=1, help="of the requests that are drawn")
+    root.add_argument("--requests", type=int, default=1_000_000, help="number of requests in all sessions together")
+    root.add_argument("--users", type=int, default=24, help="number of concurrent requests")
+    root.add_argument("--inputs", type=int, default=64, help="number of different texts or images for each model")
+    root.add_argument("--seed", type=int, default=1, help="seed of the random requests")
     root.add_argument("--fault-every", type=int, default=5_000, help="requests between two faults")
-    root.add_argument("--faults", nargs="*", choices=list(FAULTS), default=list(FAULTS), help="default: all")
-    root.add_argument("--model-store", type=Path, default=ROOT / "model_store", help="whose trained models are copied")
-    root.add_argument("--work", type=Path, default=ROOT / "build/soak", help="the folder of the store that is made")
-    root.add_argument("--state", type=Path, default=ROOT / "build/soak/state.json", help="what was done so far")
-    root.add_argument("--fresh", action="store_true", help="begin anew, whatever was done")
-    root.add_argument("--document", type=Path, help="a page whose part `soak` is written when all is done")
+    root.add_argument(
+        "--faults", nargs="*", choices=list(FAULTS), default=list(FAULTS), help="faults to make; default: all"
+    )
+    root.add_argument(
+        "--model-store", type=Path, default=ROOT / "model_store", help="store whose trained models are copied"
+    )
+    root.add_argument("--work", type=Path, default=ROOT / "build/soak", help="folder for the store of the soak")
+    root.add_argument("--state", type=Path, default=ROOT / "build/soak/state.json", help="file with the progress")
+    root.add_argument("--fresh", action="store_true", help="start again from the first request")
+    root.add_argument("--document", type=Path, help="page whose part `soak` is written at the end")
     return root
 
 
@@ -160,7 +168,7 @@ class Session:
         telling = asyncio.create_task(self._tell())
         users = [asyncio.create_task(self._user(numbers)) for _ in range(self.arguments.users)]
         try:
-            # A fault that cannot be made ends the session, as the end of all users does.
+            # The session ends when all users have finished, or when a fault cannot be made.
             working = asyncio.gather(*users)
             both: list[asyncio.Future[Any]] = [working, faults]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -35,7 +35,7 @@ def weights() -> Array:
 GRAPHS = (
     BareGraph("soak-double", lambda: [helper.make_node("Add", ["x", "x"], ["y"])], lambda x: x + x),
     BareGraph("soak-external", lambda: [helper.make_node("MatMul", ["x", "w"], ["y"])], lambda x: x @ weights()),
-    # The rows of these touch each other: no two requests may share a call.
+    # The rows of these graphs depend on each other, so requests must not share a call.
     BareGraph(
         "soak-standardize",
         lambda: [

@@ -20,7 +20,7 @@ from load_tests.wire import (
 )
 from proto import inference_pb2
 
-MAX_DELAY_S = 0.03  # before a request is given up, and of a deadline that is set to be short
+MAX_DELAY_S = 0.03  # longest delay of a cancellation, and longest of the short deadlines
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _expected(references: Sequence[Answer], form: str) -> Answer:
     """Return the answer of several rows in the order of a form: each output of all rows after another."""
     texts = tuple(text for reference in references for text in reference.texts)
     if form.startswith("v2"):
-        # Outputs of a classifier: score [R], probabilities [R, C]; of a translation the score alone.
+        # A classifier outputs score [R] and probabilities [R, C]; a translation only the score.
         scores = [reference.numbers[0] for reference in references]
         others = [number for reference in references for number in reference.numbers[1:]]
         return Answer(texts, (*scores, *others))
@@ -160,7 +160,7 @@ def _typed(rows: Sequence[Item]) -> dict[str, Any]:
     return rows[0].model.task.soak_typed_request(rows[0].model.name, rows[0].sent)
 
 
-# The first two take several rows.
+# The first two accept several rows.
 FORMS = (_open_inference_http, _open_inference_grpc, _task_api, _typed)
 LOOKS = tuple(
     Request(kind="look", path=path) for path in ("/healthz", "/v2", "/v2/models", "/metrics", "/v2/models/soak-double")

@@ -23,7 +23,7 @@ from proto import heed_pb2_grpc, inference_pb2_grpc
 
 MAX_ATTEMPTS = 40
 PAUSE_S = 0.25  # between two attempts
-ANSWER_S = 120.0  # without any answer for so long a request is lost
+ANSWER_S = 120.0  # a request without any answer after this time is lost
 SERVER_ERRORS = ("500", "502", "INTERNAL", "UNKNOWN", "DATA_LOSS")
 OUT_OF_TIME = ("504", "DEADLINE_EXCEEDED")
 OVERLOADED = ("429", "RESOURCE_EXHAUSTED")
@@ -157,7 +157,7 @@ async def _attempt(client: Client, request: Request) -> Reply | None:
     if done:
         return sending.result()
     sending.cancel()
-    # Whatever it still gives, nobody asks for it any more.
+    # Its result is no longer needed.
     await asyncio.gather(sending, return_exceptions=True)
     return None
 
@@ -195,7 +195,7 @@ def compare(request: Request, answer: Answer) -> tuple[Outcome, str]:
     texts, numbers = request.expected
     if len(answer.texts) != len(texts):
         return "wrong", f"{len(answer.texts)} texts, not {len(texts)}"
-    if answer.numbers:  # some forms of an answer have none
+    if answer.numbers:  # some forms have no numbers
         if len(answer.numbers) != len(numbers):
             return "wrong", f"{len(answer.numbers)} numbers, not {len(numbers)}"
         scale = max(map(abs, numbers)) if request.relative else 1.0

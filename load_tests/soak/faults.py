@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from load_tests.soak.servers import OverwrittenFiles, ServerSlot
 from load_tests.soak.tally import Tally
 
-# In this order, again and again: half of the requests up to the next fault meet it, then it is over.
+# Repeated in this order; a fault lasts for half of the requests until the next one.
 FAULTS = ("unread-log", "overwritten-files", "roll")
 
 

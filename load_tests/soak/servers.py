@@ -16,8 +16,8 @@ from load_tests.processes import free_port
 from load_tests.soak.bare_graphs import write_graphs
 
 READY_S, STOP_S = 300.0, 90.0
-QUIET_AFTER_ROLL_S = 5.0  # connections of a server that was rolled may end so much later
-MAX_BODY_BYTES = 1_000_000  # of the servers, so that a body beyond the limit is cheap to send
+QUIET_AFTER_ROLL_S = 5.0  # connections of a restarted server may end this much later
+MAX_BODY_BYTES = 1_000_000  # small, so that a body beyond the limit is cheap to send
 PIPE_READ_BYTES = 65_536
 LAST_LINES = 5
 
@@ -100,7 +100,7 @@ class ServerSlot:
         self.reader = LogReader(process.stderr.fileno())
         try:
             await self._until_ready(process)
-        except BaseException:  # also where nobody waits for it any more
+        except BaseException:  # even if its caller was cancelled
             process.kill()
             process.wait()
             raise
@@ -177,7 +177,7 @@ class OverwrittenFiles:
         """Write other bytes into the first half of the files, and cut the rest of them short."""
         for number, path in enumerate(self._paths):
             content = self._before[path] = path.read_bytes()
-            # The inode stays: whoever has the file mapped sees the new bytes.
+            # The inode stays, so a mapping of the file shows the new bytes.
             with path.open("r+b") as file:
                 if (number + seed) % 2:
                     file.truncate(len(content) // 2)

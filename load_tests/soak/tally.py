@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 # right        the expected answer, or the expected error
 # moved        an int8 answer that says something else, within the recorded batch sensitivity
-# cancelled    given up by the client on purpose, or out of time by a deadline that was set to be short
+# cancelled    cancelled by the client on purpose, or ended by a deadline that was set to be short
 # overloaded   refused with 429 or RESOURCE_EXHAUSTED before any work
 # wrong        another answer, or another error
 # lost         neither answer nor error
-# unexpected   500, INTERNAL, or another failure of the server that nothing explains
+# unexpected   500, INTERNAL, or another unexplained failure of the server
 Outcome = Literal["right", "moved", "cancelled", "overloaded", "wrong", "lost", "unexpected"]
 FAILURES: tuple[Outcome, ...] = ("wrong", "lost", "unexpected")
 MAX_EXAMPLES = 20

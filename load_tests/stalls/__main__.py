@@ -30,7 +30,7 @@ from load_tests.stalls.sending import Send, at_once
 from load_tests.stalls.servers import Prober, Server, probing, serving, settle, wait_until_quiet
 from load_tests.stalls.stores import make_many, make_store
 
-MAX_REPEATS = 5  # of a round in which others waited too long because a core was not available
+MAX_REPEATS = 5  # of a round in which a core was not available
 
 
 def main() -> int:
@@ -55,7 +55,7 @@ def main() -> int:
         make_many(stores["many models"], arguments.models)
     try:
         result = measure(chosen, stores, arguments, console)
-    except (RuntimeError, TimeoutError) as error:  # a server is not ready, or answers nobody
+    except (RuntimeError, TimeoutError) as error:  # a server is not ready or does not answer
         print(f"stalls: {error}", file=sys.stderr)
         return 1
     (arguments.work / "result.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -69,15 +69,29 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.stalls", description=__doc__)
-    root.add_argument("--rounds", type=int, default=3, help="of every case")
-    root.add_argument("--cases", nargs="*", default=[""], help="those with one of these in their names; default: all")
-    root.add_argument("--models", type=int, default=1000, help="of the server whose metrics are scraped")
-    root.add_argument("--attacks", nargs="*", choices=list(ATTACKS), default=list(ATTACKS), help="default: all at once")
-    root.add_argument("--attack-s", type=float, default=20.0, help="how long they last; 0: none")
-    root.add_argument("--rest-s", type=float, default=60.0, help="after them, before the memory is read again")
-    root.add_argument("--model-store", type=Path, default=ROOT / "model_store", help="whose trained models are copied")
-    root.add_argument("--work", type=Path, default=ROOT / "build/stalls", help="the folder of stores and result.json")
-    root.add_argument("--document", type=Path, help="a page whose part `stalls` is written")
+    root.add_argument("--rounds", type=int, default=3, help="rounds of each case")
+    root.add_argument(
+        "--cases", nargs="*", default=[""], help="only cases whose names contain one of these; default: all"
+    )
+    root.add_argument(
+        "--models", type=int, default=1000, help="number of models of the server whose metrics are scraped"
+    )
+    root.add_argument(
+        "--attacks",
+        nargs="*",
+        choices=list(ATTACKS),
+        default=list(ATTACKS),
+        help="attacks to run together; default: all",
+    )
+    root.add_argument("--attack-s", type=float, default=20.0, help="duration of the attacks; 0: none")
+    root.add_argument(
+        "--rest-s", type=float, default=60.0, help="wait after the attacks before the memory is read again"
+    )
+    root.add_argument(
+        "--model-store", type=Path, default=ROOT / "model_store", help="store whose trained models are copied"
+    )
+    root.add_argument("--work", type=Path, default=ROOT / "build/stalls", help="folder for the stores and result.json")
+    root.add_argument("--document", type=Path, help="page whose part `stalls` is written")
     return root
 
 

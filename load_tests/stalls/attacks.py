@@ -29,14 +29,14 @@ from load_tests.stalls.sending import over_grpc, over_http, yield_to_prober
 from load_tests.stalls.servers import Server
 from proto import heed_pb2
 
-HOLDERS = 60  # connections that hold a body or message each, over each face
-DECODERS = 4  # clients that send the largest WebP files, over each face
+HOLDERS = 60  # connections over each interface that each hold a body or message
+DECODERS = 4  # clients over each interface that send the largest WebP files
 FLOODERS, STREAMS_A_WRITE = 4, 200
 TRAILER_CLIENTS, MAX_TRAILER_BYTES = 4, 100_000_000
 HALF_CALLS_CONNECTIONS, HALF_CALLS_STREAMS, HALF_CALL_BYTES = 20, 100, 60_000
 HALF_HEADS, HALF_HEAD_BYTES = 256, 60_000
 PIECE_BYTES = 64 * 1024
-PAUSE_S = 0.2  # before a client comes again
+PAUSE_S = 0.2  # before a client retries
 POLL_S = 0.1
 
 Attack = Callable[["Attackers"], None]
@@ -110,7 +110,7 @@ class Attackers:
     def _repeat(self, attack: Attack) -> None:
         yield_to_prober()
         while self.going:
-            with contextlib.suppress(OSError):  # the server defends itself
+            with contextlib.suppress(OSError):  # the server closed or refused it
                 attack(self)
             self._over.wait(PAUSE_S)
 

@@ -1,4 +1,4 @@
-"""Requests and faults that blocked the server once, or could: too large, too many, too long, at each limit.
+"""Requests and faults that could block the server: too large, too many, too long, at each limit.
 
 The limits are those of docs/serving.md, at the server's defaults.
 """
@@ -48,7 +48,7 @@ MAX_BODY_BYTES, MAX_JSON_BYTES, MAX_PARSED_BYTES = 16 * 2**20, 4 * 2**20, 2**20
 MAX_JSON_VALUES, MAX_JSON_LISTS, MAX_JSON_KEYS, MAX_JSON_ESCAPES = 200_000, 32_768, 65_536, 524_288
 MAX_TENSORS, MAX_FIELDS, MAX_BYTES_ELEMENTS, MAX_ROWS = 1024, 8192, 131_072, 512
 LISTS_A_ROW = (MAX_JSON_LISTS - MAX_ROWS) // MAX_ROWS - 1
-ROOM = 4096  # below a limit, for what stands around the largest part
+ROOM = 4096  # below a limit, for the rest of the message
 LOOP_TURNS, ENDLESS_TURNS = 6_000_000, 2**62
 # WebP takes 9 bytes a pixel, and 18 MB, of a budget of 224 MiB; other images may have 50 million pixels.
 LARGEST_SIDE, LARGEST_WEBP_SIDE = 7_000, 4_900
@@ -135,7 +135,7 @@ def too_much() -> list[Case]:
                 FLOATS, "FP32", [1, 3_000_000], struct.pack("<f", 1 / 3) * 3_000_000, binary_answer=False
             ),
         ),
-        # The message of one string has the same bytes in both services.
+        # A message of one string is encoded alike in both services.
         Case(
             "name of 15 MB to health Check",
             lambda: over_grpc(inference_pb2.ModelReadyRequest(name="n" * 15_000_000).SerializeToString(), HEALTH_CHECK),

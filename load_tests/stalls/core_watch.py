@@ -15,7 +15,7 @@ import sys
 import time
 
 INTERVAL_S = 0.002
-MIN_GAP_S = 0.003  # less is usual on any machine
+MIN_GAP_S = 0.003  # shorter gaps are usual on any machine
 
 
 def main() -> int:

@@ -27,7 +27,7 @@ class Window:
     waits_s: list[float] = field(default_factory=list)
     long_waits_s: list[tuple[float, float]] = field(default_factory=list)  # begin and end, on the monotonic clock
     not_ok: int = 0
-    late_s: float = 0.0  # how late this process itself was woken, at worst: noise of the machine
+    late_s: float = 0.0  # the longest delay of this process's own wake, which is noise of the machine
 
     def figures(self) -> dict[str, Any]:
         """Return the figures in milliseconds."""

@@ -4,7 +4,7 @@ from typing import Any
 
 MAX_WAIT_MS = 50.0
 MAX_PEAK_MIB, MAX_AFTERWARDS_MIB = 512.0, 64.0  # above the idle memory
-# Statuses that no request and no fault may get: the server has failed, and not the request.
+# No request may get these statuses: they mean that the server has failed.
 FAILURES = ("500", "502", "INTERNAL", "UNKNOWN")
 PERMITTED = ("200", "OK")
 

@@ -15,7 +15,7 @@ from load_tests.http2 import PREFACE, SETTINGS, frame
 from load_tests.stalls.servers import Server
 
 ANSWER_S = 120.0
-NICENESS = 10  # of the threads that send, so that the prober beside them is woken first
+NICENESS = 10  # niceness of the sending threads, so that the prober is woken first
 NO_ANSWER = "no answer"
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
@@ -33,7 +33,7 @@ def over_http(path: str, body: bytes | None = None, headers: Mapping[str, str] |
     def send(server: Server) -> str:
         connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=ANSWER_S)
         try:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # an early refusal may be there to read
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the server may have refused already
                 connection.request("GET" if body is None else "POST", path, body, dict(headers or {}))
             response = connection.getresponse()
             response.read()

@@ -14,7 +14,7 @@ from load_tests.soak.servers import LogReader
 
 READY_S = 600.0  # a thousand models are proved one after the other
 MAX_QUIET_MS, MAX_QUIET_WINDOWS = 10.0, 20
-SETTLE_S = 0.3  # what a request leaves behind, memory that is freed say, belongs to its window
+SETTLE_S = 0.3  # after-effects of a request, such as freeing memory, belong to its window
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Server:
     process: Process
     http_port: int
     grpc_port: int
-    reader: LogReader | None  # of its log; None where the log's disk is full
+    reader: LogReader | None  # reader of its log; None if the log's disk is full
 
     @property
     def grpc(self) -> str:

@@ -21,7 +21,7 @@ from load_tests.model_tasks import TASKS, TextClassification
 from load_tests.targets import TARGETS
 from load_tests.user_load.users import GrpcModelUser, HttpModelUser, Run
 
-__all__ = ["GrpcModelUser", "HttpModelUser"]  # Locust takes the users that it finds here
+__all__ = ["GrpcModelUser", "HttpModelUser"]  # Locust uses the user classes of this module
 
 grpc_gevent.init_gevent()
 
@@ -29,11 +29,11 @@ grpc_gevent.init_gevent()
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
     """Add the options of this run."""
-    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="the runtime that listens")
+    parser.add_argument("--target", default="heed", choices=list(TARGETS), help="runtime under load")
     parser.add_argument("--model", default="sentiment", help="name of the model")
-    parser.add_argument("--model-task", default=TextClassification.name, choices=list(TASKS), help="what it does")
-    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="where gRPC listens")
-    parser.add_argument("--report", default="", help="file for quality and batch sizes")
+    parser.add_argument("--model-task", default=TextClassification.name, choices=list(TASKS), help="task of the model")
+    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="gRPC address, host:port")
+    parser.add_argument("--report", default="", help="file for the report in JSON")
 
 
 @events.init.add_listener

@@ -18,15 +18,15 @@ class Load:
     """Closed-loop users of one model: each asks as soon as it has its answer.
 
     Attributes:
-        model: its name at the target.
-        model_task: what it does (`model_tasks.TASKS`).
-        target: what listens (`targets.TARGETS`).
-        http: its address over HTTP, http://host:port.
-        grpc: its address over gRPC, host:port.
-        users: how many.
-        seconds: how long.
-        protocol: which users; of "both", half and half.
-        core: where Locust runs; None leaves it to the system.
+        model: name of the model at the target.
+        model_task: its task (`model_tasks.TASKS`).
+        target: the runtime (`targets.TARGETS`).
+        http: HTTP address, http://host:port.
+        grpc: gRPC address, host:port.
+        users: number of users.
+        seconds: duration.
+        protocol: the protocol of the users; "both" gives half of them each.
+        core: the core that Locust is pinned to; None leaves it to the system.
     """
 
     model: str

@@ -1,6 +1,6 @@
 """Locust's users, over HTTP and gRPC: each request is measured, its answer kept to be judged.
 
-Importing this makes the process one of Locust's (gevent in place of threads): for locustfiles only.
+Importing this module patches the process for gevent, so only locustfiles import it.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from load_tests.measurement import Record
 from load_tests.model_tasks import TASKS, ModelTask
 from load_tests.targets import TIMEOUT_S, Ask, Refused, Target
 
-# Without it all channels of a process to one address would be one connection.
+# Otherwise all channels of a process to one address share a connection.
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 

@@ -1,4 +1,4 @@
-"""`huggingface_hub.InferenceClient`, unchanged, with the address of a model as its model."""
+"""`huggingface_hub.InferenceClient` works unchanged with the URL of a model as its model."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.conftest import LABELS, Server
 
 
 def test_text_classification(server: Server) -> None:
-    """Labels and scores, best first; top_k; an error with our words in it."""
+    """Labels and scores come best first, top_k is respected, and an error carries the server's text."""
     client = InferenceClient(model=f"{server.http}/models/sentiment")
     best, other = client.text_classification("A wonderful film.")
     assert (best.label, other.label) == ("POSITIVE", "NEGATIVE")
@@ -23,7 +23,7 @@ def test_text_classification(server: Server) -> None:
 
 
 def test_image_classification(image_server: Server, tmp_path: Path) -> None:
-    """As bytes and as a file, which travel as they are; with parameters, when they travel as base64 in JSON."""
+    """Images are sent as bytes, as a file, and with parameters as base64 in JSON."""
     client = InferenceClient(model=f"{image_server.http}/models/vit")
     file = golden_images()["a JPEG that EXIF turns upright"]
     (tmp_path / "turned.jpg").write_bytes(file)
@@ -41,7 +41,7 @@ def test_image_classification(image_server: Server, tmp_path: Path) -> None:
 
 
 def test_translation(translation_server: Server) -> None:
-    """With and without languages and parameters of the search; an error with our words in it."""
+    """Translations work with and without languages and search parameters; an error carries the server's text."""
     client = InferenceClient(model=f"{translation_server.http}/models/dogs")
     assert client.translation("three blue dogs").translation_text == "Hunde drei blaue"
     with_languages = client.translation(

@@ -1,4 +1,4 @@
-"""Both runtimes, asked the same by the same clients: Heed, and TorchServe on archives of the same models."""
+"""Heed and TorchServe give the same clients the same answers on the same models."""
 
 import contextlib
 import http.client
@@ -23,11 +23,11 @@ from tests.conftest import ROOT, START_S, running_server
 
 MODELS = ("sentiment-small", "cifar10-vit", "translation-en-de")
 PORTS = ("http", "grpc", "metrics", "management-grpc")
-WAIT_S = 3 * START_S  # TorchServe takes a quarter of a minute on a quiet machine
+WAIT_S = 3 * START_S  # TorchServe takes 15 s on a quiet machine
 
 
 class Runtime(NamedTuple):
-    """A runtime that listens."""
+    """A running runtime and its addresses."""
 
     target: Target
     http: str  # host:port
@@ -39,7 +39,7 @@ class Runtime(NamedTuple):
 
 @contextlib.contextmanager
 def running_torchserve(archives: Path) -> Iterator[Runtime]:
-    """TorchServe on free ports, all of its models ready."""
+    """Run TorchServe on free ports until all of its models are ready."""
     addresses = {name: f"127.0.0.1:{free_port()}" for name in PORTS}
     command = [sys.executable, "-m", "export.torchserve", "--archives", str(archives)]
     for name, address in addresses.items():
@@ -67,7 +67,7 @@ def running_torchserve(archives: Path) -> Iterator[Runtime]:
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The committed models, packed."""
+    """Pack the committed models into archives."""
     into = tmp_path_factory.mktemp("archives")
     found = newest_models(ROOT / "model_store")
     for name in MODELS:
@@ -77,7 +77,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def torchserve(archives: Path) -> Iterator[Runtime]:
-    """One TorchServe for all tests that only ask it."""
+    """Run one TorchServe for all tests that only send requests."""
     if shutil.which("java") is None:
         pytest.skip("TorchServe needs Java 17, and there is no java on the path")
     with running_torchserve(archives) as running:
@@ -86,7 +86,7 @@ def torchserve(archives: Path) -> Iterator[Runtime]:
 
 @pytest.fixture(scope="module")
 def heed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
-    """Heed on the same models."""
+    """Run Heed on the same models."""
     store = tmp_path_factory.mktemp("store")
     for name in MODELS:
         (store / name).symlink_to(ROOT / "model_store" / name)
@@ -97,13 +97,13 @@ def heed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
 
 @pytest.fixture(params=["heed", "torchserve"])
 def runtime(request: pytest.FixtureRequest) -> Runtime:
-    """Each of them."""
+    """Give each of the two runtimes."""
     running: Runtime = request.getfixturevalue(request.param)
     return running
 
 
 def post(address: str, path: str, body: bytes, content_type: str) -> tuple[int, Any]:
-    """Status and document."""
+    """Send a request; return status and document."""
     connection = http.client.HTTPConnection(address, timeout=START_S)
     with contextlib.closing(connection):
         connection.request("POST", path, body, {"content-type": content_type})
@@ -112,7 +112,7 @@ def post(address: str, path: str, body: bytes, content_type: str) -> tuple[int, 
 
 
 def asking(runtime: Runtime, protocol: str, model: str, task: ModelTask) -> Callable[[Any], str]:
-    """A function that asks for one answer, and raises `Refused`."""
+    """Return a function that sends one input and returns the answer, or raises `Refused`."""
     if protocol == "grpc":
         channel = grpc.insecure_channel(runtime.grpc)
         ask = runtime.target.open_grpc(channel, model, task)
@@ -131,8 +131,8 @@ TEXTS = {"A wonderful film.": "POSITIVE", "An awful, tedious mess.": "NEGATIVE"}
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_both_runtimes_answer_alike_over_both_protocols(protocol: str, heed: Runtime, torchserve: Runtime) -> None:
-    """Labels of texts and images, and translations."""
+def test_both_runtimes_give_the_same_answers(protocol: str, heed: Runtime, torchserve: Runtime) -> None:
+    """The labels of texts and images, and the translations, are equal over HTTP and gRPC."""
     given: dict[str, tuple[str, list[Any]]] = {
         "sentiment-small": ("text-classification", list(TEXTS)),
         "cifar10-vit": ("image-classification", list(golden_images().values())),
@@ -149,8 +149,8 @@ def test_both_runtimes_answer_alike_over_both_protocols(protocol: str, heed: Run
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_bad_input_gets_the_same_words(protocol: str, runtime: Runtime) -> None:
-    """An empty text, one that is too long, and what is no image."""
+def test_bad_input_gets_an_error_from_both_runtimes(protocol: str, runtime: Runtime) -> None:
+    """Both refuse an empty text, a text that is too long, and a file that is no image, with the same error."""
     for model, task_name, given, error in (
         ("sentiment-small", "text-classification", "", "empty"),
         ("sentiment-small", "text-classification", "good " * 2000, r"the model takes at most"),
@@ -162,7 +162,7 @@ def test_bad_input_gets_the_same_words(protocol: str, runtime: Runtime) -> None:
 
 
 def test_parameters_are_those_of_the_task_api(runtime: Runtime) -> None:
-    """Several texts, one class of each."""
+    """Several texts in a request and `top_k` work as in the Hugging Face task API."""
     body = json.dumps({"inputs": list(TEXTS), "parameters": {"top_k": 1}}).encode()
     status, document = post(runtime.http, runtime.target.path("sentiment-small"), body, "application/json")
     assert status == 200
@@ -171,8 +171,8 @@ def test_parameters_are_those_of_the_task_api(runtime: Runtime) -> None:
     assert (status, document["error"]) == (400, "Expected `str | array`, got `int` - at `$.inputs`")
 
 
-def test_torchserve_shows_metrics_and_lets_nobody_register_models(torchserve: Runtime) -> None:
-    """What it loads it would run: CVE-2023-43654."""
+def test_torchserve_exports_metrics_and_refuses_to_register_models(torchserve: Runtime) -> None:
+    """A registered archive would run its own code (CVE-2023-43654)."""
     asking(torchserve, "http", "sentiment-small", TASKS["text-classification"])("good")
     connection = http.client.HTTPConnection(torchserve.metrics, timeout=START_S)
     with contextlib.closing(connection):
@@ -191,7 +191,7 @@ def test_torchserve_shows_metrics_and_lets_nobody_register_models(torchserve: Ru
 
 
 def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp_path: Path) -> None:
-    """A run like the one against Heed passes; TorchServe does not report the rows of its batches."""
+    """The same load test passes as against Heed; TorchServe does not report batch sizes."""
     slo = tmp_path / "slo.toml"
     slo.write_text('[sentiment-small]\ntask = "text-classification"\nmin_accuracy = 0.8\nmax_refused_share = 0.0\n')
     command = [sys.executable, "-m", "load_tests", "--target", "torchserve", "--http", f"http://{torchserve.http}"]
@@ -206,8 +206,8 @@ def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp
     assert {"HTTP", "gRPC"} == {name for name, entry in report["by_protocol"].items() if entry["requests"]}
 
 
-def test_torchserve_that_cannot_serve_says_why(tmp_path: Path) -> None:
-    """No archives."""
+def test_torchserve_without_archives_exits_with_a_reason(tmp_path: Path) -> None:
+    """The exit status is 1, and the error names the command that packs archives."""
     command = [sys.executable, "-m", "export.torchserve", "--archives", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=START_S, check=False)
     assert (done.returncode, done.stdout) == (1, "")
@@ -215,7 +215,7 @@ def test_torchserve_that_cannot_serve_says_why(tmp_path: Path) -> None:
 
 
 def test_sigterm_ends_torchserve_with_all_of_its_processes(torchserve: Runtime) -> None:
-    """Last, for it ends the one that the others ask."""
+    """This test comes last because it stops the TorchServe of the other tests."""
     parents = running()
     before = {process for process in parents if descends(process, torchserve.popen.pid, parents)}
     assert len(before) > 1 + len(MODELS)  # itself, the front end, a worker for each model
@@ -225,7 +225,7 @@ def test_sigterm_ends_torchserve_with_all_of_its_processes(torchserve: Runtime) 
 
 
 def running() -> dict[int, int]:
-    """Each process of this machine that runs, and its parent."""
+    """Return each running process of this machine, with its parent."""
     parents = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
@@ -236,7 +236,7 @@ def running() -> dict[int, int]:
 
 
 def descends(process: int, ancestor: int, parents: dict[int, int]) -> bool:
-    """Whether `process` is `ancestor` or was started by it or by one of its children."""
+    """Return whether `process` is `ancestor` or one of its descendants."""
     while process in parents and process != ancestor:
         process = parents[process]
     return process == ancestor

@@ -1,4 +1,4 @@
-"""NVIDIA's `tritonclient`, unchanged: HTTP, gRPC and their asyncio forms, binary and JSON tensors."""
+"""NVIDIA's `tritonclient` works unchanged: HTTP, gRPC and asyncio clients, binary and JSON tensors."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -21,12 +21,12 @@ SLOW = [" ".join(TEXTS * 15)] * 64  # some tenths of a second of work
 
 
 def address(server: Server, module: ModuleType) -> str:
-    """Where the client of this module connects to."""
+    """Return the address that the client of a module connects to."""
     return server.grpc if "grpc" in module.__name__ else server.http.removeprefix("http://")
 
 
 def text_input(module: ModuleType, texts: Sequence[str] = TEXTS, **options: Any) -> Any:
-    """Texts as a BYTES tensor."""
+    """Make a BYTES tensor of texts."""
     tensor = module.InferInput("text", [len(texts)], "BYTES")
     tensor.set_data_from_numpy(np.array([text.encode() for text in texts], dtype=object), **options)
     return tensor
@@ -34,7 +34,7 @@ def text_input(module: ModuleType, texts: Sequence[str] = TEXTS, **options: Any)
 
 @pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
 def test_sync_clients(module: ModuleType, server: Server) -> None:
-    """Readiness, metadata, inference, errors."""
+    """Readiness, metadata, inference and errors work over HTTP and gRPC."""
     with module.InferenceServerClient(address(server, module)) as client:
         assert client.is_server_live()
         assert client.is_server_ready()
@@ -57,7 +57,7 @@ def test_sync_clients(module: ModuleType, server: Server) -> None:
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_http_tensors_as_binary_and_as_json(binary: bool, server: Server) -> None:
-    """In both directions."""
+    """Inputs and outputs are both binary, or both JSON."""
     module = tritonclient.http
     with module.InferenceServerClient(address(server, module)) as client:
         metadata = client.get_model_metadata("sentiment")
@@ -74,7 +74,7 @@ def test_http_tensors_as_binary_and_as_json(binary: bool, server: Server) -> Non
 
 
 def test_grpc_metadata_and_client_deadline(server: Server) -> None:
-    """The client's own deadline comes back as such."""
+    """A client's own deadline ends the call with an error that says so."""
     module = tritonclient.grpc
     with module.InferenceServerClient(address(server, module)) as client:
         assert [tensor.name for tensor in client.get_model_metadata("sentiment").inputs] == ["text"]
@@ -94,7 +94,7 @@ async def test_asyncio_clients(module: ModuleType, server: Server) -> None:
 
 @pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
 def test_images(module: ModuleType, image_server: Server) -> None:
-    """Encoded files as BYTES; binary in both directions."""
+    """Encoded image files are sent as BYTES."""
     files = list(golden_images().values())[:3]
     tensor = module.InferInput("image", [len(files)], "BYTES")
     tensor.set_data_from_numpy(np.array(files, dtype=object))

@@ -10,8 +10,8 @@ from load_tests.processes import Process, free_port
 from tests.conftest import Server
 
 
-async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
-    """Both protocols, and the bare echo that the server is compared with."""
+async def test_drivers_get_answers(server: Server) -> None:
+    """Both protocols work, and so does the bare echo server that Heed is compared with."""
     texts: Sequence[str] = load_sentences().texts
     port = free_port()
     with Process("load_tests.bench.echo_server", str(port), core=None) as echo:
@@ -24,8 +24,8 @@ async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
         assert echo.memory_mib()["now"] > 10
 
 
-def test_a_batch_is_counted_once_however_many_answers_came_out_of_it() -> None:
-    """One of 63 rows and one of 1 are 32 on average, though 63 of 64 answers tell of the large one."""
+def test_a_batch_counts_once_for_all_of_its_answers() -> None:
+    """Batches of 63 rows and of 1 row have a mean of 32, although 63 of 64 answers report the large one."""
     assert mean_batch_rows({63: 63, 1: 1}) == pytest.approx(32)
     load = Load(batches=[(63, 630, 63)] * 63 + [(1, 10, 0)], latencies_s=[0.1], wall_s=1.0)
     assert load.summary()["mean_batch_rows"] == pytest.approx(32)

@@ -1,4 +1,4 @@
-"""Limits beside what was measured."""
+"""Figures are judged by limits."""
 
 from typing import Any
 
@@ -19,12 +19,12 @@ REPORT: dict[str, Any] = {
 
 
 def limits(**values: float) -> Limits:
-    """Of a classifier."""
+    """Make limits of a text classifier."""
     return Limits(task="text-classification", **values)
 
 
-def test_limits_are_kept_up_to_and_including_themselves() -> None:
-    """Greatest and least values."""
+def test_a_limit_includes_its_own_value() -> None:
+    """This holds for max_* and min_* limits."""
     kept = limits(max_p95_ms=20, max_p99_ms=31, max_refused_share=0.1, min_requests_per_s=50, min_accuracy=0.9)
     assert [each.kept for each in judge(REPORT, kept, "m")] == [True] * 5
     broken = limits(max_p95_ms=19.9, max_p99_ms=29, max_refused_share=0, min_requests_per_s=50.1, min_accuracy=0.91)
@@ -35,8 +35,8 @@ def test_limits_are_kept_up_to_and_including_themselves() -> None:
     ]
 
 
-def test_what_was_not_measured_keeps_no_limit() -> None:
-    """Neither latency nor quality, when nothing was answered."""
+def test_a_missing_measurement_fails_its_limit() -> None:
+    """Without answers there is neither latency nor quality."""
     nothing = REPORT | {"answered": 0, "p95_ms": None, "quality": {}}
     assert missed(judge(nothing, limits(max_p95_ms=1e9, min_accuracy=0.0), "m")) == [
         "max_p95_ms of m",
@@ -44,8 +44,8 @@ def test_what_was_not_measured_keeps_no_limit() -> None:
     ]
 
 
-def test_what_nobody_knows_is_said_not_judged() -> None:
-    """Answers to inputs without labels."""
+def test_answers_without_labels_are_not_judged() -> None:
+    """The verdict says that the right answers are unknown."""
     (verdict,) = judge(REPORT | {"quality": {}}, limits(min_accuracy=0.9), "m")
     assert verdict.kept is None
     assert verdict.name == "min_accuracy of m (x: nobody knows what is right)"
@@ -53,6 +53,6 @@ def test_what_nobody_knows_is_said_not_judged() -> None:
 
 
 def test_a_measure_of_another_task_is_refused() -> None:
-    """BLEU of labels."""
+    """An example is a limit of BLEU for a classifier."""
     with pytest.raises(ValueError, match="m has no limit min_bleu: its task is judged by accuracy"):
         judge(REPORT, limits(min_bleu=30.0), "m")

@@ -12,15 +12,15 @@ from tests.conftest import ROOT, Server
 
 
 def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Three seconds of Locust."""
+    """Run Locust for three seconds."""
     command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc, "--seconds", "3"]
     command += ["--users", "4", "--results", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
 
 def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tmp_path: Path) -> None:
-    """Exit status 0, a table, a plot, and answers of both protocols that were checked against their labels."""
-    # How fast this machine is does not matter here: it may be busy.
+    """The run exits with 0 and writes a table and a plot; the answers of both protocols were checked."""
+    # The limit is far above any latency, because the machine may be busy.
     limits = {"task": "text-classification", "max_p95_ms": 6e4, "max_refused_share": 0.001, "min_accuracy": 0.3}
     slo = tmp_path / "slo.toml"
     slo.write_text("\n".join(["[sentiment]", *(f"{name} = {value!r}" for name, value in limits.items())]))
@@ -45,7 +45,7 @@ def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tm
 def test_every_task_is_judged_by_its_own_measure(
     model_task: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    """BLEU of translations, accuracy of images; what is measured of untrained models is low, but it is measured."""
+    """Translations have BLEU and images accuracy, which are low because the models are untrained."""
     if model_task == "image-classification" and not os.environ.get("HEED_DATASETS"):
         pytest.skip("CIFAR-10 is not here: HEED_DATASETS is not set")
     fixture, model, measure = {
@@ -62,8 +62,8 @@ def test_every_task_is_judged_by_its_own_measure(
     assert report["answers_checked"] == report["requests"] > 20
 
 
-def test_a_missed_limit_is_named_and_the_exit_status_says_so(server: Server, tmp_path: Path) -> None:
-    """An accuracy that no model has."""
+def test_a_missed_limit_is_named_and_sets_the_exit_status(server: Server, tmp_path: Path) -> None:
+    """The limit is an accuracy that no model reaches."""
     slo = tmp_path / "slo.toml"
     slo.write_text("[sentiment]\ntask = 'text-classification'\nmin_accuracy = 1.01\nmax_p99_ms = 60000\n")
     done = run(server, tmp_path, "--slo", str(slo))

@@ -1,12 +1,12 @@
-"""Inputs of the load tests without data sets."""
+"""Inputs that are used without data sets."""
 
 import pytest
 
 from load_tests.material import load_sentences
 
 
-def test_our_own_sentences_are_labelled_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is sent where the data set is not at hand."""
+def test_our_own_sentences_have_as_many_positive_as_negative_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are used where the data set is missing."""
     monkeypatch.delenv("HEED_DATASETS", raising=False)
     sentences = load_sentences()
     assert len(set(sentences.texts)) == len(sentences.texts) >= 32

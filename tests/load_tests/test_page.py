@@ -1,4 +1,4 @@
-"""The part of a page that is made anew."""
+"""The marked part of a page is rewritten."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from load_tests.page import MarkedPart
 PAGE = "# Title\n\n<!-- load: begin -->\n\nold\n<!-- load: end -->\n\nrest <!-- bench: begin -->\n"
 
 
-def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
-    """As often as one likes."""
+def test_only_the_marked_part_is_replaced(tmp_path: Path) -> None:
+    """The part can be replaced again."""
     document = tmp_path / "page.md"
     document.write_text(PAGE)
     part = MarkedPart.of(document, "load")
@@ -21,7 +21,7 @@ def test_only_what_stands_between_the_marks_is_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["other", "bench"])
 def test_a_page_without_the_marks_is_refused(name: str, tmp_path: Path) -> None:
-    """Both of them; and nothing is written."""
+    """Both marks are needed, and nothing is written."""
     document = tmp_path / "page.md"
     document.write_text(PAGE)
     with pytest.raises(ValueError, match=f"has no <!-- {name}: begin --> and <!-- {name}: end -->"):

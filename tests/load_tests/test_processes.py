@@ -1,4 +1,4 @@
-"""Processes that load tests start: their cores, and the reason when one does not start."""
+"""Processes that the load tests start."""
 
 import os
 
@@ -9,7 +9,7 @@ from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_po
 
 @pytest.mark.skipif(len(CORES) < 2, reason="one core: nothing to keep apart")
 def test_a_server_under_measurement_has_its_own_core() -> None:
-    """Also when the process that starts it has been pinned to another."""
+    """This holds also if the starting process is pinned to another core."""
     before = os.sched_getaffinity(0)
     try:
         pin(LOAD_CORE)
@@ -20,8 +20,8 @@ def test_a_server_under_measurement_has_its_own_core() -> None:
         os.sched_setaffinity(0, before)
 
 
-def test_a_server_that_does_not_start_is_quoted() -> None:
-    """Its last words say why."""
+def test_the_error_quotes_a_server_that_does_not_start() -> None:
+    """The end of its log says why."""
     with (
         Process("service", "--model-store", "/nowhere", core=None) as server,
         pytest.raises(TimeoutError, match="/nowhere"),

@@ -1,4 +1,4 @@
-"""The file of limits: what is asked for, and typing errors that must never pass as kept."""
+"""slo.toml is read strictly, so that a typing error never passes as a kept limit."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ task = "text-classification"
 
 
 def written(folder: Path, text: str) -> Path:
-    """A file of limits."""
+    """Write a file of limits."""
     path = folder / "slo.toml"
     path.write_text(text)
     return path
 
 
 def test_the_committed_gate_has_every_task_with_all_its_limits() -> None:
-    """Latency, refusals and what the answers are worth; both of `make load` and of `make load-ci`."""
+    """`make load` and `make load-ci` limit latency, refusals and quality of each task."""
     slo = read_slo(ROOT / "load_tests/slo.toml")
     assert slo.ci
     for models in (slo.models, slo.ci.models):
@@ -55,8 +55,8 @@ def test_the_committed_gate_has_every_task_with_all_its_limits() -> None:
         ("[ci.models.any]", "[ci.models.any", "slo.toml: "),
     ],
 )
-def test_what_is_not_meant_is_refused_by_name(before: str, after: str, named: str, tmp_path: Path) -> None:
-    """The file and the field."""
+def test_unknown_and_invalid_fields_are_refused(before: str, after: str, named: str, tmp_path: Path) -> None:
+    """The error names the file and the field."""
     assert before in COURSE
     with pytest.raises(ValueError, match="slo.toml") as refused:
         read_slo(written(tmp_path, COURSE.replace(before, after, 1)))
@@ -64,7 +64,7 @@ def test_what_is_not_meant_is_refused_by_name(before: str, after: str, named: st
 
 
 def test_models_are_chosen_by_name(tmp_path: Path) -> None:
-    """One that has no table is refused."""
+    """A model without a table is refused."""
     path = written(tmp_path, COURSE)
     gate = read_slo(path).ci
     assert gate
@@ -74,6 +74,6 @@ def test_models_are_chosen_by_name(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    """Rather than a gate without limits."""
+    """A missing file is an error and not a gate without limits."""
     with pytest.raises(ValueError, match=r"nowhere\.toml: No such file"):
         read_slo(tmp_path / "nowhere.toml")

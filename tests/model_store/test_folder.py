@@ -1,4 +1,4 @@
-"""Model folders: what is read, what is refused and why."""
+"""Model folders are read and checked, and refused with a reason."""
 
 import json
 import shutil
@@ -22,23 +22,23 @@ from tests.conftest import ROOT
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A copy of the committed model."""
+    """Copy the committed model."""
     return Path(shutil.copytree(ROOT / "model_store/sentiment-small/1", tmp_path / "sentiment-small/1"))
 
 
 def found(path: Path) -> FoundFolder:
-    """As `scan` would name it."""
+    """Name the folder as `scan` does."""
     return FoundFolder(path.parent.name, path.name, path)
 
 
 def change_manifest(folder: Path, **changes: object) -> None:
-    """Write other values into the manifest."""
+    """Change values of the manifest."""
     document = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(document | changes))
 
 
-def test_a_folder_of_ours_without_its_manifest_says_that_it_is_bare(folder: Path) -> None:
-    """Its tokenizer and golden examples are not used; the remark names them. A graph alone is nothing unusual."""
+def test_a_folder_without_its_manifest_is_served_bare_with_a_remark(folder: Path) -> None:
+    """The remark names the unused tokenizer and golden examples; a folder with only a graph has no remark."""
     (folder / "manifest.json").unlink()
     remark = read(found(folder)).remark or ""
     assert remark.startswith("served as bare tensors: config.json, golden.json, tokenizer.json")
@@ -49,8 +49,8 @@ def test_a_folder_of_ours_without_its_manifest_says_that_it_is_bare(folder: Path
     assert read(found(folder)).remark is None
 
 
-def test_the_committed_model_is_whole(folder: Path) -> None:
-    """Checksums hold, and there are golden examples."""
+def test_the_committed_model_is_complete(folder: Path) -> None:
+    """Checksums match, and there are golden examples."""
     model = read(found(folder))
     assert model.manifest is not None
     assert (model.name, model.version, model.manifest.task) == ("sentiment-small", 1, "text-classification")
@@ -63,8 +63,8 @@ def test_the_committed_model_is_whole(folder: Path) -> None:
     "name",
     ["model.onnx", "model.float16.onnx", "tokenizer.json", "golden.json", "config.json", "README.md", "explain.onnx"],
 )
-def test_a_changed_byte_in_any_file_is_noticed(folder: Path, name: str) -> None:
-    """Also in those that no answer depends on."""
+def test_a_changed_byte_in_any_file_is_refused(folder: Path, name: str) -> None:
+    """This includes files that no answer depends on."""
     with (folder / name).open("ab") as file:
         file.write(b" ")
     with pytest.raises(FolderError, match=f"{name} is damaged"):
@@ -72,8 +72,8 @@ def test_a_changed_byte_in_any_file_is_noticed(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "model.onnx.data", "weights/1.bin"])
-def test_a_file_without_a_checksum_is_noticed(folder: Path, name: str) -> None:
-    """Whatever it is called, it might be read; but for what file managers leave behind."""
+def test_a_file_without_a_checksum_is_refused(folder: Path, name: str) -> None:
+    """Any file might be read; only leftovers of file managers are ignored."""
     (folder / ".DS_Store").touch()
     read(found(folder))
     (folder / name).parent.mkdir(exist_ok=True)
@@ -82,8 +82,8 @@ def test_a_file_without_a_checksum_is_noticed(folder: Path, name: str) -> None:
         read(found(folder))
 
 
-def test_a_manifest_cannot_lead_out_of_its_folder(folder: Path) -> None:
-    """Names with a path in them are not files of the folder."""
+def test_file_names_with_a_path_are_refused(folder: Path) -> None:
+    """A manifest cannot name files outside of its folder."""
     change_manifest(folder, files={"../../secret": "0" * 64})
     with pytest.raises(FolderError, match="not a file of the folder"):
         read(found(folder))
@@ -99,16 +99,16 @@ def test_a_manifest_cannot_lead_out_of_its_folder(folder: Path) -> None:
         ({"float16": {"tolerance": {}, "quality": {}}}, "missing required field `max_abs_logit_difference`"),
     ],
 )
-def test_a_manifest_that_is_not_understood_is_refused(folder: Path, changes: dict[str, object], expected: str) -> None:
-    """Rather than half read."""
+def test_an_invalid_manifest_is_refused(folder: Path, changes: dict[str, object], expected: str) -> None:
+    """No part of it is used."""
     change_manifest(folder, **changes)
     with pytest.raises(FolderError, match=expected):
         read(found(folder))
 
 
 @pytest.mark.parametrize(("name", "graph"), [("sentiment-small", "model"), ("translation-en-de", "encoder")])
-def test_half_precision_that_is_described_must_be_there(name: str, graph: str, tmp_path: Path) -> None:
-    """With its checksum; a folder may also have none, and is then served on a GPU as on a CPU."""
+def test_half_precision_graphs_of_the_manifest_must_exist(name: str, graph: str, tmp_path: Path) -> None:
+    """They need a checksum; a folder without any is served on a GPU in float32."""
     folder = Path(shutil.copytree(ROOT / "model_store" / name / "1", tmp_path / name / "1"))
     halved = read(found(folder)).in_half_precision()
     assert halved is not None
@@ -130,8 +130,8 @@ def test_half_precision_that_is_described_must_be_there(name: str, graph: str, t
 @pytest.mark.parametrize(
     ("content", "expected"), [(None, "No such file"), ("[]", "Expected `object`"), ('{"rows":[]}', "required field")]
 )
-def test_golden_rows_that_are_not_understood_are_refused(tmp_path: Path, content: str | None, expected: str) -> None:
-    """Rather than half read; what is written is read again."""
+def test_invalid_golden_rows_are_refused(tmp_path: Path, content: str | None, expected: str) -> None:
+    """Valid rows are the same after writing and reading."""
     if content is not None:
         (tmp_path / "golden.explain.json").write_text(content)
     with pytest.raises(FolderError, match=f"golden.explain.json: .*{expected}"):
@@ -142,8 +142,8 @@ def test_golden_rows_that_are_not_understood_are_refused(tmp_path: Path, content
     assert read_explain_golden(tmp_path) == golden
 
 
-def test_what_is_missing_is_named(folder: Path) -> None:
-    """A listed file, the graph."""
+def test_a_missing_file_is_named(folder: Path) -> None:
+    """Examples are a listed file and the graph."""
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FolderError, match="'tokenizer.json' is in the manifest, but"):
         read(found(folder))
@@ -153,7 +153,7 @@ def test_what_is_missing_is_named(folder: Path) -> None:
 
 
 def test_a_store_is_listed_by_name_and_number(tmp_path: Path) -> None:
-    """Versions in numeric order; what cannot be a model says so; hidden folders and files are passed over."""
+    """Versions are in numeric order; a folder that cannot be a model has a reason, hidden ones are skipped."""
     for name in ("b/10", "b/9", "b/notes", "a/1", "with space/1", "empty", ".hidden/1", "__pycache__/1"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "README.md").touch()

@@ -1,4 +1,4 @@
-"""What a person declares about a model, as files of the store say it."""
+"""Declarations about a model's batching are read from files of the store."""
 
 import os
 from pathlib import Path
@@ -36,18 +36,18 @@ dynamic_batching { preferred_batch_size: [ 4, 8 ] }
     ],
 )
 def test_a_declaration_is_read(name: str, text: str, expected: BatchingDeclaration | None, tmp_path: Path) -> None:
-    """From a policy, or from the only line that counts of Triton's configuration."""
+    """It comes from policy.toml, or from `max_batch_size` of Triton's config.pbtxt."""
     (tmp_path / name).write_text(text)
     assert read_batching_declaration(tmp_path) == expected
 
 
-def test_nothing_is_declared_where_there_is_no_file(tmp_path: Path) -> None:
-    """Neither in the store nor in the state folder."""
+def test_without_a_file_nothing_is_declared(tmp_path: Path) -> None:
+    """Neither the store nor the state folder has a file."""
     assert read_batching_declaration(tmp_path, tmp_path / "absent") is None
 
 
 def test_the_nearest_declaration_counts(tmp_path: Path) -> None:
-    """The state folder's policy replaces the store's, and any policy replaces Triton's configuration."""
+    """The state folder's policy overrides the store's, and any policy overrides Triton's configuration."""
     (tmp_path / "config.pbtxt").write_text("max_batch_size: 8")
     (tmp_path / "policy.toml").write_text("[batching]\nrows_independent = true\nmax_rows = 2")
     declaration = read_batching_declaration(tmp_path, tmp_path / "state")
@@ -72,10 +72,8 @@ def test_the_nearest_declaration_counts(tmp_path: Path) -> None:
         ("config.pbtxt", "input {", "config.pbtxt: brackets do not match"),
     ],
 )
-def test_a_declaration_that_is_not_understood_is_refused(
-    name: str, text: str | bytes, expected: str, tmp_path: Path
-) -> None:
-    """By file and field: a typing error must not count as no declaration."""
+def test_an_invalid_declaration_is_refused(name: str, text: str | bytes, expected: str, tmp_path: Path) -> None:
+    """The error names file and field, because a typing error must not count as no declaration."""
     (tmp_path / name).write_bytes(text.encode() if isinstance(text, str) else text)
     with pytest.raises(FolderError) as refusal:
         read_batching_declaration(tmp_path)
@@ -83,8 +81,8 @@ def test_a_declaration_that_is_not_understood_is_refused(
 
 
 @pytest.mark.parametrize("name", ["policy.toml", "config.pbtxt"])
-def test_a_declaration_is_read_from_the_store_alone(name: str, tmp_path: Path) -> None:
-    """A link within the store is followed, one that leaves it is refused, and a pipe is not waited for."""
+def test_a_declaration_outside_of_the_store_is_refused(name: str, tmp_path: Path) -> None:
+    """Links within the store are followed, links out of it are refused, and a pipe does not block."""
     model = tmp_path / "store/ranker"
     model.mkdir(parents=True)
     text = "max_batch_size: 8" if name == "config.pbtxt" else "[batching]\nrows_independent = true"

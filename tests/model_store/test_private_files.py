@@ -1,4 +1,4 @@
-"""Private copies of a folder's files: what may be copied, and that nothing changes them."""
+"""Files of a model folder are copied into sealed memory."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from model_store.private_files import FolderCopy
 
 
 def write_external(folder: Path, location: str = "model.onnx.data") -> None:
-    """A bare model x + w, whose w lies in another file; what the graph calls that file may be a lie."""
+    """Write a bare model x + w whose w lies in another file, under a name that may be wrong."""
     folder.mkdir(parents=True)
     weights = numpy_helper.from_array(np.arange(4, dtype=np.float32), "w")
     weights.raw_data = b""
@@ -43,7 +43,7 @@ def read_first(store: Path) -> None:
 
 
 def test_a_copy_is_sealed(tmp_path: Path) -> None:
-    """Nobody can write to it, shorten it or lengthen it, not even this process."""
+    """It cannot be written, truncated or extended, not even by this process."""
     (tmp_path / "a").write_bytes(b"12345")
     copy = FolderCopy(tmp_path, None).copy("a")
     fd = os.open(copy.path, os.O_RDWR)
@@ -57,8 +57,8 @@ def test_a_copy_is_sealed(tmp_path: Path) -> None:
     assert (copy.read_bytes(), copy.num_bytes) == (b"12345", 5)
 
 
-def test_the_memory_of_a_copy_is_given_back() -> None:
-    """With the last reference to it: a server that has loaded a model does not keep the files."""
+def test_a_copy_is_freed_with_its_last_reference() -> None:
+    """A server that has loaded a model does not keep the files."""
 
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -70,54 +70,54 @@ def test_the_memory_of_a_copy_is_given_back() -> None:
     assert open_files() == before
 
 
-def test_a_file_of_no_bytes_is_a_file(tmp_path: Path) -> None:
-    """It can be read, mapped and checked like any other."""
+def test_an_empty_file_can_be_copied(tmp_path: Path) -> None:
+    """It can be read, mapped and checked like any other file."""
     (tmp_path / "empty").touch()
     copy = FolderCopy(tmp_path, None).copy("empty")
     assert (copy.read_bytes(), copy.num_bytes, copy.sha256()[:8]) == (b"", 0, "e3b0c442")
 
 
 def link_card_outside(folder: Path) -> None:
-    """A model card that is a file of the system."""
+    """Replace the model card by a link to a file of the system."""
     (folder / "README.md").symlink_to("/etc/passwd")
 
 
 def link_graph_outside(folder: Path) -> None:
-    """A graph that lies elsewhere."""
+    """Replace the graph by a link out of the store."""
     moved = folder.parents[2] / "outside.onnx"
     (folder / "model.onnx").rename(moved)
     (folder / "model.onnx").symlink_to(moved)
 
 
 def link_weights_outside(folder: Path) -> None:
-    """Weights that lie elsewhere, by a relative link."""
+    """Replace the weights by a relative link out of the store."""
     (folder / "model.onnx.data").unlink()
     (folder / "model.onnx.data").symlink_to("../../../../../../../../../../etc/passwd")
 
 
 def link_in_a_circle(folder: Path) -> None:
-    """A model card that is a link to itself."""
+    """Replace the model card by a link to itself."""
     (folder / "README.md").symlink_to("README.md")
 
 
 def link_nowhere(folder: Path) -> None:
-    """A model card that is not there."""
+    """Replace the model card by a dangling link."""
     (folder / "README.md").symlink_to("gone.md")
 
 
 def put_pipe(folder: Path) -> None:
-    """A model card that nobody writes to: who opens it waits for ever."""
+    """Replace the model card by a pipe, whose reader would wait for ever."""
     os.mkfifo(folder / "README.md")
 
 
 def link_to_device(folder: Path) -> None:
-    """Weights without end."""
+    """Replace the weights by a device of endless data."""
     (folder / "model.onnx.data").unlink()
     os.mknod(folder / "model.onnx.data", 0o600 | 0o020000, os.makedev(1, 5))
 
 
 def put_folder(folder: Path) -> None:
-    """A folder where the card should be."""
+    """Replace the model card by a folder."""
     (folder / "README.md").mkdir()
 
 
@@ -138,8 +138,8 @@ def put_folder(folder: Path) -> None:
         (put_folder, "README.md is a folder, not a file"),
     ],
 )
-def test_what_is_no_file_of_the_store_is_refused(tmp_path: Path, spoil: Callable[[Path], None], why: str) -> None:
-    """In a sentence that names the file, and without waiting for anybody."""
+def test_links_out_of_the_store_and_pipes_are_refused(tmp_path: Path, spoil: Callable[[Path], None], why: str) -> None:
+    """The error names the file, and reading does not block."""
     folder = tmp_path / "store/model/1"
     write_external(folder)
     read_first(tmp_path / "store")
@@ -150,7 +150,7 @@ def test_what_is_no_file_of_the_store_is_refused(tmp_path: Path, spoil: Callable
 
 @pytest.mark.parametrize("location", ["../../../../etc/passwd", "/etc/passwd", "a/../../b", "..", ""])
 def test_a_graph_reads_weights_from_its_own_folder_only(tmp_path: Path, location: str) -> None:
-    """Whatever path it names, and wherever the server was started."""
+    """This holds for any path in the graph and any working directory of the server."""
     write_external(tmp_path / "model/1", location)
     with pytest.raises(FolderError, match="reads weights from .*; it may read files of its own folder only"):
         read_first(tmp_path)
@@ -158,7 +158,7 @@ def test_a_graph_reads_weights_from_its_own_folder_only(tmp_path: Path, location
 
 @pytest.mark.parametrize("location", ["weights/part.bin", "./model.onnx.data", "model.onnx.data"])
 def test_a_graph_may_read_weights_from_any_path_within_its_folder(tmp_path: Path, location: str) -> None:
-    """Written as graphs write them."""
+    """Paths may be written in every form that ONNX allows."""
     from service.engines.onnx import OnnxEngine
 
     folder = tmp_path / "model/1"
@@ -172,7 +172,7 @@ def test_a_graph_may_read_weights_from_any_path_within_its_folder(tmp_path: Path
 
 
 def mount_like_kubernetes(store: Path, files: Path) -> None:
-    """A volume of a ConfigMap: each file a link into `..data`, which is a link to a folder with a date."""
+    """Make a ConfigMap volume: each file is a link into `..data`, which is a link to a dated folder."""
     version = store / "model/1"
     shutil.copytree(files, version / "..2026_01_01")
     (version / "..data").symlink_to("..2026_01_01")
@@ -181,7 +181,7 @@ def mount_like_kubernetes(store: Path, files: Path) -> None:
 
 
 def cache_like_hub(store: Path, files: Path) -> None:
-    """A snapshot of the Hugging Face hub's cache outside of the store: each file a link to a blob."""
+    """Make a snapshot as in the Hugging Face hub's cache: each file is a link to a blob."""
     cache = store.parent / "models--me--model"
     (cache / "snapshots/abc").mkdir(parents=True)
     shutil.copytree(files, cache / "blobs")
@@ -192,13 +192,13 @@ def cache_like_hub(store: Path, files: Path) -> None:
 
 
 def link_version(store: Path, files: Path) -> None:
-    """A version folder that lies elsewhere."""
+    """Replace a version folder by a link."""
     (store / "model").mkdir(parents=True)
     (store / "model/1").symlink_to(files)
 
 
 def link_store(store: Path, files: Path) -> None:
-    """A store that is a link, with a file that is a link to another version."""
+    """Make the store a link, with a file that is a link to another version."""
     real = store.parent / "real"
     shutil.copytree(files, real / "model/1")
     shutil.copytree(files, real / "model/2")
@@ -209,7 +209,7 @@ def link_store(store: Path, files: Path) -> None:
 
 @pytest.mark.parametrize("lay_out", [mount_like_kubernetes, cache_like_hub, link_version, link_store])
 def test_links_that_stay_in_the_store_are_followed(tmp_path: Path, lay_out: Callable[[Path, Path], None]) -> None:
-    """As Kubernetes, the hub's cache and people make them."""
+    """The links are those of Kubernetes, of the hub's cache and of users."""
     write_external(tmp_path / "files")
     (tmp_path / "files/README.md").write_text("a card")
     lay_out(tmp_path / "store", tmp_path / "files")
@@ -218,8 +218,8 @@ def test_links_that_stay_in_the_store_are_followed(tmp_path: Path, lay_out: Call
     assert folder.graph.weights.keys() == {"model.onnx.data"}
 
 
-def test_a_folder_that_is_written_to_all_the_time_is_refused(tmp_path: Path) -> None:
-    """Half of one model and half of another is neither; and one whose writer ends is read."""
+def test_a_folder_that_changes_while_it_is_copied_is_refused(tmp_path: Path) -> None:
+    """It might mix two models; it is read once its writer has ended."""
     write_external(tmp_path / "model/1")
     data = tmp_path / "model/1/model.onnx.data"
     data.write_bytes(bytes(8 * 2**20))
@@ -242,8 +242,8 @@ def test_a_folder_that_is_written_to_all_the_time_is_refused(tmp_path: Path) -> 
     read_first(tmp_path)
 
 
-def test_locations_are_found_wherever_a_tensor_can_stand() -> None:
-    """Initializers, sparse ones, attributes, branches and functions; a graph that is cut off is no error here."""
+def test_weight_locations_are_found_in_every_part_of_a_graph() -> None:
+    """Parts are initializers, attributes, branches and functions; a truncated graph is no error here."""
 
     def external(location: str) -> TensorProto:
         tensor = TensorProto(name=location, data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)

@@ -1,7 +1,7 @@
-"""What something costs while nothing is asked of it.
+"""Measures the wakes and CPU time of threads while a component is idle.
 
-Counted in wakes besides CPU time: a thread that wakes after a long sleep pays for cold caches, and on a virtual machine
-for its processor's return, up to 1.5 ms each time, whatever it then does. CPU time alone tells of the machine.
+Wakes are counted beside CPU time, because a wake after a long sleep costs up to 1.5 ms for cold caches, and for the
+return of the core on a virtual machine. CPU time alone would measure the machine.
 """
 
 import asyncio
@@ -16,19 +16,19 @@ from typing import NamedTuple
 
 
 class Spent(NamedTuple):
-    """By some threads, since they began."""
+    """The wakes and the CPU time of some threads since they began."""
 
     wakes: int
     """Returns from a wait (voluntary context switches)."""
     cpu_s: float
 
     def since(self, before: "Spent") -> "Spent":
-        """What came after it."""
+        """Return the difference to an earlier reading."""
         return Spent(self.wakes - before.wakes, self.cpu_s - before.cpu_s)
 
 
 def spent_by(process_id: int, thread_ids: Iterable[int] | None = None) -> Spent:
-    """What these threads of the process have spent; all of its threads by default."""
+    """Return what these threads of a process have spent; by default all of them."""
     tasks = Path(f"/proc/{process_id}/task")
     wakes, cpu_s = 0, 0.0
     for task in tasks.iterdir() if thread_ids is None else [tasks / str(each) for each in thread_ids]:
@@ -39,10 +39,10 @@ def spent_by(process_id: int, thread_ids: Iterable[int] | None = None) -> Spent:
 
 
 async def assert_idle(own_threads: Iterable[threading.Thread]) -> None:
-    """A second passes, and a component's threads and the event loop's wake at most three times each.
+    """Check that a component's threads and the event loop's wake at most three times each in a second.
 
-    Not the process's: what other tests left running there is no concern of this component. And not at 5 % of a core,
-    for what spins never wakes.
+    Other threads of the process are ignored, because other tests may have left them running. CPU time must stay below
+    5 % of a core too, because a spinning thread never wakes.
     """
     threads = [threading.current_thread(), *own_threads]
     ids = [thread.native_id for thread in threads if thread.native_id is not None]

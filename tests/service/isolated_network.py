@@ -1,8 +1,8 @@
-"""`python -m tests.service.isolated_network COMMAND...`: runs a server where every look-up of a name is seen.
+"""`python -m tests.service.isolated_network COMMAND...`: runs a server and reports every DNS look-up.
 
-To be started in network and mount namespaces of its own (`unshare --net --mount`). There is only the loopback
-interface, with a name server on port 53 that knows no name. COMMAND starts a server, which is asked once and stopped
-when standard input ends. Printed are `query NAME` for each look-up, `asked`, and at the end `status N`.
+It must run in network and mount namespaces of its own (`unshare --net --mount`), which have only the loopback
+interface, with a name server on port 53 that knows no name. COMMAND starts a server, which gets one request and is
+stopped when standard input ends. The output is `query NAME` for each look-up, `asked`, and at the end `status N`.
 """
 
 import fcntl
@@ -23,13 +23,13 @@ ANSWER_S = 60
 
 
 def raise_loopback() -> None:
-    """Switch the loopback interface on: that of a new network namespace is off."""
+    """Switch the loopback interface on, which is off in a new network namespace."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
 
 
 def queried_name(query: bytes) -> str:
-    """The name that a DNS query asks for (RFC 1035, 4.1.2)."""
+    """Return the name that a DNS query asks for (RFC 1035, 4.1.2)."""
     labels, at = [], 12
     while at < len(query) and query[at]:
         labels.append(query[at + 1 : at + 1 + query[at]].decode(errors="replace"))
@@ -38,7 +38,7 @@ def queried_name(query: bytes) -> str:
 
 
 def report_queries(name_server: socket.socket) -> None:
-    """In a thread: answer every query with "no such name", and print it."""
+    """Answer every query with "no such name", and print it; runs in a thread."""
     while True:
         query, client = name_server.recvfrom(4096)
         print("query", queried_name(query), flush=True)
@@ -46,7 +46,7 @@ def report_queries(name_server: socket.socket) -> None:
 
 
 def use_until_told(command: list[str]) -> int:
-    """Start a server, ask it once it has loaded, stop it when standard input ends; its exit status."""
+    """Start a server, send it one request, stop it when standard input ends; return its exit status."""
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
         assert server.stderr
         http = ""

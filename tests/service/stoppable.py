@@ -8,21 +8,21 @@ PATIENCE_S = 20.0  # only a failing test waits so long
 
 
 class StopFlag:
-    """How it is stopped."""
+    """A flag that stops a call."""
 
     terminate = False
 
 
 class StoppableCall:
-    """Lasts until it is told to stop, and then raises; the last of its tries ends by itself."""
+    """A call that lasts until it is stopped, and then raises; its last attempt ends by itself."""
 
     def __init__(self, began: threading.Semaphore, tries: int) -> None:
-        """`began` is released at the beginning of each try."""
+        """`began` is released at the beginning of each attempt."""
         self.begun, self.stopped = 0, threading.Semaphore(0)
         self._began, self._tries = began, tries
 
     def __call__(self, told: StopFlag | None) -> str:
-        """Try."""
+        """Make one attempt."""
         self.begun += 1
         self._began.release()
         if self.begun == self._tries:
@@ -36,7 +36,7 @@ class StoppableCall:
 
 
 def raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
-    """Raise an exception in another thread, wherever it next runs Python."""
+    """Raise an exception in another thread when it next runs Python code."""
     assert thread.ident is not None
     raised = ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(error))
     assert raised == 1

@@ -32,7 +32,7 @@ def test_the_version_is_that_of_the_package(module: str | None) -> None:
 
 
 def test_the_usage_names_both_programs() -> None:
-    """Without a command too."""
+    """The usage is also printed without a command."""
     assert heed().stdout == heed("--help").stdout
     assert "python -m service" in heed().stdout
     assert "python -m export" in heed().stdout

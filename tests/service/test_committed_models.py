@@ -1,4 +1,4 @@
-"""The models in the repository, as a fresh clone serves them."""
+"""The models of the repository, as a fresh clone serves them."""
 
 import base64
 import json
@@ -32,20 +32,20 @@ EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[Server]:
-    """A server on the repository's own store."""
+    """Run a server on the repository's own store."""
     with running_server(ROOT / "model_store") as server:
         yield server
 
 
 def test_every_committed_model_is_ready(fresh: Server) -> None:
-    """Checksums, golden replay, tokenizer: none is left out."""
+    """Each passes its checksums, golden replay and tokenizer check."""
     answer = httpx.get(f"{fresh.http}/readyz")
     assert (answer.status_code, answer.json()["not_served"]) == (200, {})
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "model_store").glob("*/[0-9]*")), ids=lambda path: path.parent.name)
-def test_every_committed_model_explains_itself(folder: Path) -> None:
-    """Its graph loads out of the served graphs' weights, and its golden rows are PyTorch's; steps leave little over."""
+def test_every_committed_model_has_a_valid_explanation_graph(folder: Path) -> None:
+    """It uses the weights of the served graphs, and its golden rows equal PyTorch's."""
     task = task_of(json.loads((folder / "manifest.json").read_text())["task"])
     worst = replay_golden_rows(folder, task)
     assert {"attribution"} < worst.keys()
@@ -56,7 +56,7 @@ def test_every_committed_model_explains_itself(folder: Path) -> None:
 
 
 def test_int8_models_are_listed_as_not_independent(fresh: Server) -> None:
-    """The index and the model's metadata state the worst change that its manifest has; float32 models state none."""
+    """Index and metadata give the largest change of the manifest; float32 models have none."""
     with httpx.Client(base_url=fresh.http) as http:
         listed = {model["name"]: model["batching"] for model in http.get("/v2/models").json()["models"]}
         described = {name: http.get(f"/v2/models/{name}").json()["properties"]["batching"] for name in listed}
@@ -71,14 +71,14 @@ def test_int8_models_are_listed_as_not_independent(fresh: Server) -> None:
 
 
 def over_v2(http: httpx.Client, model: str, tensor: dict[str, object]) -> str:
-    """The first element of the first output, over REST."""
+    """Return the first element of the first output over REST."""
     body = {"inputs": [{"shape": [1], "datatype": "BYTES"} | tensor]}
     outputs = http.post(f"/v2/models/{model}/infer", json=body).raise_for_status().json()["outputs"]
     return str(outputs[0]["data"][0])
 
 
 def over_v2_grpc(channel: grpc.Channel, model: str, name: str, content: bytes) -> str:
-    """The same over gRPC."""
+    """Return the first element of the first output over gRPC."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[1])
     tensor.contents.bytes_contents.append(content)
     request = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
@@ -87,7 +87,7 @@ def over_v2_grpc(channel: grpc.Channel, model: str, name: str, content: bytes) -
 
 
 def test_every_face_gives_the_same_answer(fresh: Server) -> None:
-    """The committed models: Open Inference Protocol over REST and gRPC, typed call, stream, task API."""
+    """The interfaces are Open Inference Protocol over REST and gRPC, typed call, stream, and task API."""
     text = "Two children are playing in the snow."
     with httpx.Client(base_url=fresh.http, timeout=60) as http, grpc.insecure_channel(fresh.grpc) as channel:
         typed = heed_pb2_grpc.HeedStub(channel)
@@ -127,7 +127,7 @@ def test_every_face_gives_the_same_answer(fresh: Server) -> None:
 
 @pytest.mark.parametrize(("model", "floor"), [("sentiment", 0.87), ("sentiment-small", 0.82)])
 def test_everyday_sentences_are_mostly_understood(fresh: Server, model: str, floor: float) -> None:
-    """Trained on lower-cased treebank text, asked in everyday spelling: their cards say how often they are right."""
+    """The training texts are lower-cased reviews; the model cards state the accuracy on everyday spelling."""
     texts = [text for _, text in EVERYDAY]
     answers = httpx.post(f"{fresh.http}/models/{model}", json={"inputs": texts}, timeout=60).json()
     right = sum(answer[0]["label"] == label for answer, (label, _) in zip(answers, EVERYDAY, strict=True))
@@ -136,7 +136,7 @@ def test_everyday_sentences_are_mostly_understood(fresh: Server, model: str, flo
 
 @pytest.mark.parametrize("model", ["translation-en-de", "translation-en-de-int8"])
 def test_everyday_sentences_are_translated(fresh: Server, model: str) -> None:
-    """Sentences of our own, which the model has not been trained on, come close to our translations of them."""
+    """Translations of our own sentences, which are not training data, come close to the references."""
     pairs = [line.split("\t") for line in OWN_PAIRS.read_text().splitlines()]
     body = {"inputs": [english for english, _ in pairs], "parameters": {"num_beams": 4}}
     answers = httpx.post(f"{fresh.http}/models/{model}", json=body, timeout=60).json()
@@ -145,10 +145,10 @@ def test_everyday_sentences_are_translated(fresh: Server, model: str) -> None:
 
 
 @pytest.mark.parametrize("search", list(GOLDEN_SEARCHES))
-def test_translations_in_company_are_those_of_the_conversion(fresh: Server, search: str) -> None:
-    """Sentences that share a running batch get the text that was proved equal to PyTorch's, one batch after another.
+def test_batched_translations_equal_those_of_the_conversion(fresh: Server, search: str) -> None:
+    """Sentences in a running batch get the text that was proved equal to PyTorch's.
 
-    Rounding hangs on the company: two translations that are as likely, to four digits, may change places.
+    Rounding depends on the batch, so two translations that are equally likely to four digits may change places.
     """
     if not os.environ.get("HEED_DATASETS"):
         pytest.skip("HEED_DATASETS is not set: Multi30k is not at hand")
@@ -184,7 +184,7 @@ def test_translations_in_company_are_those_of_the_conversion(fresh: Server, sear
 
 
 def test_images_are_recognised(fresh: Server) -> None:
-    """The first images of the test split, sent as files."""
+    """The first images of the test split are sent as files."""
     if not os.environ.get("HEED_DATASETS"):
         pytest.skip("HEED_DATASETS is not set: CIFAR-10 is not at hand")
     images = load_images(200)
@@ -195,8 +195,8 @@ def test_images_are_recognised(fresh: Server) -> None:
     assert right / len(images.labels) > 0.84
 
 
-def test_the_everyday_sentences_are_even_and_unlike_each_other() -> None:
-    """As many good as bad ones, none twice."""
+def test_the_everyday_sentences_are_balanced_and_unique() -> None:
+    """Half of them are positive."""
     labels = [label for label, _ in EVERYDAY]
     assert labels.count("POSITIVE") == labels.count("NEGATIVE") >= 100
     assert len({text for _, text in EVERYDAY}) == len(EVERYDAY)

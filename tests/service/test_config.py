@@ -1,4 +1,4 @@
-"""Options: flags, variables, contradictions."""
+"""Options from flags and variables, and their limits."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ from service.config import ServiceConfig, available_cores, read_config
 
 
 def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
-    """Read from one place after the other."""
+    """The order is flag, variable, default."""
     config = read_config(
         ["--http-port", "1234"], {"HEED_HTTP_PORT": "99", "HEED_GRPC_PORT": "98", "HEED_MODEL_STORE": "/x"}
     )
@@ -19,8 +19,8 @@ def test_a_flag_wins_over_its_variable_and_both_over_the_default() -> None:
     assert read_config([], {"HEED_DATASETS": "elsewhere", "OTHER": "1"}) == ServiceConfig()
 
 
-def test_what_kubernetes_sets_is_no_mistake() -> None:
-    """For a service named heed; a port alone may well be one."""
+def test_variables_of_kubernetes_are_ignored() -> None:
+    """They belong to a service named heed; HEED_PORT with only a number is refused."""
     found = {"HEED_SERVICE_HOST": "10.0.0.1", "HEED_SERVICE_PORT": "8080", "HEED_SERVICE_PORT_GRPC": "8081"}
     found |= {"HEED_PORT": "tcp://10.0.0.1:8080", "HEED_PORT_8080_TCP": "tcp://10.0.0.1:8080"}
     found |= {"HEED_PORT_8080_TCP_PROTO": "tcp", "HEED_PORT_8080_TCP_PORT": "8080", "HEED_PORT_8080_TCP_ADDR": "x"}
@@ -30,14 +30,14 @@ def test_what_kubernetes_sets_is_no_mistake() -> None:
 
 
 def test_choices_hold_for_variables_too() -> None:
-    """As for flags."""
+    """A variable with another value is refused like a flag."""
     with pytest.raises(ValueError, match="HEED_LOG_LEVEL.* must be one of debug, info, warning, error, not 'verbose'"):
         read_config([], {"HEED_LOG_LEVEL": "verbose"})
     assert read_config([], {"HEED_LOG_LEVEL": "debug"}).log_level == "debug"
 
 
 def test_there_are_at_most_thirty_options() -> None:
-    """A new one has to earn its place."""
+    """A new option must replace another one."""
     assert len(dataclasses.fields(ServiceConfig)) <= 30
 
 
@@ -58,7 +58,7 @@ def test_there_are_at_most_thirty_options() -> None:
     ],
 )
 def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, Any], expected: str) -> None:
-    """At start, not at the first request."""
+    """The error comes at start and not at the first request."""
     with pytest.raises(ValueError, match=expected):
         ServiceConfig(**options)
 
@@ -74,8 +74,10 @@ def test_values_out_of_range_name_the_option_and_the_limit(options: dict[str, An
         (0, 16, 8, (1, 16)),
     ],
 )
-def test_the_cores_are_shared_out(instances: int, threads: int, cores: int, layout: tuple[int, int]) -> None:
-    """What is not said follows from the machine."""
+def test_cores_are_divided_among_instances_and_threads(
+    instances: int, threads: int, cores: int, layout: tuple[int, int]
+) -> None:
+    """Defaults follow from the number of cores."""
     assert ServiceConfig(instances=instances, threads_per_instance=threads).engine_layout(cores, on_gpu=False) == layout
 
 
@@ -96,8 +98,10 @@ QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
         ("0::/\n", {f"{V2}/cpu.max": "junk"}, None),
     ],
 )
-def test_cores_are_those_of_the_quota(groups: str, files: dict[str, str], quota: int | None, tmp_path: Path) -> None:
-    """Of either version of control groups, the outer ones too; without one, all that the process may run on."""
+def test_available_cores_respect_cgroup_quotas(
+    groups: str, files: dict[str, str], quota: int | None, tmp_path: Path
+) -> None:
+    """Both cgroup versions and outer groups count; without a quota all cores of the process do."""
     for name, text in {"proc/self/cgroup": groups, **files}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

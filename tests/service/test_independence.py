@@ -1,7 +1,7 @@
-"""No answer of a committed float32 model depends on what is computed beside it.
+"""Answers of the committed float32 models do not depend on other rows of the batch.
 
-Probabilities and scores of an item alone and among others differ by at most 1e-5, and translations are the same: in the
-engine, with company chosen badly, and through a server that many clients ask at once.
+Probabilities and scores of an item alone and in a batch differ by at most 1e-5, and translations are the same: in the
+engine with adverse batches, and through a server with many concurrent clients.
 """
 
 import base64
@@ -48,19 +48,19 @@ ODD_TEXTS = [
 
 
 def loaded_model(name: str) -> LoadedModel:
-    """A committed model, proved and ready."""
+    """Load a committed model."""
     return Loader(MAX_ROWS, 1, time.thread_time).load(FoundFolder(name, "1", ROOT / "model_store" / name / "1"))
 
 
 def image_file(pixels_HWC: NDArray[np.uint8]) -> bytes:
-    """A PNG file."""
+    """Encode a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels_HWC).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def odd_images() -> list[bytes]:
-    """Images of extreme content: black, white, pure colours, the finest checkerboard, noise, a single bright pixel."""
+    """Make images of extreme content: black, white, pure colours, a fine chequerboard, noise, one bright pixel."""
     black = np.zeros((32, 32, 3), np.uint8)
     board, pixel = black.copy(), black.copy()
     board[::2, ::2] = board[1::2, 1::2] = 255
@@ -71,7 +71,7 @@ def odd_images() -> list[bytes]:
 
 
 def companies(items: Sequence[Any], length: Callable[[Any], int]) -> Iterator[list[Any]]:
-    """Engine calls of up to 64 rows: pairs with the longest and the shortest item, all mixed, and each kind alone."""
+    """Make engine calls of up to 64 rows: pairs with the longest and shortest item, mixtures, and equal items."""
     by_length = sorted(items, key=length)
     shortest, longest = by_length[0], by_length[-1]
     for item in items:
@@ -84,8 +84,8 @@ def companies(items: Sequence[Any], length: Callable[[Any], int]) -> Iterator[li
 
 
 @pytest.mark.parametrize("name", ["sentiment-small", "cifar10-vit"])
-def test_probabilities_do_not_depend_on_the_rows_beside(name: str) -> None:
-    """Classifiers: an item alone, beside the longest and the shortest, and among 63 others of any length."""
+def test_probabilities_do_not_depend_on_other_rows(name: str) -> None:
+    """An item is alone, beside the longest and the shortest, and among 63 others of any length."""
     model = loaded_model(name)
     assert isinstance(model, OneCallModel)
     task, compute = model.task, model.run
@@ -109,8 +109,8 @@ def test_probabilities_do_not_depend_on_the_rows_beside(name: str) -> None:
 
 
 @pytest.mark.parametrize("num_beams", [1, 4])
-def test_translations_do_not_depend_on_the_rows_beside(num_beams: int) -> None:
-    """Greedy and by beams: the same tokens and scores for a sentence alone and in a running batch of 64 rows."""
+def test_translations_do_not_depend_on_other_rows(num_beams: int) -> None:
+    """A sentence has the same tokens and scores alone and in a running batch of 64 rows."""
     model = loaded_model("translation-en-de")
     assert isinstance(model, DecoderModel)
     request = SearchRequest(num_beams=num_beams, max_new_tokens=12)
@@ -137,13 +137,13 @@ def test_translations_do_not_depend_on_the_rows_beside(num_beams: int) -> None:
 
 @pytest.fixture(scope="module")
 def fresh() -> Iterator[Server]:
-    """A server on the repository's own store."""
+    """Run a server on the repository's own store."""
     with running_server(ROOT / "model_store") as server:
         yield server
 
 
-def test_answers_of_a_server_do_not_depend_on_the_other_clients(fresh: Server) -> None:
-    """Requests of 16 clients at once get the answers that the same requests get one after another."""
+def test_answers_do_not_depend_on_other_clients(fresh: Server) -> None:
+    """16 concurrent clients get the answers that the same requests get one after another."""
     images = [base64.b64encode(file).decode() for file in odd_images()]
     requests = [("sentiment-small", "text", text, {"truncate": True}) for text in [*ODD_TEXTS, *GOLDEN_TEXTS]]
     requests += [("cifar10-vit", "image", image, {}) for image in images]
@@ -162,7 +162,7 @@ def test_answers_of_a_server_do_not_depend_on_the_other_clients(fresh: Server) -
             return {output["name"]: output["data"] for output in answer.raise_for_status().json()["outputs"]}
 
         alone = [ask(request) for request in requests]
-        # Each client begins elsewhere, so that requests meet other ones each time.
+        # Each client starts at another place, so that batches differ.
         together = [number for start in range(0, len(requests), 3) for number in (*range(start, len(requests)), start)]
         together = together[: 6 * len(requests)]
         with ThreadPoolExecutor(NUM_CLIENTS) as pool:

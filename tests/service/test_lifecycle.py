@@ -1,4 +1,4 @@
-"""A whole process: what it serves at start, what it promises at the end, and what it costs while idle."""
+"""The whole server process: start, shutdown, and its cost while idle."""
 
 import json
 import os
@@ -25,7 +25,7 @@ TEXT = "A wonderful film, and the second half is even better than the first. " *
 
 
 def ask_rest(base: str, texts: int) -> int:
-    """One slow request; the number of answers."""
+    """Send one slow request over REST; return the number of answers."""
     body = {"inputs": [{"name": "text", "shape": [texts], "datatype": "BYTES", "data": [TEXT] * texts}]}
     request = urllib.request.Request(f"{base}/v2/models/sentiment/infer", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=60) as response:
@@ -33,7 +33,7 @@ def ask_rest(base: str, texts: int) -> int:
 
 
 def ask_grpc(address: str, texts: int) -> int:
-    """The same over gRPC."""
+    """Send one slow request over gRPC; return the number of answers."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[texts])
     tensor.contents.bytes_contents.extend([TEXT.encode()] * texts)
     with grpc.insecure_channel(address) as channel:
@@ -43,19 +43,19 @@ def ask_grpc(address: str, texts: int) -> int:
 
 
 def gauge(base: str, series: str) -> float:
-    """The value of the first series that begins so."""
+    """Return the value of the first series with this prefix."""
     with urllib.request.urlopen(f"{base}/metrics", timeout=10) as response:
         lines = response.read().decode().splitlines()
     return float(next(line for line in lines if line.startswith(series)).rsplit(" ", 1)[1])
 
 
 def in_flight(base: str) -> bool:
-    """Whether both requests have been admitted: rows wait beyond those of the first."""
+    """Return whether both requests have been admitted: more rows wait than the first request has."""
     return gauge(base, 'heed_queue_rows{model="sentiment"') > 100
 
 
-def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
-    """Unready at once, both protocols answered in full, exit 0."""
+def test_sigterm_answers_admitted_requests(store: Path) -> None:
+    """The server is unready at once, answers over both protocols, and exits with 0."""
     with running_server(store, "--max-batch-rows", "8") as server, ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(ask_rest, server.http, 100), pool.submit(ask_grpc, server.grpc, 100)]
         while not in_flight(server.http) and not any(request.done() for request in asked):
@@ -70,8 +70,8 @@ def test_sigterm_answers_everything_that_was_admitted(store: Path) -> None:
         server.wait_for("stopped")
 
 
-def test_sigterm_answers_what_is_still_being_tokenized(store: Path) -> None:
-    """A request is admitted before its texts are prepared, not only when they wait for the engine."""
+def test_sigterm_answers_requests_in_preprocessing(store: Path) -> None:
+    """A request is admitted before its texts are tokenized."""
     inputs = [{"name": "text", "shape": [16], "datatype": "BYTES", "data": ["\u6620" * 8000] * 16}]
     body = json.dumps({"inputs": inputs, "parameters": {"truncate": True}}).encode()
 
@@ -90,8 +90,8 @@ def test_sigterm_answers_what_is_still_being_tokenized(store: Path) -> None:
         assert server.popen.wait(timeout=60) == 0
 
 
-def test_an_ipv6_address_is_one_like_any_other(store: Path, tmp_path: Path) -> None:
-    """For both protocols, and in what the log says."""
+def test_the_server_listens_on_an_ipv6_address(store: Path, tmp_path: Path) -> None:
+    """Both protocols work, and the log has the address."""
     shutil.copytree(store / "sentiment", tmp_path / "sentiment")
     with running_server(tmp_path, "--host", "::1") as server:
         assert server.http.startswith("http://[::1]:")
@@ -99,8 +99,8 @@ def test_an_ipv6_address_is_one_like_any_other(store: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_server_that_still_loads(number: signal.Signals, store: Path, tmp_path: Path) -> None:
-    """At once, however long a model takes, and as orderly as at any other time."""
+def test_a_signal_ends_a_server_that_is_loading(number: signal.Signals, store: Path, tmp_path: Path) -> None:
+    """It ends at once and in order, however long a model takes."""
     shutil.copytree(store / "double", tmp_path / "double")
     write_endless(tmp_path / "endless/1")
     with running_server(tmp_path, until="model ready") as server:
@@ -109,8 +109,8 @@ def test_a_signal_ends_a_server_that_still_loads(number: signal.Signals, store: 
         server.wait_for("stopped")
 
 
-def test_health_is_that_of_the_moment(store: Path, tmp_path: Path) -> None:
-    """While a model loads the server is not ready, but the model that has been loaded is."""
+def test_health_is_current_while_models_load(store: Path, tmp_path: Path) -> None:
+    """The server is not ready while a model loads, but a loaded model is."""
     shutil.copytree(store / "double", tmp_path / "double")
     write_endless(tmp_path / "endless/1")
     with running_server(tmp_path, until="model ready") as server, grpc.insecure_channel(server.grpc) as channel:
@@ -123,8 +123,8 @@ def test_health_is_that_of_the_moment(store: Path, tmp_path: Path) -> None:
         assert unknown == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
-def test_who_watches_hears_of_the_end(store: Path, tmp_path: Path) -> None:
-    """Also after another one has left; and nobody who watches holds up the end."""
+def test_health_watchers_are_told_of_the_shutdown(store: Path, tmp_path: Path) -> None:
+    """This holds after another watcher has left, and watchers do not delay the shutdown."""
     shutil.copytree(store / "double", tmp_path / "double")
     with running_server(tmp_path) as server, grpc.insecure_channel(server.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)
@@ -139,7 +139,7 @@ def test_who_watches_hears_of_the_end(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_server_without_a_usable_model_is_not_ready(tmp_path: Path) -> None:
-    """It lives, says why, and answers UNAVAILABLE; it does not crash in a loop."""
+    """It keeps running, gives the reason, and answers UNAVAILABLE."""
     (tmp_path / "broken/1").mkdir(parents=True)
     (tmp_path / "broken/1/model.onnx").write_bytes(b"junk")
     with running_server(tmp_path) as server:
@@ -152,7 +152,7 @@ def test_a_server_without_a_usable_model_is_not_ready(tmp_path: Path) -> None:
 
 
 def test_a_new_version_that_fails_leaves_the_old_one_serving(store: Path, tmp_path: Path) -> None:
-    """Requests without a version go to the newest that works, and the answer names it."""
+    """Requests without a version use the newest valid one, which the answer names."""
     shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1")
     shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/2")
     golden = tmp_path / "sentiment/2/golden.json"
@@ -173,7 +173,7 @@ def test_a_new_version_that_fails_leaves_the_old_one_serving(store: Path, tmp_pa
 
 
 def test_an_idle_server_uses_no_cpu(store: Path) -> None:
-    """Its own threads stay asleep for two seconds; gRPC's, which have names, wake as they see fit."""
+    """Its own threads do not wake for two seconds; gRPC's threads are not counted."""
     with running_server(store, until="memory is in huge pages") as server:
         ask_rest(server.http, 1)
         pid = server.popen.pid
@@ -189,15 +189,15 @@ def test_an_idle_server_uses_no_cpu(store: Path) -> None:
 
 
 def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A start that fails, or prints help."""
+    """Start a server that fails or prints its help."""
     command = [sys.executable, "-m", "service", *arguments]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=os.environ | environment, check=False
     )
 
 
-def test_mistakes_at_start_are_refused_in_words(tmp_path: Path) -> None:
-    """Unknown flags and variables, contradictions, a store that is not there, a port that is taken."""
+def test_invalid_options_are_refused_at_start(tmp_path: Path) -> None:
+    """Examples are unknown flags and variables, contradictions, a missing store, and a port in use."""
     assert "unrecognized arguments: --prot 1" in start("--prot", "1").stderr
     unknown = start(HEED_HTTP_PROT="1")
     assert (unknown.returncode, "unknown environment variable HEED_HTTP_PROT" in unknown.stderr) == (2, True)
@@ -215,7 +215,7 @@ def test_mistakes_at_start_are_refused_in_words(tmp_path: Path) -> None:
 
 
 def test_serving_does_not_need_linux(tmp_path: Path) -> None:
-    """Its scheduling calls are not everywhere."""
+    """Linux's scheduling calls are optional."""
     code = (
         "import os, sys; del os.SCHED_BATCH, os.sched_setscheduler, os.sched_getaffinity;"
         "from service.__main__ import main; sys.exit(main())"
@@ -226,15 +226,15 @@ def test_serving_does_not_need_linux(tmp_path: Path) -> None:
 
 
 def test_serving_does_not_need_torch() -> None:
-    """In a fresh process: after the server's modules are imported, nothing of the training extra is there."""
+    """A new process imports all modules of the server, and nothing of the training extra."""
     names = "('torch', 'transformers', 'onnx', 'datasets')"
     code = f"import sys, service.__main__, service.server; print([name for name in {names} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "[]"
 
 
-def test_sigterm_is_heard_before_the_server_runs() -> None:
-    """From the first moment on, and not by its default action, which the first process of a container does not have."""
+def test_sigterm_is_handled_before_the_server_runs() -> None:
+    """The first process of a container has no default action for it."""
     code = (
         "import os, signal; from service.__main__ import prepare_process; prepare_process();"
         "os.kill(os.getpid(), signal.SIGTERM); print('not heard')"
@@ -243,8 +243,8 @@ def test_sigterm_is_heard_before_the_server_runs() -> None:
     assert (run.returncode, run.stdout) == (0, "")
 
 
-def test_the_process_is_prepared_before_libraries_look_at_it() -> None:
-    """gRPC and tokenizers read their variables when they are imported; a user's own values stay."""
+def test_variables_are_set_before_libraries_are_imported() -> None:
+    """gRPC and tokenizers read them at import; the user's own values are kept."""
     code = (
         "import os, sys; from service.__main__ import prepare_process;"
         "early = [name for name in ('grpc', 'tokenizers', 'onnxruntime') if name in sys.modules]; prepare_process();"
@@ -262,8 +262,8 @@ def test_the_process_is_prepared_before_libraries_look_at_it() -> None:
     assert run.stdout.split() == ["[]", "A_USERS_OWN", "false"]
 
 
-def test_a_model_can_be_any_bare_graph(tmp_path: Path) -> None:
-    """Dropped into the store without a manifest, it is ready and described by its own tensors."""
+def test_any_bare_graph_can_be_served(tmp_path: Path) -> None:
+    """Without a manifest it is ready and described by its own tensors."""
     from onnx import TensorProto, helper
 
     write_onnx(

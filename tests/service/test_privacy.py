@@ -1,4 +1,4 @@
-"""What a server tells the world: nothing."""
+"""The server sends no telemetry."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ UNSHARE = ["unshare", "--net", "--mount", *([] if os.geteuid() == 0 else ["--map
 
 
 def network_namespaces_are_allowed() -> bool:
-    """Whether this process may make network and mount namespaces."""
+    """Return whether this process may create network and mount namespaces."""
     try:
         return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
     except FileNotFoundError:
@@ -25,14 +25,14 @@ def network_namespaces_are_allowed() -> bool:
 
 @contextlib.contextmanager
 def isolated_server(folder: Path, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A server with one model where look-ups are reported, and with no other variables than `environment`.
+    """Run a server with one model that reports look-ups, with no variables but `environment`.
 
-    Started like `make serve`, on free ports. It stops when its standard input is closed.
+    It starts like `make serve`, on free ports, and stops when its standard input is closed.
     """
     shutil.copytree(ROOT / "model_store/sentiment-small", folder / "models/sentiment")
     (folder / "home").mkdir()
     command = [*UNSHARE, sys.executable, "-m", "tests.service.isolated_network"]
-    # `env -i`, for the tests' own process has telemetry off, and the variables of a CI switch it off too.
+    # `env -i`, because the tests' process and the variables of a CI have telemetry off.
     command += ["env", "-i", f"HOME={folder / 'home'}", f"PATH={os.environ['PATH']}"]
     command += [f"{name}={value}" for name, value in environment.items()]
     command += [sys.executable, "-m", "service", "--http-port", "0", "--grpc-port", "0"]
@@ -41,12 +41,12 @@ def isolated_server(folder: Path, **environment: str) -> Iterator[subprocess.Pop
         try:
             yield server
         finally:
-            # Its end is that of the server in it, which SIGKILL or SIGTERM of this process would leave behind.
+            # Closing its input stops the server too; a signal would leave the server running.
             server.communicate(timeout=60)
 
 
 def lines_until(server: subprocess.Popen[str], wanted: str) -> list[str]:
-    """What is printed up to the first line that begins so; all where none does."""
+    """Return the printed lines up to the first with this prefix, or all lines."""
     assert server.stdout
     lines = []
     for line in server.stdout:
@@ -57,16 +57,16 @@ def lines_until(server: subprocess.Popen[str], wanted: str) -> list[str]:
 
 
 def written_home(folder: Path) -> list[str]:
-    """Files that the server has left in its home."""
+    """Return the files that the server wrote into its home."""
     home = folder / "home"
     return sorted(path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file())
 
 
 @pytest.mark.skipif(not network_namespaces_are_allowed(), reason="network namespaces are not allowed here")
-def test_a_server_looks_no_name_up_and_writes_nothing_into_its_home(tmp_path: Path) -> None:
-    """For longer than another one needs to ask for Microsoft's host, whose operator has telemetry on.
+def test_a_server_resolves_no_name_and_writes_nothing_into_its_home(tmp_path: Path) -> None:
+    """It is watched for longer than ONNX Runtime with telemetry needs to look up Microsoft's host.
 
-    An empty variable, which ONNX Runtime takes for on, counts as one that is not set.
+    An empty variable, which ONNX Runtime reads as on, counts as unset.
     """
     quiet, empty, telling = (tmp_path / name for name in ("quiet", "empty", "telling"))
     with (
@@ -98,5 +98,5 @@ def test_telemetry_is_off_before_onnx_runtime_is_imported(package: str) -> None:
 
 @pytest.mark.parametrize("dockerfile", ["service/Dockerfile", "export/torchserve/Dockerfile"])
 def test_images_have_telemetry_off(dockerfile: str) -> None:
-    """For whatever program runs in them."""
+    """The variable applies to every program in the image."""
     assert "ORT_DISABLE_TELEMETRY=1" in (ROOT / dockerfile).read_text()

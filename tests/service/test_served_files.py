@@ -1,4 +1,4 @@
-"""A running server whose model files are overwritten and cut off: what was proved is what answers."""
+"""Overwriting or truncating model files does not change a running server."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from tests.model_store.test_private_files import write_external
 
 
 def ask(server: Server, path: str, body: dict[str, Any]) -> Any:
-    """The document of an answer."""
+    """Send a request; return the document of the response."""
     request = urllib.request.Request(f"{server.http}{path}", json.dumps(body).encode())
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)
 
 
 def predict(server: Server) -> list[Any]:
-    """The answers of both models."""
+    """Return the answers of both models."""
     text = {"name": "text", "shape": [2], "datatype": "BYTES", "data": ["Not a wonderful film.", "I loved it."]}
     numbers = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": [[1, 2, 3, 4]]}
     sentiment = ask(server, "/v2/models/sentiment/infer", {"inputs": [text]})
@@ -30,19 +30,19 @@ def predict(server: Server) -> list[Any]:
 
 
 def explain(server: Server) -> Any:
-    """An explanation by the model's own graph, which is opened when it is first asked for."""
+    """Return an explanation by the model's own graph, which is opened at first use."""
     text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["Not a wonderful film."]}
     why = ask(server, "/v2/models/sentiment/explain", {"inputs": [text], "parameters": {"method": "gradients"}})
     return why["score"], why["features"], why["fidelity"]["deletion_area"], why["fidelity"]["insertion_area"]
 
 
 def num_memory_files(server: Server) -> int:
-    """How many private copies the server still holds."""
+    """Return the number of private copies that the server still holds."""
     return sum("heed-model" in str(file.readlink()) for file in Path(f"/proc/{server.popen.pid}/fd").iterdir())
 
 
 def spoil(store: Path, *, cut_off: bool) -> None:
-    """Overwrite every file in place with zeros, or cut it off."""
+    """Overwrite every file with zeros in place, or truncate it."""
     files = [path for path in store.rglob("*") if path.is_file()]
     assert len(files) > 8
     for path in files:
@@ -55,7 +55,7 @@ def spoil(store: Path, *, cut_off: bool) -> None:
 
 
 def make_models(store: Path) -> Path:
-    """A model of ours, and a bare one whose weights lie in another file."""
+    """Make a model with a manifest, and a bare one with weights in another file."""
     shutil.copytree(ROOT / "model_store/sentiment-small", store / "sentiment")
     write_external(store / "external/1")
     return store
@@ -63,7 +63,7 @@ def make_models(store: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Any]:
-    """Predictions and an explanation of a server whose files nobody touches."""
+    """Return predictions and an explanation of a server whose files are unchanged."""
     with running_server(make_models(tmp_path_factory.mktemp("untouched") / "models")) as server:
         return predict(server), explain(server)
 
@@ -73,13 +73,13 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Any], Any]:
 def test_answers_do_not_change_with_the_files(
     tmp_path: Path, expected: tuple[list[Any], Any], cut_off: bool, explained_before: bool
 ) -> None:
-    """Bit for bit the same predictions and explanations, before and after the first explanation; the server lives."""
+    """Predictions and explanations stay the same to the bit, before and after the first explanation."""
     predicted, explained = expected
     with running_server(make_models(tmp_path / "models")) as server:
         assert predict(server) == predicted
         if explained_before:
             assert explain(server) == explained
-        # The files of the graph that explains, of its weights and of its golden rows, until it has been opened.
+        # The explanation graph, its weights and its golden rows are held until it is opened.
         assert num_memory_files(server) == (0 if explained_before else 3)
         spoil(tmp_path / "models", cut_off=cut_off)
         for _ in range(2):

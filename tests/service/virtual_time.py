@@ -1,7 +1,7 @@
-"""An event loop whose time passes only while everybody waits: seconds of load are computed in moments, and exactly.
+"""An event loop with simulated time, which passes only while everything waits, so that tests are exact.
 
-Engine threads wait in `VirtualTime.compute`. Time goes on when nothing is ready in the loop and as many threads wait
-there as the batcher has engine calls under way, so that no thread is on its way between the two.
+Engine threads wait in `VirtualTime.compute`. Time advances when nothing is ready in the loop and as many threads wait
+there as the batcher has engine calls running, so that no thread is between the two.
 """
 
 import asyncio
@@ -10,18 +10,18 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-PATIENCE_S = 20.0  # of real time; only a failing test waits so long
+PATIENCE_S = 20.0  # real time; only a failing test waits this long
 
 
 class _Selector(selectors.DefaultSelector):
-    """Passes virtual time instead of waiting."""
+    """A selector that advances the simulated time instead of waiting."""
 
     def __init__(self, time: "VirtualTime") -> None:
         super().__init__()
         self._time = time
 
     def select(self, timeout: float | None = None) -> list[Any]:
-        """Events that are there; without any, the virtual time that was to be waited has passed."""
+        """Return pending events; without any, advance the time by the requested wait."""
         if (events := super().select(0)) or timeout == 0:
             return events
         if self._time.computing != self._time.expected_computing() or timeout is None:
@@ -31,7 +31,7 @@ class _Selector(selectors.DefaultSelector):
 
 
 class VirtualTime:
-    """The clock, and what the engine threads wait for."""
+    """The simulated clock, on which engine threads wait."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -41,22 +41,22 @@ class VirtualTime:
         self.loop = _Loop(self)
 
     def run(self, serving: Coroutine[Any, Any, None]) -> None:
-        """Let the loop run until this is done, and close it."""
+        """Run the loop until a task is done, and close it."""
         try:
             self.loop.run_until_complete(serving)
         finally:
             self.loop.close()
 
     def clock(self) -> float:
-        """Wall time."""
+        """Return the wall time."""
         return self.now_s
 
     def cpu_clock(self) -> float:
-        """CPU time of the engine thread; there is one."""
+        """Return the CPU time of the one engine thread."""
         return self.cpu_s
 
     def compute(self, cpu_s: float, wall_s: float) -> None:
-        """Spend time, in an engine thread."""
+        """Spend time in an engine thread."""
         done = threading.Event()
 
         def end() -> None:
@@ -73,7 +73,7 @@ class VirtualTime:
 
 
 class _Loop(asyncio.SelectorEventLoop):
-    """Its clock is the virtual one."""
+    """An event loop on the simulated clock."""
 
     def __init__(self, time: VirtualTime) -> None:
         super().__init__(_Selector(time))
@@ -81,5 +81,5 @@ class _Loop(asyncio.SelectorEventLoop):
         self._clock_resolution = 1e-9
 
     def time(self) -> float:
-        """Virtual seconds."""
+        """Return the simulated seconds."""
         return self._virtual.now_s

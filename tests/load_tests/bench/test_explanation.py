@@ -1,4 +1,4 @@
-"""The benchmark of what predictions feel of explanations."""
+"""The benchmark of predictions during explanations."""
 
 import pytest
 
@@ -17,8 +17,8 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
-async def test_every_model_is_asked_alone_and_during_explanations() -> None:
-    """A short run against the committed models has all figures, and a row for each."""
+async def test_every_model_is_measured_with_and_without_explanations() -> None:
+    """A short run against the committed models has every figure and a row for each."""
     told: list[str] = []
     rounds = await measure_explanations(ROOT / "model_store", 1, 20, told.append)
     assert told == ["explanations: round 1 of 1"]
@@ -36,7 +36,7 @@ async def test_every_model_is_asked_alone_and_during_explanations() -> None:
 
 
 def test_the_ratio_is_that_of_the_99th_percentiles() -> None:
-    """Of a hundred requests the slowest decides, of two hundred the one before it."""
+    """The slowest of 100 requests decides, and the second slowest of 200."""
     alone = [2.0] * 100
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert times_alone({"alone": alone, "during": [5.0, *[2.0] * 99]}) == 2.5

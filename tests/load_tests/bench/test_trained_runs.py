@@ -1,4 +1,4 @@
-"""Trained runs measured side by side, as they are served."""
+"""The benchmark of trained runs, served side by side."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ from rich.console import Console
 from load_tests.bench.trained_runs import measure
 
 
-async def test_every_model_is_measured_in_a_server_of_its_own(image_store: Path) -> None:
-    """One short round: latency, throughput and cost, and how they were measured."""
+async def test_every_model_has_latency_throughput_and_cost(image_store: Path) -> None:
+    """One short round has all figures, and the conditions of the measurement."""
     result = await measure(image_store, ["sentiment"], 1, 160, Console(quiet=True))
     assert result["models"].keys() == {"sentiment"}
     measured = result["models"]["sentiment"]

@@ -1,4 +1,4 @@
-"""The benchmark of translation: CTranslate2 has the same model, and both servers answer its drivers."""
+"""The benchmark of translation: CTranslate2 has the same model, and both servers answer the same driver."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.toy_translation import toy_pairs
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_ctranslate2_has_the_same_weights(translation_store: Path, tmp_path: Path, num_beams: int) -> None:
-    """It finds the same translations with the same scores."""
+    """CTranslate2 finds the same translations with the same scores."""
     folder = translation_store / "dogs" / "1"
     write_ctranslate2(folder, tmp_path)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -39,7 +39,7 @@ def test_ctranslate2_has_the_same_weights(translation_store: Path, tmp_path: Pat
 
 
 async def test_both_servers_answer_the_driver(translation_server: Server, translation_store: Path) -> None:
-    """Nearly the same number of tokens, for the translations are the same, but where two are as likely."""
+    """The numbers of tokens agree within 5 %, because equally likely translations may differ."""
     texts, port = toy_pairs(40, 8).source, free_port()
     models = "dogs,dogs-int8"
     with Process(
@@ -55,10 +55,10 @@ async def test_both_servers_answer_the_driver(translation_server: Server, transl
 
 @pytest.mark.slow
 async def test_the_report_has_every_figure(translation_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One short round of everything."""
-    monkeypatch.delenv("HEED_DATASETS", raising=False)  # the toy model takes short sentences only: those of our own
+    """One short round fills every row of the report."""
+    monkeypatch.delenv("HEED_DATASETS", raising=False)  # the toy model accepts only short sentences, such as our own
     told: list[str] = []
-    # In int8 any other model will do: none was quantized for the tests.
+    # No model is quantized for the tests, so another one stands in for int8.
     result = await measure_translation(
         translation_store, 1, 160, told.append, models={"float32": "dogs", "int8": "endless"}
     )

@@ -1,4 +1,4 @@
-"""Arrivals on schedule."""
+"""Requests that start on schedule."""
 
 import gevent
 import pytest
@@ -8,7 +8,7 @@ from load_tests.ci.arrivals import send_on_schedule
 
 
 def test_a_server_that_does_not_answer_does_not_slow_the_arrivals() -> None:
-    """All are under way before the first is answered, each due at its own time."""
+    """All requests start before the first is answered, each due at its own time."""
     due_s: dict[int, float] = {}
     all_sent = Event()
 
@@ -26,8 +26,8 @@ def test_a_server_that_does_not_answer_does_not_slow_the_arrivals() -> None:
     assert [due_s[number] - due_s[0] for number in range(20)] == pytest.approx([number / 2000 for number in range(20)])
 
 
-def test_what_is_late_is_sent_at_once_and_still_counts_from_its_time() -> None:
-    """The clock jumps by a second: nothing is skipped, and the schedule stays."""
+def test_late_requests_are_sent_at_once_and_keep_their_due_time() -> None:
+    """After the clock jumps by a second nothing is skipped, and the schedule stays."""
     now_s, due_s = 0.0, []
 
     def send(number: int, due: float) -> None:
@@ -39,8 +39,8 @@ def test_what_is_late_is_sent_at_once_and_still_counts_from_its_time() -> None:
     assert due_s == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
 
-def test_beyond_what_may_be_in_flight_requests_are_given_up_and_told() -> None:
-    """Two wait for an answer that comes when the last has been given up."""
+def test_requests_beyond_the_in_flight_limit_are_given_up() -> None:
+    """Two wait for an answer that comes after the last request was given up."""
     sent, given_up, answer = [], [], Event()
 
     def send(number: int, due: float) -> None:

@@ -1,4 +1,4 @@
-"""The gate run, for real: Locust against real servers."""
+"""The gate run `python -m load_tests.ci` against real servers."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ TASKS_OF = {
 
 
 def course(models: dict[str, str], *, rate_per_s: float = 60.0, max_in_flight: int = 256, limits: str = "") -> str:
-    """A run of a few seconds; each model has these limits."""
+    """Write a run of a few seconds in which each model has these limits."""
     tables = "".join(f'[ci.models."{name}"]\ntask = "{task}"\n{limits}\n' for name, task in models.items())
     return f"""
 [ci]
@@ -32,7 +32,7 @@ tolerance = {{latency_share = 9.0, latency_ms = 1000.0, throughput_share = 0.9, 
 
 
 def gate(folder: Path, slo: str, *options: str, data_sets: bool = True) -> subprocess.CompletedProcess[str]:
-    """`python -m load_tests.ci`."""
+    """Run `python -m load_tests.ci`."""
     (folder / "slo.toml").write_text(slo)
     command = [sys.executable, "-m", "load_tests.ci", "--slo", str(folder / "slo.toml"), "--results", str(folder)]
     environment = {name: value for name, value in os.environ.items() if data_sets or name != "HEED_DATASETS"}
@@ -42,13 +42,13 @@ def gate(folder: Path, slo: str, *options: str, data_sets: bool = True) -> subpr
 
 
 def reports(folder: Path) -> list[dict[str, Any]]:
-    """Of all runs so far, in order."""
+    """Return the reports of all runs so far, in order."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("ci-*.json"))]
 
 
 @pytest.mark.slow
 def test_all_tasks_are_loaded_at_once_over_both_protocols(tmp_path: Path) -> None:
-    """On the committed models, at a constant rate and by users; pictures of our own have no right answer."""
+    """The committed models are measured at a constant rate and by users; drawn images have no right answer."""
     slo = course(TASKS_OF, limits="max_refused_share = 0.0\nmax_p95_ms = 60000.0")
     slo += "min_accuracy = 0.5\n"  # of the last model, images
     done = gate(tmp_path, slo, data_sets=False)
@@ -76,7 +76,7 @@ def test_all_tasks_are_loaded_at_once_over_both_protocols(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_missed_limit_fails_and_runs_are_compared(server: Server, tmp_path: Path) -> None:
-    """Two runs on a running server: the second beside the first."""
+    """The second run on a running server is shown beside the first."""
     running = ["--http", server.http, "--grpc", server.grpc]
     models = {"sentiment": "text-classification"}
     first = gate(tmp_path, course(models, limits="min_accuracy = 1.01"), *running)
@@ -88,14 +88,14 @@ def test_a_missed_limit_fails_and_runs_are_compared(server: Server, tmp_path: Pa
     before, now = reports(tmp_path)
     assert before["missed"] == ["min_accuracy of sentiment (whole run)"]
     assert now["missed"] == []
-    assert now["phases"][1]["cpu"]["server_s"] is None  # nobody said which process it is
+    assert now["phases"][1]["cpu"]["server_s"] is None  # the server's process is unknown
     page = max(tmp_path.glob("ci-*.html"))
     assert f"Beside the run of {before['started']}" in page.read_text()
 
 
 @pytest.mark.slow
-def test_a_server_that_cannot_follow_the_schedule_is_charged_with_it(server: Server, tmp_path: Path) -> None:
-    """What could not be started counts as refused."""
+def test_requests_that_could_not_be_started_count_as_refused(server: Server, tmp_path: Path) -> None:
+    """A server that cannot follow the schedule misses the limit of refusals."""
     slo = course(
         {"sentiment": "text-classification"}, rate_per_s=3000.0, max_in_flight=1, limits="max_refused_share = 0.01"
     )
@@ -109,11 +109,11 @@ def test_a_server_that_cannot_follow_the_schedule_is_charged_with_it(server: Ser
     assert arrivals["all"]["answered"] + arrivals["all"]["failures"] == 3000
 
 
-def test_what_cannot_be_run_is_refused_before_the_load(tmp_path: Path) -> None:
-    """By name, with exit status 2."""
+def test_invalid_options_are_refused_before_the_load(tmp_path: Path) -> None:
+    """The error names the option; the exit status is 2."""
     slo = course({"sentiment": "text-classification"})
     for options, why in (
-        (["--http", "http://127.0.0.1:1"], "--http and --grpc go together"),
+        (["--http", "http://127.0.0.1:1"], "--http and --grpc must be given together"),
         (["--target", "torchserve"], "needs --http and --grpc"),
         (["--model", "other"], "has no table of limits for other"),
         (["--compare", str(tmp_path / "slo.toml")], "slo.toml"),

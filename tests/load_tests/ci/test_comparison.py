@@ -1,4 +1,4 @@
-"""Two runs side by side."""
+"""Two gate runs side by side."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ TOLERANCE = Tolerance(latency_share=0.5, latency_ms=10.0, throughput_share=0.25,
 
 
 def run(p95_ms: float = 100.0, accuracy: float = 0.9, knee: float = 200.0, cpu_ms: float = 5.0) -> dict[str, Any]:
-    """A report, as far as it is compared."""
+    """Make a report with the figures that are compared."""
     latency = {"p50_ms": 10.0, "p95_ms": p95_ms, "p99_ms": None}
     arrivals = {
         "kind": "arrivals",
@@ -44,19 +44,19 @@ def run(p95_ms: float = 100.0, accuracy: float = 0.9, knee: float = 200.0, cpu_m
         ({"cpu_ms": 6.5}, {"server: CPU ms an answer, 100 requests/s"}),
     ],
 )
-def test_what_is_worse_than_tolerated_is_marked(changed: dict[str, float], marked: set[str]) -> None:
-    """Each kind of figure by its own measure; what got better is no regression."""
+def test_figures_worse_than_the_tolerance_are_marked(changed: dict[str, float], marked: set[str]) -> None:
+    """Each kind of figure has its own tolerance; an improvement is no regression."""
     changes = compare(run(), run(**changed), TOLERANCE)
     assert {change.name for change in changes if change.regressed} == marked
 
 
 def test_a_small_latency_may_double() -> None:
-    """It is marked only when it is beyond the share and beyond the milliseconds."""
+    """A latency is marked only if it exceeds the tolerance both as a fraction and in milliseconds."""
     assert not any(change.regressed for change in compare(run(p95_ms=5.0), run(p95_ms=14.0), TOLERANCE))
 
 
-def test_what_one_run_lacks_is_shown_and_not_marked() -> None:
-    """A model that is new."""
+def test_a_figure_of_one_run_only_is_shown_and_not_marked() -> None:
+    """An example is a new model."""
     other = run()
     other["whole"]["n"], other["judged_steps"]["n"] = other["whole"]["m"], other["judged_steps"]["m"]
     other["phases"][0]["models"]["n"] = other["judged_steps"]["m"]
@@ -64,13 +64,13 @@ def test_what_one_run_lacks_is_shown_and_not_marked() -> None:
     assert (change.before, change.now, change.share, change.regressed) == (None, 0.9, None, False)
 
 
-def test_other_circumstances_are_named() -> None:
-    """Another machine makes other figures."""
+def test_different_conditions_are_named() -> None:
+    """A note says that the machine differs."""
     assert differences(run() | {"machine": "a"}, run() | {"machine": "b"}) == ["machine: a then, b now"]
 
 
-def test_the_run_before_is_the_latest_of_the_same_target(tmp_path: Path) -> None:
-    """Not this one, not another runtime's, and nothing that is no run."""
+def test_the_previous_run_is_the_latest_of_the_same_target(tmp_path: Path) -> None:
+    """The current run, runs of another runtime, and other files are skipped."""
     for name, target in (("ci-1", "heed"), ("ci-2", "heed"), ("ci-3", "torchserve"), ("ci-5", "heed")):
         (tmp_path / f"{name}.json").write_text(json.dumps(run() | {"target": target}))
     (tmp_path / "ci-4.json").write_text("[]")

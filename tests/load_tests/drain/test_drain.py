@@ -1,4 +1,4 @@
-"""Users at work while the server is stopped, and the books of both sides compared."""
+"""`python -m load_tests.drain`: requests in flight while the server is stopped."""
 
 import json
 import os
@@ -14,14 +14,14 @@ USERS = 32
 
 
 def drain(http: str, grpc: str, *options: str) -> subprocess.Popen[str]:
-    """The tool, begun; on sentences of this repository."""
+    """Start the tool on sentences of this repository."""
     command = [sys.executable, "-m", "load_tests.drain", "--http", http, "--grpc", grpc, "--users", str(USERS)]
     environment = {name: value for name, value in os.environ.items() if name != "HEED_DATASETS"}
     return subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment)
 
 
-def test_both_sides_agree_on_what_was_answered(store: Path) -> None:
-    """What the server has in its log as answered has reached its user, also what it answered after SIGTERM."""
+def test_requests_logged_as_answered_reached_their_users(store: Path) -> None:
+    """The log and the users agree, also on requests answered after SIGTERM."""
     with running_server(store, "--log-level", "debug") as server, drain(server.http, server.grpc) as users:
         assert users.stdout
         assert users.stdout.readline() == "at work\n"
@@ -39,8 +39,8 @@ def test_both_sides_agree_on_what_was_answered(store: Path) -> None:
     assert (report["failed"], report["users_left"]) == ({}, 0)
 
 
-def test_a_server_that_is_not_stopped_is_said_so(server: Server) -> None:
-    """Users who have not gone home by the end of the time count as a failure."""
+def test_a_server_that_is_not_stopped_is_a_failure(server: Server) -> None:
+    """Users that are left at the end of the time make the exit status 1."""
     with drain(server.http, server.grpc, "--seconds", "1") as users:
         said, _ = users.communicate()
     report = json.loads(said.splitlines()[-1])
@@ -48,7 +48,7 @@ def test_a_server_that_is_not_stopped_is_said_so(server: Server) -> None:
 
 
 def test_an_error_of_the_server_is_a_failure(server: Server) -> None:
-    """A model that is not there: neither a refusal nor silence."""
+    """An error for a missing model counts neither as refused nor as unanswered."""
     with drain(server.http, server.grpc, "--model", "nope") as users:
         said, _ = users.communicate()
     report = json.loads(said)
@@ -56,8 +56,8 @@ def test_an_error_of_the_server_is_a_failure(server: Server) -> None:
     assert {why.split()[1] for why in report["failed"].values()} == {"404", "NOT_FOUND"}
 
 
-def test_nobody_there_is_silence() -> None:
-    """A connection that is refused was never a request."""
+def test_without_a_server_all_requests_are_unanswered() -> None:
+    """A refused connection is no request."""
     with drain(f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}") as users:
         said, _ = users.communicate()
     report = json.loads(said)

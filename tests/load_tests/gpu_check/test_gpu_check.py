@@ -1,4 +1,4 @@
-"""The GPU's check, run for real on the CPU: everything of it that needs no GPU."""
+"""`python -m load_tests.gpu_check`, run on the CPU."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ from tests.conftest import ROOT
 
 
 @pytest.mark.slow
-def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None:
-    """Every model of the store, one JSON, one table; a model that is not served is named, and the status says so."""
+def test_parity_engine_and_served_throughput_are_measured(tmp_path: Path) -> None:
+    """Every model is in the JSON and the table; a model that is not served is named and sets the status."""
     store, results, page = tmp_path / "store", tmp_path / "results.json", tmp_path / "page.md"
     store.mkdir()
     for name in ("sentiment-small", "translation-en-de", "cifar10-vit"):
@@ -71,10 +71,10 @@ def test_it_measures_parity_engine_and_served_throughput(tmp_path: Path) -> None
         ("float16", "device", float("nan"), ["the bare graph answers nan off the CPU's answers"]),
     ],
 )
-def test_what_a_gpu_should_take_and_does_not_is_a_problem(
+def test_unexpected_graphs_on_a_gpu_are_problems(
     precision: str, cache: str, difference: float, expected: list[str]
 ) -> None:
-    """Other graphs than those in half precision, a cache that does not stay, a bare graph that answers otherwise."""
+    """Problems are other graphs than half precision, a cache on the host, and different answers of a bare graph."""
     found = {
         "device": "cuda",
         "parity": {"translation-en-de": None},

@@ -1,4 +1,4 @@
-"""The soak: what it takes for right, and a small one with faults, interrupted and gone on with."""
+"""The soak: how answers are judged, and a small soak with faults and an interruption."""
 
 import json
 import os
@@ -21,12 +21,12 @@ ANSWER = Answer(("POSITIVE",), (0.9,))
 
 
 def labelled(label: str, score: float) -> bytes:
-    """The task API's answer."""
+    """Encode an answer of the task API."""
     return json.dumps([[{"label": label, "score": score}]]).encode()
 
 
 def stream(*events: dict[str, Any]) -> bytes:
-    """The task API's stream."""
+    """Encode a stream of the task API."""
     return b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
 
 
@@ -35,7 +35,7 @@ STREAM_OUT_OF_TIME = stream({"text": "Ein "}, {"error": "the deadline passed bef
 
 
 def request(**changes: Any) -> Request:
-    """A text whose label is known."""
+    """Make a request for a text whose label is known."""
     return Request(
         **({"kind": "text", "path": "/models/x", "body": b"", "read": read_labels, "expected": ANSWER} | changes)
     )
@@ -68,12 +68,12 @@ def request(**changes: Any) -> Request:
     ],
 )
 def test_answers_are_judged(asked: Request, reply: Reply, outcome: str) -> None:
-    """Right is the expected answer or error; float32 numbers may be off by 1e-5, int8 ones by what the model states."""
+    """The expected answer or error is right; scores may differ by 1e-5, those of int8 models by what they state."""
     assert judge(asked, reply)[0] == outcome
 
 
-def test_a_tally_goes_on_where_it_was_written(tmp_path: Path) -> None:
-    """Counts come back from the file; a soak of another size does not go on from it."""
+def test_a_tally_continues_from_its_file(tmp_path: Path) -> None:
+    """Counts are restored; a soak of another size is refused."""
     path = tmp_path / "state.json"
     tally = Tally.read(path, 10, 1)
     tally.count("text", "right")
@@ -86,8 +86,8 @@ def test_a_tally_goes_on_where_it_was_written(tmp_path: Path) -> None:
         Tally.read(path, 20, 1)
 
 
-def test_a_small_soak_with_faults_goes_on_after_an_interruption(tmp_path: Path) -> None:
-    """Unread logs, overwritten files, rolled servers, an interruption in between: no answer is wrong, none is lost."""
+def test_a_small_soak_with_faults_continues_after_an_interruption(tmp_path: Path) -> None:
+    """With unread logs, overwritten files and rolled servers no answer is wrong and none is lost."""
     models = tmp_path / "models"
     for name in ("sentiment-small", "cifar10-vit", "translation-en-de"):
         shutil.copytree(ROOT / "model_store" / name, models / name)

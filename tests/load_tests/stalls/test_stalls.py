@@ -1,4 +1,4 @@
-"""The measurement of stalls and memory: what breaks a promise, and a small run over a real server."""
+"""The measurement of stalls and memory: broken limits, and a small run on a real server."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ MEMORY = {"idle_mib": 200.0, "peak_mib": 300.0, "afterwards_mib": 201.0, "answer
 
 
 def result(window: dict[str, Any], memory: dict[str, Any], *, permitted: bool = True) -> dict[str, Any]:
-    """One case of one round, and the attacks."""
+    """Make the result of one round of one case, and of the attacks."""
     rounds = [WINDOW | window]
     return {
         "cases": [{"name": "x", "permitted": permitted, "rounds": rounds, "repeated": []}],
@@ -43,8 +43,8 @@ def result(window: dict[str, Any], memory: dict[str, Any], *, permitted: bool = 
         (result({}, {"answer": "429"}), "after the attacks a request was answered 429"),
     ],
 )
-def test_broken_promises_are_told(measured: dict[str, Any], problem: str) -> None:
-    """Waits, failures, permitted requests that are refused, memory: each in a sentence."""
+def test_broken_limits_are_reported(measured: dict[str, Any], problem: str) -> None:
+    """Long waits, failures, refused requests and memory each get a sentence."""
     problems = problems_of(measured)
     assert len(problems) == bool(problem)
     assert not problems or problem in problems[0]
@@ -61,18 +61,18 @@ def test_broken_promises_are_told(measured: dict[str, Any], problem: str) -> Non
         ([(7.0, 7.09), (8.0, 8.06)], [(7.01, 7.08)], 60),  # each wait has its own gaps
     ],
 )
-def test_gaps_of_the_cores_are_taken_from_the_waits_in_which_they_lie(
+def test_gaps_of_the_cores_are_subtracted_from_waits(
     waits_s: list[tuple[float, float]], gaps_s: list[tuple[float, float]], own_ms: float
 ) -> None:
-    """Union of the gaps of both cores, within each wait."""
+    """The union of the gaps of both cores within each wait is subtracted."""
     longest_ms = max([1e3 * (end_s - begin_s) for begin_s, end_s in waits_s], default=4.0)
     window = WINDOW | {"p100_ms": longest_ms, "long_waits_s": waits_s, "gaps_s": gaps_s}
     assert own_wait_ms(window) == pytest.approx(own_ms)
     assert is_disturbed(window) is (own_ms <= 50 < longest_ms)
 
 
-def test_the_page_tells_of_every_repeated_round() -> None:
-    """Case, wait, and the wait without the gaps."""
+def test_the_page_lists_every_repeated_round() -> None:
+    """It has the case, the wait, and the wait without the gaps."""
     measured = result({}, {})
     waits = {"p100_ms": 90.04, "long_waits_s": [(7.0, 7.09004)], "gaps_s": [(7.02, 7.069)]}
     measured["cases"][0]["repeated"] = [WINDOW | waits]
@@ -82,7 +82,7 @@ def test_the_page_tells_of_every_repeated_round() -> None:
 
 
 def test_a_small_run_measures_cases_and_memory(tmp_path: Path) -> None:
-    """Two cases and one attack on real servers: figures in the page, and the exit status that belongs to them."""
+    """Two cases and one attack on real servers write figures into the page and set the exit status."""
     page, work = tmp_path / "page.md", tmp_path / "work"
     page.write_text("<!-- stalls: begin --><!-- stalls: end -->\n")
     command = [sys.executable, "-m", "load_tests.stalls", "--rounds", "1", "--work", str(work), "--document", str(page)]
@@ -103,7 +103,7 @@ def test_a_small_run_measures_cases_and_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--cases", "no such case"], ["--attacks", "nothing"]])
 def test_wrong_options_are_refused(arguments: list[str]) -> None:
-    """Exit status 2 before anything is started."""
+    """The exit status is 2, and nothing is started."""
     command = [sys.executable, "-m", "load_tests.stalls", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 2, done.stdout + done.stderr

@@ -92,7 +92,7 @@ def write_store(store: Path) -> None:
         node("DequantizeLinear", ["q", "s", "z"], ["y"]),
     ]
     write_bare(store, "quantized", quantized)
-    # Rows are apart, for the number of unique values is multiplied by 0: no operator alone shows it.
+    # Rows are independent, because the number of unique values is multiplied by 0.
     counted = [
         node("Unique", ["x"], ["u"]),
         node("Size", ["u"], ["n"]),
@@ -184,8 +184,10 @@ def test_no_answer_depends_on_its_neighbours(model: str, bare_store: Path, bare_
 
 
 @pytest.mark.parametrize("model", ["centred", "scaled-if-large", "quantized", "undeclared"])
-def test_a_request_of_what_is_not_joined_is_computed_whole(model: str, bare_store: Path, bare_server: Server) -> None:
-    """One client with a hundred rows of different scale gets ONNX Runtime's answer to these hundred, to the bit."""
+def test_a_request_of_an_unproved_graph_is_computed_in_one_call(
+    model: str, bare_store: Path, bare_server: Server
+) -> None:
+    """One client with a hundred rows of different scale gets exactly ONNX Runtime's result for these rows."""
     x = (np.logspace(-3, 3, 100)[:, None] * np.ones((100, 64))).astype(np.float32)
     outputs, rows_of_call = infer(bare_server, model, x=x)
     np.testing.assert_array_equal(outputs["y"], expected_of(bare_store, model, x=x))
@@ -193,9 +195,7 @@ def test_a_request_of_what_is_not_joined_is_computed_whole(model: str, bare_stor
 
 
 @pytest.mark.parametrize(("model", "largest_call"), [("layer", 64), ("declared", 64), ("declared-by-triton", 4)])
-def test_what_is_joined_is_computed_in_calls_of_bounded_rows(
-    model: str, largest_call: int, bare_server: Server
-) -> None:
+def test_calls_of_proved_graphs_have_bounded_rows(model: str, largest_call: int, bare_server: Server) -> None:
     """The bound is the server's limit or the declared one."""
     _, rows_of_call = infer(bare_server, model, x=np.ones((100, 64), np.float32))
     assert rows_of_call == largest_call
@@ -216,10 +216,8 @@ def test_what_is_joined_is_computed_in_calls_of_bounded_rows(
         ("overridable-old", (2, 4), (4,)),
     ],
 )
-def test_what_can_be_computed_is_not_refused(
-    model: str, a: tuple[int, ...], b: tuple[int, ...], bare_server: Server
-) -> None:
-    """Inputs that differ in their first dimension, have no rows or no declared shape, or replace an initializer."""
+def test_unusual_inputs_are_computed(model: str, a: tuple[int, ...], b: tuple[int, ...], bare_server: Server) -> None:
+    """Inputs may differ in their first dimension, have no rows or no declared shape, or replace an initializer."""
     rng = np.random.default_rng(3)
     left, right = (rng.standard_normal(shape).astype(np.float32) for shape in (a, b))
     outputs, _ = infer(bare_server, model, a=left, b=right)
@@ -272,7 +270,7 @@ def test_a_graph_that_never_ends_for_some_values_is_loaded(bare_server: Server) 
     assert infer(bare_server, "collatz", n=np.array([27, 1, 7]))[0]["y"].tolist() == [1, 1, 1]
 
 
-def test_a_folder_that_looks_like_one_of_ours_is_told_to_be_bare(bare_server: Server) -> None:
+def test_a_folder_without_its_manifest_gets_a_remark(bare_server: Server) -> None:
     """The log and the metadata say so, because its owner may have lost the manifest."""
     remark = httpx.get(f"{bare_server.http}/v2/models/tokenizer-beside").json()["properties"]["remark"]
     assert "tokenizer.json" in remark

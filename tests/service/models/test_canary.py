@@ -78,7 +78,7 @@ async def test_an_answer_that_has_drifted_is_counted_and_the_model_serves_on(rep
     assert repository.get("sentiment-small")
 
 
-async def test_a_server_that_refuses_is_no_drift(repository: ModelRepository) -> None:
+async def test_a_refused_replay_is_no_drift(repository: ModelRepository) -> None:
     """A server that shuts down refuses the canary, which is counted as skipped."""
     await repository.drain()
     canary = Canary(repository, repository.metrics, 30.0)

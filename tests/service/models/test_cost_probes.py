@@ -6,7 +6,7 @@ from service.models.cost_probes import measure_padding_cost
 
 
 @pytest.mark.parametrize(("truth", "expected"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0), (7.0, 1.0), (-0.2, 0.0)])
-def test_what_skipped_padding_costs_is_measured(truth: float, expected: float) -> None:
+def test_the_cost_of_skipped_padding_is_measured(truth: float, expected: float) -> None:
     """It is relative to a real token, from calls with and without padding; disturbed calls do not count."""
     now_s, disturbances = 0.0, iter([0.5, 0.0, 0.0, 2.0, 0.0, 0.0])
 
@@ -20,6 +20,6 @@ def test_what_skipped_padding_costs_is_measured(truth: float, expected: float) -
     assert found == pytest.approx(expected)
 
 
-def test_a_model_too_short_for_the_padded_probe_is_not_asked() -> None:
+def test_a_model_too_short_for_the_padded_probe_is_not_probed() -> None:
     """It does not accept the probe's longest row."""
     assert measure_padding_cost(lambda items: pytest.fail("asked"), lambda length: length, 25, lambda: 0.0) == 0.0

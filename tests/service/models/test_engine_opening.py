@@ -1,4 +1,4 @@
-"""Engines are opened as the manifest and the device ask: with buckets, and with CUDA graphs."""
+"""Engines are opened with buckets and CUDA graphs as the manifest and the device allow."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.service.engines.store_models import IMAGES, TEXTS, folder_of, graph_o
 
 @pytest.mark.parametrize("name", [TEXTS, "sentiment", IMAGES])
 def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str) -> None:
-    """Loading proves rounded calls in half precision, with the warm-up and the cost probes of a GPU."""
+    """Loading proves bucketed calls in half precision, with the warm-up and the cost probes of a GPU."""
     opened: list[OnnxEngine] = []
 
     def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
@@ -33,7 +33,7 @@ def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str)
     loaded = Loader(16, 1, Clock(), "cuda", open_engine).load(found)
     assert isinstance(loaded, OneCallModel)
     assert (loaded.precision, len(opened)) == ("float16", 1)
-    if name == IMAGES:  # no bucket is left to a client's first call
+    if name == IMAGES:  # every bucket was warmed up at load
         assert opened[0].buffers == {(rows, None): 1 for rows in (1, 2, 4, 8, 16)}
 
 
@@ -48,8 +48,8 @@ class Clock:
         return self.now_s
 
 
-def test_what_is_captured_has_shapes_that_follow_from_the_bucket() -> None:
-    """Task and precision decide on capture: no shape in a captured graph depends on contents, some do in the other."""
+def test_captured_graphs_have_shapes_that_depend_on_the_bucket_alone() -> None:
+    """Image graphs have no operator whose output shape depends on contents; text graphs have."""
     depends_on_contents = {"NonZero", "Unique", "Compress", "NonMaxSuppression", "If", "Loop", "Scan"}
     operators = {node.op_type for node in onnx.load(graph_of(IMAGES)).graph.node}
     assert capture_problem(folder_of(IMAGES)) is None
@@ -69,8 +69,8 @@ def test_bare_graphs_have_no_buckets(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(cuda_problem() is None, reason="CUDA works here: nothing is refused")
-def test_what_was_chosen_is_said_and_never_the_cpu_instead() -> None:
-    """With and without CUDA graphs the log has the reason, and a device that is missing is an error."""
+def test_a_missing_gpu_is_an_error_and_the_choice_is_logged() -> None:
+    """The log gives the reason against CUDA graphs; the CPU is never used instead."""
     for name, why in ((IMAGES, "refused: "), (TEXTS, "what is computed depends on how many tokens are real")):
         with capture_logs() as entries, pytest.raises(EngineError, match="CUDA"):
             open_onnx(folder_of(name), 1, "cuda")

@@ -53,7 +53,7 @@ def rewrite_golden(path: Path, change: Callable[[Any], None]) -> None:
     write_manifest(path, manifest)
 
 
-def test_it_says_what_the_graph_says(tmp_path: Path) -> None:
+def test_results_are_those_of_the_graph(tmp_path: Path) -> None:
     """Several alphas in one call give ONNX Runtime's results for each alone; invalid inputs raise an error."""
     path = copied(tmp_path)
     graph = loaded_graph(path)
@@ -96,7 +96,9 @@ def spoil_number(golden: Any) -> None:
         (lambda path: rewrite_golden(path, spoil_number), "attention of golden example 0: 72 numbers, not 73"),
     ],
 )
-def test_a_graph_that_fails_its_check_says_why(tmp_path: Path, spoil: Callable[[Path], None], why: str) -> None:
+def test_a_graph_that_fails_its_check_is_refused_with_the_reason(
+    tmp_path: Path, spoil: Callable[[Path], None], why: str
+) -> None:
     """Every use fails with the reason; loading the model does not notice it."""
     path = copied(tmp_path)
     spoil(path)
@@ -107,8 +109,8 @@ def test_a_graph_that_fails_its_check_says_why(tmp_path: Path, spoil: Callable[[
     assert not graph.ready
 
 
-def test_it_is_the_graph_of_the_folder_as_it_was_loaded(tmp_path: Path) -> None:
-    """Whatever has happened to the folder between loading and the first explanation: it may be gone."""
+def test_the_graph_is_that_of_the_folder_when_it_was_loaded(tmp_path: Path) -> None:
+    """The folder may be changed or deleted between loading and the first explanation."""
     path = copied(tmp_path)
     graph, expected = loaded_graph(path), loaded_graph(path)
     expected.open()
@@ -120,11 +122,11 @@ def test_it_is_the_graph_of_the_folder_as_it_was_loaded(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["attribution"], wanted["attribution"])
 
 
-def test_it_is_opened_at_the_next_request_after_file_descriptors_were_used_up(tmp_path: Path) -> None:
+def test_opening_is_retried_after_file_descriptors_ran_out(tmp_path: Path) -> None:
     """EMFILE at the first use is temporary, so the next request opens the graph."""
     graph = loaded_graph(copied(tmp_path))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # what is open stays open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # an open graph stays open
     try:
         for _ in range(2):
             with pytest.raises(Unavailable, match="the graph that explains model 'sentiment' version '1' is not used"):
@@ -137,12 +139,12 @@ def test_it_is_opened_at_the_next_request_after_file_descriptors_were_used_up(tm
 
 
 def ready_entries(server: Server) -> list[dict[str, Any]]:
-    """Log entries of explanation graphs."""
+    """Return the log entries of explanation graphs."""
     return [entry for entry in server.log if entry["event"].startswith("explaining graph")]
 
 
-def test_the_server_opens_it_once_when_it_is_first_asked(tmp_path: Path) -> None:
-    """Not for other methods; once for requests at the same time; and a graph that fails takes nothing else with it."""
+def test_the_server_opens_the_graph_once_at_the_first_request(tmp_path: Path) -> None:
+    """Other methods do not open it, concurrent requests share it, and a broken graph affects nothing else."""
     for name in ("sound", "spoiled", "without"):
         copied(tmp_path / name)
     rewrite_golden(tmp_path / "spoiled/1", spoil_value)

@@ -28,7 +28,7 @@ def changed_copy(original: Path, target: Path, file_name: str, change: Callable[
 
 
 @pytest.mark.parametrize("labels", [["NEGATIVE"], ["NEGATIVE", "NEUTRAL", "POSITIVE"]])
-def test_labels_that_are_not_those_of_the_graph_are_noticed(labels: list[str], store: Path, tmp_path: Path) -> None:
+def test_labels_that_do_not_fit_the_graph_are_refused(labels: list[str], store: Path, tmp_path: Path) -> None:
     """Too few and too many labels are refused."""
     folder = Path(shutil.copytree(store / "sentiment/1", tmp_path / "sentiment/1"))
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -37,7 +37,7 @@ def test_labels_that_are_not_those_of_the_graph_are_noticed(labels: list[str], s
         Loader(8, 1, time.thread_time).load(FoundFolder("sentiment", "1", folder))
 
 
-def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_store: Path, tmp_path: Path) -> None:
+def test_images_with_other_pixels_or_answers_are_refused(image_store: Path, tmp_path: Path) -> None:
     """A changed golden image, mean, filter, crop or logit is reported; the unchanged folder is served."""
     original = image_store / "vit/1"
     shutil.copytree(original, tmp_path / "untouched/1")
@@ -78,7 +78,7 @@ def test_images_that_become_other_pixels_or_other_answers_are_noticed(image_stor
         assert expected in problems[f"{name}/1"], name
 
 
-def test_translations_that_are_others_are_noticed(translation_store: Path, tmp_path: Path) -> None:
+def test_different_translations_are_refused(translation_store: Path, tmp_path: Path) -> None:
     """A changed text, score or configuration and a missing graph are reported; the unchanged folder is served."""
     original = translation_store / "dogs/1"
     shutil.copytree(original, tmp_path / "untouched/1")

@@ -47,7 +47,7 @@ def test_promtool_accepts(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_alert_is_tested_firing_and_silent() -> None:
+def test_every_alert_is_tested_both_firing_and_silent() -> None:
     """The unit tests of the rules have a case where each alert fires and one where it must not."""
     cases = [
         case
@@ -105,7 +105,7 @@ def ask(loaded_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
                     return [series for series in found if series["value"][1] != "NaN"]
 
                 wait_until(lambda: client.get("/-/ready").status_code == 200)
-                # A rate needs two scrapes of a series, and a load between them.
+                # A rate needs two scrapes of a series with load between them.
                 wait_until(lambda: load(loaded_server) and bool(ask("heed:error_ratio:rate6h > 0")))
                 wait_until(lambda: load(loaded_server) and bool(ask(FIRST_AND_LAST)))
                 yield ask
@@ -114,7 +114,7 @@ def ask(loaded_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iter
             running.wait(START_S)
 
 
-# All that depends on a change between two scrapes, or on a rule that reads another.
+# Series that need a change between two scrapes, or a rule that depends on another.
 FIRST_AND_LAST = (
     'heed:request_seconds:p99_5m{model="translation-en-de"} > 0 and on () heed:padding:ratio_rate5m'
     ' and on () sum(increase(heed_canary_runs_total{outcome="ok"}[1m])) > 2 and on () ALERTS'
@@ -182,8 +182,8 @@ def test_every_query_of_the_dashboard_returns_data(ask: Callable[[str], list[Any
         assert values >= ({"sentiment-small"} if series[2] == "model" else {"1"})
 
 
-def test_every_rule_is_recorded_and_every_alert_reads_series_that_are_there(ask: Callable[[str], list[Any]]) -> None:
-    """An alert on a misspelt series would be silent for ever."""
+def test_rules_are_recorded_and_alerts_read_existing_series(ask: Callable[[str], list[Any]]) -> None:
+    """An alert on a misspelt series would never fire."""
     for group in yaml.safe_load((FOLDER / "rules.yml").read_text())["groups"]:
         for rule in group["rules"]:
             if "record" in rule:

@@ -1,4 +1,4 @@
-"""The queue that both batchers share, by itself."""
+"""Admission: the queue that both batchers share."""
 
 import asyncio
 import time
@@ -24,20 +24,20 @@ class Entry:
 
 
 def check(admission: Admission[Entry], rows: int = 1, **changes: Any) -> None:
-    """With nothing before it, and no deadline, unless it says otherwise."""
+    """Check an item with no work before it and no deadline, unless given."""
     admission.check(rows, **({"wait_s": 0.0, "own_s": 0.0, "deadline_s": None, "now_s": 100.0} | changes))
 
 
 def enqueue(admission: Admission[Entry], num_items: int = 1) -> tuple[Request, list[Entry]]:
-    """A request in the queue."""
+    """Put a request into the queue."""
     request = Request.of(num_items, admission.loop)
     entries = [Entry(request) for _ in range(num_items)]
     admission.enqueue(entries)
     return request, entries
 
 
-async def test_what_can_be_answered_is_admitted() -> None:
-    """Up to the last row, and to the planned fraction of the time left; always where nothing is before it."""
+async def test_requests_that_can_be_answered_are_admitted() -> None:
+    """The limits are the queue and a fraction of the time left; an empty queue admits any estimate."""
     admission: Admission[Entry] = Admission("m/1", 3)
     enqueue(admission, 2)
     check(admission, 1, wait_s=1.0, own_s=2.0, deadline_s=100.0 + 3.0 / PLANNED_FRACTION)
@@ -58,8 +58,8 @@ async def test_what_can_be_answered_is_admitted() -> None:
         ),
     ],
 )
-async def test_what_cannot_be_answered_is_refused(rows: int, changes: Any, kind: type[Exception], text: str) -> None:
-    """At once, in words."""
+async def test_hopeless_requests_are_refused(rows: int, changes: Any, kind: type[Exception], text: str) -> None:
+    """They are refused at once, with a reason."""
     admission: Admission[Entry] = Admission("m/1", 3)
     enqueue(admission, 2)
     with pytest.raises(kind, match=text) as refusal:
@@ -69,7 +69,7 @@ async def test_what_cannot_be_answered_is_refused(rows: int, changes: Any, kind:
 
 
 async def test_a_request_is_answered_when_all_its_items_are() -> None:
-    """In their order, whichever comes first; and what is answered does not wait any more."""
+    """Results keep the order of the items, and an answered request no longer waits."""
     admission: Admission[Entry] = Admission("m/1", 9)
     request, entries = enqueue(admission, 2)
     waiting = asyncio.create_task(admission.wait(request, entries, None, time.monotonic()))
@@ -81,8 +81,8 @@ async def test_a_request_is_answered_when_all_its_items_are() -> None:
     assert (admission.queued_rows, admission.queued_s, admission.oldest()) == (0, 0.0, None)
 
 
-async def test_the_first_failure_is_the_requests() -> None:
-    """What becomes of its other items does not matter any more."""
+async def test_a_request_fails_with_its_first_failed_item() -> None:
+    """The results of its other items are ignored."""
     admission: Admission[Entry] = Admission("m/1", 9)
     request, entries = enqueue(admission, 2)
     request.settle(1, EngineFailed("not this one"))
@@ -92,7 +92,7 @@ async def test_the_first_failure_is_the_requests() -> None:
 
 
 async def test_a_deadline_ends_the_wait() -> None:
-    """And takes the items out of the queue."""
+    """The items are removed from the queue."""
     admission: Admission[Entry] = Admission("m/1", 9)
     request, entries = enqueue(admission)
     now_s = time.monotonic()
@@ -101,8 +101,8 @@ async def test_a_deadline_ends_the_wait() -> None:
     assert admission.queued_rows == 0
 
 
-async def test_the_oldest_that_is_waited_for() -> None:
-    """What has ended meanwhile is passed over, and leaves."""
+async def test_the_oldest_waiting_item_is_returned() -> None:
+    """Items that have ended are skipped and removed."""
     admission: Admission[Entry] = Admission("m/1", 9)
     (first, _), (_, second) = enqueue(admission), enqueue(admission)
     first.settle(0, DONE)
@@ -110,8 +110,8 @@ async def test_the_oldest_that_is_waited_for() -> None:
     assert admission.queued_rows == 1
 
 
-async def test_a_dead_engine_fails_what_waits_and_what_it_was_given() -> None:
-    """With its reason, which whoever comes later hears too."""
+async def test_a_dead_engine_fails_waiting_and_running_items() -> None:
+    """Later requests are refused with the same reason."""
     admission: Admission[Entry] = Admission("m/1", 9)
     (waiting, entries), (given, given_entries) = enqueue(admission), enqueue(admission)
     admission.remove(given_entries[0])
@@ -123,8 +123,8 @@ async def test_a_dead_engine_fails_what_waits_and_what_it_was_given() -> None:
         check(admission)
 
 
-async def test_drain_waits_for_what_was_admitted() -> None:
-    """Nothing new comes in; an empty queue has nothing to wait for."""
+async def test_drain_waits_for_admitted_requests() -> None:
+    """New requests are refused; an empty queue drains at once."""
     admission: Admission[Entry] = Admission("m/1", 9)
     request, entries = enqueue(admission)
     waiting = asyncio.create_task(admission.wait(request, entries, None, time.monotonic()))

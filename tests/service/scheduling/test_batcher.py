@@ -1,4 +1,4 @@
-"""The batcher's promises, with an engine that the test holds in its hand."""
+"""The guarantees of the batcher, with an engine that the test controls."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import StopFlag, raise_in
 
-PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
+PATIENCE_S = 10.0  # only a failing test waits this long
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class HeldEngine:
         self._permits = threading.Semaphore(0)
 
     def run(self, items: list[Text]) -> Sequence[Any]:
-        """The engine call."""
+        """Compute one batch."""
         names = [item.name for item in items]
         self.calls.append(names)
         self.threads.append(threading.get_ident())
@@ -75,7 +75,7 @@ class HeldEngine:
         return self.answer(items)
 
     def probe(self) -> None:
-        """Raises when the engine is not sound."""
+        """Raise if the engine is broken."""
         if not self.sound:
             raise RuntimeError("device lost")
 
@@ -84,13 +84,13 @@ class HeldEngine:
         return await asyncio.wait_for(self._started.get(), PATIENCE_S)
 
     def release(self, calls: int = 1) -> None:
-        """Let that many calls come back."""
+        """Let this many calls return."""
         self._permits.release(calls)
 
 
 @contextlib.asynccontextmanager
 async def batcher_of(engine: HeldEngine, **options: Any) -> AsyncIterator[Batcher]:
-    """A batcher on this engine; limits may be given by name."""
+    """Make a batcher with this engine and these limits."""
     names = BatcherLimits.__dataclass_fields__
     limits = BatcherLimits(**{name: options.pop(name) for name in list(options) if name in names})
     costs = options.pop("costs", None) or CostTable(64, 512)
@@ -103,7 +103,7 @@ async def batcher_of(engine: HeldEngine, **options: Any) -> AsyncIterator[Batche
 
 
 def submit(batcher: Batcher, *items: Text, deadline_s: float | None = None) -> asyncio.Task[list[Any]]:
-    """Submit the items as one request; the task gives the bare results."""
+    """Submit the items as one request; the task returns the results."""
 
     async def results() -> list[Any]:
         return [done.result for done in await batcher.submit(items, deadline_s)]
@@ -112,7 +112,7 @@ def submit(batcher: Batcher, *items: Text, deadline_s: float | None = None) -> a
 
 
 def submit_low(batcher: Batcher, *items: Text, deadline_s: float | None = None) -> asyncio.Task[list[Any]]:
-    """The same at low priority."""
+    """Submit at low priority."""
 
     async def results() -> list[Any]:
         return [done.result for done in await batcher.submit_low(items, deadline_s)]
@@ -121,20 +121,20 @@ def submit_low(batcher: Batcher, *items: Text, deadline_s: float | None = None) 
 
 
 async def turns(count: int = 5) -> None:
-    """Let everything that is ready run."""
+    """Let the event loop run everything that is ready."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 async def busy(engine: HeldEngine, batcher: Batcher) -> asyncio.Task[list[Any]]:
-    """Occupy the engine with one call, so that what comes next has to queue."""
+    """Occupy the engine with one call, so that later requests queue."""
     first = submit(batcher, Text("first"))
     assert await engine.next_call() == ["first"]
     return first
 
 
 def linear_costs(fixed_s: float, per_token_s: float) -> CostTable:
-    """A table of an engine whose calls take exactly that long."""
+    """Make a cost table of an engine with a fixed cost and a cost per token."""
     sizes = [(rows, length) for rows in (1, 2, 4, 8, 16, 32, 64) for length in (8, 32, 128, 512)]
     return CostTable(
         64,
@@ -143,8 +143,8 @@ def linear_costs(fixed_s: float, per_token_s: float) -> CostTable:
     )
 
 
-async def test_an_idle_engine_takes_what_is_queued_at_once() -> None:
-    """One request is computed without waiting for company."""
+async def test_an_idle_engine_computes_at_once() -> None:
+    """One request is computed without waiting for others."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         task = submit(batcher, Text("a"))
@@ -154,7 +154,7 @@ async def test_an_idle_engine_takes_what_is_queued_at_once() -> None:
 
 
 async def test_batches_form_while_the_engine_is_busy() -> None:
-    """What arrives during a call goes into the next one together."""
+    """Requests that arrive during a call share the next one."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         first = await busy(engine, batcher)
@@ -167,7 +167,7 @@ async def test_batches_form_while_the_engine_is_busy() -> None:
 
 
 @pytest.mark.parametrize("cancelled", range(4))
-async def test_cancelling_a_waiting_member_leaves_its_neighbours_alone(
+async def test_cancelling_a_waiting_item_does_not_affect_others(
     cancelled: int,
 ) -> None:
     """The cancelled text is not computed, the three others are answered."""
@@ -187,10 +187,10 @@ async def test_cancelling_a_waiting_member_leaves_its_neighbours_alone(
 
 
 @pytest.mark.parametrize("cancelled", range(4))
-async def test_cancelling_a_computing_member_leaves_its_neighbours_alone(
+async def test_cancelling_a_computing_item_does_not_affect_others(
     cancelled: int,
 ) -> None:
-    """A member that leaves during the engine call takes nobody with it, and later requests are served."""
+    """Others in the call are answered, and later requests are served."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         await busy(engine, batcher)
@@ -207,8 +207,8 @@ async def test_cancelling_a_computing_member_leaves_its_neighbours_alone(
         assert await submit(batcher, Text("later")) == ["LATER"]
 
 
-async def test_a_batch_that_fails_whole_fails_only_its_members() -> None:
-    """Every member hears of it, and the next request is served."""
+async def test_a_failing_batch_fails_only_its_items() -> None:
+    """Every item gets the error, and the next request is served."""
 
     def answer(items: list[Text]) -> list[str]:
         if any(item.name.startswith("bad") for item in items):
@@ -225,7 +225,7 @@ async def test_a_batch_that_fails_whole_fails_only_its_members() -> None:
 
 @pytest.mark.parametrize("poisoned", range(5))
 async def test_one_poisoned_item_is_isolated(poisoned: int) -> None:
-    """Wherever it stands in the batch: it fails alone, all others are answered."""
+    """At any place in the batch it fails alone, and all others are answered."""
 
     def answer(items: list[Text]) -> list[str]:
         if any(item.name == "abcde"[poisoned] for item in items):
@@ -246,10 +246,10 @@ async def test_one_poisoned_item_is_isolated(poisoned: int) -> None:
 
 
 @pytest.mark.parametrize("results", [[], ["X"], ["X", "Y", "Z"]])
-async def test_a_wrong_number_of_results_is_never_handed_out(
+async def test_a_wrong_number_of_results_fails_the_batch(
     results: list[str],
 ) -> None:
-    """An engine that breaks its contract fails the items; nobody gets another's answer, nobody waits for ever."""
+    """No item gets the answer of another, and none waits for ever."""
     engine = HeldEngine(lambda items: results if len(items) == 2 else [])
     async with batcher_of(engine) as batcher:
         await busy(engine, batcher)
@@ -262,7 +262,7 @@ async def test_a_wrong_number_of_results_is_never_handed_out(
 
 
 async def test_a_full_queue_refuses_at_once_and_recovers() -> None:
-    """The request beyond the limit is refused with a time to come back; those within are answered."""
+    """The request beyond the limit is refused with a time to retry; those within it are answered."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(0.1, 0.1 / 8), max_queue_rows=3) as batcher:
         await busy(engine, batcher)
@@ -277,7 +277,7 @@ async def test_a_full_queue_refuses_at_once_and_recovers() -> None:
 
 
 async def test_a_request_larger_than_the_queue_is_refused_whole() -> None:
-    """All of its items or none: none is left behind in the queue."""
+    """None of its items stays in the queue."""
     engine = HeldEngine()
     async with batcher_of(engine, max_queue_rows=3) as batcher:
         with pytest.raises(InvalidRequest, match="4 rows, the queue takes 3"):
@@ -291,7 +291,7 @@ async def test_a_request_larger_than_the_queue_is_refused_whole() -> None:
 
 
 async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
-    """The client hears of it while the engine is still busy, and the text is never computed."""
+    """The client gets the error while the engine is still busy, and the text is never computed."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         await busy(engine, batcher)
@@ -306,7 +306,7 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
 
 
 async def test_a_deadline_that_has_passed_or_cannot_be_met_is_refused_at_once() -> None:
-    """By the engine's measured costs: 1 s of work is queued, 0.5 s are left."""
+    """With 1 s of work queued by the measured costs, a deadline in 0.5 s is refused."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(0.1, 0.1 / 8)) as batcher:
         with pytest.raises(DeadlineExceeded, match="passed before the model was asked"):
@@ -326,8 +326,8 @@ async def test_a_deadline_that_has_passed_or_cannot_be_met_is_refused_at_once() 
         assert await patient == ["PATIENT"]
 
 
-async def test_an_idle_engine_tries_whatever_it_is_thought_to_cost() -> None:
-    """An estimate of 10 s that is wrong is found out, rather than to refuse every deadline for ever."""
+async def test_an_idle_engine_ignores_the_estimate() -> None:
+    """A wrong estimate of 10 s must not refuse every deadline for ever."""
     engine = HeldEngine(held=False)
     costs = linear_costs(10.0, 0.0)
     async with batcher_of(engine, costs=costs) as batcher:
@@ -335,8 +335,8 @@ async def test_an_idle_engine_tries_whatever_it_is_thought_to_cost() -> None:
         assert costs.estimate(1, 8) < 10.0
 
 
-async def test_drain_answers_all_that_was_admitted() -> None:
-    """Work queued at shutdown is computed; what comes after is refused."""
+async def test_drain_answers_admitted_requests() -> None:
+    """Queued work is computed at shutdown; later requests are refused."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         first = await busy(engine, batcher)
@@ -352,8 +352,8 @@ async def test_drain_answers_all_that_was_admitted() -> None:
         await asyncio.wait_for(drained, PATIENCE_S)
 
 
-async def test_long_and_short_texts_go_apart_where_padding_is_computed() -> None:
-    """Sixty-four tokens beside eight would make the short ones eight times as dear."""
+async def test_long_and_short_texts_have_separate_batches_if_padding_is_computed() -> None:
+    """Padded to 64 tokens, texts of 8 would cost eight times as much."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-3, 1e-4)) as batcher:
         await busy(engine, batcher)
@@ -366,8 +366,8 @@ async def test_long_and_short_texts_go_apart_where_padding_is_computed() -> None
         assert await engine.next_call() == ["long 0", "long 1", "long 2"]
 
 
-async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> None:
-    """A graph that computes real tokens only takes them all, the similar ones first."""
+async def test_long_and_short_texts_share_a_batch_if_padding_is_skipped() -> None:
+    """All fit into one call, and texts of similar length come first."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-2, 1e-4), skipped_padding_cost=0.2) as batcher:
         await busy(engine, batcher)
@@ -379,8 +379,8 @@ async def test_long_and_short_texts_go_together_where_padding_is_skipped() -> No
         assert await engine.next_call() == ["short 0", "short 1", "long 0", "long 1"]
 
 
-async def test_texts_of_other_length_stay_out_where_even_skipped_padding_is_dear() -> None:
-    """The same texts, where the engine is nearly as slow on padding as on tokens."""
+async def test_texts_of_other_lengths_stay_out_if_skipped_padding_is_expensive() -> None:
+    """The same texts, with an engine that is nearly as slow on padding as on tokens."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-3, 1e-4), skipped_padding_cost=0.9) as batcher:
         await busy(engine, batcher)
@@ -393,8 +393,8 @@ async def test_texts_of_other_length_stay_out_where_even_skipped_padding_is_dear
         assert await engine.next_call() == ["long 0", "long 1"]
 
 
-async def test_many_short_texts_do_not_ride_with_a_long_one_that_they_would_be_padded_to() -> None:
-    """Alone each would cost more than its place there; but they have one another."""
+async def test_many_short_texts_are_not_padded_to_a_long_one() -> None:
+    """Each alone would cost less in the long batch, but together they are cheaper in a batch of their own."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(2e-4, 1e-5), skipped_padding_cost=0.25) as batcher:
         await busy(engine, batcher)
@@ -409,7 +409,7 @@ async def test_many_short_texts_do_not_ride_with_a_long_one_that_they_would_be_p
 
 
 async def test_the_oldest_entry_is_in_every_batch() -> None:
-    """A long text is not starved by a stream of short ones."""
+    """A stream of short texts does not starve a long one."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-4, 1e-4)) as batcher:
         await busy(engine, batcher)
@@ -422,7 +422,7 @@ async def test_the_oldest_entry_is_in_every_batch() -> None:
 
 
 async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
-    """Ten to one of fixed cost makes batches; none at all, and a batch saves nothing."""
+    """With a large fixed cost batches form; without a fixed cost a batch saves nothing."""
     sizes = {}
     for fixed_s in (0.0, 1e-2):
         engine = HeldEngine()
@@ -430,7 +430,7 @@ async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
         for _ in range(300):
             for rows in (1, 2, 4, 8, 16, 32, 64):
                 costs.record(rows, 8, fixed_s + 1e-3 * rows)
-        async with batcher_of(engine, costs=costs, engine_clock=lambda: 0.0) as batcher:  # not this machine
+        async with batcher_of(engine, costs=costs, engine_clock=lambda: 0.0) as batcher:  # not this machine's costs
             await busy(engine, batcher)
             for number in range(32):
                 submit(batcher, Text(str(number)))
@@ -441,8 +441,8 @@ async def test_a_batch_grows_only_as_far_as_the_costs_justify() -> None:
     assert sizes[1e-2] >= 16
 
 
-async def test_costs_that_are_wrong_are_found_out() -> None:
-    """A table that thinks batches dear is corrected by the trials, and batches grow."""
+async def test_batches_grow_when_trials_correct_the_costs() -> None:
+    """A table that overestimates batches is corrected by trials."""
     engine = HeldEngine(held=False)
     costs = CostTable(64, 512, [(rows, 8, 2.1e-3 * rows) for rows in (1, 2, 4, 8, 16, 32, 64)])
     clock = iter(range(10**9))
@@ -454,8 +454,8 @@ async def test_costs_that_are_wrong_are_found_out() -> None:
         assert max(len(call) for call in engine.calls[-10:]) >= 8
 
 
-async def test_batches_that_were_thought_cheap_become_smaller() -> None:
-    """A table that thinks batches cheap is corrected by the calls that are made."""
+async def test_batches_shrink_when_calls_correct_the_costs() -> None:
+    """A table that underestimates batches is corrected by their calls."""
     time_s = 0.0
 
     def answer(items: list[Text]) -> list[str]:
@@ -473,7 +473,7 @@ async def test_batches_that_were_thought_cheap_become_smaller() -> None:
 
 
 async def test_the_limits_of_a_batch_hold() -> None:
-    """At most 4 rows and at most 64 padded tokens a call."""
+    """A call has at most 4 rows and at most 64 padded tokens."""
     engine = HeldEngine(held=False)
     reports: list[BatchStats] = []
     async with batcher_of(engine, max_batch_rows=4, max_batch_tokens=64, on_batch=reports.append) as batcher:
@@ -485,7 +485,7 @@ async def test_the_limits_of_a_batch_hold() -> None:
 
 
 async def test_items_of_different_groups_never_share_a_call() -> None:
-    """Rows of different shape cannot be put together."""
+    """Rows of different shapes cannot be stacked."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-2, 1e-5)) as batcher:
         await busy(engine, batcher)
@@ -498,7 +498,7 @@ async def test_items_of_different_groups_never_share_a_call() -> None:
 
 
 async def test_a_request_of_many_items_keeps_their_order_across_batches() -> None:
-    """Whatever batches they went through."""
+    """The results have the order of the items."""
     engine = HeldEngine(held=False)
     async with batcher_of(engine, max_batch_rows=7, costs=linear_costs(1e-3, 1e-5)) as batcher:
         texts = [Text(f"t{number}", length=5 + (number * 37) % 60) for number in range(100)]
@@ -506,8 +506,8 @@ async def test_a_request_of_many_items_keeps_their_order_across_batches() -> Non
         assert len(engine.calls) >= 100 / 7
 
 
-async def test_idle_instances_share_what_waits() -> None:
-    """Two rows and two idle instances: each gets one."""
+async def test_idle_instances_share_waiting_rows() -> None:
+    """With two rows and two idle instances each gets one row."""
     engine = HeldEngine()
     async with batcher_of(engine, instances=2) as batcher:
         tasks = [submit(batcher, Text(name)) for name in "ab"]
@@ -520,17 +520,17 @@ async def test_idle_instances_share_what_waits() -> None:
 
 
 def quick_costs() -> CostTable:
-    """A table of an engine whose calls take a hundredth of a hand-over."""
+    """Make a cost table of an engine whose calls take a hundredth of a thread switch."""
     return linear_costs(HAND_OVER_S / 1000, HAND_OVER_S / 100_000)
 
 
 def made_here(engine: HeldEngine) -> bool:
-    """Whether the last call was made in the event loop's own thread."""
+    """Return whether the last call ran in the event loop's thread."""
     return engine.threads[-1] == threading.get_ident()
 
 
-async def test_items_prove_quick_together_too() -> None:
-    """Under load none is alone: a whole batch that takes less than a hand-over says that each of its items does."""
+async def test_a_quick_batch_proves_its_items_quick() -> None:
+    """A batch that takes less than a thread switch shows that each of its items does too."""
     engine = HeldEngine()
     options = {"cost_follows_from_shapes": True, "engine_clock": lambda: 0.0}
     async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
@@ -544,8 +544,8 @@ async def test_items_prove_quick_together_too() -> None:
         assert made_here(engine)
 
 
-async def test_a_lone_call_is_made_on_the_spot_once_its_size_has_proved_quick() -> None:
-    """No thread is woken for calls that take less than a hand-over, after sixteen of exactly their size."""
+async def test_a_quick_lone_call_runs_in_the_event_loop() -> None:
+    """This begins after sixteen calls of exactly its size took less than a thread switch."""
     engine = HeldEngine(held=False)
     options = {"cost_follows_from_shapes": True, "engine_clock": lambda: 0.0}
     async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
@@ -565,8 +565,8 @@ async def test_a_lone_call_is_made_on_the_spot_once_its_size_has_proved_quick() 
     [(False, 0.0), (True, 1.5 * QUICK_IN_THREAD_S)],
     ids=["a value may decide", "measured otherwise"],
 )
-async def test_a_call_that_may_be_long_is_never_made_on_the_spot(follows: bool, takes_s: float) -> None:
-    """Whatever short calls came before: the event loop would answer nobody meanwhile."""
+async def test_a_call_that_may_be_long_never_runs_in_the_event_loop(follows: bool, takes_s: float) -> None:
+    """It would block all other requests, however short the calls before it were."""
     engine, clock = HeldEngine(held=False), iter(range(10**9))
     options = {"cost_follows_from_shapes": follows, "engine_clock": lambda: takes_s * next(clock)}
     async with batcher_of(engine, costs=quick_costs(), **options) as batcher:
@@ -575,8 +575,8 @@ async def test_a_call_that_may_be_long_is_never_made_on_the_spot(follows: bool, 
             assert not made_here(engine)
 
 
-async def test_a_call_on_the_spot_that_was_long_is_the_last_for_a_while() -> None:
-    """Its size has to prove quick again, in the engine thread."""
+async def test_a_slow_call_in_the_event_loop_ends_the_shortcut() -> None:
+    """Calls of its size must prove quick again in the engine thread."""
     slow: list[bool] = []
 
     def answer(items: list[Text]) -> list[str]:
@@ -607,7 +607,7 @@ class EndlessEngine:
         self.calls: list[list[str]] = []
 
     def run(self, items: list[Text]) -> list[str]:
-        """The engine call."""
+        """Compute one batch."""
         self.calls.append([item.name for item in items])
 
         def compute(stop: StopFlag | None) -> list[str]:
@@ -631,7 +631,7 @@ class EndlessEngine:
 async def endless_batcher(
     engine: EndlessEngine, engine_timeout_s: float = PATIENCE_S
 ) -> AsyncIterator[tuple[Batcher, SchedulingTally]]:
-    """A batcher on this engine, whose probe succeeds, and what it counts."""
+    """Make a batcher with this engine, and its counters; the engine's probe succeeds."""
     tally, limits = SchedulingTally(), BatcherLimits(engine_timeout_s=engine_timeout_s)
     batcher = Batcher(engine.run, probe=lambda: None, costs=CostTable(64, 512), limits=limits, tally=tally)
     try:
@@ -643,8 +643,8 @@ async def endless_batcher(
 @pytest.mark.parametrize(
     ("ends", "low"), [("cancelled", False), ("cancelled", True), ("deadline", False)], ids=["left", "low", "deadline"]
 )
-async def test_a_call_that_nobody_waits_for_is_terminated(ends: str, low: bool) -> None:
-    """Its caller is answered at the deadline, and the instance computes for others; its items are not tried again."""
+async def test_an_abandoned_call_is_terminated(ends: str, low: bool) -> None:
+    """Its caller is answered at the deadline, its items are not retried, and the instance is free again."""
     engine, asking = EndlessEngine(), submit_low if low else submit
     async with endless_batcher(engine) as (batcher, tally):
         deadline_s = time.monotonic() + 1.0 if ends == "deadline" else None
@@ -665,7 +665,7 @@ async def test_a_call_that_nobody_waits_for_is_terminated(ends: str, low: bool) 
         assert tally.rows_in_vain == len(engine.calls[0])
 
 
-async def test_a_call_is_not_terminated_while_anybody_waits_for_it() -> None:
+async def test_a_call_with_a_remaining_caller_is_not_terminated() -> None:
     """One of two callers leaves, the other is answered."""
     engine = HeldEngine()
     tally = SchedulingTally()
@@ -683,8 +683,8 @@ async def test_a_call_is_not_terminated_while_anybody_waits_for_it() -> None:
         assert tally.rows_in_vain == 1
 
 
-async def test_a_call_beyond_the_engine_timeout_is_terminated_and_the_engine_lives_on() -> None:
-    """Its callers hear why, the next request is answered, and the server stays ready."""
+async def test_a_call_beyond_the_engine_timeout_is_terminated() -> None:
+    """Its callers get the reason, the next request is answered, and the server stays ready."""
     engine = EndlessEngine()
     async with endless_batcher(engine, engine_timeout_s=0.2) as (batcher, tally):
         with pytest.raises(EngineFailed, match=r"took longer than 0\.2 s \(engine_timeout_s\)"):
@@ -695,11 +695,11 @@ async def test_a_call_beyond_the_engine_timeout_is_terminated_and_the_engine_liv
 
 
 class EndsThread(BaseException):
-    """Nothing that an engine raises; ends the thread that it is raised in."""
+    """An exception that no engine raises; it ends its thread."""
 
 
-async def test_an_engine_thread_that_has_ended_is_noticed() -> None:
-    """Whoever waits is refused at once, and so is all that comes; the reason is told."""
+async def test_an_engine_thread_that_ends_fails_all_requests() -> None:
+    """Waiting and later requests are refused with the reason."""
     engine, others = HeldEngine(), threading.enumerate()
     async with batcher_of(engine) as batcher:
         running = await busy(engine, batcher)
@@ -716,7 +716,7 @@ async def test_an_engine_thread_that_has_ended_is_noticed() -> None:
         assert (batcher.queued_rows, batcher.in_flight_rows) == (0, 0)
 
 
-async def test_an_idle_engine_thread_that_has_ended_is_noticed() -> None:
+async def test_an_idle_engine_thread_that_ended_fails_the_next_request() -> None:
     """The request that wakes it is not lost."""
     engine, others = HeldEngine(held=False), threading.enumerate()
     async with batcher_of(engine) as batcher:
@@ -727,8 +727,8 @@ async def test_an_idle_engine_thread_that_has_ended_is_noticed() -> None:
         assert "EndsThread" in (batcher.health_problem() or "")
 
 
-async def test_a_dead_engine_is_noticed() -> None:
-    """When even the probe fails, what waits is refused, and so is all that comes."""
+async def test_a_dead_engine_fails_all_requests() -> None:
+    """If the probe fails as well, waiting and later requests are refused."""
 
     def answer(items: list[Text]) -> list[str]:
         raise RuntimeError("illegal memory access")
@@ -748,8 +748,8 @@ async def test_a_dead_engine_is_noticed() -> None:
         assert batcher.queued_rows == 0
 
 
-async def test_an_engine_call_that_does_not_come_back_is_trouble() -> None:
-    """Beyond the engine's time limit."""
+async def test_an_engine_call_that_hangs_is_a_health_problem() -> None:
+    """This begins at the engine's time limit."""
     engine = HeldEngine()
     async with batcher_of(engine, engine_timeout_s=1e-9) as batcher:
         assert batcher.health_problem() is None
@@ -761,7 +761,7 @@ async def test_an_engine_call_that_does_not_come_back_is_trouble() -> None:
 
 
 async def test_an_idle_batcher_uses_no_cpu() -> None:
-    """With two instances waiting."""
+    """Two instances are waiting."""
     others = threading.enumerate()
     engine = HeldEngine(held=False)
     async with batcher_of(engine, instances=2) as batcher:
@@ -790,8 +790,8 @@ async def test_queue_and_batch_are_reported() -> None:
     )
 
 
-async def test_low_priority_gives_way_to_whatever_waits() -> None:
-    """An ordinary request that comes last is computed first; then the rest, in their order."""
+async def test_ordinary_requests_are_computed_before_low_priority() -> None:
+    """An ordinary request that comes last is computed first, and the others in their order."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         first = await busy(engine, batcher)
@@ -807,7 +807,7 @@ async def test_low_priority_gives_way_to_whatever_waits() -> None:
 
 
 async def test_an_ordinary_request_does_not_wait_for_a_call_of_low_priority() -> None:
-    """Of a hundred rows no more are computed at once than the bound allows, and the request's call begins beside it."""
+    """Low-priority calls have bounded rows, and the ordinary call runs beside them."""
     engine = HeldEngine()
     per_row_s = LOW_PRIORITY_CALL_S / 10
     async with batcher_of(engine, costs=linear_costs(per_row_s, per_row_s / 8)) as batcher:
@@ -820,8 +820,8 @@ async def test_an_ordinary_request_does_not_wait_for_a_call_of_low_priority() ->
         assert (await engine.next_call())[0].startswith("low")
 
 
-async def test_a_row_of_low_priority_that_costs_more_goes_alone() -> None:
-    """As where nothing is known of the costs; and its company is never longer than the bound allows."""
+async def test_an_expensive_row_of_low_priority_is_computed_alone() -> None:
+    """So is every row while costs are unknown; otherwise a call stays within the bound."""
     for costs in (linear_costs(1.0, 1.0), CostTable(64, 512)):
         engine = HeldEngine(held=False)
         async with batcher_of(engine, costs=costs) as batcher:
@@ -838,7 +838,7 @@ async def test_a_row_of_low_priority_that_costs_more_goes_alone() -> None:
 
 
 async def test_low_priority_never_takes_the_last_idle_instance() -> None:
-    """Of three instances it gets two, so that a request that comes is computed at once; of one it gets that one."""
+    """It gets two of three instances; a single instance it may use."""
     engine = HeldEngine()
     async with batcher_of(engine, instances=3) as batcher:
         low = [submit_low(batcher, Text(f"low {number}")) for number in range(4)]
@@ -853,7 +853,7 @@ async def test_low_priority_never_takes_the_last_idle_instance() -> None:
 
 
 async def test_low_priority_has_a_bounded_queue_of_its_own() -> None:
-    """Full of it, the batcher still takes ordinary requests, and the other way round."""
+    """A full low-priority queue does not block ordinary requests, nor the other way round."""
     engine = HeldEngine()
     async with batcher_of(engine, max_queue_rows=2) as batcher:
         first = await busy(engine, batcher)
@@ -869,8 +869,8 @@ async def test_low_priority_has_a_bounded_queue_of_its_own() -> None:
         assert await asyncio.gather(first, ordinary, low) == [["FIRST"], ["A", "B"], ["LOW 1", "LOW 2"]]
 
 
-async def test_low_priority_is_cancelled_and_expires_like_any_other() -> None:
-    """Before it costs compute, and without harm to its neighbours."""
+async def test_low_priority_items_can_be_cancelled_and_expire() -> None:
+    """They cost no compute, and others are not affected."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         first = await busy(engine, batcher)
@@ -889,7 +889,7 @@ async def test_low_priority_is_cancelled_and_expires_like_any_other() -> None:
 
 
 async def test_a_deadline_of_low_priority_that_cannot_be_met_is_refused_at_once() -> None:
-    """The ordinary work before it counts, and what waits at low priority itself."""
+    """The estimate includes ordinary work and low-priority work before it."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(0.1, 0.1 / 8)) as batcher:
         await busy(engine, batcher)
@@ -904,8 +904,8 @@ async def test_a_deadline_of_low_priority_that_cannot_be_met_is_refused_at_once(
         assert batcher.queued_rows == 4
 
 
-async def test_poison_of_low_priority_is_isolated() -> None:
-    """It fails alone, its company is answered."""
+async def test_a_poisoned_item_of_low_priority_is_isolated() -> None:
+    """It fails alone, and the rest of its batch is answered."""
 
     def answer(items: list[Text]) -> list[str]:
         if any(item.name == "poison" for item in items):
@@ -924,8 +924,8 @@ async def test_poison_of_low_priority_is_isolated() -> None:
         assert ["a", "poison", "b"] in engine.calls
 
 
-async def test_drain_and_death_reach_low_priority() -> None:
-    """What was admitted is answered, what comes after is refused; a dead engine fails what waits."""
+async def test_drain_and_a_dead_engine_apply_to_low_priority() -> None:
+    """Admitted requests are answered, later ones are refused; a dead engine fails waiting ones."""
     engine = HeldEngine()
     async with batcher_of(engine) as batcher:
         await busy(engine, batcher)
@@ -957,8 +957,8 @@ async def test_drain_and_death_reach_low_priority() -> None:
         assert engine.calls == [["first"]]
 
 
-async def test_an_engine_thread_that_vanishes_is_noticed() -> None:
-    """The system may end a thread without a last act of its own: the watchdog sees it within two seconds."""
+async def test_an_engine_thread_that_is_killed_is_found_by_the_watchdog() -> None:
+    """The system may end a thread without running its cleanup; two seconds suffice to notice."""
 
     def vanish(items: list[Text]) -> list[str]:
         ctypes.CDLL(None).pthread_exit(None)

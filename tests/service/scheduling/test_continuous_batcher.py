@@ -1,4 +1,4 @@
-"""The in-flight batcher's promises, with a decoder that the test holds in its hand."""
+"""The guarantees of the continuous batcher, with a decoder that the test controls."""
 
 import asyncio
 import contextlib
@@ -19,11 +19,11 @@ from service.telemetry.metrics import SchedulingTally
 from tests.service.idle import assert_idle
 from tests.service.stoppable import StopFlag, raise_in
 
-PATIENCE_S = 10.0  # for what must happen; only a failing test waits this long
+PATIENCE_S = 10.0  # only a failing test waits this long
 
 
 class Sentence:
-    """Is done after `steps` steps; its tokens are their numbers."""
+    """A sentence that is done after `steps` steps; its tokens are their numbers."""
 
     def __init__(self, name: str, steps: int = 1, rows: int = 1, length: int = 4) -> None:
         self.name, self.steps, self.rows, self.length, self.max_steps = name, steps, rows, length, 1000
@@ -31,28 +31,28 @@ class Sentence:
 
     @property
     def done(self) -> bool:
-        """Whether it has all its tokens."""
+        """Whether all tokens are there."""
         return len(self.so_far) >= self.steps
 
     def restart(self) -> None:
-        """Forget them."""
+        """Forget all tokens."""
         self.so_far = []
 
 
 def spend(seconds: float) -> None:
-    """Be busy."""
+    """Use CPU time."""
     began_s = time.monotonic()
     while time.monotonic() < began_s + seconds:
         pass
 
 
 class HeldDecoder:
-    """Each step waits until the test releases it, unless it runs free."""
+    """A decoder whose steps wait until the test releases them, unless it runs free."""
 
     def __init__(self, held: bool = True, poison: Callable[[list[str]], bool] = lambda names: False) -> None:
         self.held, self.poison = held, poison
-        self.takes_s = 0.0  # a step, of computing
-        self.refused = ""  # the name of a sentence that cannot be read
+        self.takes_s = 0.0  # CPU time of a step
+        self.refused = ""  # the name of a sentence that cannot be encoded
         self.joins: list[list[str]] = []
         self.steps: list[list[str]] = []
         self.sound = True
@@ -61,11 +61,11 @@ class HeldDecoder:
         self._permits = threading.Semaphore(0)
 
     def open(self) -> "HeldBatches":
-        """Empty running batches."""
+        """Create an empty running batch."""
         return HeldBatches(self)
 
     def probe(self) -> None:
-        """Raises when the engine is not sound."""
+        """Raise if the engine is broken."""
         if not self.sound:
             raise RuntimeError("device lost")
 
@@ -84,11 +84,11 @@ class HeldDecoder:
             sentence.so_far.append(len(sentence.so_far))
 
     async def next_step(self) -> list[str]:
-        """Wait for the next step to begin; the sentences in it."""
+        """Wait for the next step to begin; return its sentences."""
         return await asyncio.wait_for(self._started.get(), PATIENCE_S)
 
     def release(self, steps: int = 1) -> None:
-        """Let that many steps come back."""
+        """Let this many steps return."""
         self._permits.release(steps)
 
 
@@ -100,7 +100,7 @@ class HeldBatches:
         self._sentences: list[Sentence] = []
 
     def join(self, sentences: Sequence[Sentence]) -> None:
-        """All or none."""
+        """Add all sentences, or none."""
         self._decoder.joins.append([sentence.name for sentence in sentences])
         if any(sentence.name == self._decoder.refused for sentence in sentences):
             raise RuntimeError("cannot be read")
@@ -111,13 +111,13 @@ class HeldBatches:
         self._decoder.step(self._sentences)
 
     def leave(self, sentence: Sentence) -> None:
-        """Free its rows."""
+        """Free the sentence's rows."""
         self._sentences.remove(sentence)
 
 
 @contextlib.asynccontextmanager
 async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[ContinuousBatcher]:
-    """A batcher on this decoder; limits may be given by name."""
+    """Make a batcher with this decoder and these limits."""
     names = InFlightLimits.__dataclass_fields__
     limits = InFlightLimits(**{name: options.pop(name) for name in list(options) if name in names})
     costs = options.pop("costs", None) or CostTable(64, 2)
@@ -132,7 +132,7 @@ async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[Cont
 def submit(
     batcher: ContinuousBatcher, *sentences: Sentence, deadline_s: float | None = None, on_tokens: Any = None
 ) -> asyncio.Task[list[str]]:
-    """Submit the sentences as one request; the task gives their names back."""
+    """Submit the sentences as one request; the task returns their names."""
 
     async def results() -> list[str]:
         done = await batcher.submit(sentences, deadline_s, on_tokens)
@@ -145,7 +145,7 @@ def submit(
 def submit_low(
     batcher: ContinuousBatcher, *sentences: Sentence, deadline_s: float | None = None
 ) -> asyncio.Task[list[str]]:
-    """The same at low priority."""
+    """Submit at low priority."""
 
     async def results() -> list[str]:
         return [entry.result.name for entry in await batcher.submit_low(sentences, deadline_s)]
@@ -154,13 +154,13 @@ def submit_low(
 
 
 async def turns(count: int = 5) -> None:
-    """Let everything that is ready run."""
+    """Let the event loop run everything that is ready."""
     for _ in range(count):
         await asyncio.sleep(0)
 
 
 def steady_costs(seconds: float) -> CostTable:
-    """A step takes that long, whatever its rows."""
+    """Make a cost table whose steps take a constant time for any number of rows."""
     return CostTable(64, 2, [(rows, 1, seconds) for rows in (1, 2, 4, 8, 16, 32, 64)])
 
 
@@ -184,7 +184,7 @@ async def test_sentences_join_and_leave_between_steps() -> None:
 
 
 async def test_a_request_may_have_several_sentences() -> None:
-    """Its results come in its order, whichever is done first."""
+    """The results have the order of the sentences."""
     decoder = HeldDecoder(held=False)
     async with batcher_of(decoder) as batcher:
         names = await submit(batcher, Sentence("a", steps=5), Sentence("b", steps=1), Sentence("c", steps=3))
@@ -192,7 +192,7 @@ async def test_a_request_may_have_several_sentences() -> None:
 
 
 async def test_a_full_batch_makes_others_wait() -> None:
-    """Beyond `max_running_rows` the oldest waits until rows are free, and nobody overtakes it."""
+    """Beyond `max_running_rows` the oldest waits for free rows, and no other sentence overtakes it."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, max_running_rows=4) as batcher:
         first = submit(batcher, Sentence("beams", steps=2, rows=3))
@@ -209,7 +209,7 @@ async def test_a_full_batch_makes_others_wait() -> None:
 
 
 async def test_the_next_joins_as_soon_as_rows_are_free() -> None:
-    """A thread has a sentence or two in reserve: not one step is made with rows to spare."""
+    """A thread keeps a sentence or two in reserve, so no step has unused rows."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, max_running_rows=4) as batcher:
         first = submit(batcher, Sentence("first", steps=2, rows=4))
@@ -226,8 +226,8 @@ async def test_the_next_joins_as_soon_as_rows_are_free() -> None:
     assert decoder.steps[2][0] == "next"
 
 
-async def test_many_that_join_at_once_do_not_stop_those_that_run() -> None:
-    """Between two steps of running sentences only so many tokens are read; the rest joins a step later."""
+async def test_joining_sentences_do_not_block_running_ones() -> None:
+    """Between two steps a bounded number of tokens is encoded; the rest joins later."""
     decoder = HeldDecoder()
     async with batcher_of(decoder) as batcher:
         running = submit(batcher, Sentence("running", steps=3))
@@ -243,7 +243,7 @@ async def test_many_that_join_at_once_do_not_stop_those_that_run() -> None:
 
 
 async def test_a_cancelled_sentence_frees_its_row_at_the_next_step() -> None:
-    """Whether it runs or waits; its neighbours go on."""
+    """This holds for running and waiting sentences; others go on."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, max_running_rows=2) as batcher:
         tasks = {"keep": submit(batcher, Sentence("keep", steps=6))}
@@ -269,7 +269,7 @@ async def test_a_cancelled_sentence_frees_its_row_at_the_next_step() -> None:
 
 
 async def test_an_expired_sentence_frees_its_row() -> None:
-    """A deadline that passes while it is decoded ends it, and its rows are free again."""
+    """A deadline that passes during decoding ends the sentence."""
     decoder = HeldDecoder()
     async with batcher_of(decoder) as batcher:
         late = submit(batcher, Sentence("late", steps=50), deadline_s=time.monotonic() + 0.5)
@@ -284,8 +284,8 @@ async def test_an_expired_sentence_frees_its_row() -> None:
         await following
 
 
-async def test_what_cannot_be_met_is_refused_at_once() -> None:
-    """By the steps that a sentence of its length takes, and by the work queued before it."""
+async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
+    """The estimate uses the expected steps for a length and the work queued before."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, costs=steady_costs(0.01), max_running_rows=1) as batcher:
         running = submit(batcher, Sentence("running", length=20))
@@ -302,8 +302,8 @@ async def test_what_cannot_be_met_is_refused_at_once() -> None:
         await asyncio.gather(running, *waiting)
 
 
-async def test_an_idle_engine_tries_whatever_it_is_thought_to_take() -> None:
-    """Steps that were thought to take 1 s, or sentences 100 steps, must not be refused for ever."""
+async def test_an_idle_engine_ignores_the_estimate() -> None:
+    """Wrong estimates of 1 s a step or 100 steps must not refuse every deadline for ever."""
     decoder = HeldDecoder()
     decoder.release(2)
     async with batcher_of(decoder, costs=steady_costs(1.0)) as batcher:
@@ -311,7 +311,7 @@ async def test_an_idle_engine_tries_whatever_it_is_thought_to_take() -> None:
 
 
 async def test_a_full_queue_refuses_at_once() -> None:
-    """And says when to come again; a request that could never fit is the client's mistake."""
+    """The error says when to retry; a request that can never fit is an invalid request."""
     decoder = HeldDecoder()
     async with batcher_of(
         decoder, costs=steady_costs(0.01), max_running_rows=1, max_queue_rows=2, name="de/1"
@@ -332,7 +332,7 @@ async def test_a_full_queue_refuses_at_once() -> None:
 
 
 async def test_a_failing_step_fails_only_its_cause() -> None:
-    """The others are decoded anew, alone, to their own results; then batches run as before."""
+    """The others are decoded again alone, with the same results, and batches continue afterwards."""
     decoder = HeldDecoder(held=False, poison=lambda names: "bad" in names)
     async with batcher_of(decoder) as batcher:
         tasks = {name: submit(batcher, Sentence(name, steps=3)) for name in ("a", "bad", "b")}
@@ -347,8 +347,8 @@ async def test_a_failing_step_fails_only_its_cause() -> None:
         assert batcher.in_flight_rows == 0
 
 
-async def test_a_sentence_that_cannot_be_read_fails_alone() -> None:
-    """Those that were to join with it join without it."""
+async def test_a_sentence_that_cannot_be_encoded_fails_alone() -> None:
+    """The others that were to join with it join without it."""
     decoder = HeldDecoder(held=False)
     decoder.refused = "bad"
     async with batcher_of(decoder) as batcher:
@@ -358,8 +358,8 @@ async def test_a_sentence_that_cannot_be_read_fails_alone() -> None:
         assert await asyncio.gather(tasks["a"], tasks["b"]) == [["a"], ["b"]]
 
 
-async def test_a_dead_engine_is_asked_for_nothing_more() -> None:
-    """Its thread ends, also when it was given a sentence in the meantime, which hears of it like the others."""
+async def test_a_dead_engine_gets_no_more_calls() -> None:
+    """Its thread ends, and a sentence that it was given meanwhile fails like the others."""
     decoder = HeldDecoder(poison=lambda names: True)
     decoder.sound = False
     async with batcher_of(decoder, name="dying") as batcher:
@@ -377,8 +377,8 @@ async def test_a_dead_engine_is_asked_for_nothing_more() -> None:
 
 
 @pytest.mark.parametrize("refused", ["", "a"])
-async def test_a_dead_engine_is_noticed(refused: str) -> None:
-    """It fails what it was given and what waits, says so, and refuses from then on."""
+async def test_a_dead_engine_fails_all_requests(refused: str) -> None:
+    """Running and waiting sentences fail, and later requests are refused."""
     decoder = HeldDecoder(held=False, poison=lambda names: True)
     decoder.sound, decoder.refused = False, refused
     async with batcher_of(decoder, max_running_rows=1) as batcher:
@@ -393,8 +393,8 @@ async def test_a_dead_engine_is_noticed(refused: str) -> None:
         await batcher.drain()
 
 
-async def test_a_decoder_that_cannot_begin_is_noticed() -> None:
-    """As where there is no memory for its cache."""
+async def test_a_decoder_that_cannot_start_fails_all_requests() -> None:
+    """An example is missing memory for its cache."""
     decoder = HeldDecoder(held=False)
 
     def no_memory() -> HeldBatches:
@@ -407,8 +407,8 @@ async def test_a_decoder_that_cannot_begin_is_noticed() -> None:
     batcher.close()
 
 
-async def test_a_step_that_does_not_come_back_is_noticed() -> None:
-    """After `engine_timeout_s`, and only until it does."""
+async def test_a_step_that_hangs_is_a_health_problem() -> None:
+    """It begins after `engine_timeout_s` and ends when the step returns."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, engine_timeout_s=0.0) as batcher:
         running = submit(batcher, Sentence("running"))
@@ -418,8 +418,8 @@ async def test_a_step_that_does_not_come_back_is_noticed() -> None:
         await running
 
 
-async def test_drain_answers_what_was_admitted() -> None:
-    """And refuses what comes after."""
+async def test_drain_answers_admitted_requests() -> None:
+    """Later requests are refused."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, max_running_rows=1) as batcher:
         tasks = [submit(batcher, Sentence(name, steps=2)) for name in "ab"]
@@ -434,8 +434,8 @@ async def test_drain_answers_what_was_admitted() -> None:
         await asyncio.wait_for(draining, PATIENCE_S)
 
 
-async def test_tokens_are_told_step_by_step() -> None:
-    """Each sentence's tokens so far, while it is not done; the rest is its result."""
+async def test_tokens_are_reported_step_by_step() -> None:
+    """Each report has the tokens so far of an unfinished sentence; the result has the rest."""
     decoder = HeldDecoder()
     told: list[tuple[int, list[int]]] = []
     async with batcher_of(decoder) as batcher:
@@ -450,8 +450,8 @@ async def test_tokens_are_told_step_by_step() -> None:
     assert told == [(0, [0]), (1, [0]), (0, [0, 1])]
 
 
-async def test_threads_share_out_the_sentences() -> None:
-    """Each goes to the thread with the fewest rows."""
+async def test_sentences_go_to_the_thread_with_the_fewest_rows() -> None:
+    """Threads share the load."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, instances=2) as batcher:
         tasks = [submit(batcher, Sentence(name, steps=3, rows=rows)) for name, rows in (("a", 3), ("b", 1), ("c", 1))]
@@ -462,7 +462,7 @@ async def test_threads_share_out_the_sentences() -> None:
 
 
 async def test_every_step_is_reported() -> None:
-    """For the metrics: rows of each step, and for each sentence those of its own steps."""
+    """The metrics get the rows of each step, and each sentence those of its own steps."""
     decoder = HeldDecoder(held=False)
     reports: list[BatchStats] = []
     async with batcher_of(decoder, on_batch=reports.append) as batcher:
@@ -475,7 +475,7 @@ async def test_every_step_is_reported() -> None:
 
 
 async def test_an_idle_batcher_uses_no_cpu() -> None:
-    """With two threads waiting."""
+    """Two threads are waiting."""
     others = threading.enumerate()
     decoder = HeldDecoder(held=False)
     async with batcher_of(decoder, instances=2) as batcher:
@@ -486,8 +486,8 @@ async def test_an_idle_batcher_uses_no_cpu() -> None:
         await assert_idle(own)
 
 
-async def test_low_priority_stands_still_while_others_are_decoded() -> None:
-    """An ordinary sentence that comes later is begun at once, and has all its steps first; then the other goes on."""
+async def test_low_priority_is_paused_while_ordinary_sentences_are_decoded() -> None:
+    """An ordinary sentence that comes later starts at once and finishes first."""
     decoder = HeldDecoder()
     async with batcher_of(decoder) as batcher:
         low = submit_low(batcher, Sentence("low", steps=3))
@@ -502,8 +502,8 @@ async def test_low_priority_stands_still_while_others_are_decoded() -> None:
         assert batcher.in_flight_rows == 0
 
 
-async def test_what_waits_at_low_priority_waits_for_all_others() -> None:
-    """Nothing of it is given to a thread while an ordinary sentence waits for room."""
+async def test_waiting_low_priority_sentences_start_last() -> None:
+    """No thread gets one while an ordinary sentence waits for rows."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, max_running_rows=1) as batcher:
         first = submit(batcher, Sentence("first"))
@@ -517,8 +517,8 @@ async def test_what_waits_at_low_priority_waits_for_all_others() -> None:
         assert decoder.steps == [["first"], ["second"], ["low"]]
 
 
-async def test_steps_of_low_priority_are_as_short_as_the_bound() -> None:
-    """One row until the first is timed, one row where that takes longer than the bound, more where it is quick."""
+async def test_steps_of_low_priority_are_bounded_in_time() -> None:
+    """The first step has one row; quick steps get more rows, and slow ones do not."""
     for takes_s, together in ((0.0, 8), (2 * LOW_PRIORITY_STEP_S, 1)):
         decoder = HeldDecoder(held=False)
         decoder.takes_s = takes_s
@@ -535,8 +535,8 @@ async def test_steps_of_low_priority_are_as_short_as_the_bound() -> None:
             await rest
 
 
-async def test_what_joins_at_low_priority_is_short() -> None:
-    """Sentences are read a few at a time, however many there is room for."""
+async def test_few_sentences_of_low_priority_join_at_once() -> None:
+    """This holds even if there are rows for more."""
     decoder = HeldDecoder(held=False)
     async with batcher_of(decoder) as batcher:
         await submit_low(batcher, Sentence("timed", length=1))
@@ -547,8 +547,8 @@ async def test_what_joins_at_low_priority_is_short() -> None:
     assert sum(map(len, decoder.joins)) == 6
 
 
-async def test_of_several_threads_one_is_kept_free_of_low_priority() -> None:
-    """So that an ordinary sentence is decoded at once, whatever the others do."""
+async def test_one_of_several_threads_is_kept_free_of_low_priority() -> None:
+    """An ordinary sentence is decoded at once."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, instances=2) as batcher:
         low = [submit_low(batcher, Sentence(f"low {number}")) for number in range(3)]
@@ -562,7 +562,7 @@ async def test_of_several_threads_one_is_kept_free_of_low_priority() -> None:
 
 
 async def test_low_priority_has_a_bounded_queue_of_its_own() -> None:
-    """Full of it, the batcher still takes ordinary sentences."""
+    """A full low-priority queue does not block ordinary sentences."""
     decoder = HeldDecoder()
     async with batcher_of(decoder, max_queue_rows=2, max_running_rows=2) as batcher:
         running = submit_low(batcher, Sentence("running"))
@@ -579,8 +579,8 @@ async def test_low_priority_has_a_bounded_queue_of_its_own() -> None:
         assert await asyncio.gather(running, waiting, ordinary) == [["running"], ["a", "b"], ["ordinary", "other"]]
 
 
-async def test_low_priority_is_cancelled_and_expires_also_while_it_stands_still() -> None:
-    """Its rows are free at once, though an ordinary step goes on."""
+async def test_paused_sentences_can_be_cancelled_and_expire() -> None:
+    """Their rows are free at once, although an ordinary step is running."""
     decoder = HeldDecoder()
     async with batcher_of(decoder) as batcher:
         ordinary = submit(batcher, Sentence("ordinary", steps=3))
@@ -601,8 +601,8 @@ async def test_low_priority_is_cancelled_and_expires_also_while_it_stands_still(
         assert decoder.steps == [["ordinary"]] * 3
 
 
-async def test_poison_of_low_priority_is_isolated() -> None:
-    """In a step, and when it is read; its company is decoded, and later sentences of both priorities."""
+async def test_a_poisoned_sentence_of_low_priority_is_isolated() -> None:
+    """It may fail in a step or when it is encoded; all others are decoded."""
     decoder = HeldDecoder(held=False, poison=lambda names: "poison" in names)
     decoder.refused = "unreadable"
     async with batcher_of(decoder) as batcher:
@@ -615,8 +615,8 @@ async def test_poison_of_low_priority_is_isolated() -> None:
         assert await submit_low(batcher, Sentence("later")) == ["later"]
 
 
-async def test_drain_and_death_reach_low_priority() -> None:
-    """What was admitted is answered, what comes after is refused; a dead engine fails what waits and what stands."""
+async def test_drain_and_a_dead_engine_apply_to_low_priority() -> None:
+    """Admitted requests are answered, later ones are refused; a dead engine fails waiting and paused ones."""
     decoder = HeldDecoder()
     async with batcher_of(decoder) as batcher:
         low = submit_low(batcher, Sentence("low"))
@@ -655,12 +655,12 @@ class EndlessDecoder:
         self.opened = 0
 
     def open(self) -> "EndlessBatches":
-        """Empty running batches."""
+        """Create an empty running batch."""
         self.opened += 1
         return EndlessBatches(self)
 
     def compute(self, sentences: Sequence[Sentence], *, joining: bool) -> None:
-        """A call of the engine."""
+        """Make an engine call."""
 
         def call(stop: StopFlag | None) -> None:
             self.began.release()
@@ -682,7 +682,7 @@ class EndlessBatches:
         self._sentences: list[Sentence] = []
 
     def join(self, sentences: Sequence[Sentence]) -> None:
-        """All or none."""
+        """Add all sentences, or none."""
         self._decoder.compute(sentences, joining=True)
         self._sentences += sentences
 
@@ -693,7 +693,7 @@ class EndlessBatches:
             sentence.so_far.append(len(sentence.so_far))
 
     def leave(self, sentence: Sentence) -> None:
-        """Free its rows."""
+        """Free the sentence's rows."""
         self._sentences.remove(sentence)
 
 
@@ -701,7 +701,7 @@ class EndlessBatches:
 async def endless_batcher(
     decoder: EndlessDecoder, engine_timeout_s: float = PATIENCE_S
 ) -> AsyncIterator[tuple[ContinuousBatcher, SchedulingTally]]:
-    """A batcher on this decoder, whose probe succeeds, and what it counts."""
+    """Make a batcher with this decoder, and its counters; the engine's probe succeeds."""
     tally, limits = SchedulingTally(), InFlightLimits(engine_timeout_s=engine_timeout_s)
     batcher = ContinuousBatcher(
         decoder.open, probe=lambda: None, costs=CostTable(64, 2), limits=limits, tally=tally, name="endless"
@@ -714,7 +714,7 @@ async def endless_batcher(
 
 @pytest.mark.parametrize("low", [False, True], ids=["ordinary", "low priority"])
 @pytest.mark.parametrize("in_join", [False, True], ids=["step", "join"])
-async def test_a_step_that_nobody_waits_for_is_terminated(in_join: bool, low: bool) -> None:
+async def test_an_abandoned_step_is_terminated(in_join: bool, low: bool) -> None:
     """Its caller has left, and the thread decodes for others after a bounded time."""
     decoder, asking = EndlessDecoder(in_join=in_join), submit_low if low else submit
     async with endless_batcher(decoder) as (batcher, tally):
@@ -731,8 +731,8 @@ async def test_a_step_that_nobody_waits_for_is_terminated(in_join: bool, low: bo
 
 
 @pytest.mark.parametrize("in_join", [False, True], ids=["step", "join"])
-async def test_a_step_beyond_the_engine_timeout_is_terminated_and_the_engine_lives_on(in_join: bool) -> None:
-    """Its callers hear why, the next request is answered, and the server stays ready."""
+async def test_a_step_beyond_the_engine_timeout_is_terminated(in_join: bool) -> None:
+    """Its callers get the reason, the next request is answered, and the server stays ready."""
     async with endless_batcher(EndlessDecoder(in_join=in_join), engine_timeout_s=0.2) as (batcher, tally):
         with pytest.raises(EngineFailed, match=r"took longer than 0\.2 s \(engine_timeout_s\)"):
             await submit(batcher, Sentence("endless"))
@@ -742,12 +742,12 @@ async def test_a_step_beyond_the_engine_timeout_is_terminated_and_the_engine_liv
 
 
 class EndsThread(BaseException):
-    """Nothing that an engine raises; ends the thread that it is raised in."""
+    """An exception that no engine raises; it ends its thread."""
 
 
 @pytest.mark.parametrize("idle", [False, True], ids=["decoding", "idle"])
-async def test_an_engine_thread_that_has_ended_is_noticed(idle: bool) -> None:
-    """Whoever waits is refused at once, and so is all that comes; the reason is told."""
+async def test_an_engine_thread_that_ends_fails_all_requests(idle: bool) -> None:
+    """Waiting and later requests are refused with the reason."""
     decoder, others = HeldDecoder(), threading.enumerate()
     async with batcher_of(decoder) as batcher:
         tasks = []

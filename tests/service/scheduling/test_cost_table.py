@@ -1,4 +1,4 @@
-"""The cost table: what was measured, what lies between, and how it learns."""
+"""The cost table: measured calls, interpolation between them, and how it adapts."""
 
 import numpy as np
 import pytest
@@ -7,12 +7,12 @@ from service.scheduling.cost_table import CostTable
 
 
 def line(rows: int, length: int) -> float:
-    """An engine with a fixed cost and one for each token."""
+    """Make the costs of an engine with a fixed cost and a cost per token."""
     return 1e-3 + 1e-5 * rows * length
 
 
 def test_a_linear_engine_is_known_from_a_few_calls() -> None:
-    """Between the measured sizes and beyond them."""
+    """Estimates are right between the measured sizes and beyond them."""
     table = CostTable(
         64, 512, [(rows, length, line(rows, length)) for rows, length in ((1, 8), (1, 64), (8, 32), (16, 64))]
     )
@@ -20,8 +20,8 @@ def test_a_linear_engine_is_known_from_a_few_calls() -> None:
         assert table.estimate(rows, length) == pytest.approx(line(rows, length), rel=0.05)
 
 
-def test_nothing_measured_costs_nothing() -> None:
-    """An empty table must not refuse anybody; the second call starts it, for the first one is always slow."""
+def test_an_empty_table_estimates_zero() -> None:
+    """It must not refuse requests; the second call starts the table, because the first is always slow."""
     table = CostTable(64, 512)
     assert table.estimate(64, 512) == 0.0
     table.record(4, 32, 0.3)
@@ -30,8 +30,8 @@ def test_nothing_measured_costs_nothing() -> None:
     assert table.estimate(4, 32) == pytest.approx(0.01, rel=0.01)
 
 
-def test_it_follows_the_engine_and_shrugs_off_a_disturbed_call() -> None:
-    """One call that took a hundred times as long hardly counts; a change that lasts is believed."""
+def test_the_table_adapts_and_ignores_an_outlier() -> None:
+    """A single call of 100 times the cost hardly counts; a lasting change is learnt."""
     table = CostTable(64, 512, [(8, 32, 0.01)])
     table.record(8, 32, 1.0)
     assert table.estimate(8, 32) < 0.012
@@ -44,7 +44,7 @@ def test_it_follows_the_engine_and_shrugs_off_a_disturbed_call() -> None:
 
 
 def test_sizes_stay_comparable_while_only_one_of_them_is_used() -> None:
-    """The machine becomes twice as fast under single requests: batches are expected to have gained most of that too."""
+    """If single requests become twice as fast, batches are expected to be faster too."""
     table = CostTable(
         64, 512, [(rows, length, line(rows, length)) for rows, length in ((1, 8), (1, 64), (8, 32), (16, 64))]
     )
@@ -55,23 +55,23 @@ def test_sizes_stay_comparable_while_only_one_of_them_is_used() -> None:
     assert table.estimate(16, 64) < 0.8 * before
 
 
-def test_more_rows_than_were_measured_are_not_expected_to_cost_less_each() -> None:
-    """A line through small calls promises it; where caches end, large ones cost more."""
+def test_larger_batches_are_not_expected_to_cost_less_per_row() -> None:
+    """A line through small calls promises it, but beyond the caches calls cost more."""
     table = CostTable(64, 64, [(rows, 32, 1e-3 + 1e-4 * rows) for rows in (1, 4, 8, 16)])
     for rows in (32, 64):
         assert table.estimate(rows, 32) / rows == pytest.approx(table.estimate(16, 32) / 16)
 
 
-def test_a_call_of_no_time_does_no_harm() -> None:
-    """A clock may say zero."""
+def test_a_measurement_of_zero_is_accepted() -> None:
+    """A clock may return the same time twice."""
     table = CostTable(4, 2)
     for _ in range(3):
         table.record(1, 1, 0.0)
     assert table.estimate(1, 1) > 0.0
 
 
-def test_noise_beyond_the_grid_does_no_harm() -> None:
-    """Rows longer than any that was foreseen: their estimates stay near the truth, and above all above zero."""
+def test_noise_beyond_the_grid_keeps_estimates_positive() -> None:
+    """Estimates for rows longer than the grid stay near the truth."""
     rng = np.random.default_rng(1)
     table = CostTable(64, 1024)
     for _ in range(500):

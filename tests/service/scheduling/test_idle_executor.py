@@ -1,4 +1,4 @@
-"""Work that gives way: pieces begin when enough cores are free, one at a time, and end by the deadline."""
+"""The idle executor: short jobs run when enough cores are free, one at a time, until their deadline."""
 
 import asyncio
 import threading
@@ -13,19 +13,19 @@ from tests.service.stoppable import PATIENCE_S, StopFlag, StoppableCall
 
 
 def soon_s() -> float:
-    """A deadline that a passing test does not meet."""
+    """Return a deadline that a passing test does not reach."""
     return time.monotonic() + PATIENCE_S
 
 
 async def turns() -> None:
-    """So many of the loop that whatever can begin has begun."""
+    """Let the event loop run until every job that can begin has begun."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize(("num_cores", "most_beside"), [(1, 0), (2, 0), (4, 2)])
-async def test_a_piece_begins_when_a_core_is_free(num_cores: int, most_beside: int) -> None:
-    """Beside so many requests, and not beside one more; the end of that one lets it begin."""
+async def test_a_job_begins_when_a_core_is_free(num_cores: int, most_beside: int) -> None:
+    """One request too many holds it back, and the end of that request starts it."""
     spare, began = IdleExecutor(num_cores), threading.Event()
     for _ in range(most_beside):
         spare.answering()
@@ -42,8 +42,8 @@ async def test_a_piece_begins_when_a_core_is_free(num_cores: int, most_beside: i
     assert began.is_set()
 
 
-async def test_pieces_take_turns() -> None:
-    """Never two at a time, in the order in which they came."""
+async def test_jobs_run_one_at_a_time() -> None:
+    """They run in the order in which they came."""
     spare, at_once, order = IdleExecutor(2), list[int](), list[int]()
 
     def piece(number: int) -> None:
@@ -56,8 +56,8 @@ async def test_pieces_take_turns() -> None:
     assert order == list(range(50))
 
 
-async def test_a_cancelled_piece_never_begins_and_one_that_has_begun_ends_first() -> None:
-    """What comes after it waits for that end, and is done."""
+async def test_a_cancelled_job_never_begins_and_a_running_one_ends_first() -> None:
+    """The next job waits for the end of the running one."""
     spare, began, go_on, done = IdleExecutor(2), threading.Event(), threading.Event(), list[str]()
 
     def long() -> None:
@@ -83,7 +83,7 @@ async def test_a_cancelled_piece_never_begins_and_one_that_has_begun_ends_first(
 
 
 async def test_the_deadline_ends_a_wait() -> None:
-    """While predictions leave no moment, and where it has passed already."""
+    """The deadline may pass while predictions use all cores, or have passed before."""
     spare = IdleExecutor(1)
     spare.answering()
     for deadline_s in (time.monotonic() + 0.02, time.monotonic() - 1):
@@ -95,16 +95,16 @@ async def test_the_deadline_ends_a_wait() -> None:
     assert await spare.run(lambda: 1, soon_s()) == 1
 
 
-async def test_what_a_piece_raises_is_the_callers() -> None:
-    """And the next one is done all the same."""
+async def test_the_exception_of_a_job_reaches_its_caller() -> None:
+    """The next job runs all the same."""
     spare = IdleExecutor(1)
     with pytest.raises(ZeroDivisionError):
         await spare.run(lambda: 1 // 0, soon_s())
     assert await spare.run(lambda: 1, soon_s()) == 1
 
 
-async def test_a_request_stops_the_engine_call_of_a_piece() -> None:
-    """And its end lets the same call begin anew."""
+async def test_a_request_stops_the_engine_call_of_a_job() -> None:
+    """The call is retried after the request."""
     spare, began = IdleExecutor(1), threading.Semaphore(0)
     call = StoppableCall(began, tries=2)
     running = asyncio.create_task(spare.run(lambda: run_preemptible(call, StopFlag), soon_s()))
@@ -118,8 +118,8 @@ async def test_a_request_stops_the_engine_call_of_a_piece() -> None:
 
 
 @pytest.mark.parametrize("leaves", [True, False], ids=["the caller leaves", "the deadline passes"])
-async def test_the_engine_call_of_a_piece_ends_with_its_caller(leaves: bool) -> None:
-    """It is terminated, and the next piece begins."""
+async def test_the_engine_call_of_a_job_ends_with_its_caller(leaves: bool) -> None:
+    """It is terminated, and the next job begins."""
     spare, began = IdleExecutor(1), threading.Semaphore(0)
     call = StoppableCall(began, tries=2)
     deadline_s = soon_s() if leaves else time.monotonic() + 1.0

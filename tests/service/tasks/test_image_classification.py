@@ -121,7 +121,7 @@ def test_exif_turns_the_image_upright(orientation: int) -> None:
     assert (levels(file_of(lying, exif=exif)) == np.asarray(image)).all()
 
 
-def test_what_is_transparent_lies_on_white() -> None:
+def test_transparent_images_are_drawn_on_white() -> None:
     """Full, half and palette transparency lie on white."""
     for alpha, expected in ((0, 255), (255, 0), (128, 127)):
         rgba = Image.new("RGBA", (SIZE, SIZE), (0, 0, 0, alpha))
@@ -191,7 +191,7 @@ def test_too_many_pixels_are_refused_by_the_header_alone(width: int, height: int
         TASK.preprocess(png_header(width, height), field="image[3]", max_image_pixels=50_000_000)
 
 
-def test_the_limit_is_the_last_size_that_is_taken() -> None:
+def test_an_image_of_exactly_the_limit_is_accepted() -> None:
     """The limit is accepted and one row more is refused; a side of millions is refused in any case."""
     file = file_of(picture())
     TASK.preprocess(file, field="image", max_image_pixels=SIZE * SIZE)
@@ -201,7 +201,7 @@ def test_the_limit_is_the_last_size_that_is_taken() -> None:
         TASK.preprocess(png_header(1_000_000, 1), field="image")
 
 
-def test_what_is_transparent_lies_on_white_before_and_after_resizing_alike() -> None:
+def test_transparent_pixels_are_blended_before_and_after_resizing_alike() -> None:
     """A large fading picture equals one put on white first, within two levels for rounding."""
     fading = faded(shapes(200, 200))
     by_hand = Image.alpha_composite(Image.new("RGBA", fading.size, "white"), fading).convert("RGB")
@@ -218,7 +218,7 @@ def test_jpegs_of_many_scans_are_refused() -> None:
         TASK.preprocess(file[:-2] + b"\xff\x02\xff\xff" + b"\xff\xda\x00\x02" * 100 + file[-2:], field="image")
 
 
-def test_what_lies_within_or_behind_a_jpeg_is_not_its_scans() -> None:
+def test_embedded_and_appended_files_do_not_count_as_scans() -> None:
     """Embedded previews and films of motion photos do not count as scans."""
     file, other = file_of(shapes(64, 64), "JPEG", quality=90), b"\xff\xda\x00\x02" * 200
     comment = b"\xff\xfe" + (len(other) + 2).to_bytes(2) + other
@@ -255,7 +255,7 @@ def test_other_formats_are_not_tried(file_format: str) -> None:
 
 
 @pytest.mark.parametrize("junk", [b"", b"A wonderful film.", b"\0" * 100, b'{"inputs": "x"}', b"\xff\xd8\xff"])
-def test_what_is_no_image_is_refused(junk: bytes) -> None:
+def test_files_that_are_no_images_are_refused(junk: bytes) -> None:
     """Texts, empty bodies and incomplete headers are refused."""
     with pytest.raises(InvalidRequest, match="the body is not a JPEG, PNG or WebP file, or its header is damaged"):
         TASK.preprocess(junk, field="the body")
@@ -301,6 +301,6 @@ def test_a_picture_for_people_shows_what_the_model_is_shown(size: tuple[int, int
     again = np.asarray(shown.resize(seen.shape[1::-1], Image.Resampling.BICUBIC))
     assert (
         np.abs(again.astype(int) - seen).mean() < 12
-    )  # pixels as squares are not the bicubic's; unturned it would be 60
+    )  # nearest-neighbour pixels differ from bicubic ones; without rotation it would be 60
     with pytest.raises(InvalidRequest, match="damaged"):
         task.picture(file[: len(file) // 2], field="image", side=200)

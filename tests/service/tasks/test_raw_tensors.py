@@ -75,8 +75,8 @@ def test_a_scalar_has_no_rows() -> None:
     assert [each.rows for each in task.items({"x": np.ones((6, 2), np.float32)})] == [4, 2]
 
 
-def test_requests_of_what_is_not_joined_stay_whole_and_apart() -> None:
-    """However many rows they have."""
+def test_requests_of_unproved_graphs_never_share_a_call() -> None:
+    """This holds for any number of rows."""
     specs = [TensorSpec("x", "FP32", (-1, 3))], [TensorSpec("y", "FP32", (-1, 3))]
     task = RawTensors(*specs, max_rows=4, joined=False)
     items = [item for _ in range(3) for item in task.items({"x": np.ones((100, 3), np.float32)})]

@@ -33,7 +33,7 @@ def test_a_text_within_the_limit_is_whole(task: TextClassification) -> None:
     assert (tokens.ids, tokens.truncated, tokens.length) == ([1, 7, 4, 6, 2], False, 5)
 
 
-def test_a_text_beyond_the_limit_is_refused_or_cut_between_its_marks(task: TextClassification) -> None:
+def test_a_text_beyond_the_limit_is_refused_or_truncated(task: TextClassification) -> None:
     """A long text is cut only on request, marked as truncated, and keeps its end mark."""
     with pytest.raises(InvalidRequest, match="inputs has 6 tokens, the model takes at most 5"):
         task.preprocess("very very good film", truncate=False, field="inputs")

@@ -19,7 +19,7 @@ def encoder_of(max_tokens: int) -> TextEncoder:
 
 
 def test_texts_become_ids_in_their_order() -> None:
-    """As many as there are."""
+    """This holds for any number of texts."""
     encoded = encoder_of(3).encode(["good film", "film"], truncate=False, field="text[{}]")
     assert encoded == [([1, 2], False), ([2], False)]
 
@@ -32,7 +32,7 @@ def test_texts_become_ids_in_their_order() -> None:
         (["x" * (3 * CHARACTERS_PER_TOKEN + 1)], r"text\[0\] has 97 characters, .* at most 96 \(3 tokens\)"),
     ],
 )
-def test_what_breaks_a_limit_is_refused_by_its_number(texts: list[str], expected: str) -> None:
+def test_texts_beyond_a_limit_are_refused_by_their_index(texts: list[str], expected: str) -> None:
     """Empty texts and texts with too many tokens or characters are refused."""
     with pytest.raises(InvalidRequest, match=expected):
         encoder_of(3).encode(texts, truncate=False, field="text[{}]")

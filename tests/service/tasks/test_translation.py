@@ -5,7 +5,7 @@ from service.tasks.translation import Translation
 from tests.conftest import ROOT
 
 
-def test_the_tokens_of_a_translation_have_its_end_where_the_model_wrote_it() -> None:
+def test_the_tokens_of_a_translation_include_its_end() -> None:
     """A translation that the limit cut off has no end token; the pieces of the tokens make up the text."""
     tokenizer_json = (ROOT / "model_store/translation-en-de/1/tokenizer.json").read_text()
     task = Translation(tokenizer_json, max_tokens=64, bos_id=1, eos_id=2, source_language="en", target_language="de")

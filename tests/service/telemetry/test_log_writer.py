@@ -1,4 +1,4 @@
-"""Lines of the log are written by a thread, and lost and counted where nobody takes them."""
+"""A thread writes the lines of the log; lines without a reader are lost and counted."""
 
 import os
 import threading
@@ -12,13 +12,13 @@ PIPE_BYTES = 65536
 
 
 def read_all(fd: int) -> list[str]:
-    """Lines of a pipe whose other end is closed."""
+    """Read the lines of a pipe whose other end is closed."""
     with os.fdopen(fd) as pipe:
         return pipe.read().splitlines()
 
 
 def test_lines_are_written_in_order_until_the_end() -> None:
-    """All that was logged before `close` is there."""
+    """Every line that was logged before `close` is written."""
     reading, writing = os.pipe()
     writer = LogWriter(writing)
     for number in range(500):
@@ -29,8 +29,8 @@ def test_lines_are_written_in_order_until_the_end() -> None:
     assert writer.num_lost == 0
 
 
-def test_a_reader_that_has_stopped_costs_lines_and_no_time() -> None:
-    """The buffer fills, further lines are counted; when somebody reads again, a line says how many were lost."""
+def test_lines_are_lost_while_the_reader_is_stopped() -> None:
+    """Logging never blocks; when somebody reads again, a line says how many were lost."""
     reading, writing = os.pipe()
     writer = LogWriter(writing, lambda number: f"lost {number}\n", max_buffered_bytes=10_000)
     line = "x" * 99 + "\n"
@@ -50,8 +50,8 @@ def test_a_reader_that_has_stopped_costs_lines_and_no_time() -> None:
     assert len(found) - len(told) == 5000 - lost
 
 
-def test_a_reader_that_never_reads_does_not_hold_up_the_end() -> None:
-    """`close` returns after its time, though the thread still hangs in a write."""
+def test_closing_does_not_wait_for_a_stopped_reader() -> None:
+    """`close` returns after its time-out although the thread still hangs in a write."""
     reading, writing = os.pipe()
     writer = LogWriter(writing)
     for _ in range(2000):
@@ -64,8 +64,8 @@ def test_a_reader_that_never_reads_does_not_hold_up_the_end() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is not here")
-def test_a_full_disk_costs_lines_and_nothing_else() -> None:
-    """ENOSPC is no error of those who log."""
+def test_a_full_disk_loses_lines_without_errors() -> None:
+    """Code that logs never gets ENOSPC."""
     full = os.open("/dev/full", os.O_WRONLY)
     writer = LogWriter(full)
     for _ in range(10):
@@ -75,8 +75,8 @@ def test_a_full_disk_costs_lines_and_nothing_else() -> None:
     assert writer.num_lost == 10
 
 
-def test_a_descriptor_that_does_not_wait_loses_nothing() -> None:
-    """Some other program may have made the pipe non-blocking, which both ends share."""
+def test_a_non_blocking_descriptor_loses_no_lines() -> None:
+    """Another program may have made the shared pipe non-blocking."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     writer = LogWriter(writing)
@@ -106,8 +106,8 @@ def test_a_line_is_bounded() -> None:
     assert [(len(line), line[-4:]) for line in found] == [(65536 + 3, "y...")]
 
 
-def test_a_text_beside_is_written_or_lost() -> None:
-    """Nobody waits for it, whether somebody reads or not."""
+def test_plain_text_is_written_or_lost_without_waiting() -> None:
+    """It never blocks, with or without a reader."""
     reading, writing = os.pipe()
     write_beside(writing, "welcome")
     assert os.read(reading, 100) == b"welcome"

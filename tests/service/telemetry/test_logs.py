@@ -1,4 +1,4 @@
-"""The log of a running server: one format for all who write to it, and no reader of it holds the server up."""
+"""The log of a running server: every line has one format, and no reader can block the server."""
 
 import json
 import os
@@ -46,8 +46,8 @@ print("after the end", file=sys.stderr)
 """
 
 
-def test_whoever_says_it_a_line_is_json_with_level_logger_and_event() -> None:
-    """Libraries' loggers, warnings, errors of threads and finalizers, prints and what C libraries write."""
+def test_every_line_is_json_with_level_logger_and_event() -> None:
+    """Sources are libraries' loggers, warnings, errors of threads and finalizers, prints and C libraries."""
     run = subprocess.run([sys.executable, "-c", SAYING], capture_output=True, text=True, check=True, cwd=ROOT)
     *lines, last = run.stderr.splitlines()
     assert last == "after the end"
@@ -65,14 +65,14 @@ def test_whoever_says_it_a_line_is_json_with_level_logger_and_event() -> None:
         ("critical", "python", "uncaught error"),
     } <= found
     assert any(logger == "py.warnings" and "a warning" in event for _, logger, event in found)
-    assert "what a client sent" not in run.stderr  # tracebacks tell no values, and no line is cut off
+    assert "what a client sent" not in run.stderr  # tracebacks have no values, and no line is truncated
     raised = [entry["exception"][0]["exc_value"] for entry in entries if "exception" in entry]
     assert sorted(raised) == ["'in a finalizer'", "at the end", "in a thread"]
 
 
 @contextmanager
 def server_without_reader(store: Path, stderr: Any) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A server whose standard error and standard output go to `stderr`; with its address."""
+    """Run a server whose standard output and standard error go to `stderr`; return its address."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -90,7 +90,7 @@ def server_without_reader(store: Path, stderr: Any) -> Iterator[tuple[subprocess
 
 
 def status_of(url: str, body: bytes | None = None) -> int | None:
-    """The status of an answer; None where nobody listens yet."""
+    """Return the status of a response, or None if nothing listens yet."""
     try:
         with urllib.request.urlopen(url, body, timeout=60) as response:
             return int(response.status)
@@ -101,22 +101,22 @@ def status_of(url: str, body: bytes | None = None) -> int | None:
 
 
 def lost_lines(base: str) -> float:
-    """The server's own count."""
+    """Return the server's count of lost lines."""
     with urllib.request.urlopen(f"{base}/metrics", timeout=60) as response:
         lines = response.read().decode().splitlines()
     return float(next(line for line in lines if line.startswith("heed_log_lines_lost_total ")).split()[1])
 
 
 def small_store(store: Path, folder: Path) -> Path:
-    """A store with one bare model."""
+    """Make a store with one bare model."""
     import shutil
 
     shutil.copytree(store / "double", folder / "double")
     return folder
 
 
-def test_a_log_that_nobody_reads_holds_nobody_up(store: Path, tmp_path: Path) -> None:
-    """Far more refusals than a pipe takes are all answered, and SIGTERM ends the server."""
+def test_an_unread_log_blocks_no_request(store: Path, tmp_path: Path) -> None:
+    """More refusals than a pipe can hold are answered, and SIGTERM ends the server."""
     reading, writing = os.pipe()
     with server_without_reader(small_store(store, tmp_path), writing) as (popen, base):
         os.close(writing)
@@ -130,7 +130,7 @@ def test_a_log_that_nobody_reads_holds_nobody_up(store: Path, tmp_path: Path) ->
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is not here")
 def test_a_full_disk_under_the_log_changes_no_answer(store: Path, tmp_path: Path) -> None:
-    """Refusals stay refusals, the lines are counted, and SIGTERM ends the server."""
+    """Refusals stay refusals, lost lines are counted, and SIGTERM ends the server."""
     with (
         Path("/dev/full").open("wb") as full,
         server_without_reader(small_store(store, tmp_path), full) as (popen, base),
@@ -145,7 +145,7 @@ def test_a_full_disk_under_the_log_changes_no_answer(store: Path, tmp_path: Path
 
 
 def test_sighup_does_not_end_the_server(store: Path, tmp_path: Path) -> None:
-    """A line of the log says that it was heard."""
+    """The log says that it was received."""
     with running_server(small_store(store, tmp_path)) as server:
         server.popen.send_signal(signal.SIGHUP)
         server.wait_for("SIGHUP is ignored: options and models are read at start alone")
@@ -154,7 +154,7 @@ def test_sighup_does_not_end_the_server(store: Path, tmp_path: Path) -> None:
 
 
 def test_sighup_does_not_end_the_process_before_the_server_runs() -> None:
-    """As soon as the process is prepared."""
+    """It is ignored as soon as the process is prepared."""
     code = (
         "import os, signal; from service.__main__ import prepare_process; prepare_process();"
         "os.kill(os.getpid(), signal.SIGHUP); print('lives')"

@@ -1,4 +1,4 @@
-"""The plain numbers behind a scrape."""
+"""The counters and histograms of `/metrics`."""
 
 import re
 
@@ -16,8 +16,8 @@ seconds = st.floats(0, 100) | st.sampled_from(LATENCY_BUCKETS_S)
 
 
 @given(st.lists(seconds, max_size=30))
-def test_a_stage_is_shown_as_the_library_would_show_it(observed_s: list[float]) -> None:
-    """Bounds, cumulation and sum are those of `prometheus_client.Histogram`, whose locks alone are not needed here."""
+def test_stages_are_exported_like_a_library_histogram(observed_s: list[float]) -> None:
+    """Bounds, cumulation and sum are those of `prometheus_client.Histogram`, without its locks."""
     metrics, registry = Metrics(), CollectorRegistry()
     names = ["model", "version", "protocol"]
     library = Histogram("heed_queue_seconds", "", names, buckets=LATENCY_BUCKETS_S, registry=registry)
@@ -34,7 +34,7 @@ def test_a_stage_is_shown_as_the_library_would_show_it(observed_s: list[float]) 
 
 
 def test_counters_count() -> None:
-    """Requests by outcome, batches with their tokens and padding."""
+    """Requests are counted by outcome, and batches with their tokens and padding."""
     metrics = Metrics()
     metrics.count("a", "1", "http", "ok")
     metrics.count("a", "1", "http", "ok")
@@ -48,8 +48,8 @@ def test_counters_count() -> None:
     assert 'heed_padded_tokens_total{model="a",version="1"} 15.0' in text
 
 
-def test_an_exemplar_stands_in_the_bucket_of_its_value() -> None:
-    """The last one of each bucket, in OpenMetrics; the plain text is the same with and without."""
+def test_an_exemplar_is_in_the_bucket_of_its_value() -> None:
+    """OpenMetrics has the last one of each bucket; the plain text format has none."""
     metrics = Metrics()
     stages = metrics.stages("a", "1", "grpc")
     for value_s in (0.0002, 0.0003, 0.7, 70.0):
@@ -71,7 +71,7 @@ def test_an_exemplar_stands_in_the_bucket_of_its_value() -> None:
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
 def test_a_scrape_of_many_models_is_written_in_pieces(accept: str) -> None:
-    """Each piece has a bounded number of series, and together they are what the library writes."""
+    """Each piece has a bounded number of series, and together they equal the library's output."""
     metrics = Metrics()
     for number in range(300):
         metrics.count(f"model {number}", "1", "http", "ok")

@@ -1,4 +1,4 @@
-"""Traces of a real server, gathered by a collector that speaks OTLP."""
+"""Traces of a real server, received by an OTLP collector."""
 
 import itertools
 import json
@@ -31,7 +31,7 @@ ERROR, UNSET = trace_pb2.Status.STATUS_CODE_ERROR, trace_pb2.Status.STATUS_CODE_
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0; charset=utf-8"}
 STAGES = ["preprocess", "queue", "compute", "postprocess"]
 TEXT = "two blue dogs"
-LONG = 4000  # tokens of a translation that is not waited for
+LONG = 4000  # tokens of a translation that is cancelled
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):
@@ -44,7 +44,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._came = threading.Condition()
 
     def Export(self, request: Any, context: Any) -> Any:  # noqa: N802, the protocol's name
-        """Keep what comes."""
+        """Keep the spans of a request."""
         with self._came:
             for resource_spans in request.resource_spans:
                 self.resources.append(values(resource_spans.resource.attributes))
@@ -54,11 +54,11 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         return trace_service_pb2.ExportTraceServiceResponse()
 
     def of(self, trace_id: str) -> list[trace_pb2.Span]:
-        """The spans of a trace that have come."""
+        """Return the received spans of a trace."""
         return [span for span in self.spans if span.trace_id.hex() == trace_id]
 
     def trace(self, trace_id: str) -> tuple[trace_pb2.Span, list[trace_pb2.Span]]:
-        """The server span of a trace, which ends last, and the others in the order of their start."""
+        """Return the server span of a trace, which ends last, and the others by their start."""
 
         def server_spans() -> list[trace_pb2.Span]:
             return [span for span in self.of(trace_id) if span.kind == trace_pb2.Span.SPAN_KIND_SERVER]
@@ -71,13 +71,13 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
 
 def values(attributes: Any) -> dict[str, Any]:
-    """Attributes as Python has them."""
+    """Return attributes as Python values."""
     return {each.key: getattr(each.value, each.value.WhichOneof("value")) for each in attributes}
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[tuple[Collector, str]]:
-    """One that listens, and its address."""
+    """Run a collector; return it with its address."""
     collecting, server = Collector(), grpc.server(ThreadPoolExecutor(2))
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collecting, server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -88,7 +88,7 @@ def collector() -> Iterator[tuple[Collector, str]]:
 
 @pytest.fixture(scope="module")
 def traced(collector: tuple[Collector, str], translation_store: Path) -> Iterator[Server]:
-    """A server that traces all requests, unless their caller says otherwise."""
+    """Run a server that samples all requests unless their caller decides otherwise."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector[1])
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "20")
@@ -97,7 +97,7 @@ def traced(collector: tuple[Collector, str], translation_store: Path) -> Iterato
 
 
 class Caller:
-    """One request's W3C context, as its caller sends it."""
+    """The W3C trace context that a caller sends with one request."""
 
     def __init__(self, *, sampled: bool = True) -> None:
         """A new trace."""
@@ -108,7 +108,7 @@ class Caller:
 
 
 def ask(server: Server, protocol: str, model: str, text: str, caller: Caller, timeout_s: float = WAIT_S) -> Any:
-    """One text to a model that classifies it, or to `dogs`, which translates; its receipt, or the error's code."""
+    """Send one text to a classifier or to the translation model `dogs`; return the receipt or the error's code."""
     if protocol == "http":
         headers = caller.headers | {"x-request-id": "mine", "x-request-timeout-ms": str(int(1e3 * timeout_s))}
         body = {"inputs": text} | ({"parameters": {"max_new_tokens": LONG}} if model == "endless" else {})
@@ -134,10 +134,10 @@ def ask(server: Server, protocol: str, model: str, text: str, caller: Caller, ti
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize(("model", "compute"), [("sentiment", "compute"), ("dogs", "decode")])
-def test_a_request_is_one_trace_of_its_callers(
+def test_a_request_continues_its_callers_trace(
     protocol: str, model: str, compute: str, traced: Server, collector: tuple[Collector, str]
 ) -> None:
-    """The caller's context goes on; stages are children of the server span, in order, as long as the receipt says."""
+    """Stages are children of the server span, in order, with the durations of the receipt."""
     caller = Caller()
     receipt = ask(traced, protocol, model, TEXT, caller)
     server_span, stages = collector[0].trace(caller.trace_id)
@@ -160,10 +160,10 @@ def test_a_request_is_one_trace_of_its_callers(
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize(("model", "compute"), [("sentiment", "compute"), ("dogs", "decode")])
-def test_an_explanation_is_a_stage_behind_its_answer(
+def test_an_explanation_is_one_stage_after_the_prediction(
     protocol: str, model: str, compute: str, traced: Server, collector: tuple[Collector, str]
 ) -> None:
-    """One stage for all that is computed for it, between the answer's own and the end."""
+    """Everything that is computed for it is in that stage."""
     caller = Caller()
     if protocol == "http":
         body = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]}
@@ -182,8 +182,8 @@ def test_an_explanation_is_a_stage_behind_its_answer(
     assert values(server_span.attributes)["heed.engine_calls"] > 1
 
 
-def test_spans_say_what_they_are_about(traced: Server, collector: tuple[Collector, str]) -> None:
-    """The conventions' names where there are any, and ours for the rest."""
+def test_spans_have_attributes(traced: Server, collector: tuple[Collector, str]) -> None:
+    """Attributes use the semantic conventions where there are any."""
     callers = {"http": Caller(), "grpc": Caller()}
     found = {}
     for protocol, caller in callers.items():
@@ -213,7 +213,7 @@ def test_spans_say_what_they_are_about(traced: Server, collector: tuple[Collecto
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 def test_a_stream_is_traced_to_its_end(protocol: str, traced: Server, collector: tuple[Collector, str]) -> None:
-    """Its first piece comes while it is decoded, and the server span outlasts the decoding."""
+    """The first piece comes during decoding, and the server span ends after it."""
     caller = Caller()
     if protocol == "http":
         body = {"inputs": TEXT, "stream": True}
@@ -234,8 +234,10 @@ def test_a_stream_is_traced_to_its_end(protocol: str, traced: Server, collector:
 
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
-def test_who_leaves_a_stream_is_in_its_trace(protocol: str, traced: Server, collector: tuple[Collector, str]) -> None:
-    """Cancelled, and no error of the server."""
+def test_a_cancelled_stream_is_traced_as_cancelled(
+    protocol: str, traced: Server, collector: tuple[Collector, str]
+) -> None:
+    """It is no error of the server."""
     caller = Caller()
     if protocol == "http":
         body = {"inputs": TEXT, "stream": True, "parameters": {"max_new_tokens": LONG}}
@@ -264,10 +266,10 @@ FAILURES = {
 
 @pytest.mark.parametrize("protocol", ["http", "grpc"])
 @pytest.mark.parametrize("outcome", FAILURES)
-def test_failures_say_how_and_where(
+def test_failures_have_a_status_and_a_stage(
     protocol: str, outcome: str, traced: Server, collector: tuple[Collector, str]
 ) -> None:
-    """Both protocols alike; the caller's own mistakes are no errors of the server."""
+    """Both protocols are alike; invalid requests are no errors of the server."""
     model, text, timeout_s, codes, status = FAILURES[outcome]
     caller = Caller()
     assert ask(traced, protocol, model, text, caller, timeout_s) == codes[protocol == "grpc"]
@@ -284,17 +286,17 @@ def test_failures_say_how_and_where(
 
 
 def test_the_caller_decides_what_is_sampled(traced: Server, collector: tuple[Collector, str]) -> None:
-    """Nothing comes of a trace that it does not sample."""
+    """A trace that the caller does not sample has no spans."""
     silent, heard = Caller(sampled=False), Caller()
     for protocol in ("http", "grpc"):
         ask(traced, protocol, "sentiment", TEXT, silent)
     ask(traced, "grpc", "sentiment", TEXT, heard)
-    collector[0].trace(heard.trace_id)  # what came before has come
+    collector[0].trace(heard.trace_id)  # earlier spans have arrived
     assert collector[0].of(silent.trace_id) == []
 
 
 def test_exemplars_lead_from_a_latency_to_its_trace(traced: Server) -> None:
-    """In OpenMetrics alone, of sampled requests alone, in the bucket of their time."""
+    """Only OpenMetrics has them, only for sampled requests, in the bucket of their time."""
     callers = {"http": Caller(), "grpc": Caller()}
     for protocol, caller in callers.items():
         ask(traced, protocol, "sentiment", TEXT, caller)
@@ -322,14 +324,14 @@ def test_exemplars_lead_from_a_latency_to_its_trace(traced: Server) -> None:
 
 
 def make_bare(store: Path) -> Path:
-    """A store with a model that loads in no time."""
+    """Make a store with a model that loads at once."""
     rows = (TensorProto.FLOAT, ["rows", 1])
     write_onnx(store / "double/1", [helper.make_node("Add", ["x", "x"], ["y"])], {"x": rows}, {"y": rows})
     return store
 
 
 def double(server: Server, rows: int = 1, headers: dict[str, str] | None = None) -> list[float]:
-    """The answer of that model."""
+    """Return the answer of that model."""
     body = {"inputs": [{"name": "x", "shape": [rows, 1], "datatype": "FP32", "data": list(range(rows))}]}
     request = urllib.request.Request(
         f"{server.http}/v2/models/double/infer", json.dumps(body).encode(), headers=headers or {}
@@ -339,10 +341,10 @@ def double(server: Server, rows: int = 1, headers: dict[str, str] | None = None)
         return data
 
 
-def test_the_standard_variables_hold_and_the_end_exports_what_is_left(
+def test_standard_variables_apply_and_shutdown_exports_pending_spans(
     tmp_path: Path, collector: tuple[Collector, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sampler and service name; spans that wait for their turn are sent before the server ends."""
+    """The variables set sampler and service name."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector[1])
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_traceidratio")
     monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", "0")
@@ -352,7 +354,7 @@ def test_the_standard_variables_hold_and_the_end_exports_what_is_left(
     with running_server(make_bare(tmp_path), "--tracing", "on", "--max-batch-rows", "4") as server:
         before = len(collector[0].spans)
         for _ in range(5):
-            assert double(server) == [0.0]  # roots of their own, of which none is sampled
+            assert double(server) == [0.0]  # these are roots, none of which is sampled
         assert double(server, headers=others.headers) == [0.0]
         assert double(server, rows=6, headers=caller.headers) == [0, 2, 4, 6, 8, 10]
         assert len(collector[0].spans) == before
@@ -368,8 +370,8 @@ def test_the_standard_variables_hold_and_the_end_exports_what_is_left(
 
 
 @pytest.mark.parametrize("away", ["refuses", "never answers"])
-def test_a_collector_that_is_away_holds_nothing_up(away: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests are answered, more than spans are kept; the server drains and ends as it should."""
+def test_a_missing_collector_blocks_nothing(away: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are answered beyond the span buffer, and the server drains and ends."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "10")
@@ -385,12 +387,12 @@ def test_a_collector_that_is_away_holds_nothing_up(away: str, tmp_path: Path, mo
             assert time.monotonic() - began_s < 30  # a fraction of what the drain may take
             server.wait_for("stopped")
             errors = [entry for entry in server.log if entry.get("level") == "error"]
-            # The exporter itself may say that it has failed.
+            # The exporter may log its own failure.
             assert not [entry for entry in errors if not entry.get("logger", "").startswith("opentelemetry.")]
 
 
 def run_service(store: Path, *options: str, without_extra: bool = False) -> subprocess.CompletedProcess[str]:
-    """A server that is expected to end by itself."""
+    """Run a server that ends by itself."""
     hidden = "sys.modules['opentelemetry'] = None; " if without_extra else ""
     code = f"import sys; {hidden}from service.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, "--http-port", "0", "--grpc-port", "0", "--model-store", str(store)]
@@ -401,27 +403,27 @@ def run_service(store: Path, *options: str, without_extra: bool = False) -> subp
 
 
 def test_without_its_extra_tracing_is_refused_at_start(tmp_path: Path) -> None:
-    """Never silently off."""
+    """Tracing is never silently off."""
     store = make_bare(tmp_path)
     run = run_service(store, "--tracing", "on", without_extra=True)
     assert run.returncode == 1
     assert '"event": "cannot trace"' in run.stderr
     assert "--tracing on needs the extra: pip install 'heed[tracing]'" in run.stderr
-    # Off, it gets as far as ever: to a store that is not there.
+    # With tracing off it starts as usual, and fails at the missing store.
     run = run_service(tmp_path / "nowhere", without_extra=True)
     assert (run.returncode, "is not a folder" in run.stderr) == (1, True), run.stderr
 
 
-def test_what_is_not_offered_is_refused_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the name of its standard variable."""
+def test_unsupported_variables_are_refused_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the standard variable."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
     run = run_service(make_bare(tmp_path), "--tracing", "on")
     assert run.returncode == 1
     assert "OTEL_EXPORTER_OTLP_PROTOCOL is 'http/json'; the protocol offered is grpc" in run.stderr
 
 
-def test_a_server_that_does_not_trace_knows_no_opentelemetry() -> None:
-    """In a fresh process, after the server's modules are imported."""
+def test_a_server_without_tracing_does_not_import_opentelemetry() -> None:
+    """A new process imports all modules of the server."""
     code = "import sys, service.__main__, service.server; print('opentelemetry' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "False"

@@ -1,4 +1,4 @@
-"""Explanations of the committed models: the same through every face, and never in the way of a prediction."""
+"""Explanations of the committed models: equal over every interface, and without delaying predictions."""
 
 import base64
 import contextlib
@@ -27,33 +27,33 @@ from tests.conftest import ROOT, Server, make_store, running_server
 TEXT, SENTENCE = "I don't like the plot, but the music is wonderful.", "Two children are playing in the snow."
 FILE = next(iter(golden_images().values()))
 PATIENCE_S = 30.0
-# So many evaluations that an explanation is never done before a test has looked at it.
+# So many evaluations that no explanation ends before its test has seen it.
 LONG = {"method": "shap", "n_samples": 4096}
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """On the repository's own store."""
+    """Run a server on the repository's own store."""
     with running_server(ROOT / "model_store") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def typed(server: Server) -> Iterator[heed_pb2_grpc.HeedStub]:
-    """The typed calls."""
+    """Open the typed calls."""
     with grpc.insecure_channel(server.grpc) as channel:
         yield heed_pb2_grpc.HeedStub(channel)
 
 
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
-    """The HTTP face."""
+    """Open an HTTP client."""
     with httpx.Client(base_url=server.http, timeout=PATIENCE_S) as client:
         yield client
 
 
 def input_json(element: str | bytes, **parameters: Any) -> dict[str, Any]:
-    """A request with one text, or one file as base64."""
+    """Make a request with one text, or one file as base64."""
     name, data = ("text", element) if isinstance(element, str) else ("image", base64.b64encode(element).decode())
     return {
         "inputs": [{"name": name, "shape": [1], "datatype": "BYTES", "data": [data]}],
@@ -62,14 +62,14 @@ def input_json(element: str | bytes, **parameters: Any) -> dict[str, Any]:
 
 
 def over_rest(http: httpx.Client, model: str, element: str | bytes, **parameters: Any) -> Any:
-    """The document of `/v2/.../explain`."""
+    """Return the document of `/v2/.../explain`."""
     response = http.post(f"/v2/models/{model}/explain", json=input_json(element, **parameters))
     assert response.status_code == 200, response.text
     return response.json()
 
 
 def over_grpc(typed: heed_pb2_grpc.HeedStub, model: str, element: str | bytes, **parameters: Any) -> Any:
-    """The typed call's answer, as REST writes it."""
+    """Return the typed call's answer in the form of REST."""
     given: dict[str, Any] = {"text" if isinstance(element, str) else "image": element}
     answer = typed.Explain(heed_pb2.ExplainRequest(model=model, **given, **parameters))
     document: dict[str, Any] = {"method": answer.method, "target": answer.target, "score": answer.score}
@@ -109,7 +109,7 @@ def over_grpc(typed: heed_pb2_grpc.HeedStub, model: str, element: str | bytes, *
 
 
 def over_task_api(http: httpx.Client, model: str, element: str | bytes, **parameters: Any) -> tuple[Any, Any]:
-    """The usual answer and the explanation."""
+    """Return the prediction and the explanation."""
     inputs = element if isinstance(element, str) else base64.b64encode(element).decode()
     response = http.post(f"/models/{model}", json={"inputs": inputs, "parameters": {"explain": parameters}})
     assert response.status_code == 200, response.text
@@ -120,20 +120,20 @@ def over_task_api(http: httpx.Client, model: str, element: str | bytes, **parame
 
 
 def weights_of(explanation: Any) -> list[float]:
-    """Of the words, or of the patches row by row."""
+    """Return the weights of the words, or of the patches row by row."""
     if "patches" in explanation:
         return [weight for row in explanation["patches"]["weights"] for weight in row]
     return [feature["weight"] for feature in explanation["features"]]
 
 
 def metric(http: httpx.Client, pattern: str) -> float:
-    """The value of one series."""
+    """Return the value of one series."""
     found = re.search(rf"^{pattern} (\S+)$", http.get("/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
 
 def wait_until_explaining(http: httpx.Client, model: str) -> None:
-    """Until rows of an explanation wait for an engine or are with one."""
+    """Wait until rows of an explanation are queued or computed."""
     gives_up_s = time.monotonic() + PATIENCE_S
     waiting = rf'heed_low_priority_queue_rows\{{model="{model}",version="1"\}}'
     while not metric(http, waiting):
@@ -143,7 +143,7 @@ def wait_until_explaining(http: httpx.Client, model: str) -> None:
 SAMPLING, BY_GRAPH = ("occlusion", "lime", "shap"), ("attention", "gradients")
 MODELS: list[tuple[str, str | bytes, float]] = [
     ("sentiment-small", TEXT, 1e-4),
-    # In int8 the rows of a call share their scales, so that company shows.
+    # In int8 the rows of a call share their scales, so answers depend on the batch.
     ("sentiment", TEXT, 0.1),
     ("cifar10-vit", FILE, 1e-3),
     ("translation-en-de", SENTENCE, 1e-2),
@@ -173,7 +173,7 @@ def test_every_face_gives_the_same_explanation(
     element: str | bytes,
     tolerance: float,
 ) -> None:
-    """Parts, weights, score and what it is worth; with the usual answer beside it where the task API is asked."""
+    """Parts, weights, score and fidelity are equal; the task API adds the prediction."""
     asked = ASKED[method] | {"method": method}
     rest, typed_answer = over_rest(http, model, element, **asked), over_grpc(typed, model, element, **asked)
     answer, explanation = over_task_api(http, model, element, **asked)
@@ -203,7 +203,7 @@ def test_every_face_gives_the_same_explanation(
             places = [[(each["text"], each["start"], each["end"]) for each in doc["features"]] for doc in (rest, other)]
             assert places[0] == places[1]
         if method in BY_GRAPH:
-            # One row at a time, in float32: what they weigh depends on no company.
+            # float32 with one row at a time: the weights do not depend on the batch.
             assert weights_of(other) == pytest.approx(weights_of(rest), abs=1e-6)
             for name in ("tokens", "attention", "influence"):
                 assert other.get(name) == rest.get(name)
@@ -211,8 +211,8 @@ def test_every_face_gives_the_same_explanation(
         assert rest["fidelity"]["completeness_gap"] < 1e-9
 
 
-def test_words_that_carry_the_judgement_weigh_most(http: httpx.Client) -> None:
-    """By every method; for the other class of two the weights are the same with the other sign."""
+def test_decisive_words_have_the_largest_weights(http: httpx.Client) -> None:
+    """This holds for every method; for the other of two classes the sign is reversed."""
     for method in ("occlusion", "lime", "shap"):
         explanation = over_rest(http, "sentiment-small", TEXT, method=method)
         assert explanation["target"] == "POSITIVE"
@@ -226,10 +226,8 @@ def test_words_that_carry_the_judgement_weigh_most(http: httpx.Client) -> None:
         assert fidelity["insertion_area"] > fidelity["deletion_area"]
 
 
-def test_each_word_of_a_source_has_its_token_of_the_translation(
-    http: httpx.Client, typed: heed_pb2_grpc.HeedStub
-) -> None:
-    """What is explained is the log probability of the very tokens; each word's weight is shared out among them."""
+def test_each_source_word_weighs_most_for_its_target_token(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
+    """Each weight explains a token's log probability; a word's weight is the sum over the tokens."""
     explanation = over_rest(http, "translation-en-de", SENTENCE)
     translated = typed.Translate(heed_pb2.TranslateRequest(model="translation-en-de", text=SENTENCE))
     tokens, influence_MK = explanation["target_tokens"], np.array(explanation["influence"])
@@ -247,8 +245,8 @@ def test_each_word_of_a_source_has_its_token_of_the_translation(
     assert "[EOS]" not in beams["target_tokens"]
 
 
-def test_the_shares_of_gradients_are_what_the_answer_gains(http: httpx.Client) -> None:
-    """Of each class' logit, all tokens together but for the gap; words have what their tokens have."""
+def test_integrated_gradients_add_up_to_the_logit(http: httpx.Client) -> None:
+    """The weights of tokens add up to the change of each class' logit, and those of words to their tokens'."""
     explanations = {
         target: over_rest(http, "sentiment-small", TEXT, method="gradients", n_samples=128, target=target)
         for target in ("POSITIVE", "NEGATIVE")
@@ -272,8 +270,8 @@ def test_the_shares_of_gradients_are_what_the_answer_gains(http: httpx.Client) -
         assert shared == pytest.approx(logits[0][number] - logits[1][number], abs=1e-3)
 
 
-def test_attention_is_that_of_the_layer_and_head_that_are_asked_for(http: httpx.Client) -> None:
-    """By ONNX Runtime itself; a word is looked at as its tokens are, and all tokens together have all of it."""
+def test_attention_is_that_of_the_requested_layer_and_head(http: httpx.Client) -> None:
+    """It is compared with ONNX Runtime; a token's weight is its mean attention, and all weights sum to one."""
     session = onnxruntime.InferenceSession(str(ROOT / "model_store/sentiment/1/explain.onnx"))
     tokenizer = Tokenizer.from_file(str(ROOT / "model_store/sentiment/1/tokenizer.json"))
     ids = np.array([tokenizer.encode(TEXT).ids])
@@ -293,8 +291,8 @@ def test_attention_is_that_of_the_layer_and_head_that_are_asked_for(http: httpx.
         assert sum(tokens) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_alignment_of_a_translation(http: httpx.Client) -> None:
-    """What each token looks at in the source, but for the end of the sentence; of each word, all tokens together."""
+def test_the_alignment_of_a_translation_is_its_cross_attention(http: httpx.Client) -> None:
+    """The end of the sentence is left out; the attention of a word is the sum of its tokens."""
     for model in ("translation-en-de", "translation-en-de-int8"):
         explanation = over_rest(http, model, SENTENCE, method="attention")
         tokens, influence_MK = explanation["target_tokens"], np.array(explanation["influence"])
@@ -312,16 +310,16 @@ def test_the_alignment_of_a_translation(http: httpx.Client) -> None:
     assert len(encoder["attention"]["weights"]) == len(encoder["tokens"]) == len(words) + 1
 
 
-def test_a_long_text_has_no_view_of_its_attention(http: httpx.Client) -> None:
-    """More numbers than an answer should have; the weights of words and tokens are there."""
+def test_a_long_text_has_no_attention_matrix(http: httpx.Client) -> None:
+    """It would be too large; the weights of words and tokens are there."""
     explanation = over_rest(http, "sentiment", "so " * 300 + "fine", method="attention", layer=0)
     assert explanation["attention"]["weights"] is None
     assert len(explanation["tokens"]) == 303
     assert sum(token["weight"] for token in explanation["tokens"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_overlay_is_the_image_in_colours(http: httpx.Client) -> None:
-    """A PNG that can be looked at, of the file sent in JSON, in the binary part or as the whole body."""
+def test_the_overlay_is_a_png_of_the_image(http: httpx.Client) -> None:
+    """The file is sent in JSON, in the binary part, or as the whole body."""
     explanation = over_rest(http, "cifar10-vit", FILE)
     assert (explanation["patches"]["rows"], explanation["patches"]["columns"]) == (8, 8)
     drawn = Image.open(BytesIO(base64.b64decode(explanation["overlay"])))
@@ -338,8 +336,8 @@ def test_the_overlay_is_the_image_in_colours(http: httpx.Client) -> None:
         assert weights_of(other) == pytest.approx(weights_of(explanation), abs=1e-3)
 
 
-def test_a_text_that_is_cut_has_the_words_that_were_read(http: httpx.Client) -> None:
-    """With the parameter for it; without, it is refused like for inference."""
+def test_a_truncated_text_has_the_words_that_were_read(http: httpx.Client) -> None:
+    """Without the parameter a long text is refused as in inference."""
     long = "so " * 600 + "fine"
     cut = over_rest(http, "sentiment-small", long, truncate=True, method="lime", n_samples=8)
     assert len(cut["features"]) == 254
@@ -412,7 +410,7 @@ def test_every_face_gives_the_same_error(
     parameters: dict[str, Any],
     text: str,
 ) -> None:
-    """Naming the parameter and its limit."""
+    """The error names the parameter and its limit."""
     status, code = (404, grpc.StatusCode.NOT_FOUND) if model == "nothing" else (400, grpc.StatusCode.INVALID_ARGUMENT)
     inputs = element if isinstance(element, str) else base64.b64encode(element).decode()
     for path, body in (
@@ -426,8 +424,8 @@ def test_every_face_gives_the_same_error(
     assert (refused.value.code(), refused.value.details()) == (code, text)
 
 
-def test_what_is_no_request_for_an_explanation(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """Several inputs, none, the wrong kind, parameters of the wrong type, a stream."""
+def test_invalid_requests_are_refused(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
+    """Examples are several inputs, none, the wrong kind, parameters of the wrong type, a stream."""
     two = input_json(TEXT)
     two["inputs"][0] |= {"shape": [2], "data": [TEXT, TEXT]}
     explain = {"explain": {"method": "lime"}}
@@ -466,8 +464,8 @@ def test_what_is_no_request_for_an_explanation(http: httpx.Client, typed: heed_p
         assert (refused.value.code(), refused.value.details()) == (grpc.StatusCode.INVALID_ARGUMENT, details)
 
 
-def test_the_metadata_tells_of_explanations(server: Server, http: httpx.Client) -> None:
-    """As extensions of the protocol, with the methods; and of each model which it has, over REST."""
+def test_the_metadata_lists_explanations(server: Server, http: httpx.Client) -> None:
+    """The server lists methods as extensions, and each model its own methods over REST."""
     extensions = {"explain", *(f"explain:{method}" for method in (*SAMPLING, *BY_GRAPH))}
     assert extensions <= set(http.get("/v2").json()["extensions"])
     properties = http.get("/v2/models/sentiment").json()["properties"]
@@ -475,12 +473,12 @@ def test_the_metadata_tells_of_explanations(server: Server, http: httpx.Client) 
     with grpc.insecure_channel(server.grpc) as channel:
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         assert extensions <= set(stub.ServerMetadata(inference_pb2.ServerMetadataRequest()).extensions)
-        # Not over gRPC: MLServer's client could not read the message.
+        # gRPC does not have it, because MLServer's client could not read the message.
         assert not stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="sentiment")).properties
 
 
-def test_request_id_and_metrics_are_those_of_any_call(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """Counted once by its outcome and protocol, with its time and its evaluations apart from those of predictions."""
+def test_explanations_have_request_id_and_metrics(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
+    """A request counts once by outcome and protocol; its evaluations are counted apart from predictions."""
     labels = 'model="sentiment-small",'
 
     def counts() -> list[float]:
@@ -510,7 +508,7 @@ def test_request_id_and_metrics_are_those_of_any_call(http: httpx.Client, typed:
 
 @contextlib.contextmanager
 def hanging_up(url: str, path: str, body: bytes) -> Iterator[socket.socket]:
-    """A request whose connection is closed without waiting for its answer."""
+    """Send a request and close the connection without reading the answer."""
     host, port = url.removeprefix("http://").rsplit(":", 1)
     with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
         head = f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -525,7 +523,7 @@ LONG_ONES = [("cifar10-vit", FILE), ("translation-en-de", SENTENCE * 3)]
 def test_a_prediction_during_an_explanation_is_answered_first(
     http: httpx.Client, server: Server, model: str, element: str | bytes
 ) -> None:
-    """Ten of the same model, one after the other, before an explanation that came first."""
+    """Ten predictions of the same model are answered before an explanation that came first."""
     body = json.dumps(input_json(element, **LONG)).encode()
     inputs = SENTENCE if isinstance(element, str) else base64.b64encode(element).decode()
     with hanging_up(server.http, f"/v2/models/{model}/explain", body) as connection:
@@ -541,7 +539,7 @@ def test_a_prediction_during_an_explanation_is_answered_first(
 def test_cancelling_ends_an_explanation(
     http: httpx.Client, server: Server, typed: heed_pb2_grpc.HeedStub, model: str, element: str | bytes
 ) -> None:
-    """A cancelled gRPC call as a closed connection: nothing of it waits or computes any more."""
+    """After a cancelled gRPC call or a closed connection nothing of it is queued or computed."""
     series = [
         rf'{name}\{{model="{model}",version="1"\}}' for name in ("heed_low_priority_queue_rows", "heed_in_flight_rows")
     ]
@@ -563,7 +561,7 @@ def test_cancelling_ends_an_explanation(
 
 
 def test_a_deadline_ends_an_explanation(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """HTTP's header, the parameter, and gRPC's own."""
+    """The deadline is HTTP's header, the parameter, or gRPC's own."""
     path, body = "/v2/models/cifar10-vit/explain", input_json(FILE, **LONG)
     assert http.post(path, json=body, headers={"x-request-timeout-ms": "200"}).status_code == 504
     assert http.post(path, json=input_json(FILE, **LONG, timeout=200_000)).status_code == 504
@@ -573,7 +571,7 @@ def test_a_deadline_ends_an_explanation(http: httpx.Client, typed: heed_pb2_grpc
 
 
 def test_more_explanations_than_may_wait_are_refused(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """At once and with a time to come back, while predictions are answered; a bare model has none."""
+    """They are refused at once with a time to retry, while predictions are answered."""
     store = make_store(tmp_path_factory.mktemp("explain") / "models")
     (store / "cifar10-vit").symlink_to(ROOT / "model_store/cifar10-vit")
     with (
@@ -594,8 +592,8 @@ def test_more_explanations_than_may_wait_are_refused(tmp_path_factory: pytest.Te
         assert bare.json() == {"error": "model 'double' takes tensors; texts and images can be explained"}
 
 
-def test_an_explanation_that_was_admitted_is_given_after_sigterm(tmp_path: Path) -> None:
-    """All its evaluations are still computed, and the server then ends in peace."""
+def test_an_admitted_explanation_is_answered_after_sigterm(tmp_path: Path) -> None:
+    """All of its evaluations are computed, and the server then exits normally."""
     (tmp_path / "cifar10-vit").symlink_to(ROOT / "model_store/cifar10-vit")
     body = input_json(FILE, method="shap", n_samples=600)
     with running_server(tmp_path) as ending, httpx.Client(base_url=ending.http, timeout=PATIENCE_S) as http:

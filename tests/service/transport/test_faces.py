@@ -1,4 +1,4 @@
-"""The same request gives the same answer and the same error through every face."""
+"""The same request gives the same answer and the same error over every interface."""
 
 import asyncio
 import contextlib
@@ -39,39 +39,39 @@ SLOW = [" ".join(TEXTS * 6)] * 64  # some tenths of a second of work
 
 @pytest.fixture(scope="module")
 def channel(server: Server) -> Iterator[grpc.Channel]:
-    """A connection to the server."""
+    """Open a connection to the server."""
     with grpc.insecure_channel(server.grpc) as channel:
         yield channel
 
 
 @pytest.fixture(scope="module")
 def oip(channel: grpc.Channel) -> inference_pb2_grpc.GRPCInferenceServiceStub:
-    """The Open Inference Protocol over gRPC."""
+    """Open the Open Inference Protocol over gRPC."""
     return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 @pytest.fixture(scope="module")
 def typed(channel: grpc.Channel) -> heed_pb2_grpc.HeedStub:
-    """The typed calls."""
+    """Open the typed calls."""
     return heed_pb2_grpc.HeedStub(channel)
 
 
 @pytest.fixture(scope="module")
 def http(server: Server) -> Iterator[httpx.Client]:
-    """The HTTP face."""
+    """Open an HTTP client."""
     with httpx.Client(base_url=server.http, timeout=30) as client:
         yield client
 
 
 def text_request(texts: list[str], model: str = "sentiment", **fields: Any) -> inference_pb2.ModelInferRequest:
-    """Texts as typed contents."""
+    """Make a request with typed texts."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[len(texts)])
     tensor.contents.bytes_contents.extend(text.encode() for text in texts)
     return inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor], **fields)
 
 
 def text_json(texts: list[str], **fields: Any) -> dict[str, Any]:
-    """The same as JSON."""
+    """Make the same request as JSON."""
     return {
         "inputs": [{"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": texts}],
         **fields,
@@ -79,7 +79,7 @@ def text_json(texts: list[str], **fields: Any) -> dict[str, Any]:
 
 
 def over_rest(http: httpx.Client, texts: list[str]) -> list[tuple[str, float]]:
-    """Label and score of each text."""
+    """Return label and score of each text."""
     outputs = http.post("/v2/models/sentiment/infer", json=text_json(texts)).raise_for_status().json()["outputs"]
     data = {output["name"]: output["data"] for output in outputs}
     return list(zip(data["label"], data["score"], strict=True))
@@ -90,7 +90,7 @@ def test_every_face_gives_the_same_answer(
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
 ) -> None:
-    """gRPC = REST = typed = task API, text by text."""
+    """gRPC, REST, typed call and task API agree on each text."""
     for text in TEXTS:
         response = oip.ModelInfer(text_request([text]))
         outputs = {output.name: output.contents for output in response.outputs}
@@ -108,7 +108,7 @@ def test_every_face_gives_the_same_answer(
 
 
 def test_a_batch_gives_the_same_answers_as_single_requests(http: httpx.Client) -> None:
-    """Texts of different length, together and alone: within 1e-5."""
+    """Texts of different length agree within 1e-5, together and alone."""
     together = over_rest(http, TEXTS)
     alone = [over_rest(http, [text])[0] for text in TEXTS]
     assert [label for label, _ in together] == [label for label, _ in alone]
@@ -118,7 +118,7 @@ def test_a_batch_gives_the_same_answers_as_single_requests(http: httpx.Client) -
 def test_raw_requests_get_raw_answers(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
 ) -> None:
-    """A client that sends raw contents reads raw contents, with the same values."""
+    """A client that sends raw contents gets raw contents with the same values."""
     raw_text = TEXTS[0].encode()
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[1])
     request = inference_pb2.ModelInferRequest(
@@ -139,12 +139,12 @@ def test_raw_requests_get_raw_answers(
     np.testing.assert_allclose(probabilities, plain.outputs[2].contents.fp32_contents, atol=1e-6)
 
 
-def test_the_receipt_says_where_the_time_went(
+def test_the_receipt_has_stage_times_batch_and_version(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
 ) -> None:
-    """Stage times, batch and version, over every face."""
+    """Every interface returns it."""
     response = oip.ModelInfer(text_request(TEXTS))
     names = {"preprocess_us", "queue_us", "compute_us", "postprocess_us"}
     names |= {"batch_size", "padded_tokens", "batch_tokens", "truncated"}
@@ -165,12 +165,12 @@ def test_the_receipt_says_where_the_time_went(
     assert headers["x-heed-model-version"] == "1"
 
 
-def test_truncation_is_done_only_if_asked_and_then_said(
+def test_texts_are_truncated_only_on_request(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
 ) -> None:
-    """A text beyond the model's limit is refused by default."""
+    """A text beyond the model's limit is refused by default; a truncated one is marked."""
     request = text_request([LONG])
     request.parameters["truncate"].bool_param = True
     assert oip.ModelInfer(request).parameters["truncated"].bool_param
@@ -182,9 +182,9 @@ def test_truncation_is_done_only_if_asked_and_then_said(
     assert cut.receipt.truncated
 
 
-def test_the_event_loop_is_not_held_up_by_tokenizing(http: httpx.Client, server: Server) -> None:
-    """While texts are tokenized that then prove too long, no other request waits half as long as they take."""
-    body = text_json(["\u6620" * 8000] * 16)  # each character a word of its own
+def test_tokenizing_does_not_block_the_event_loop(http: httpx.Client, server: Server) -> None:
+    """No other request waits half as long as tokenizing too long texts takes."""
+    body = text_json(["\u6620" * 8000] * 16)  # each character is a word
     longest_s = 0.0
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(httpx.post, f"{server.http}/v2/models/sentiment/infer", json=body, timeout=60)
@@ -196,10 +196,10 @@ def test_the_event_loop_is_not_held_up_by_tokenizing(http: httpx.Client, server:
     assert longest_s < 0.5 * slow.result().elapsed.total_seconds()
 
 
-def test_too_many_texts_are_refused_before_they_are_read(
+def test_too_many_texts_are_refused_by_their_shape(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
 ) -> None:
-    """By their shape: that what it says of the contents is wrong is not even seen."""
+    """An error in the contents is not even seen."""
     request = text_request(["x"])
     request.inputs[0].shape[0] = 200_000
     with pytest.raises(grpc.RpcError) as raised:
@@ -208,7 +208,7 @@ def test_too_many_texts_are_refused_before_they_are_read(
 
 
 def test_a_deadline_ends_the_wait_for_tokenizing(http: httpx.Client) -> None:
-    """The engine is not asked."""
+    """The engine is not called."""
     body = text_json(["A wonderful film. " * 250] * 64, parameters={"truncate": True})
     response = http.post("/v2/models/sentiment/infer", json=body, headers={"x-request-timeout-ms": "20"})
     assert (response.status_code, response.json()["error"]) == (
@@ -217,7 +217,7 @@ def test_a_deadline_ends_the_wait_for_tokenizing(http: httpx.Client) -> None:
     )
 
 
-# What is wrong, as a request over both protocols; the gRPC code, the HTTP status, and what the text must say.
+# A bad request over both protocols, the gRPC code, the HTTP status, and a part of the error's text.
 BAD_REQUESTS = {
     "empty text": (["fine", ""], {}, "INVALID_ARGUMENT", 400, "text[1] is empty"),
     "blank text": ([" \n"], {}, "INVALID_ARGUMENT", 400, "text[0] is empty"),
@@ -325,7 +325,7 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize("case", BAD_REQUESTS)
-def test_a_bad_request_gets_the_same_clear_error_over_both_protocols(
+def test_a_bad_request_gets_the_same_error_over_both_protocols(
     case: str, oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
     """The text names the field and the limit."""
@@ -357,7 +357,7 @@ def test_a_bad_request_gets_the_same_clear_error_over_both_protocols(
     text = response.json()["error"]
     assert expected in text
     assert expected in raised.value.details()
-    if "elements" not in text:  # the two protocols count data in different words
+    if "elements" not in text:  # the protocols describe the amount of data differently
         assert text.split(" ms")[0][:20] == raised.value.details().split(" ms")[0][:20]
 
 
@@ -385,8 +385,8 @@ def test_a_bad_request_gets_the_same_clear_error_over_both_protocols(
         ),
     ],
 )
-def test_malformed_json_is_refused_with_the_place(body: bytes, expected: str, http: httpx.Client) -> None:
-    """Never a traceback, never a 500."""
+def test_malformed_json_is_refused_with_its_position(body: bytes, expected: str, http: httpx.Client) -> None:
+    """It is never an internal error."""
     response = http.post("/v2/models/sentiment/infer", content=body)
     assert response.status_code == 400
     assert expected in response.json()["error"]
@@ -458,7 +458,7 @@ def test_binary_lengths_are_checked(
     expected: str | None,
     http: httpx.Client,
 ) -> None:
-    """REST's binary extension: every wrong length has its own words."""
+    """Every wrong length of REST's binary extension has its own error."""
     document = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", **inputs}]}).encode()
     length = str(len(document) + header)
     response = http.post(
@@ -474,8 +474,8 @@ def test_binary_lengths_are_checked(
 
 
 @pytest.mark.parametrize("digits", [19, 400, 5000])
-def test_numbers_without_end_are_refused(digits: int, http: httpx.Client) -> None:
-    """In headers and in parameters; the text names what it was."""
+def test_very_long_numbers_are_refused(digits: int, http: httpx.Client) -> None:
+    """They may be in headers or parameters; the error names the field."""
     huge, url = "9" * digits, "/v2/models/sentiment/infer"
     timeout = json.dumps(text_json(["x"])).removesuffix("}").encode() + b', "parameters": {"timeout": %s}}'
     for response, expected in (
@@ -493,7 +493,7 @@ def test_numbers_without_end_are_refused(digits: int, http: httpx.Client) -> Non
 
 
 def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
-    """Header length 0: one text, or floats whose shape follows from their number."""
+    """With header length 0 it is one text, or floats whose shape follows from their number."""
     headers = {"inference-header-content-length": "0"}
     response = http.post("/v2/models/sentiment/infer", content=b"wunderbar", headers=headers)
     assert response.headers["inference-header-content-length"].isdecimal()
@@ -508,10 +508,8 @@ def test_the_whole_body_can_be_the_only_tensor(http: httpx.Client) -> None:
     assert http.post("/v2/models/double/infer", content=b"12345", headers=headers).status_code == 400
 
 
-def test_what_a_client_names_is_not_repeated_without_end(
-    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
-) -> None:
-    """gRPC would send "metadata too large" in place of the error; letters beyond ASCII take the most room there."""
+def test_names_in_errors_are_truncated(oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client) -> None:
+    """gRPC would otherwise send "metadata too large"; letters beyond ASCII take the most room there."""
     name = "\U0001f3ac" * 5000
     with pytest.raises(grpc.RpcError) as raised:
         oip.ModelInfer(text_request(["x"], model=name))
@@ -523,8 +521,8 @@ def test_what_a_client_names_is_not_repeated_without_end(
 
 
 @pytest.mark.parametrize("message", [b"\xff\xff\xff", b"\x0a\x02\xc3\x28"])
-def test_a_message_that_is_none_is_refused_in_words(message: bytes, server: Server, channel: grpc.Channel) -> None:
-    """Not protobuf, and a name that is not UTF-8; counted and logged as any other refusal."""
+def test_invalid_messages_are_refused(message: bytes, server: Server, channel: grpc.Channel) -> None:
+    """They are no protobuf or have a name that is not UTF-8; they are counted and logged."""
     for service in ("inference.GRPCInferenceService/ModelInfer", "heed.v1.Heed/TranslateStream"):
         kind = channel.unary_stream if service.endswith("Stream") else channel.unary_unary
         with pytest.raises(grpc.RpcError) as raised:
@@ -535,7 +533,7 @@ def test_a_message_that_is_none_is_refused_in_words(message: bytes, server: Serv
 
 
 def test_compressed_messages_are_refused(oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client) -> None:
-    """They are compared with the limit only after they have been unpacked."""
+    """gRPC applies its size limit only after decompression."""
     with pytest.raises(grpc.RpcError) as raised:
         oip.ModelInfer(text_request(["x" * 900_000]), compression=grpc.Compression.Gzip)
     assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
@@ -547,7 +545,7 @@ def test_compressed_messages_are_refused(oip: inference_pb2_grpc.GRPCInferenceSe
 
 
 def exchange(server: Server, sent: bytes) -> bytes:
-    """What comes back on a connection of its own, until the server ends it."""
+    """Send bytes on a connection of its own; return the response until the server closes it."""
     host, port = server.http.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=30) as connection:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -559,8 +557,8 @@ def exchange(server: Server, sent: bytes) -> bytes:
         return received
 
 
-def test_headers_without_end_are_refused(server: Server) -> None:
-    """Many, or one long one; and what is no HTTP gets an error in the form of all others."""
+def test_endless_headers_are_refused(server: Server) -> None:
+    """The error for many headers, one long header and bytes that are no HTTP has the usual form."""
     answer = exchange(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\nx-long: " + b"x" * 1_000_000)
     assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
     assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": "the request's headers have more than 65536 bytes"}
@@ -569,8 +567,8 @@ def test_headers_without_end_are_refused(server: Server) -> None:
     assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": "Invalid HTTP request received."}
 
 
-def test_a_body_that_does_not_come_ends_with_the_deadline(server: Server, http: httpx.Client) -> None:
-    """The rest is not waited for: the connection ends."""
+def test_a_missing_body_ends_with_the_deadline(server: Server, http: httpx.Client) -> None:
+    """The connection is closed."""
     name = 'heed_requests_total{model="sentiment",outcome="expired",protocol="http",version="1"}'
     before = metric(http, name)
     head = b"POST /models/sentiment HTTP/1.1\r\nhost: x\r\nx-request-timeout-ms: 50\r\ncontent-length: 90\r\n\r\n"
@@ -585,7 +583,7 @@ def test_a_body_that_does_not_come_ends_with_the_deadline(server: Server, http: 
 def test_a_body_over_the_limit_is_refused_over_both_protocols(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
-    """413 with the limit; gRPC's own code for a message that is too large."""
+    """HTTP answers 413 with the limit, gRPC its own code for a message that is too large."""
     response = http.post("/models/sentiment", content=b" " * 1_000_001)
     assert (response.status_code, response.json()["error"]) == (
         413,
@@ -602,10 +600,10 @@ def test_a_body_over_the_limit_is_refused_over_both_protocols(
     assert raised.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
-def test_bare_models_take_and_give_every_datatype(
+def test_bare_models_support_every_datatype(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
-    """Two rows of each type through JSON and raw gRPC come back as they were."""
+    """Two rows of each type come back unchanged over JSON and raw gRPC."""
     values: dict[str, list[Any]] = {
         "BOOL": [True, False],
         "FP16": [0.5, -2.0],
@@ -640,8 +638,8 @@ def test_bare_models_take_and_give_every_datatype(
         assert raw == arrays[output.datatype].tobytes(), output.datatype
 
 
-def test_a_message_of_many_elements_is_read_and_judged_alike(oip: inference_pb2_grpc.GRPCInferenceServiceStub) -> None:
-    """Typed numbers are read one by one, in a thread where there are many; raw ones all at once."""
+def test_long_typed_and_raw_messages_are_read_alike(oip: inference_pb2_grpc.GRPCInferenceServiceStub) -> None:
+    """Many typed numbers are read in a thread, raw ones at once."""
     numbers = np.zeros((MAX_READ_AT_ONCE, 3), dtype=np.float32)
     typed = inference_pb2.ModelInferRequest(model_name="double")
     tensor = typed.inputs.add(name="x", datatype="FP32", shape=numbers.shape)
@@ -661,7 +659,7 @@ def test_a_message_of_many_elements_is_read_and_judged_alike(oip: inference_pb2_
 
 
 def test_bare_models_keep_their_own_shapes(http: httpx.Client) -> None:
-    """A model without a batch dimension, one of strings, and what does not fit."""
+    """Examples are a model without a batch dimension, one of strings, and shapes that do not fit."""
 
     def infer(model: str, *inputs: dict[str, Any]) -> httpx.Response:
         return http.post(f"/v2/models/{model}/infer", json={"inputs": list(inputs)})
@@ -710,7 +708,7 @@ def test_metadata_and_readiness_over_both_protocols(
 def test_a_model_that_fails_to_load_is_named_with_its_reason(
     http: httpx.Client,
 ) -> None:
-    """It does not take the others down; /readyz and its own ready call say why."""
+    """Other models are served; /readyz and the model's own readiness give the reason."""
     document = http.get("/readyz").raise_for_status().json()
     assert document["ready"] is True
     assert document["not_served"].keys() == {"broken/1", "damaged/1", "no-version"}
@@ -724,7 +722,7 @@ def test_a_model_that_fails_to_load_is_named_with_its_reason(
 
 
 def test_standard_health_and_reflection(channel: grpc.Channel) -> None:
-    """grpc.health.v1 for the server, its services and its models; reflection lists what is offered."""
+    """grpc.health.v1 covers the server, its services and its models; reflection lists all services."""
     health = health_pb2_grpc.HealthStub(channel)
     for name in ("", "inference.GRPCInferenceService", "heed.v1.Heed", "sentiment"):
         status = health.Check(health_pb2.HealthCheckRequest(service=name)).status
@@ -745,10 +743,10 @@ def test_standard_health_and_reflection(channel: grpc.Channel) -> None:
     }
 
 
-def test_the_request_id_comes_back(
+def test_the_request_id_is_returned(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client, server: Server
 ) -> None:
-    """The caller's own, or a new one; also with an error, where the log has it too."""
+    """It is the caller's or a new one; errors and the log have it too."""
     assert oip.ModelInfer(text_request(["x"])).id != oip.ModelInfer(text_request(["x"])).id != ""
     _, call = oip.ModelInfer.with_call(text_request(["x"]), metadata=(("x-request-id", "mine-1"),))
     assert ("x-request-id", "mine-1") in [tuple(entry) for entry in call.trailing_metadata()]
@@ -760,8 +758,10 @@ def test_the_request_id_comes_back(
     assert http.get("/v2", headers={"x-request-id": "x" * 200}).headers["x-request-id"] != "x" * 200
 
 
-def test_deadlines_of_every_kind(oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client) -> None:
-    """gRPC's own, the `timeout` parameter, the HTTP header: 64 texts are not done in a moment."""
+def test_every_kind_of_deadline_ends_a_request(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """The kinds are gRPC's own, the `timeout` parameter, and the HTTP header."""
     with pytest.raises(grpc.RpcError) as raised:
         oip.ModelInfer(text_request(SLOW), timeout=0.01)
     assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
@@ -785,26 +785,26 @@ def test_deadlines_of_every_kind(oip: inference_pb2_grpc.GRPCInferenceServiceStu
 
 
 def metric(http: httpx.Client, name: str) -> float:
-    """The sum of a series that is written in full, or 0."""
+    """Return the sum of a series that is written in full, or 0."""
     lines = http.get("/metrics").text.splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
 
 
 def wait_until_computing(http: httpx.Client) -> None:
-    """Until the sentiment model has rows in an engine call; not for ever, for the call may be over already."""
+    """Wait until the sentiment model computes rows, for a bounded time because the call may be over already."""
     for _ in range(200):
         if metric(http, 'heed_in_flight_rows{model="sentiment"'):
             return
 
 
 async def test_clients_that_go_away_are_counted_as_cancelled(server: Server, http: httpx.Client) -> None:
-    """gRPC cancel and HTTP hang-up end the request on the server, over both protocols."""
+    """A gRPC cancel and an HTTP hang-up end the request on the server."""
     request, body = text_request(SLOW), json.dumps(text_json(SLOW)).encode()
     for protocol in ("grpc", "http"):
         name = f'heed_requests_total{{model="sentiment",outcome="cancelled",protocol="{protocol}"'
         before = metric(http, name)
         deadline_s = time.monotonic() + 20
-        while metric(http, name) == before:  # a client may also come too late to be cancelled
+        while metric(http, name) == before:  # the answer may come before the cancellation
             assert time.monotonic() < deadline_s, f"{protocol}: no request was cancelled"
             if protocol == "grpc":
                 async with grpc.aio.insecure_channel(server.grpc) as channel:
@@ -823,7 +823,7 @@ async def test_clients_that_go_away_are_counted_as_cancelled(server: Server, htt
 
 
 def test_task_api_parameters(http: httpx.Client) -> None:
-    """top_k, function_to_apply, lists; and what is wrong is named."""
+    """top_k, function_to_apply and lists work; an invalid parameter is named."""
 
     def ask(inputs: Any, **parameters: Any) -> httpx.Response:
         return http.post("/models/sentiment", json={"inputs": inputs, "parameters": parameters})
@@ -851,7 +851,7 @@ def test_task_api_parameters(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("body", [b'{"inputs": "x", "parameters": {"num_beams": 2}}', b"\xff\xd8\xff", b"", b"{}"])
 def test_the_task_api_names_a_missing_model_before_it_reads_the_body(body: bytes, http: httpx.Client) -> None:
-    """What a body has to be follows from the model."""
+    """The model decides how the body is read."""
     for model, status, expected in (("nope", 404, "unknown model: 'nope'"), ("damaged", 503, "model.onnx is damaged")):
         response = http.post(f"/models/{model}", content=body)
         assert response.status_code == status
@@ -859,7 +859,7 @@ def test_the_task_api_names_a_missing_model_before_it_reads_the_body(body: bytes
 
 
 def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
-    """The same form of error as everywhere."""
+    """The error has the usual form."""
     missing = http.get("/nope", headers={"x-request-id": "mine-3"})
     assert (missing.status_code, missing.headers["x-request-id"]) == (404, "mine-3")
     assert "no such path: /nope" in missing.json()["error"]
@@ -867,18 +867,18 @@ def test_unknown_paths_and_methods_answer_in_json(http: httpx.Client) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no niceness of their own")
-def test_grpcs_threads_are_behind_the_others(server: Server) -> None:
-    """The one that hands events on a little, its core's further; this fails when gRPC calls them by another name."""
+def test_grpc_threads_have_lower_priority(server: Server) -> None:
+    """This fails when gRPC renames its threads."""
     own = os.getpriority(os.PRIO_PROCESS, server.popen.pid)
     threads = [int(task.name) for task in Path(f"/proc/{server.popen.pid}/task").iterdir()]
     behind = [os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads]
-    # The thread for long steps is there once a request has needed it.
+    # The thread for long steps starts when a request first needs it.
     assert sorted({*behind} - {THREAD_STEPS_BACK}) == [0, POLLER_STEPS_BACK, CORE_STEPS_BACK]
     assert behind.count(POLLER_STEPS_BACK) == 1
 
 
-def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
-    """What it does, its versions and classes; of one that is not served the reason."""
+def test_the_index_lists_every_model_of_the_store(http: httpx.Client) -> None:
+    """It has task, versions and classes, or the reason why a model is not served."""
     index = http.get("/v2/models").json()
     models = {model["name"]: model for model in index["models"]}
     assert index["grpc_port"] is None  # this server took a free one
@@ -905,7 +905,7 @@ def test_the_index_names_every_model_of_the_store(http: httpx.Client) -> None:
 
 @pytest.mark.parametrize("path", ["/v2/models/sentiment/card", "/v2/models/sentiment/versions/1/card"])
 def test_a_model_card_is_the_folders_readme(path: str, http: httpx.Client, store: Path) -> None:
-    """As Markdown, with and without a version."""
+    """It is returned as Markdown, with and without a version."""
     answer = http.get(path)
     assert answer.headers["content-type"] == "text/markdown; charset=utf-8"
     assert answer.text == (store / "sentiment/1/README.md").read_text()
@@ -920,14 +920,14 @@ def test_a_model_card_is_the_folders_readme(path: str, http: httpx.Client, store
         ("sentiment/versions/7", 404, "'sentiment' version '7'"),
     ],
 )
-def test_a_card_that_is_not_there_is_an_error_in_words(model: str, status: int, text: str, http: httpx.Client) -> None:
-    """As for any other request to the model."""
+def test_a_missing_card_is_an_error(model: str, status: int, text: str, http: httpx.Client) -> None:
+    """The error is that of any other request to the model."""
     answer = http.get(f"/v2/models/{model}/card")
     assert (answer.status_code, text in answer.json()["error"]) == (status, True), answer.text
 
 
 def test_metrics_have_each_stage_and_outcome(http: httpx.Client) -> None:
-    """After a request of each kind, per model and protocol; unknown names make no series of their own."""
+    """There are series per model and protocol; unknown names make no series of their own."""
     over_rest(http, ["x"])
     http.post("/v2/models/made-up-name/infer", json=text_json(["x"]))
     text = http.get("/metrics").text
@@ -941,10 +941,10 @@ def test_metrics_have_each_stage_and_outcome(http: httpx.Client) -> None:
     assert 'heed_batch_rows_count{model="sentiment",version="1"}' in text
 
 
-def test_every_request_that_ends_without_an_answer_is_counted_and_logged_once(
+def test_every_failed_request_is_counted_and_logged_once(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client, server: Server
 ) -> None:
-    """Wherever on its way it ends, and under the name of its model if there is one."""
+    """This holds for every stage, and under the model's name if there is one."""
     torn = text_request(["x"])
     torn.raw_input_contents.append(b"x")
     infer, large = "/v2/models/sentiment/infer", b" " * 1_000_001
@@ -979,7 +979,7 @@ def test_every_request_that_ends_without_an_answer_is_counted_and_logged_once(
     assert metric(http, name) == 1
 
 
-def test_the_docs_page_needs_nothing_from_elsewhere(http: httpx.Client) -> None:
+def test_the_docs_page_is_self_contained(http: httpx.Client) -> None:
     """It is served whole, and describes every route."""
     page = http.get("/docs").text
     assert "https://" not in page

@@ -1,4 +1,4 @@
-"""Images: the same file gives the same answer and the same error through every face."""
+"""The same image gives the same answer and the same error over every interface."""
 
 import base64
 import json
@@ -26,32 +26,32 @@ FILES = golden_images()
 
 @pytest.fixture(scope="module")
 def channel(image_server: Server) -> Iterator[grpc.Channel]:
-    """A connection to the server."""
+    """Open a connection to the server."""
     with grpc.insecure_channel(image_server.grpc) as channel:
         yield channel
 
 
 @pytest.fixture(scope="module")
 def oip(channel: grpc.Channel) -> inference_pb2_grpc.GRPCInferenceServiceStub:
-    """The Open Inference Protocol over gRPC."""
+    """Open the Open Inference Protocol over gRPC."""
     return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 @pytest.fixture(scope="module")
 def typed(channel: grpc.Channel) -> heed_pb2_grpc.HeedStub:
-    """The typed calls."""
+    """Open the typed calls."""
     return heed_pb2_grpc.HeedStub(channel)
 
 
 @pytest.fixture(scope="module")
 def http(image_server: Server) -> Iterator[httpx.Client]:
-    """The HTTP face."""
+    """Open an HTTP client."""
     with httpx.Client(base_url=image_server.http, timeout=30) as client:
         yield client
 
 
 def image_request(files: list[bytes], model: str, *, raw: bool = False) -> inference_pb2.ModelInferRequest:
-    """Files as typed or raw contents."""
+    """Make a request with files as typed or raw contents."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="image", datatype="BYTES", shape=[len(files)])
     request = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
     if raw:
@@ -62,13 +62,13 @@ def image_request(files: list[bytes], model: str, *, raw: bool = False) -> infer
 
 
 def image_json(files: list[bytes]) -> dict[str, Any]:
-    """The same as JSON, which carries base64."""
+    """Make the same request as JSON with base64."""
     data = [base64.b64encode(file).decode() for file in files]
     return {"inputs": [{"name": "image", "shape": [len(files)], "datatype": "BYTES", "data": data}]}
 
 
 def binary_body(files: list[bytes]) -> tuple[bytes, dict[str, str]]:
-    """The same with the binary extension: body and headers."""
+    """Make the same request with the binary extension; return body and headers."""
     blob = b"".join(struct.pack("<I", len(file)) + file for file in files)
     tensor = {
         "name": "image",
@@ -81,7 +81,7 @@ def binary_body(files: list[bytes]) -> tuple[bytes, dict[str, str]]:
 
 
 def answers_of(response: httpx.Response) -> dict[str, list[Any]]:
-    """The output tensors of a JSON answer."""
+    """Return the output tensors of a JSON answer."""
     return {output["name"]: output["data"] for output in response.raise_for_status().json()["outputs"]}
 
 
@@ -94,7 +94,7 @@ def test_every_face_gives_the_same_answer(
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
 ) -> None:
-    """gRPC, typed or raw = REST, JSON or binary or the bare file = typed call = task API, file or JSON."""
+    """gRPC (typed, raw), REST (JSON, binary, bare file), typed call and task API (file, JSON) agree."""
     file = FILES[what]
     outputs = {output.name: output.contents for output in oip.ModelInfer(image_request([file], model)).outputs}
     label = outputs["label"].bytes_contents[0].decode()
@@ -128,7 +128,7 @@ def test_every_face_gives_the_same_answer(
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_batch_gives_the_same_answers_as_single_requests(model: str, http: httpx.Client) -> None:
-    """Files of every kind and size, together and alone: within 1e-5; and they are not all alike."""
+    """Files of every kind and size agree within 1e-5, together and alone."""
     path, files = f"/v2/models/{model}/infer", list(FILES.values())
     together = answers_of(http.post(path, json=image_json(files)))
     alone = [answers_of(http.post(path, json=image_json([file]))) for file in files]
@@ -141,7 +141,7 @@ def test_a_batch_gives_the_same_answers_as_single_requests(model: str, http: htt
 def refusals(
     file: bytes, oip: inference_pb2_grpc.GRPCInferenceServiceStub, typed: heed_pb2_grpc.HeedStub, http: httpx.Client
 ) -> dict[str, str]:
-    """The error texts of every face, by what that face calls the image; codes and statuses are checked."""
+    """Return the errors of every interface by its name of the image; check codes and statuses."""
     texts = {}
     calls = {
         "image[0]": lambda: oip.ModelInfer(image_request([file], "vit")),
@@ -177,7 +177,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
-def test_a_bad_file_gets_the_same_clear_error_through_every_face(
+def test_a_bad_file_gets_the_same_error_over_every_interface(
     what: str,
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
     typed: heed_pb2_grpc.HeedStub,
@@ -186,14 +186,14 @@ def test_a_bad_file_gets_the_same_clear_error_through_every_face(
     """The text names the field as the client wrote it, and the limit."""
     file, expected = BAD_FILES[what]
     for field, text in refusals(file, oip, typed, http).items():
-        # Base64 of what is no image file is not taken for base64, and refused in the same words.
+        # Base64 of data that is no image is not read as base64, and gets the same error.
         assert text.startswith(f"{field} {expected}"), field
 
 
 def test_the_first_bad_file_of_a_request_is_named(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
-    """By its place, whichever was decoded first; too many, none, and a wrong name are refused as with texts."""
+    """It is named by its index; too many, none, and a wrong name are refused as with texts."""
     files = [JPEG, file_of(gradient(3000, 3000))[:-2000], b"short", JPEG]
     with pytest.raises(grpc.RpcError) as raised:
         oip.ModelInfer(image_request(files, "vit"))
@@ -205,8 +205,8 @@ def test_the_first_bad_file_of_a_request_is_named(
     assert "unknown input text; the model has image" in http.post("/v2/models/vit/infer", json=wrong).json()["error"]
 
 
-def test_each_kind_of_model_says_what_it_takes(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """A text to an image model, an image to a text model, over the faces that have no tensors."""
+def test_models_refuse_inputs_of_another_task(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
+    """The interfaces are those without tensors."""
     with pytest.raises(grpc.RpcError, match="'vit' is not a text-classification model; it takes images"):
         typed.ClassifyText(heed_pb2.ClassifyTextRequest(model="vit", text="fine"))
     with pytest.raises(grpc.RpcError, match="'sentiment' is not an image-classification model; it takes texts"):
@@ -224,13 +224,13 @@ def test_each_kind_of_model_says_what_it_takes(http: httpx.Client, typed: heed_p
 
 @pytest.mark.parametrize("content_type", [None, "image/jpeg", "application/x-www-form-urlencoded", "application/json"])
 def test_the_content_type_of_a_file_does_not_matter(content_type: str | None, http: httpx.Client) -> None:
-    """What curl, browsers and clients that guess send."""
+    """The types are those that curl, browsers and other clients send."""
     headers = {"content-type": content_type} if content_type else {}
     assert len(http.post("/models/vit", content=JPEG, headers=headers).raise_for_status().json()) == 5
 
 
 def test_task_api_parameters(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """top_k, function_to_apply; and what is wrong is named."""
+    """top_k and function_to_apply work; an invalid parameter is named."""
 
     def ask(**parameters: Any) -> httpx.Response:
         return http.post("/models/vit", json={"inputs": base64.b64encode(JPEG).decode(), "parameters": parameters})
@@ -248,7 +248,7 @@ def test_task_api_parameters(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) 
 def test_metadata_and_receipt(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, typed: heed_pb2_grpc.HeedStub, http: httpx.Client
 ) -> None:
-    """Tensors as the contract has them; stage times over every face, of decoding too."""
+    """Tensors match the contract; every interface returns the stage times, decoding included."""
     document = http.get("/v2/models/vit").json()
     assert document["inputs"] == [{"name": "image", "datatype": "BYTES", "shape": [-1]}]
     assert [(output["name"], output["shape"]) for output in document["outputs"]] == [
@@ -265,12 +265,12 @@ def test_metadata_and_receipt(
 
 
 def slow_file() -> bytes:
-    """A few kilobytes that take a tenth of a second to decode."""
+    """Make an image of a few kilobytes that takes a tenth of a second to decode."""
     return file_of(Image.new("RGB", (4000, 4000), "green"))
 
 
 def test_a_deadline_ends_the_wait_for_decoding(http: httpx.Client) -> None:
-    """The engine is not asked."""
+    """The engine is not called."""
     response = http.post("/models/vit", content=slow_file(), headers={"x-request-timeout-ms": "5"})
     assert (response.status_code, response.json()["error"]) == (
         504,
@@ -278,7 +278,7 @@ def test_a_deadline_ends_the_wait_for_decoding(http: httpx.Client) -> None:
     )
 
 
-def test_the_event_loop_is_not_held_up_by_decoding(http: httpx.Client, image_server: Server) -> None:
+def test_decoding_does_not_block_the_event_loop(http: httpx.Client, image_server: Server) -> None:
     """While eight slow images are decoded, no other request waits half as long as they take."""
     body, headers = binary_body([slow_file()] * 8)
     longest_s = 0.0
@@ -294,9 +294,9 @@ def test_the_event_loop_is_not_held_up_by_decoding(http: httpx.Client, image_ser
 
 
 def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
-    """Sixteen requests of four slow images where eight may wait: the first are answered, others told when to come.
+    """Of sixteen requests with four slow images the first are answered, the others get a time to retry.
 
-    Over HTTP, then over gRPC.
+    This holds over HTTP and over gRPC.
     """
     body, headers = binary_body([slow_file()] * 4)
     with (
@@ -332,14 +332,14 @@ def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
 
 
 def test_the_openapi_page_has_files_as_a_body(http: httpx.Client) -> None:
-    """Beside the JSON forms of both tasks."""
+    """The JSON forms of both tasks are there too."""
     operation = http.get("/openapi.json").json()["paths"]["/models/{model}"]["post"]
     assert operation["requestBody"]["content"].keys() == {"application/json", "image/jpeg", "image/png", "image/webp"}
     assert "image classification" in operation["summary"]
 
 
-def test_a_decoded_file_is_what_pillow_shows(http: httpx.Client) -> None:
-    """The picture upright in another file gives the answer of the one that EXIF turns."""
+def test_a_rotated_file_is_decoded_upright(http: httpx.Client) -> None:
+    """An upright file gives the answer of the file that EXIF rotates."""
     turned = FILES["a JPEG that EXIF turns upright"]
     upright = Image.open(BytesIO(turned)).convert("RGB").transpose(Image.Transpose.ROTATE_270)
     first, second = (http.post("/models/vit", content=file).json() for file in (turned, file_of(upright)))

@@ -1,4 +1,4 @@
-"""The end of a server: unready first, then drained, and nobody holds it up."""
+"""Shutdown: the server is unready first, then drains, and no client delays it."""
 
 import contextlib
 import json
@@ -33,14 +33,14 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 @pytest.fixture
 def models(store: Path, tmp_path: Path) -> Path:
-    """A small store: a model of ours and a bare one."""
+    """Make a small store with a model that has a manifest and a bare one."""
     for name in ("sentiment", "double"):
         shutil.copytree(store / name, tmp_path / "models" / name)
     return tmp_path / "models"
 
 
 def readiness(server: Server) -> int:
-    """The status of `/readyz`."""
+    """Return the status of `/readyz`."""
     try:
         with urllib.request.urlopen(f"{server.http}/readyz", timeout=30) as response:
             return int(response.status)
@@ -49,7 +49,7 @@ def readiness(server: Server) -> int:
 
 
 def test_sigterm_makes_a_server_unready_while_it_still_answers(models: Path) -> None:
-    """Both faces say so, both answer new requests on new connections; a second SIGTERM cuts the wait short."""
+    """Both protocols report it and answer new requests; a second SIGTERM ends the wait."""
     with (
         running_server(models, "--unready-before-drain-s", "300", "--drain-timeout-s", "600") as server,
         grpc.insecure_channel(server.grpc) as channel,
@@ -70,8 +70,8 @@ def test_sigterm_makes_a_server_unready_while_it_still_answers(models: Path) -> 
         server.wait_for("stopped")
 
 
-def test_a_server_drains_when_it_has_been_unready_for_a_while(models: Path) -> None:
-    """By itself, without a second signal."""
+def test_a_server_drains_after_its_time_of_being_unready(models: Path) -> None:
+    """No second signal is needed."""
     with running_server(models, "--unready-before-drain-s", "0.2") as server:
         assert server.stop() == 0
         events = [entry["event"] for entry in server.log]
@@ -83,14 +83,14 @@ def test_a_server_drains_when_it_has_been_unready_for_a_while(models: Path) -> N
 
 
 def connected(server: Server) -> socket.socket:
-    """A connection to the HTTP face."""
+    """Open a connection to the HTTP port."""
     host, _, port = server.http.removeprefix("http://").rpartition(":")
     return socket.create_connection((host, int(port)))
 
 
 @contextmanager
 def proxy_that_stops_reading(address: str) -> Iterator[tuple[str, threading.Event]]:
-    """A TCP proxy; once the event is set, it takes no more bytes from the server."""
+    """Run a TCP proxy that stops reading from the server once the event is set."""
     host, _, port = address.rpartition(":")
     stopped, ended = threading.Event(), threading.Event()
 
@@ -124,13 +124,13 @@ def proxy_that_stops_reading(address: str) -> Iterator[tuple[str, threading.Even
 
 
 def suppress_shutdown(end: socket.socket) -> None:
-    """End both directions of a connection, which may have ended."""
+    """Shut down both directions of a connection that may have ended."""
     with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
 
 
-def test_nobody_holds_up_the_end(models: Path) -> None:
-    """Half a header, half a body and an answer that its client does not read, with much time for the drain."""
+def test_stalled_clients_do_not_delay_shutdown(models: Path) -> None:
+    """They send half a header or half a body, or do not read; the drain time is long."""
     nodes = [
         helper.make_node("Constant", [], ["zeros"], value=numpy_helper.from_array(np.zeros(WIDTH, np.float32))),
         helper.make_node("Add", ["x", "zeros"], ["y"]),
@@ -162,7 +162,7 @@ def test_nobody_holds_up_the_end(models: Path) -> None:
 
 
 def num_answered(server: Server, model: str) -> float:
-    """Requests to a model that were answered, by the server's own count."""
+    """Return the server's count of answered requests to a model."""
     try:
         return gauge(server.http, f'heed_requests_total{{model="{model}",outcome="ok"')
     except StopIteration:  # none yet
@@ -191,7 +191,7 @@ backend servers
 
 
 def free_ports(number: int) -> list[int]:
-    """Ports that nobody listens on."""
+    """Return free ports."""
     with ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
         return [each.getsockname()[1] for each in taken]
@@ -199,7 +199,7 @@ def free_ports(number: int) -> list[int]:
 
 @contextmanager
 def served_at(models: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server on a port, with the options that it has by default."""
+    """Run a server on these ports with default options."""
     command = [sys.executable, "-m", "service", "--model-store", str(models), "--http-port", str(port)]
     popen = subprocess.Popen(
         [*command, "--grpc-port", "0"], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
@@ -212,7 +212,7 @@ def served_at(models: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def states_of(stats: Path) -> dict[str, str]:
-    """What HAProxy thinks of its servers: UP, DOWN or on the way."""
+    """Return HAProxy's states of its servers: UP, DOWN or in transition."""
     with socket.socket(socket.AF_UNIX) as asking:
         asking.connect(str(stats))
         asking.sendall(b"show stat\n")
@@ -222,7 +222,7 @@ def states_of(stats: Path) -> dict[str, str]:
 
 
 def wait_until_up(stats: Path) -> None:
-    """Until HAProxy sends requests to both servers."""
+    """Wait until HAProxy sends requests to both servers."""
     ends_s = time.monotonic() + 120
     while [states_of(stats).get(name) for name in ("a", "b")] != ["UP", "UP"]:
         assert time.monotonic() < ends_s, states_of(stats)
@@ -230,7 +230,7 @@ def wait_until_up(stats: Path) -> None:
 
 
 def wait_until_ready(port: int) -> None:
-    """Until a server says itself that it would answer."""
+    """Wait until a server reports that it is ready."""
     ends_s = time.monotonic() + 120
     while True:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=60):
@@ -242,7 +242,7 @@ def wait_until_ready(port: int) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not here")
 def test_servers_behind_haproxy_are_rolled_without_a_failed_request(models: Path, tmp_path: Path) -> None:
-    """60 requests a second, each on a connection of its own, none asked twice; one server after the other restarts."""
+    """60 requests a second, none retried, continue while one server after the other restarts."""
     port, *ports = free_ports(3)
     config, stats, ended = tmp_path / "haproxy.cfg", tmp_path / "stats", threading.Event()
     config.write_text(HAPROXY.format(socket=stats, port=port, a=ports[0], b=ports[1]))
@@ -265,7 +265,7 @@ def test_servers_behind_haproxy_are_rolled_without_a_failed_request(models: Path
         stack.callback(proxy.terminate)
         while not stats.exists():
             assert proxy.poll() is None
-        wait_until_up(stats)  # which HAProxy believes of servers that it has not looked at yet
+        wait_until_up(stats)  # HAProxy's state of servers before its first check
         for each in ports:
             wait_until_ready(each)
         pool, asked = stack.enter_context(ThreadPoolExecutor(64)), list[Future[str]]()

@@ -1,4 +1,4 @@
-"""Every domain error has its two codes, in one table."""
+"""Every domain error has an HTTP status and a gRPC code."""
 
 from service import errors
 from service.errors import HeedError
@@ -6,13 +6,13 @@ from service.transport.status import STATUS_OF
 
 
 def test_every_error_class_is_in_the_table() -> None:
-    """A new class cannot be forgotten."""
+    """A new error class cannot be forgotten."""
     classes = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, HeedError)}
     assert classes - {HeedError} == set(STATUS_OF)
 
 
-def test_http_and_grpc_agree_on_whose_fault_it_is() -> None:
-    """4xx goes with the client's codes, 5xx with the server's."""
+def test_http_and_grpc_agree_on_client_and_server_errors() -> None:
+    """4xx goes with gRPC's codes for clients, 5xx with those for servers."""
     clients = {"INVALID_ARGUMENT", "NOT_FOUND", "RESOURCE_EXHAUSTED"}
     for status in STATUS_OF.values():
         assert (status.http < 500) == (status.grpc.name in clients)

@@ -1,4 +1,4 @@
-"""The tensor codecs, by properties: what goes in comes out, and what does not fit is refused."""
+"""Property tests of the tensor codecs: valid tensors survive a round trip, others are refused."""
 
 import json
 import struct
@@ -20,15 +20,15 @@ any_array = st.sampled_from(sorted(NUMPY_OF)).flatmap(lambda name: arrays.arrays
 
 @st.composite
 def bytes_tensors(draw: st.DrawFn) -> Any:
-    """BYTES tensors of any shape and content."""
+    """Draw BYTES tensors of any shape and content."""
     shape = draw(shapes)
     size = int(np.prod(shape))
     return bytes_array(draw(st.lists(st.binary(max_size=9), min_size=size, max_size=size))).reshape(shape)
 
 
 @given(any_array | bytes_tensors())
-def test_raw_form_goes_there_and_back(array: Any) -> None:
-    """Every type, every shape, bit for bit."""
+def test_the_raw_form_survives_a_round_trip(array: Any) -> None:
+    """Every type and shape is equal to the bit."""
     datatype = DATATYPE_OF_NUMPY[array.dtype]
     back = decode_raw("x", datatype, array.shape, encode_raw(array))
     assert back.shape == array.shape
@@ -37,8 +37,8 @@ def test_raw_form_goes_there_and_back(array: Any) -> None:
 
 
 @given(any_array, st.booleans())
-def test_json_form_goes_there_and_back(array: Any, nested: bool) -> None:
-    """Flat and nested data; what JSON cannot carry is refused, not changed."""
+def test_the_json_form_survives_a_round_trip(array: Any, nested: bool) -> None:
+    """Data may be flat or nested; values that JSON cannot hold are refused."""
     datatype = DATATYPE_OF_NUMPY[array.dtype]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         with pytest.raises(InvalidRequest, match="ask for binary data"):
@@ -52,7 +52,7 @@ def test_json_form_goes_there_and_back(array: Any, nested: bool) -> None:
 
 @given(any_array, st.binary(min_size=1, max_size=3))
 def test_raw_data_of_the_wrong_length_is_refused(array: Any, more: bytes) -> None:
-    """Longer and shorter, naming the tensor and both sizes."""
+    """The error names the tensor and both sizes."""
     datatype, raw = DATATYPE_OF_NUMPY[array.dtype], encode_raw(array)
     for wrong in (raw + more, raw[: -len(more)] if len(raw) >= len(more) else None):
         if wrong is not None:
@@ -61,8 +61,8 @@ def test_raw_data_of_the_wrong_length_is_refused(array: Any, more: bytes) -> Non
 
 
 @given(st.binary(max_size=40), st.integers(0, 5))
-def test_any_bytes_are_a_bytes_tensor_or_a_clear_error(raw: bytes, count: int) -> None:
-    """Never anything but InvalidRequest; what is accepted encodes to the same bytes."""
+def test_any_bytes_are_a_bytes_tensor_or_an_error(raw: bytes, count: int) -> None:
+    """The only error is InvalidRequest; an accepted tensor encodes to the same bytes."""
     try:
         array = decode_raw("x", "BYTES", [count], raw)
     except InvalidRequest as error:
@@ -74,8 +74,8 @@ def test_any_bytes_are_a_bytes_tensor_or_a_clear_error(raw: bytes, count: int) -
 @given(
     st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8), shapes
 )
-def test_any_json_is_a_tensor_or_a_clear_error(data: Any, shape: tuple[int, ...]) -> None:
-    """For each datatype: an array of that type and shape, or InvalidRequest."""
+def test_any_json_is_a_tensor_or_an_error(data: Any, shape: tuple[int, ...]) -> None:
+    """Each datatype gives an array of that type and shape, or InvalidRequest."""
     data = data if isinstance(data, list) else [data]
     for datatype in (*NUMPY_OF, "BYTES"):
         try:
@@ -102,24 +102,24 @@ def test_any_json_is_a_tensor_or_a_clear_error(data: Any, shape: tuple[int, ...]
         ("FP32", [[1.0]], "is not of datatype|has"),
     ],
 )
-def test_json_values_are_never_bent_to_fit(datatype: str, data: list[Any], expected: str) -> None:
-    """Wrong type and wrong range have their own words."""
+def test_json_values_are_never_converted(datatype: str, data: list[Any], expected: str) -> None:
+    """Wrong types and values out of range have errors of their own."""
     with pytest.raises(InvalidRequest, match=expected):
         decode_json("x", datatype, [1], data)
 
 
 @pytest.mark.parametrize("shape", [[0, 10**20], [0, 2**62, 2**62], [2**31], [0, 2**16, 2**16]])
 @pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
-def test_shapes_that_no_array_can_have_are_refused(shape: list[int], datatype: str) -> None:
-    """Also where there is nothing in them."""
+def test_impossible_shapes_are_refused(shape: list[int], datatype: str) -> None:
+    """Empty arrays are no exception."""
     for decode in (lambda: decode_raw("x", datatype, shape, b""), lambda: decode_json("x", datatype, shape, [])):
         with pytest.raises(InvalidRequest, match=f"'x': the dimensions of shape .*{shape[-1]}.* 2147483647 elements"):
             decode()
     assert decode_raw("x", datatype, [0, 2**30], b"").shape == (0, 2**30)
 
 
-def test_what_is_not_offered_is_said() -> None:
-    """BF16, unknown names, too many dimensions, booleans that are neither."""
+def test_unsupported_datatypes_and_values_are_named() -> None:
+    """Examples are BF16, unknown names, too many dimensions, and invalid booleans."""
     with pytest.raises(Unsupported, match="BF16"):
         decode_raw("x", "BF16", [1], b"\0\0")
     with pytest.raises(InvalidRequest, match="33 dimensions, the limit is 32"):

@@ -1,4 +1,4 @@
-"""Translation: the same text gives the same translation and the same error through every face, whole or streamed."""
+"""The same text gives the same translation and the same error over every interface, whole or streamed."""
 
 import json
 import re
@@ -21,32 +21,32 @@ PATIENCE_S = 30.0
 
 @pytest.fixture(scope="module")
 def channel(translation_server: Server) -> Iterator[grpc.Channel]:
-    """A connection to the server."""
+    """Open a connection to the server."""
     with grpc.insecure_channel(translation_server.grpc) as channel:
         yield channel
 
 
 @pytest.fixture(scope="module")
 def oip(channel: grpc.Channel) -> inference_pb2_grpc.GRPCInferenceServiceStub:
-    """The Open Inference Protocol over gRPC."""
+    """Open the Open Inference Protocol over gRPC."""
     return inference_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 @pytest.fixture(scope="module")
 def typed(channel: grpc.Channel) -> heed_pb2_grpc.HeedStub:
-    """The typed calls."""
+    """Open the typed calls."""
     return heed_pb2_grpc.HeedStub(channel)
 
 
 @pytest.fixture(scope="module")
 def http(translation_server: Server) -> Iterator[httpx.Client]:
-    """The HTTP face."""
+    """Open an HTTP client."""
     with httpx.Client(base_url=translation_server.http, timeout=30) as client:
         yield client
 
 
 def infer_request(texts: list[str], model: str = "dogs", **parameters: Any) -> inference_pb2.ModelInferRequest:
-    """Texts as typed contents."""
+    """Make a request with typed texts."""
     tensor = inference_pb2.ModelInferRequest.InferInputTensor(name="text", datatype="BYTES", shape=[len(texts)])
     request = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
     request.inputs[0].contents.bytes_contents.extend(text.encode() for text in texts)
@@ -57,7 +57,7 @@ def infer_request(texts: list[str], model: str = "dogs", **parameters: Any) -> i
 
 
 def infer_json(texts: list[str], **parameters: Any) -> dict[str, Any]:
-    """The same as JSON."""
+    """Make the same request as JSON."""
     return {
         "inputs": [{"name": "text", "shape": [len(texts)], "datatype": "BYTES", "data": texts}],
         "parameters": parameters,
@@ -65,12 +65,12 @@ def infer_json(texts: list[str], **parameters: Any) -> dict[str, Any]:
 
 
 def events_of(response: httpx.Response) -> list[Any]:
-    """The documents of a stream of server-sent events."""
+    """Return the documents of a stream of server-sent events."""
     return [json.loads(line.removeprefix("data: ")) for line in response.iter_lines() if line]
 
 
 def metric(http: httpx.Client, pattern: str) -> float:
-    """The value of one series."""
+    """Return the value of one series."""
     found = re.search(rf"^{pattern} (\S+)$", http.get("/metrics").text, re.MULTILINE)
     return float(found[1]) if found else 0.0
 
@@ -82,7 +82,7 @@ def test_every_face_gives_the_same_translation(
     http: httpx.Client,
     search: dict[str, Any],
 ) -> None:
-    """Text and score, with the search's parameters and without."""
+    """Text and score agree, with and without search parameters."""
     over_grpc = oip.ModelInfer(infer_request([TEXT], **search))
     score = over_grpc.outputs[1].contents.fp32_contents[0]
     assert over_grpc.outputs[0].contents.bytes_contents[0].decode() == TRANSLATION
@@ -105,7 +105,7 @@ def test_every_face_gives_the_same_translation(
 def test_the_metadata_describes_the_tensors(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
 ) -> None:
-    """As the design's wire section has them."""
+    """Names, types and shapes match the wire contract."""
     metadata = http.get("/v2/models/dogs").json()
     assert metadata["inputs"] == [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
     assert [output["name"] for output in metadata["outputs"]] == ["translation", "score"]
@@ -115,8 +115,10 @@ def test_the_metadata_describes_the_tensors(
     ]
 
 
-def test_several_texts_and_many_at_once(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """A request's translations come in its order; requests that run together get what each gets alone."""
+def test_several_texts_and_concurrent_requests_are_translated(
+    http: httpx.Client, typed: heed_pb2_grpc.HeedStub
+) -> None:
+    """Translations keep the order of a request's texts, and concurrent requests equal single ones."""
     sources = toy_pairs(16, 9).source
     alone = [typed.Translate(heed_pb2.TranslateRequest(model="dogs", text=text)).translation for text in sources]
     together = http.post("/models/dogs", json={"inputs": sources}).json()
@@ -133,7 +135,7 @@ def test_several_texts_and_many_at_once(http: httpx.Client, typed: heed_pb2_grpc
 
 
 def test_streams_are_the_translation_in_pieces(typed: heed_pb2_grpc.HeedStub, http: httpx.Client) -> None:
-    """Over gRPC and as server-sent events: several pieces, and at last the whole."""
+    """Over gRPC and as server-sent events several pieces come first, and the whole last."""
     whole = typed.Translate(heed_pb2.TranslateRequest(model="dogs", text=TEXT))
     chunks = list(typed.TranslateStream(heed_pb2.TranslateRequest(model="dogs", text=TEXT)))
     assert "".join(chunk.text for chunk in chunks) == TRANSLATION
@@ -166,7 +168,7 @@ def test_every_face_gives_the_same_error(
     search: dict[str, Any],
     text: str,
 ) -> None:
-    """Naming the parameter and its limit."""
+    """The error names the parameter and its limit."""
     calls = [
         lambda: oip.ModelInfer(infer_request([TEXT], **search)),
         lambda: typed.Translate(heed_pb2.TranslateRequest(model="dogs", text=TEXT, **search)),
@@ -187,8 +189,8 @@ def test_every_face_gives_the_same_error(
         assert (response.status_code, response.json()) == (400, {"error": text})
 
 
-def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
-    """Empty, too long, too many, for another model, in another language, streamed with beams."""
+def test_texts_that_cannot_be_translated_are_refused(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) -> None:
+    """They are empty, too long, too many, of another model or language, or streamed with beams."""
     long = " ".join(["dogs"] * 80)
     for body, text in (
         ({"inputs": " "}, "inputs is empty"),
@@ -237,8 +239,10 @@ def test_texts_that_cannot_be_translated(http: httpx.Client, typed: heed_pb2_grp
         assert details in (refused.value.details() or "")
 
 
-def test_parameters_of_the_wrong_type(oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client) -> None:
-    """A fraction may come as text, for some clients have no fractions; beams are whole."""
+def test_parameters_of_the_wrong_type_are_refused(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """Fractions may be text, because some clients cannot send them; beams must be integers."""
     answer = oip.ModelInfer(infer_request([TEXT], num_beams=2, length_penalty="0.5"))
     assert answer.outputs[0].contents.bytes_contents[0].decode() == TRANSLATION
     with pytest.raises(grpc.RpcError) as refused:
@@ -249,7 +253,7 @@ def test_parameters_of_the_wrong_type(oip: inference_pb2_grpc.GRPCInferenceServi
 
 
 def test_a_cancelled_stream_frees_its_row(typed: heed_pb2_grpc.HeedStub, http: httpx.Client) -> None:
-    """Over gRPC by a cancelled call, over HTTP by a client that hangs up: the row is free long before the end."""
+    """A cancelled call and a closed connection free the row long before the end."""
     rows = r'heed_in_flight_rows\{model="endless",version="1"\}'
     for protocol in ("grpc", "http"):
         ended = rf'heed_requests_total\{{model="endless",outcome="cancelled",protocol="{protocol}",version="1"\}}'
@@ -268,7 +272,7 @@ def test_a_cancelled_stream_frees_its_row(typed: heed_pb2_grpc.HeedStub, http: h
 
 
 def test_a_deadline_ends_a_translation(typed: heed_pb2_grpc.HeedStub, http: httpx.Client) -> None:
-    """Through gRPC's own deadline and HTTP's header, whole or in a stream."""
+    """The deadline is gRPC's own or HTTP's header, for whole and streamed translations."""
     request = heed_pb2.TranslateRequest(model="endless", text=TEXT, max_new_tokens=4000)
     with pytest.raises(grpc.RpcError) as expired:
         typed.Translate(request, timeout=0.15)

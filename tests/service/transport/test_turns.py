@@ -1,4 +1,4 @@
-"""Long steps take turns of the event loop, or go through one thread."""
+"""Long steps each get an iteration of the event loop, or run in one thread."""
 
 import asyncio
 import itertools
@@ -20,7 +20,7 @@ from service.transport.turns import (
 
 
 class LoopTurns:
-    """Counts the turns of the event loop from now on."""
+    """Counts the iterations of the event loop from now on."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -31,20 +31,20 @@ class LoopTurns:
         self._handle = asyncio.get_running_loop().call_soon(self._next)
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         self._handle.cancel()
 
 
 @pytest_asyncio.fixture
 async def loop_turns() -> AsyncIterator[LoopTurns]:
-    """A counter that ends with the test."""
+    """Make a counter that stops with the test."""
     counter = LoopTurns()
     yield counter
     counter.stop()
 
 
 async def test_each_step_has_a_turn_of_its_own(loop_turns: LoopTurns) -> None:
-    """In the order in which they came, those that come meanwhile too."""
+    """Steps run in order, including those that come meanwhile."""
     turns, called, done = Turns(), list[tuple[str, int]](), asyncio.Event()
 
     def step(name: str) -> None:
@@ -65,8 +65,8 @@ async def test_each_step_has_a_turn_of_its_own(loop_turns: LoopTurns) -> None:
     assert len(called) == 5
 
 
-async def test_a_turn_that_nobody_waits_for_any_more_passes() -> None:
-    """A request that is cancelled while it waits holds nobody up."""
+async def test_the_turn_of_a_cancelled_request_is_skipped() -> None:
+    """It does not delay other requests."""
     turns = Turns()
     first, second = (asyncio.create_task(turns.come()) for _ in range(2))
     await asyncio.sleep(0)
@@ -76,7 +76,7 @@ async def test_a_turn_that_nobody_waits_for_any_more_passes() -> None:
 
 
 class Message:
-    """A message of gRPC: there after an event, and taken in one step."""
+    """A gRPC message that is available after an event, and read in one step."""
 
     def __init__(self, loop_turns: LoopTurns, size: int, there: asyncio.Event) -> None:
         self._loop_turns, self._size, self._there = loop_turns, size, there
@@ -84,7 +84,7 @@ class Message:
         self.cancelled = False
 
     async def read(self) -> bytes:
-        """Receive it."""
+        """Receive the message."""
         try:
             await self._there.wait()
         except asyncio.CancelledError:
@@ -97,10 +97,10 @@ class Message:
 @pytest.mark.parametrize(
     ("size", "num_turns"), [(MIN_COUNTED_BYTES, 1), (MAX_TURN_BYTES // 2, 5), (10 * MAX_TURN_BYTES, 10)]
 )
-async def test_messages_that_are_there_at_once_are_taken_in_several_turns(
+async def test_messages_that_arrive_together_are_read_in_several_turns(
     loop_turns: LoopTurns, size: int, num_turns: int
 ) -> None:
-    """Short ones all in one turn, as many as are short enough together in one, very long ones one by one."""
+    """Short ones share a turn up to a limit; very long ones are read one by one."""
     turns, there = Turns(), asyncio.Event()
     messages = [Message(loop_turns, size, there) for _ in range(10)]
 
@@ -116,7 +116,7 @@ async def test_messages_that_are_there_at_once_are_taken_in_several_turns(
 
 
 async def test_turns_without_long_steps_follow_a_long_one(loop_turns: LoopTurns) -> None:
-    """So that others are read in one of them and answered in the next."""
+    """Other requests are read and answered in them."""
     turns = Turns()
 
     async def copy(num_bytes: int) -> int:
@@ -127,11 +127,11 @@ async def test_turns_without_long_steps_follow_a_long_one(loop_turns: LoopTurns)
     assert all(later - earlier > NUM_SHORT_TURNS for earlier, later in itertools.pairwise(taken_at))
     long, *short = await asyncio.gather(copy(2 * MAX_TURN_BYTES), *(copy(MIN_COUNTED_BYTES) for _ in range(10)))
     assert len(set(short)) == 1
-    assert short[0] < long  # which waits still
+    assert short[0] < long  # it is still waiting
 
 
-async def test_long_bodies_are_put_together_beside_the_loop() -> None:
-    """In the thread, where its other work comes first; short ones at once."""
+async def test_long_bodies_are_joined_in_the_thread() -> None:
+    """Other work of the thread comes first; short bodies are joined at once."""
     turns, gate = Turns(), threading.Event()
     blocking = asyncio.create_task(turns.in_thread(gate.wait))
     long = asyncio.create_task(turns.joined([b"a" * MAX_TURN_BYTES, b"b"]))
@@ -144,15 +144,15 @@ async def test_long_bodies_are_put_together_beside_the_loop() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has niceness of threads")
-async def test_the_thread_is_behind_the_loop() -> None:
-    """Where both want one core, a step of the loop takes little longer than alone."""
+async def test_the_thread_has_lower_priority_than_the_loop() -> None:
+    """On one core a step of the loop takes little longer than alone."""
     before = os.getpriority(os.PRIO_PROCESS, os.getpid())
     behind = await Turns().in_thread(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     assert behind == min(before + THREAD_STEPS_BACK, 19)
 
 
-async def test_a_receiver_that_is_cancelled_hears_of_it(loop_turns: LoopTurns) -> None:
-    """While its message is not there, as without turns."""
+async def test_a_receiver_can_be_cancelled(loop_turns: LoopTurns) -> None:
+    """This holds while its message has not arrived."""
     message = Message(loop_turns, 1, asyncio.Event())
 
     async def receive() -> bytes:
@@ -166,8 +166,8 @@ async def test_a_receiver_that_is_cancelled_hears_of_it(loop_turns: LoopTurns) -
     assert message.cancelled
 
 
-async def test_errors_of_what_is_received_pass() -> None:
-    """They are the caller's."""
+async def test_errors_of_receiving_reach_the_caller() -> None:
+    """They are not swallowed."""
 
     async def fail() -> bytes:
         await asyncio.sleep(0)
@@ -178,7 +178,7 @@ async def test_errors_of_what_is_received_pass() -> None:
 
 
 async def test_work_in_the_thread_is_done_one_by_one() -> None:
-    """All of it in the same thread."""
+    """All of it runs in the same thread."""
     turns = Turns()
     threads = await asyncio.gather(*(turns.in_thread(threading.get_ident) for _ in range(20)))
     assert len(set(threads)) == 1

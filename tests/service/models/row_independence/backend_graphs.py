@@ -91,8 +91,8 @@ def along(case: Case, batched: frozenset[str], axis: int, result_axis: int) -> t
     Args:
         case: the graph and its data.
         batched: inputs that have rows; the others become constants.
-        axis: of these inputs.
-        result_axis: of the outputs.
+        axis: the axis of the rows in these inputs.
+        result_axis: the axis of the rows in the outputs.
     """
     model = onnx.ModelProto()
     model.CopyFrom(case.model)

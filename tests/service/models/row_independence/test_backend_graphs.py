@@ -14,10 +14,10 @@ from service.models.row_independence import prove_rows_independent
 from service.tensors import Arrays
 from tests.service.models.row_independence.backend_graphs import Case, along, cases, rows_of, with_any_rows
 
-# The package makes its cases with casts that overflow, and so do rows that are made larger.
+# The package's cases have casts that overflow, and so have enlarged rows.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
-# Graphs whose rows shared a call, rightly, when that was decided by trying alone.
+# Graphs whose rows rightly shared a call when trials alone decided.
 JOINED_BY_TRIAL = frozenset((Path(__file__).parent / "joined_by_trial.txt").read_text().split())
 
 

@@ -55,7 +55,7 @@ def exported(path: Path, model: torch.nn.Module, ids_BT: torch.Tensor, *, dynamo
     return path.read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore")  # of the exporters, about themselves
+@pytest.mark.filterwarnings("ignore")  # the exporters' own warnings
 @pytest.mark.parametrize("case", CASES)
 def test_an_exported_transformer_is_proved(case: str, tmp_path: Path) -> None:
     """Its rows are also the same alone and in a batch, with padding too."""

@@ -9,7 +9,7 @@ _NUMBERS = (
     "{ r = Constant<value_int=0>() d = Constant<value_int=1>() e = Constant<value_ints=[1]>() "
     "h = Shape<start=0,end=1>(x) b = Squeeze(h) a = Range(r, b, d) c = Unsqueeze(a, e)"
 )
-# Two numbers for each row of the mask `x`: where the line of all its rows has its row, and how long a row is.
+# Two numbers for each row of the mask `x`: its offset in the flattened mask, and its length.
 _LINE = (
     "line = Flatten<axis=2>(x) l = Shape<start=1,end=2>(x) m = Mul(c, l) n = Squeeze(l) p = Range(r, n, d) "
     "z = Constant<value_ints=[0]>() v = Unsqueeze(p, z)"

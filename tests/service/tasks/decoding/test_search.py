@@ -91,7 +91,7 @@ def test_length_penalty_chooses_between_short_and_long() -> None:
         search = Search(
             SearchOptions(max_new_tokens=5, num_beams=2, length_penalty=length_penalty), bos_id=BOS, eos_id=EOS
         )
-        # First the end at -1.0 or a word at -0.9; then the end at -0.2 or more words that are unlikely.
+        # First the end has -1.0 and a word -0.9; then the end has -0.2, and further words are unlikely.
         search.advance([[-0.9, -1.0, -7.0, -7.0]] * 2, [[1, EOS, 2, 3]] * 2)
         search.advance([[-0.2, -8.0, -9.0, -9.0]] * 2, [[EOS, 1, 2, 3]] * 2)
         assert search.done
@@ -119,7 +119,7 @@ def test_rows_go_on_from_their_parents() -> None:
     assert search.next_ids == [1, 3]
     assert search.so_far == [2, 3]
     parents = search.advance([[-0.7, -9.1, -9.2, -9.3], [-0.1, -9.0, -9.1, -9.2]], [[1, 2, 3, EOS], [2, 1, 3, EOS]])
-    assert parents == [0, 1]  # nothing has to be moved, though row 1 is the likelier
+    assert parents == [0, 1]  # no row moves, although row 1 is more likely
     assert search.so_far == [2, 3, 2]
 
 

@@ -21,7 +21,7 @@ LOSSLESS = {"lossless": True, "exact": True}
 
 
 def file_of(mode: str, size: tuple[int, int] = (53, 37), **options: Any) -> bytes:
-    """An encoded image of noise."""
+    """Encode an image of noise."""
     rng, written = np.random.default_rng(7), BytesIO()
     levels = rng.integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8)
     Image.fromarray(levels).save(written, "WEBP", **options)

@@ -1,4 +1,4 @@
-"""Calls that the core hands on at once: with the installed gRPC, against a real server."""
+"""Calls are accepted in advance with the installed gRPC version, on a real server."""
 
 import asyncio
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ NUM_CALLS = 3 * CALLS_AT_ONCE
 
 
 def handlers_of(behaviour: Any) -> Handlers:
-    """One call, `/test.Test/Call`, of plain bytes."""
+    """Make one call `/test.Test/Call` of plain bytes."""
     handlers = Handlers()
     method = grpc.unary_unary_rpc_method_handler(behaviour)
     handlers.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Test", {"Call": method}),))
@@ -24,7 +24,7 @@ def handlers_of(behaviour: Any) -> Handlers:
 
 
 async def started(handlers: Handlers) -> tuple[grpc.aio.Server, int]:
-    """A server, and its port."""
+    """Start a server; return it and its port."""
     server = grpc.aio.server()
     server.add_generic_rpc_handlers(tuple(handlers.all))
     port = server.add_insecure_port("127.0.0.1:0")
@@ -34,13 +34,13 @@ async def started(handlers: Handlers) -> tuple[grpc.aio.Server, int]:
 
 @contextmanager
 def client(port: int) -> Iterator[Any]:
-    """Makes the call from a thread of its own."""
+    """Make the call from a thread of its own."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         yield channel.unary_unary("/test.Test/Call")
 
 
-async def test_every_call_is_answered_and_stopping_ends_it() -> None:
-    """More calls at a time than are asked for at once; then no task is left behind."""
+async def test_every_call_is_answered_and_stopping_ends_all_tasks() -> None:
+    """There are more concurrent calls than are accepted in advance."""
     together, most = 0, 0
     all_there = asyncio.Event()
 
@@ -71,8 +71,8 @@ async def test_every_call_is_answered_and_stopping_ends_it() -> None:
         await asyncio.wait_for(asyncio.gather(*left), 10)
 
 
-async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
-    """More than are asked for at once; gRPC's core would end them as CANCELLED."""
+async def test_calls_that_wait_at_shutdown_are_answered() -> None:
+    """gRPC's core would end them with CANCELLED."""
 
     async def behaviour(request: bytes, context: Any) -> bytes:
         return request
@@ -84,7 +84,7 @@ async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
         streams = [raw.begin("/test.Test/Call") for _ in range(NUM_CALLS)]
         for stream in streams:
             raw.send(stream, prefix(1) + b"x", end=True)
-        # The event loop stands still meanwhile: the core has all calls, as its answer to this tells; nobody takes them.
+        # The event loop is blocked meanwhile: the core has received all calls, and none is accepted.
         raw.socket.sendall(frame(PING, 0, 0, b"are here"))
         while raw.read().kind != PING:
             pass
@@ -98,8 +98,8 @@ async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
     assert ends == dict.fromkeys(streams, HEADERS)  # none is RST_STREAM
 
 
-async def test_a_version_without_these_steps_takes_calls_one_at_a_time() -> None:
-    """It says so, and nothing is begun."""
+async def test_an_unsupported_grpc_version_accepts_calls_one_at_a_time() -> None:
+    """The log says so."""
     before = asyncio.all_tasks()
     unknown: Any = SimpleNamespace()
     assert not keep_calls_outstanding(unknown, [])

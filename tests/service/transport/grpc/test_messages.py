@@ -56,7 +56,7 @@ def test_raw_tensors_are_cut_out_and_the_rest_is_parsed() -> None:
         field(5, b""),  # an input of shape []
         field(5, field(1, b"n") + field(2, b"FP32") + field(3, b"\0")),
         field(6, b""),  # a requested output
-        field(7, b""),  # raw contents of no bytes
+        field(7, b""),  # empty raw contents
         field(4, b""),  # a parameter
         field(1, b"m"),  # the model's name again and again
         b"\x78\x01",  # a field that the message does not have
@@ -97,7 +97,7 @@ def test_typed_contents_have_a_limit_of_their_own() -> None:
         (CONTROL, inference_pb2.ModelReadyRequest(name="m" * 256)),
     ],
 )
-def test_what_fits_passes(limits: MessageLimits, message: heed_pb2.ClassifyImageRequest) -> None:
+def test_messages_within_the_limits_are_accepted(limits: MessageLimits, message: heed_pb2.ClassifyImageRequest) -> None:
     """Images may be large, texts have a mebibyte, names a few kilobytes."""
     limits.check(message.SerializeToString())
 
@@ -113,7 +113,7 @@ def test_what_fits_passes(limits: MessageLimits, message: heed_pb2.ClassifyImage
         (CONTROL, inference_pb2.ModelMetadataRequest(name="m" * MAX_CONTROL_BYTES), MAX_CONTROL_BYTES),
     ],
 )
-def test_what_is_too_large_is_refused_with_its_limit(
+def test_fields_beyond_a_limit_are_refused(
     limits: MessageLimits, message: heed_pb2.ClassifyImageRequest, limit: int
 ) -> None:
     """Names, texts and targets of megabytes are refused, and the error says what is allowed."""
@@ -132,6 +132,6 @@ def test_what_is_too_large_is_refused_with_its_limit(
     ],
 )
 def test_bytes_that_are_no_message_are_refused(ending: bytes, why: str) -> None:
-    """A message that is cut off or has an impossible field is refused in words."""
+    """A message that is cut off or has an impossible field is refused with a reason."""
     with pytest.raises(InvalidRequest, match=why):
         INFER.check(field(7, b"0" * MAX_UNCHECKED_BYTES) + ending)

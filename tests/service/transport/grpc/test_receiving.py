@@ -1,4 +1,4 @@
-"""The one message of each gRPC call: its time, and its part in the server's memory."""
+"""Receiving the message of a gRPC call: its time limit and its reservation of memory."""
 
 import asyncio
 import itertools
@@ -23,7 +23,7 @@ MESSAGE_BYTES = MAX_LATE_BYTES  # so that one may be late without a reservation
 
 
 def receiver_of(num_messages: int, timeout_s: float = 60.0) -> tuple[MessageReceiver, ByteBudget]:
-    """A receiver with one free place, whose budget holds so many messages."""
+    """Make a receiver with one free place, whose budget holds this many messages."""
     budget = ByteBudget("request memory", num_messages * MESSAGE_BYTES)
     return MessageReceiver(budget, MESSAGE_BYTES, timeout_s, num_free_places=1), budget
 
@@ -37,7 +37,7 @@ class Call:
         self.task = asyncio.create_task(self._receive(receiver, connection))
 
     async def _receive(self, receiver: MessageReceiver, connection: str) -> HeedError | None:
-        """Why the call was ended, if it was."""
+        """Return why the call was ended, or None."""
         error, has_come = None, False
         try:
             if not receiver.begin(self.task):
@@ -51,25 +51,25 @@ class Call:
         return None
 
     async def arrive(self) -> HeedError | None:
-        """Have the message there; why the call was ended, if it was."""
+        """Deliver the message; return why the call was ended, or None."""
         self.arrives.set()
         return await self.task
 
 
 async def until(condition: Any) -> None:
-    """Let the receiver look at its calls until a condition holds."""
+    """Let the receiver check its calls until a condition holds."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.to_thread(threading.Event().wait, 0.01)
 
 
 async def turn() -> None:
-    """Let all calls come to where they wait."""
+    """Let all calls run until they wait."""
     for _ in range(3):
         await asyncio.sleep(0)
 
 
-async def test_a_message_that_is_there_reserves_nothing_while_it_arrives() -> None:
+async def test_a_call_in_a_free_place_reserves_nothing() -> None:
     """The first call has a free place."""
     receiver, budget = receiver_of(1)
     call = Call(receiver)
@@ -80,7 +80,7 @@ async def test_a_message_that_is_there_reserves_nothing_while_it_arrives() -> No
 
 
 async def test_calls_without_a_free_place_reserve_the_largest_message_or_wait() -> None:
-    """However many come at once, no more than the places may receive; an arrived message makes room for the next."""
+    """No more calls receive at once than there are places; a received message frees one."""
     receiver, budget = receiver_of(2)
     calls = [Call(receiver) for _ in range(5)]
     await turn()
@@ -93,8 +93,8 @@ async def test_calls_without_a_free_place_reserve_the_largest_message_or_wait() 
     assert (receiver.num_receiving, budget.reserved_bytes, budget.refused) == (0, 0, 0)
 
 
-async def test_a_call_takes_the_room_that_others_of_the_budget_give_back() -> None:
-    """Bodies over HTTP share the budget: their end is seen at the next look."""
+async def test_a_call_gets_memory_that_other_users_of_the_budget_release() -> None:
+    """HTTP bodies share the budget; their release is seen at the next check."""
     receiver, budget = receiver_of(1)
     budget.reserve(MESSAGE_BYTES)
     calls = [Call(receiver) for _ in range(2)]
@@ -105,8 +105,8 @@ async def test_a_call_takes_the_room_that_others_of_the_budget_give_back() -> No
     assert [await call.arrive() for call in calls] == [None, None]
 
 
-async def test_late_messages_keep_their_places_until_somebody_wants_them() -> None:
-    """A slow one reserves its place, so that the free one is free for others; who comes then takes its place."""
+async def test_a_late_message_keeps_its_place_until_another_call_needs_it() -> None:
+    """It then reserves memory, and the free place goes to the other call."""
     receiver, budget = receiver_of(1)
     slow = Call(receiver)
     await until(lambda: budget.reserved_bytes == MESSAGE_BYTES)
@@ -121,8 +121,8 @@ async def test_late_messages_keep_their_places_until_somebody_wants_them() -> No
     assert budget.reserved_bytes == 0
 
 
-async def test_late_messages_without_room_to_reserve_are_refused() -> None:
-    """Places are free for messages that are there; of others only one may stay, where each may become so large."""
+async def test_late_messages_without_memory_to_reserve_are_refused() -> None:
+    """Only one may stay, because each may grow to the largest size."""
     budget = ByteBudget("request memory", MESSAGE_BYTES)
     receiver = MessageReceiver(budget, MESSAGE_BYTES, 60.0, num_free_places=5)
     calls = [Call(receiver) for _ in range(5)]
@@ -135,15 +135,15 @@ async def test_late_messages_without_room_to_reserve_are_refused() -> None:
     assert budget.reserved_bytes == 0
 
 
-async def test_a_message_is_late_only_when_later_ones_have_come() -> None:
-    """Time alone says nothing: a thread of gRPC's that gets no core hands nothing on."""
+async def test_a_message_is_late_only_after_later_ones_have_arrived() -> None:
+    """Time alone shows nothing, because gRPC's threads may get no core."""
     receiver = MessageReceiver(budget := ByteBudget("request memory", 0), MESSAGE_BYTES, 60.0, num_free_places=5)
     calls = [Call(receiver) for _ in range(3)]
     clock, _ = receiver_of(1, timeout_s=0.2)
-    assert isinstance(await Call(clock).task, DeadlineExceeded)  # twenty looks later
+    assert isinstance(await Call(clock).task, DeadlineExceeded)  # twenty checks later
     reset = Call(receiver)
     await turn()
-    reset.task.cancel()  # it has ended, and says nothing of others
+    reset.task.cancel()  # an ended call says nothing about others
     assert isinstance(await Call(clock).task, DeadlineExceeded)
     assert (receiver.num_receiving, budget.refused) == (3, 0)
     assert await Call(receiver).arrive() is None
@@ -152,8 +152,8 @@ async def test_a_message_is_late_only_when_later_ones_have_come() -> None:
     assert [type(error) for error in ended] == [type(None), Overloaded, Overloaded]
 
 
-async def test_messages_are_late_when_more_and_more_is_allocated_and_none_comes() -> None:
-    """As when all clients send large ones at once; also where one had come a moment after they were asked for."""
+async def test_messages_are_late_when_memory_grows_and_none_arrives() -> None:
+    """This happens if all clients send large messages at once."""
     receiver = MessageReceiver(ByteBudget("request memory", 0), MESSAGE_BYTES, 60.0, num_free_places=5)
     calls = [Call(receiver) for _ in range(3)]
     await turn()
@@ -171,7 +171,7 @@ async def test_messages_are_late_when_more_and_more_is_allocated_and_none_comes(
 
 
 async def test_connections_get_places_in_turn() -> None:
-    """A connection with many calls does not stop one with a single call."""
+    """A connection with many calls does not block one with a single call."""
     receiver, _ = receiver_of(0)
     first = Call(receiver, "many")
     many = [Call(receiver, "many") for _ in range(5)]
@@ -185,8 +185,8 @@ async def test_connections_get_places_in_turn() -> None:
     assert [await call.arrive() for call in (one, *many[1:])] == [None] * 5
 
 
-async def test_calls_that_wait_are_bounded() -> None:
-    """The connection with most of them loses the one that has waited longest."""
+async def test_the_number_of_waiting_calls_is_bounded() -> None:
+    """The connection with the most calls loses its oldest waiting one."""
     receiver, _ = receiver_of(0)
     first = Call(receiver, "many")
     one = Call(receiver, "one")
@@ -200,8 +200,8 @@ async def test_calls_that_wait_are_bounded() -> None:
     assert [await call.task for call in (first, one, *many[1:])] == [None] * (1 + MAX_WAITING)
 
 
-async def test_a_caller_that_leaves_leaves_its_place() -> None:
-    """Whether it has one or waits for one."""
+async def test_a_cancelled_call_frees_its_place() -> None:
+    """It may have a place or wait for one."""
     receiver, budget = receiver_of(1)
     calls = [Call(receiver) for _ in range(4)]
     await turn()
@@ -213,8 +213,8 @@ async def test_a_caller_that_leaves_leaves_its_place() -> None:
     assert (receiver.num_receiving, budget.reserved_bytes) == (0, 0)
 
 
-async def test_a_caller_that_leaves_in_the_turn_in_which_it_would_get_a_place_stops_nobody() -> None:
-    """The next one gets it."""
+async def test_a_call_cancelled_as_it_gets_a_place_passes_it_on() -> None:
+    """The next call gets it."""
     receiver, budget = receiver_of(0)
     first, reset, last = (Call(receiver) for _ in range(3))
     await turn()
@@ -226,8 +226,8 @@ async def test_a_caller_that_leaves_in_the_turn_in_which_it_would_get_a_place_st
     assert (await last.arrive(), receiver.num_receiving, budget.reserved_bytes) == (None, 0, 0)
 
 
-async def test_a_slow_message_is_given_up() -> None:
-    """A call whose message has not arrived in time is ended and its reservation given back."""
+async def test_a_slow_message_ends_its_call() -> None:
+    """Its reservation is released."""
     receiver, budget = receiver_of(1, timeout_s=0.2)
     error = await Call(receiver).task
     assert isinstance(error, DeadlineExceeded)
@@ -235,8 +235,8 @@ async def test_a_slow_message_is_given_up() -> None:
     assert budget.reserved_bytes == 0
 
 
-async def test_a_shutdown_waits_only_a_moment_for_messages() -> None:
-    """Calls that are still receiving, or wait, when the server stops are refused long before their own time is over."""
+async def test_a_shutdown_hardly_waits_for_messages() -> None:
+    """Calls that receive or wait are refused long before their own time limit."""
     receiver, _ = receiver_of(0, timeout_s=3600.0)
     calls = [Call(receiver) for _ in range(2)]
     await until(lambda: receiver.num_receiving == 2)
@@ -244,7 +244,7 @@ async def test_a_shutdown_waits_only_a_moment_for_messages() -> None:
     assert [type(await call.task) for call in calls] == [Unavailable, Unavailable]
 
 
-async def test_large_messages_and_answers_are_counted_until_they_are_gone() -> None:
+async def test_large_messages_and_answers_are_counted_until_they_are_released() -> None:
     """Messages are released by their call, answers when the call's task has ended."""
     budget = ByteBudget("request memory", 3 * MAX_UNRESERVED_BYTES)
     receiver = MessageReceiver(budget, MESSAGE_BYTES, 60.0)

@@ -1,4 +1,4 @@
-"""The gRPC face against clients that send too much, too slowly or do not read; each on a real server."""
+"""The gRPC server with clients that send too much, send too slowly, or do not read."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_le
 
 @pytest.fixture(scope="module")
 def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One bare model, which doubles numbers and repeats each as often as it is told."""
+    """Make a bare model that doubles numbers and repeats each as often as requested."""
     store = tmp_path_factory.mktemp("grpc") / "models"
     write_onnx(
         store / "double/1",
@@ -53,20 +53,20 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def default_server(small_store: Path) -> Iterator[Server]:
-    """A server with default limits."""
+    """Run a server with default limits."""
     with running_server(small_store) as running:
         yield running
 
 
 @pytest.fixture
 def channel(default_server: Server) -> Iterator[grpc.Channel]:
-    """A connection without limits of its own."""
+    """Open a connection without limits of its own."""
     with grpc.insecure_channel(default_server.grpc, options=UNLIMITED) as opened:
         yield opened
 
 
 def double_request(numbers: np.ndarray[Any, Any], *, raw: bool = True) -> inference_pb2.ModelInferRequest:
-    """A request to double numbers."""
+    """Make a request to double numbers."""
     request = inference_pb2.ModelInferRequest(model_name="double")
     tensor = request.inputs.add(name="x", datatype="INT32", shape=numbers.shape)
     if raw:
@@ -77,7 +77,7 @@ def double_request(numbers: np.ndarray[Any, Any], *, raw: bool = True) -> infere
 
 
 def many_inputs() -> inference_pb2.ModelInferRequest:
-    """As many inputs of shape [0] as 16 MB hold."""
+    """Make as many inputs of shape [0] as fit into 16 MB."""
     request = inference_pb2.ModelInferRequest(model_name="double")
     for number in range(MAX_FIELDS):
         request.inputs.add(name=str(number), datatype="FP32", shape=[0])
@@ -85,7 +85,7 @@ def many_inputs() -> inference_pb2.ModelInferRequest:
 
 
 def many_parameters() -> inference_pb2.ModelInferRequest:
-    """Very many request parameters."""
+    """Make very many request parameters."""
     request = inference_pb2.ModelInferRequest(model_name="double")
     for number in range(2 * MAX_FIELDS):
         request.parameters[str(number)].bool_param = True
@@ -93,7 +93,7 @@ def many_parameters() -> inference_pb2.ModelInferRequest:
 
 
 def many_outputs() -> inference_pb2.ModelInferRequest:
-    """Very many requested outputs."""
+    """Make very many requested outputs."""
     request = inference_pb2.ModelInferRequest(model_name="double")
     for number in range(2 * MAX_FIELDS):
         request.outputs.add(name=str(number))
@@ -101,12 +101,12 @@ def many_outputs() -> inference_pb2.ModelInferRequest:
 
 
 def many_raw_contents() -> inference_pb2.ModelInferRequest:
-    """Millions of raw contents of no bytes."""
+    """Make millions of empty raw contents."""
     return inference_pb2.ModelInferRequest(model_name="double", raw_input_contents=[b""] * 4 * MEBIBYTE)
 
 
 def many_empty_texts() -> inference_pb2.ModelInferRequest:
-    """Millions of typed elements of no bytes."""
+    """Make millions of empty typed elements."""
     request = inference_pb2.ModelInferRequest(model_name="double")
     tensor = request.inputs.add(name="x", datatype="BYTES", shape=[4 * MEBIBYTE])
     tensor.contents.bytes_contents.extend([b""] * 4 * MEBIBYTE)
@@ -129,7 +129,7 @@ def many_empty_texts() -> inference_pb2.ModelInferRequest:
 def test_inference_messages_of_many_parts_are_refused(
     channel: grpc.Channel, make: Callable[[], inference_pb2.ModelInferRequest], limit: int
 ) -> None:
-    """Messages whose parsing would hold up everybody are refused, and the error names the limit."""
+    """Parsing them would block other requests; the error names the limit."""
     with pytest.raises(grpc.RpcError) as refused:
         inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(make(), timeout=60)
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -140,7 +140,7 @@ def test_inference_messages_of_many_parts_are_refused(
     ("field", "limit"), [("inputs", MAX_TENSORS), ("outputs", MAX_TENSORS), ("parameters", MAX_PARAMETERS)]
 )
 def test_short_messages_have_a_bounded_number_of_parts(channel: grpc.Channel, field: str, limit: int) -> None:
-    """A message that is parsed at once may still not have thousands of inputs, outputs or parameters."""
+    """A short message may still not have thousands of inputs, outputs or parameters."""
     request = inference_pb2.ModelInferRequest(model_name="double")
     for number in range(limit + 1):
         if field == "parameters":
@@ -176,8 +176,8 @@ def test_short_messages_have_a_bounded_number_of_parts(channel: grpc.Channel, fi
     ],
     ids=["Check", "Watch", "reflection", "ModelReady", "ModelMetadata"],
 )
-def test_calls_that_take_a_name_take_no_megabytes(channel: grpc.Channel, ask: Callable[[Any, str], Any]) -> None:
-    """Health, reflection and metadata refuse a name of 15 MB before they look at it."""
+def test_calls_that_take_a_name_limit_its_length(channel: grpc.Channel, ask: Callable[[Any, str], Any]) -> None:
+    """Health, reflection and metadata refuse a name of 15 MB before they use it."""
     with pytest.raises(grpc.RpcError) as refused:
         ask(channel, "n" * 15 * MEBIBYTE)
     assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -202,8 +202,8 @@ def test_typed_calls_have_the_limits_of_typed_elements(channel: grpc.Channel, ca
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_long_tensors_are_answered_whole(channel: grpc.Channel, raw: bool) -> None:
-    """Tensors that are read and written in pieces come back as one, raw up to 16 MB and typed up to one."""
+def test_long_tensors_are_returned_whole(channel: grpc.Channel, raw: bool) -> None:
+    """Tensors that are read and written in pieces are complete: raw up to 16 MB, typed up to 1 MB."""
     numbers = np.arange(2 * MEBIBYTE if raw else MEBIBYTE // 4, dtype=np.int32).reshape(2, -1) - 1000
     if not raw:
         numbers = np.abs(numbers) % 100  # one byte each
@@ -219,15 +219,15 @@ def test_long_tensors_are_answered_whole(channel: grpc.Channel, raw: bool) -> No
 
 
 def test_a_connection_has_a_bounded_number_of_streams(small_store: Path, default_server: Server) -> None:
-    """The server announces how many calls a connection may have at once; without a bound it is told 2**32 - 1."""
+    """The server announces how many concurrent calls a connection may have."""
     with Http2Client(default_server.grpc) as client:
         assert client.server_settings[MAX_CONCURRENT_STREAMS] == 128
     with running_server(small_store, "--max-concurrent-streams", "7") as server, Http2Client(server.grpc) as client:
         assert client.server_settings[MAX_CONCURRENT_STREAMS] == 7
 
 
-def test_connections_have_a_bound_and_leave_room_when_they_end(small_store: Path) -> None:
-    """A connection beyond the bound is closed by the server, and one that comes after another has ended is not."""
+def test_the_number_of_connections_is_bounded(small_store: Path) -> None:
+    """One beyond the limit is closed; one that comes after another has ended is not."""
     with running_server(small_store, "--max-connections", "2") as server:
         with Http2Client(server.grpc) as first, Http2Client(server.grpc) as second:
             assert first.server_settings
@@ -241,8 +241,8 @@ def test_connections_have_a_bound_and_leave_room_when_they_end(small_store: Path
         assert live.live
 
 
-def test_clients_that_leave_in_the_middle_of_a_message_leave_room(small_store: Path) -> None:
-    """Connections whose clients reset a call while they send, and go, do not stay open in the server."""
+def test_connections_reset_in_the_middle_of_a_message_are_closed(small_store: Path) -> None:
+    """They do not stay open in the server."""
     message = prefix(15 * MEBIBYTE) + bytes(200_000)
 
     def leave(address: str) -> None:
@@ -258,7 +258,7 @@ def test_clients_that_leave_in_the_middle_of_a_message_leave_room(small_store: P
         with grpc.insecure_channel(server.grpc) as channel:
             health = health_pb2_grpc.HealthStub(channel)
             left = None
-            for _ in range(10_000):  # calls, each of which gives the server time to notice
+            for _ in range(10_000):  # calls, each of which gives the server time to react
                 assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status
                 if (left := num_sockets(server.popen.pid)) <= sockets_before + 1:
                     break
@@ -266,7 +266,7 @@ def test_clients_that_leave_in_the_middle_of_a_message_leave_room(small_store: P
 
 
 def num_sockets(pid: int) -> int:
-    """How many sockets a process has open."""
+    """Return how many sockets a process has open."""
     links = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed in this moment
@@ -274,8 +274,8 @@ def num_sockets(pid: int) -> int:
     return sum(link.startswith("socket:") for link in links)
 
 
-def test_a_call_without_a_message_is_told_so(default_server: Server) -> None:
-    """A client that ends its half of the stream at once gets an error, not silence."""
+def test_a_call_without_a_message_gets_an_error(default_server: Server) -> None:
+    """A client that closes its half of the stream at once does not wait."""
     with grpc.insecure_channel(default_server.grpc) as channel:
         empty = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
         with pytest.raises(grpc.RpcError) as refused:
@@ -285,7 +285,7 @@ def test_a_call_without_a_message_is_told_so(default_server: Server) -> None:
 
 
 def test_a_message_that_is_sent_too_slowly_is_refused(small_store: Path) -> None:
-    """A call that has sent half of its message is ended after the time for messages, with its status."""
+    """A call that has sent half of its message is ended after the time limit, with its status."""
     with running_server(small_store, "--grpc-message-timeout-s", "0.5") as server, Http2Client(server.grpc) as client:
         stream = client.begin()
         client.send(stream, prefix(MEBIBYTE) + b"\0" * (MEBIBYTE // 2))
@@ -293,8 +293,8 @@ def test_a_message_that_is_sent_too_slowly_is_refused(small_store: Path) -> None
         assert b"the message has not arrived within 0.5 s" in b"".join(frame.payload for frame in trailers)
 
 
-def test_a_shutdown_does_not_wait_for_clients_that_neither_send_nor_read(small_store: Path) -> None:
-    """Half a message, an answer that nobody reads and open streams end long before the time for admitted requests."""
+def test_a_shutdown_does_not_wait_for_stalled_clients(small_store: Path) -> None:
+    """Half a message, an unread answer and open streams end long before the drain time."""
     with running_server(small_store, "--drain-timeout-s", "3600") as server:
         body = double_request(np.ones((1, 1000))).SerializeToString()
         with (
@@ -318,8 +318,8 @@ def test_a_shutdown_does_not_wait_for_clients_that_neither_send_nor_read(small_s
             asked.set()
 
 
-def test_connections_move_on_without_a_failed_call(small_store: Path) -> None:
-    """Connections above the given age are ended by the server, and a client's calls all succeed meanwhile."""
+def test_old_connections_are_replaced_without_a_failed_call(small_store: Path) -> None:
+    """The server closes connections above the given age."""
     with (
         running_server(small_store, "--max-connection-age-s", "0.5") as server,
         grpc.insecure_channel(server.grpc) as channel,
@@ -334,7 +334,7 @@ def test_connections_move_on_without_a_failed_call(small_store: Path) -> None:
         asking = threading.Thread(target=ask)
         asking.start()
         try:
-            for _ in range(3):  # ages of connections that are as old as the channel's at least
+            for _ in range(3):  # ages of connections that are at least as old as the channel's
                 with Http2Client(server.grpc) as client:
                     while client.read().kind != GOAWAY:
                         pass
@@ -347,7 +347,7 @@ def test_connections_move_on_without_a_failed_call(small_store: Path) -> None:
 
 
 def test_every_line_of_the_log_is_structured(default_server: Server) -> None:
-    """A port that is taken and bytes that are no HTTP/2 leave no lines of gRPC's core in the log."""
+    """A port in use and bytes that are no HTTP/2 leave no lines of gRPC's core in the log."""
     with Http2Client(default_server.grpc) as client:
         client.socket.sendall(b"GET / HTTP/1.1\r\n\r\n" * 10)
         with pytest.raises(OSError, match=r"closed|reset"):

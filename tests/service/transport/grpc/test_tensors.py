@@ -25,7 +25,7 @@ FLOATS, TEXTS = np.arange(6, dtype=np.float32).reshape(2, 3), bytes_array([b"one
 
 
 def message(*, raw: bool) -> inference_pb2.ModelInferRequest:
-    """Six numbers and two texts."""
+    """Make a message of six numbers and two texts."""
     request = inference_pb2.ModelInferRequest(model_name="any")
     floats = request.inputs.add(name="floats", datatype="FP32", shape=FLOATS.shape)
     texts = request.inputs.add(name="texts", datatype="BYTES", shape=TEXTS.shape)
@@ -38,8 +38,8 @@ def message(*, raw: bool) -> inference_pb2.ModelInferRequest:
 
 
 @pytest.mark.parametrize(("raw", "read_singly"), [(True, 2), (False, 8)])
-def test_messages_are_read_up_to_so_many_elements(raw: bool, read_singly: int) -> None:
-    """Those that are read one by one count: texts, and numbers in typed contents."""
+def test_the_number_of_typed_elements_is_limited(raw: bool, read_singly: int) -> None:
+    """Texts and typed numbers count, because they are read one by one."""
     request = message(raw=raw)
     for at_most in (read_singly, None):
         arrays = read_inputs(InferMessage(request, request.raw_input_contents), at_most)
@@ -50,7 +50,7 @@ def test_messages_are_read_up_to_so_many_elements(raw: bool, read_singly: int) -
 
 
 def test_long_tensors_are_copied_out_of_their_message() -> None:
-    """To where an engine can take them, in a thread; the message goes when its parts are forgotten."""
+    """A thread copies them to aligned memory; the message is freed with its parts."""
     floats = np.arange(MAX_INLINE_BYTES // 4 + 1, dtype=np.float32)
     for name in ("x", "xy", "xyz", "wxyz"):  # wherever the tensor lies in the message
         request = inference_pb2.ModelInferRequest(model_name=name, raw_input_contents=[floats.tobytes()])
@@ -65,7 +65,7 @@ def test_long_tensors_are_copied_out_of_their_message() -> None:
 
 
 def arrays_of_all_types(num_rows: int) -> dict[str, Arrays]:
-    """One array of every datatype, with the extremes of each."""
+    """Make one array of every datatype, with its extreme values."""
     arrays: dict[str, Arrays] = {}
     for datatype, dtype in DTYPE_OF.items():
         if datatype == "BYTES":
@@ -85,8 +85,8 @@ def arrays_of_all_types(num_rows: int) -> dict[str, Arrays]:
     ("datatype", "raw"),
     [*((datatype, True) for datatype in DTYPE_OF), *((datatype, False) for datatype in CONTENTS_OF)],
 )
-def test_a_long_answer_is_the_message_that_protobuf_would_write(datatype: str, raw: bool) -> None:
-    """An answer that is put together in pieces parses as the same message as one that protobuf has serialized."""
+def test_a_long_answer_equals_the_message_of_protobuf(datatype: str, raw: bool) -> None:
+    """An answer written in pieces parses like one that protobuf has serialized."""
     outputs = arrays_of_all_types(num_rows=MAX_READ_AT_ONCE // 2)[datatype]
     whole = inference_pb2.ModelInferResponse(model_name="any", id="one")
     pieces = long_answer(whole, outputs, raw=raw)
@@ -94,8 +94,8 @@ def test_a_long_answer_is_the_message_that_protobuf_would_write(datatype: str, r
     assert inference_pb2.ModelInferResponse.FromString(pieces) == whole
 
 
-def test_only_short_answers_are_written_on_the_loop() -> None:
-    """Typed and BYTES elements count one by one, raw tensors by their bytes; an answer that is too large is refused."""
+def test_only_short_answers_are_written_in_the_event_loop() -> None:
+    """Typed and BYTES elements count one by one, raw tensors by bytes; too large answers are refused."""
     many, few = np.zeros(MAX_READ_AT_ONCE + 1, np.float32), np.zeros(MAX_READ_AT_ONCE, np.float32)
     assert is_short({"y": few}, raw=False)
     assert not is_short({"y": many}, raw=False)
@@ -106,8 +106,8 @@ def test_only_short_answers_are_written_on_the_loop() -> None:
         is_short({"y": np.broadcast_to(np.uint8(0), MAX_ANSWER_BYTES + 1)}, raw=True)
 
 
-def test_a_tensor_has_a_bounded_number_of_texts() -> None:
-    """BYTES elements are refused by their shape, before any is made."""
+def test_the_number_of_texts_in_a_tensor_is_bounded() -> None:
+    """BYTES elements are refused by their shape, before they are read."""
     count = MAX_BYTES_ELEMENTS + 1
     with pytest.raises(TooLarge, match=f"{count} BYTES elements, the limit is {MAX_BYTES_ELEMENTS}"):
         decode_raw("texts", "BYTES", (count,), b"")
@@ -133,7 +133,7 @@ def test_typed_elements_are_read_in_pieces() -> None:
 
 
 def test_raw_tensors_of_a_large_message_are_held_once() -> None:
-    """Raw contents above the size that is parsed at once are cut out of the message, aligned for their elements."""
+    """Large raw contents are cut out of the message, aligned for their elements."""
     floats = np.arange(2 * MAX_UNCHECKED_BYTES, dtype=np.float64)
     request = inference_pb2.ModelInferRequest(model_name="any", id="one")
     request.inputs.add(name="x", datatype="FP64", shape=floats.shape)

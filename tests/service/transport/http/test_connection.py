@@ -55,7 +55,7 @@ def test_long_bodies_that_come_at_once_take_turns() -> None:
 
 
 def test_a_request_behind_a_large_body_is_not_refused() -> None:
-    """Both arrive in one segment, and the bytes of the body are not counted as headers of the second request."""
+    """Both arrive in one segment, and the body's bytes do not count as headers of the second request."""
 
     async def test() -> None:
         async with serving(answer_ok) as running:
@@ -73,7 +73,7 @@ def test_a_request_behind_a_large_body_is_not_refused() -> None:
 @pytest.mark.parametrize(
     "trailers", [b"x-trailer: " + b"t" * 100 + b"\r\n", b"t", b"x" * 200 + b":\r\n"], ids=["many", "one name", "empty"]
 )
-def test_trailers_without_end_are_refused(trailers: bytes) -> None:
+def test_endless_trailers_are_refused(trailers: bytes) -> None:
     """Trailers have the limit of headers, and none of them is kept."""
 
     async def test() -> None:
@@ -87,7 +87,7 @@ def test_trailers_without_end_are_refused(trailers: bytes) -> None:
                     sent += len(piece)
                     await writer.drain()
                     await asyncio.sleep(0)
-            assert sent < 20_000_000  # what the sockets' buffers hold, and not the 100 MB that would follow
+            assert sent < 20_000_000  # the sockets' buffers, and not the 100 MB of trailers
 
     run(test)
 
@@ -227,7 +227,7 @@ def test_requests_that_wait_for_an_answer_are_bounded() -> None:
     run(test)
 
 
-def test_what_waits_behind_a_request_is_parsed_once_that_is_answered() -> None:
+def test_a_pipelined_request_is_parsed_after_the_one_before_is_answered() -> None:
     """Nothing is lost if a second request's large body arrives before the first response."""
     answering = asyncio.Event()
 
@@ -292,7 +292,7 @@ def test_bodies_reserve_memory_before_they_are_read(patient_server: Server) -> N
         "1000000 bytes of request memory are needed, 2000000 of 2000000 bytes are in use",
     )
     assert int(response.headers["retry-after"]) >= 1
-    chunks = (b"x" * 1000 for _ in range(3))  # nobody knows their size before
+    chunks = (b"x" * 1000 for _ in range(3))  # their size is unknown
     assert httpx.post(url, content=chunks, headers=whole).status_code == 429
     for connection in held:
         connection.close()

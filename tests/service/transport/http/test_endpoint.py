@@ -1,4 +1,4 @@
-"""What all HTTP calls share, with handlers made for the tests instead of a face of the server."""
+"""The behaviour that all HTTP calls share, tested with handlers of the tests' own."""
 
 from typing import Any, cast
 

@@ -48,7 +48,7 @@ COSTLY = {
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_what_takes_long_to_decode_is_refused_with_the_limit(name: str) -> None:
+def test_json_that_is_slow_to_decode_is_refused(name: str) -> None:
     """Each expensive kind of content has its own limit, which is checked before decoding."""
     body, expected = COSTLY[name]
     assert len(body) < MAX_JSON_BYTES
@@ -68,7 +68,7 @@ def test_what_takes_long_to_decode_is_refused_with_the_limit(name: str) -> None:
     ],
     ids=["image", "exponents", "rows", "prose", "not ascii"],
 )
-def test_what_people_send_passes(body: bytes) -> None:
+def test_usual_documents_are_accepted(body: bytes) -> None:
     """Numbers as programs write them and texts as people write them are within the limits."""
     check_json(memoryview(body))
     assert msgspec.to_builtins(read_bounded_json(body, Anything))

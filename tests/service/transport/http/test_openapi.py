@@ -78,7 +78,7 @@ def ask_all(operations: list[Any], model: str) -> None:
             )
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: schemathesis.Case) -> None:
-                # Names from the store: the answers of models that are not there are a small part of the page.
+                # Names come from the store, because missing models have few responses.
                 case.path_parameters.update(
                     {
                         name: known

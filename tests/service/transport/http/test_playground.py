@@ -415,7 +415,7 @@ def test_the_code_for_texts_and_tensors_works(page: Page, server: Server) -> Non
     assert f"label='{scores[0]['label']}'" in printed
     choose(page, "double")
     expect(page.locator("#snippet")).to_contain_text("double/infer")
-    # The tensors are sketched once the server has told of them.
+    # The request is drafted after the metadata have arrived.
     expect(page.locator("#snippet")).to_contain_text("datatype")
     assert '"y"' in python(page.locator("#snippet").inner_text()).replace("'", '"')
     press(page, "grpcurl")
@@ -457,7 +457,7 @@ def python(program: str) -> str:
     return done.stdout
 
 
-# --- explanations: first what a server without them says, then its answers as the contract has them -------------------
+# --- explanations: first a server without them, then responses as the contract defines them -------------------
 
 
 def test_an_explanation_that_is_not_offered_is_refused_in_a_sentence(browser: Browser, server: Server) -> None:
@@ -812,8 +812,8 @@ def test_a_telephone_is_wide_enough(page: Page) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") == NARROW["width"], (model, language)
 
 
-# Of every text that is shown, the least contrast with what lies behind it (WCAG 2.2, relative luminance), and how many
-# texts there are. A canvas makes numbers of any way to write a colour.
+# The lowest contrast of any visible text with its background (WCAG 2.2, relative luminance), and the number of
+# texts. A canvas converts colours of any notation to numbers.
 CONTRASTS = """() => {
     const pen = Object.assign(document.createElement("canvas"), { width: 1, height: 1 })
         .getContext("2d", { willReadFrequently: true });

@@ -1,4 +1,4 @@
-"""Responses as the client receives them: bodies in one piece or several, events, headers."""
+"""HTTP responses: bodies in one piece or several, events, headers."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from service.transport.http.responses import (
 
 
 async def sent_by(response: Response) -> list[Message]:
-    """The ASGI messages of a response."""
+    """Return the ASGI messages of a response."""
     messages: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -57,7 +57,7 @@ async def test_long_pieces_are_sent_in_bounded_steps() -> None:
 
 
 def test_a_stream_holds_no_body() -> None:
-    """Its size is not known, and it never lies in memory as a whole."""
+    """Its size is unknown, and it is never in memory as a whole."""
 
     def events() -> Iterator[bytes]:
         yield b"x" * MAX_UNCOUNTED_BYTES * 2
@@ -66,7 +66,7 @@ def test_a_stream_holds_no_body() -> None:
 
 
 def test_readiness_sets_the_status() -> None:
-    """200 for ready, 503 for not ready; the document is sent as it is."""
+    """Ready is 200, not ready is 503; the document is the same."""
     for ready, status in ((True, 200), (False, 503)):
         document: dict[str, Any] = {"ready": ready, "reason": None}
         response = readiness_response(document)
@@ -74,7 +74,7 @@ def test_readiness_sets_the_status() -> None:
 
 
 def test_errors_and_events_are_json() -> None:
-    """An error is an object with one key; an event is one line and an empty one, whatever the text contains."""
+    """An error is an object with one key; an event is one line and an empty one."""
     assert json.loads(error_response(404, 'no "x"').body) == {"error": 'no "x"'}
     assert server_sent_event({"text": "a\nb"}) == b'data: {"text":"a\\nb"}\n\n'
 

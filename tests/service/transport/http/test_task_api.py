@@ -1,4 +1,4 @@
-"""The stream of the task API, with a predictor made for the tests: errors in its middle, and its end."""
+"""Streams of the task API with a stand-in for the predictor: errors and the end."""
 
 import json
 from collections.abc import AsyncGenerator
@@ -56,7 +56,7 @@ class StreamingPredictor:
 
 
 async def ask(predictor: StreamingPredictor) -> httpx.Response:
-    """Ask for a stream."""
+    """Request a stream."""
     endpoint = Endpoint(cast("Predictor", predictor), ServiceConfig(), Turns())
     application = Starlette(routes=TaskApi(endpoint).routes())
 
@@ -79,7 +79,7 @@ async def ask(predictor: StreamingPredictor) -> httpx.Response:
     ids=["expected", "unexpected"],
 )
 async def test_an_error_within_a_stream_is_its_last_event(error: Exception, text: str) -> None:
-    """The status has been sent by then; what is unexpected stays in the log."""
+    """The status has been sent by then; unexpected errors are only in the log."""
     predictor = StreamingPredictor(["eins ", "zwei"], error)
     response = await ask(predictor)
     assert (response.status_code, response.headers["cache-control"]) == (200, "no-store")
