@@ -88,8 +88,7 @@ def convert(
         also_measured_on: further labelled inputs to measure, by their names for the model card.
         split: the split of the data set that `labelled` is.
         explained: add the graph that explains where it is offered; `python -m export explain-graph` adds it later.
-        halved: add a float16 graph for GPUs to float32 and int8 versions, if there are labelled inputs to judge it by;
-            `python -m export half-graphs` adds it later.
+        halved: add a float16 graph for GPUs where labelled inputs can judge it; `half-graphs` adds it later.
 
     Returns:
         the new folder.
