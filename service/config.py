@@ -77,6 +77,9 @@ class ServiceConfig:
         2.0, "after SIGTERM, unready but still answering, for load balancers; at most half of drain_timeout_s"
     )
     canary_interval_s: float = option(30.0, "between two golden examples replayed of each model; 0 for none")
+    huge_pages: Literal["on", "off"] = option(
+        "on", "move loaded models to pages of 2 MiB; off: less memory, and a few percent more CPU time"
+    )
     tracing: Literal["off", "on"] = option("off", "on: traces by OTLP, as the OTEL_* variables say; extra 'tracing'")
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "debug also logs each request")
     log_format: Literal["json", "console"] = option("json", "one JSON object a line, or columns for people")

@@ -20,7 +20,8 @@ from service.models.canary import Canary
 from service.models.repository import ModelRepository
 from service.prediction.predictor import Predictor
 from service.process.allocator import MemoryReturn
-from service.process.huge_pages import keep_out_of_collections, move_to_huge_pages
+from service.process.garbage_collection import freeze_loaded_objects
+from service.process.huge_pages import move_to_huge_pages
 from service.process.memory_budget import ByteBudget
 from service.telemetry.log_writer import write_beside
 from service.telemetry.logs import Logs, log_hangup
@@ -87,7 +88,7 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
             exit_status = 1
         else:
             report_loaded(repository, welcome(http_url, grpc_address, predictor))
-        settle(device, stop)
+        settle(config, device, stop)
     canary = Canary(repository, metrics, config.canary_interval_s)
     memory_return = MemoryReturn(lambda: request_memory.reserved_bytes > 0 or predictor.holds_image_memory)
     await run_until(stopping, memory_return.run(), *([canary.run()] if config.canary_interval_s else []))
@@ -131,14 +132,15 @@ def request_memory_budget(config: ServiceConfig, metrics: Metrics) -> ByteBudget
     return budget
 
 
-def settle(device: Device, stop: asyncio.Event) -> None:
-    """What is done once with all that has been loaded; the long part of it beside the first requests."""
+def settle(config: ServiceConfig, device: Device, stop: asyncio.Event) -> None:
+    """Freeze what has been loaded, and move it to huge pages while the first requests are answered."""
 
     def move() -> None:
         log.info("memory is in huge pages", mib=move_to_huge_pages(stop.is_set) >> 20)
 
-    keep_out_of_collections()
-    if device == "cpu":  # a GPU's driver has pages of its own in this process's memory, and the weights lie elsewhere
+    freeze_loaded_objects()
+    # A GPU's driver has pages of its own in this process's memory, and the weights lie elsewhere.
+    if device == "cpu" and config.huge_pages == "on":
         threading.Thread(target=move, name="huge-pages", daemon=True).start()
 
 

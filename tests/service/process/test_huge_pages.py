@@ -1,17 +1,22 @@
 """Used memory is moved to huge pages unchanged, and unused memory stays unallocated."""
 
+import asyncio
+import gc
 import mmap
-import platform
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
+from service.config import ServiceConfig
+from service.engines.device import Device
 from service.process.huge_pages import HUGE_PAGES, move_to_huge_pages
-from tests.conftest import ROOT
+from service.server import settle
 
 SIZE = 16 * 2**20
 
@@ -65,47 +70,24 @@ def test_it_stops_when_told() -> None:
     assert move_to_huge_pages(lambda: True) == 0
 
 
-@pytest.mark.parametrize("mode", [[], ["-X", "dev"]])
-def test_code_goes_on_in_its_copy(mode: list[str]) -> None:
-    """A library's code is moved while it computes in other threads; only development mode keeps its symbols."""
+@pytest.mark.parametrize(
+    ("setting", "device", "moves"), [("on", "cpu", True), ("off", "cpu", False), ("on", "cuda", False)]
+)
+def test_a_server_moves_what_it_has_loaded_unless_told_not_to(
+    setting: Literal["on", "off"], device: Device, moves: bool
+) -> None:
+    """Neither with `--huge-pages off` nor on a GPU; memory that is in use then stays in small pages."""
     needs_huge_pages()
-    if platform.machine() != "x86_64":
-        pytest.skip("code is moved on x86_64 alone")
-    command = [sys.executable, *mode, "-c", MOVE_WHILE_COMPUTING]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
-    assert done.stdout.split() == ["True", str(not mode)], done.stderr
-
-
-MOVE_WHILE_COMPUTING = """
-import threading
-from pathlib import Path
-import numpy as np
-import onnxruntime
-from service.engines.onnx_builder import identity_graph
-from service.process.huge_pages import move_to_huge_pages
-
-session = onnxruntime.InferenceSession(identity_graph(), providers=["CPUExecutionProvider"])
-right, stop = [], threading.Event()
-
-def compute():
-    while not stop.is_set():
-        right.append(session.run(None, {"x": np.ones(1, np.float32)})[0].item() == 1.0)
-
-def code_with_names():  # in bytes, by proc(5)
-    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
-    areas = [fields[0].split("-") for fields in lines if fields[1] == "r-xp" and len(fields) > 5]
-    return sum(int(end, 16) - int(start, 16) for start, end in areas)
-
-threads = [threading.Thread(target=compute) for _ in range(4)]
-for thread in threads:
-    thread.start()
-before = code_with_names()
-move_to_huge_pages()
-counted = len(right)
-while len(right) < counted + 1000:
-    pass
-stop.set()
-for thread in threads:
-    thread.join()
-print(all(right), before - code_with_names() >= 2**21)
-"""
+    move_to_huge_pages()  # all else
+    area = mmap.mmap(-1, SIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    np.frombuffer(area, dtype=np.uint32)[:] = 7
+    before_kib = kib_of("AnonHugePages")
+    try:
+        settle(ServiceConfig(huge_pages=setting), device, asyncio.Event())
+    finally:
+        gc.unfreeze()
+    movers = [thread for thread in threading.enumerate() if thread.name == "huge-pages"]
+    assert len(movers) == moves
+    for thread in movers:
+        thread.join()
+    assert (kib_of("AnonHugePages") - before_kib > SIZE // 1024 // 2) is moves

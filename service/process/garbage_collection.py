@@ -1,0 +1,12 @@
+"""Python's garbage collector."""
+
+import gc
+
+
+def freeze_loaded_objects() -> None:
+    """Exclude all present objects, libraries and models, from garbage collections; call this once all is loaded.
+
+    A full collection of them stopped all requests for 43 ms (docs/decisions/process.md).
+    """
+    gc.collect()
+    gc.freeze()
