@@ -22,6 +22,7 @@ CALLED_FROM_OUTSIDE = {
     "Locust": {"Course", "on_start", "on_stop", "tick"},
     "TorchServe": {"handle", "initialize"},
     "torch": {"forward"},
+    "logging": {"writable"},
     "uvicorn": {"capture_signals", "main_loop", "send_400_response"},
     # Names that only tests use, because they check or measure a module.
     "tests": {

@@ -10,6 +10,7 @@ from typing import Any
 
 from service.config import ServiceConfig
 from service.engines.device import Place
+from service.engines.preemption import Preemption
 from service.models.batching import Batching
 from service.models.cost_probes import Run
 from service.models.explanation_graph import ExplainGraph
@@ -37,6 +38,7 @@ class BatcherSettings:
         engine_clock: measures what a call costs, in seconds.
         on_batch: called after every engine call.
         tally: counts what is refused, dropped, terminated and computed in vain.
+        preemption: stops low-priority calls for ordinary ones.
         watchdog: notices engine threads that vanish.
         name: for thread names and messages.
     """
@@ -46,6 +48,7 @@ class BatcherSettings:
     engine_clock: Callable[[], float]
     on_batch: Callable[[BatchStats], None]
     tally: SchedulingTally
+    preemption: Preemption
     watchdog: Watchdog
     name: str
 
@@ -130,6 +133,7 @@ class OneCallModel(LoadedModel):
             engine_clock=settings.engine_clock,
             cost_follows_from_shapes=self.batching.constant_cost,
             tally=settings.tally,
+            preemption=settings.preemption,
             watchdog=settings.watchdog,
             name=settings.name,
         )
@@ -169,6 +173,7 @@ class DecoderModel(LoadedModel):
             ),
             on_batch=settings.on_batch,
             tally=settings.tally,
+            preemption=settings.preemption,
             watchdog=settings.watchdog,
             name=settings.name,
         )

@@ -16,7 +16,7 @@ import structlog
 from model_store.folder import EXPLAIN, EXPLAIN_GOLDEN, FolderError, FoundFolder, ModelFolder, read
 from model_store.policy import BatchingDeclaration, read_batching_declaration
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.engines.device import Device
+from service.engines.host import EngineHost
 from service.engines.onnx import Engine, OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
@@ -57,9 +57,9 @@ class Loader:
         max_rows: int,
         threads: int,
         engine_clock: Callable[[], float],
-        device: Device = "cpu",
-        open_engine: Callable[[ModelFolder, int, Device], Engine] = open_onnx,
-        open_translation_engine: Callable[[ModelFolder, int, Device], TranslationEngine] = open_translation,
+        host: EngineHost | None = None,
+        open_engine: Callable[[ModelFolder, int, EngineHost], Engine] = open_onnx,
+        open_translation_engine: Callable[[ModelFolder, int, EngineHost], TranslationEngine] = open_translation,
         state: Path | None = None,
     ) -> None:
         """Set up.
@@ -68,16 +68,16 @@ class Loader:
             max_rows: largest number of rows of an engine call and of a running batch.
             threads: number of threads of an engine call.
             engine_clock: measures what a call costs, in seconds.
-            device: where engines compute.
-            open_engine: opens the engine of a model with one graph; gets folder, threads and device.
+            host: where engines compute; None: on the CPU, shared with no other loader.
+            open_engine: opens the engine of a model with one graph; gets folder, threads and host.
             open_translation_engine: opens the engine of a translation model; gets the same arguments.
             state: folder of trial outcomes and of declarations outside of the store.
         """
         self._max_rows, self._threads, self._engine_clock = max_rows, threads, engine_clock
-        self._device, self._open_engine = device, open_engine
+        self._host, self._open_engine = host or EngineHost(), open_engine
         self._open_translation_engine = open_translation_engine
         self._state, self._batching_rule = state, BatchingRule(state)
-        self._timer = CallTimer(max_rows, engine_clock, untimed_call=device == "cuda")
+        self._timer = CallTimer(max_rows, engine_clock, untimed_call=self._host.device == "cuda")
 
     def load(self, found: FoundFolder) -> LoadedModel:
         """Read, check and prove one folder. This blocks for as long as that takes.
@@ -91,13 +91,13 @@ class Loader:
         if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
             assert loaded.task.explainable is not None
             assert loaded.golden is not None
-            graph = ExplainGraph(folder, loaded.task.explainable, loaded.golden)
+            graph = ExplainGraph(folder, loaded.task.explainable, loaded.golden, self._host.on_cpu())
         if folder.remark is not None:
             log.warning("model folder is unusual", model=folder.name, version=str(folder.version), why=folder.remark)
         return replace(loaded, card=folder.card, graph=graph, remark=folder.remark)
 
     def _load_for_device(self, folder: ModelFolder) -> LoadedModel:
-        if self._device == "cuda" and (halved := folder.in_half_precision()) is not None:
+        if self._host.device == "cuda" and (halved := folder.in_half_precision()) is not None:
             try:
                 return self._load(halved)
             except (FolderError, EngineError) as error:
@@ -126,12 +126,16 @@ class Loader:
         def open_overridable() -> Engine:
             # The weights too must be private copies: a graph from bytes would read them from the working directory.
             changed = PrivateFile.of_bytes(with_overridable_initializers(graph.read_bytes()))
-            return OnnxEngine(PrivateGraph(graph.name, changed, graph.weights), self._threads, self._device)
+            return OnnxEngine(PrivateGraph(graph.name, changed, graph.weights), self._threads, self._host)
 
-        opened = self._open_engine(folder, self._threads, self._device)
+        opened = self._open_engine(folder, self._threads, self._host)
         engine = BareEngine(opened, read_graph(graph), open_overridable)
         batching = self._batching_rule.of_bare_graph(
-            graph, engine.inputs, engine.outputs, partial(run_within, engine), self._declaration(folder)
+            graph,
+            engine.inputs,
+            engine.outputs,
+            partial(run_within, engine, self._host.preemption),
+            self._declaration(folder),
         )
         if not batching.joined:
             why = batching.describe()
@@ -158,7 +162,7 @@ class Loader:
     def _load_one_call(self, folder: ModelFolder, task_type: type[StoredTask[Any]]) -> OneCallModel:
         """Open the only graph of a folder, replay its golden examples, and measure what its calls cost."""
         assert folder.manifest is not None
-        engine = self._open_engine(folder, self._threads, self._device)
+        engine = self._open_engine(folder, self._threads, self._host)
         opened: Any = task_type.open(FolderFiles(folder), [spec.name for spec in engine.inputs])
         task: OneCallTask = opened
         run, golden, batching = _run_of(task, engine), GoldenExamples(folder, task), self._batching_of(folder)
@@ -167,7 +171,7 @@ class Loader:
         def item_of_length(length: int) -> Any:
             return task.probe_item(items, length)
 
-        if self._device == "cuda" and not task.pads_rows:
+        if self._host.device == "cuda" and not task.pads_rows:
             warm_up_buckets(run, items[0], self._max_rows)
         probes = TEXT_PROBES if task.pads_rows else ROW_PROBES
         costs, padding_cost = self._timer.cost_table(run, item_of_length, probes, task.max_length), None
@@ -195,7 +199,7 @@ class Loader:
         if (declaration := self._declaration(folder)) is not None:
             raise FolderError(f"{declaration.source}: batching cannot be declared for a {task_type.name} model")
         task = task_type.open(FolderFiles(folder), ())
-        engine = self._open_translation_engine(folder, self._threads, self._device)
+        engine = self._open_translation_engine(folder, self._threads, self._host)
 
         def open_batches() -> RunningBatches:
             return engine.open(self._max_rows, task.max_length)

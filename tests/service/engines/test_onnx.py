@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from model_store.folder import GRAPH
+from service.engines.host import EngineHost
 from service.engines.onnx import OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.tensors import NUMPY_OF
@@ -23,8 +24,8 @@ def test_calls_without_buckets_are_bound_at_any_shape(tmp_path: Path) -> None:
     outputs = {f"{name}_copy": tensor for name, tensor in inputs.items()}
     floats = TensorProto.FLOAT
     write_onnx(tmp_path / "1", nodes, inputs, outputs | {"total": (floats, []), "z": (floats, ["n", "any"])})
-    bound, plain = (OnnxEngine(tmp_path / "1" / GRAPH, 1, binds=binds) for binds in (True, False))
-    assert (bound.binds, plain.binds, OnnxEngine(tmp_path / "1" / GRAPH, 1).binds) == (True, False, False)
+    bound, plain = (OnnxEngine(tmp_path / "1" / GRAPH, 1, EngineHost(), binds=binds) for binds in (True, False))
+    assert (bound.binds, plain.binds, OnnxEngine(tmp_path / "1" / GRAPH, 1, EngineHost()).binds) == (True, False, False)
     kept = []
     for seed, shape in enumerate([(3, 2), (1, 5), (3, 2), (4, 0), (0, 3), (1, 1)]):
         rng = np.random.default_rng(seed)
@@ -45,6 +46,6 @@ def test_strings_are_not_bound(tmp_path: Path) -> None:
     """Strings lie in the host's memory, whatever the device."""
     texts = (TensorProto.STRING, ["n"])
     write_onnx(tmp_path / "1", [helper.make_node("Identity", ["text"], ["copy"])], {"text": texts}, {"copy": texts})
-    engine = OnnxEngine(tmp_path / "1" / GRAPH, 1, binds=True)
+    engine = OnnxEngine(tmp_path / "1" / GRAPH, 1, EngineHost(), binds=True)
     assert not engine.binds
     assert engine.run({"text": np.array(["a", "b"], dtype=object)})["copy"].tolist() == ["a", "b"]
