@@ -1,4 +1,4 @@
-"""A client of raw HTTP/2 frames, for what no gRPC library does: half a message, streams that are reset, no reading."""
+"""A client of raw HTTP/2 frames, which can send half a message, reset streams, and stop reading."""
 
 import socket
 import struct

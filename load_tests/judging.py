@@ -70,7 +70,7 @@ def judge_gate(report: Mapping[str, Any], gate: Gate) -> Iterator[Verdict]:
     """Judge every limit of a gate run.
 
     Latency is judged at the constant rate and up to `judged_users` users (beyond saturation it only says how many users
-    there are); refusals and what answers are worth over the whole run.
+    there are); refusals and quality over the whole run.
     """
     arrivals = next(phase for phase in report["phases"] if phase["kind"] == "arrivals")
     up_to = f"up to {gate.steps.judged_users} users"

@@ -1,7 +1,7 @@
 """Figures of a run: from the record of each request to throughput, latency and quality of a phase.
 
-Latency counts from when a request was due. For a user that is when it was sent; where requests arrive on schedule it is
-the time of the schedule, so that a slow server cannot hide the waiting of those that came after (coordinated omission).
+Latency counts from when a request was due. For a user that is when it was sent; for scheduled arrivals it is the time
+of the schedule, so that a slow server cannot hide the wait of later requests (coordinated omission).
 """
 
 import math

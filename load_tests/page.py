@@ -1,4 +1,4 @@
-"""Pages of figures: what stands beside every one, and the part of a page that is made anew."""
+"""Pages of figures: commit, command and machine, and the part of a page that is rewritten."""
 
 import os
 import platform
@@ -38,7 +38,7 @@ class MarkedPart:
 
     @classmethod
     def of(cls, document: Path, name: str) -> "MarkedPart":
-        """Return a part that exists; checked before a measurement of minutes, rather than after it.
+        """Return a part that exists; call it before the measurement, which takes minutes.
 
         Raises:
             ValueError: the document has no such marks, or cannot be read.

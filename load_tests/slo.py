@@ -1,6 +1,6 @@
 """The contents of slo.toml: the limits of each model, and the course of a gate run.
 
-A name that is not known is refused: a typing error must never pass as kept.
+An unknown name is refused, so that a typing error never passes as a kept limit.
 """
 
 import tomllib

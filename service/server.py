@@ -1,11 +1,12 @@
-"""The server: builds everything, wires it together, serves until SIGTERM.
+"""The server: opens the sockets of an app, loads its models, serves until SIGTERM.
 
-config ──> metrics ──> repository (models, batchers, engines) ──> predictor ──> HTTP and gRPC
+config ──> app (models, batchers, engines, predictor) ──> HTTP and gRPC
 """
 
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Coroutine
@@ -14,22 +15,19 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from model_store.folder import FolderError
+from service.app import App, build
 from service.config import ServiceConfig, address_of, available_cores
 from service.engines.device import Device
-from service.models.canary import Canary
 from service.models.repository import ModelRepository
 from service.prediction.predictor import Predictor
-from service.process.allocator import MemoryReturn
 from service.process.garbage_collection import freeze_loaded_objects
 from service.process.huge_pages import move_to_huge_pages
-from service.process.memory_budget import ByteBudget
 from service.telemetry.log_writer import write_beside
 from service.telemetry.logs import Logs, log_hangup
-from service.telemetry.metrics import Metrics
 from service.transport.grpc.server import start_grpc
-from service.transport.http.application import build_http
+from service.transport.http.connection import ConnectionLimits
+from service.transport.http.server import HttpServer
 from service.transport.shutdown import Shutdown, StopSignals
-from service.transport.turns import Turns
 from service.version import installed_version
 
 if TYPE_CHECKING:
@@ -41,6 +39,7 @@ log = structlog.get_logger("service")
 FLUSH_TRACES_S = 2.0
 FLUSH_LOGS_S = 1.0
 STANDARD_OUTPUT = 1
+HTTP_BACKLOG = 2048  # connections that wait to be accepted
 
 
 async def serve(config: ServiceConfig, device: Device, logs: Logs) -> int:
@@ -60,22 +59,20 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
     stop = signals.first
     if hasattr(signal, "SIGHUP"):
         loop.add_signal_handler(signal.SIGHUP, log_hangup)
-    repository = ModelRepository(config, metrics := Metrics(), num_cores=available_cores(), device=device)
-    metrics.show_lost_log_lines(lambda: logs.writer.num_lost)
-    predictor = Predictor(repository, metrics, config, tracing)
+    app = build(config, available_cores(), device, tracing)
+    app.metrics.show_lost_log_lines(lambda: logs.writer.num_lost)
     try:
-        request_memory, turns = request_memory_budget(config, metrics), Turns()
-        http, listener = build_http(predictor, metrics, config, request_memory, turns, tracing)
-        grpc_server = await start_grpc(predictor, config, request_memory, turns, tracing)
+        http, listener = listen_http(app)
+        grpc_server = await start_grpc(app.predictor, config, app.request_memory, app.turns, tracing)
     except (OSError, RuntimeError) as error:
         log.error("cannot listen", why=str(error))
         return 1
     http_url = f"http://{address_of(config.host, listener.getsockname()[1])}"
     http_task = asyncio.create_task(http.serve(sockets=[listener]))
     grpc_address = address_of(config.host, grpc_server.port)
-    layout = {"instances": repository.instances, "threads_per_instance": repository.threads}
+    layout = {"instances": app.repository.instances, "threads_per_instance": app.repository.threads}
     log.info("listening", http=http_url, grpc=grpc_address, device=device, **layout)
-    loading = asyncio.create_task(repository.load_all())
+    loading = asyncio.create_task(app.repository.load_all())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([loading, stopping], return_when=asyncio.FIRST_COMPLETED)
     exit_status = 0
@@ -87,19 +84,17 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
             stop.set()
             exit_status = 1
         else:
-            report_loaded(repository, welcome(http_url, grpc_address, predictor))
+            report_loaded(app.repository, welcome(http_url, grpc_address, app.predictor))
         settle(config, device, stop)
-    canary = Canary(repository, metrics, config.canary_interval_s)
-    memory_return = MemoryReturn(lambda: request_memory.reserved_bytes > 0 or predictor.holds_image_memory)
-    await run_until(stopping, memory_return.run(), *([canary.run()] if config.canary_interval_s else []))
-    shutdown = Shutdown(config, predictor, http, grpc_server, signals.second)
+    await run_until(stopping, *app.background_jobs())
+    shutdown = Shutdown(config, app.predictor, http, grpc_server, signals.second)
     if loading.done() and exit_status == 0 and config.unready_before_drain_s:
         await shutdown.announce()
     drained, connections_ended = await shutdown.drain(http_task)
     if not drained:
         log.error("stopping with requests unanswered", drain_timeout_s=config.drain_timeout_s)
         exit_status = 1
-    repository.close()
+    app.repository.close()
     await flush_traces(tracing, shutdown.until_s)
     log.info("stopped")
     if not (loading.done() and drained and connections_ended):
@@ -125,11 +120,20 @@ def report_loaded(repository: ModelRepository, greeting: str) -> None:
     write_beside(STANDARD_OUTPUT, greeting + "\n")
 
 
-def request_memory_budget(config: ServiceConfig, metrics: Metrics) -> ByteBudget:
-    """One bound on the bodies and messages that both faces hold together."""
-    budget = ByteBudget("request memory", config.max_request_memory_bytes)
-    metrics.show_budget(budget)
-    return budget
+def listen_http(app: App) -> tuple[HttpServer, socket.socket]:
+    """Bind the socket of the HTTP server, so that its port is known.
+
+    Returns:
+        the server, and its bound socket.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    config = app.config
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.create_server((config.host, config.http_port), family=family, backlog=HTTP_BACKLOG)
+    limits = ConnectionLimits(config.max_connections, config.client_timeout_s, app.request_memory, app.turns)
+    return HttpServer(app.asgi, limits), listener
 
 
 def settle(config: ServiceConfig, device: Device, stop: asyncio.Event) -> None:

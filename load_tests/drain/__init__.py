@@ -1,1 +1,1 @@
-"""Users at work while the server is stopped: what became of every request."""
+"""Users send requests while the server is stopped; the outcome of each is reported."""

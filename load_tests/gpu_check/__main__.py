@@ -6,10 +6,11 @@
     engine       rows per second of each graph alone, by batch size and length; of images with CUDA graphs and without
     served       requests per second over gRPC, asked by several client processes; utilisation and memory of the GPU
 
-`--device cpu` measures the same on the CPU, but for CUDA graphs: so the tests run it. One JSON, one table in Markdown.
+`--device cpu` measures the same on the CPU, except for CUDA graphs; tests use it. The results are a JSON file and a
+table in Markdown.
 
-Graphs alone are those that the server took, called as it calls them: inputs and outputs in the device's memory,
-allocated once a shape.
+`engine` measures the graphs that the server chose, called as it calls them: inputs and outputs are in the device's
+memory and allocated once for each shape.
 """
 
 import argparse

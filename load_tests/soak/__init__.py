@@ -1,1 +1,1 @@
-"""The soak: mixed requests by the million while servers are rolled, files overwritten and logs left unread."""
+"""The soak: a million mixed requests while servers are restarted, files overwritten and logs left unread."""

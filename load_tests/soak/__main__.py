@@ -5,8 +5,8 @@ that cannot be met and send bad input. Meanwhile servers are restarted one after
 overwritten and truncated, and their logs are not read. Every answer is compared with the one that the same model gave
 to a single request before the soak, and answers of bare graphs with numpy.
 
-Exit status 1 when an answer was wrong, lost or an unexpected failure; 130 when interrupted. What was done is kept in
-`--state`: the same command goes on from there.
+The exit status is 1 if an answer was wrong, lost or an unexpected failure, and 130 after an interruption. `--state`
+keeps the progress, and the same command continues from it.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The requests of a soak: every task over every face, of mixed sizes, some given up, some bad."""
+"""The requests of a soak: every task over every interface, of mixed sizes; some are cancelled, some are invalid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Sends the requests of a soak to two servers, and judges what comes back.
 
-A request is sent again, to the other server, where it was not answered: the connection was refused, or ended without a
-whole answer while a server was being rolled, or the answer is 503 or UNAVAILABLE. A call that reaches a server in the
-very moment in which it stops is ended by gRPC's core: CANCELLED, which the client has not asked for, counts as an ended
-connection. Each of these is counted. After `MAX_ATTEMPTS` the request is lost. Nothing else is sent again.
+A request is retried on the other server if the connection was refused, if it ended without a whole answer while a
+server was being restarted, or if the answer is 503 or UNAVAILABLE. A call that reaches a server just as it stops is
+ended by gRPC's core with CANCELLED, which counts as an ended connection. Each retry is counted. After `MAX_ATTEMPTS`
+the request is lost. No other request is retried.
 """
 
 import asyncio
@@ -120,9 +120,9 @@ async def ask(clients: Sequence[Client], first: int, request: Request, tally: Ta
     """Send a request until it is answered, and judge the answer.
 
     Args:
-        clients: of both servers.
-        first: number of the one that is asked first.
-        request: what is sent.
+        clients: the clients of both servers.
+        first: index of the server that is asked first.
+        request: the request.
         tally: counts the retries.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Two servers on one store: rolled one after the other, their logs left unread, their files overwritten."""
+"""Two servers on one store, which are restarted one after the other; their logs are left unread, files overwritten."""
 
 import asyncio
 import os

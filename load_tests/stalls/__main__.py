@@ -1,14 +1,14 @@
-"""`python -m load_tests.stalls`: how long one request keeps the others waiting, and what attacks cost in memory.
+"""`python -m load_tests.stalls`: how long one request delays the others, and how much memory attacks take.
 
-Starts servers at default limits on loopback. Sends each request or fault that has stopped everybody, and the largest
-that are permitted, while a process beside it asks /healthz every 10 ms on a connection of its own. Then attacks the
+Starts servers at default limits on loopback. Sends requests and faults that have blocked the server, and the largest
+permitted requests, while another process requests /healthz every 10 ms on a connection of its own. Then attacks the
 memory of a fresh server in many ways at once.
 
-A round is repeated, and the page says so, where somebody waited for more than 50 ms, but for less without the times in
-which a core was not available even to a process of the highest real-time priority.
+A round is repeated, and the page says so, if a request to /healthz waited for more than 50 ms only because a core was
+not available even to a process of the highest real-time priority.
 
-Exit status 1 when somebody waited for more than 50 ms, when the memory rose by more than 512 MiB or stayed more than
-64 MiB above its idle level, or when a permitted request was not answered.
+The exit status is 1 if a request to /healthz waited for more than 50 ms, if the memory rose by more than 512 MiB or
+stayed more than 64 MiB above its idle level, or if a permitted request was not answered.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def measure(
     """Measure all rounds of all cases, and the attacks.
 
     Raises:
-        RuntimeError: a server answers nobody any more.
+        RuntimeError: a server no longer answers.
         TimeoutError: a server does not become ready.
     """
     begun_s, stolen_s = time.perf_counter(), steal_s()

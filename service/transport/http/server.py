@@ -25,12 +25,12 @@ class HttpServer(uvicorn.Server):
     """A uvicorn server that leaves signals to `service.server` and does not wake up while it is idle.
 
     Args:
-        application: the ASGI application that it serves.
+        application: the ASGI application that it serves, made by `with_memory`.
         limits: limits of its connections.
     """
 
     def __init__(self, application: ASGIApp, limits: ConnectionLimits) -> None:
-        super().__init__(Settings(with_memory(application, limits.request_memory), limits))
+        super().__init__(Settings(application, limits))
         self._limits = limits
         self._stopping = asyncio.Event()
         self._opening: dict[HttpConnection, asyncio.Task[Any]] = {}
@@ -123,8 +123,8 @@ def with_memory(application: ASGIApp, budget: ByteBudget) -> ASGIApp:
         memory = scope[MEMORY] = Reservation(budget)
         try:
             await application(scope, receive, send)
-            if memory.num_bytes:
-                await scope[WRITTEN]()
+            if memory.num_bytes and (written := scope.get(WRITTEN)) is not None:  # another ASGI server has no such key
+                await written()
         finally:
             memory.release()
 

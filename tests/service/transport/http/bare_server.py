@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.process.memory_budget import ByteBudget
 from service.transport.http.connection import KEEP_ALIVE_S, ConnectionLimits
-from service.transport.http.server import HttpServer
+from service.transport.http.server import HttpServer, with_memory
 from service.transport.turns import Turns
 
 HEAD = b"POST / HTTP/1.1\r\nhost: x\r\n"
@@ -81,7 +81,7 @@ async def serving(
     budget = ByteBudget("request memory", memory_bytes)
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     limits = ConnectionLimits(max_connections, client_timeout_s, budget, Turns(), keep_alive_s)
-    server = HttpServer(application, limits)
+    server = HttpServer(with_memory(application, budget), limits)
     serving_task = asyncio.create_task(server.serve([listener]))
     await turns_until(lambda: server.started)
     try:
