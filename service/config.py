@@ -33,7 +33,7 @@ class ServiceConfig:
 
     model_store: Path = option(Path("model_store"), "folder of model folders: <name>/<version>/")
     state_dir: str = option(
-        "", "folder for what the server remembers, and for policies of a read-only store; empty: none"
+        "", "folder for results kept across restarts, and for policies of a read-only store; empty: none"
     )
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 opens the server to the network")
     http_port: int = option(8080, "port of HTTP; 0 takes a free one")
@@ -42,10 +42,10 @@ class ServiceConfig:
         "cpu", "where models are computed; auto: cuda where it works, else cpu"
     )
     instances: int = option(0, "engine calls of one model that run side by side; 0: one for each core, 2 on a GPU")
-    threads_per_instance: int = option(0, "threads of one engine call; 0: the cores shared out among the instances")
+    threads_per_instance: int = option(0, "threads of one engine call; 0: the cores divided by the instances")
     max_queue: int = option(
         1024,
-        "rows that may wait for one model; beyond that requests are refused at once",
+        "rows that may wait for one model; further requests are refused at once",
     )
     max_batch_rows: int = option(64, "rows of one engine call")
     max_batch_tokens: int = option(16384, "padded tokens of one engine call: longest row x rows")
@@ -60,27 +60,33 @@ class ServiceConfig:
     )
     max_connections: int = option(2048, "connections of HTTP, and as many of gRPC; further ones are refused")
     client_timeout_s: float = option(
-        10.0, "for an HTTP client to send its headers, each 64 KiB of a body, or to take each 64 KiB of an answer"
+        10.0, "time for an HTTP client to send its headers, or to transfer each 64 KiB of a body or an answer"
     )
-    max_concurrent_streams: int = option(128, "gRPC calls of one connection; a client lets further ones wait")
-    grpc_message_timeout_s: float = option(20.0, "for a gRPC client to send one message, or to take one of a stream")
+    max_concurrent_streams: int = option(128, "concurrent gRPC calls of one connection; clients queue further ones")
+    grpc_message_timeout_s: float = option(20.0, "time for a gRPC client to send a message, or to read one of a stream")
     max_connection_age_s: float = option(
-        0.0, "a gRPC connection that is older is ended, and its client connects anew; 0 for no limit"
+        0.0, "maximum age of a gRPC connection, whose client then connects again; 0 for no limit"
     )
-    default_timeout_s: float = option(60.0, "deadline of a request that brings none")
-    load_timeout_s: float = option(300.0, "time to load and prove one model; after that it is not served, and says so")
+    default_timeout_s: float = option(60.0, "deadline of a request without one")
+    load_timeout_s: float = option(300.0, "time to load and prove one model; a model that takes longer is not served")
     engine_timeout_s: float = option(
         120.0, "an engine call that takes longer is terminated; unready if it does not stop"
     )
-    drain_timeout_s: float = option(30.0, "after SIGTERM, time until the end; a second SIGTERM shortens it")
-    unready_before_drain_s: float = option(
-        2.0, "after SIGTERM, unready but still answering, for load balancers; at most half of drain_timeout_s"
+    drain_timeout_s: float = option(
+        30.0, "time after SIGTERM to answer admitted requests; a second SIGTERM shortens it"
     )
-    canary_interval_s: float = option(30.0, "between two golden examples replayed of each model; 0 for none")
+    unready_before_drain_s: float = option(
+        2.0, "time after SIGTERM when the server is unready but still answers; at most half of drain_timeout_s"
+    )
+    canary_interval_s: float = option(
+        30.0, "time between two golden examples that the canary replays of each model; 0 turns it off"
+    )
     huge_pages: Literal["on", "off"] = option(
         "on", "move loaded models to pages of 2 MiB; off: less memory, and a few percent more CPU time"
     )
-    tracing: Literal["off", "on"] = option("off", "on: traces by OTLP, as the OTEL_* variables say; extra 'tracing'")
+    tracing: Literal["off", "on"] = option(
+        "off", "on: export traces by OTLP as the OTEL_* variables say; needs the extra 'tracing'"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "debug also logs each request")
     log_format: Literal["json", "console"] = option("json", "one JSON object a line, or columns for people")
 

@@ -99,9 +99,11 @@ class BucketedSession:
         dimensions = 1 if buckets.max_tokens is None else 2
         for spec in inputs:
             if spec.shape[:dimensions] != (-1,) * dimensions or -1 in spec.shape[dimensions:]:
-                raise EngineError(f"input {spec.name!r} has shape {list(spec.shape)}: no buckets are known for it")
+                raise EngineError(f"input {spec.name!r} has shape {list(spec.shape)}: it fits no bucket")
         if cuda_graphs and (unknown := [spec.name for spec in outputs if not _has_known_size(spec)]):
-            raise EngineError(f"output {unknown[0]!r} has a size that only a call tells: no CUDA graph can write it")
+            raise EngineError(
+                f"output {unknown[0]!r} has a size that is known only after a call, so no CUDA graph can write it"
+            )
         self._session, self._inputs, self._outputs = session, inputs, outputs
         self._host, self._buckets = host, buckets
         # An output has as many tokens as the inputs where its dimension has the same name.

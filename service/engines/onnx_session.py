@@ -72,7 +72,7 @@ def open_session(
             f"{name}: {text if isinstance(source, bytes) else text.replace(str(source), name)}"
         ) from error
     if host.device == "cuda" and CUDA not in session.get_providers():
-        raise EngineError(f"{name}: ONNX Runtime would compute it on the CPU, and CUDA was asked for")
+        raise EngineError(f"{name}: ONNX Runtime would compute it on the CPU, although CUDA is requested")
     return session
 
 

@@ -93,7 +93,7 @@ class Explainer:
         """
         if self._running >= self._max_running:
             raise Overloaded(
-                f"{self._running} explanations are being made, the limit is {self._max_running}", RETRY_AFTER_S
+                f"{self._running} explanations are being computed, the limit is {self._max_running}", RETRY_AFTER_S
             )
         self._running += 1
         try:

@@ -78,7 +78,7 @@ def check_selector(graph: ExplainGraph, selector: AttentionSelector) -> None:
         if value is not None and not 0 <= value < count:
             raise InvalidRequest(f"{name} must lie between 0 and {count - 1}, not {value}")
     if head is not None and layer is None:
-        raise InvalidRequest("head is of a layer, and layer is missing")
+        raise InvalidRequest("head needs a layer, which is missing")
 
 
 async def open_graph(graph: ExplainGraph, idle_executor: IdleExecutor, deadline_s: float) -> None:

@@ -73,12 +73,14 @@ def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
     if method != "attention":
         for field, value in request.selector._asdict().items():
             if value is not None:
-                raise InvalidRequest(f"{field} is of method 'attention', not of {method or DEFAULT_METHOD!r}")
+                raise InvalidRequest(f"{field} applies to method 'attention', not to {method or DEFAULT_METHOD!r}")
     elif request.n_samples is not None:
-        raise InvalidRequest("n_samples is not of method 'attention', which asks once")
+        raise InvalidRequest("n_samples does not apply to method 'attention'")
     if method == "gradients" and request.n_samples is not None and not MIN_STEPS <= request.n_samples <= MAX_STEPS:
         limits = f"between {MIN_STEPS} and {MAX_STEPS}"
-        raise InvalidRequest(f"n_samples of gradients are its steps, and must lie {limits}, not {request.n_samples}")
+        raise InvalidRequest(
+            f"n_samples is the number of steps of gradients and must lie {limits}, not {request.n_samples}"
+        )
     if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
         raise InvalidRequest(f"seed must lie between 0 and {MAX_SEED}, not {request.seed}")
     if request.target is not None:
@@ -88,9 +90,9 @@ def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
 
 def _check_target(task: Explainable, name: str, target: str) -> None:
     if not task.labels:
-        raise InvalidRequest("target is the class of a classifier; of a translation, what is explained is its text")
+        raise InvalidRequest("target is the class of a classifier; an explanation of a translation takes none")
     if target not in task.labels:
-        raise InvalidRequest(f"target {target!r} is no class of {name}; it has {', '.join(task.labels)}")
+        raise InvalidRequest(f"target {target!r} is not a class of {name}; it has {', '.join(task.labels)}")
 
 
 def plan_explanation(
@@ -135,7 +137,7 @@ def plan_explanation(
         text, picture = parts, None
         features = Words(parts.text, parts.ids, parts.spans)
         if not features.num_features:
-            raise InvalidRequest(f"{field} has no words that could be taken away")
+            raise InvalidRequest(f"{field} has no words that could be removed")
     target = None if request.target is None else task.labels.index(request.target)
     samples = None if sampling is None else plan_samples(sampling, features.num_features, request.n_samples, seed)
     num_steps = request.n_samples or DEFAULT_STEPS

@@ -141,7 +141,7 @@ def _declared(declaration: BatchingDeclaration, tensors: Sequence[TensorSpec], f
     fixed = next((spec for spec in tensors if spec.shape[:1] != (-1,)), None)
     if joined and fixed is not None:
         reason = (
-            f"{source} declares independent rows, but the first dimension of {fixed.name!r} is not of any size:"
+            f"{source} declares independent rows, but the first dimension of {fixed.name!r} has a fixed size:"
             f" its shape is {list(fixed.shape)}"
         )
         return Batching(False, "none", reason, None, finding.constant_cost)
@@ -180,7 +180,7 @@ class TrialStore:
             unfinished.write_bytes(msgspec.json.encode(_Outcome(problem)))
             unfinished.replace(path)
         except OSError as error:
-            log.warning("trial of a graph is not remembered", path=str(path), why=error.strerror)
+            log.warning("trial result is not saved", path=str(path), why=error.strerror)
 
     def _path(self, digest: str) -> Path:
         assert self._folder is not None

@@ -73,10 +73,10 @@ def capture_problem(folder: ModelFolder) -> str | None:
     Every shape in the graph must follow from the bucket, and every operator must run on the GPU.
     """
     if folder.manifest is None:
-        return "it is bare: its shapes are not known"
+        return "the shapes of a bare graph are not known"
     task = TASKS.get(folder.manifest.task)
     if task is None or task.pads_rows:
-        return "what is computed depends on how many tokens are real"
+        return "the computation depends on the number of real tokens"
     if folder.manifest.precision not in CAPTURED_PRECISIONS:
         return f"in {folder.manifest.precision} a part is computed on the CPU"
     return None

@@ -96,7 +96,7 @@ class ExplainGraph:
             problem = self._try_to_open()
         if problem is not None:
             name = f"model {self._name!r} version {self._version!r}"
-            raise Unavailable(f"the graph that explains {name} is not used: {problem}")
+            raise Unavailable(f"the explanation graph of {name} is not used: {problem}")
 
     def _try_to_open(self) -> str | None:
         """Open the graph, and return why that failed or None. A permanent failure is kept."""
@@ -112,14 +112,14 @@ class ExplainGraph:
         except (EngineError, EngineFailed, OSError, MemoryError) as error:
             problem = str(error) or type(error).__name__
         except Exception as error:  # whatever is wrong with the graph, predictions go on
-            log.exception("explaining graph failed to load", **model)
+            log.exception("explanation graph failed to load", **model)
             problem = f"{type(error).__name__}: {error}"
         if problem is None:
             self.ready, self._files = True, None
-            log.info("explaining graph ready", **model, load_s=round(time.perf_counter() - started_s, 3))
+            log.info("explanation graph ready", **model, load_s=round(time.perf_counter() - started_s, 3))
         else:
             self._session = None
-            log.error("explaining graph is not used", **model, why=problem, tried_again=self._problem is None)
+            log.error("explanation graph is not used", **model, why=problem, tried_again=self._problem is None)
         return problem
 
     def ask(self, row: Arrays, alphas_B: NDArray[np.float32], wanted: Sequence[str]) -> tuple[Arrays, float]:
@@ -149,7 +149,7 @@ class ExplainGraph:
         except Terminated:
             raise
         except Exception as error:  # ONNX Runtime raises many types, which have no common base class
-            raise EngineFailed(f"the graph that explains failed on this input: {first_line(error)}") from error
+            raise EngineFailed(f"the explanation graph failed on this input: {first_line(error)}") from error
         return dict(zip(wanted, found, strict=True)), cpu_s
 
     def _open(self) -> None:
@@ -166,7 +166,7 @@ class ExplainGraph:
         if isinstance(num_tokens := shapes[default.output][-1], int):
             self.image_tokens = num_tokens
             if math.isqrt(self.image_tokens) ** 2 != self.image_tokens:
-                raise FolderError(f"{EXPLAIN}: {self.image_tokens} tokens of an image are no square of patches")
+                raise FolderError(f"{EXPLAIN}: {self.image_tokens} tokens of an image do not form a square of patches")
         self._replay(golden)
 
     def _replay(self, golden: ExplainGolden) -> None:

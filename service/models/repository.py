@@ -162,7 +162,7 @@ class ModelRepository:
             if loading.done():
                 return  # the time was up before
             if loaded is None:
-                loading.set_exception(error or FolderError("loading has given nothing"))
+                loading.set_exception(error or FolderError("loading returned nothing"))
             else:
                 loading.set_result(loaded)
 
@@ -182,7 +182,7 @@ class ModelRepository:
             return await asyncio.wait_for(loading, limit_s)
         except TimeoutError:
             call.terminate()
-            raise FolderError(f"loading has taken more than {limit_s:g} s (load_timeout_s)") from None
+            raise FolderError(f"loading took more than {limit_s:g} s (load_timeout_s)") from None
 
     def _start(self, folder: FoundFolder, loaded: LoadedModel) -> ServedModel:
         labels = (folder.name, folder.version)

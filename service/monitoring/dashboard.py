@@ -151,14 +151,14 @@ def now() -> list[Panel]:
         ),
         figure(
             "Requests",
-            "All that have ended, whatever became of them.",
+            "All requests that have ended, with any outcome.",
             "reqps",
             f"sum(rate(heed_requests_total{{{CHOSEN}}}[$__rate_interval]))",
             [(None, "blue")],
         ),
         figure(
             "Failed",
-            "Share of the requests that clients were entitled to: not the wrong ones, not those they gave up.",
+            "Fraction of the requests that failed; wrong and cancelled ones do not count.",
             "percentunit",
             f"sum(rate(heed_requests_total{{{CHOSEN}, {FAILED}}}[5m]) or vector(0))"
             f" / sum(rate(heed_requests_total{{{CHOSEN}, {ENTITLED}}}[5m]))",
@@ -173,14 +173,14 @@ def now() -> list[Panel]:
         ),
         figure(
             "Fullest queue",
-            "Rows that wait, of those that may; at 100 % requests are refused.",
+            "Waiting rows as a fraction of the limit; at 100 % requests are refused.",
             "percentunit",
             f"max(heed_queue_rows{{{CHOSEN}}} / on (instance, job) group_left () heed_queue_limit_rows)",
             [(None, "green"), (0.5, "yellow"), (0.8, "red")],
         ),
         figure(
             "Golden examples wrong",
-            "Of the last 10 minutes: answers of the canary that lay off, or failed.",
+            "Canary replays of the last 10 minutes that drifted or failed.",
             "short",
             f'sum(increase(heed_canary_runs_total{{{CHOSEN}, outcome=~"drifted|failed"}}[10m])) or vector(0)',
             [(None, "green"), (1, "yellow"), (3, "red")],
@@ -227,7 +227,7 @@ def latency() -> list[Panel]:
         ),
         graph(
             "Mean by stage",
-            "Where the time of a request goes: a high queue asks for more cores, a high compute for a smaller model.",
+            "Mean time of each stage. A long queue calls for more cores, a long compute for a smaller model.",
             "s",
             *(
                 query(
@@ -241,7 +241,7 @@ def latency() -> list[Panel]:
         ),
         graph(
             "p99 by stage",
-            "They do not add up: the slowest requests of one stage are not those of another.",
+            "The stages do not add up: the slowest requests of one are not those of another.",
             "s",
             *(query(quantile(0.99, f"heed_{stage}_seconds", "job"), stage) for stage in STAGES),
         ),
@@ -258,8 +258,8 @@ def batches_and_queue() -> list[Panel]:
             query(f"{rate('heed_batch_rows_sum', 'model')} / {rate('heed_batch_rows_count', 'model')}", "{{model}}"),
         ),
         graph(
-            "Computed for nothing",
-            "Share of the computed tokens that was padding.",
+            "Padding",
+            "Fraction of the computed tokens that was padding.",
             "percentunit",
             query(
                 f"{rate('heed_padded_tokens_total', 'model')} / {rate('heed_batch_tokens_total', 'model')}",
@@ -303,7 +303,7 @@ def explanations() -> list[Panel]:
     return [
         graph(
             "Explanations",
-            "Given per second, by method; they count among the requests too, and in none of the times above.",
+            "Explanations per second by method. They count as requests; the times above leave them out.",
             "reqps",
             query(rate("heed_explain_seconds_count", "model, method"), "{{model}} {{method}}"),
             stacked=True,
@@ -315,8 +315,8 @@ def explanations() -> list[Panel]:
             query(quantile(0.99, "heed_explain_seconds", "method"), "{{method}}"),
         ),
         graph(
-            "Asked and waiting for explanations",
-            "Inputs that models were asked for per second, and rows that wait until nothing else does.",
+            "Evaluations for explanations",
+            "Inputs evaluated per second, and their rows that wait.",
             "short",
             query(rate("heed_explain_evaluations_total", "model"), "{{model}} asked per second"),
             query(f"sum by (model) (heed_low_priority_queue_rows{{{CHOSEN}}})", "{{model}} waiting"),
@@ -340,8 +340,8 @@ def process() -> list[Panel]:
             query('process_resident_memory_bytes{job="heed"}', "{{instance}}"),
         ),
         graph(
-            "How far golden answers lie off",
-            "Greatest logit, or score of a translation; the manifest's tolerance is where the canary calls it drift.",
+            "Difference from golden answers",
+            "Largest difference of a logit, or of a translation's score; more than the manifest allows is drift.",
             "short",
             query(f"max by (model, version) (heed_canary_difference{{{CHOSEN}}})", "{{model}}/{{version}}"),
         ),

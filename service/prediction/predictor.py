@@ -290,6 +290,6 @@ def _greedy(options: RequestOptions) -> RequestOptions:
         return msgspec.structs.replace(options, num_beams=1)
     if options.num_beams > 1:
         raise InvalidRequest(
-            f"num_beams is {options.num_beams}; a stream takes 1, for beams may change what was sent already"
+            f"num_beams is {options.num_beams}; a stream takes 1, because beams may change text that was sent"
         )
     return options

@@ -52,7 +52,7 @@ class PreprocessingPool:
         what, done = words
         if self.rows + rows > self._max_rows:
             raise Overloaded(
-                f"{self.rows} texts and images wait to be prepared, the limit is {self._max_rows}",
+                f"{self.rows} texts and images wait for preprocessing, the limit is {self._max_rows}",
                 retry_after_s=self.rows * self._row_s / self._num_threads,
             )
 

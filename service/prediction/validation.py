@@ -69,7 +69,7 @@ def check_single_input(inputs: Arrays) -> None:
         InvalidRequest: states the number of inputs.
     """
     if (count := sum(array.size for array in inputs.values())) != 1:
-        raise InvalidRequest(f"an explanation is of one input, the request has {count}")
+        raise InvalidRequest(f"an explanation takes one input, the request has {count}")
 
 
 def _wrong_input_names(inputs: Arrays, specs: Sequence[TensorSpec], optional: Sequence[TensorSpec]) -> InvalidRequest:

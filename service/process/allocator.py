@@ -88,7 +88,7 @@ class MemoryReturn:
             if self.is_due():
                 # In a thread, because the call takes about 0.1 ms for each MiB; it releases the interpreter's lock.
                 returned = await asyncio.to_thread(self.give_back)
-                log.debug("free memory has been given back", mib=returned >> 20)
+                log.debug("free memory returned to the system", mib=returned >> 20)
 
     def is_due(self) -> bool:
         """Check whether the process has grown enough and recent returns were not in vain.

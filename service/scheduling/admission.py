@@ -159,7 +159,7 @@ class Admission(Generic[E]):
             return
         if now_s >= deadline_s:
             self.tally.refused_rows += rows
-            raise DeadlineExceeded("the deadline passed before the model was asked")
+            raise DeadlineExceeded("the deadline passed before the request reached the model")
         # A request with nothing before it is tried: an estimate that refused all would never be found wrong.
         if (wait_s or busy) and wait_s + own_s > PLANNED_FRACTION * (deadline_s - now_s):
             self.tally.refused_rows += rows
@@ -213,7 +213,7 @@ class Admission(Generic[E]):
 
     def _expire(self, request: Request) -> None:
         if not request.future.done():
-            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was there"))
+            request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was computed"))
 
     def count_in_vain(self, entry: E) -> None:
         """Count an item that was computed at least in part, if nobody waits for it any more."""
@@ -245,9 +245,7 @@ class Admission(Generic[E]):
                     return entry
                 self.tally.dropped_rows += entry.rows
                 request.future.set_exception(
-                    DeadlineExceeded(
-                        "the deadline cannot be met any more: the request has waited, and was not computed"
-                    )
+                    DeadlineExceeded("the deadline can no longer be met: the request waited and was not computed")
                 )
             self.remove(entry)  # it ended in this very turn of the loop, and would have left in the next
         return None

@@ -162,7 +162,7 @@ class DecoderThread:
         busy_s = self._clock() - since_s
         if busy_s <= timeout_s + min(timeout_s, OBEY_S):
             return None
-        return f"a decoder step has not come back for {busy_s:.0f} s"
+        return f"a decoder step has not returned for {busy_s:.0f} s"
 
     # --- in the thread -----------------------------------------------------------------------------------------------
 

@@ -180,7 +180,7 @@ class EngineThread:
         busy_s = self._clock() - self.started_s
         if busy_s <= self._timeout_s + min(self._timeout_s, OBEY_S):
             return None
-        return f"an engine call has not come back for {busy_s:.0f} s"
+        return f"an engine call has not returned for {busy_s:.0f} s"
 
     def _work(self) -> None:
         if self.lane.yields:

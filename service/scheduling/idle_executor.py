@@ -106,4 +106,4 @@ class IdleExecutor:
             async with asyncio.timeout(deadline_s - time.monotonic()):
                 yield
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the explanation was there") from None
+            raise DeadlineExceeded("the deadline passed before the explanation was computed") from None

@@ -282,7 +282,7 @@ class ImageClassification(Classifier):
         """
         pixels = self.preprocess(example.inputs["image"].encode(), field="image")
         if pixels.digest() != example.tensors["pixel_values"]:
-            raise TaskError("the image becomes other pixels than in training")
+            raise TaskError("preprocessing gives other pixels than in training")
         return pixels
 
     def read_hub(self, request: ImageClassificationRequest | bytes) -> HubCall:

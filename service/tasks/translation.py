@@ -263,7 +263,7 @@ class Translation:
             ("tgt_lang", target, self.target_language),
         ):
             if asked is not None and asked != known:
-                raise InvalidRequest(f"{field} is {asked!r}, the model knows {known!r} alone")
+                raise InvalidRequest(f"{field} is {asked!r}, the model supports only {known!r}")
 
     def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
         beams, new_tokens, penalty, bounded = request
@@ -343,7 +343,7 @@ class Translation:
             if not isinstance(request.inputs, str):
                 raise InvalidRequest("inputs must be one text where stream is true")
             if parameters.explain is not None:
-                raise InvalidRequest("explain is not offered where stream is true: what is explained is the whole")
+                raise InvalidRequest("explain is not offered where stream is true")
         return HubCall(
             texts,
             field,

@@ -185,9 +185,7 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self.in_flight_rows = Gauge("heed_in_flight_rows", "Rows inside an engine call", model, registry=self.registry)
-        self.ready = Gauge(
-            "heed_model_ready", "1 while the model would answer correctly", model, registry=self.registry
-        )
+        self.ready = Gauge("heed_model_ready", "1 while the model is ready", model, registry=self.registry)
         self.queue_limit_rows = Gauge(
             "heed_queue_limit_rows",
             "Rows that may wait for one model before requests are refused",
@@ -198,13 +196,13 @@ class Metrics(Collector):
         )
         self.canary_difference = Gauge(
             "heed_canary_difference",
-            "How far the last golden example that was right lay off: greatest logit, or score of a translation",
+            "Difference of the last correct golden example: largest of its logits, or of a translation's score",
             model,
             registry=self.registry,
         )
         self.canary_last_success = Gauge(
             "heed_canary_last_success_timestamp_seconds",
-            "When a golden example was last answered rightly",
+            "Unix time of the last golden example that was answered correctly",
             model,
             registry=self.registry,
         )
@@ -252,15 +250,13 @@ class Metrics(Collector):
         )
         dropped = CounterMetricFamily(
             "heed_deadline_dropped_rows",
-            "Rows that waited and were not computed: their deadline could not be met any more",
+            "Rows that waited and were not computed: their deadline could no longer be met",
             labels=model,
         )
-        in_vain = CounterMetricFamily(
-            "heed_rows_in_vain", "Rows computed although nobody waited for the answer any more", labels=model
-        )
+        in_vain = CounterMetricFamily("heed_rows_in_vain", "Rows computed after their caller had left", labels=model)
         terminated = CounterMetricFamily(
             "heed_terminated_calls",
-            "Engine calls that were stopped: nobody waited any more (abandoned), or --engine-timeout-s (overdue)",
+            "Engine calls that were terminated: no caller was left (abandoned), or --engine-timeout-s passed (overdue)",
             labels=(*model, "reason"),
         )
         for key, tally in list(self._scheduling.items()):
@@ -300,9 +296,7 @@ class Metrics(Collector):
     def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
         """Yield the metrics that are counted in plain numbers."""
         model = ("model", "version")
-        requests = CounterMetricFamily(
-            "heed_requests", "Requests by how they ended", labels=(*model, "protocol", "outcome")
-        )
+        requests = CounterMetricFamily("heed_requests", "Requests by outcome", labels=(*model, "protocol", "outcome"))
         for labels, number in list(self._requests.items()):
             requests.add_metric(labels, number)
         yield requests
@@ -325,7 +319,7 @@ class Metrics(Collector):
             "heed_explain_seconds", "From the decoded request to its explanation", labels=by_method
         )
         evaluations = CounterMetricFamily(
-            "heed_explain_evaluations", "Inputs that a model was asked for explanations", labels=by_method
+            "heed_explain_evaluations", "Inputs evaluated by a model for explanations", labels=by_method
         )
         for name_version_method, explained in list(self._explained.items()):
             explained.seconds.add_to(explain, name_version_method)
@@ -344,7 +338,7 @@ class Metrics(Collector):
         )
         limit = GaugeMetricFamily("heed_memory_limit_bytes", "Size of a memory budget", labels=("budget",))
         refused = CounterMetricFamily(
-            "heed_memory_refused", "Requests that found too little left of a memory budget", labels=("budget",)
+            "heed_memory_refused", "Requests refused because a memory budget was used up", labels=("budget",)
         )
         for budget in list(self._budgets):
             in_use.add_metric([budget.name], budget.reserved_bytes)

@@ -89,7 +89,9 @@ class Shutdown:
         await self._wait(asyncio.gather(closing, http_serving, return_exceptions=True), CLOSE_CONNECTIONS_S)
         ended = closing.done() and http_serving.done()
         if not ended:
-            log.warning("connections are cut: their clients have not sent their requests, or not read their answers")
+            log.warning(
+                "connections are closed: their clients did not send their requests, or did not read the answers"
+            )
             self._http.force_exit = True
             await asyncio.wait([asyncio.create_task(self._grpc_server.stop(0.0)), http_serving], timeout=FORCED_S)
         return drained.done(), ended

@@ -50,4 +50,4 @@ def test_translation(translation_server: Server) -> None:
     assert with_languages.translation_text == "Hunde drei blaue"
     with pytest.raises(HfHubHTTPError) as raised:
         client.translation("three blue dogs", src_lang="fr", tgt_lang="de")
-    assert raised.value.response.json() == {"error": "src_lang is 'fr', the model knows 'en' alone"}
+    assert raised.value.response.json() == {"error": "src_lang is 'fr', the model supports only 'en'"}

@@ -88,7 +88,7 @@ def _prove(model: Model, batched_inputs: Collection[str] | None, overridable: fr
             if shape is None:
                 raise NotProved(f"input {name!r} has no declared shape")
             if not shape or isinstance(shape[0], int):
-                raise NotProved(f"the first dimension of input {name!r} is not of any size")
+                raise NotProved(f"the first dimension of input {name!r} has a fixed size")
             values[name] = batch_of(shape, tracing)
             for axis, size in enumerate(shape[1:], start=1):
                 if isinstance(size, str):

@@ -66,7 +66,7 @@ class Tracing:
         self._run(graph.nodes, values, graph.outputs, self._model.versions)
         missing = [name for name in graph.outputs if name not in values]
         if missing:
-            raise NotProved(f"output {missing[0]!r} is made by no node")
+            raise NotProved(f"output {missing[0]!r} is computed by no node")
         return {name: values[name] for name in graph.outputs}
 
     def fresh(self) -> Size:
@@ -100,7 +100,7 @@ class Tracing:
             return self._call(node, function, inputs)
         if node.domain == "" and node.op_type in _CONTROL_FLOW:
             if row_numbers.has_numbers([values.get(name) for name in _reads(node)]):
-                raise NotProved("looks at the numbers of the rows")
+                raise NotProved("uses the numbers of the rows")
             return _CONTROL_FLOW[node.op_type](self, node, inputs, values, versions)
         if node.domain == "" and node.op_type == "Constant":
             return [_constant_node(node)]
@@ -108,7 +108,7 @@ class Tracing:
             raise NotProved(f"is of operator set {versions.get('', 0)}, below {MIN_STANDARD_VERSION}")
         rule = RULES.get(node.domain, {}).get(node.op_type)
         if rule is None:
-            raise NotProved("is not known to keep rows apart")
+            raise NotProved("is not known to compute each row alone")
         operation = Operation(node, versions.get(node.domain, 1), inputs, self._numbers)
         fixed = all(value is None or value.is_fixed for value in inputs)
         if node.domain == "" and row_numbers.has_numbers(inputs) and row_numbers.is_own_row(operation):
@@ -120,7 +120,7 @@ class Tracing:
                 raise
             results = [Value(None)] * len(node.outputs)
         if len(results) < len([name for name in node.outputs if name]):
-            raise NotProved("has more outputs than are followed")
+            raise NotProved("has more outputs than are supported")
         results = row_numbers.bounded(operation, results)
         if row_numbers.has_numbers(inputs):
             return row_numbers.numbered(operation, results)
@@ -152,7 +152,7 @@ class Tracing:
         self._run(graph.nodes, values, graph.outputs, versions)
         results = [values[name] for name in graph.outputs]
         if row_numbers.has_numbers(results):
-            raise NotProved("looks at the numbers of the rows")
+            raise NotProved("uses the numbers of the rows")
         return results
 
     def branch(
@@ -165,7 +165,7 @@ class Tracing:
         """Trace an If; all rows must share its condition."""
         condition = inputs[0]
         if condition is None or not condition.is_fixed:
-            raise NotProved("decides by rows or by their number")
+            raise NotProved("branches on rows or on their number")
         known = None if condition.content is None else condition.content.reshape(-1)[0]
         if isinstance(known, bool):
             return self._body(node.attributes["then_branch" if known else "else_branch"], (), outer, versions)
@@ -182,19 +182,19 @@ class Tracing:
     ) -> list[Value]:
         """Trace a Loop; all rows must share its number of passes."""
         if any(value is not None and not value.is_fixed for value in inputs[:2]):
-            raise NotProved("goes on for as long as rows or their number say")
+            raise NotProved("loops as often as rows or their number say")
         states = [self._state(value) for value in inputs[2:]]
         body: Graph = node.attributes["body"]
         for _ in range(_MAX_LOOP_PASSES):
             results = self._body(body, [Value(()), Value(()), *states], outer, versions)
             if not results[0].is_fixed:
-                raise NotProved("goes on for as long as rows say")
+                raise NotProved("loops as often as rows say")
             after = [self._either(*pair) for pair in zip(states, results[1 : 1 + len(states)], strict=True)]
             if all(_same(*pair) for pair in zip(states, after, strict=True)):
                 rounds = self.fresh()
                 return [*after, *[_stacked(each, 0, rounds) for each in results[1 + len(states) :]]]
             states = after
-        raise NotProved("changes its state in a way that is not followed")
+        raise NotProved("changes its state in a way that is not supported")
 
     def scan(
         self,
@@ -216,7 +216,7 @@ class Tracing:
                 raise NotProved("scans a tensor of unknown rank")
             place = positive_axis(axis, len(value.shape))
             if value.axis == place:
-                raise NotProved("steps from row to row")
+                raise NotProved("iterates over the rows")
             length = value.shape[place]
             scanned.append(_sliced(value.without_content(), place))
         for _ in range(_MAX_LOOP_PASSES):
@@ -227,7 +227,7 @@ class Tracing:
                 ends = node.attributes.get("scan_output_axes") or [0] * len(stacks)
                 return [*after, *[_stacked(each, end, length) for each, end in zip(stacks, ends, strict=True)]]
             states = after
-        raise NotProved("changes its state in a way that is not followed")
+        raise NotProved("changes its state in a way that is not supported")
 
     def _state(self, value: Value | None) -> Value:
         if value is None:
@@ -339,7 +339,7 @@ def _constant_node(node: Node) -> Value:
             return Value(())
         if name == "value_strings":
             return Value((Size(len(value)),))
-    raise NotProved("holds a constant of a kind that is not followed")
+    raise NotProved("holds a constant of an unsupported kind")
 
 
 def _bound(node: Node, attributes: Mapping[str, Any]) -> Node:

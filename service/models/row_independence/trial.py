@@ -75,7 +75,7 @@ def try_rows(
     trial = _Trial(outputs, run, time.monotonic() + budget_s, stop)
     fitting = [size for size in _SIZES if _num_bytes(inputs, size) <= max_bytes]
     if not fitting:
-        return f"its rows are too large to be invented within {max_bytes} bytes"
+        return f"its random rows would take more than {max_bytes} bytes"
     try:
         for family in _families(inputs, fitting):
             if trial.shown and family.size != trial.size:
@@ -85,7 +85,7 @@ def try_rows(
                 return problem
     except TrialStopped:
         if not trial.shown:
-            return "it did not answer invented rows in time"
+            return "it did not answer random rows in time"
     return trial.shortcoming()
 
 
@@ -107,7 +107,7 @@ class _Trial:
             except TrialStopped:
                 raise
             except Exception as error:  # engines raise many types
-                self._refusal = f"it refuses invented rows: {error}"
+                self._refusal = f"it refuses random rows: {error}"
                 return None
         try:
             copies = [self._call(rows, (row,) * _NUM_ROWS) for row in range(_NUM_ROWS)]
@@ -125,7 +125,7 @@ class _Trial:
         except TrialStopped:
             raise
         except Exception as error:
-            return f"rows that it answers alone it refuses together: {error}"
+            return f"it refuses rows in one call that it answers in separate calls: {error}"
         self.shown, self.size = True, family.size
         for name in list(self._blank):
             if sum(_shows(result[name]) for result in alone) > 1:
@@ -137,7 +137,7 @@ class _Trial:
         if not self.shown:
             return self._refusal
         if self._blank:
-            return f"output {min(self._blank)!r} of invented rows has no finite number"
+            return f"output {min(self._blank)!r} of random rows has no finite number"
         return None
 
     def _call(self, rows: Arrays, company: Sequence[int]) -> Arrays:
@@ -250,7 +250,7 @@ def _distance(expected: NDArray[Any], found: NDArray[Any]) -> float:
 def _difference(alone: Sequence[NDArray[Any]], together: NDArray[Any], among_copies: float) -> str | None:
     """Say how results of a batch differ from those of its rows alone; None if they do not."""
     if len(together) != len(alone) or any(each.shape != (1, *together.shape[1:]) for each in alone):
-        return "has another shape in company"
+        return "has another shape in a batch"
     for expected, found in zip(alone, together, strict=True):
         if expected.dtype.kind != "f":
             if not np.array_equal(expected[0], found):

@@ -125,7 +125,7 @@ class FramedService:
             except HeedError as error:
                 await self._refuse(context, name, request, request_id or choose_id(header), error)
             except DecodeError as error:
-                problem = InvalidRequest(f"the message is not what this call takes: {error}")
+                problem = InvalidRequest(f"the message is not a request of this call: {error}")
                 await self._refuse(context, name, None, choose_id(header), problem)
             except (grpc.aio.AbortError, grpc.aio.InternalError):
                 raise  # the call has ended

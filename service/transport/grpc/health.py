@@ -42,7 +42,7 @@ class HealthService(FramedService):
         """Whether the server or a model would answer now."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
-            raise NotFound(f"nothing here is called {request.service!r}")
+            raise NotFound(f"unknown service {request.service!r}")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: Context, request_id: str) -> None:
@@ -95,7 +95,7 @@ class ReflectionService(FramedService):
                     async with asyncio.timeout(self._receiver.timeout_s):
                         await context.write(reply.SerializeToString())
         except DecodeError as error:
-            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"the message is no reflection request: {error}")
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a reflection request: {error}")
         except DeadlineExceeded:
             return  # idle
         except HeedError as error:

@@ -123,9 +123,11 @@ def _fields(message: bytes, position: int, end: int) -> Iterator[tuple[int, int,
         elif wire_type == FIXED64:
             position += 8
         else:
-            raise InvalidRequest(f"the message is not what this call takes: field {tag >> 3} has wire type {wire_type}")
+            raise InvalidRequest(
+                f"the message is not a request of this call: field {tag >> 3} has wire type {wire_type}"
+            )
         if position > end:
-            raise InvalidRequest(f"the message is not what this call takes: it ends within field {tag >> 3}")
+            raise InvalidRequest(f"the message is not a request of this call: it ends within field {tag >> 3}")
         yield tag >> 3, start, contents, position
 
 
@@ -138,7 +140,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, position
         shift += 7
-    raise InvalidRequest("the message is not what this call takes: a number does not end")
+    raise InvalidRequest("the message is not a request of this call: a number does not end")
 
 
 def varint(value: int) -> bytes:

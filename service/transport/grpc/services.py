@@ -53,22 +53,22 @@ class InferenceService(FramedService):
     calls_with_id: ClassVar = ("ModelInfer",)
 
     async def ServerLive(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerLiveResponse:
-        """The process lives."""
+        """Report that the process lives."""
         return inference_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerReadyResponse:
-        """The server would answer correctly now."""
+        """Report whether the server is ready."""
         return inference_pb2.ServerReadyResponse(ready=self._predictor.catalog.not_ready_because() is None)
 
     async def ModelReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ModelReadyResponse:
-        """One model would answer correctly now."""
+        """Report whether a model is ready."""
         problem = self._predictor.catalog.problem_of(request.name, request.version)
         return inference_pb2.ModelReadyResponse(ready=problem is None)
 
     async def ServerMetadata(
         self, request: Any, context: Context, request_id: str
     ) -> inference_pb2.ServerMetadataResponse:
-        """Name and version of the server."""
+        """Return the name and the version of the server."""
         return inference_pb2.ServerMetadataResponse(
             name=SERVER_NAME, version=installed_version(), extensions=self._predictor.catalog.extensions
         )
@@ -76,7 +76,7 @@ class InferenceService(FramedService):
     async def ModelMetadata(
         self, request: Any, context: Context, request_id: str
     ) -> inference_pb2.ModelMetadataResponse:
-        """Tensors of a model."""
+        """Return the tensors of a model."""
         model = self._predictor.catalog.describe(request.name, request.version)
         return inference_pb2.ModelMetadataResponse(
             name=model.name,
@@ -90,7 +90,7 @@ class InferenceService(FramedService):
     async def ModelInfer(
         self, message: InferMessage, context: Context, request_id: str
     ) -> inference_pb2.ModelInferResponse | bytes:
-        """Tensors in, tensors out."""
+        """Answer tensors with tensors."""
         request = message.request
         check_counts(request)
         given = request.parameters
@@ -147,7 +147,7 @@ class HeedService(FramedService):
     async def ClassifyText(
         self, request: heed_pb2.ClassifyTextRequest, context: Context, request_id: str
     ) -> heed_pb2.ClassifyTextResponse:
-        """Text in, label out."""
+        """Classify a text."""
         call = RequestOptions(
             model=request.model,
             version=request.version,
@@ -162,7 +162,7 @@ class HeedService(FramedService):
     async def ClassifyImage(
         self, request: heed_pb2.ClassifyImageRequest, context: Context, request_id: str
     ) -> heed_pb2.ClassifyImageResponse:
-        """Image in, label out."""
+        """Classify an image."""
         call = RequestOptions(
             model=request.model,
             version=request.version,
@@ -178,13 +178,13 @@ class HeedService(FramedService):
     async def Translate(
         self, request: heed_pb2.TranslateRequest, context: Context, request_id: str
     ) -> heed_pb2.TranslateResponse:
-        """Text in, translation out."""
+        """Translate a text."""
         call = _translation_call(request, context, request_id)
         (translated,), receipt = await self._predictor.answer(call, Translation, [request.text], TEXT_FIELD)
         return _translation(translated, receipt)
 
     async def TranslateStream(self, request: heed_pb2.TranslateRequest, context: Context, request_id: str) -> None:
-        """Text in, its translation piece by piece."""
+        """Translate a text, and send the translation piece by piece."""
         call = _translation_call(request, context, request_id)
         async with contextlib.aclosing(self._predictor.stream_translation(call, request.text)) as pieces:
             async for piece in pieces:
@@ -196,7 +196,7 @@ class HeedService(FramedService):
     async def Explain(
         self, request: heed_pb2.ExplainRequest, context: Context, request_id: str
     ) -> heed_pb2.ExplainResponse:
-        """Text or image in, the weights of its parts out."""
+        """Explain the answer to a text or an image by the weights of its parts."""
         given = request.WhichOneof("input")
         if given is None:
             raise InvalidRequest("the request has no input: text or image")
@@ -210,7 +210,7 @@ class HeedService(FramedService):
 
 
 def _given(request: Any, name: str) -> Any:
-    """A field that may be left open."""
+    """Return an optional field, or None if it is not set."""
     return getattr(request, name) if request.HasField(name) else None
 
 
@@ -231,7 +231,7 @@ def _translation_call(
 
 
 def _classification(classification: Classification, receipt: Receipt) -> dict[str, Any]:
-    """The fields of an answer, which texts and images have in common."""
+    """Return the fields of a classification, which texts and images have in common."""
     return {
         "label": classification.labels[0],
         "score": classification.scores[0],

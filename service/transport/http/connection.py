@@ -194,7 +194,7 @@ class HttpConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Start the application's call; the body follows."""
         if self._refusal is None and len(self.pipeline) >= MAX_PIPELINED:
-            self._refusal = (503, f"more than {MAX_PIPELINED} requests wait for the answer to one before them")
+            self._refusal = (503, f"more than {MAX_PIPELINED} pipelined requests wait for an earlier answer")
         if self._refusal is not None:
             return
         self._in_head, self._stretch_bytes = False, 0

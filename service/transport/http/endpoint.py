@@ -145,13 +145,13 @@ class Endpoint:
             request.scope[BODY_ABANDONED] = True
             # The two times are compared, not the clock: the loop's clock is coarse and may be just before the deadline.
             if timeout.when() == deadline_s:
-                raise DeadlineExceeded(f"the deadline passed when {size} bytes of the body were there") from None
+                raise DeadlineExceeded(f"the deadline passed when {size} bytes of the body had arrived") from None
             raise TooSlow(
-                f"the body comes too slowly: {size} bytes were there, and each further {BODY_STEP_BYTES} must come"
+                f"the body arrives too slowly: {size} bytes are there, and each further {BODY_STEP_BYTES} must arrive"
                 f" within {self.config.client_timeout_s} s (client_timeout_s)"
             ) from None
         except ClientDisconnect:
-            self._count_failure(request, request_id, "cancelled", "the client hung up before its request was whole")
+            self._count_failure(request, request_id, "cancelled", "the client hung up before its request was complete")
             raise
         return await self._turns.joined(parts)
 

@@ -241,7 +241,7 @@ def _read_lone_tensor(body: bytes, specs: Sequence[TensorSpec]) -> Arrays:
         return {spec.name: bytes_array([body])}
     fixed_bytes = NUMPY_OF[spec.datatype].itemsize * math.prod(size for size in spec.shape if size != -1)
     if spec.shape.count(-1) > 1 or fixed_bytes == 0 or len(body) % fixed_bytes:
-        raise InvalidRequest(f"{len(body)} bytes do not tell the shape of input {spec.name!r} {list(spec.shape)}")
+        raise InvalidRequest(f"{len(body)} bytes do not determine the shape of input {spec.name!r} {list(spec.shape)}")
     shape = [len(body) // fixed_bytes if size == -1 else size for size in spec.shape]
     return {spec.name: decode_raw(spec.name, spec.datatype, shape, body)}
 

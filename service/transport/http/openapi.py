@@ -124,13 +124,13 @@ HEADERS = [
     {
         "name": TIMEOUT_HEADER,
         "in": "header",
-        "description": "Milliseconds the answer is wanted in.",
+        "description": "Deadline of the answer in milliseconds.",
         "schema": {"type": "integer", "minimum": 1, "maximum": 2**31},
     },
     {
         "name": REQUEST_ID_HEADER,
         "in": "header",
-        "description": "Comes back in the answer, and stands in the server's log.",
+        "description": "Id of the request: returned with the answer, and logged.",
         "schema": {"type": "string"},
     },
 ]
@@ -165,7 +165,7 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
 
 def _server_paths(schema: dict[Any, Any]) -> dict[str, Any]:
     """Build the paths of health, readiness, metrics and server metadata."""
-    live, ready = "The process lives", "The server would answer correctly now"
+    live, ready = "Liveness of the process", "Readiness of the server"
     metrics = {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}}
     return {
         "/healthz": _get(live, _answers(schema, Live)),
@@ -208,7 +208,7 @@ def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, 
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
     metadata = _get("Model metadata", _answers(schema, ModelMetadata) | _errors(schema, 404, 503))
     ready_answers = _answers(schema, ModelReady) | _errors(schema, 404) | _not_ready(schema, ModelReady)
-    ready = _get("One model would answer correctly now", ready_answers)
+    ready = _get("Readiness of one model", ready_answers)
     text = {"description": ANSWER, "content": {"text/markdown": {"schema": {"type": "string"}}}}
     card = _get("Model card", {"200": text} | _errors(schema, 404, 503))
     infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)

@@ -31,7 +31,7 @@ def stream(*events: dict[str, Any]) -> bytes:
 
 
 WHOLE_STREAM = stream({"text": "Ein "}, {"text": "Hund"}, {"translation_text": "Ein Hund", "score": -0.5})
-STREAM_OUT_OF_TIME = stream({"text": "Ein "}, {"error": "the deadline passed before the answer was there"})
+STREAM_OUT_OF_TIME = stream({"text": "Ein "}, {"error": "the deadline passed before the answer was computed"})
 
 
 def request(**changes: Any) -> Request:

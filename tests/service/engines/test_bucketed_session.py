@@ -109,7 +109,7 @@ def test_what_has_no_buckets_is_refused(tmp_path: Path) -> None:
     """A graph with a fixed batch size is refused, and one whose rows have any size where one is needed."""
     for shape in ([2, 3], ["n", "any"]):
         path = one_operator(tmp_path / "g.onnx", "Relu", {"x": shape}, {"y": shape})
-        with pytest.raises(EngineError, match=r"^input 'x' has shape .*: no buckets are known for it$"):
+        with pytest.raises(EngineError, match=r"^input 'x' has shape .*: it fits no bucket$"):
             OnnxEngine(path, 1, EngineHost(), buckets=Buckets())
 
 

@@ -55,7 +55,7 @@ def test_captured_graphs_have_shapes_that_depend_on_the_bucket_alone() -> None:
     assert capture_problem(folder_of(IMAGES)) is None
     assert not operators & depends_on_contents
     operators = {node.op_type for node in onnx.load(graph_of(TEXTS)).graph.node}
-    assert capture_problem(folder_of(TEXTS)) == "what is computed depends on how many tokens are real"
+    assert capture_problem(folder_of(TEXTS)) == "the computation depends on the number of real tokens"
     assert operators & depends_on_contents
 
 
@@ -71,7 +71,7 @@ def test_bare_graphs_have_no_buckets(tmp_path: Path) -> None:
 @pytest.mark.skipif(cuda_problem() is None, reason="CUDA works here: nothing is refused")
 def test_a_missing_gpu_is_an_error_and_the_choice_is_logged() -> None:
     """The log gives the reason against CUDA graphs; the CPU is never used instead."""
-    for name, why in ((IMAGES, "refused: "), (TEXTS, "what is computed depends on how many tokens are real")):
+    for name, why in ((IMAGES, "refused: "), (TEXTS, "the computation depends on the number of real tokens")):
         with capture_logs() as entries, pytest.raises(EngineError, match="CUDA"):
             open_onnx(folder_of(name), 1, "cuda")
         (entry,) = [entry for entry in entries if entry["event"] == "model is computed in buckets, without CUDA graphs"]

@@ -72,7 +72,7 @@ def test_results_are_those_of_the_graph(tmp_path: Path) -> None:
         for name in found:
             (expected,) = session.run([name], feeds)
             np.testing.assert_allclose(found[name][number], expected[0], atol=1e-5)
-    with pytest.raises(EngineFailed, match="the graph that explains failed on this input"):
+    with pytest.raises(EngineFailed, match="the explanation graph failed on this input"):
         graph.ask(text_row([10**9], 1), alphas_B, ["logits"])
 
 
@@ -129,7 +129,7 @@ def test_opening_is_retried_after_file_descriptors_ran_out(tmp_path: Path) -> No
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))  # an open graph stays open
     try:
         for _ in range(2):
-            with pytest.raises(Unavailable, match="the graph that explains model 'sentiment' version '1' is not used"):
+            with pytest.raises(Unavailable, match="the explanation graph of model 'sentiment' version '1' is not used"):
                 graph.open()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
@@ -168,9 +168,9 @@ def test_the_server_opens_the_graph_once_at_the_first_request(tmp_path: Path) ->
             refused = explain(http, "spoiled", "gradients")
             assert refused.status_code == 503
             assert refused.json()["error"].startswith(
-                "the graph that explains model 'spoiled' version '1' is not used:"
+                "the explanation graph of model 'spoiled' version '1' is not used:"
             )
-        server.wait_for("explaining graph is not used", model="spoiled")
+        server.wait_for("explanation graph is not used", model="spoiled")
         assert len(ready_entries(server)) == 2
         assert explain(http, "spoiled", "occlusion").status_code == 200
         assert http.post("/models/spoiled", json={"inputs": TEXT}).status_code == 200

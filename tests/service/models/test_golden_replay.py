@@ -60,7 +60,7 @@ def test_images_with_other_pixels_or_answers_are_refused(image_store: Path, tmp_
     def put_text(golden: Any) -> None:
         golden[0]["inputs"] = {"text": "A wonderful film."}
 
-    other_pixels = "the image becomes other pixels than in training"
+    other_pixels = "preprocessing gives other pixels than in training"
     cases: dict[str, tuple[str, Callable[[Any], None], str]] = {
         "swapped": ("golden.json", swap_images, f"golden example 1: {other_pixels}"),
         "mean": ("preprocessor_config.json", shift_mean, f"golden example 0: {other_pixels}"),

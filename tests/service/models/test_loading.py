@@ -146,7 +146,7 @@ def test_a_model_that_never_loads_keeps_no_other_waiting(store: Path, tmp_path: 
     write_endless(tmp_path / "endless/1")
     with running_server(tmp_path, "--load-timeout-s", "1") as server:
         ready = httpx.get(f"{server.http}/readyz").raise_for_status().json()
-        assert ready["not_served"] == {"endless/1": "loading has taken more than 1 s (load_timeout_s)"}
+        assert ready["not_served"] == {"endless/1": "loading took more than 1 s (load_timeout_s)"}
         assert httpx.get(f"{server.http}/v2/models/double/ready").status_code == 200
 
 

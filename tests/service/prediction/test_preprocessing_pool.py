@@ -40,7 +40,7 @@ async def test_too_many_rows_are_refused_with_the_limit() -> None:
         preparation.run([lambda: gate.wait(PATIENCE_S)], rows=2, timeout_s=PATIENCE_S, words=WORDS)
     )
     await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="2 texts and images wait to be prepared, the limit is 3"):
+    with pytest.raises(Overloaded, match="2 texts and images wait for preprocessing, the limit is 3"):
         await preparation.run([lambda: True], rows=2, timeout_s=PATIENCE_S, words=WORDS)
     gate.set()
     assert await running == [True]

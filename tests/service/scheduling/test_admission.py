@@ -49,7 +49,7 @@ async def test_requests_that_can_be_answered_are_admitted() -> None:
     [
         (4, {}, InvalidRequest, "the request has 4 rows, the queue takes 3"),
         (2, {"wait_s": 7.0}, Overloaded, "the queue of m/1 is full: 2 rows wait, the limit is 3"),
-        (1, {"deadline_s": 100.0}, DeadlineExceeded, "the deadline passed before the model was asked"),
+        (1, {"deadline_s": 100.0}, DeadlineExceeded, "the deadline passed before the request reached the model"),
         (
             1,
             {"deadline_s": 102.0, "wait_s": 1.5, "own_s": 1.0},

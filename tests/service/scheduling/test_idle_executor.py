@@ -87,7 +87,7 @@ async def test_the_deadline_ends_a_wait() -> None:
     spare = IdleExecutor(1, Preemption())
     spare.answering()
     for deadline_s in (time.monotonic() + 0.02, time.monotonic() - 1):
-        with pytest.raises(DeadlineExceeded, match="the deadline passed before the explanation was there"):
+        with pytest.raises(DeadlineExceeded, match="the deadline passed before the explanation was computed"):
             await spare.run(lambda: None, deadline_s)
         with pytest.raises(DeadlineExceeded):
             await spare.moment(deadline_s)

@@ -359,33 +359,38 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
         {"method": "attention", "part": "encoder", "layer": 4},
         "layer must lie between 0 and 3, not 4",
     ),
-    ("sentiment", TEXT, {"method": "attention", "head": 1}, "head is of a layer, and layer is missing"),
+    ("sentiment", TEXT, {"method": "attention", "head": 1}, "head needs a layer, which is missing"),
     (
         "sentiment",
         TEXT,
         {"method": "attention", "part": "cross"},
         "part 'cross' is not known; the model has encoder",
     ),
-    ("sentiment", TEXT, {"layer": 1}, "layer is of method 'attention', not of 'occlusion'"),
-    ("sentiment", TEXT, {"method": "gradients", "head": 1}, "head is of method 'attention', not of 'gradients'"),
+    ("sentiment", TEXT, {"layer": 1}, "layer applies to method 'attention', not to 'occlusion'"),
+    ("sentiment", TEXT, {"method": "gradients", "head": 1}, "head applies to method 'attention', not to 'gradients'"),
     (
         "sentiment",
         TEXT,
         {"method": "attention", "n_samples": 64},
-        "n_samples is not of method 'attention', which asks once",
+        "n_samples does not apply to method 'attention'",
     ),
     (
         "cifar10-vit",
         FILE,
         {"method": "gradients", "n_samples": 32},
-        "n_samples of gradients are its steps, and must lie between 64 and 128, not 32",
+        "n_samples is the number of steps of gradients and must lie between 64 and 128, not 32",
     ),
-    ("sentiment", TEXT, {"target": "SAD"}, "target 'SAD' is no class of model 'sentiment'; it has NEGATIVE, POSITIVE"),
+    (
+        "sentiment",
+        TEXT,
+        {"target": "SAD"},
+        "target 'SAD' is not a class of model 'sentiment'; it has NEGATIVE, POSITIVE",
+    ),
     (
         "translation-en-de",
         TEXT,
         {"target": "Hund"},
-        "target is the class of a classifier; of a translation, what is explained is its text",
+        "target is the class of a classifier; an explanation of a translation takes none",
     ),
     ("sentiment", TEXT, {"n_samples": 0}, "n_samples must lie between 1 and 4096, not 0"),
     ("cifar10-vit", FILE, {"n_samples": 5000}, "n_samples must lie between 1 and 4096, not 5000"),
@@ -430,7 +435,7 @@ def test_invalid_requests_are_refused(http: httpx.Client, typed: heed_pb2_grpc.H
     two["inputs"][0] |= {"shape": [2], "data": [TEXT, TEXT]}
     explain = {"explain": {"method": "lime"}}
     for path, body, text in (
-        ("/v2/models/sentiment/explain", two, "an explanation is of one input, the request has 2"),
+        ("/v2/models/sentiment/explain", two, "an explanation takes one input, the request has 2"),
         ("/v2/models/sentiment/explain", {"inputs": []}, "input text is missing; the model has text"),
         ("/v2/models/sentiment/explain", input_json(FILE), "unknown input image; the model has text"),
         ("/v2/models/sentiment/explain", input_json(" "), "text[0] is empty"),
@@ -583,7 +588,7 @@ def test_more_explanations_than_may_wait_are_refused(tmp_path_factory: pytest.Te
             wait_until_explaining(http, "cifar10-vit")
             refused = http.post("/v2/models/sentiment/explain", json=input_json(TEXT))
             assert refused.status_code == 429
-            assert refused.json() == {"error": "1 explanations are being made, the limit is 1"}
+            assert refused.json() == {"error": "1 explanations are being computed, the limit is 1"}
             assert int(refused.headers["retry-after"]) >= 1
             assert http.post("/models/cifar10-vit", content=FILE).status_code == 200
         floats = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}]}

@@ -528,7 +528,7 @@ def test_invalid_messages_are_refused(message: bytes, server: Server, channel: g
         with pytest.raises(grpc.RpcError) as raised:
             list(kind(f"/{service}")(message, metadata=(("x-request-id", f"malformed-{message[0]}"),)))
         assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
-        assert raised.value.details().startswith("the message is not what this call takes: ")
+        assert raised.value.details().startswith("the message is not a request of this call: ")
     assert server.wait_for("request refused", request_id=f"malformed-{message[0]}")["outcome"] == "invalid"
 
 
@@ -575,7 +575,7 @@ def test_a_missing_body_ends_with_the_deadline(server: Server, http: httpx.Clien
     answer = exchange(server, head + b'{"inputs": ')
     assert answer.startswith(b"HTTP/1.1 504 Gateway Timeout\r\n")
     assert b"\r\nconnection: close\r\n" in answer
-    error = "the deadline passed when 11 bytes of the body were there"
+    error = "the deadline passed when 11 bytes of the body had arrived"
     assert json.loads(answer.split(b"\r\n\r\n")[1]) == {"error": error}
     assert metric(http, name) == before + 1
 

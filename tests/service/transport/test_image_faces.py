@@ -326,7 +326,7 @@ def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:
     refused = [response for response in responses if response.status_code == 429]
     assert {response.status_code for response in responses} == {200, 429}
     assert all(
-        "texts and images wait to be prepared, the limit is 8" in response.json()["error"] for response in refused
+        "texts and images wait for preprocessing, the limit is 8" in response.json()["error"] for response in refused
     )
     assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
 

@@ -204,7 +204,7 @@ def test_texts_that_cannot_be_translated_are_refused(http: httpx.Client, typed: 
         ),
         ({"inputs": [""], "parameters": {"num_beams": 17}}, "num_beams must lie between 1 and 16, not 17"),
         ({"inputs": []}, "the request has no inputs"),
-        ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', the model knows 'de' alone"),
+        ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', the model supports only 'de'"),
         ({"inputs": ["red"], "stream": True}, "inputs must be one text where stream is true"),
         ({"inputs": "red", "parameters": {"num_beams": "four"}}, "Expected `int | null`, got `str`"),
         ({"inputs": "red", "parameters": {"generate_parameters": {"do_sample": True}}}, "unknown field `do_sample`"),
@@ -285,4 +285,4 @@ def test_a_deadline_ends_a_translation(typed: heed_pb2_grpc.HeedStub, http: http
     ) as stream:
         events = events_of(stream)
     assert stream.status_code == 200
-    assert events[-1] == {"error": "the deadline passed before the answer was there"}
+    assert events[-1] == {"error": "the deadline passed before the answer was computed"}

@@ -31,7 +31,7 @@ def broadcast_values(values: Sequence[Value]) -> Value:
         rank - len(shape) + value.axis for value, shape in zip(values, shapes, strict=True) if value.axis is not None
     }
     if len(places) > 1:
-        raise NotProved("combines rows along different axes, each with each")
+        raise NotProved("combines each row with all others")
     place = places.pop() if places else None
     merged: list[Size] = []
     for axis in range(rank):

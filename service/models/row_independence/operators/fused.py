@@ -118,7 +118,7 @@ def rotary_embedding(operation: Operation) -> list[Value]:
     value, shape = images(operation), operation.shape(0)
     operation.fixed(2, 3)
     if value.axis is None:
-        raise NotProved("turns what has no rows")
+        raise NotProved("rotates a tensor without rows")
     positions = operation.input(1)
     if positions.axis is not None or positions.shape != (ONE,):
         same_rows(operation, (1,), shape[0])
@@ -169,7 +169,7 @@ def qlinear_softmax(operation: Operation) -> list[Value]:
 def qlinear_pool(operation: Operation) -> list[Value]:
     """Trace quantized pooling with channels first."""
     if operation.int_attribute("channels_last", 0):
-        raise NotProved("has channels last, which is not followed")
+        raise NotProved("has channels last, which is not supported")
     return global_pool(operation)
 
 

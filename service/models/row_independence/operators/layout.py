@@ -43,7 +43,7 @@ def concat(operation: Operation) -> list[Value]:
     axis = positive_axis(axis, rank)
     places = {value.axis for value in values}
     if len(places) > 1:
-        raise NotProved("joins rows with a tensor that has none")
+        raise NotProved("concatenates rows with a tensor without rows")
     place = places.pop()
     if place == axis:
         raise NotProved("joins tensors along the batch axis")
@@ -101,7 +101,7 @@ def slice_of(operation: Operation) -> list[Value]:
     else:
         first, last = elements(operation, operation.input(1)), elements(operation, operation.input(2))
         if first is None or last is None:
-            raise NotProved("cuts at places of which not even the number is known")
+            raise NotProved("splits at an unknown number of places")
         starts, ends = first, last
         given = operation.axes(3) if operation.optional(3) is not None else None
         axes = given if given is not None else list(range(len(starts)))
@@ -115,7 +115,7 @@ def slice_of(operation: Operation) -> list[Value]:
         if _is_whole(shape[place], start, end, step):
             continue
         if place == value.axis:
-            raise NotProved("cuts pieces out of the batch axis")
+            raise NotProved("slices the batch axis")
         bounds = [start.known, end.known, step.known]
         if None in bounds:
             exact = False
@@ -132,7 +132,7 @@ def _is_whole(size: Size, start: Size, end: Size, step: Size) -> bool:
 
 def _cut(operation: Operation, size: Size, start: Size, end: Size, step: Size) -> Size:
     if not all(each.is_batch_free for each in (start, end, step)):
-        raise NotProved("cuts at places that depend on the number of rows")
+        raise NotProved("splits at places that depend on the number of rows")
     bounds = (start.known, end.known, step.known)
     if size.known is not None and bounds[0] is not None and bounds[1] is not None and bounds[2]:
         return Size(len(range(*slice(*bounds).indices(size.known))))
@@ -158,9 +158,9 @@ def gather(operation: Operation) -> list[Value]:
     if data.axis is None:
         return [Value(sizes, None if indices.axis is None else axis + indices.axis)]
     if indices.axis is not None:
-        raise NotProved("looks rows up by numbers from rows")
+        raise NotProved("looks rows up by indices that depend on rows")
     if data.axis == axis:
-        raise NotProved("picks rows by number")
+        raise NotProved("selects rows by index")
     return [Value(sizes, data.axis if data.axis < axis else data.axis + len(of_indices) - 1)]
 
 

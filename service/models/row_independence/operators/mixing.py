@@ -8,7 +8,7 @@ from service.models.row_independence.values import NotProved, Value
 _ONE_SCALE = "takes one scale for all rows"
 _SIZE_BY_VALUES = "gives a result whose size the values of all rows decide"
 _PLACES = "reads or writes at places that may be in any row"
-_LISTS = "makes lists or optional values, which are not followed"
+_LISTS = "makes lists or optional values, which are not supported"
 
 STANDARD: dict[str, str] = {
     "Compress": _SIZE_BY_VALUES,

@@ -68,7 +68,7 @@ def deform_convolve(operation: Operation) -> list[Value]:
     for index in (2, 4):
         other = operation.optional(index)
         if other is not None and (other.shape is None or value.shape is None or value.axis != other.axis):
-            raise NotProved("shifts rows by what is no row")
+            raise NotProved("shifts rows by a tensor without rows")
         if other is not None and (other.shape or ())[0] != (value.shape or ())[0]:
             raise NotProved("shifts rows by another number of rows")
     return _convolved(operation, value, 1)
@@ -108,7 +108,7 @@ def pool(operation: Operation) -> list[Value]:
     value, shape = images(operation), operation.shape(0)
     kernel = operation.ints_attribute("kernel_shape") or []
     if len([name for name in operation.node.outputs if name]) > 1 and value.axis is not None:
-        raise NotProved("numbers elements through the whole batch")
+        raise NotProved("numbers elements across the batch")
     sizes = [_window(operation, size, axis, kernel[axis]) for axis, size in enumerate(shape[2:])]
     return [Value((*shape[:2], *sizes), value.axis)]
 
@@ -164,7 +164,7 @@ def layer_normalization(operation: Operation) -> list[Value]:
 def recurrent(operation: Operation) -> list[Value]:
     """Trace LSTM, GRU and RNN: the first axis is time, the second the batch."""
     if operation.int_attribute("layout", 0):
-        raise NotProved("has the batch first, which is not followed")
+        raise NotProved("has the batch first, which is not supported")
     operation.fixed(1, 2, 3, 7)
     value, shape = operation.input(0), operation.shape(0)
     if value.axis != 1:

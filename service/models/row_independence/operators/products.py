@@ -28,7 +28,7 @@ def multiplied(left: Value, right: Value) -> Value:
     of_rows = len(first) >= 2 and left.axis == len(first) - 2
     of_columns = len(second) >= 2 and right.axis == len(second) - 1
     if of_rows + of_columns + (place is not None) > 1:
-        raise NotProved("multiplies each row with each")
+        raise NotProved("multiplies each row with all others")
     if of_rows:
         place = len(sizes)
     if len(first) >= 2:
@@ -97,7 +97,7 @@ def einsum(operation: Operation) -> list[Value]:
     terms, arrow, result = operation.text_attribute("equation", "").replace(" ", "").partition("->")
     labels = terms.split(",")
     if not arrow or len(labels) != len(values):
-        raise NotProved("has an equation that is not followed")
+        raise NotProved("has an equation that is not supported")
     spare = [(value.rank or 0) - len(term) + len(_ELLIPSIS) for value, term in zip(values, labels, strict=True)]
     of_ellipses = [count for count, term in zip(spare, labels, strict=True) if _ELLIPSIS in term]
     result = _spelled_out(result, max(of_ellipses, default=0))
@@ -110,7 +110,7 @@ def einsum(operation: Operation) -> list[Value]:
         if value.axis is not None:
             batch.add(term[value.axis])
     if len(batch) > 1:
-        raise NotProved("multiplies each row with each")
+        raise NotProved("multiplies each row with all others")
     for value, term in zip(values, labels, strict=True):
         for axis, label in enumerate(term):
             size = (value.shape or ())[axis]

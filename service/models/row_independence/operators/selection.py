@@ -45,7 +45,7 @@ def resize(operation: Operation) -> list[Value]:
         operation.text_attribute("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize"
         or policy != "stretch"
     ):
-        raise NotProved("cuts or keeps proportions, which is not followed")
+        raise NotProved("cuts or keeps proportions, which is not supported")
     axes = [positive_axis(axis, len(shape)) for axis in operation.ints_attribute("axes") or range(len(shape))]
     old = operation.version < 11
     scales = operation.optional(1 if old else 2)
@@ -54,7 +54,7 @@ def resize(operation: Operation) -> list[Value]:
     if targets is not None:
         given = elements(operation, targets)
         if given is None:
-            raise NotProved("has sizes of which not even the number is known")
+            raise NotProved("has an unknown number of sizes")
         for axis, size in zip(axes, given, strict=True):
             if axis == value.axis and size != shape[axis]:
                 raise NotProved("resizes the batch axis")
@@ -92,9 +92,9 @@ def gather_elements(operation: Operation) -> list[Value]:
     shape, of_indices = operation.shape(0), operation.shape(1)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
     if data.axis is not None and (data.axis == axis or indices.axis != data.axis):
-        raise NotProved("picks elements of other rows by number")
+        raise NotProved("selects elements of other rows by index")
     if data.axis is not None and shape[data.axis] != of_indices[data.axis]:
-        raise NotProved("picks elements of another number of rows")
+        raise NotProved("selects elements of another number of rows")
     if data.axis is None and indices.axis is not None and indices.axis != axis:
         raise NotProved("looks rows up by their place")
     return [Value(of_indices, indices.axis)]
@@ -114,11 +114,11 @@ def gather_nd(operation: Operation) -> list[Value]:
         return [Value(sizes, indices.axis)]
     if data.axis is not None and data.axis < shared:
         if indices.axis != data.axis or shape[data.axis] != of_indices[data.axis]:
-            raise NotProved("looks rows up by what is no row")
+            raise NotProved("looks rows up by indices without rows")
         return [Value(sizes, data.axis)]
     if data.axis is not None and indices.axis is None and data.axis >= shared + depth:
         return [Value(sizes, data.axis - shared - depth + len(of_indices) - 1)]
-    raise NotProved("picks rows by number")
+    raise NotProved("selects rows by index")
 
 
 def scatter_elements(operation: Operation) -> list[Value]:
@@ -126,11 +126,11 @@ def scatter_elements(operation: Operation) -> list[Value]:
     data, shape = operation.input(0).without_content(), operation.shape(0)
     axis = positive_axis(operation.int_attribute("axis", 0), len(shape))
     if data.axis is None or data.axis == axis:
-        raise NotProved("writes to places that are no row's own")
+        raise NotProved("writes to places that may belong to other rows")
     for index in (1, 2):
         other = operation.input(index)
         if other.axis != data.axis or other.shape is None or other.shape[data.axis] != shape[data.axis]:
-            raise NotProved("writes what belongs to no row")
+            raise NotProved("writes values without rows")
     return [data]
 
 
@@ -138,7 +138,7 @@ def tensor_scatter(operation: Operation) -> list[Value]:
     """Trace TensorScatter: each row has its own position to write at."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None or positive_axis(operation.int_attribute("axis", -2), len(shape)) == 0:
-        raise NotProved("writes to places that are no row's own")
+        raise NotProved("writes to places that may belong to other rows")
     same_rows(operation, (1, 2), shape[0])
     return [value]
 
@@ -178,7 +178,7 @@ def grid_sample(operation: Operation) -> list[Value]:
     value, shape = images(operation), operation.shape(0)
     grid, of_grid = images(operation, 1), operation.shape(1)
     if value.axis is None or grid.axis is None or shape[0] != of_grid[0]:
-        raise NotProved("samples images by a grid that is not their own")
+        raise NotProved("samples images by a grid of other rows")
     return [Value((*shape[:2], *of_grid[1:-1]), 0)]
 
 
@@ -216,7 +216,7 @@ def rotary_embedding(operation: Operation) -> list[Value]:
     """Trace RotaryEmbedding: queries or keys are rotated by their positions."""
     value, shape = images(operation), operation.shape(0)
     if value.axis is None:
-        raise NotProved("turns what has no rows")
+        raise NotProved("rotates a tensor without rows")
     positions = operation.optional(3)
     if positions is None:
         same_rows(operation, (1, 2), shape[0])
@@ -294,7 +294,7 @@ def array_feature_extractor(operation: Operation) -> list[Value]:
     if value.axis is not None:
         operation.fixed(1)
     if value.axis == len(shape) - 1:
-        raise NotProved("picks rows by number")
+        raise NotProved("selects rows by index")
     if indices.axis is not None and product(of_indices[: indices.axis]) != ONE:
         raise NotProved("merges the batch axis with one before it")
     sizes = (*([ONE] if len(shape) == 1 else shape[:-1]), product(of_indices))

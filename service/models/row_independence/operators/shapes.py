@@ -92,7 +92,7 @@ def _reshaped(operation: Operation, value: Value, target: list[Size]) -> Value:
         missing = product(shape).over(others)
         if missing is None:
             if value.axis is not None and others.is_batch_free:
-                raise NotProved(f"may put parts of several rows together: {others} need not divide the size of a row")
+                raise NotProved(f"may mix parts of several rows: {others} need not divide the size of a row")
             missing = operation.fresh()
         target[inferred[0]] = missing
     if value.axis is None:

@@ -38,7 +38,7 @@ DEPENDENT = {
     ),
     "a row picked by number": (
         "(float[B,4] x) => (float[B,4] y) <int64[1] zero = {0}> { f = Gather<axis=0>(x, zero) y = Sub(x, f) }",
-        "Gather 'f' picks rows by number",
+        "Gather 'f' selects rows by index",
     ),
     "rows accumulated": (
         "(float[B,4] x) => (float[B,4] y) <int64 zero = {0}> { y = CumSum(x, zero) }",
@@ -54,7 +54,7 @@ DEPENDENT = {
     ),
     "each row times each": (
         "(float[B,4] x) => (float[B,B] y) { t = Transpose(x) y = MatMul(x, t) }",
-        "MatMul 'y' multiplies each row with each",
+        "MatMul 'y' multiplies each row with all others",
     ),
     "a product that sums over rows": (
         "(float[B,B] x, float[B,4] z) => (float[B,4] y) { t = Transpose(z) y = MatMul(t, z) }",
@@ -76,7 +76,7 @@ DEPENDENT = {
     ),
     "parts of rows": (
         "(float[B,3] x) => (float[B,2] y) <int64[2] shape = {-1,2}> { y = Reshape(x, shape) }",
-        "Reshape 'y' may put parts of several rows together: 2 need not divide the size of a row",
+        "Reshape 'y' may mix parts of several rows: 2 need not divide the size of a row",
     ),
     "decided by a value": (
         "(float[B,4] x) => (float[B,4] y) <float zero = {0}> { s = ReduceSum<keepdims=0>(x) c = Greater(s, zero) "
@@ -86,7 +86,7 @@ DEPENDENT = {
     ),
     "an unknown operator": (
         "(float[B,4] x) => (float[B,4] y) { y = com.microsoft.NobodyKnows(x) }",
-        "NobodyKnows 'y' is not known to keep rows apart",
+        "NobodyKnows 'y' is not known to compute each row alone",
     ),
     "random numbers": (
         "(float[B,4] x) => (float[B,4] y) { r = RandomNormal<shape=[4]>() y = Add(x, r) }",
@@ -98,7 +98,7 @@ DEPENDENT = {
     ),
     "another axis of any size": (
         "(float[B,4] x, float[B,T] z) => (float[B,4] y) { t = Transpose(z) y = Add(x, t) }",
-        "Add 'y' combines rows along different axes, each with each",
+        "Add 'y' combines each row with all others",
     ),
     "the number of a row": (
         f"(float[B,4] x) => (float[B,4] y) {_NUMBERS} f = Cast<to=1>(c) y = Add(x, f) }}",
@@ -110,31 +110,31 @@ DEPENDENT = {
     ),
     "the row at another number": (
         f"(float[B,4] x) => (float[B,4] y) <int64 one = {{1}}> {_NUMBERS} p = Add(c, one) y = GatherND(x, p) }}",
-        "GatherND 'y' picks rows by number",
+        "GatherND 'y' selects rows by index",
     ),
     "a place beyond the row": (
         f"(float[B,T] x) => (float[B,T,1] y) {_NUMBERS} {_LINE} w = Add(v, d) i = Add(m, w) y = Gather(line, i) }}",
-        "Gather 'y' looks rows up by numbers from rows",
+        "Gather 'y' looks rows up by indices that depend on rows",
     ),
     "a place that a loop moves on": (
         f"(float[B,T] x) => (float[B,T,1] y) <bool go = {{1}}> {_NUMBERS} {_LINE} w = Loop<body = b "
         "(int64 j, bool g, int64[1,T] u) => (bool h, int64[1,T] t) { h = Identity(g) one = Constant<value_int=1>() "
         "t = Add(u, one) }>(d, go, v) i = Add(m, w) y = Gather(line, i) }",
-        "Gather 'y' looks rows up by numbers from rows",
+        "Gather 'y' looks rows up by indices that depend on rows",
     ),
     "a place that a value says": (
         f"(float[B,T] x, int64[B,1] w) => (float[B,1,1] y) {_NUMBERS} {_LINE} i = Add(m, w) y = Gather(line, i) }}",
-        "Gather 'y' looks rows up by numbers from rows",
+        "Gather 'y' looks rows up by indices that depend on rows",
     ),
     "a place in rows of another length": (
         f"(float[B,T] x, float[B,S] w) => (float[B,1,1] y) {_NUMBERS} {_LINE} k = ArgMax<axis=1>(w) i = Add(m, k) "
         "y = Gather(line, i) }",
-        "Gather 'y' looks rows up by numbers from rows",
+        "Gather 'y' looks rows up by indices that depend on rows",
     ),
     "rows of another length": (
         f"(float[B,T] x) => (float[B,T,1] y) {_NUMBERS} {_LINE} o = Add(l, d) q = Mul(c, o) i = Add(q, v) "
         "y = Gather(line, i) }",
-        "Gather 'y' looks rows up by numbers from rows",
+        "Gather 'y' looks rows up by indices that depend on rows",
     ),
     "the place itself": (
         f"(float[B,T] x) => (int64[B,T] y) {_NUMBERS} {_LINE} y = Add(m, v) }}",
@@ -143,11 +143,11 @@ DEPENDENT = {
     "rows in pieces of another input's length": (
         "(float[B,T] x, float[B,S] w) => (float[B,S] y) { e = Constant<value_ints=[-1]>() l = Shape<start=1,end=2>(w) "
         "s = Concat<axis=0>(e, l) y = Reshape(x, s) }",
-        "Reshape 'y' may put parts of several rows together: (size#1) need not divide the size of a row",
+        "Reshape 'y' may mix parts of several rows: (size#1) need not divide the size of a row",
     ),
     "a mask of another length": (
         "(float[B,4] x, float[M,1] m) => (float[M,4] y) <int64[2] s = {1,-1}> { r = Reshape(m, s) y = Mul(x, r) }",
-        "Mul 'y' combines rows along different axes, each with each",
+        "Mul 'y' combines each row with all others",
     ),
     "rounds that a row decides": (
         "(float[B,4] x, int64[B] n) => (float[B,4] y) <bool t = {1}, int64[1] z = {0}> { s = Squeeze(n) "
@@ -164,7 +164,7 @@ DEPENDENT = {
     "smoothed over time": (
         "(float[T,4] x) => (float[T,4] y) <float[4] s = {0,0,0,0}> { e, y = Scan<num_scan_inputs=1, body = b "
         "(float[4] s, float[4] v) => (float[4] so, float[4] yo) { so = Add(s, v) yo = Identity(so) }>(s, x) }",
-        "Scan 'e' steps from row to row",
+        "Scan 'e' iterates over the rows",
     ),
     "a result that is no batch": (
         "(float[B,4] x) => (float[4] y) <float[4] c = {1,2,3,4}> { y = Identity(c) }",
@@ -172,7 +172,7 @@ DEPENDENT = {
     ),
     "a first dimension of one size": (
         "(float[2,4] x) => (float[2,4] y) { y = Relu(x) }",
-        "the first dimension of input 'x' is not of any size",
+        "the first dimension of input 'x' has a fixed size",
     ),
 }
 

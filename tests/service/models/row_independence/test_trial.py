@@ -82,7 +82,7 @@ def test_rounding_that_a_graph_magnifies_is_no_dependence() -> None:
 
 def test_texts_of_several_words_give_away_padding_to_the_longest() -> None:
     """Padding to the longest text of a call is found, which takes texts of several words."""
-    assert tried(padded_to_longest, "BYTES", (-1, 1)) == "output 'y' of a row has another shape in company"
+    assert tried(padded_to_longest, "BYTES", (-1, 1)) == "output 'y' of a row has another shape in a batch"
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64", "UINT8", "INT64", "BOOL"])
@@ -108,7 +108,7 @@ def test_integers_are_tried_as_far_as_the_graph_takes_them() -> None:
 
 def test_results_without_a_finite_number_show_nothing() -> None:
     """Results that are all NaN are equal but show nothing."""
-    assert tried(lambda x: x * np.nan) == "output 'y' of invented rows has no finite number"
+    assert tried(lambda x: x * np.nan) == "output 'y' of random rows has no finite number"
 
 
 def test_a_graph_that_refuses_all_rows_is_not_proved() -> None:
@@ -117,7 +117,7 @@ def test_a_graph_that_refuses_all_rows_is_not_proved() -> None:
     def refuse(x: Any) -> Any:
         raise ValueError("not these")
 
-    assert tried(refuse) == "it refuses invented rows: not these"
+    assert tried(refuse) == "it refuses random rows: not these"
 
 
 def test_rows_that_are_refused_together_alone_are_found() -> None:
@@ -128,7 +128,7 @@ def test_rows_that_are_refused_together_alone_are_found() -> None:
             raise ValueError("one at a time")
         return x
 
-    assert tried(one_at_a_time) == "rows that it answers alone it refuses together: one at a time"
+    assert tried(one_at_a_time) == "it refuses rows in one call that it answers in separate calls: one at a time"
 
 
 def test_a_trial_ends_when_it_is_stopped() -> None:
@@ -137,9 +137,9 @@ def test_a_trial_ends_when_it_is_stopped() -> None:
     def never_ends(x: Any) -> Any:
         raise TrialStopped
 
-    assert tried(never_ends) == "it did not answer invented rows in time"
-    assert tried(lambda x: x, stop=lambda: True) == "it did not answer invented rows in time"
-    assert tried(lambda x: x, budget_s=-1.0) == "it did not answer invented rows in time"
+    assert tried(never_ends) == "it did not answer random rows in time"
+    assert tried(lambda x: x, stop=lambda: True) == "it did not answer random rows in time"
+    assert tried(lambda x: x, budget_s=-1.0) == "it did not answer random rows in time"
 
 
 def test_what_was_shown_before_the_end_decides() -> None:
@@ -155,6 +155,4 @@ def test_what_was_shown_before_the_end_decides() -> None:
 
 def test_rows_are_bounded_in_bytes() -> None:
     """Rows that would exceed the bound are not made."""
-    assert tried(lambda x: x, shape=(-1, 10_000), max_bytes=1000) == (
-        "its rows are too large to be invented within 1000 bytes"
-    )
+    assert tried(lambda x: x, shape=(-1, 10_000), max_bytes=1000) == ("its random rows would take more than 1000 bytes")
