@@ -1,6 +1,5 @@
 """`python -m service`: prepares the process, then runs `service.server` in it."""
 
-import contextlib
 import os
 import signal
 import sys
@@ -56,17 +55,14 @@ def run(config: "ServiceConfig", logs: "Logs") -> int:
 def prepare_process() -> None:
     """What the whole process is set to before threads begin and libraries are imported."""
     from service.process.allocator import give_long_allocations_own_pages
+    from service.process.thread_priority import use_batch_policy
 
     # Until `service.server` takes SIGTERM over. The first process of a container would otherwise not hear it: the
     # kernel keeps signals without a handler from it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     if hasattr(signal, "SIGHUP"):  # a terminal that closes, or an operator who expects a reload, must not end a server
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    # Linux, where it is allowed, for all threads to come: one that wakes up does not interrupt the one that computes,
-    # but waits for its turn. On busy cores that saved a seventh or more of a request's CPU time
-    # (docs/decisions/process.md).
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    use_batch_policy()
     give_long_allocations_own_pages()
     # One request's texts are tokenized in one thread: the library would else take all cores from the engines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

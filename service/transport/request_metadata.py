@@ -21,15 +21,18 @@ MAX_READ_AT_ONCE = 16_384
 MAX_TENSORS = 1024
 MAX_PARAMETERS = 64  # of a request
 
-_PREFIX = secrets.token_hex(4)
-_numbers = itertools.count(1)
 
+class RequestIds:
+    """Gives an id to each request of one transport; the random prefix tells transports and processes apart."""
 
-def request_id_of(given: str | None) -> str:
-    """The caller's request id, when it is fit to be logged and sent back; else a new one, unique to this process."""
-    if given and len(given) <= MAX_REQUEST_ID_CHARACTERS and given.isascii() and given.isprintable():
-        return given
-    return f"{_PREFIX}-{next(_numbers):x}"
+    def __init__(self) -> None:
+        self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
+
+    def choose(self, given: str | None) -> str:
+        """Return the caller's request id if it can be logged and sent back, else a new one."""
+        if given and len(given) <= MAX_REQUEST_ID_CHARACTERS and given.isascii() and given.isprintable():
+            return given
+        return f"{self._prefix}-{next(self._numbers):x}"
 
 
 def number_of(text: str) -> int | None:

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from service.engines.preemption import renice_thread
+from service.process.thread_priority import renice_thread
 
 # Messages and answers of more bytes count as long steps; so many bytes together may be copied in one turn. Then come
 # turns without any: a request over HTTP is read in one, answered in the next.

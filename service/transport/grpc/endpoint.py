@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import grpc
 import structlog
 from google.protobuf.message import DecodeError
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know its public half
 
 from service.errors import DeadlineExceeded, HeedError, InvalidRequest, Overloaded
 from service.prediction.accounting import outcome_of
@@ -16,7 +15,7 @@ from service.prediction.predictor import Predictor
 from service.transport.grpc.accept import Handlers
 from service.transport.grpc.messages import CONTROL, MessageLimits
 from service.transport.grpc.receiving import MessageReceiver
-from service.transport.request_metadata import REQUEST_ID_HEADER, request_id_of
+from service.transport.request_metadata import REQUEST_ID_HEADER, RequestIds
 from service.transport.server_spans import TRACED_CALLS, traced_call
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 from service.transport.turns import Turns
@@ -62,10 +61,12 @@ class FramedService:
         receiver: MessageReceiver,
         turns: Turns,
         activity: Activity,
+        request_ids: RequestIds,
         tracing: "Tracing | None" = None,
     ) -> None:
         self._predictor, self._tracing = predictor, tracing
         self._receiver, self._turns, self._activity = receiver, turns, activity
+        self._request_ids = request_ids
 
     def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
         """Add the calls of this service, by the generated code."""
@@ -93,6 +94,7 @@ class FramedService:
         read = self.readers.get(name) or bounded(CONTROL, handler.request_deserializer)
         has_id = name in self.calls_with_id
         activity, receiver, turns = self._activity, self._receiver, self._turns
+        choose_id = self._request_ids.choose
 
         async def answer(_: Any, context: Context) -> bytes | None:
             task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always is one
@@ -107,7 +109,7 @@ class FramedService:
                 request = read(message)
                 del message  # it may be large, and the call may wait
                 own_id = request.id if has_id else None
-                request_id = request_id_of(header or own_id)
+                request_id = choose_id(header or own_id)
                 if header or own_id is None:
                     context.set_trailing_metadata(((REQUEST_ID_HEADER, request_id),))
                 activity.working += 1
@@ -121,14 +123,14 @@ class FramedService:
                 receiver.reserve(len(encoded), until_done=task)
                 await turns.copies(len(encoded))
             except HeedError as error:
-                await self._refuse(context, name, request, request_id or request_id_of(header), error)
+                await self._refuse(context, name, request, request_id or choose_id(header), error)
             except DecodeError as error:
                 problem = InvalidRequest(f"the message is not what this call takes: {error}")
-                await self._refuse(context, name, None, request_id_of(header), problem)
-            except (cygrpc.AbortError, cygrpc.ExecuteBatchError):
+                await self._refuse(context, name, None, choose_id(header), problem)
+            except (grpc.aio.AbortError, grpc.aio.InternalError):
                 raise  # the call has ended
             except Exception:
-                request_id = request_id or request_id_of(header)
+                request_id = request_id or choose_id(header)
                 log.exception("unexpected error", request_id=request_id)
                 metadata = ((REQUEST_ID_HEADER, request_id),)
                 await abort(context, INTERNAL.grpc, internal_error_text(request_id), metadata)
@@ -192,7 +194,7 @@ async def abort(context: Context, code: grpc.StatusCode, text: str, metadata: tu
     """End a call with an error; quietly, where the client has gone."""
     try:
         await context.abort(code, text, metadata)
-    except cygrpc.ExecuteBatchError:
+    except grpc.aio.InternalError:
         return
 
 

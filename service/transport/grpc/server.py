@@ -1,10 +1,7 @@
 """The gRPC face: listens, bounds what connections may do, registers the services, and ends within a time."""
 
 import asyncio
-import sys
-import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
@@ -14,14 +11,15 @@ from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from proto import heed_pb2_grpc, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
-from service.engines.preemption import renice_thread
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget
+from service.process.thread_priority import renice_threads_named
 from service.transport.grpc.accept import Handlers, keep_calls_outstanding, take_all_calls
 from service.transport.grpc.endpoint import Activity
 from service.transport.grpc.health import HealthService, ReflectionService
 from service.transport.grpc.receiving import MessageReceiver
 from service.transport.grpc.services import HeedService, InferenceService
+from service.transport.request_metadata import RequestIds
 from service.transport.turns import Turns
 
 if TYPE_CHECKING:  # it needs an extra
@@ -29,15 +27,12 @@ if TYPE_CHECKING:  # it needs an extra
 
 log = structlog.get_logger(__name__)
 
-# gRPC's thread that hands on what comes. On a busy core it would interrupt for each message; a little behind the others
-# it hands on several at once (docs/decisions/transport.md).
-POLLER = "(_poll_wrapper)"
-POLLER_STEPS_BACK = 5
-# Threads of gRPC's core, which read and write the sockets. Where clients send very much several of them would take most
-# of a busy core.
-CORE = "event_engine"
-CORE_STEPS_BACK = 15
-CORE_LOOKS, CORE_LOOK_INTERVAL_S = 100, 0.01
+# gRPC's thread that hands events to the event loop. On a busy core it would interrupt for each message; with a lower
+# priority it hands on several at once, which saves 5 to 9 % (docs/decisions/transport.md).
+POLLER_THREAD, POLLER_NICENESS = "(_poll_wrapper)", 5
+# Threads of gRPC's core, which read and write the sockets. Where clients send very much, several of them would take
+# most of a busy core.
+CORE_THREADS, CORE_NICENESS = "event_engine", 15
 # Metadata of a call: more than the first is refused by chance, more than the second always.
 MAX_METADATA_BYTES, ABSOLUTE_MAX_METADATA_BYTES = 8 * 2**10, 16 * 2**10
 # A connection has so long to say that it speaks HTTP/2.
@@ -108,16 +103,36 @@ async def start_grpc(
     Raises:
         RuntimeError: the port is taken.
     """
-    server = grpc.aio.server(options=channel_options(config))
     receiver = MessageReceiver(bodies, config.max_body_bytes, config.grpc_message_timeout_s)
-    handlers, activity = Handlers(), Activity()
+    handlers, activity, request_ids = Handlers(), Activity(), RequestIds()
     for service, add_to_server in (
         (InferenceService, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
         (HeedService, heed_pb2_grpc.add_HeedServicer_to_server),
         (HealthService, health_pb2_grpc.add_HealthServicer_to_server),
         (ReflectionService, reflection_pb2_grpc.add_ServerReflectionServicer_to_server),
     ):
-        service(predictor, receiver, turns, activity, tracing).register(add_to_server, handlers)
+        service(predictor, receiver, turns, activity, request_ids, tracing).register(add_to_server, handlers)
+    server, port = await listen(handlers, config)
+    return GrpcServer(server, port, handlers, receiver, activity)
+
+
+async def listen(
+    handlers: Handlers, config: ServiceConfig, version: str = grpc.__version__
+) -> tuple[grpc.aio.Server, int]:
+    """Start a gRPC server with the service's settings, for any call handlers.
+
+    Args:
+        handlers: the server's call handlers.
+        config: the options.
+        version: version of grpcio.
+
+    Returns:
+        the server and its port.
+
+    Raises:
+        RuntimeError: the port is taken.
+    """
+    server = grpc.aio.server(options=channel_options(config))
     server.add_generic_rpc_handlers(tuple(handlers.all))
     address = address_of(config.host, config.grpc_port)
     try:
@@ -125,38 +140,13 @@ async def start_grpc(
     except RuntimeError:  # its text names variables of gRPC's core
         raise RuntimeError(f"gRPC cannot listen on {address}: it is in use, or no address of this machine") from None
     await server.start()
-    if not keep_calls_outstanding(server, handlers.all):
-        log.warning("this version of gRPC hands on one call at a time", grpcio=grpc.__version__)
-    for thread in threading.enumerate():
-        if thread.name.endswith(POLLER) and thread.native_id is not None:
-            renice_thread(thread.native_id, by=POLLER_STEPS_BACK)
-    await step_core_back()
-    return GrpcServer(server, port, handlers, receiver, activity)
-
-
-async def step_core_back() -> None:
-    """Let the threads of gRPC's core step back: they have their name a moment after they were started."""
-    if sys.platform != "linux":  # threads have no niceness of their own
-        return
-    found: set[int] = set()
-    for _ in range(CORE_LOOKS):
-        new = set(native_threads(CORE)) - found
-        if found and not new:
-            return
-        for native_id in new:
-            renice_thread(native_id, by=CORE_STEPS_BACK)
-        found |= new
-        await asyncio.sleep(CORE_LOOK_INTERVAL_S)
-    log.warning("gRPC's core has no threads of a known name", grpcio=grpc.__version__)
-
-
-def native_threads(name: str) -> list[int]:
-    """The system's numbers of this process's threads of a name; none where the system does not tell (not Linux)."""
-    try:
-        names = {int(task.name): (task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
-    except OSError:
-        return []
-    return [native_id for native_id, known in names.items() if known == name]
+    if not keep_calls_outstanding(server, handlers.all, version=version):
+        log.warning("calls are taken one at a time: this version of grpcio was not tested", grpcio=version)
+    await asyncio.gather(
+        renice_threads_named(POLLER_THREAD, by=POLLER_NICENESS),
+        renice_threads_named(CORE_THREADS, by=CORE_NICENESS),
+    )
+    return server, port
 
 
 def channel_options(config: ServiceConfig) -> list[tuple[str, int]]:

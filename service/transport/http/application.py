@@ -11,7 +11,7 @@ from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget
 from service.telemetry.metrics import Metrics
 from service.transport.http.connection import ConnectionLimits
-from service.transport.http.endpoint import Endpoint, no_such_route
+from service.transport.http.endpoint import Endpoint
 from service.transport.http.open_inference import OpenInference
 from service.transport.http.operators import Operators
 from service.transport.http.server import HttpServer
@@ -66,4 +66,4 @@ def build_application(endpoint: Endpoint, metrics: Metrics) -> Starlette:
         Operators(endpoint, metrics),
     )
     routes = [route for face in faces for route in face.routes()]
-    return Starlette(routes=routes, exception_handlers={HTTPException: no_such_route})
+    return Starlette(routes=routes, exception_handlers={HTTPException: endpoint.no_such_route})

@@ -28,9 +28,9 @@ from service.transport.request_metadata import (
     REQUEST_ID_HEADER,
     TIMEOUT_HEADER,
     Parameters,
+    RequestIds,
     earliest,
     number_of,
-    request_id_of,
 )
 from service.transport.server_spans import TracedRoute
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
@@ -63,7 +63,7 @@ class Endpoint:
         self, predictor: Predictor, config: ServiceConfig, turns: Turns, tracing: "Tracing | None" = None
     ) -> None:
         self.predictor, self.config = predictor, config
-        self._turns, self._tracing = turns, tracing
+        self._turns, self._tracing, self._request_ids = turns, tracing, RequestIds()
 
     def route(self, path: str, handler: Handler) -> Route:
         """Build a route for GET requests."""
@@ -79,7 +79,7 @@ class Endpoint:
 
         async def respond(request: Request) -> Response:
             request.scope[ARRIVED_S] = time.monotonic()
-            request_id = request_id_of(request.headers.get(REQUEST_ID_HEADER))
+            request_id = self._request_ids.choose(request.headers.get(REQUEST_ID_HEADER))
             try:
                 response = await handler(request, request_id)
                 if (num_bytes := num_body_bytes(response)) > MAX_UNCOUNTED_BYTES:
@@ -199,6 +199,18 @@ class Endpoint:
             length_penalty=None if search is None else search.length_penalty,
         )
 
+    async def no_such_route(self, request: Request, error: Exception) -> Response:
+        """Respond to a path or method that no route has (an exception handler of Starlette)."""
+        assert isinstance(error, HTTPException)
+        text = {
+            404: clipped(f"no such path: {request.url.path}"),
+            405: f"{request.method} is not allowed on {request.url.path}",
+        }
+        response = error_response(error.status_code, text.get(error.status_code, error.detail))
+        response.headers.update(error.headers or {})
+        response.headers[REQUEST_ID_HEADER] = self._request_ids.choose(request.headers.get(REQUEST_ID_HEADER))
+        return response
+
 
 async def run_while_connected(request: Request, work: Awaitable[Any]) -> Any:
     """Await `work`, and cancel it when the client hangs up.
@@ -228,19 +240,6 @@ async def run_while_connected(request: Request, work: Awaitable[Any]) -> Any:
         raise
     finally:
         watcher.cancel()
-
-
-async def no_such_route(request: Request, error: Exception) -> Response:
-    """Respond to a path or method that no route has (an exception handler of Starlette)."""
-    assert isinstance(error, HTTPException)
-    text = {
-        404: clipped(f"no such path: {request.url.path}"),
-        405: f"{request.method} is not allowed on {request.url.path}",
-    }
-    response = error_response(error.status_code, text.get(error.status_code, error.detail))
-    response.headers.update(error.headers or {})
-    response.headers[REQUEST_ID_HEADER] = request_id_of(request.headers.get(REQUEST_ID_HEADER))
-    return response
 
 
 def _too_large(limit: int) -> TooLarge:

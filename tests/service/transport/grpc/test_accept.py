@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import pytest
+from structlog.testing import capture_logs
 
 from load_tests.http2 import HEADERS, PING, Http2Client, frame, prefix
+from service.config import ServiceConfig
 from service.transport.grpc.accept import CALLS_AT_ONCE, Handlers, keep_calls_outstanding, take_all_calls
+from service.transport.grpc.server import listen
 
 NUM_CALLS = 3 * CALLS_AT_ONCE
 
@@ -98,9 +101,26 @@ async def test_calls_that_wait_when_the_server_stops_are_answered() -> None:
     assert ends == dict.fromkeys(streams, HEADERS)  # none is RST_STREAM
 
 
-async def test_a_version_without_these_steps_takes_calls_one_at_a_time() -> None:
-    """It says so, and nothing is begun."""
-    before = asyncio.all_tasks()
-    unknown: Any = SimpleNamespace()
-    assert not keep_calls_outstanding(unknown, [])
-    assert asyncio.all_tasks() == before
+@pytest.mark.parametrize(("version", "warned"), [(grpc.__version__, []), ("1.0.0", ["1.0.0"])])
+async def test_a_version_that_was_not_tested_is_served_the_public_way(version: str, warned: list[str]) -> None:
+    """It gives the same answers as the installed one, without private steps, and one warning names it."""
+
+    async def behaviour(request: bytes, context: Any) -> bytes:
+        return request * 2
+
+    tasks = asyncio.all_tasks()
+    handlers = handlers_of(behaviour)
+    with capture_logs() as logs:
+        server, port = await listen(handlers, ServiceConfig(grpc_port=0), version)
+    takers = [task for task in asyncio.all_tasks() - tasks if task.get_coro().__qualname__.endswith("take")]
+    assert len(takers) == (0 if warned else CALLS_AT_ONCE)
+    with client(port) as call, ThreadPoolExecutor(1) as pool:
+
+        def call_all() -> list[bytes]:
+            futures = [call.future(b"%d " % number, timeout=30) for number in range(NUM_CALLS)]
+            return [future.result() for future in futures]
+
+        answers = await asyncio.get_running_loop().run_in_executor(pool, call_all)
+    assert answers == [b"%d %d " % (number, number) for number in range(NUM_CALLS)]
+    await server.stop(None)
+    assert [entry["grpcio"] for entry in logs if entry["log_level"] == "warning"] == warned

@@ -15,7 +15,7 @@ from service.errors import EngineFailed, HeedError, NotFound, Overloaded
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import ByteBudget, Reservation
 from service.transport.http.connection import MEMORY
-from service.transport.http.endpoint import Endpoint, no_such_route
+from service.transport.http.endpoint import Endpoint
 from service.transport.http.responses import MAX_UNCOUNTED_BYTES
 from service.transport.turns import Turns
 
@@ -54,7 +54,7 @@ class Face:
         """Send one request through the face's routes."""
         routes = [self.endpoint.inference_route("/models/{model}", self.handle)]
         routes.append(self.endpoint.route("/plain", self.handle))
-        application = Starlette(routes=routes, exception_handlers={HTTPException: no_such_route})
+        application = Starlette(routes=routes, exception_handlers={HTTPException: self.endpoint.no_such_route})
 
         async def with_memory(scope: Scope, receive: Receive, send: Send) -> None:
             scope[MEMORY] = memory = Reservation(self.budget)
