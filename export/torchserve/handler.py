@@ -23,7 +23,7 @@ import torch
 
 from export.torchserve.torchscript_engine import TorchScriptEngine
 from model_store.folder import TORCHSCRIPT, FolderError, FoundFolder, ModelFolder
-from service.engines.device import Device
+from service.engines.host import EngineHost
 from service.engines.onnx import Engine
 from service.engines.onnx_session import EngineError
 from service.errors import InvalidRequest
@@ -76,12 +76,12 @@ class Handler:
         found = FoundFolder(context.model_name, "1", archive / MODEL_FOLDER)
         self._loaded = Loader(self._max_rows, threads, perf_counter, open_engine=self._open_engine).load(found)
 
-    def _open_engine(self, folder: ModelFolder, threads: int, device: Device) -> Engine:
+    def _open_engine(self, folder: ModelFolder, threads: int, host: EngineHost) -> Engine:
         if folder.manifest is None:
             raise FolderError("a bare ONNX graph has no task; its tensors are served by python -m service")
         if self._runtime == "torchscript":
             return TorchScriptEngine(folder.file(TORCHSCRIPT).path, folder.manifest, self._device, threads)
-        return open_onnx(folder, threads, device)
+        return open_onnx(folder, threads, host)
 
     def handle(self, requests: Sequence[dict[str, Any]], context: Any) -> list[Any]:
         """Answer a batch with one document per request, in order."""

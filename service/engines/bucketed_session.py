@@ -21,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.engines.device import Device
-from service.engines.gpu_lock import GPU_LOCK, shared_use
+from service.engines.host import EngineHost
 from service.engines.onnx_session import EngineError, run_session, tensor_specs
 from service.process.worker_threads import AssistantThread
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
@@ -79,7 +79,7 @@ class BucketedSession:
     def __init__(
         self,
         session: Any,
-        device: Device,
+        host: EngineHost,
         buckets: Buckets,
         *,
         cuda_graphs: bool = False,
@@ -88,7 +88,7 @@ class BucketedSession:
 
         Args:
             session: a session of ONNX Runtime.
-            device: where it computes.
+            host: where it computes.
             buckets: the shapes that calls are rounded up to.
             cuda_graphs: the session captures CUDA graphs.
 
@@ -103,7 +103,7 @@ class BucketedSession:
         if cuda_graphs and (unknown := [spec.name for spec in outputs if not _has_known_size(spec)]):
             raise EngineError(f"output {unknown[0]!r} has a size that only a call tells: no CUDA graph can write it")
         self._session, self._inputs, self._outputs = session, inputs, outputs
-        self._device, self._buckets = device, buckets
+        self._host, self._buckets = host, buckets
         # An output has as many tokens as the inputs where its dimension has the same name.
         tokens_name = session.get_inputs()[0].shape[1] if dimensions == 2 else None
         self._has_tokens = {
@@ -130,7 +130,8 @@ class BucketedSession:
             raise ValueError(f"the graph's inputs are {', '.join(spec.name for spec in self._inputs)}")
         rows, bucket = feeds[self._inputs[0].name].shape[0], self._bucket_of(feeds)
         captures = self._thread is not None and bucket not in self.allocated
-        with GPU_LOCK.exclusive() if captures else shared_use(self._device), self.device_outputs(feeds) as outputs:
+        lock = self._host.gpu_lock.exclusive() if captures else self._host.shared_use()
+        with lock, self.device_outputs(feeds) as outputs:
             return {
                 # On the CPU `numpy` returns a view of the buffer, which the next call overwrites.
                 spec.name: np.array(value.numpy()[: rows if spec.shape[:1] == (-1,) else None])
@@ -155,7 +156,7 @@ class BucketedSession:
                 buffers.write(spec.name, feeds[spec.name])
             run_session(
                 lambda options: self._session.run_with_iobinding(buffers.binding, buffers.run_options or options),
-                self._device,
+                self._host,
             )
             yield buffers.binding.get_outputs()
         finally:
@@ -180,18 +181,18 @@ class BucketedSession:
     def _allocate(self, bucket: Bucket) -> "_Buffers":
         with self._allocating:
             self.allocated[bucket] = self.allocated.get(bucket, 0) + 1
-        (rows, tokens), binding = bucket, self._session.io_binding()
+        (rows, tokens), binding, device = bucket, self._session.io_binding(), self._host.device
         for spec in self._outputs:
             shape = self._output_shape(spec, bucket)
             if -1 not in shape and spec.datatype in NUMPY_OF:
-                binding.bind_ortvalue_output(spec.name, _empty_on_device(shape, NUMPY_OF[spec.datatype], self._device))
+                binding.bind_ortvalue_output(spec.name, _empty_on_device(shape, NUMPY_OF[spec.datatype], device))
             else:
-                binding.bind_output(spec.name, self._device)  # ONNX Runtime allocates it there for each call
+                binding.bind_output(spec.name, device)  # ONNX Runtime allocates it there for each call
         inputs = {}
         for spec in self._inputs:
             shape = [rows, *spec.shape[1:]] if tokens is None else [rows, tokens, *spec.shape[2:]]
             dtype = NUMPY_OF[spec.datatype]
-            inputs[spec.name] = (np.zeros(shape, dtype), _empty_on_device(shape, dtype, self._device))
+            inputs[spec.name] = (np.zeros(shape, dtype), _empty_on_device(shape, dtype, device))
         run_options = None
         if self._thread is not None:
             run_options = onnxruntime.RunOptions()

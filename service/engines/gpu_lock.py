@@ -1,10 +1,8 @@
-"""The process-wide lock that keeps CUDA graph capture apart from all other use of the GPU."""
+"""The lock that keeps CUDA graph capture apart from all other use of the GPU."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from threading import Condition
-
-from service.engines.device import Device
 
 
 class SharedExclusiveLock:
@@ -46,13 +44,3 @@ class SharedExclusiveLock:
             with self._changed:
                 self._is_exclusive = False
                 self._changed.notify_all()
-
-
-# While ONNX Runtime captures a CUDA graph (cudaStreamCaptureModeGlobal), GPU allocations, copies and waits of any other
-# thread of the process fail, whichever model they belong to. Hence one lock for the process.
-GPU_LOCK = SharedExclusiveLock()
-
-
-def shared_use(device: Device) -> AbstractContextManager[None]:
-    """Hold `GPU_LOCK` shared while a thread uses the device; the CPU needs no lock."""
-    return nullcontext() if device == "cpu" else GPU_LOCK.shared()

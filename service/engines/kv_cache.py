@@ -16,7 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from service.engines.device import Device, providers
-from service.engines.gpu_lock import shared_use
+from service.engines.host import EngineHost
 from service.engines.onnx_builder import FLOAT, FLOAT16, gather_graph
 from service.engines.onnx_session import run_binding, session_options
 
@@ -77,22 +77,22 @@ class HostKvCache:
 class DeviceGathers:
     """Graphs that copy rows of keys and values within the device's memory."""
 
-    def __init__(self, count: int, dtype: np.dtype[Any], device: Device) -> None:
+    def __init__(self, count: int, dtype: np.dtype[Any], host: EngineHost) -> None:
         """Load the graphs.
 
         Args:
             count: tensors that each copy has.
             dtype: element type of the tensors, float32 or float16.
-            device: where they lie.
+            host: where they lie.
         """
-        self._dtype, self._device = dtype, device
+        self._dtype, self._host = dtype, host
         element_type = {"float32": FLOAT, "float16": FLOAT16}[dtype.name]
 
         def opened(second_axis: int | None) -> Any:
             graph = gather_graph(count, element_type, 4, second_axis)
-            return onnxruntime.InferenceSession(graph, session_options(1), providers=providers(device))
+            return onnxruntime.InferenceSession(graph, session_options(1), providers=providers(host.device))
 
-        with shared_use(device):
+        with host.shared_use():
             self._rows, self._rows_and_places = opened(None), opened(2)
 
     def copy(
@@ -127,9 +127,9 @@ class DeviceGathers:
         offset = first * H * L * K * self._dtype.itemsize
         for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
             binding.bind_ortvalue_input(f"x_{number}", source)
-            memory = self._device, 0, self._dtype.type, (len(rows), *shape), target.data_ptr() + offset
+            memory = self._host.device, 0, self._dtype.type, (len(rows), *shape), target.data_ptr() + offset
             binding.bind_output(f"y_{number}", *memory)
-        run_binding(session, binding, self._device)
+        run_binding(session, binding, self._host)
 
 
 class DeviceKvCache:

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
 from service.engines.bucketed_session import Bucket, BucketedSession, Buckets
-from service.engines.device import Device
-from service.engines.gpu_lock import shared_use
+from service.engines.host import EngineHost
 from service.engines.onnx_session import engine_errors, open_session, run_session, tensor_specs
 from service.tensors import NUMPY_OF, Arrays, TensorSpec
 
@@ -57,7 +56,7 @@ class OnnxEngine:
         self,
         graph: Path | PrivateGraph | bytes,
         threads: int,
-        device: Device = "cpu",
+        host: EngineHost,
         buckets: Buckets | None = None,
         *,
         cuda_graphs: bool = False,
@@ -68,7 +67,7 @@ class OnnxEngine:
         Args:
             graph: the file, the private copy of one, or the content of one without external weights.
             threads: for each call on the CPU.
-            device: where the graph is computed.
+            host: where the graph is computed.
             buckets: the shapes that calls are rounded up to; None computes each call in its own shape.
             cuda_graphs: capture the calls of each bucket as a CUDA graph, and replay it.
             binds: calls without buckets have their inputs and outputs in the device's memory; None: on a GPU.
@@ -77,17 +76,17 @@ class OnnxEngine:
             EngineError: ONNX Runtime refuses the graph, the protocol cannot carry its tensors, or no buckets are known
                 for them.
         """
-        self._session = open_session(graph, threads, device, cuda_graphs=cuda_graphs)
+        self._session = open_session(graph, threads, host, cuda_graphs=cuda_graphs)
         self.inputs = tensor_specs(self._session.get_inputs())
         self.outputs = tensor_specs(self._session.get_outputs())
         self.optional_inputs = tensor_specs(self._session.get_overridable_initializers())
         self._output_names = [spec.name for spec in self.outputs]
-        self._device, self._bucketed = device, None
+        self._host, self._bucketed = host, None
         if buckets is not None:
-            self._bucketed = BucketedSession(self._session, device, buckets, cuda_graphs=cuda_graphs)
+            self._bucketed = BucketedSession(self._session, host, buckets, cuda_graphs=cuda_graphs)
         # Strings lie in the host's memory, whatever the device.
         bindable = all(spec.datatype in NUMPY_OF for spec in (*self.inputs, *self.outputs))
-        self.binds = bindable and (device == "cuda" if binds is None else binds)
+        self.binds = bindable and (host.device == "cuda" if binds is None else binds)
 
     @property
     def buffers(self) -> dict[Bucket, int]:
@@ -99,11 +98,11 @@ class OnnxEngine:
         with engine_errors():
             if self._bucketed:
                 return self._bucketed.run(feeds)
-            with shared_use(self._device):
+            with self._host.shared_use():
                 if self.binds:
                     outputs = self._run_bound(feeds)
                 else:
-                    outputs = run_session(partial(self._session.run, self._output_names, feeds), self._device)
+                    outputs = run_session(partial(self._session.run, self._output_names, feeds), self._host)
         return dict(zip(self._output_names, outputs, strict=True))
 
     def _run_bound(self, feeds: Arrays) -> list[NDArray[Any]]:
@@ -112,10 +111,10 @@ class OnnxEngine:
             raise ValueError(f"the graph has no input {', '.join(sorted(unknown))}")
         binding = self._session.io_binding()
         for name, array in feeds.items():
-            on_device = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device)
+            on_device = onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._host.device)
             binding.bind_ortvalue_input(name, on_device)
         for name in self._output_names:
-            binding.bind_output(name, self._device)
-        run_session(lambda options: self._session.run_with_iobinding(binding, options), self._device)
+            binding.bind_output(name, self._host.device)
+        run_session(lambda options: self._session.run_with_iobinding(binding, options), self._host)
         # On the CPU `numpy` returns a view of memory that is freed with the binding.
         return [np.array(value.numpy()) for value in binding.get_outputs()]

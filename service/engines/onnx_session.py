@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import onnxruntime
 
 from model_store.private_files import PrivateGraph
-from service.engines.device import CUDA, Device, providers
-from service.engines.gpu_lock import shared_use
+from service.engines.device import CUDA, providers
+from service.engines.host import EngineHost
 from service.engines.int8_products import session_entries
-from service.engines.preemption import Terminated, run_preemptible, run_stoppable
+from service.engines.preemption import Terminated
 from service.tensors import TensorSpec
 
 T = TypeVar("T")
@@ -39,7 +39,9 @@ class EngineError(Exception):
     """The graph cannot be loaded, or a call failed."""
 
 
-def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Device, *, cuda_graphs: bool = False) -> Any:
+def open_session(
+    graph: Path | PrivateGraph | bytes, threads: int, host: EngineHost, *, cuda_graphs: bool = False
+) -> Any:
     """Open a session of ONNX Runtime.
 
     The session copies all weights into the form that it computes with, so a private copy of the graph may be dropped
@@ -48,17 +50,17 @@ def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Devic
     Args:
         graph: the file, the private copy of one, or the content of one without external weights.
         threads: for each call on the CPU.
-        device: where the session computes.
+        host: where the session computes.
         cuda_graphs: capture CUDA graphs, if the device can.
 
     Raises:
         EngineError: ONNX Runtime refuses the graph, or would compute it on another device.
     """
-    chosen, options = providers(device, cuda_graphs=cuda_graphs), session_options(threads)
+    chosen, options = providers(host.device, cuda_graphs=cuda_graphs), session_options(threads)
     name = "the graph" if isinstance(graph, bytes) else graph.name
     source = graph.file.path if isinstance(graph, PrivateGraph) else graph
     try:
-        with shared_use(device), ExitStack() as mapped:
+        with host.shared_use(), ExitStack() as mapped:
             if isinstance(graph, PrivateGraph) and graph.weights:
                 contents = [mapped.enter_context(weights.mapped()) for weights in graph.weights.values()]
                 lengths = [len(content) for content in contents]
@@ -69,7 +71,7 @@ def open_session(graph: Path | PrivateGraph | bytes, threads: int, device: Devic
         raise EngineError(
             f"{name}: {text if isinstance(source, bytes) else text.replace(str(source), name)}"
         ) from error
-    if device == "cuda" and CUDA not in session.get_providers():
+    if host.device == "cuda" and CUDA not in session.get_providers():
         raise EngineError(f"{name}: ONNX Runtime would compute it on the CPU, and CUDA was asked for")
     return session
 
@@ -87,7 +89,7 @@ def session_options(threads: int) -> Any:
     return options
 
 
-def run_session(call: Callable[[Any], T], device: Device) -> T:
+def run_session(call: Callable[[Any], T], host: EngineHost) -> T:
     """Make a call of a session at the calling thread's priority.
 
     On the CPU a background call is stopped when a request arrives, after the operator that is being computed, and is
@@ -96,15 +98,17 @@ def run_session(call: Callable[[Any], T], device: Device) -> T:
 
     Args:
         call: gets ONNX Runtime's `RunOptions`, or None.
-        device: where the session computes.
+        host: where the session computes.
 
     Raises:
         Terminated: the thread's `EngineCall` was terminated.
     """
-    return run_stoppable(call, new_run_options) if device == "cuda" else run_preemptible(call, new_run_options)
+    if host.device == "cuda":
+        return host.preemption.run_stoppable(call, new_run_options)
+    return host.preemption.run_preemptible(call, new_run_options)
 
 
-def run_binding(session: Any, binding: Any, device: Device) -> None:
+def run_binding(session: Any, binding: Any, host: EngineHost) -> None:
     """Run a session on bound tensors, like `run_session`.
 
     Raises:
@@ -112,7 +116,7 @@ def run_binding(session: Any, binding: Any, device: Device) -> None:
         Terminated: the thread's `EngineCall` was terminated.
     """
     with engine_errors():
-        run_session(lambda options: session.run_with_iobinding(binding, options), device)
+        run_session(lambda options: session.run_with_iobinding(binding, options), host)
 
 
 def new_run_options() -> Any:

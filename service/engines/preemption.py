@@ -1,25 +1,22 @@
 """Preemptible engine calls: background calls run under SCHED_IDLE and are cancelled and retried when a request arrives.
 
-A thread that has called `lower_engine_priority` makes background calls. They begin while no request is being answered,
-yield the core to every other thread, and are stopped by `preempt_background`; the same call is made again after
-`resume_background`. The scheduling policy alone would not do: Linux now and then lets a runnable thread of the lowest
-priority have a whole tick of 4 ms.
+A thread that has called `Preemption.lower_engine_priority` makes background calls. They begin while no request is being
+answered, yield the core to every other thread, and are stopped by `preempt_background`; the same call is made again
+after `resume_background`. The scheduling policy alone would not do: Linux now and then lets a runnable thread of the
+lowest priority have a whole tick of 4 ms.
 
 Any engine call, background or not, is terminated (`EngineCall`) when nobody waits for its answer any more, or when it
 has taken too long.
-
-The cores belong to the process, and so does the state of this module.
 """
 
 import contextlib
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+from service.process.thread_priority import use_idle_policy
 from service.process.worker_threads import AssistantThread, ThreadEnded
 
 T = TypeVar("T")
@@ -42,8 +39,8 @@ class Terminated(Exception):
 class EngineCall:
     """One engine call of a batcher, which another thread may terminate.
 
-    The engine makes it within `terminable`. ONNX Runtime stops after the operator that is being computed, also within
-    the body of a Loop. An engine that calls neither `run_preemptible` nor `run_stoppable` is not stopped.
+    The engine makes it within `Preemption.terminable`. ONNX Runtime stops after the operator that is being computed,
+    also within the body of a Loop. An engine that calls neither `run_preemptible` nor `run_stoppable` is not stopped.
     """
 
     def __init__(self) -> None:
@@ -79,165 +76,147 @@ class _ThreadState(threading.local):
     computed_s: float = 0.0  # computed by `idle_thread`
 
 
-class _Background:
-    """Whether background calls may run now, and the ones that do."""
+class Preemption:
+    """Whether background engine calls may run now, and which calls can be stopped; one object for all engines.
+
+    With calls of low priority in ordinary threads, the 99th percentile of lone predictions was 1.5 to 2.5 times as
+    high, and with SCHED_IDLE alone 1.1 to 1.6 times (docs/decisions/scheduling.md; with both: docs/benchmarks.md).
+    """
 
     def __init__(self) -> None:
-        self.held = False  # between `preempt_background` and `resume_background`
-        self.has_threads = False  # some thread has lowered its engine priority
-        self.quiet = threading.Event()  # the opposite of `held`, kept up to date once `has_threads`
-        self.quiet.set()
-        self.stops: set[Stop] = set()  # of the calls that are being computed
+        self._thread = _ThreadState()
+        self._held = False  # between `preempt_background` and `resume_background`
+        self._has_threads = False  # some thread has lowered its engine priority
+        self._quiet = threading.Event()  # the opposite of `_held`, kept up to date once `_has_threads`
+        self._quiet.set()
+        self._stops: set[Stop] = set()  # of the background calls that are being computed
 
-
-_thread_state = _ThreadState()
-_background = _Background()
-
-
-@contextlib.contextmanager
-def terminable(call: EngineCall) -> Iterator[None]:
-    """Let `call.terminate` stop what the calling thread computes within the `with`."""
-    _thread_state.engine_call = call
-    try:
-        yield
-    finally:
-        _thread_state.engine_call = None
-
-
-def lower_engine_priority() -> None:
-    """Make background calls of the engine calls that the calling thread makes from now on.
-
-    The thread itself keeps its priority: its Python code holds the interpreter's lock, and a thread that gets no core
-    could not release it. Engine calls release it, so a second thread, under SCHED_IDLE, makes these and nothing else.
-    """
-    _thread_state.idle_thread = _new_idle_thread()
-    _thread_state.computed_s = 0.0
-    _background.has_threads = True
-    if _background.held:
-        _background.quiet.clear()
-        if not _background.held:  # `resume_background` came in between
-            _background.quiet.set()
-
-
-def compute(function: Callable[..., T], *arguments: Any) -> T:
-    """Call a function that releases the interpreter's lock while it computes, at the thread's engine priority.
-
-    Raises:
-        ThreadEnded: the second thread of a thread of lowered priority has ended; the next call gets a new one.
-    """
-    idle_thread = _thread_state.idle_thread
-    if idle_thread is None:
-        return function(*arguments)
-    try:
-        result, took_s = idle_thread.call(partial(_timed, function, *arguments))
-    except ThreadEnded:
-        _thread_state.idle_thread = _new_idle_thread()
-        raise
-    _thread_state.computed_s += took_s
-    return result
-
-
-def working_time() -> float:
-    """Return `time.thread_time`, plus the seconds that the second thread of a thread of lowered priority computed.
-
-    Wall-clock time would include the waits of background calls, and the tries that were stopped.
-    """
-    return time.thread_time() + _thread_state.computed_s
-
-
-def run_preemptible(call: Callable[[Any], T], new_stop: Callable[[], Stop], patience_s: float = PATIENCE_S) -> T:
-    """Make a call that can be stopped; a background call waits until it may run, and is made again when stopped.
-
-    Args:
-        call: gets a `Stop` and raises when that stops it; gets None if nothing will stop it.
-        new_stop: makes a `Stop`.
-        patience_s: after this time no request stops the call any more; `EngineCall.terminate` still does.
-
-    Raises:
-        Terminated: `EngineCall.terminate` stopped it.
-    """
-    engine_call = _thread_state.engine_call
-    if not _background.has_threads or _thread_state.idle_thread is None:
-        return run_stoppable(call, new_stop)
-    stop = new_stop()
-    until_s = time.monotonic() + patience_s
-    while _background.quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
-        stop.terminate = False
-        _background.stops.add(stop)
-        if not _background.quiet.is_set():  # `preempt_background` may have come before the `add`
-            stop.terminate = True
+    @contextlib.contextmanager
+    def terminable(self, call: EngineCall) -> Iterator[None]:
+        """Let `call.terminate` stop what the calling thread computes within the `with`."""
+        self._thread.engine_call = call
         try:
-            return _terminable_call(engine_call, call, stop)
-        except Terminated:
-            raise
-        except Exception:
-            if not stop.terminate:
-                raise
+            yield
         finally:
-            _background.stops.discard(stop)
-    return run_stoppable(call, new_stop)
+            self._thread.engine_call = None
 
+    def lower_engine_priority(self) -> None:
+        """Make background calls of the engine calls that the calling thread makes from now on.
 
-def run_stoppable(call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
-    """Make a call that only `EngineCall.terminate` may stop, at the thread's engine priority.
+        The thread itself keeps its priority: its Python code holds the interpreter's lock, and a thread that gets no
+        core could not release it. Engine calls release it, so a second thread, under SCHED_IDLE, makes these and
+        nothing else.
+        """
+        self._thread.idle_thread = _new_idle_thread()
+        self._thread.computed_s = 0.0
+        self._has_threads = True
+        if self._held:
+            self._quiet.clear()
+            if not self._held:  # `resume_background` came in between
+                self._quiet.set()
 
-    Args:
-        call: gets a `Stop` and raises when that stops it; gets None if nothing will stop it.
-        new_stop: makes a `Stop`.
+    def compute(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function that releases the interpreter's lock while it computes, at the thread's engine priority.
 
-    Raises:
-        Terminated: `EngineCall.terminate` stopped it.
-    """
-    engine_call = _thread_state.engine_call
-    return compute(call, None) if engine_call is None else _terminable_call(engine_call, call, new_stop())
+        Raises:
+            ThreadEnded: the second thread of a thread of lowered priority has ended; the next call gets a new one.
+        """
+        idle_thread = self._thread.idle_thread
+        if idle_thread is None:
+            return function(*arguments)
+        try:
+            result, took_s = idle_thread.call(partial(_timed, function, *arguments))
+        except ThreadEnded:
+            self._thread.idle_thread = _new_idle_thread()
+            raise
+        self._thread.computed_s += took_s
+        return result
 
+    def working_time(self) -> float:
+        """Return `time.thread_time`, plus the seconds that the second thread of a thread of lowered priority computed.
 
-def _terminable_call(engine_call: EngineCall | None, call: Callable[[Any], T], stop: Stop) -> T:
-    """Make a call that `engine_call`, if there is one, can terminate.
+        Wall-clock time would include the waits of background calls, and the tries that were stopped.
+        """
+        return time.thread_time() + self._thread.computed_s
 
-    Raises:
-        Terminated: it did.
-    """
-    if engine_call is None:
-        return compute(call, stop)
-    try:
-        engine_call.begin(stop)
-        return compute(call, stop)
-    except Exception as error:
-        if engine_call.terminated:
-            raise Terminated from error
-        raise
-    finally:
-        engine_call.end()
+    def run_preemptible(
+        self, call: Callable[[Any], T], new_stop: Callable[[], Stop], patience_s: float = PATIENCE_S
+    ) -> T:
+        """Make a call that can be stopped; a background call waits until it may run, and is made again when stopped.
 
+        Args:
+            call: gets a `Stop` and raises when that stops it; gets None if nothing will stop it.
+            new_stop: makes a `Stop`.
+            patience_s: after this time no request stops the call any more; `EngineCall.terminate` still does.
 
-def preempt_background() -> None:
-    """Stop the running background calls and let none begin until `resume_background`."""
-    _background.held = True
-    if _background.has_threads:  # most servers never explain, and this runs for every request
-        _background.quiet.clear()
-        for stop in tuple(_background.stops):
-            stop.terminate = True
+        Raises:
+            Terminated: `EngineCall.terminate` stopped it.
+        """
+        engine_call = self._thread.engine_call
+        if not self._has_threads or self._thread.idle_thread is None:
+            return self.run_stoppable(call, new_stop)
+        stop = new_stop()
+        until_s = time.monotonic() + patience_s
+        while self._quiet.wait(until_s - time.monotonic()) and time.monotonic() < until_s:
+            stop.terminate = False
+            self._stops.add(stop)
+            if not self._quiet.is_set():  # `preempt_background` may have come before the `add`
+                stop.terminate = True
+            try:
+                return self._terminable_call(engine_call, call, stop)
+            except Terminated:
+                raise
+            except Exception:
+                if not stop.terminate:
+                    raise
+            finally:
+                self._stops.discard(stop)
+        return self.run_stoppable(call, new_stop)
 
+    def run_stoppable(self, call: Callable[[Any], T], new_stop: Callable[[], Stop]) -> T:
+        """Make a call that only `EngineCall.terminate` may stop, at the thread's engine priority.
 
-def resume_background() -> None:
-    """Let background calls begin."""
-    _background.held = False
-    if _background.has_threads:
-        _background.quiet.set()
+        Args:
+            call: gets a `Stop` and raises when that stops it; gets None if nothing will stop it.
+            new_stop: makes a `Stop`.
 
+        Raises:
+            Terminated: `EngineCall.terminate` stopped it.
+        """
+        engine_call = self._thread.engine_call
+        return self.compute(call, None) if engine_call is None else self._terminable_call(engine_call, call, new_stop())
 
-def renice_thread(native_id: int, by: int) -> None:
-    """Raise the niceness (sched(7)) of a running thread, so that it gets less of a contended core; Linux only.
+    def _terminable_call(self, engine_call: EngineCall | None, call: Callable[[Any], T], stop: Stop) -> T:
+        """Make a call that `engine_call`, if there is one, can terminate.
 
-    Args:
-        native_id: the thread's number in the operating system. Threads that it starts later inherit its niceness.
-        by: niceness above that of the process's first thread.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            niceness = os.getpriority(os.PRIO_PROCESS, os.getpid())
-            os.setpriority(os.PRIO_PROCESS, native_id, min(niceness + by, 19))
+        Raises:
+            Terminated: it did.
+        """
+        if engine_call is None:
+            return self.compute(call, stop)
+        try:
+            engine_call.begin(stop)
+            return self.compute(call, stop)
+        except Exception as error:
+            if engine_call.terminated:
+                raise Terminated from error
+            raise
+        finally:
+            engine_call.end()
+
+    def preempt_background(self) -> None:
+        """Stop the running background calls and let none begin until `resume_background`."""
+        self._held = True
+        if self._has_threads:  # most servers never explain, and this runs for every request
+            self._quiet.clear()
+            for stop in tuple(self._stops):
+                stop.terminate = True
+
+    def resume_background(self) -> None:
+        """Let background calls begin."""
+        self._held = False
+        if self._has_threads:
+            self._quiet.set()
 
 
 def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
@@ -246,14 +225,4 @@ def _timed(function: Callable[..., T], *arguments: Any) -> tuple[T, float]:
 
 
 def _new_idle_thread() -> AssistantThread:
-    return AssistantThread(f"{threading.current_thread().name}-lowest", _use_idle_policy)
-
-
-def _use_idle_policy() -> None:
-    """Move the calling thread to `SCHED_IDLE` (sched(7)): every other thread takes the core from it at once.
-
-    That needs no privileges, but the way back does. Where the policy does not exist or is forbidden, background calls
-    are at least short.
-    """
-    with contextlib.suppress(AttributeError, OSError):
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    return AssistantThread(f"{threading.current_thread().name}-lowest", use_idle_policy)

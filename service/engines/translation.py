@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
 from service.engines.bucketed_session import BucketedSession, Buckets
-from service.engines.device import Device, Place
-from service.engines.gpu_lock import shared_use
+from service.engines.device import Place
+from service.engines.host import EngineHost
 from service.engines.kv_cache import DeviceGathers, DeviceKvCache, HostKvCache, KvCache
 from service.engines.onnx_session import DATATYPE_OF, EngineError, engine_errors, open_session, run_binding, run_session
 from service.tensors import NUMPY_OF
@@ -88,7 +88,7 @@ class TranslationEngine:
         encoder: Path | PrivateGraph,
         decoder: Path | PrivateGraph,
         threads: int,
-        device: Device = "cpu",
+        host: EngineHost,
         *,
         max_tokens: int,
         keeps_on_device: bool | None = None,
@@ -99,7 +99,7 @@ class TranslationEngine:
             encoder: the graph of the encoder.
             decoder: the graph of a decoder step.
             threads: for each call on the CPU.
-            device: where both graphs are computed.
+            host: where both graphs are computed.
             max_tokens: tokens of the longest source.
             keeps_on_device: keys and values stay in the device's memory. None: on a GPU the source's do, and the
                 earlier tokens' do if the operator that writes them runs there.
@@ -107,7 +107,7 @@ class TranslationEngine:
         Raises:
             EngineError: ONNX Runtime refuses a graph, or its tensors are not those of a translation model.
         """
-        self._encoder, self._decoder = (open_session(graph, threads, device) for graph in (encoder, decoder))
+        self._encoder, self._decoder = (open_session(graph, threads, host) for graph in (encoder, decoder))
         inputs = {node.name: node for node in self._decoder.get_inputs()}
         self.cache_names = [name for name in inputs if name.startswith(("key_", "value_"))]
         self.cross_names = [f"cross_{name}" for name in self.cache_names]
@@ -118,10 +118,10 @@ class TranslationEngine:
         if types not in ({"tensor(float)"}, {"tensor(float16)"}):
             raise EngineError(f"{decoder.name}: keys and values are {', '.join(sorted(types))}, not of one known type")
         self.dtype = NUMPY_OF[DATATYPE_OF[types.pop()]]
-        self.device: Device = device
+        self.host = host
         # GroupQueryAttention, which writes the cache, has no float32 kernel on CUDA: ONNX Runtime computes it on the
         # CPU, and would copy a cache on the device to the host and back at each step.
-        on_gpu = device == "cuda"
+        on_gpu = host.device == "cuda"
         self._cache_on_device = on_gpu and self.dtype == np.float16 if keeps_on_device is None else keeps_on_device
         self._cross_on_device = on_gpu if keeps_on_device is None else keeps_on_device
         # Inputs that the graph reads on another device are copied when they are bound, not when they change.
@@ -130,8 +130,8 @@ class TranslationEngine:
         self._gathers: DeviceGathers | None = None
         if self._cross_on_device:
             buckets = Buckets(max_tokens, {"input_ids": FILL_ID}, KEPT_TOKENS)
-            self._encoder_calls = BucketedSession(self._encoder, device, buckets)
-            self._gathers = DeviceGathers(len(self.cache_names), self.dtype, device)
+            self._encoder_calls = BucketedSession(self._encoder, host, buckets)
+            self._gathers = DeviceGathers(len(self.cache_names), self.dtype, host)
         if on_gpu:
             log.info(
                 "translation keeps its cache", where=self.cache_place, precision=str(self.dtype), graph=str(decoder)
@@ -162,7 +162,7 @@ class TranslationEngine:
         shape = (size[0], self.num_heads, size[1], self.head_width)
         if on_device:
             assert self._gathers is not None
-            return DeviceKvCache(names, shape, self.dtype, self.device, self._gathers, zeros=zeros)
+            return DeviceKvCache(names, shape, self.dtype, self.host.device, self._gathers, zeros=zeros)
         return HostKvCache(names, shape, self.dtype)
 
     @contextmanager
@@ -188,7 +188,7 @@ class TranslationEngine:
         with ExitStack() as using:
             with engine_errors():
                 if calls is None:
-                    outputs = run_session(partial(self._encoder.run, self.cross_names, feeds), self.device)
+                    outputs = run_session(partial(self._encoder.run, self.cross_names, feeds), self.host)
                 else:
                     outputs = using.enter_context(calls.device_outputs(feeds))
             yield outputs
@@ -203,7 +203,7 @@ class TranslationEngine:
         Raises:
             EngineError: the graph cannot compute them.
         """
-        run_binding(self._decoder, binding, self.device)
+        run_binding(self._decoder, binding, self.host)
 
     def open(self, max_rows: int, max_places: int) -> "RunningBatches":
         """Open running batches for one thread.
@@ -231,7 +231,7 @@ class RunningBatches:
         Raises:
             EngineError: the encoder cannot compute them.
         """
-        with shared_use(self._engine.device):
+        with self._engine.host.shared_use():
             self._join(sentences)
 
     def _join(self, sentences: Sequence[Decodable]) -> None:
@@ -263,14 +263,14 @@ class RunningBatches:
         Raises:
             EngineError: a graph cannot compute the step; no search of that batch has advanced.
         """
-        with shared_use(self._engine.device):
+        with self._engine.host.shared_use():
             for batch in self._by_shape.values():
                 if batch.sentences:
                     batch.step()
 
     def leave(self, sentence: Decodable) -> None:
         """Remove a sentence and free its rows."""
-        with shared_use(self._engine.device):
+        with self._engine.host.shared_use():
             self._by_shape[sentence.rows, sentence.num_candidates].leave(sentence)
 
 

@@ -27,7 +27,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from service.engines.preemption import compute
 from service.errors import Overloaded
 from service.explanation.evaluation import EvaluationCache, ValueFunction, value_function_of
 from service.explanation.graph_methods import (
@@ -177,7 +176,7 @@ class Explainer:
         values = await cache.values(np.concatenate([whole_M[None], ~whole_M[None], samples.kept_SM]))
         whole_K, empty_K, values_SK = values[0], values[1], values[2:]
         method: SamplingMethod = next(known for known in SAMPLING_METHODS if known == plan.method)
-        estimating = partial(compute, estimate, method, samples, values_SK, whole_K, empty_K)
+        estimating = partial(self._idle_executor.compute, estimate, method, samples, values_SK, whole_K, empty_K)
         weights_MK = await self._idle_executor.run(estimating, deadline_s)
         gap = abs(weights_MK.sum() - (whole_K.sum() - empty_K.sum()))
         return _Attribution(weights_MK, float(gap) if method == "shap" else None)
@@ -218,7 +217,7 @@ class Explainer:
             # Attention is never exactly zero: shift it so that the least attended patch is transparent.
             shown_RC = patches_RC - patches_RC.min() if plan.method == "attention" else patches_RC
             details["overlay"] = await self._idle_executor.run(
-                partial(compute, _draw_overlay, plan.picture, shown_RC), deadline_s
+                partial(self._idle_executor.compute, _draw_overlay, plan.picture, shown_RC), deadline_s
             )
             details["patches"] = patches_RC.tolist()
         else:

@@ -7,7 +7,7 @@ from threading import Lock, Timer
 from model_store.folder import FolderError
 from model_store.private_files import PrivateGraph
 from service.engines.onnx import Engine
-from service.engines.preemption import EngineCall, Terminated, terminable
+from service.engines.preemption import EngineCall, Preemption, Terminated
 from service.models.row_independence import TrialStopped
 from service.models.row_independence.onnx_graph import Graph, Model, UnreadableGraph, read_model
 from service.tensors import Arrays, TensorSpec
@@ -93,7 +93,7 @@ class BareEngine:
         return self._engine.run(feeds)
 
 
-def run_within(engine: BareEngine, feeds: Arrays, limit_s: float) -> Arrays:
+def run_within(engine: BareEngine, preemption: Preemption, feeds: Arrays, limit_s: float) -> Arrays:
     """Make an engine call that is terminated after `limit_s` seconds.
 
     Raises:
@@ -104,7 +104,7 @@ def run_within(engine: BareEngine, feeds: Arrays, limit_s: float) -> Arrays:
     timer = Timer(limit_s, call.terminate)
     timer.start()
     try:
-        with terminable(call):
+        with preemption.terminable(call):
             return engine.run(feeds)
     except Terminated:
         raise TrialStopped from None

@@ -7,7 +7,7 @@ import structlog
 
 from model_store.folder import ModelFolder
 from service.engines.bucketed_session import Buckets
-from service.engines.device import Device
+from service.engines.host import EngineHost
 from service.engines.onnx import Engine, OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 CAPTURED_PRECISIONS = ("float32", "float16")
 
 
-def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engine:
+def open_onnx(folder: ModelFolder, threads: int, host: EngineHost) -> Engine:
     """Open the graph of a model that has one graph. On a GPU, calls of a known task are rounded up to buckets.
 
     Raises:
@@ -27,23 +27,23 @@ def open_onnx(folder: ModelFolder, threads: int, device: Device = "cpu") -> Engi
         FolderError: a file that says how inputs are padded is damaged.
     """
     graph = folder.graph
-    buckets = None if device == "cpu" else buckets_of(folder)
+    buckets = None if host.device == "cpu" else buckets_of(folder)
     if buckets is None:
-        return OnnxEngine(graph, threads, device)
+        return OnnxEngine(graph, threads, host)
     problem, model = capture_problem(folder), {"model": folder.name, "version": str(folder.version)}
     if problem is None:
         try:
-            engine = OnnxEngine(graph, threads, device, buckets, cuda_graphs=True)
+            engine = OnnxEngine(graph, threads, host, buckets, cuda_graphs=True)
         except EngineError as error:
             problem = f"refused: {error}"
         else:
             log.info("model is computed in buckets, with CUDA graphs", **model)
             return engine
     log.info("model is computed in buckets, without CUDA graphs", **model, why=problem)
-    return OnnxEngine(graph, threads, device, buckets)
+    return OnnxEngine(graph, threads, host, buckets)
 
 
-def open_translation(folder: ModelFolder, threads: int, device: Device = "cpu") -> TranslationEngine:
+def open_translation(folder: ModelFolder, threads: int, host: EngineHost) -> TranslationEngine:
     """Open the encoder and the decoder of a translation model.
 
     Raises:
@@ -52,7 +52,7 @@ def open_translation(folder: ModelFolder, threads: int, device: Device = "cpu") 
     assert folder.manifest is not None
     max_tokens = folder.manifest.limits.max_tokens
     assert max_tokens is not None
-    return TranslationEngine(folder.encoder, folder.graph, threads, device, max_tokens=max_tokens)
+    return TranslationEngine(folder.encoder, folder.graph, threads, host, max_tokens=max_tokens)
 
 
 class _GpuCalls(NamedTuple):

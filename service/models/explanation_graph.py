@@ -30,6 +30,7 @@ from model_store.folder import (
     decode_explain_golden,
 )
 from model_store.private_files import PrivateFile, PrivateGraph
+from service.engines.host import EngineHost
 from service.engines.onnx_session import EngineError, first_line, open_session, run_session
 from service.engines.preemption import Terminated
 from service.errors import EngineFailed, Unavailable
@@ -83,16 +84,17 @@ def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
 class ExplainGraph:
     """The explanation graph of one model version. One thread calls it; once `ready`, its attributes do not change."""
 
-    def __init__(self, folder: ModelFolder, task: Explainable, golden: Golden) -> None:
+    def __init__(self, folder: ModelFolder, task: Explainable, golden: Golden, host: EngineHost) -> None:
         """Keep private copies of the files that it needs, without opening a session.
 
         Args:
             folder: the folder as it was when the model was loaded.
             task: the model's task.
             golden: the model's golden examples.
+            host: computes the graph, on the CPU.
         """
         self._name, self._version, self._examples = folder.name, str(folder.version), folder.golden
-        self._task, self._golden = task, golden
+        self._task, self._golden, self._host = task, golden, host
         self._session: Any = None
         self._problem: str | None = None
         # Its weights lie in the files of the served graphs: these copies, with which the model was proved.
@@ -172,7 +174,7 @@ class ExplainGraph:
             return found, time.thread_time() - started_s
 
         try:
-            found, cpu_s = run_session(call, "cpu")
+            found, cpu_s = run_session(call, self._host)
         except Terminated:
             raise
         except Exception as error:  # ONNX Runtime raises many types, which have no common base class
@@ -183,7 +185,7 @@ class ExplainGraph:
         assert self._files is not None
         graph, golden_file = self._files
         golden = decode_explain_golden(golden_file.read_bytes())
-        self._session = open_session(graph, THREADS, "cpu")
+        self._session = open_session(graph, THREADS, self._host)
         shapes = {output.name: output.shape for output in self._session.get_outputs()}
         names = {"encoder": "attention"}
         if isinstance(self._task, Translation):

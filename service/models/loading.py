@@ -26,7 +26,8 @@ from model_store.folder import (
 )
 from model_store.policy import BatchingDeclaration, read_batching_declaration
 from model_store.private_files import PrivateFile, PrivateGraph
-from service.engines.device import Device, Place
+from service.engines.device import Place
+from service.engines.host import EngineHost
 from service.engines.onnx import Engine, OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.engines.translation import TranslationEngine
@@ -122,9 +123,9 @@ class Loader:
         max_rows: int,
         threads: int,
         engine_clock: Callable[[], float],
-        device: Device = "cpu",
-        open_engine: Callable[[ModelFolder, int, Device], Engine] = open_onnx,
-        open_translation_engine: Callable[[ModelFolder, int, Device], TranslationEngine] = open_translation,
+        host: EngineHost | None = None,
+        open_engine: Callable[[ModelFolder, int, EngineHost], Engine] = open_onnx,
+        open_translation_engine: Callable[[ModelFolder, int, EngineHost], TranslationEngine] = open_translation,
         state: Path | None = None,
     ) -> None:
         """Set up.
@@ -133,16 +134,16 @@ class Loader:
             max_rows: largest number of rows of an engine call and of a running batch.
             threads: number of threads of an engine call.
             engine_clock: measures what a call costs, in seconds.
-            device: where engines compute.
-            open_engine: opens the engine of a model with one graph; gets folder, threads and device.
+            host: where engines compute; None: on the CPU, shared with no other loader.
+            open_engine: opens the engine of a model with one graph; gets folder, threads and host.
             open_translation_engine: opens the engine of a translation model; gets the same arguments.
             state: folder of trial outcomes and of declarations outside of the store.
         """
         self._max_rows, self._threads, self._engine_clock = max_rows, threads, engine_clock
-        self._device, self._open_engine = device, open_engine
+        self._host, self._open_engine = host or EngineHost(), open_engine
         self._open_translation_engine = open_translation_engine
         self._state, self._batching_rule = state, BatchingRule(state)
-        self._timer = CallTimer(max_rows, engine_clock, untimed_call=device == "cuda")
+        self._timer = CallTimer(max_rows, engine_clock, untimed_call=self._host.device == "cuda")
 
     def load(self, found: FoundFolder) -> Loaded | LoadedTranslation:
         """Read, check and prove one folder. This blocks for as long as that takes.
@@ -156,13 +157,13 @@ class Loader:
         if folder.manifest is not None and {EXPLAIN, EXPLAIN_GOLDEN} <= folder.manifest.files.keys():
             assert not isinstance(loaded.task, RawTensors)
             assert loaded.golden is not None
-            graph = ExplainGraph(folder, loaded.task, loaded.golden)
+            graph = ExplainGraph(folder, loaded.task, loaded.golden, self._host.on_cpu())
         if folder.remark is not None:
             log.warning("model folder is unusual", model=folder.name, version=str(folder.version), why=folder.remark)
         return replace(loaded, card=folder.card, graph=graph, remark=folder.remark)
 
     def _load_for_device(self, folder: ModelFolder) -> Loaded | LoadedTranslation:
-        if self._device == "cuda" and (halved := folder.in_half_precision()) is not None:
+        if self._host.device == "cuda" and (halved := folder.in_half_precision()) is not None:
             try:
                 return self._load(halved)
             except (FolderError, EngineError) as error:
@@ -187,12 +188,16 @@ class Loader:
         def open_overridable() -> Engine:
             # The weights too must be private copies: a graph from bytes would read them from the working directory.
             changed = PrivateFile.of_bytes(with_overridable_initializers(graph.read_bytes()))
-            return OnnxEngine(PrivateGraph(graph.name, changed, graph.weights), self._threads, self._device)
+            return OnnxEngine(PrivateGraph(graph.name, changed, graph.weights), self._threads, self._host)
 
-        opened = self._open_engine(folder, self._threads, self._device)
+        opened = self._open_engine(folder, self._threads, self._host)
         engine = BareEngine(opened, read_graph(graph), open_overridable)
         batching = self._batching_rule.of_bare_graph(
-            graph, engine.inputs, engine.outputs, partial(run_within, engine), self._declaration(folder)
+            graph,
+            engine.inputs,
+            engine.outputs,
+            partial(run_within, engine, self._host.preemption),
+            self._declaration(folder),
         )
         if not batching.joined:
             why = batching.describe()
@@ -219,7 +224,7 @@ class Loader:
     def _load_text_classifier(self, folder: ModelFolder) -> Loaded:
         assert folder.manifest is not None
         skips_padding = folder.manifest.skips_padding
-        engine = self._open_engine(folder, self._threads, self._device)
+        engine = self._open_engine(folder, self._threads, self._host)
         hub_config = read_config(folder, "config.json", HubConfig)
         max_tokens = max_tokens_of(folder.manifest)
         task = TextClassification(
@@ -252,7 +257,7 @@ class Loader:
 
     def _load_image_classifier(self, folder: ModelFolder) -> Loaded:
         assert folder.manifest is not None
-        engine = self._open_engine(folder, self._threads, self._device)
+        engine = self._open_engine(folder, self._threads, self._host)
         if len(engine.inputs) != 1:
             raise FolderError(f"{folder.graph_name} has {len(engine.inputs)} inputs, an image classifier has one")
         task = ImageClassification(
@@ -268,7 +273,7 @@ class Loader:
             return pixels
 
         def measure(run: Run, items: list[Any]) -> tuple[CostTable, float | None]:
-            if self._device == "cuda":
+            if self._host.device == "cuda":
                 warm_up_buckets(run, items[0], self._max_rows)
             return self._timer.cost_table(run, lambda length: items[0], ROW_PROBES, 1), None
 
@@ -316,7 +321,7 @@ class Loader:
         if (declaration := self._declaration(folder)) is not None:
             raise FolderError(f"{declaration.source}: batching cannot be declared for a translation model")
         task = translation_task(folder)
-        engine = self._open_translation_engine(folder, self._threads, self._device)
+        engine = self._open_translation_engine(folder, self._threads, self._host)
 
         def open_batches() -> RunningBatches:
             return engine.open(self._max_rows, task.max_tokens)

@@ -17,8 +17,9 @@ import structlog
 from model_store.folder import FolderError, FoundFolder, scan
 from service.config import ServiceConfig
 from service.engines.device import Device, Place
+from service.engines.host import EngineHost
 from service.engines.onnx_session import EngineError
-from service.engines.preemption import EngineCall, terminable
+from service.engines.preemption import EngineCall
 from service.errors import NotFound, Unavailable
 from service.models.batching import Batching
 from service.models.explanation_graph import ExplainGraph
@@ -86,13 +87,13 @@ class ModelRepository:
         # Where the calling thread does all the work of a call, its CPU time is the cost of the call.
         alone = self.threads == 1 and self.device == "cpu"
         self._engine_clock = time.thread_time if alone else time.monotonic
-        self.watchdog = Watchdog()
+        self.host, self.watchdog = EngineHost(self.device), Watchdog()
         self.metrics.queue_limit_rows.set(self.config.max_queue)
         self._loader = Loader(
             self.config.max_batch_rows,
             self.threads,
             self._engine_clock,
-            self.device,
+            self.host,
             state=Path(self.config.state_dir) if self.config.state_dir else None,
         )
 
@@ -171,7 +172,7 @@ class ModelRepository:
         def load() -> None:
             loaded, failure = None, None
             try:
-                with terminable(call):
+                with self.host.preemption.terminable(call):
                     loaded = self._loader.load(folder)
             except Exception as error:  # handed on
                 failure = error
@@ -203,6 +204,7 @@ class ModelRepository:
                 ),
                 on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
                 tally=self.metrics.scheduling(*labels),
+                preemption=self.host.preemption,
                 watchdog=self.watchdog,
                 name=f"{folder.name}/{folder.version}",
             )
@@ -223,6 +225,7 @@ class ModelRepository:
                 engine_clock=self._engine_clock,
                 cost_follows_from_shapes=loaded.batching.constant_cost,
                 tally=self.metrics.scheduling(*labels),
+                preemption=self.host.preemption,
                 watchdog=self.watchdog,
                 name=f"{folder.name}/{folder.version}",
             )

@@ -73,7 +73,7 @@ class Predictor(ModelCatalog):
         self._image_memory = ByteBudget("image memory", config.max_image_memory_bytes)
         metrics.show_budget(self._image_memory)
         self._preprocessor = Preprocessor(config, pool, self._image_memory)
-        self._idle_executor = IdleExecutor(repository.num_cores, repository.watchdog)
+        self._idle_executor = IdleExecutor(repository.num_cores, repository.host.preemption, repository.watchdog)
         self._explainer = Explainer(config.max_queue, self._idle_executor)
         self._accounting = Accounting(repository, metrics, config, self._idle_executor, tracing)
 

@@ -33,7 +33,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-from service.engines.preemption import Terminated
+from service.engines.preemption import Preemption, Terminated
 from service.errors import EngineFailed, Unavailable
 from service.process.worker_threads import Watchdog
 from service.scheduling.admission import BatchStats, ItemResult, Request
@@ -69,6 +69,7 @@ class Batcher:
         *,
         probe: Callable[[], None],
         costs: CostTable,
+        preemption: Preemption,
         instances: int = 1,
         skipped_padding_cost: float | None = None,
         limits: BatcherLimits | None = None,
@@ -88,6 +89,7 @@ class Batcher:
             probe: a call that must succeed on a sound engine; made when every item of a batch failed. If it raises,
                 the engine is dead.
             costs: seconds of a call by rows and length.
+            preemption: of the engine that `run` calls.
             instances: how many calls run side by side.
             skipped_padding_cost: relative cost of a padding token (0 free, 1 real) in an engine that skips padding.
                 None: padding is computed like any token.
@@ -106,7 +108,7 @@ class Batcher:
         self._name, self._engine_clock, self._clock = name, engine_clock, clock
         self._quick_sizes = QuickSizes() if cost_follows_from_shapes else None
         self._tally, self._watchdog = tally or SchedulingTally(), watchdog
-        self._runner = CallRunner(run, probe=probe, skipped_padding_cost=skipped_padding_cost, name=name)
+        self._runner = CallRunner(run, preemption, probe=probe, skipped_padding_cost=skipped_padding_cost, name=name)
         self._wall_factor = WallTimeFactor()
         self._former = BatchFormer(
             costs, self._wall_factor, self._limits, skipped_padding_cost=skipped_padding_cost, clock=clock

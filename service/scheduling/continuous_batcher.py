@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from service.engines.preemption import Preemption
 from service.errors import InvalidRequest
 from service.process.worker_threads import Watchdog
 from service.scheduling.admission import BatchStats, ItemResult, Request
@@ -67,6 +68,7 @@ class ContinuousBatcher:
         *,
         probe: Callable[[], None],
         costs: CostTable,
+        preemption: Preemption,
         instances: int = 1,
         limits: InFlightLimits | None = None,
         on_batch: Callable[[BatchStats], None] = lambda report: None,
@@ -82,6 +84,7 @@ class ContinuousBatcher:
             probe: decoding that must succeed on a sound engine; done when a step has failed. If it raises, the engine
                 is dead.
             costs: seconds of a step by rows; the length is always 1.
+            preemption: of the engine that decodes.
             instances: how many threads decode side by side.
             limits: bounds of the queue and of a running batch.
             on_batch: called for every step, some time after it.
@@ -94,7 +97,9 @@ class ContinuousBatcher:
         self._name, self._clock = name, clock
         self._tally, self._watchdog = tally or SchedulingTally(), watchdog
         limits = self._limits
-        self._decoder = Decoder(open_batches, probe, limits.max_running_rows, limits.engine_timeout_s, clock)
+        self._decoder = Decoder(
+            open_batches, probe, preemption, limits.max_running_rows, limits.engine_timeout_s, clock
+        )
         self._low_row_s = 0.0  # of a step of low priority; 0 until the first
         self._wall_factor = WallTimeFactor()
         self._running_s = 0.0  # expected engine time of what runs

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
-from service.engines.preemption import EngineCall, Terminated, lower_engine_priority, terminable, working_time
+from service.engines.preemption import EngineCall, Preemption, Terminated
 from service.errors import EngineFailed
 from service.process.worker_threads import SupervisedThread, Watchdog
 from service.scheduling.admission import BatchStats, ItemResult
@@ -50,6 +50,7 @@ class Decoder(NamedTuple):
     Attributes:
         open_batches: creates empty running batches for one thread.
         probe: decoding that must succeed on a sound engine.
+        preemption: of the engine.
         max_running_rows: of one thread.
         timeout_s: a step that takes longer is terminated.
         clock: of deadlines, waiting times and costs.
@@ -57,6 +58,7 @@ class Decoder(NamedTuple):
 
     open_batches: Callable[[], RunningBatches]
     probe: Callable[[], None]
+    preemption: Preemption
     max_running_rows: int
     timeout_s: float
     clock: Callable[[], float]
@@ -167,7 +169,7 @@ class DecoderThread:
     def _decode(self) -> None:
         """Decode step after step, until closed or dead."""
         if self.lane.yields:
-            lower_engine_priority()
+            self._decoder.preemption.lower_engine_priority()
         dead: str | None = None
         while dead is None and self._gather():
             ended: list[Ended] = []
@@ -176,7 +178,7 @@ class DecoderThread:
             if self._turn_since_s is None:
                 self._turn_since_s = self._busy_since_s
             try:
-                with terminable(self._call):
+                with self._decoder.preemption.terminable(self._call):
                     self._turn(ended)
             except Terminated:
                 ended += self._give_up()
@@ -297,7 +299,7 @@ class DecoderThread:
         """Make one step for all members; those that are done, or that it fails on, are appended to `ended`."""
         if not self._members:
             return
-        clock = working_time if self.lane.yields else self._clock
+        clock = self._decoder.preemption.working_time if self.lane.yields else self._clock
         rows, started_s = sum(entry.rows for entry in self._members), clock()
         self._computing = tuple(self._members)
         try:

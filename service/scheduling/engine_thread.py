@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
-from service.engines.preemption import EngineCall, Terminated, lower_engine_priority, terminable
+from service.engines.preemption import EngineCall, Preemption, Terminated
 from service.errors import EngineFailed, Unavailable
 from service.process.worker_threads import SupervisedThread, Watchdog
 from service.scheduling.admission import BatchStats
@@ -27,12 +27,14 @@ class CallRunner:
     def __init__(
         self,
         run: Callable[[list[Any]], Sequence[Any]],
+        preemption: Preemption,
         *,
         probe: Callable[[], None],
         skipped_padding_cost: float | None,
         name: str,
     ) -> None:
         """Set up; for the arguments see `service.scheduling.batcher.Batcher`."""
+        self.preemption = preemption
         self._run, self._probe, self._padding_cost, self._name = run, probe, skipped_padding_cost, name
 
     def execute(self, items: list[Any], clock: Callable[[], float], call: EngineCall | None) -> Outcome:
@@ -182,12 +184,12 @@ class EngineThread:
 
     def _work(self) -> None:
         if self.lane.yields:
-            lower_engine_priority()
+            self._runner.preemption.lower_engine_priority()
         while (given := self._inbox.get()) is not None:
             self._compute(*given)
 
     def _compute(self, batch: list[Entry], call: EngineCall) -> None:
-        with terminable(call):
+        with self._runner.preemption.terminable(call):
             outcome = self._runner.execute([entry.item for entry in batch], self._engine_clock, call)
         # A loop that has ended took with it everybody who waited.
         with contextlib.suppress(RuntimeError):

@@ -14,15 +14,9 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from service.engines.preemption import (
-    EngineCall,
-    lower_engine_priority,
-    preempt_background,
-    resume_background,
-    terminable,
-)
+from service.engines.preemption import EngineCall, Preemption
 from service.errors import DeadlineExceeded
 from service.process.worker_threads import Watchdog, WorkerThreads
 
@@ -32,31 +26,37 @@ T = TypeVar("T")
 class IdleExecutor:
     """Runs short jobs in a background thread while a core is idle."""
 
-    def __init__(self, num_cores: int, watchdog: Watchdog | None = None) -> None:
+    def __init__(self, num_cores: int, preemption: Preemption, watchdog: Watchdog | None = None) -> None:
         """Set up.
 
         Args:
             num_cores: cores that the thread shares with the threads that answer requests.
+            preemption: of the engines whose calls are made here.
             watchdog: notices a thread that vanishes.
         """
+        self._preemption = preemption
         self._too_many = max(1, num_cores - 1)
         self._answering = 0
         self._quiet = asyncio.Event()  # cleared by its waiters
         self._turn = asyncio.Lock()
-        self._thread = WorkerThreads(1, "spare-time", initializer=lower_engine_priority, watchdog=watchdog)
+        self._thread = WorkerThreads(1, "spare-time", initializer=preemption.lower_engine_priority, watchdog=watchdog)
 
     def answering(self) -> None:
         """Count a request that must not wait; `answered` must follow."""
         self._answering += 1
         if self._answering == self._too_many:
-            preempt_background()
+            self._preemption.preempt_background()
 
     def answered(self) -> None:
         """Count a request as ended, in whatever way."""
         self._answering -= 1
         if self._answering == self._too_many - 1:
             self._quiet.set()
-            resume_background()
+            self._preemption.resume_background()
+
+    def compute(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call a function within a job at engine priority; see `Preemption.compute`."""
+        return self._preemption.compute(function, *arguments)
 
     async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
         """Run one job, one after the other; when its caller leaves, its engine call is terminated.
@@ -74,7 +74,7 @@ class IdleExecutor:
             call = EngineCall()
 
             def terminable_piece() -> T:
-                with terminable(call):
+                with self._preemption.terminable(call):
                     return piece()
 
             try:

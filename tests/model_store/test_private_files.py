@@ -159,6 +159,7 @@ def test_a_graph_reads_weights_from_its_own_folder_only(tmp_path: Path, location
 @pytest.mark.parametrize("location", ["weights/part.bin", "./model.onnx.data", "model.onnx.data"])
 def test_a_graph_may_read_weights_from_any_path_within_its_folder(tmp_path: Path, location: str) -> None:
     """Written as graphs write them."""
+    from service.engines.host import EngineHost
     from service.engines.onnx import OnnxEngine
 
     folder = tmp_path / "model/1"
@@ -166,7 +167,7 @@ def test_a_graph_may_read_weights_from_any_path_within_its_folder(tmp_path: Path
     (folder / location).parent.mkdir(exist_ok=True)
     if not (folder / location).exists():
         (folder / "model.onnx.data").rename(folder / location)
-    engine = OnnxEngine(read(scan(tmp_path)[0]).graph, 1)
+    engine = OnnxEngine(read(scan(tmp_path)[0]).graph, 1, EngineHost())
     outputs = engine.run({"x": np.ones((1, 4), dtype=np.float32)})
     np.testing.assert_array_equal(outputs["y"], [[1, 2, 3, 4]])
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.engines.preemption import Preemption
 from service.errors import DeadlineExceeded
 from service.scheduling.admission import ItemResult
 from service.scheduling.batch_forming import BatcherLimits
@@ -135,6 +136,7 @@ def run_batcher(slowness: Slowness, overload: float = OVERLOAD) -> Load:
             run,
             probe=lambda: None,
             costs=costs(cost_s, 8),
+            preemption=Preemption(),
             limits=BatcherLimits(max_batch_rows=MAX_ROWS, max_queue_rows=10_000),
             engine_clock=time.cpu_clock,
             clock=time.clock,
@@ -202,6 +204,7 @@ def run_inflight_batcher(slowness: Slowness) -> Load:
             lambda: Steps(time, load, slowness),
             probe=lambda: None,
             costs=costs(step_s, 1),
+            preemption=Preemption(),
             limits=InFlightLimits(max_running_rows=MAX_ROWS, max_queue_rows=10_000),
             clock=time.clock,
             tally=load.tally,

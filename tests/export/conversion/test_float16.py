@@ -27,6 +27,7 @@ from export.conversion.translation_source import translation_source_of_run
 from export.onnx_graphs.import_weights import StoredGraph
 from export.onnx_graphs.passes import halve_exact_weights, quantize
 from model_store.folder import CARD, ModelFolder, read, scan, sha256
+from service.engines.host import EngineHost
 from service.engines.translation import TranslationEngine
 from service.models.loading import LoadedTranslation, Loader
 from tests.conftest import ROOT
@@ -176,10 +177,14 @@ def test_a_converted_translation_model_has_graphs_for_gpus(
         assert measured["num_examples"] == 500
     assert "dogs, n = 500, beam 4: BLEU" in (folder / CARD).read_text()
 
-    def open_engine(folder: ModelFolder, threads: int, device: str) -> TranslationEngine:
-        return TranslationEngine(folder.encoder, folder.graph, threads, max_tokens=64, keeps_on_device=True)
+    def open_engine(folder: ModelFolder, threads: int, host: EngineHost) -> TranslationEngine:
+        return TranslationEngine(
+            folder.encoder, folder.graph, threads, host.on_cpu(), max_tokens=64, keeps_on_device=True
+        )
 
-    loaded = Loader(16, 1, perf_counter, "cuda", open_translation_engine=open_engine).load(scan(tmp_path)[-1])
+    loaded = Loader(16, 1, perf_counter, EngineHost("cuda"), open_translation_engine=open_engine).load(
+        scan(tmp_path)[-1]
+    )
     assert isinstance(loaded, LoadedTranslation)
     assert (loaded.precision, loaded.cache_place) == ("float16", "device")
 

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.engines.bucketed_session import TOKEN_STEP, Buckets
+from service.engines.host import EngineHost
 from service.engines.onnx import OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.models.engine_opening import buckets_of
@@ -22,12 +23,12 @@ MAX_TOKENS = 128
 @pytest.fixture(scope="module")
 def plain() -> dict[str, OnnxEngine]:
     """Engines that compute each call in its own shape."""
-    return {name: OnnxEngine(graph_of(name), 1) for name in (TEXTS, IMAGES)}
+    return {name: OnnxEngine(graph_of(name), 1, EngineHost()) for name in (TEXTS, IMAGES)}
 
 
 def bucketed(name: str, **options: Any) -> OnnxEngine:
     """Load an engine that rounds its calls up, set up as on a GPU."""
-    return OnnxEngine(graph_of(name), 1, buckets=buckets_of(folder_of(name)), **options)
+    return OnnxEngine(graph_of(name), 1, EngineHost(), buckets=buckets_of(folder_of(name)), **options)
 
 
 def edges(number: int) -> list[int]:
@@ -62,7 +63,7 @@ def test_buckets_are_allocated_once_and_calls_leave_nothing_behind() -> None:
         logits = engine.run(feeds)["logits"]
         kept.append((feeds, logits, logits.copy()))
     assert engine.buffers == {(4, 16): 1, (1, 16): 1, (4, 32): 1}
-    fresh = OnnxEngine(graph_of(TEXTS), 1)
+    fresh = OnnxEngine(graph_of(TEXTS), 1, EngineHost())
     for feeds, logits, as_it_was in kept:
         np.testing.assert_array_equal(logits, as_it_was)
         np.testing.assert_allclose(logits, fresh.run(feeds)["logits"], rtol=0, atol=2e-5)
@@ -96,12 +97,12 @@ def test_outputs_of_unknown_size_are_left_to_onnx_runtime(tmp_path: Path) -> Non
     model.graph.node.append(helper.make_node("Compress", ["z", "chosen"], ["y"], axis=1))
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "any"]))
     onnx.save(model, path)
-    engine = OnnxEngine(path, 1, buckets=Buckets())
+    engine = OnnxEngine(path, 1, EngineHost(), buckets=Buckets())
     for rows in (3, 5, 3):
         x_B3 = np.random.default_rng(rows).standard_normal((rows, 3), dtype=np.float32)
         np.testing.assert_array_equal(engine.run({"x": x_B3})["y"], x_B3.clip(min=0)[:, ::2])
     with pytest.raises(EngineError, match=r"^output 'y' has a size that only a call tells"):
-        OnnxEngine(path, 1, buckets=Buckets(), cuda_graphs=True)
+        OnnxEngine(path, 1, EngineHost(), buckets=Buckets(), cuda_graphs=True)
 
 
 def test_what_has_no_buckets_is_refused(tmp_path: Path) -> None:
@@ -109,7 +110,7 @@ def test_what_has_no_buckets_is_refused(tmp_path: Path) -> None:
     for shape in ([2, 3], ["n", "any"]):
         path = one_operator(tmp_path / "g.onnx", "Relu", {"x": shape}, {"y": shape})
         with pytest.raises(EngineError, match=r"^input 'x' has shape .*: no buckets are known for it$"):
-            OnnxEngine(path, 1, buckets=Buckets())
+            OnnxEngine(path, 1, EngineHost(), buckets=Buckets())
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])

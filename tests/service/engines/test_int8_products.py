@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from export.onnx_graphs.passes import cpu_session
+from service.engines.host import EngineHost
 from service.engines.int8_products import cpu_flags, session_entries
 from service.engines.onnx import OnnxEngine
 from service.engines.onnx_session import session_options
@@ -75,5 +76,5 @@ def test_the_largest_products_are_exact(tmp_path: Path, quantized: str) -> None:
         {"y": (TensorProto.INT32, ["rows", 1])},
     )
     graph = tmp_path / "products/model.onnx"
-    assert OnnxEngine(graph, 1).run({"x": x})["y"].tolist() == [[255 * 127 * WIDTH]]
+    assert OnnxEngine(graph, 1, EngineHost()).run({"x": x})["y"].tolist() == [[255 * 127 * WIDTH]]
     assert cpu_session(graph).run(["y"], {"x": x})[0].tolist() == [[255 * 127 * WIDTH]]

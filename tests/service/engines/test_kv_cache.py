@@ -5,6 +5,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from service.engines.host import EngineHost
 from service.engines.kv_cache import DeviceGathers, DeviceKvCache, HostKvCache, KvCache
 
 R, H, L, K = 6, 2, 4, 3
@@ -16,7 +17,7 @@ def opened(place: str, dtype: type) -> KvCache:
     shape, element = (R, H, L, K), np.dtype(dtype)
     if place == "host":
         return HostKvCache(NAMES, shape, element)
-    return DeviceKvCache(NAMES, shape, element, "cpu", DeviceGathers(len(NAMES), element, "cpu"), zeros=True)
+    return DeviceKvCache(NAMES, shape, element, "cpu", DeviceGathers(len(NAMES), element, EngineHost()), zeros=True)
 
 
 def parts(place: str, dtype: type, tokens: int) -> list[NDArray[np.generic]]:

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.engines.device import cuda_problem
+from service.engines.host import EngineHost
 from service.engines.onnx import OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.models.engine_opening import buckets_of, capture_problem, open_onnx
@@ -29,8 +30,8 @@ def test_calls_without_buckets_are_bound_at_any_shape(tmp_path: Path) -> None:
     outputs = {f"{name}_copy": tensor for name, tensor in inputs.items()}
     floats = TensorProto.FLOAT
     write_onnx(tmp_path / "1", nodes, inputs, outputs | {"total": (floats, []), "z": (floats, ["n", "any"])})
-    bound, plain = (OnnxEngine(tmp_path / "1" / GRAPH, 1, binds=binds) for binds in (True, False))
-    assert (bound.binds, plain.binds, OnnxEngine(tmp_path / "1" / GRAPH, 1).binds) == (True, False, False)
+    bound, plain = (OnnxEngine(tmp_path / "1" / GRAPH, 1, EngineHost(), binds=binds) for binds in (True, False))
+    assert (bound.binds, plain.binds, OnnxEngine(tmp_path / "1" / GRAPH, 1, EngineHost()).binds) == (True, False, False)
     kept = []
     for seed, shape in enumerate([(3, 2), (1, 5), (3, 2), (4, 0), (0, 3), (1, 1)]):
         rng = np.random.default_rng(seed)
@@ -51,7 +52,7 @@ def test_strings_are_not_bound(tmp_path: Path) -> None:
     """Strings lie in the host's memory, whatever the device."""
     texts = (TensorProto.STRING, ["n"])
     write_onnx(tmp_path / "1", [helper.make_node("Identity", ["text"], ["copy"])], {"text": texts}, {"copy": texts})
-    engine = OnnxEngine(tmp_path / "1" / GRAPH, 1, binds=True)
+    engine = OnnxEngine(tmp_path / "1" / GRAPH, 1, EngineHost(), binds=True)
     assert not engine.binds
     assert engine.run({"text": np.array(["a", "b"], dtype=object)})["copy"].tolist() == ["a", "b"]
 
@@ -61,15 +62,17 @@ def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str)
     """Loading proves rounded calls in half precision, with the warm-up and the cost probes of a GPU."""
     opened: list[OnnxEngine] = []
 
-    def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
-        assert device == "cuda"
+    def open_engine(folder: ModelFolder, threads: int, host: EngineHost) -> OnnxEngine:
+        assert host.device == "cuda"
         cuda_graphs = capture_problem(folder) is None
         assert folder.graph_name == "model.float16.onnx"
-        opened.append(OnnxEngine(folder.graph, threads, buckets=buckets_of(folder), cuda_graphs=cuda_graphs))
+        opened.append(
+            OnnxEngine(folder.graph, threads, host.on_cpu(), buckets=buckets_of(folder), cuda_graphs=cuda_graphs)
+        )
         return opened[0]
 
     found = next(found for found in scan(ROOT / "model_store") if found.name == name)
-    loaded = Loader(16, 1, Clock(), "cuda", open_engine).load(found)
+    loaded = Loader(16, 1, Clock(), EngineHost("cuda"), open_engine).load(found)
     assert isinstance(loaded, Loaded)
     assert (loaded.precision, len(opened)) == ("float16", 1)
     if name == IMAGES:  # no bucket is left to a client's first call
@@ -112,7 +115,7 @@ def test_what_was_chosen_is_said_and_never_the_cpu_instead() -> None:
     """With and without CUDA graphs the log has the reason, and a device that is missing is an error."""
     for name, why in ((IMAGES, "refused: "), (TEXTS, "what is computed depends on how many tokens are real")):
         with capture_logs() as entries, pytest.raises(EngineError, match="CUDA"):
-            open_onnx(folder_of(name), 1, "cuda")
+            open_onnx(folder_of(name), 1, EngineHost("cuda"))
         (entry,) = [entry for entry in entries if entry["event"] == "model is computed in buckets, without CUDA graphs"]
         assert entry["model"] == name
         assert entry["why"].startswith(why)

@@ -7,15 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.engines.preemption import (
-    compute,
-    lower_engine_priority,
-    preempt_background,
-    renice_thread,
-    resume_background,
-    run_preemptible,
-    working_time,
-)
+from service.engines.preemption import Preemption
 from tests.service.stoppable import PATIENCE_S, StopFlag, StoppableCall
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_IDLE"), reason="this system has no SCHED_IDLE")
@@ -28,10 +20,11 @@ def policy() -> int:
 
 def test_what_a_thread_computes_gives_way_and_the_thread_does_not() -> None:
     """Engine calls have the lowest priority, the Python around them the usual one."""
+    preemption = Preemption()
 
     def low() -> tuple[int, int, int]:
-        lower_engine_priority()
-        return compute(policy), policy(), compute(policy)
+        preemption.lower_engine_priority()
+        return preemption.compute(policy), policy(), preemption.compute(policy)
 
     with ThreadPoolExecutor(1) as thread:
         assert thread.submit(low).result() == (os.SCHED_IDLE, os.SCHED_OTHER, os.SCHED_IDLE)
@@ -39,41 +32,44 @@ def test_what_a_thread_computes_gives_way_and_the_thread_does_not() -> None:
 
 def test_other_threads_compute_themselves() -> None:
     """A thread of ordinary priority makes its calls itself."""
-    assert compute(threading.get_ident) == threading.get_ident()
-    assert compute(policy) == os.SCHED_OTHER
+    preemption = Preemption()
+    assert preemption.compute(threading.get_ident) == threading.get_ident()
+    assert preemption.compute(policy) == os.SCHED_OTHER
 
 
 def test_a_call_that_fails_raises() -> None:
     """`compute` raises what the function raises, whichever thread calls it."""
+    preemption = Preemption()
 
     def low() -> None:
-        lower_engine_priority()
+        preemption.lower_engine_priority()
         with pytest.raises(ZeroDivisionError):
-            compute(divmod, 1, 0)
-        assert compute(divmod, 7, 2) == (3, 1)
+            preemption.compute(divmod, 1, 0)
+        assert preemption.compute(divmod, 7, 2) == (3, 1)
 
     with ThreadPoolExecutor(1) as thread:
         thread.submit(low).result()
 
 
-def low_thread() -> ThreadPoolExecutor:
+def low_thread(preemption: Preemption) -> ThreadPoolExecutor:
     """Return a thread of lowered engine priority."""
-    return ThreadPoolExecutor(1, initializer=lower_engine_priority)
+    return ThreadPoolExecutor(1, initializer=preemption.lower_engine_priority)
 
 
 def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
     """A background call is stopped and retried as often as requests arrive."""
+    preemption = Preemption()
     began = threading.Semaphore(0)
     call = StoppableCall(began, tries=20)
-    with low_thread() as thread:
-        done = thread.submit(run_preemptible, call, StopFlag, PATIENCE_S)
+    with low_thread(preemption) as thread:
+        done = thread.submit(preemption.run_preemptible, call, StopFlag, PATIENCE_S)
         for number in range(19):
             assert began.acquire(timeout=PATIENCE_S)
             assert call.begun == number + 1
-            preempt_background()
+            preemption.preempt_background()
             assert call.stopped.acquire(timeout=PATIENCE_S)
             assert not done.done()
-            resume_background()
+            preemption.resume_background()
         assert done.result(PATIENCE_S) == "done"
     assert call.begun == 20
 
@@ -81,6 +77,7 @@ def test_a_call_is_stopped_when_it_is_held_and_made_again() -> None:
 @pytest.mark.parametrize("lets_go", [True, False])
 def test_in_the_end_a_call_is_left_to_its_end(lets_go: bool) -> None:
     """Whether it was stopped all the time or could not begin: nothing can stop it then."""
+    preemption = Preemption()
 
     def call(told: StopFlag | None) -> bool:
         while told is not None and not told.terminate:
@@ -89,49 +86,52 @@ def test_in_the_end_a_call_is_left_to_its_end(lets_go: bool) -> None:
             raise RuntimeError("told to stop")
         return True
 
-    preempt_background()
+    preemption.preempt_background()
     try:
-        with low_thread() as thread:
-            done = thread.submit(run_preemptible, call, StopFlag, 0.1)
+        with low_thread(preemption) as thread:
+            done = thread.submit(preemption.run_preemptible, call, StopFlag, 0.1)
             until_s = time.monotonic() + PATIENCE_S
             while lets_go and not done.done() and time.monotonic() < until_s:
-                resume_background()
-                preempt_background()
+                preemption.resume_background()
+                preemption.preempt_background()
             assert done.result(PATIENCE_S)
     finally:
-        resume_background()
+        preemption.resume_background()
 
 
 def test_nothing_of_low_priority_begins_while_it_is_held() -> None:
     """An ordinary thread's calls do, and nothing could stop them."""
-    preempt_background()
+    preemption = Preemption()
+    preemption.preempt_background()
     try:
-        assert run_preemptible(lambda stop: stop, StopFlag) is None
-        with low_thread() as thread:
-            waiting = thread.submit(run_preemptible, type, StopFlag)
+        assert preemption.run_preemptible(lambda stop: stop, StopFlag) is None
+        with low_thread(preemption) as thread:
+            waiting = thread.submit(preemption.run_preemptible, type, StopFlag)
             with pytest.raises(TimeoutError):
                 waiting.result(0.05)
-            resume_background()
+            preemption.resume_background()
             assert waiting.result(PATIENCE_S) is StopFlag
     finally:
-        resume_background()
+        preemption.resume_background()
 
 
 def test_a_call_that_fails_unasked_is_not_made_again() -> None:
     """The caller gets its error."""
+    preemption = Preemption()
     tries = []
 
     def failing(stop: StopFlag) -> None:
         tries.append(stop)
         raise ZeroDivisionError
 
-    with low_thread() as thread, pytest.raises(ZeroDivisionError):
-        thread.submit(run_preemptible, failing, StopFlag).result(PATIENCE_S)
+    with low_thread(preemption) as thread, pytest.raises(ZeroDivisionError):
+        thread.submit(preemption.run_preemptible, failing, StopFlag).result(PATIENCE_S)
     assert len(tries) == 1
 
 
 def test_a_thread_that_gives_way_knows_what_it_worked() -> None:
     """What is computed for it counts, what it waits for the moment to compute does not."""
+    preemption = Preemption()
 
     def work(stop: StopFlag | None) -> float:
         began_s = time.monotonic()
@@ -140,33 +140,18 @@ def test_a_thread_that_gives_way_knows_what_it_worked() -> None:
         return time.monotonic() - began_s
 
     def measured() -> tuple[float, float, float]:
-        began_s, before_s = time.monotonic(), working_time()
-        computed_s = run_preemptible(work, StopFlag)
-        return time.monotonic() - began_s, working_time() - before_s, computed_s
+        began_s, before_s = time.monotonic(), preemption.working_time()
+        computed_s = preemption.run_preemptible(work, StopFlag)
+        return time.monotonic() - began_s, preemption.working_time() - before_s, computed_s
 
-    preempt_background()
+    preemption.preempt_background()
     try:
-        with low_thread() as thread:
+        with low_thread(preemption) as thread:
             measuring = thread.submit(measured)
             with pytest.raises(TimeoutError):
                 measuring.result(0.3)
-            resume_background()
+            preemption.resume_background()
             passed_s, worked_s, computed_s = measuring.result(PATIENCE_S)
     finally:
-        resume_background()
+        preemption.resume_background()
     assert computed_s <= worked_s < passed_s - 0.2
-
-
-def test_a_thread_steps_back_behind_the_first() -> None:
-    """By so much however often it is told, no further than there is, and no other thread with it."""
-
-    def niceness() -> int:
-        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
-
-    own = niceness()
-    with ThreadPoolExecutor(1) as pool:
-        native_id = pool.submit(threading.get_native_id).result()
-        for by in (5, 5, 7, 100):
-            renice_thread(native_id, by)
-            assert pool.submit(niceness).result() == min(own + by, 19)
-    assert niceness() == own

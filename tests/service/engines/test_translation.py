@@ -13,8 +13,8 @@ import torch
 from export.networks.translation import BOS_ID, EOS_ID, TranslationConfig, TranslationTransformer
 from export.onnx_graphs.translation import OnnxTranslator, export_decoder_step, export_encoder, halve_translation
 from export.training.translation import translate
+from service.engines.host import EngineHost
 from service.engines.onnx_session import EngineError
-from service.engines.preemption import lower_engine_priority, preempt_background, resume_background
 from service.engines.translation import RunningBatches, TranslationEngine
 from service.tasks.translation_search import Forced, SearchOptions, Sentence
 
@@ -38,10 +38,12 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def engine_of(graphs: Path, *, keeps_on_device: bool = False) -> TranslationEngine:
+def engine_of(graphs: Path, host: EngineHost | None = None, *, keeps_on_device: bool = False) -> TranslationEngine:
     """On one thread; keys and values in numpy's memory, or as on a GPU in that of the device, which is the CPU here."""
     encoder, decoder = graphs / "encoder.onnx", graphs / "model.onnx"
-    return TranslationEngine(encoder, decoder, threads=1, max_tokens=MAX_TOKENS, keeps_on_device=keeps_on_device)
+    return TranslationEngine(
+        encoder, decoder, 1, host or EngineHost(), max_tokens=MAX_TOKENS, keeps_on_device=keeps_on_device
+    )
 
 
 def random_sentences(count: int, seed: int) -> list[Sentence]:
@@ -100,11 +102,11 @@ def test_company_changes_nothing(graphs: Path, seed: int, keeps_on_device: bool)
 @pytest.mark.parametrize("keeps_on_device", [False, True])
 def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bool) -> None:
     """At low priority, stopped for requests again and again: what a step had written, it writes once more."""
-    sentences = random_sentences(20, 5)
+    sentences, host = random_sentences(20, 5), EngineHost()
 
     def decode() -> None:
-        lower_engine_priority()
-        batches = engine_of(graphs, keeps_on_device=keeps_on_device).open(max_rows=200, max_places=MAX_TOKENS)
+        host.preemption.lower_engine_priority()
+        batches = engine_of(graphs, host, keeps_on_device=keeps_on_device).open(max_rows=200, max_places=MAX_TOKENS)
         running = list(sentences)
         batches.join(running)
         decode_all(batches, running)
@@ -112,8 +114,8 @@ def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bo
     with ThreadPoolExecutor(1) as thread:
         decoding = thread.submit(decode)
         while not decoding.done():
-            preempt_background()
-            resume_background()
+            host.preemption.preempt_background()
+            host.preemption.resume_background()
             with suppress(TimeoutError):
                 decoding.result(0.0005)
     alone = OnnxTranslator(graphs)
@@ -287,6 +289,6 @@ def test_other_graphs_are_refused(graphs: Path, tmp_path: Path) -> None:
     """Files that are no graphs, and graphs that are not those of a translation model."""
     (tmp_path / "model.onnx").write_bytes(b"nothing")
     with pytest.raises(EngineError, match=r"^model\.onnx: "):
-        TranslationEngine(graphs / "encoder.onnx", tmp_path / "model.onnx", threads=1, max_tokens=MAX_TOKENS)
+        TranslationEngine(graphs / "encoder.onnx", tmp_path / "model.onnx", 1, EngineHost(), max_tokens=MAX_TOKENS)
     with pytest.raises(EngineError, match="not the two graphs"):
-        TranslationEngine(graphs / "encoder.onnx", graphs / "encoder.onnx", threads=1, max_tokens=MAX_TOKENS)
+        TranslationEngine(graphs / "encoder.onnx", graphs / "encoder.onnx", 1, EngineHost(), max_tokens=MAX_TOKENS)

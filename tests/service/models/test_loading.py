@@ -15,7 +15,9 @@ from onnx import TensorProto, helper
 from structlog.testing import capture_logs
 
 from model_store.folder import FolderError, FoundFolder, ModelFolder
+from service.engines.host import EngineHost
 from service.engines.onnx import OnnxEngine
+from service.engines.preemption import Preemption
 from service.engines.translation import TranslationEngine
 from service.models.loading import Loaded, LoadedTranslation, Loader
 from service.scheduling.batcher import Batcher
@@ -35,13 +37,17 @@ def test_translation_models_of_the_store_keep_their_cache_on_a_gpu(name: str) ->
     """Float32 or int8, a GPU gets their graphs in half precision; here it is the CPU, whose memory is the device."""
     opened: list[TranslationEngine] = []
 
-    def open_engine(folder: ModelFolder, threads: int, device: str) -> TranslationEngine:
-        assert device == "cuda"
-        opened.append(TranslationEngine(folder.encoder, folder.graph, threads, max_tokens=256, keeps_on_device=True))
+    def open_engine(folder: ModelFolder, threads: int, host: EngineHost) -> TranslationEngine:
+        assert host.device == "cuda"
+        opened.append(
+            TranslationEngine(
+                folder.encoder, folder.graph, threads, host.on_cpu(), max_tokens=256, keeps_on_device=True
+            )
+        )
         return opened[0]
 
     found = FoundFolder(name, "1", ROOT / "model_store" / name / "1")
-    loaded = Loader(16, 1, time.perf_counter, "cuda", open_translation_engine=open_engine).load(found)
+    loaded = Loader(16, 1, time.perf_counter, EngineHost("cuda"), open_translation_engine=open_engine).load(found)
     assert isinstance(loaded, LoadedTranslation)
     assert (loaded.precision, loaded.cache_place, opened[0].dtype) == ("float16", "device", np.float16)
     assert opened[0].encoder_buffers
@@ -53,15 +59,17 @@ def test_translation_models_of_the_store_keep_their_cache_on_a_gpu(name: str) ->
 def test_graphs_in_half_precision_that_fail_leave_it_to_the_others(tmp_path: Path) -> None:
     """The graphs that pass are served, and the log says why those for GPUs are not."""
 
-    def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
-        return OnnxEngine(folder.graph, threads)
+    def open_engine(folder: ModelFolder, threads: int, host: EngineHost) -> OnnxEngine:
+        return OnnxEngine(folder.graph, threads, host.on_cpu())
 
     folder = Path(shutil.copytree(ROOT / "model_store/sentiment-small/1", tmp_path / "sentiment/1"))
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["float16"]["tolerance"]["max_abs_logit_difference"] = 1e-9
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with capture_logs() as entries:
-        loaded = Loader(8, 1, time.thread_time, "cuda", open_engine).load(FoundFolder("sentiment", "1", folder))
+        loaded = Loader(8, 1, time.thread_time, EngineHost("cuda"), open_engine).load(
+            FoundFolder("sentiment", "1", folder)
+        )
     assert isinstance(loaded, Loaded)
     assert loaded.precision == "float32"
     (entry,) = [entry for entry in entries if entry["event"] == "model is not served in half precision"]
@@ -95,6 +103,7 @@ async def test_only_small_rows_are_computed_in_the_event_loop(tmp_path: Path) ->
         run,
         probe=loaded.probe,
         costs=loaded.costs,
+        preemption=Preemption(),
         skipped_padding_cost=0.0,
         engine_clock=lambda: 0.0,  # small rows are quick, however busy the machine is
         cost_follows_from_shapes=loaded.batching.constant_cost,
@@ -118,7 +127,9 @@ async def test_a_first_dimension_that_is_no_batch_is_left_alone(tmp_path: Path) 
     nodes = [axis, helper.make_node("CumSum", ["x", "axis"], ["y"])]
     write_onnx(tmp_path / "store/sums/1", nodes, series, {"y": series["x"]})
     loaded = load_bare(tmp_path / "store/sums/1")
-    batcher = Batcher(loaded.run, probe=loaded.probe, costs=loaded.costs, skipped_padding_cost=0.0)
+    batcher = Batcher(
+        loaded.run, probe=loaded.probe, costs=loaded.costs, preemption=Preemption(), skipped_padding_cost=0.0
+    )
     items = loaded.task.items({"x": np.ones((3, 1), np.float32)})
     answers = await asyncio.gather(*(batcher.submit(items) for _ in range(4)))
     batcher.close()

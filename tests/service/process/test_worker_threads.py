@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from service.engines.preemption import compute, lower_engine_priority
+from service.engines.preemption import Preemption
 from service.errors import Unavailable
 from service.prediction.preprocessing_pool import PreprocessingPool
 from service.process.worker_threads import (
@@ -130,7 +130,7 @@ def test_a_caller_does_not_wait_for_an_assistant_that_has_ended(end: Callable[[]
 
 async def test_preparation_and_explanations_go_on_after_their_thread_has_ended() -> None:
     """The request whose job the thread ran gets an error of the server; later requests are answered."""
-    preparation, idle_executor = PreprocessingPool(1, max_rows=10), IdleExecutor(1)
+    preparation, idle_executor = PreprocessingPool(1, max_rows=10), IdleExecutor(1, Preemption())
     until_s = asyncio.get_running_loop().time() + PATIENCE_S
     words = ("texts", "tokenized")
     with pytest.raises(Unavailable, match="preparer has ended"):
@@ -143,15 +143,15 @@ async def test_preparation_and_explanations_go_on_after_their_thread_has_ended()
 
 def test_a_thread_that_gives_way_gets_another_assistant() -> None:
     """The call in which its assistant ended fails, and the next call succeeds."""
-    outcomes: list[object] = []
+    outcomes, preemption = list[object](), Preemption()
 
     def low() -> None:
-        lower_engine_priority()
+        preemption.lower_engine_priority()
         try:
-            compute(end_thread)
+            preemption.compute(end_thread)
         except ThreadEnded as error:
             outcomes.append(type(error))
-        outcomes.append(compute(divmod, 7, 2))
+        outcomes.append(preemption.compute(divmod, 7, 2))
 
     thread = threading.Thread(target=low)
     thread.start()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from service.engines.preemption import run_preemptible
+from service.engines.preemption import Preemption
 from service.errors import (
     DeadlineExceeded,
     EngineFailed,
@@ -94,7 +94,7 @@ async def batcher_of(engine: HeldEngine, **options: Any) -> AsyncIterator[Batche
     names = BatcherLimits.__dataclass_fields__
     limits = BatcherLimits(**{name: options.pop(name) for name in list(options) if name in names})
     costs = options.pop("costs", None) or CostTable(64, 512)
-    batcher = Batcher(engine.run, probe=engine.probe, costs=costs, limits=limits, **options)
+    batcher = Batcher(engine.run, probe=engine.probe, costs=costs, preemption=Preemption(), limits=limits, **options)
     try:
         yield batcher
     finally:
@@ -603,7 +603,7 @@ class EndlessEngine:
     """An engine whose calls for "endless" end only when they are terminated, as ONNX Runtime's do."""
 
     def __init__(self) -> None:
-        self.began = threading.Semaphore(0)
+        self.began, self.preemption = threading.Semaphore(0), Preemption()
         self.calls: list[list[str]] = []
 
     def run(self, items: list[Text]) -> list[str]:
@@ -620,7 +620,7 @@ class EndlessEngine:
                 time.sleep(1e-4)
             return [item.name.upper() for item in items]
 
-        return run_preemptible(compute, StopFlag)
+        return self.preemption.run_preemptible(compute, StopFlag)
 
     async def next_call(self) -> None:
         """Wait for the next call to begin."""
@@ -633,7 +633,14 @@ async def endless_batcher(
 ) -> AsyncIterator[tuple[Batcher, SchedulingTally]]:
     """A batcher on this engine, whose probe succeeds, and what it counts."""
     tally, limits = SchedulingTally(), BatcherLimits(engine_timeout_s=engine_timeout_s)
-    batcher = Batcher(engine.run, probe=lambda: None, costs=CostTable(64, 512), limits=limits, tally=tally)
+    batcher = Batcher(
+        engine.run,
+        probe=lambda: None,
+        costs=CostTable(64, 512),
+        preemption=engine.preemption,
+        limits=limits,
+        tally=tally,
+    )
     try:
         yield batcher, tally
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.engines.preemption import compute, run_preemptible
+from service.engines.preemption import Preemption
 from service.errors import DeadlineExceeded, EngineFailed, InvalidRequest, Overloaded, Unavailable
 from service.scheduling.admission import BatchStats
 from service.scheduling.continuous_batcher import LOW_PRIORITY_STEP_S, ContinuousBatcher, InFlightLimits
@@ -51,6 +51,7 @@ class HeldDecoder:
 
     def __init__(self, held: bool = True, poison: Callable[[list[str]], bool] = lambda names: False) -> None:
         self.held, self.poison = held, poison
+        self.preemption = Preemption()
         self.takes_s = 0.0  # a step, of computing
         self.refused = ""  # the name of a sentence that cannot be read
         self.joins: list[list[str]] = []
@@ -77,7 +78,7 @@ class HeldDecoder:
             self._loop.call_soon_threadsafe(self._started.put_nowait, names)
             assert self._permits.acquire(timeout=PATIENCE_S)
         if self.takes_s:
-            compute(spend, self.takes_s)
+            self.preemption.compute(spend, self.takes_s)
         if self.poison(names):
             raise RuntimeError("not a number")
         for sentence in sentences:
@@ -121,7 +122,9 @@ async def batcher_of(decoder: HeldDecoder, **options: Any) -> AsyncIterator[Cont
     names = InFlightLimits.__dataclass_fields__
     limits = InFlightLimits(**{name: options.pop(name) for name in list(options) if name in names})
     costs = options.pop("costs", None) or CostTable(64, 2)
-    batcher = ContinuousBatcher(decoder.open, probe=decoder.probe, costs=costs, limits=limits, **options)
+    batcher = ContinuousBatcher(
+        decoder.open, probe=decoder.probe, costs=costs, preemption=decoder.preemption, limits=limits, **options
+    )
     try:
         yield batcher
     finally:
@@ -400,7 +403,7 @@ async def test_a_decoder_that_cannot_begin_is_noticed() -> None:
     def no_memory() -> HeldBatches:
         raise MemoryError("no room for the cache")
 
-    batcher = ContinuousBatcher(no_memory, probe=decoder.probe, costs=CostTable(64, 2))
+    batcher = ContinuousBatcher(no_memory, probe=decoder.probe, costs=CostTable(64, 2), preemption=decoder.preemption)
     with pytest.raises(Unavailable, match="no room for the cache"):
         await asyncio.wait_for(submit(batcher, Sentence("a")), PATIENCE_S)
     assert "no room" in (batcher.health_problem() or "")
@@ -650,7 +653,7 @@ class EndlessDecoder:
     """A decoder whose steps with "endless" end only when they are terminated, as ONNX Runtime's do."""
 
     def __init__(self, *, in_join: bool) -> None:
-        self._in_join = in_join
+        self._in_join, self.preemption = in_join, Preemption()
         self.began = threading.Semaphore(0)
         self.opened = 0
 
@@ -671,7 +674,7 @@ class EndlessDecoder:
                     raise RuntimeError("Exiting due to terminate flag")
                 time.sleep(1e-4)
 
-        run_preemptible(call, StopFlag)
+        self.preemption.run_preemptible(call, StopFlag)
 
 
 class EndlessBatches:
@@ -704,7 +707,13 @@ async def endless_batcher(
     """A batcher on this decoder, whose probe succeeds, and what it counts."""
     tally, limits = SchedulingTally(), InFlightLimits(engine_timeout_s=engine_timeout_s)
     batcher = ContinuousBatcher(
-        decoder.open, probe=lambda: None, costs=CostTable(64, 2), limits=limits, tally=tally, name="endless"
+        decoder.open,
+        probe=lambda: None,
+        costs=CostTable(64, 2),
+        preemption=decoder.preemption,
+        limits=limits,
+        tally=tally,
+        name="endless",
     )
     try:
         yield batcher, tally

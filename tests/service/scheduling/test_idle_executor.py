@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from service.engines.preemption import run_preemptible
+from service.engines.preemption import Preemption
 from service.errors import DeadlineExceeded
 from service.scheduling.idle_executor import IdleExecutor
 from tests.service.stoppable import PATIENCE_S, StopFlag, StoppableCall
@@ -26,7 +26,7 @@ async def turns() -> None:
 @pytest.mark.parametrize(("num_cores", "most_beside"), [(1, 0), (2, 0), (4, 2)])
 async def test_a_piece_begins_when_a_core_is_free(num_cores: int, most_beside: int) -> None:
     """Beside so many requests, and not beside one more; the end of that one lets it begin."""
-    spare, began = IdleExecutor(num_cores), threading.Event()
+    spare, began = IdleExecutor(num_cores, Preemption()), threading.Event()
     for _ in range(most_beside):
         spare.answering()
     assert await spare.run(lambda: 7, soon_s()) == 7
@@ -44,7 +44,7 @@ async def test_a_piece_begins_when_a_core_is_free(num_cores: int, most_beside: i
 
 async def test_pieces_take_turns() -> None:
     """Never two at a time, in the order in which they came."""
-    spare, at_once, order = IdleExecutor(2), list[int](), list[int]()
+    spare, at_once, order = IdleExecutor(2, Preemption()), list[int](), list[int]()
 
     def piece(number: int) -> None:
         at_once.append(number)
@@ -58,7 +58,7 @@ async def test_pieces_take_turns() -> None:
 
 async def test_a_cancelled_piece_never_begins_and_one_that_has_begun_ends_first() -> None:
     """What comes after it waits for that end, and is done."""
-    spare, began, go_on, done = IdleExecutor(2), threading.Event(), threading.Event(), list[str]()
+    spare, began, go_on, done = IdleExecutor(2, Preemption()), threading.Event(), threading.Event(), list[str]()
 
     def long() -> None:
         began.set()
@@ -84,7 +84,7 @@ async def test_a_cancelled_piece_never_begins_and_one_that_has_begun_ends_first(
 
 async def test_the_deadline_ends_a_wait() -> None:
     """While predictions leave no moment, and where it has passed already."""
-    spare = IdleExecutor(1)
+    spare = IdleExecutor(1, Preemption())
     spare.answering()
     for deadline_s in (time.monotonic() + 0.02, time.monotonic() - 1):
         with pytest.raises(DeadlineExceeded, match="the deadline passed before the explanation was there"):
@@ -97,7 +97,7 @@ async def test_the_deadline_ends_a_wait() -> None:
 
 async def test_what_a_piece_raises_is_the_callers() -> None:
     """And the next one is done all the same."""
-    spare = IdleExecutor(1)
+    spare = IdleExecutor(1, Preemption())
     with pytest.raises(ZeroDivisionError):
         await spare.run(lambda: 1 // 0, soon_s())
     assert await spare.run(lambda: 1, soon_s()) == 1
@@ -105,9 +105,10 @@ async def test_what_a_piece_raises_is_the_callers() -> None:
 
 async def test_a_request_stops_the_engine_call_of_a_piece() -> None:
     """And its end lets the same call begin anew."""
-    spare, began = IdleExecutor(1), threading.Semaphore(0)
+    preemption, began = Preemption(), threading.Semaphore(0)
+    spare = IdleExecutor(1, preemption)
     call = StoppableCall(began, tries=2)
-    running = asyncio.create_task(spare.run(lambda: run_preemptible(call, StopFlag), soon_s()))
+    running = asyncio.create_task(spare.run(lambda: preemption.run_preemptible(call, StopFlag), soon_s()))
     await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
     spare.answering()
     await asyncio.to_thread(call.stopped.acquire, timeout=PATIENCE_S)
@@ -120,10 +121,11 @@ async def test_a_request_stops_the_engine_call_of_a_piece() -> None:
 @pytest.mark.parametrize("leaves", [True, False], ids=["the caller leaves", "the deadline passes"])
 async def test_the_engine_call_of_a_piece_ends_with_its_caller(leaves: bool) -> None:
     """It is terminated, and the next piece begins."""
-    spare, began = IdleExecutor(1), threading.Semaphore(0)
+    preemption, began = Preemption(), threading.Semaphore(0)
+    spare = IdleExecutor(1, preemption)
     call = StoppableCall(began, tries=2)
     deadline_s = soon_s() if leaves else time.monotonic() + 1.0
-    running = asyncio.create_task(spare.run(lambda: run_preemptible(call, StopFlag), deadline_s))
+    running = asyncio.create_task(spare.run(lambda: preemption.run_preemptible(call, StopFlag), deadline_s))
     await asyncio.to_thread(began.acquire, timeout=PATIENCE_S)
     if leaves:
         running.cancel()
