@@ -2,7 +2,8 @@
 
 The server has one core, the load the other. Each round measures, one after another, so that a machine whose speed
 drifts treats all alike: the engine alone in loops (the limit), the server over gRPC and HTTP at each concurrency, a
-model that does nothing, and a bare echo server. Ratios are taken within a round; the report gives their medians.
+model that does nothing, and echo servers, one bare and one with the service's gRPC settings. Ratios are taken within a
+round; the report gives their medians.
 """
 
 import argparse

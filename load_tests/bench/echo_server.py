@@ -1,7 +1,11 @@
-"""A bare grpc.aio server that sends each tensor back: the floor under every Python gRPC server."""
+"""A bare grpc.aio server that sends each tensor back: the floor under every Python gRPC server.
 
+By default it has gRPC's default settings. With `--service-settings` it has those of the service: its scheduling policy,
+event loop, channel options, outstanding calls, thread priorities, frozen objects and huge pages.
+"""
+
+import argparse
 import asyncio
-import sys
 from typing import Any
 
 import grpc
@@ -28,8 +32,20 @@ class Echo(inference_pb2_grpc.GRPCInferenceServiceServicer):
         )
 
 
-async def main(port: int) -> None:
+def main() -> None:
     """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(prog="python -m load_tests.bench.echo_server", description=__doc__)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--service-settings", action="store_true", help="the gRPC settings of the service")
+    arguments = parser.parse_args()
+    if arguments.service_settings:
+        serve_with_service_settings(arguments.port)
+    else:
+        asyncio.run(serve(arguments.port))
+
+
+async def serve(port: int) -> None:
+    """Serve with gRPC's default settings."""
     server = grpc.aio.server()
     inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Echo(), server)
     server.add_insecure_port(f"127.0.0.1:{port}")
@@ -37,5 +53,27 @@ async def main(port: int) -> None:
     await server.wait_for_termination()
 
 
+def serve_with_service_settings(port: int) -> None:
+    """Serve with the settings of `python -m service`, by its own functions: a copy of them would become outdated."""
+    from service.__main__ import prepare_process
+
+    prepare_process()
+    import uvloop
+
+    from service.config import ServiceConfig
+    from service.server import settle
+    from service.transport.grpc.accept import Handlers
+    from service.transport.grpc.server import listen
+
+    async def listen_and_settle() -> None:
+        handlers, config = Handlers(), ServiceConfig(grpc_port=port)
+        inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Echo(), handlers)
+        server, _ = await listen(handlers, config)
+        settle(config, "cpu", asyncio.Event())
+        await server.wait_for_termination()
+
+    uvloop.run(listen_and_settle())
+
+
 if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1])))
+    main()

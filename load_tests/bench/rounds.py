@@ -1,4 +1,4 @@
-"""Rounds of the benchmark: the engine alone, the server, a model that does nothing, and a bare echo server."""
+"""Rounds of the benchmark: the engine alone, the server, a model that does nothing, and echo servers."""
 
 import asyncio
 import json
@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from onnx import TensorProto, helper
 from rich.console import Console
 
-from load_tests.drivers import drive_grpc, drive_http
+from load_tests.drivers import Load, drive_grpc, drive_http
 from load_tests.material import load_sentences
 from load_tests.page import command_of, commit, machine
 from load_tests.processes import DRAIN_AT_ONCE, Process, free_port, steal_s
@@ -23,6 +25,8 @@ STORE = ROOT / "build" / "bench_store"
 MODELS = {"minilm": "float32", "minilm-int8": "int8"}
 PADDED = "minilm-padded"  # float32, the graph that computes padding: what other converters give; not served here
 CONCURRENCIES = (1, 16, 64)
+# A bare echo server, and one with the gRPC settings of the service: flags of load_tests/bench/echo_server.py.
+ECHOES: dict[str, tuple[str, ...]] = {"echo": (), "tuned echo": ("--service-settings",)}
 # The server moves its memory into huge pages (service/process/huge_pages.py), so the loops get theirs by glibc
 # (mallopt(3)).
 IN_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
@@ -84,16 +88,21 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
         "requests": num_requests,
         "rounds": [],
     }
-    http, grpc, echo_port = free_port(), free_port(), free_port()
+    http, grpc = free_port(), free_port()
     url = f"http://127.0.0.1:{http}"
     server_arguments = ["--model-store", str(STORE), "--http-port", str(http), "--grpc-port", str(grpc)]
     loop_arguments = [str(STORE), ",".join([*MODELS, PADDED]), str(len(texts))]
     result["start_to_ready_s"] = [measure_start(name) for name in MODELS for _ in range(3)]
     with (
         Process("service", *DRAIN_AT_ONCE, *server_arguments) as server,
-        Process("load_tests.bench.echo_server", str(echo_port)) as echo,
         Process("load_tests.bench.engine_loops", *loop_arguments, pipes=True, environment=IN_HUGE_PAGES) as loops,
+        ExitStack() as stack,
     ):
+        servers = [
+            *start_echoes(stack),
+            Asked("grpc", server, drive_grpc, grpc),
+            Asked("http", server, drive_http, http),
+        ]
         server.wait_until_ready(f"{url}/readyz")
         server.wait_until_idle()
         assert loops.popen.stdin and loops.popen.stdout
@@ -105,7 +114,7 @@ async def measure(num_rounds: int, num_requests: int, console: Console) -> dict[
             line = await asyncio.to_thread(loops.popen.stdout.readline)
             measured: dict[str, Any] = {"limit": json.loads(line)}
             measured["served"] = await measure_served(server, grpc, http, texts)
-            measured["overhead"] = await measure_overhead(server, echo, grpc, http, echo_port, texts)
+            measured["overhead"] = await measure_overhead(servers, texts)
             measured["steal_s"] = steal_s() - stolen_s
             measured["wall_s"] = time.perf_counter() - started_s
             result["rounds"].append(measured)
@@ -158,25 +167,32 @@ async def measure_idle(server: Process, seconds: float = 5.0) -> float:
     return (server.cpu_s() - cpu_s) / seconds
 
 
+def start_echoes(stack: ExitStack) -> list["Asked"]:
+    """Start the echo servers, and end them with the stack."""
+    echoes = []
+    for name, flags in ECHOES.items():
+        process = stack.enter_context(Process("load_tests.bench.echo_server", str(port := free_port()), *flags))
+        echoes.append(Asked(name, process, drive_grpc, port))
+    return echoes
+
+
+class Asked(NamedTuple):
+    """A server under measurement, and how it is asked."""
+
+    name: str
+    process: Process
+    drive: Callable[[int, str, Sequence[str], int, int], Awaitable[Load]]
+    port: int
+
+
 async def measure_overhead(
-    server: Process,
-    echo: Process,
-    grpc: int,
-    http: int,
-    echo_port: int,
-    texts: list[str],
-    count: int = 500,
-    slices: int = 4,
+    servers: Sequence[Asked], texts: list[str], count: int = 500, slices: int = 4
 ) -> dict[str, float]:
-    """Measure CPU seconds per 1,000 requests of a model that does nothing and of the echo, in alternating slices."""
+    """Measure CPU seconds per 1,000 requests of a model that does nothing and of the echoes, in alternating slices."""
     spent: dict[str, float] = {}
     for concurrency in CONCURRENCIES:
         for _ in range(slices):
-            for name, process, drive, port in (
-                ("echo", echo, drive_grpc, echo_port),
-                ("grpc", server, drive_grpc, grpc),
-                ("http", server, drive_http, http),
-            ):
+            for name, process, drive, port in servers:
                 cpu_s = process.cpu_s()
                 await drive(port, "noop", texts, concurrency, count)
                 key = f"{name}, {concurrency}"

@@ -1,5 +1,6 @@
 """The load tools, run for real against a real server."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -11,11 +12,12 @@ import pytest
 
 from load_tests.bench.__main__ import MIN_COUNT
 from load_tests.bench.__main__ import main as bench
-from load_tests.bench.rounds import forget_unless_made_by
+from load_tests.bench.rounds import ECHOES, forget_unless_made_by
 from load_tests.drivers import Load, drive_grpc, drive_http, mean_batch_rows
 from load_tests.material import load_sentences
 from load_tests.processes import CORES, LOAD_CORE, SERVER_CORE, Process, free_port, pin
-from tests.conftest import ROOT, Server
+from service.transport.grpc.server import CORE_NICENESS, POLLER_NICENESS
+from tests.conftest import ROOT, START_S, Server
 
 
 @pytest.mark.skipif(len(CORES) < 2, reason="one core: nothing to keep apart")
@@ -99,17 +101,36 @@ def test_a_benchmark_of_too_few_is_refused(name: str, capsys: pytest.CaptureFixt
 
 
 async def test_the_benchmarks_drivers_get_answers(server: Server) -> None:
-    """Both protocols, and the bare echo that the server is compared with."""
+    """Over both protocols."""
     texts: Sequence[str] = load_sentences().texts
+    for drive, address in ((drive_grpc, server.grpc), (drive_http, server.http)):
+        summary = (await drive(int(address.rsplit(":", 1)[1]), "sentiment", texts, 4, 40)).summary()
+        assert summary["requests_per_s"] > 0
+        assert summary["mean_batch_rows"] >= 1
+
+
+@pytest.mark.parametrize("name", list(ECHOES))
+async def test_the_servers_that_the_benchmark_compares_with_answer(name: str) -> None:
+    """The bare echo has no settings of the service; the other one has its scheduling policy and thread priorities."""
     port = free_port()
-    with Process("load_tests.bench.echo_server", str(port), core=None) as echo:
-        for drive, address in ((drive_grpc, server.grpc), (drive_http, server.http)):
-            summary = (await drive(int(address.rsplit(":", 1)[1]), "sentiment", texts, 4, 40)).summary()
-            assert summary["requests_per_s"] > 0
-            assert summary["mean_batch_rows"] >= 1
-        assert len((await drive_grpc(port, "echo", texts, 4, 40)).latencies_s) == 40
+    with Process("load_tests.bench.echo_server", str(port), *ECHOES[name], core=None) as echo:
+        assert len((await drive_grpc(port, "echo", load_sentences().texts, 4, 40)).latencies_s) == 40
         assert echo.cpu_s() > 0
         assert echo.memory_mib()["now"] > 10
+        pid, tuned = echo.popen.pid, bool(ECHOES[name])
+        assert (os.sched_getscheduler(pid) == os.SCHED_BATCH) is tuned
+        async with asyncio.timeout(
+            START_S
+        ):  # gRPC names its threads, by which they are found, some time after it starts
+            while tuned and not thread_niceness(pid) >= {POLLER_NICENESS, CORE_NICENESS}:
+                await drive_grpc(port, "echo", load_sentences().texts, 4, 40)
+        assert tuned or thread_niceness(pid) == {0}
+
+
+def thread_niceness(pid: int) -> set[int]:
+    """Return the niceness of a process's threads above that of the first."""
+    own, threads = os.getpriority(os.PRIO_PROCESS, pid), Path(f"/proc/{pid}/task").iterdir()
+    return {os.getpriority(os.PRIO_PROCESS, int(thread.name)) - own for thread in threads}
 
 
 def test_a_batch_is_counted_once_however_many_answers_came_out_of_it() -> None:
