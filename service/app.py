@@ -19,6 +19,7 @@ from starlette.types import ASGIApp
 from service.config import ServiceConfig
 from service.engines.device import Device
 from service.models.canary import Canary
+from service.models.engine_opening import OpenEngine, open_onnx
 from service.models.repository import ModelRepository
 from service.prediction.predictor import Predictor
 from service.process.allocator import MemoryReturn
@@ -91,7 +92,13 @@ class App:
             self.repository.close()
 
 
-def build(config: ServiceConfig, num_cores: int, device: Device = "cpu", tracing: "Tracing | None" = None) -> App:
+def build(
+    config: ServiceConfig,
+    num_cores: int,
+    device: Device = "cpu",
+    tracing: "Tracing | None" = None,
+    open_engine: OpenEngine = open_onnx,
+) -> App:
     """Build a server without sockets; its models are loaded when it runs.
 
     Args:
@@ -99,9 +106,10 @@ def build(config: ServiceConfig, num_cores: int, device: Device = "cpu", tracing
         num_cores: cores that engines and preprocessing may use.
         device: where models are computed.
         tracing: records a span for each inference request; None turns tracing off.
+        open_engine: opens the engines of models that answer with one call.
     """
     metrics = Metrics()
-    repository = ModelRepository(config, metrics, num_cores=num_cores, device=device)
+    repository = ModelRepository(config, metrics, num_cores=num_cores, device=device, open_engine=open_engine)
     predictor = Predictor(repository, metrics, config, tracing)
     request_memory, turns = ByteBudget("request memory", config.max_request_memory_bytes), Turns()
     metrics.show_budget(request_memory)

@@ -1,5 +1,7 @@
 """Opens the engines of a model folder in ONNX Runtime, and decides how calls are made on a GPU."""
 
+from collections.abc import Callable
+
 import structlog
 
 from model_store.folder import ModelFolder
@@ -15,6 +17,8 @@ log = structlog.get_logger(__name__)
 
 # CUDA has no kernel for DynamicQuantizeLinear, which scales the activations of an int8 graph.
 CAPTURED_PRECISIONS = ("float32", "float16")
+
+OpenEngine = Callable[[ModelFolder, int, EngineHost], Engine]  # from a folder, threads of a call, and the host
 
 
 def open_onnx(folder: ModelFolder, threads: int, host: EngineHost) -> Engine:

@@ -31,7 +31,7 @@ from service.models.cost_probes import (
     measure_step_costs,
     warm_up_buckets,
 )
-from service.models.engine_opening import open_onnx, open_translation
+from service.models.engine_opening import OpenEngine, open_onnx, open_translation
 from service.models.explanation_graph import ExplainGraph
 from service.models.folder_files import FolderFiles
 from service.models.golden import GoldenExamples
@@ -58,7 +58,7 @@ class Loader:
         threads: int,
         engine_clock: Callable[[], float],
         host: EngineHost | None = None,
-        open_engine: Callable[[ModelFolder, int, EngineHost], Engine] = open_onnx,
+        open_engine: OpenEngine = open_onnx,
         open_translation_engine: Callable[[ModelFolder, int, EngineHost], TranslationEngine] = open_translation,
         state: Path | None = None,
     ) -> None:

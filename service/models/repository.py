@@ -22,6 +22,7 @@ from service.engines.host import EngineHost
 from service.engines.onnx_session import EngineError
 from service.engines.preemption import EngineCall
 from service.errors import NotFound, Unavailable
+from service.models.engine_opening import OpenEngine, open_onnx
 from service.models.loaded import BatcherSettings, LoadedModel
 from service.models.loading import Loader
 from service.process.worker_threads import Watchdog
@@ -72,6 +73,7 @@ class ModelRepository:
     metrics: Metrics
     num_cores: int
     device: Device = "cpu"
+    open_engine: OpenEngine = open_onnx  # opens the engines of models that answer with one call
     ending: bool = False  # not ready, but still answering
     draining: bool = False
     states: dict[tuple[str, str], ModelState] = field(default_factory=dict)
@@ -91,6 +93,7 @@ class ModelRepository:
             self.threads,
             self._engine_clock,
             self.host,
+            self.open_engine,
             state=Path(self.config.state_dir) if self.config.state_dir else None,
         )
 

@@ -28,7 +28,6 @@ share nothing else, so there are no locks.
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, ClassVar
@@ -40,7 +39,7 @@ from service.scheduling.admission import BatchStats, ItemResult, Request
 from service.scheduling.batch_forming import COMPARED_ROWS, BatcherLimits, BatchFormer, Entry, Extent, Item
 from service.scheduling.cost_table import CostTable, QuickSizes
 from service.scheduling.engine_thread import CallRunner, EngineLane, EngineThread
-from service.scheduling.lane import Lane
+from service.scheduling.lane import two_lanes
 from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
 
@@ -116,22 +115,17 @@ class Batcher:
         self._batch_s = 0.0  # expected engine time of a recent batch
         self._wakeup_scheduled = self._all_busy = False
         self.in_flight_rows = 0
-        self._ordinary = self._new_lane(instances)
-        # The threads start with the first request. One thread fewer leaves a core idle for an ordinary request.
-        self._low = self._new_lane(max(1, instances - 1), max_call_s=LOW_PRIORITY_CALL_S, yields=True)
+        lanes: tuple[EngineLane, EngineLane] = two_lanes(
+            name,
+            self._limits.max_queue_rows,
+            instances,
+            low_call_s=LOW_PRIORITY_CALL_S,
+            tally=self._tally,
+            clock=clock,
+        )
+        self._ordinary, self._low = lanes
         self._loop = self._ordinary.loop
         self._start_threads(self._ordinary)
-
-    def _new_lane(self, num_threads: int, *, max_call_s: float = math.inf, yields: bool = False) -> EngineLane:
-        return Lane(
-            self._name,
-            self._limits.max_queue_rows,
-            num_threads,
-            max_call_s=max_call_s,
-            yields=yields,
-            tally=self._tally,
-            clock=self._clock,
-        )
 
     def _start_threads(self, lane: EngineLane) -> None:
         lane.start(

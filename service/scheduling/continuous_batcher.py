@@ -24,7 +24,6 @@ thread, the running sentences to their engine thread (`service.scheduling.decode
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from service.scheduling.admission import BatchStats, ItemResult, Request
 from service.scheduling.cost_table import CostTable
 from service.scheduling.decoder_messages import Entry, Progress, Sentence, Signal
 from service.scheduling.decoder_thread import Decoder, DecoderLane, DecoderThread, RunningBatches
-from service.scheduling.lane import Lane
+from service.scheduling.lane import two_lanes
 from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
 
@@ -107,22 +106,17 @@ class ContinuousBatcher:
         self._wall_factor = WallTimeFactor()
         self._running_s = 0.0  # expected engine time of the running sentences
         self._steps_per_token = 1.2  # decoder steps per source token of recent sentences
-        self._ordinary = self._new_lane(instances)
-        # The threads start with the first request. One thread fewer leaves a core idle for an ordinary sentence.
-        self._low = self._new_lane(max(1, instances - 1), max_call_s=LOW_PRIORITY_STEP_S, yields=True)
+        lanes: tuple[DecoderLane, DecoderLane] = two_lanes(
+            name,
+            self._limits.max_queue_rows,
+            instances,
+            low_call_s=LOW_PRIORITY_STEP_S,
+            tally=self._tally,
+            clock=clock,
+        )
+        self._ordinary, self._low = lanes
         self._loop = self._ordinary.loop
         self._start_threads(self._ordinary)
-
-    def _new_lane(self, num_threads: int, *, max_call_s: float = math.inf, yields: bool = False) -> DecoderLane:
-        return Lane(
-            self._name,
-            self._limits.max_queue_rows,
-            num_threads,
-            max_call_s=max_call_s,
-            yields=yields,
-            tally=self._tally,
-            clock=self._clock,
-        )
 
     def _start_threads(self, lane: DecoderLane) -> None:
         lane.start(

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from service.scheduling.admission import Admission, E
 from service.telemetry.metrics import SchedulingTally
@@ -44,3 +44,33 @@ class Lane(Admission[E], Generic[E, T]):
         if not self.threads:
             prefix = f"{self.name}-low" if self.yields else self.name
             self.threads = [new_thread(f"{prefix}-{number}") for number in range(self.num_threads)]
+
+
+def two_lanes(
+    name: str,
+    max_queue_rows: int,
+    instances: int,
+    *,
+    low_call_s: float,
+    tally: SchedulingTally | None,
+    clock: Callable[[], float],
+) -> tuple[Lane[Any, Any], Lane[Any, Any]]:
+    """Create the lanes of a batcher: for ordinary requests, and for those of low priority.
+
+    The threads of the second are started with its first request. One thread less leaves a core idle for an ordinary
+    request.
+
+    Args:
+        name: for thread names and messages.
+        max_queue_rows: rows that may wait in each lane.
+        instances: engine threads for ordinary requests.
+        low_call_s: target duration of a low-priority engine call.
+        tally: counts what is refused, dropped, terminated and computed in vain.
+        clock: of deadlines and waiting times.
+    """
+    ordinary = Lane[Any, Any](name, max_queue_rows, instances, tally=tally, clock=clock)
+    low_threads = max(1, instances - 1)
+    low = Lane[Any, Any](
+        name, max_queue_rows, low_threads, max_call_s=low_call_s, yields=True, tally=tally, clock=clock
+    )
+    return ordinary, low

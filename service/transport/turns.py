@@ -26,7 +26,7 @@ from service.process.thread_priority import renice_thread
 MIN_COUNTED_BYTES = 64 * 2**10
 MAX_TURN_BYTES = 2**20
 NUM_SHORT_TURNS = 3
-THREAD_STEPS_BACK = 6
+THREAD_NICENESS = 6
 
 T = TypeVar("T")
 
@@ -113,4 +113,4 @@ class Turns:
 
 
 def _step_back() -> None:
-    renice_thread(threading.get_native_id(), by=THREAD_STEPS_BACK)
+    renice_thread(threading.get_native_id(), by=THREAD_NICENESS)

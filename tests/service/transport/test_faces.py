@@ -21,9 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
-from service.transport.grpc.server import CORE_STEPS_BACK, POLLER_STEPS_BACK
+from service.transport.grpc.server import CORE_NICENESS, POLLER_NICENESS
 from service.transport.request_metadata import MAX_READ_AT_ONCE
-from service.transport.turns import THREAD_STEPS_BACK
+from service.transport.turns import THREAD_NICENESS
 from tests.conftest import Server
 
 TEXTS = [
@@ -873,8 +873,8 @@ def test_grpc_threads_have_lower_priority(server: Server) -> None:
     threads = [int(task.name) for task in Path(f"/proc/{server.popen.pid}/task").iterdir()]
     behind = [os.getpriority(os.PRIO_PROCESS, thread) - own for thread in threads]
     # The thread for long steps starts when a request first needs it.
-    assert sorted({*behind} - {THREAD_STEPS_BACK}) == [0, POLLER_STEPS_BACK, CORE_STEPS_BACK]
-    assert behind.count(POLLER_STEPS_BACK) == 1
+    assert sorted({*behind} - {THREAD_NICENESS}) == [0, POLLER_NICENESS, CORE_NICENESS]
+    assert behind.count(POLLER_NICENESS) == 1
 
 
 def test_the_index_lists_every_model_of_the_store(http: httpx.Client) -> None:

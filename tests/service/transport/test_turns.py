@@ -14,7 +14,7 @@ from service.transport.turns import (
     MAX_TURN_BYTES,
     MIN_COUNTED_BYTES,
     NUM_SHORT_TURNS,
-    THREAD_STEPS_BACK,
+    THREAD_NICENESS,
     Turns,
 )
 
@@ -148,7 +148,7 @@ async def test_the_thread_has_lower_priority_than_the_loop() -> None:
     """On one core a step of the loop takes little longer than alone."""
     before = os.getpriority(os.PRIO_PROCESS, os.getpid())
     behind = await Turns().in_thread(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
-    assert behind == min(before + THREAD_STEPS_BACK, 19)
+    assert behind == min(before + THREAD_NICENESS, 19)
 
 
 async def test_a_receiver_can_be_cancelled(loop_turns: LoopTurns) -> None:
