@@ -78,7 +78,7 @@ class Handler:
 
     def _open_engine(self, folder: ModelFolder, threads: int, device: Device) -> Engine:
         if folder.manifest is None:
-            raise FolderError("a bare ONNX graph has no task; its tensors are served by python -m service")
+            raise FolderError("a bare ONNX graph has no task; python -m service serves its tensors")
         if self._runtime == "torchscript":
             return TorchScriptEngine(folder.file(TORCHSCRIPT).path, folder.manifest, self._device, threads)
         return open_onnx(folder, threads, device)
@@ -156,7 +156,7 @@ def _refuse_explaining(
     parameters: TextClassificationParameters | ImageClassificationParameters | TranslationParameters,
 ) -> None:
     if parameters.explain is not None:
-        raise InvalidRequest("explain is not offered here: python -m service explains")
+        raise InvalidRequest("explain is not supported by TorchServe; python -m service supports it")
 
 
 def _texts(inputs: str | list[str]) -> tuple[list[str], str]:
@@ -185,7 +185,7 @@ def _prepare_image(task: ImageClassification, body: bytes) -> Prepared:
 def _prepare_translation(task: Translation, body: bytes, max_rows: int) -> Prepared:
     message = read_json(body, TranslationRequest)
     if message.stream:
-        raise InvalidRequest("stream is not offered here: translations come whole")
+        raise InvalidRequest("stream is not supported by TorchServe: a translation is sent as a whole")
     _refuse_explaining(message.parameters)
     parameters, search = message.parameters, message.parameters.search()
     if search.num_beams is not None and search.num_beams > max_rows:
@@ -214,7 +214,7 @@ def body_of(request: dict[str, Any]) -> bytes:
     if given is None:
         raise InvalidRequest(
             "the request has no body; over HTTP, send it with content-type: application/json"
-            " (TorchServe takes forms apart), over gRPC under 'data'"
+            " (TorchServe splits forms into fields), over gRPC under 'data'"
         )
     if isinstance(given, bytes | bytearray):
         return bytes(given)
