@@ -96,7 +96,7 @@ async def test_a_deadline_ends_the_wait() -> None:
     admission: Admission[Entry] = Admission("m/1", 9)
     request, entries = enqueue(admission)
     now_s = time.monotonic()
-    with pytest.raises(DeadlineExceeded, match="before the answer was there"):
+    with pytest.raises(DeadlineExceeded, match="before the answer was computed"):
         await admission.wait(request, entries, now_s + 0.01, now_s)
     assert admission.queued_rows == 0
 
