@@ -1,4 +1,4 @@
-"""What the engines of one process share."""
+"""State that all engines of one process share: device, GPU lock, preemption."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace

@@ -70,7 +70,7 @@ class OnnxEngine:
             host: where the graph is computed.
             buckets: the shapes that calls are rounded up to; None computes each call in its own shape.
             cuda_graphs: capture the calls of each bucket as a CUDA graph, and replay it.
-            binds: calls without buckets have their inputs and outputs in the device's memory; None: on a GPU.
+            binds: calls without buckets keep inputs and outputs in the device's memory; None: only on a GPU.
 
         Raises:
             EngineError: ONNX Runtime refuses the graph, the protocol cannot carry its tensors, or no buckets are known
@@ -90,7 +90,7 @@ class OnnxEngine:
 
     @property
     def buffers(self) -> dict[Bucket, int]:
-        """How many buffers each bucket has allocated: one for each of its calls that ran at once."""
+        """Number of buffers that each bucket has allocated: one for each of its calls that ran at the same time."""
         return dict(self._bucketed.allocated) if self._bucketed else {}
 
     def run(self, feeds: Arrays) -> Arrays:

@@ -36,8 +36,8 @@ log = structlog.get_logger(__name__)
 
 # The source's keys and values are padded to a multiple of this, so that they are seldom resized.
 SOURCE_STEP_TOKENS = 8
-# More candidates than this, more than a search needs, are passed on as arrays: converting a whole vocabulary to lists
-# takes longer than a step.
+# More candidates than this are passed on as arrays, because converting a whole vocabulary to lists takes longer than a
+# decoder step. Searches need fewer.
 MAX_LISTED_CANDIDATES = 64
 FILL_ID = 0  # padding token, which the mask hides
 # Largest encoder call that keeps its memory on the device: four times the tokens that join running sentences at once.
@@ -58,7 +58,7 @@ class Decodable(Protocol):
 
     @property
     def num_candidates(self) -> int:
-        """How many of the likeliest next tokens of a row the search must know."""
+        """Number of most probable next tokens that the search needs for each row."""
 
     @property
     def next_ids(self) -> list[int]:
@@ -144,7 +144,7 @@ class TranslationEngine:
 
     @property
     def encoder_buffers(self) -> dict[tuple[int, int | None], int]:
-        """How many buffers each bucket of the encoder has allocated; see `OnnxEngine.buffers`."""
+        """Number of buffers that each bucket of the encoder has allocated; see `OnnxEngine.buffers`."""
         return dict(self._encoder_calls.allocated) if self._encoder_calls else {}
 
     def cache(self, rows: int, places: int) -> KvCache:
@@ -258,7 +258,7 @@ class RunningBatches:
         return self._by_shape[shape]
 
     def step(self) -> None:
-        """Decode one token more of every sentence.
+        """Decode one more token of every sentence.
 
         Raises:
             EngineError: a graph cannot compute the step; no search of that batch has advanced.
@@ -320,7 +320,7 @@ class RunningBatch:
         self._mask_NS[:, :kept] = before_NS[:, :kept]
 
     def step(self) -> None:
-        """Decode one token more of every sentence; see `RunningBatches.step`."""
+        """Decode one more token of every sentence; see `RunningBatches.step`."""
         N, W = len(self.sentences), self._num_beams
         R = N * W
         for place, sentence in enumerate(self.sentences):

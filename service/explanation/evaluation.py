@@ -1,4 +1,4 @@
-"""Evaluates the function that an explanation asks for: from the features that are kept to the score of the answer.
+"""Evaluates the value function of an explanation: the score of the answer as a function of the kept features.
 
 Shapes: S samples, M features, K values of one answer.
 """
@@ -36,7 +36,7 @@ class EvaluationCache:
             features: features of the input.
             function: value function of the input.
             piece_rows: samples that are submitted together.
-            deadline_s: on `time.monotonic()`'s clock.
+            deadline_s: deadline on `time.monotonic()`'s clock.
         """
         self._model, self._features, self._function = model, features, function
         self._piece_rows, self._deadline_s = piece_rows, deadline_s
@@ -60,7 +60,7 @@ class EvaluationCache:
             kept_SM: features that each sample keeps, bool [S, M].
 
         Raises:
-            HeedError: as `submit_low` of the batchers.
+            HeedError: raised by `submit_low` of the batcher.
         """
         missing = {key: kept_M for kept_M in kept_SM if (key := kept_M.tobytes()) not in self.known}
         asking = list(missing.values())

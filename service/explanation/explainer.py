@@ -63,10 +63,10 @@ class _Attribution(NamedTuple):
 
     weights_MK: NDArray[np.float64]
     completeness_gap: float | None
-    evaluations: int = 0  # of the explanation graph; `EvaluationCache` counts those of the model
+    evaluations: int = 0  # evaluations of the explanation graph; `EvaluationCache` counts evaluations of the model
     tokens: list[Token] | None = None
     attention: AttentionMap | None = None
-    per_target_token: bool = True  # for a translation: whether K are its tokens
+    per_target_token: bool = True  # for a translation: whether its K values are one per token
 
 
 class Explainer:

@@ -1,4 +1,4 @@
-"""What a client asks of an explanation, and what it gets.
+"""The options of an explanation that clients choose, and its result.
 
 Shapes: M features, K values of one answer.
 """
@@ -13,7 +13,7 @@ from service.explanation.methods.fidelity import Fidelity
 from service.explanation.methods.perturbation import METHODS as SAMPLING_METHODS
 
 Method = Literal["occlusion", "lime", "shap", "attention", "gradients"]
-# Methods of models whose folder has `explain.onnx`.
+# Methods for models whose folder has `explain.onnx`.
 GRAPH_METHODS: tuple[Method, ...] = ("attention", "gradients")
 METHODS: tuple[Method, ...] = (*SAMPLING_METHODS, *GRAPH_METHODS)
 DEFAULT_METHOD: Method = "occlusion"

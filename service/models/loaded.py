@@ -30,7 +30,7 @@ from service.telemetry.metrics import SchedulingTally
 
 @dataclass(frozen=True, kw_only=True)
 class BatcherSettings:
-    """What the batcher of a model needs besides the model.
+    """Settings of a model's batcher.
 
     Attributes:
         config: limits of queues and batches.
@@ -58,16 +58,16 @@ class LoadedModel(abc.ABC):
     """A model that has been read and proved.
 
     Attributes:
-        task: how inputs are prepared and results become answers.
+        task: prepares inputs and turns results into answers.
         probe: makes a call that any sound engine can compute.
-        costs: what calls cost, as measured.
+        costs: measured costs of engine calls.
         batching: whether requests may share calls, and why.
-        golden: the golden examples; None of a bare model.
-        precision: precision of the served graphs; None of a bare model.
+        golden: the golden examples; None for a bare model.
+        precision: precision of the served graphs; None for a bare model.
         cache_place: where a translation model keeps its keys and values.
         card: the model card.
         graph: the explanation graph, where the folder has one.
-        remark: what the model's owner should know.
+        remark: a warning for the model's owner.
     """
 
     task: Task[Any]
@@ -99,7 +99,7 @@ class OneCallModel(LoadedModel):
     """A model that answers with one engine call.
 
     Attributes:
-        task: how inputs are prepared, collated, and results become answers.
+        task: prepares and collates inputs, and turns results into answers.
         run: the engine call, from items to their results.
         skipped_padding_cost: relative cost of a padding token, as `Batcher` takes it.
         max_rows: largest number of rows of a call that several items share.
@@ -144,7 +144,7 @@ class DecoderModel(LoadedModel):
     """A model that decodes step by step: its items join and leave a running batch.
 
     Attributes:
-        task: how inputs are prepared and results become answers.
+        task: prepares inputs and turns results into answers.
         open_batches: makes empty running batches.
     """
 

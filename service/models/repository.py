@@ -47,7 +47,7 @@ class ServedModel:
 
     @property
     def task(self) -> Task[Any]:
-        """How inputs are prepared and results become answers."""
+        """The model's task: prepares inputs and turns results into answers."""
         return self.loaded.task
 
 

@@ -31,7 +31,7 @@ from service.scheduling.admission import ItemResult
 from service.scheduling.idle_executor import IdleExecutor
 from service.telemetry.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
 
-if TYPE_CHECKING:  # needs an extra, which is installed only where tracing is asked for
+if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)

@@ -15,7 +15,7 @@ class ModelCatalog:
     """Describes the models of a repository and tells which of them are ready."""
 
     def __init__(self, repository: ModelRepository) -> None:
-        """Describe the models of this repository, always in its present state."""
+        """Describe the models of `repository` in their state at the time of each call."""
         self._repository = repository
 
     def describe(self, name: str, version: str = "") -> ModelDescription:

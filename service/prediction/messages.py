@@ -1,6 +1,6 @@
-"""What transports pass to the predictor and get back from it.
+"""Messages between the transports and the predictor: request options, receipts, model descriptions.
 
-The names of `__all__` that are defined elsewhere belong to rooms which transports may not import.
+`__all__` also exports names from modules that transports may not import.
 """
 
 from dataclasses import dataclass
@@ -73,7 +73,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 class Explained(NamedTuple):
     """An answer and its explanation."""
 
-    answer: Any  # as the model's task makes it
+    answer: Any  # the form is defined by the model's task
     explanation: Explanation
 
 
@@ -101,6 +101,6 @@ class IndexedModel:
     explain: list[str]  # explanation methods that the model supports
     ready: bool
     reason: str | None  # why the model is not ready
-    precision: str | None  # of the graphs that answer; None for a bare model
+    precision: str | None  # precision of the served graphs; None for a bare model
     cache: Place | None  # where a translation model keeps keys and values between two steps
     batching: str | None  # whether requests share engine calls, and why; None while the model cannot answer

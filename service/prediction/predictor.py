@@ -30,10 +30,10 @@ from service.tasks.translation import Translated, Translation
 from service.telemetry.metrics import Metrics
 from service.tensors import Arrays
 
-if TYPE_CHECKING:  # needs an extra, which is installed only where tracing is asked for
+if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
-# Tokens of a stream up to now, with the task that turns them into text; None ends the stream.
+# All tokens of a stream so far, with the task that turns them into text; None ends the stream.
 TokenQueue = asyncio.Queue[tuple[Translation, list[int]] | None]
 
 
@@ -114,7 +114,7 @@ class Predictor:
             options: options of the request.
             kind: task that the call is made for.
             inputs: at least one text or file (of an image, or its base64).
-            field: name of an input in error messages; `{}` in it becomes the input's number. That of the task if empty.
+            field: name of an input in error messages; `{}` becomes the input's number. Empty: the task's own name.
             answer_options: how results become answers.
 
         Returns:
@@ -138,7 +138,8 @@ class Predictor:
     ) -> AsyncGenerator[str | tuple[Translated, Receipt], None]:
         """Translate a text piece by piece as it is decoded; the last element is the whole translation.
 
-        Without `num_beams` the search is greedy, whatever the model's default: beams may change what was sent.
+        Without `num_beams` the search is greedy, whatever the model's default: with beams, text already sent could
+        change.
 
         Leaving the iteration early ends the work: the row is free at the next step.
 

@@ -41,8 +41,8 @@ class Preprocessor:
             task: task of the model.
             options: options of the request.
             inputs: inputs as `task.prepare` takes them.
-            field: name of an input in error messages, `{}` its number; that of the task if empty.
-            deadline_s: on `time.monotonic()`'s clock; steps that have not begun then are dropped.
+            field: name of an input in error messages; `{}` becomes the input's number. Empty: the task's own name.
+            deadline_s: deadline on `time.monotonic()`'s clock; steps that have not begun by then are dropped.
 
         Raises:
             InvalidRequest: the request has too many rows, wrong options, or an input that cannot be read.

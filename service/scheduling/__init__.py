@@ -1,1 +1,1 @@
-"""When a request is computed: admission, batches, and idle moments."""
+"""Decides when each request is computed: admission, batching, low priority, idle cores."""

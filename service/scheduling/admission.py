@@ -17,8 +17,8 @@ import msgspec
 from service.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from service.telemetry.metrics import SchedulingTally
 
-# No more than this fraction of the time until a deadline is planned for. The rest absorbs the error of the estimates: a
-# request that ends just too late was computed in vain, and a queue that is a little shorter costs nothing.
+# Fraction of the time until a deadline that is planned for. The rest absorbs errors of the estimates: a request that
+# ends just too late was computed in vain, while a slightly shorter queue costs nothing.
 PLANNED_FRACTION = 0.8
 
 
@@ -26,15 +26,15 @@ class BatchStats(msgspec.Struct, frozen=True, gc=False):
     """Size and duration of one engine call."""
 
     rows: int
-    tokens: int  # computed, including padding where the engine computes it
+    tokens: int  # computed tokens, including padding where the engine computes it
     padded_tokens: int
     compute_s: float
-    effective_length: int  # row length of a call without padding that costs as much
-    cost_s: float  # of the call, on the engine's own clock
+    effective_length: int  # row length of a call without padding at the same cost
+    cost_s: float  # cost of the call, on the engine's own clock
 
 
 class ItemResult(msgspec.Struct, frozen=True, gc=False):
-    """The result of one item, the time that it waited for its engine call, and that call."""
+    """The result of one item, the time that it waited for its engine call, and the figures of that call."""
 
     result: Any
     queue_s: float
@@ -43,13 +43,13 @@ class ItemResult(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One `submit`: done when all its items are, or when the first of them fails."""
+    """One call of `submit`: done when all its items are done or one has failed."""
 
     future: asyncio.Future[list[ItemResult]]
     results: list[ItemResult | None]
     missing: int
     deadline_s: float = math.inf  # on the batcher's clock
-    rest_s: float = 0.0  # expected engine time of the items that are not done, one by one
+    rest_s: float = 0.0  # expected engine time of the remaining items, each computed alone
 
     @classmethod
     def of(
@@ -65,7 +65,7 @@ class Request:
         )
 
     def settle(self, index: int, outcome: ItemResult | Exception) -> None:
-        """Take in the result or error of one item; it is dropped if the request is already done."""
+        """Record the result or error of one item; it is dropped if the request is already done."""
         if self.future.done():
             return
         if isinstance(outcome, Exception):
@@ -74,7 +74,7 @@ class Request:
         self.results[index] = outcome
         self.missing -= 1
         if not self.missing:
-            self.future.set_result(self.results)  # type: ignore[arg-type]  # none is missing
+            self.future.set_result(self.results)  # type: ignore[arg-type]  # all results are present
 
 
 class Entry(Protocol):
@@ -102,21 +102,21 @@ class Admission(Generic[E]):
         """Create an empty queue; must be called in the event loop.
 
         Args:
-            name: of the model, for messages.
-            max_queue_rows: rows that may wait.
-            tally: counts the rows that are refused, dropped, and computed in vain.
-            clock: of deadlines.
+            name: name of the model, for messages.
+            max_queue_rows: largest number of rows that may wait.
+            tally: counts rows that are refused, dropped, or computed in vain.
+            clock: clock of the deadlines.
         """
         self.name, self._max_queue_rows = name, max_queue_rows
         self.tally, self._clock = tally or SchedulingTally(), clock
         self.loop = asyncio.get_running_loop()
-        self.queue: dict[E, None] = {}  # in order of arrival; a dict, so that leaving early costs nothing
+        self.queue: dict[E, None] = {}  # in order of arrival; a dict, because removing an item from it is cheap
         self.queued_rows = 0
-        self.queued_s = 0.0  # expected engine time of what waits
+        self.queued_s = 0.0  # expected engine time of the queued items
         self.dead_reason: str | None = None
         self._draining = False
         self._drained = asyncio.Event()
-        self._admitted = 0  # requests that wait or compute
+        self._admitted = 0  # requests that wait or are computed
 
     def check(
         self,
@@ -131,12 +131,12 @@ class Admission(Generic[E]):
         """Refuse a request that could not be answered.
 
         Args:
-            rows: of the request.
-            wait_s: wall time until an engine would begin with it.
-            own_s: wall time that its own work takes.
-            deadline_s: on the batcher's clock; None for no deadline.
-            now_s: on the same clock.
-            busy: the engine computes for others at the same time, even though nothing waits.
+            rows: rows of the request.
+            wait_s: wall time until an engine could start with the request.
+            own_s: wall time of the request's own work.
+            deadline_s: deadline on the batcher's clock; None for no deadline.
+            now_s: present time on the same clock.
+            busy: whether the engine computes other requests at the same time, even though none waits.
 
         Raises:
             Unavailable: draining, or the engine is dead.
@@ -160,7 +160,7 @@ class Admission(Generic[E]):
         if now_s >= deadline_s:
             self.tally.refused_rows += rows
             raise DeadlineExceeded("the deadline passed before the request reached the model")
-        # A request with nothing before it is tried: an estimate that refused all would never be found wrong.
+        # A request that need not wait is always tried: otherwise an estimate that is too high would never be corrected.
         if (wait_s or busy) and wait_s + own_s > PLANNED_FRACTION * (deadline_s - now_s):
             self.tally.refused_rows += rows
             raise DeadlineExceeded(
@@ -169,7 +169,7 @@ class Admission(Generic[E]):
             )
 
     def enqueue(self, entries: Sequence[E]) -> None:
-        """Put the items of one request into the queue; `wait` must be awaited next."""
+        """Add the items of one request to the queue; `wait` must be awaited next."""
         for entry in entries:
             self.queue[entry] = None
             self.queued_rows += entry.rows
@@ -179,7 +179,7 @@ class Admission(Generic[E]):
     async def wait(
         self, request: Request, entries: Sequence[E], deadline_s: float | None, now_s: float
     ) -> list[ItemResult]:
-        """Wait for the results of a request; afterwards none of its items is in the queue.
+        """Wait for the results of a request; when it returns, the queue has none of its items.
 
         Raises:
             DeadlineExceeded: the deadline passed first.
@@ -187,7 +187,7 @@ class Admission(Generic[E]):
         """
         expiry = None
         if deadline_s is not None:
-            # Not `call_at`: a loop's own clock may be coarse (uvloop's ticks in milliseconds).
+            # Not `call_at`, because a loop's own clock may be coarse (uvloop's has milliseconds).
             expiry = self.loop.call_later(deadline_s - now_s, self._expire, request)
         try:
             return await request.future
@@ -203,7 +203,7 @@ class Admission(Generic[E]):
                 self._drained.set()
 
     def _count_unanswered(self, request: Request, entries: Sequence[E]) -> None:
-        """Count the items of an unanswered request that were computed, and those that its deadline kept from it."""
+        """Count the rows of an unanswered request: computed in vain, or dropped because of its deadline."""
         expired = not request.future.cancelled() and isinstance(request.future.exception(), DeadlineExceeded)
         for entry, result in zip(entries, request.results, strict=True):
             if result is not None:
@@ -216,25 +216,25 @@ class Admission(Generic[E]):
             request.future.set_exception(DeadlineExceeded("the deadline passed before the answer was computed"))
 
     def count_in_vain(self, entry: E) -> None:
-        """Count an item that was computed at least in part, if nobody waits for it any more."""
+        """Count an item as computed in vain if its caller has left."""
         future = entry.request.future
         if future.done() and (future.cancelled() or future.exception() is not None):
             self.tally.rows_in_vain += entry.rows
 
     def remove(self, entry: E) -> None:
-        """Take an item out of the queue, if it is still there."""
+        """Remove an item from the queue if it is still there."""
         if entry in self.queue:
             del self.queue[entry]
             self.queued_rows -= entry.rows
-            # Sums of floats drift; an empty queue is the time to begin again.
+            # Sums of floats drift, so an empty queue resets them.
             self.queued_s = self.queued_s - entry.expected_s if self.queue else 0.0
 
     def oldest(self, remaining_s: Callable[[E], float] = lambda entry: 0.0) -> E | None:
-        """Return the oldest item that somebody waits for and that can be done in time; None if there is none.
+        """Return the oldest item that has a caller and can be done in time; None if there is none.
 
         Args:
-            remaining_s: wall time until the request of an item could be answered. A request that would be too late
-                fails here, before it costs compute.
+            remaining_s: returns the wall time until the request of an item could be answered. A request that would be
+                late fails here, before it costs compute.
         """
         now_s = self._clock()
         while self.queue:
@@ -247,11 +247,11 @@ class Admission(Generic[E]):
                 request.future.set_exception(
                     DeadlineExceeded("the deadline can no longer be met: the request waited and was not computed")
                 )
-            self.remove(entry)  # it ended in this very turn of the loop, and would have left in the next
+            self.remove(entry)  # its request ended in this iteration of the event loop
         return None
 
     def fail_all(self, reason: str, given: Iterable[E] = ()) -> None:
-        """Fail all waiting items and those in `given`, and refuse all requests from now on: the engine is dead."""
+        """Mark the engine as dead: fail all waiting items and those in `given`, and refuse all further requests."""
         self.dead_reason = reason
         error = Unavailable(f"the engine of {self.name} has failed: {reason}")
         for entry in [*self.queue, *given]:

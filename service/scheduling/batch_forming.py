@@ -1,4 +1,4 @@
-"""Which waiting items go into the next engine call: those of similar length, as many as save engine time."""
+"""Chooses the items of the next engine call: items of similar length, as many as save engine time."""
 
 import math
 from bisect import bisect_right
@@ -14,16 +14,16 @@ from service.scheduling.cost_table import CostTable
 from service.scheduling.lane import Lane
 from service.scheduling.wall_time import WallTimeFactor
 
-# Waiting entries that are considered for one batch: bounds the work of forming it when the queue is long.
+# Waiting entries that are considered for one batch; limits the work if the queue is long.
 CANDIDATES = 256
-# A batch grows as long as that saves more than this fraction of engine time; a larger batch also means a later answer.
+# A batch grows only while this saves more than this fraction of engine time, because larger batches delay answers.
 WORTHWHILE_SAVING = 0.02
-# Batches are compared by the work that they do in their time; an item's work is its share of a batch of so many rows of
-# its length. By what each item costs alone, it would seem to pay to pad short texts to a long one.
+# Batches are compared by work per time. The work of an item is its share of the cost of a batch with this many rows of
+# its length. If it were the cost of the item alone, padding short texts to a long one would seem to pay.
 COMPARED_ROWS = 16
-# Every so many batches one is twice or half as large as the costs justify: the table learns only of sizes that are
-# tried, and could never be found wrong otherwise.
-BATCHES_PER_TRIAL = 17  # a prime, so that trials do not all meet the last, small batch of a large request
+# One batch in this many is twice or half as large as the costs justify, because the table is corrected only for sizes
+# that are tried.
+BATCHES_PER_TRIAL = 17  # a prime, so that trials do not always coincide with the small last batch of a large request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,16 +32,16 @@ class BatcherLimits:
 
     max_queue_rows: int = 1024
     max_batch_rows: int = 64
-    max_batch_tokens: int = 16384  # padding included, whether or not it is computed: it takes memory
+    max_batch_tokens: int = 16384  # including padding, which takes memory even if it is not computed
     engine_timeout_s: float = 120.0
 
 
 class Item(Protocol):
-    """One input of a model, as far as the batcher needs to know it."""
+    """The properties of a model's input that the batcher uses."""
 
     @property
     def rows(self) -> int:
-        """Rows of the engine call that the item takes."""
+        """Number of rows that the item takes in an engine call."""
 
     @property
     def length(self) -> int:
@@ -59,10 +59,10 @@ class Entry:
     request: Request
     index: int
     item: Any
-    rows: int  # copied from the item: a waiting entry is read for every batch that it does not get into
+    rows: int  # copied from the item, because it is read for every batch until the entry is chosen
     length: int
     expected_s: float  # cost of a call for this item alone
-    work_s: float  # its share of the cost of a batch of items of its length
+    work_s: float  # share of the cost of a batch of items of this length
     enqueued_s: float
 
 
@@ -71,7 +71,7 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
 
     rows: int
     longest: int
-    tokens: int  # of the items themselves, without padding
+    tokens: int  # tokens of the items, without padding
 
     @staticmethod
     def of(first: Item, *others: Item) -> "Extent":
@@ -82,15 +82,15 @@ class Extent(msgspec.Struct, frozen=True, gc=False):
         return extent
 
     def wider(self, rows: int, length: int) -> "Extent":
-        """Return the size of the call with one item more."""
+        """Return the size of the call after one more item has been added."""
         longest = max(self.longest, length)
         return Extent(self.rows + rows, longest, self.tokens + rows * length)
 
     def effective_length(self, padding_cost: float | None) -> int:
-        """Return the row length of a call without padding that costs as much.
+        """Return the row length of a call without padding at the same cost.
 
         Args:
-            padding_cost: relative cost of a padding token in an engine that skips padding; None where it does not.
+            padding_cost: relative cost of a padding token in an engine that skips padding; None if it computes it.
         """
         if padding_cost is None or self.tokens == self.rows * self.longest:
             return self.longest
@@ -115,10 +115,10 @@ class BatchFormer:
         Args:
             costs: seconds of a call by rows and length.
             wall_factor: wall seconds for each second of cost.
-            limits: bounds of a batch.
-            skipped_padding_cost: relative cost of a padding token in an engine that skips padding; None where it
-                does not.
-            clock: of deadlines.
+            limits: limits of a batch.
+            skipped_padding_cost: relative cost of a padding token in an engine that skips padding; None if the engine
+                computes it.
+            clock: clock of the deadlines.
         """
         self._costs, self._wall_factor, self._limits = costs, wall_factor, limits
         self._padding_cost, self._clock = skipped_padding_cost, clock
@@ -129,15 +129,15 @@ class BatchFormer:
         return self._costs.estimate(extent.rows, extent.effective_length(self._padding_cost))
 
     def form(self, lane: Lane[Entry, Any], oldest: Entry, spare: int) -> list[Entry]:
-        """Choose the oldest entry, and those that cost less engine time in its batch than in a call of their own.
+        """Choose the oldest entry, and entries that cost less engine time in its batch than in a call of their own.
 
         Args:
-            lane: whose queue holds the waiting entries; the chosen ones stay in it.
-            oldest: the entry that is in the batch in any case.
-            spare: threads that could compute now; the waiting rows are shared out among them.
+            lane: lane with the queue; the chosen entries stay in the queue.
+            oldest: the entry that is always in the batch.
+            spare: number of idle threads, among which the waiting rows are divided.
         """
         max_rows, max_tokens = self._bounds(lane, oldest, spare)
-        # By distance from the oldest one's length, then by age.
+        # Sorted by difference from the oldest entry's length, then by age.
         length, batch_key = oldest.length, oldest.item.batch_key
         candidates = sorted(
             [
@@ -147,7 +147,7 @@ class BatchFormer:
             ]
         )
         batch, extent, work_s = [oldest], Extent.of(oldest.item), oldest.work_s
-        # A batch ends in time for all its members.
+        # A batch must end before the deadlines of all its members.
         now_s, factor, earliest_s = self._clock(), self._wall_factor.value, oldest.request.deadline_s
         cost_s = self.cost_s(extent)
         best_size, best_share = 1, cost_s / work_s if work_s else 1.0
@@ -167,7 +167,7 @@ class BatchFormer:
             if ends_s > entry.request.deadline_s:
                 continue
             if wider_cost_s > cost_s + entry.expected_s and len(batch) >= stretch * best_size:
-                # It costs more here than in a call of its own, and those after it differ even more in length.
+                # This entry costs more here than in a call of its own, and the lengths of later ones differ even more.
                 break
             batch.append(entry)
             earliest_s = min(earliest_s, entry.request.deadline_s)
@@ -179,7 +179,7 @@ class BatchFormer:
         return batch
 
     def _bounds(self, lane: Lane[Entry, Any], oldest: Entry, spare: int) -> tuple[int, int]:
-        """Return the most rows of the next batch, and the most tokens, padding included."""
+        """Return the largest number of rows of the next batch, and of tokens including padding."""
         max_rows = min(-(-lane.queued_rows // spare), self._limits.max_batch_rows)
         if lane.max_call_s == math.inf:
             return max_rows, self._limits.max_batch_tokens

@@ -1,4 +1,4 @@
-"""The batcher: many requests in, few engine calls out.
+"""The batcher: combines many requests into few engine calls.
 
     submit(items) ──> queue ──> batch of similar lengths ──> engine thread ──> one result an item ──> submit returns
 
@@ -6,25 +6,25 @@ Guarantees (each a test in tests/service/scheduling/test_batcher.py):
 
 1. Work-conserving: an idle engine takes what is queued at once; batches form while it is busy. There is no timer.
 2. A batch is bounded by its padded size (longest x rows), and is only as large as the engine's measured costs justify.
-   Similar lengths go together: texts of other length join only where the engine does not compute the padding.
-   The oldest entry is in every batch, so nobody starves.
+   Items of similar length share a batch; other lengths join only if the engine skips padding. The oldest entry is in
+   every batch, so no request starves.
 3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once. Waiting times
-   are wall time: the expected cost of the queue times what a busy engine has recently taken for each second of cost.
+   are wall time: the expected cost of the queue, times the wall seconds that a busy engine lately took per second.
 4. Cancelled and expired entries are dropped before they cost compute, and so are entries whose deadline cannot be met
-   any more; their neighbours do not notice. An engine call is terminated when nobody waits for it any more, or when it
-   has taken longer than the engine timeout; its thread lives on.
-5. A failing batch fails only its members; it is split until the poisoned item stands alone, and the rest is answered.
-6. A dead engine and an engine thread that has ended are noticed, an idle batcher uses no CPU, and `drain` waits for all
-   that was admitted.
-7. Work of low priority (`submit_low`) is computed only when nothing else waits, and always leaves one of several cores
-   idle. Its calls are short, and its threads lose their core as soon as an ordinary call wants it. Guarantees 2 to 6
+   any more; other entries are not affected. An engine call is terminated when none of its callers is left, or when it
+   takes longer than the engine timeout; its thread lives on.
+5. A failing batch fails only the items that cause it: it is split until they are alone, and the rest is answered.
+6. A dead engine and an ended engine thread are detected, an idle batcher uses no CPU, and `drain` waits for all
+   admitted requests.
+7. Low-priority work (`submit_low`) is computed only when nothing else waits, and always leaves one of several cores
+   idle. Its calls are short, and its threads lose their core as soon as an ordinary call needs it. Guarantees 2 to 6
    hold for it too.
 
-A lone call is made in the event loop's own thread only where nothing can make it long: its cost follows from its shapes
-alone, and calls of exactly its size have been short again and again.
+A single item is computed in the event loop's own thread only if its call cannot take long: the cost follows from the
+shapes alone, and calls of exactly this size have been short several times in a row.
 
-All state belongs to the event loop's thread. The engine threads receive a list of items and return a list of results;
-they share nothing else, so there are no locks.
+All state belongs to the event loop's thread. Engine threads receive a list of items and return a list of results. They
+share nothing else, so there are no locks.
 """
 
 import asyncio
@@ -43,19 +43,18 @@ from service.scheduling.lane import two_lanes
 from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
 
-# What it costs to hand a batch to a thread and its results back. A lone call that takes less is made on the spot.
+# Time to hand a batch to a thread and its results back. A shorter call of one item is made in the event loop.
 HAND_OVER_S = 1e-4
-# What such a call may take in a thread, where it finds cold caches: up to twice as long as on the spot.
+# A call that takes at most this long in a thread counts as quick: cold caches make it up to twice as long there.
 QUICK_IN_THREAD_S = 2 * HAND_OVER_S
-# A call on the spot corrects the costs only when it is off by more than this fraction: the correction takes as long as
-# some of these calls do.
+# A call in the event loop corrects the costs only if they are off by more than this: a correction takes as long.
 TOLERATED_ERROR = 0.3
-# A call on the spot that takes longer, for whatever reason, is the last of its size for a while.
+# After a call in the event loop that takes longer, for whatever reason, calls of its size go to threads for a while.
 MAX_ON_THE_SPOT_S = 1e-3
-# How much of the last batch's cost goes into the mean: a request waits for the whole batch that it is in.
+# Weight of the last batch in the running mean of batch costs: a request waits for the whole batch that it is in.
 BATCH_LEARNING_RATE = 0.2
-# Target duration of a low-priority call. Bounds the work wasted after a cancellation, and the delay to an ordinary
-# request where threads cannot give way. A single item may exceed it.
+# Target duration of a low-priority call: bounds the work wasted after a cancellation, and the delay of ordinary
+# requests where threads cannot be preempted. A single item may exceed it.
 LOW_PRIORITY_CALL_S = 5e-3
 
 
@@ -85,25 +84,23 @@ class Batcher:
         """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
 
         Args:
-            run: the engine call, made in an engine thread: a list of items to a list of results of the same length
+            run: the engine call, made in an engine thread: maps a list of items to a list of results of the same length
                 and order. An exception fails the call.
-            probe: a call that must succeed on a sound engine; made when every item of a batch failed. If it raises,
-                the engine is dead.
+            probe: a call that must succeed on a sound engine; made when every item of a batch failed. If it raises, the
+                engine is dead.
             costs: seconds of a call by rows and length.
-            preemption: of the engine that `run` calls.
-            instances: how many calls run side by side.
-            skipped_padding_cost: relative cost of a padding token (0 free, 1 real) in an engine that skips padding.
-                None: padding is computed like any token.
-            limits: bounds of the queue and of a batch.
+            preemption: preemption of the engine that `run` calls.
+            instances: number of calls that run in parallel.
+            skipped_padding_cost: relative cost of a padding token (0 free, 1 real); None if padding is computed.
+            limits: limits of the queue and of a batch.
             on_batch: called after every engine call.
-            engine_clock: measures what a call costs. For an engine that computes in the calling thread alone,
-                `time.thread_time` leaves out what other threads and the host take.
-            clock: of deadlines and waiting times.
-            cost_follows_from_shapes: no value of an input can make a call longer, as the number of turns of a Loop
-                would. Only then may a short call be made in the event loop.
-            tally: counts what is refused, dropped, terminated and computed in vain.
-            watchdog: notices engine threads that vanish; one that ends by an exception is noticed without.
-            name: for thread names and messages.
+            engine_clock: measures the cost of a call in seconds; `time.thread_time` excludes other threads' time.
+            clock: clock of deadlines and waiting times.
+            cost_follows_from_shapes: whether the values of inputs cannot make a call longer, unlike the number of
+                iterations of a Loop. Only then may a short call be made in the event loop.
+            tally: counts rows that are refused, dropped, terminated, or computed in vain.
+            watchdog: detects engine threads that the system has killed; the end by an exception is detected without it.
+            name: name of the model, for thread names and messages.
         """
         self._costs, self._on_batch, self._limits = costs, on_batch, limits or BatcherLimits()
         self._name, self._engine_clock, self._clock = name, engine_clock, clock
@@ -146,15 +143,15 @@ class Batcher:
         )
 
     async def submit(self, items: Sequence[Item], deadline_s: float | None = None) -> list[ItemResult]:
-        """Compute all items of one request, in whatever batches suit; cancelling this call takes them back.
+        """Compute all items of one request, in one or several batches; cancelling this call cancels them.
 
         Args:
-            items: at least one.
-            deadline_s: on the batcher's clock; None for no deadline.
+            items: items of the request, at least one.
+            deadline_s: deadline on the batcher's clock; None for no deadline.
 
         Raises:
-            Overloaded, DeadlineExceeded: refused, or not done in time.
-            Unavailable: draining, or the engine is dead.
+            Overloaded, DeadlineExceeded: the request is refused, or not done in time.
+            Unavailable: the batcher is draining, or the engine is dead.
             EngineFailed: the engine raised on one of these items, or its call took too long.
         """
         now_s, lane = self._clock(), self._ordinary
@@ -198,7 +195,7 @@ class Batcher:
     async def _compute_in_threads(
         self, lane: EngineLane, items: Sequence[Item], alone_s: list[float], deadline_s: float | None, now_s: float
     ) -> list[ItemResult]:
-        """Queue the items of one request and wait for their results; calls made for it alone end with it."""
+        """Queue one request and wait for its results; if it ends early, calls made for it alone are terminated."""
         request = Request.of(len(items), self._loop, deadline_s, sum(alone_s))
         estimate = self._costs.estimate
         entries = [
@@ -225,16 +222,16 @@ class Batcher:
 
     @property
     def queued_rows(self) -> int:
-        """Rows of ordinary requests that wait for an engine."""
+        """Number of rows of ordinary requests that wait for an engine."""
         return self._ordinary.queued_rows
 
     @property
     def queued_low_rows(self) -> int:
-        """Rows of low priority that wait for an engine."""
+        """Number of rows of low-priority requests that wait for an engine."""
         return self._low.queued_rows
 
     def _expected_wait_s(self, now_s: float) -> float:
-        """Return the seconds until a new entry is computed: the call that ends first, and a share of the queue."""
+        """Return the expected wait of a new entry in seconds: for the call that ends first, and for the queue."""
         lane = self._ordinary
         if lane.idle:
             return 0.0
@@ -245,13 +242,13 @@ class Batcher:
         return running_s + factor * lane.queued_s * self._saving / len(lane.threads)
 
     def _remaining_s(self, entry: Entry) -> float:
-        """Return the wall time until the request of a waiting item is answered, if its engine calls began now."""
+        """Return the wall time until a waiting item's request is answered, if its engine calls started now."""
         request = entry.request
         rest_s = request.rest_s * self._saving / min(request.missing, self._ordinary.num_threads)
         return self._wall_factor.value * max(entry.expected_s, rest_s)
 
     def _wake_up(self) -> None:
-        """Form batches at the end of this turn of the loop, so that requests that arrive together go together."""
+        """Form batches at the end of this event loop iteration, so that requests that arrive together share one."""
         if self._ordinary.idle and not self._wakeup_scheduled:
             self._wakeup_scheduled = True
             self._loop.call_soon(self._dispatch)
@@ -265,16 +262,16 @@ class Batcher:
             self._start(ordinary.idle.pop(), batch)
         self._all_busy = False
         if low.queue:
-            # Low priority never gets the last idle thread's core of several.
+            # Low priority never gets the last idle core, unless there is only one core.
             reserved = 1 if len(ordinary.threads) > 1 else 0
             while batch := self._take(low, len(ordinary.idle) - (len(low.threads) - len(low.idle)) - reserved):
                 self._start(low.idle.pop(), batch)
 
     def _take(self, lane: EngineLane, spare: int) -> list[Entry]:
-        """Take the next batch out of a queue; empty when there is none, or no thread to spare for it."""
+        """Take the next batch out of a queue; empty if nothing waits or no thread is free."""
         if spare < 1:
             return []
-        # An item that came while a thread was idle is tried, whatever it is thought to cost: see `Admission.check`.
+        # An item that arrived while a thread was idle is tried whatever its estimate; see `Admission.check`.
         oldest = lane.oldest(self._remaining_s) if self._all_busy else lane.oldest()
         if oldest is None:
             return []
@@ -295,10 +292,10 @@ class Batcher:
     def _finished(
         self, thread: EngineThread, batch: list[Entry], results: list[Any], report: BatchStats, dead: str | None
     ) -> None:
-        """Hand out the results of an engine call, and give the thread its next batch."""
+        """Deliver the results of an engine call, and give the thread its next batch."""
         started_s, call, lane = thread.started_s, thread.call, thread.lane
         if thread.batch is not batch or started_s is None or call is None:
-            return  # the thread was given up meanwhile
+            return  # the thread was abandoned in the meantime
         thread.clear()
         self.in_flight_rows -= report.rows
         if dead is not None:
@@ -313,31 +310,30 @@ class Batcher:
                 result = ItemResult(result, started_s - entry.enqueued_s, report)  # noqa: PLW2901
             entry.request.rest_s -= entry.expected_s
             entry.request.settle(entry.index, result)
-        # A call that gives way takes as long as the others let it; one that was terminated has not done its work.
+        # The time of a preempted call depends on other threads, and a terminated call is incomplete.
         if not lane.yields and not call.terminated:
             self._wall_factor.record(self._clock() - started_s, thread.expected_s)
         self._all_busy = not self._ordinary.idle
         lane.idle.append(thread)
         self._dispatch()
-        # Last, because nobody waits for it.
+        # Last, because no caller waits for it.
         self._on_batch(report)
-        if not lane.yields:  # a clock on the wall counts what such a call gives way to
+        if not lane.yields:  # the wall time of a preempted call includes other threads' work
             self._learn(sum(entry.expected_s for entry in batch), results, report)
             self._learn_quick_sizes(batch, quick=report.cost_s < QUICK_IN_THREAD_S)
 
     def _learn_quick_sizes(self, batch: list[Entry], *, quick: bool) -> None:
-        """Record which items would be quick alone: all items of a quick call; a slow one tells nothing of its items.
+        """Record the items of a quick call as quick when computed alone; a slow call shows nothing about its items.
 
-        Under load hardly any item is alone, and none would ever prove quick otherwise.
+        Without this, no item would prove quick under load, when hardly any is computed alone.
         """
         if self._quick_sizes is not None and (quick or len(batch) == 1):
             for entry in batch:
                 self._quick_sizes.record(_size(entry.item), quick=quick)
 
     def _compute_here(self, item: Item, alone_s: float) -> list[ItemResult]:
-        """Make a call in the event loop's own thread."""
-        # The clock of a thread is a system call, which so short a call would feel; nothing interrupts it here.
-        # Nor could anything terminate it.
+        """Compute one item in the event loop's own thread."""
+        # Wall time, because reading a thread's CPU clock is slow beside such a call. Nothing can terminate it here.
         (result,), report, dead = self._runner.execute([item], time.monotonic, None)
         self._on_batch(report)
         assert self._quick_sizes is not None
@@ -351,7 +347,7 @@ class Batcher:
         return [ItemResult(result, 0.0, report)]
 
     def _learn(self, alone_s: float, results: list[Any], report: BatchStats) -> None:
-        """Correct the costs by a call that went well; its items were expected to cost `alone_s` one by one."""
+        """Correct the costs by a successful call, whose items were expected to cost `alone_s` seconds one by one."""
         for result in results:
             if isinstance(result, Exception):
                 return
@@ -377,7 +373,7 @@ class Batcher:
         """Return why this batcher would not answer now, or None when it would."""
         if self._ordinary.dead_reason is not None:
             return self._ordinary.dead_reason
-        # Low priority does not count: its calls may rightly wait for a core for ever.
+        # Low priority does not count, because its calls may legitimately wait for a core for ever.
         return next(filter(None, (thread.health_problem() for thread in self._ordinary.threads)), None)
 
     async def drain(self) -> None:
@@ -385,11 +381,11 @@ class Batcher:
         await asyncio.gather(self._ordinary.drain(), self._low.drain())
 
     def close(self) -> None:
-        """End the engine threads, after what they compute now."""
+        """End the engine threads after their present calls."""
         for thread in (*self._ordinary.threads, *self._low.threads):
             thread.close()
 
 
 def _size(item: Item) -> Hashable:
-    """Return what must be equal for two calls of one item to cost the same."""
+    """Return the key under which calls of one item have equal costs."""
     return item.rows, item.length, item.batch_key

@@ -5,21 +5,21 @@
 
 Guarantees (each a test in tests/service/scheduling/test_continuous_batcher.py):
 
-1. Work-conserving: a sentence joins at the next step where there is room; nobody waits for a batch to end.
-2. The rows of a running batch are bounded, and so are the tokens of the sentences that join between two steps: reading
-   new sentences delays those that are being written.
-3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once. A
-   sentence whose deadline can no longer be met leaves the queue before it is read. Waiting times are wall time.
-4. A cancelled or expired sentence frees its rows at the next step; its neighbours do not notice. A step is terminated
-   when it goes on long after nobody waits for any of its sentences, or beyond the engine timeout; the thread lives on.
-5. A failing step fails only the sentence that causes it: all are decoded again, one by one.
-6. A dead engine and an engine thread that has ended are noticed, an idle batcher uses no CPU, and `drain` waits for all
-   that was admitted.
-7. Sentences of low priority (`submit_low`) are decoded in short steps, in threads of their own that lose their core as
-   soon as an ordinary step wants it. They pause while ordinary sentences are decoded; of several threads, as many pause
-   as are busy with ordinary sentences, and one more. The other guarantees hold for them too.
+1. Work-conserving: a sentence joins at the next step with free rows; none waits for a batch to end.
+2. The rows of a running batch are bounded, and so are the source tokens that join between two steps, because encoding
+   them delays the running sentences.
+3. The queue is bounded: when it is full, or a deadline cannot be met any more, `submit` refuses at once. A sentence
+   whose deadline can no longer be met leaves the queue before it is encoded. Waiting times are wall time.
+4. A cancelled or expired sentence frees its rows at the next step; other sentences are not affected. A step is
+   terminated when it goes on long after its last caller has left, or beyond the engine timeout; the thread lives on.
+5. A failing step fails only the sentence that causes the failure: all are decoded again, one by one.
+6. A dead engine and an ended engine thread are detected, an idle batcher uses no CPU, and `drain` waits for all
+   admitted requests.
+7. Low-priority sentences (`submit_low`) are decoded in short steps, in threads of their own that lose their core as
+   soon as an ordinary step needs it. They pause while ordinary sentences are decoded: with several threads, as many
+   pause as are busy with ordinary sentences, plus one. The other guarantees hold for them too.
 
-Its interface and its results are those of `service.scheduling.batcher.Batcher`. The queue belongs to the event loop's
+Interface and results are the same as of `service.scheduling.batcher.Batcher`. The queue belongs to the event loop's
 thread, the running sentences to their engine thread (`service.scheduling.decoder_thread`).
 """
 
@@ -40,13 +40,13 @@ from service.scheduling.lane import two_lanes
 from service.scheduling.wall_time import WallTimeFactor
 from service.telemetry.metrics import SchedulingTally
 
-# A thread holds this fraction more rows than run: sentences that join at once when others are done. From the queue they
-# would come a step later, for the event loop has to hear of the free rows first.
+# A thread is given this fraction more rows than it runs, so that sentences join at once when others end. From the queue
+# they would join a step later, because the event loop learns of the free rows with a delay.
 RESERVE_FRACTION = 0.25
-# Target duration of a low-priority step. Bounds the work wasted after a cancellation, and the delay to an ordinary
-# sentence where threads cannot give way. A single row may exceed it.
+# Target duration of a low-priority step. Bounds the work wasted after a cancellation, and the delay of ordinary
+# sentences where threads cannot be preempted. A single row may exceed it.
 LOW_PRIORITY_STEP_S = 5e-3
-# For the cost of a row in a low-priority step; these steps differ from the others, whose costs are measured.
+# Weight of the last step in the running mean of a row's cost in low-priority steps, which have no cost table.
 LEARNING_RATE = 0.2
 
 
@@ -55,7 +55,7 @@ class InFlightLimits:
     """Bounds of the queue and of a running batch."""
 
     max_queue_rows: int = 1024
-    max_running_rows: int = 64  # of one engine thread
+    max_running_rows: int = 64  # rows of one engine thread
     engine_timeout_s: float = 120.0
 
 
@@ -86,14 +86,14 @@ class ContinuousBatcher:
             probe: decoding that must succeed on a sound engine; done when a step has failed. If it raises, the engine
                 is dead.
             costs: seconds of a step by rows; the length is always 1.
-            preemption: of the engine that decodes.
-            instances: how many threads decode side by side.
-            limits: bounds of the queue and of a running batch.
+            preemption: preemption of the engine that decodes.
+            instances: number of threads that decode in parallel.
+            limits: limits of the queue and of a running batch.
             on_batch: called for every step, some time after it.
-            clock: of deadlines, waiting times and costs.
-            tally: counts what is refused, dropped, terminated and computed in vain.
-            watchdog: notices engine threads that vanish; one that ends by an exception is noticed without.
-            name: for thread names and messages.
+            clock: clock of deadlines, waiting times and costs.
+            tally: counts rows that are refused, dropped, terminated, or computed in vain.
+            watchdog: detects engine threads that the system has killed; the end by an exception is detected without it.
+            name: name of the model, for thread names and messages.
         """
         self._costs, self._on_batch, self._limits = costs, on_batch, limits or InFlightLimits()
         self._name, self._clock = name, clock
@@ -102,10 +102,10 @@ class ContinuousBatcher:
         self._decoder = Decoder(
             open_batches, probe, preemption, limits.max_running_rows, limits.engine_timeout_s, clock
         )
-        self._low_row_s = 0.0  # of a step of low priority; 0 until the first
+        self._low_row_s = 0.0  # cost of a row in low-priority steps, a running mean; 0 before the first
         self._wall_factor = WallTimeFactor()
-        self._running_s = 0.0  # expected engine time of what runs
-        self._steps_per_token = 1.2  # of recent sentences: steps to write one, by tokens to read
+        self._running_s = 0.0  # expected engine time of the running sentences
+        self._steps_per_token = 1.2  # decoder steps per source token of recent sentences
         lanes: tuple[DecoderLane, DecoderLane] = two_lanes(
             name,
             self._limits.max_queue_rows,
@@ -132,17 +132,17 @@ class ContinuousBatcher:
 
     @property
     def queued_rows(self) -> int:
-        """Rows of ordinary requests that wait for a running batch."""
+        """Number of rows of ordinary requests that wait for a running batch."""
         return self._ordinary.queued_rows
 
     @property
     def queued_low_rows(self) -> int:
-        """Rows of low priority that wait for a running batch."""
+        """Number of rows of low-priority requests that wait for a running batch."""
         return self._low.queued_rows
 
     @property
     def in_flight_rows(self) -> int:
-        """Rows in running batches."""
+        """Number of rows in running batches."""
         return sum(thread.rows for thread in (*self._ordinary.threads, *self._low.threads))
 
     async def submit(
@@ -154,15 +154,15 @@ class ContinuousBatcher:
         """Decode all sentences of one request; cancelling this call frees their rows.
 
         Args:
-            items: at least one; each comes back as its own result, done.
-            deadline_s: on the batcher's clock; None for no deadline.
-            on_tokens: called in the event loop after each step of each sentence, with its number in the request and its
-                tokens up to then.
+            items: sentences of the request, at least one; each is its own result when it is done.
+            deadline_s: deadline on the batcher's clock; None for no deadline.
+            on_tokens: called in the event loop after each step of each sentence, with its index in the request and its
+                tokens so far.
 
         Raises:
-            InvalidRequest: a sentence takes more rows than there are.
-            Overloaded, DeadlineExceeded: refused, or not done in time.
-            Unavailable: draining, or the engine is dead.
+            InvalidRequest: a sentence takes more rows than a running batch has.
+            Overloaded, DeadlineExceeded: the request is refused, or not done in time.
+            Unavailable: the batcher is draining, or the engine is dead.
             EngineFailed: the engine raised on one of these sentences, or a step took too long.
         """
         now_s, lane = self._clock(), self._ordinary
@@ -173,7 +173,7 @@ class ContinuousBatcher:
             own_s=max(self._decoding_s(item) for item in items),
             deadline_s=deadline_s,
             now_s=now_s,
-            # With those that run already, each step takes longer than it would alone.
+            # Beside running sentences, each step takes longer than it would alone.
             busy=all(thread.rows for thread in lane.threads),
         )
         request = Request.of(len(items), self._loop, deadline_s)
@@ -218,7 +218,7 @@ class ContinuousBatcher:
                 thread.inbox.put(Signal.WAKE)
 
     def _cancel(self, lane: DecoderLane, entries: Sequence[Entry]) -> None:
-        """Let entries that nobody waits for leave before the next step."""
+        """Mark entries whose caller has left, so that they leave before the next step."""
         for entry in entries:
             entry.cancelled = True
         for thread in lane.threads:
@@ -233,7 +233,7 @@ class ContinuousBatcher:
         return min(self._steps_per_token * item.length, item.max_steps)
 
     def _expected_s(self, item: Sentence) -> float:
-        """Return a sentence's share of the engine time of full batches, in seconds."""
+        """Return a sentence's share of the engine time in full batches, in seconds."""
         full = self._limits.max_running_rows
         return self._expected_steps(item) * item.rows * self._costs.estimate(full, 1) / full
 
@@ -244,19 +244,19 @@ class ContinuousBatcher:
         return self._wall_factor.value * self._expected_steps(item) * self._costs.estimate(rows, 1)
 
     def _expected_wait_s(self, rows: int) -> float:
-        """Return the seconds until a new request would join: the queue and half of what runs, for all threads."""
+        """Return the seconds until a new request can join: the queue and half of the running work, over all threads."""
         lane, max_rows = self._ordinary, self._limits.max_running_rows
         if not lane.queue and any(not thread.rows or thread.rows + rows <= max_rows for thread in lane.threads):
             return 0.0
         return self._wall_factor.value * (lane.queued_s + self._running_s / 2) / len(lane.threads)
 
     def _remaining_s(self, entry: Entry) -> float:
-        """Return the wall time until a waiting sentence is done; 0 on an idle thread, where it is tried in any case."""
+        """Return the wall time until a waiting sentence is done; 0 if a thread is idle, which always tries it."""
         idle = any(not thread.rows for thread in self._ordinary.threads)
         return 0.0 if idle else self._decoding_s(entry.sentence)
 
     def _dispatch(self) -> None:
-        """Give waiting sentences to the threads, low priority when no ordinary sentence waits."""
+        """Give waiting sentences to the threads; low priority only if no ordinary sentence waits."""
         max_rows = self._limits.max_running_rows
         self._give_out(self._ordinary, max_rows + int(RESERVE_FRACTION * max_rows), self._remaining_s)
         if self._low.threads and not self._ordinary.queue:
@@ -268,8 +268,8 @@ class ContinuousBatcher:
 
         Args:
             lane: queue and threads.
-            max_rows: of a thread that has any.
-            remaining_s: wall time until a sentence could be done.
+            max_rows: largest number of rows of a thread that has any.
+            remaining_s: returns the wall time until a sentence could be done.
         """
         while lane.dead_reason is None and (entry := lane.oldest(remaining_s)) is not None:
             thread = min(lane.threads, key=lambda each: each.rows)
@@ -281,7 +281,7 @@ class ContinuousBatcher:
             thread.give(entry)
 
     def _pace_low(self) -> None:
-        """Let as many threads of low priority run as ordinary ones are idle, less one where there are several."""
+        """Let as many low-priority threads run as ordinary ones are idle, minus one if there are several."""
         ordinary = self._ordinary.threads
         spare = sum(not thread.rows for thread in ordinary) - (len(ordinary) > 1)
         for number, thread in enumerate(sorted(self._low.threads, key=lambda each: not each.rows)):
@@ -290,13 +290,13 @@ class ContinuousBatcher:
                 thread.inbox.put(Signal.WAKE)
 
     def _max_low_rows(self) -> int:
-        """Return the most rows of a running batch of low priority."""
+        """Return the largest number of rows of a low-priority running batch."""
         if not self._low_row_s:
             return 1
         return min(int(self._low.max_call_s / self._low_row_s), self._limits.max_running_rows)
 
     def _take_in(self, thread: DecoderThread, progress: Progress) -> None:
-        """Hand out the results of an engine thread, and give it new sentences."""
+        """Deliver the results of an engine thread, and give it new sentences."""
         lane = thread.lane
         for entry, ids in progress.streamed:
             if entry.on_tokens is not None and not entry.request.future.done():
@@ -316,7 +316,7 @@ class ContinuousBatcher:
         if progress.dead is not None:
             self._fail_all(thread, progress.dead)
         self._dispatch()
-        # Last, because nobody waits for it.
+        # Last, because no caller waits for it.
         for rows, seconds, turn_s in progress.steps:
             if lane.yields:
                 self._low_row_s += (LEARNING_RATE if self._low_row_s else 1.0) * (seconds / rows - self._low_row_s)
@@ -326,7 +326,7 @@ class ContinuousBatcher:
             self._on_batch(BatchStats(rows, rows, 0, seconds, 1, seconds))
 
     def _fail_all(self, thread: DecoderThread, reason: str) -> None:
-        """Fail what waits and what a thread was given: its engine is dead."""
+        """Mark the engine as dead: fail the waiting sentences and those that a thread was given."""
         for lane in (self._ordinary, self._low):
             lane.fail_all(reason, given=thread.entries if lane is thread.lane else ())
         thread.forget()
@@ -335,7 +335,7 @@ class ContinuousBatcher:
         """Return why this batcher would not answer now, or None when it would."""
         if self._ordinary.dead_reason is not None:
             return self._ordinary.dead_reason
-        # Low priority does not count: its steps may rightly wait for a core for ever.
+        # Low priority does not count, because its steps may legitimately wait for a core for ever.
         return next(filter(None, (thread.health_problem() for thread in self._ordinary.threads)), None)
 
     async def drain(self) -> None:
@@ -343,6 +343,6 @@ class ContinuousBatcher:
         await asyncio.gather(self._ordinary.drain(), self._low.drain())
 
     def close(self) -> None:
-        """End the engine threads, after the step they compute now."""
+        """End the engine threads after their present step."""
         for thread in (*self._ordinary.threads, *self._low.threads):
             thread.close()

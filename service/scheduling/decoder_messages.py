@@ -1,4 +1,4 @@
-"""Sentences that are decoded, and the messages between the continuous batcher and its engine threads."""
+"""Messages between the continuous batcher and its engine threads, and the protocol of their sentences."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,30 +9,30 @@ from service.scheduling.admission import ItemResult, Request
 
 
 class Sentence(Protocol):
-    """One sentence that is decoded, as far as the batcher needs to know it."""
+    """The properties of a sentence that the continuous batcher uses."""
 
     @property
     def rows(self) -> int:
-        """Rows of the running batch that it takes."""
+        """Number of rows that the sentence takes in a running batch."""
 
     @property
     def length(self) -> int:
-        """Tokens of its source."""
+        """Number of source tokens."""
 
     @property
     def max_steps(self) -> int:
-        """Steps after which its decoding is over in any case."""
+        """Largest number of decoder steps."""
 
     @property
     def done(self) -> bool:
-        """Whether its decoding is over."""
+        """Whether decoding has ended."""
 
     @property
     def so_far(self) -> list[int]:
-        """Its tokens up to now."""
+        """The tokens of the translation so far."""
 
     def restart(self) -> None:
-        """Begin again, as if no step had been made."""
+        """Discard all decoded tokens and start again."""
 
 
 @dataclass(slots=True, eq=False)
@@ -46,33 +46,33 @@ class Entry:
     expected_s: float
     enqueued_s: float
     on_tokens: Callable[[int, list[int]], None] | None
-    cancelled: bool = False  # set in the event loop, seen by the engine thread before its next step
+    cancelled: bool = False  # set in the event loop, read by the engine thread before its next step
     # Written by the engine thread:
     joined_s: float = 0.0
     steps: int = 0
-    step_rows: int = 0  # rows of all the steps it took part in
+    step_rows: int = 0  # sum of the rows of all its steps
 
 
 class Ended(NamedTuple):
-    """A sentence that has left its running batch: its result, or None when nobody waits for it any more."""
+    """A sentence that has left its running batch, with its result or None if its caller has left."""
 
     entry: Entry
     outcome: ItemResult | Exception | None
 
 
 class Signal(Enum):
-    """Messages to an engine thread besides its sentences."""
+    """Messages to an engine thread other than sentences."""
 
     WAKE = 1  # check for cancelled sentences, and whether to pause
     CLOSE = 2
 
 
 class Step(NamedTuple):
-    """A step that was made."""
+    """Figures of one decoder step."""
 
     rows: int
     seconds: float
-    turn_s: float  # wall time since the step before, or since the thread had something to do again
+    turn_s: float  # wall time since the previous step, or since the thread had work again
 
 
 class Progress(NamedTuple):
@@ -80,5 +80,5 @@ class Progress(NamedTuple):
 
     ended: list[Ended]
     streamed: list[tuple[Entry, list[int]]]
-    steps: list[Step]  # since the last report
+    steps: list[Step]  # steps since the last report
     dead: str | None

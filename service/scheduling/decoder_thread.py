@@ -1,4 +1,4 @@
-"""Threads of the continuous batcher: each decodes the sentences of its running batch, step after step.
+"""Engine threads of the continuous batcher: each decodes the sentences of its running batch, step by step.
 
 inbox ──> waiting ──> join ─> step ─> step ─> ... ─> done ──> progress report to the event loop
 """
@@ -17,17 +17,17 @@ from service.scheduling.admission import BatchStats, ItemResult
 from service.scheduling.decoder_messages import Ended, Entry, Progress, Signal, Step
 from service.scheduling.lane import Lane
 
-# Tokens that are read between two steps of running sentences; more wait for the next step. So many hold the others up
-# for about two steps of a full batch (docs/decisions/scheduling.md).
+# Source tokens that are encoded between two decoder steps; further sentences wait for the next step. Encoding this many
+# delays the running sentences by about two steps of a full batch (docs/decisions/scheduling.md).
 PREFILL_TOKENS_PER_STEP = 256
-# Tokens that are read in a call of low priority, unless one sentence alone has more: about the time of a step.
+# Source tokens of a low-priority encoder call, which takes about as long as a step; one sentence alone may have more.
 LOW_PRIORITY_JOINING_TOKENS = 64
-# A terminated step must come back within this time after the engine timeout: no engine obeys at once.
+# Time for a terminated step to return after the engine timeout, because engines do not stop immediately.
 OBEY_S = 10.0
-# Least time between two checks whether a step is overdue, however short the engine timeout.
+# Shortest time between two checks whether a step is overdue, however short the engine timeout is.
 MIN_LOOK_S = 0.01
-# A step may go on for this long after the last of its callers has left, before it is terminated: most end far sooner,
-# and after a terminated one the thread's memory is laid out anew.
+# Time after which a step whose callers have all left is terminated. Most steps end far sooner, and after a termination
+# the thread has to allocate its caches again.
 ABANDONED_STEP_S = 1.0
 
 
@@ -50,10 +50,10 @@ class Decoder(NamedTuple):
     Attributes:
         open_batches: creates empty running batches for one thread.
         probe: decoding that must succeed on a sound engine.
-        preemption: of the engine.
-        max_running_rows: of one thread.
+        preemption: preemption of the engine.
+        max_running_rows: largest number of rows of one thread.
         timeout_s: a step that takes longer is terminated.
-        clock: of deadlines, waiting times and costs.
+        clock: clock of deadlines, waiting times and costs.
     """
 
     open_batches: Callable[[], RunningBatches]
@@ -65,7 +65,7 @@ class Decoder(NamedTuple):
 
 
 class DecoderThread:
-    """One engine thread and the sentences that it decodes, all of them of one priority."""
+    """An engine thread and the sentences that it decodes, all of one priority."""
 
     def __init__(
         self,
@@ -80,29 +80,29 @@ class DecoderThread:
         """Start the thread; must be called from the event loop's thread.
 
         Args:
-            name: of the thread.
-            lane: whose sentences it decodes.
-            decoder: the engine.
-            on_progress: called in the event loop after a step that somebody waits for.
-            on_end: called in the event loop with the reason when the thread has ended unasked.
-            watchdog: notices a thread that vanishes.
+            name: name of the thread.
+            lane: lane whose sentences the thread decodes.
+            decoder: the engine and its settings.
+            on_progress: called in the event loop after a step whose results a caller waits for.
+            on_end: called in the event loop with the reason if the thread ends unexpectedly.
+            watchdog: detects when the system has killed the thread.
         """
         self.lane = lane
         self.inbox: SimpleQueue[Entry | Signal] = SimpleQueue()
         self._decoder, self._clock, self._on_progress, self._loop = decoder, decoder.clock, on_progress, lane.loop
-        # Of the event loop: the entries that were given to the thread and have not ended.
+        # Used by the event loop only: the entries that were given to the thread and have not ended.
         self.entries: dict[Entry, None] = {}
         self.rows = 0
-        self.paused = False  # seen by the thread before its next step
+        self.paused = False  # read by the thread before its next step
         self._timer: asyncio.TimerHandle | None = None  # fires when the step may be overdue
-        # Of the thread; the event loop reads the first three:
+        # Written by the thread; the event loop reads the first three:
         self._busy_since_s: float | None = None  # start of the current step
-        self._call: EngineCall | None = None  # that step
-        self._computing: Sequence[Entry] = ()  # the entries that the step is made for
-        self._turn_since_s: float | None = None  # end of the step before, unless the thread has waited since
+        self._call: EngineCall | None = None  # the current step as an engine call
+        self._computing: Sequence[Entry] = ()  # the entries that the current step computes
+        self._turn_since_s: float | None = None  # end of the previous step, unless the thread has waited since
         self._running: Any = None
         self._members: list[Entry] = []
-        self._waiting: deque[Entry] = deque()  # for the next step, because too many joined at once
+        self._waiting: deque[Entry] = deque()  # entries that wait for the next step, because too many joined at once
         self._unreported_steps: list[Step] = []
         self._thread = SupervisedThread(
             self._decode, name=name, on_end=lambda reason: on_end(self, reason), watchdog=watchdog
@@ -124,25 +124,25 @@ class DecoderThread:
         self.rows = 0
 
     def close(self) -> None:
-        """End the thread, after the step it computes now."""
+        """End the thread after its present step."""
         self.inbox.put(Signal.CLOSE)
         if self._timer is not None:
             self._timer.cancel()
 
     def entries_cancelled(self) -> None:
-        """Terminate the current step some time later, if then still nobody waits for any of its sentences."""
+        """Terminate the current step after `ABANDONED_STEP_S` if none of its sentences has a caller by then."""
         call = self._call
         if call is not None and all(entry.cancelled for entry in self._computing):
             self._loop.call_later(ABANDONED_STEP_S, self._terminate_if_abandoned, call)
 
     def _terminate_if_abandoned(self, call: EngineCall) -> None:
-        """Terminate a step if it still goes on, and nobody waits for any of its sentences."""
+        """Terminate a step that still runs and none of whose sentences has a caller."""
         if self._call is call and not call.terminated and all(entry.cancelled for entry in self._computing):
             self.lane.tally.terminated["abandoned"] += 1
             call.terminate()
 
     def _terminate_if_overdue(self) -> None:
-        """Terminate a step that takes longer than the timeout; check again later, while there are sentences."""
+        """Terminate a step that takes longer than the timeout; check again later while there are sentences."""
         self._timer = None
         timeout_s = self._decoder.timeout_s
         call, since_s, now_s = self._call, self._busy_since_s, self._clock()
@@ -155,7 +155,7 @@ class DecoderThread:
             self._timer = self._loop.call_later(next_s, self._terminate_if_overdue)
 
     def health_problem(self) -> str | None:
-        """Return why the engine is dead, when it has not obeyed the termination at the timeout; else None."""
+        """Return why the engine counts as dead, if it has ignored a termination at the timeout; else None."""
         since_s, timeout_s = self._busy_since_s, self._decoder.timeout_s
         if since_s is None:
             return None
@@ -182,33 +182,33 @@ class DecoderThread:
                     self._turn(ended)
             except Terminated:
                 ended += self._give_up()
-            except BaseException as error:  # whatever it is, the requests must hear of it
+            except BaseException as error:  # whatever it is, the requests must get an error
                 dead = f"{type(error).__name__}: {error}"
                 self._members, self._waiting = [], deque()
             self._busy_since_s = self._call = None
             self._computing = ()
             streamed = [(entry, list(entry.sentence.so_far)) for entry in self._members if entry.on_tokens]
-            # The event loop is not woken for steps that nobody waits for.
+            # The event loop is not woken for steps without a caller.
             if ended or streamed or dead is not None:
                 steps, self._unreported_steps = self._unreported_steps, []
                 self._report(Progress(ended, streamed, steps, dead))
 
     def _turn(self, ended: list[Ended]) -> None:
-        """Let sentences leave and join, and make a step; entries that end are appended to `ended`.
+        """Let sentences leave and join, and make one step; entries that end are appended to `ended`.
 
         Raises:
-            Terminated: the step was terminated; nothing is known of the running batch.
+            Terminated: the step was terminated, and the state of the running batch is unknown.
         """
         if dropped := self._drop_cancelled():
             self._report(Progress(dropped, [], [], None))
         if not self.paused:
             self._running = self._running or self._decoder.open_batches()
             self._join(ended)
-        if not self.paused:  # the event loop may have paused it since
+        if not self.paused:  # the event loop may have paused the thread meanwhile
             self._step(ended)
 
     def _give_up(self) -> list[Ended]:
-        """End all sentences of a terminated step; the next ones get a running batch of their own."""
+        """End all sentences of a terminated step; later sentences get a new running batch."""
         limit = f"{self._decoder.timeout_s:g} s (engine_timeout_s)"
         members, self._members, self._running = self._members, [], None
         self._turn_since_s = None
@@ -218,12 +218,12 @@ class DecoderThread:
         ]
 
     def _report(self, progress: Progress) -> None:
-        # A loop that has ended took with it everybody who waited.
+        # If the event loop has ended, no caller is left.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._on_progress, self, progress)
 
     def _gather(self) -> bool:
-        """Take in what has come since the last step; block while there is nothing to do. Returns False when closed."""
+        """Receive new entries and signals; block while there is nothing to do. Return False when closed."""
         try:
             while True:
                 idle = self.paused or not (self._members or self._waiting)
@@ -249,7 +249,7 @@ class DecoderThread:
         return [Ended(entry, None) for entry in (*gone, *never_joined)]
 
     def _next_to_join(self) -> list[Entry]:
-        """Take the waiting entries that may join now: as many as there are rows for, and tokens to be read."""
+        """Return the waiting entries that may join now, within the limits of rows and of tokens per step."""
         joining: list[Entry] = []
         tokens, rows = 0, sum(entry.rows for entry in self._members)
         while self._waiting:
@@ -257,7 +257,7 @@ class DecoderThread:
             rows += self._waiting[0].rows
             if rows > self._decoder.max_running_rows:
                 break
-            # Joining an idle thread holds nobody up; low priority keeps to short calls all the same.
+            # Joining an idle thread delays no running sentence, but low-priority calls must be short in any case.
             most = LOW_PRIORITY_JOINING_TOKENS if self.lane.yields else PREFILL_TOKENS_PER_STEP
             if joining and (self._members or self.lane.yields) and tokens > most:
                 break
@@ -265,7 +265,7 @@ class DecoderThread:
         return joining
 
     def _join(self, ended: list[Ended]) -> None:
-        """Let waiting sentences join the running batch; entries that fail to are appended to `ended`."""
+        """Let waiting sentences join the running batch; entries that fail to join are appended to `ended`."""
         joining = self._next_to_join()
         now_s = self._clock()
         for entry in joining:
@@ -283,7 +283,7 @@ class DecoderThread:
                 self._join_alone(entry, joining[number + 1 :], ended)
 
     def _join_alone(self, entry: Entry, others: list[Entry], ended: list[Ended]) -> None:
-        """Let one sentence join; `others` are to follow, and end with it if the call is terminated."""
+        """Let one sentence join; if the call is terminated, it ends with `others`, which have not joined yet."""
         try:
             self._running.join([entry.sentence])
         except Exception as error:
@@ -296,7 +296,7 @@ class DecoderThread:
         self._members.append(entry)
 
     def _step(self, ended: list[Ended]) -> None:
-        """Make one step for all members; those that are done, or that it fails on, are appended to `ended`."""
+        """Make one step for all members; members that are done or fail are appended to `ended`."""
         if not self._members:
             return
         clock = self._decoder.preemption.working_time if self.lane.yields else self._clock
@@ -324,7 +324,7 @@ class DecoderThread:
         ended += [Ended(entry, _result(entry, ended_s)) for entry in done]
 
     def _decode_one_by_one(self, ended: list[Ended]) -> None:
-        """Decode each sentence anew and alone after a failed step, of whose batch nothing is known, to see which fails.
+        """Decode each sentence again and alone after a failed step, to find the sentences that fail.
 
         Raises:
             Terminated: a step was terminated.
@@ -349,10 +349,10 @@ class DecoderThread:
         self._running, self._turn_since_s = self._decoder.open_batches(), None
 
     def _raise_if_terminated(self, error: Exception) -> None:
-        """Distinguish a step that was terminated from one that failed.
+        """Raise `Terminated` if an error comes from a terminated step and not from a failed one.
 
         Raises:
-            Terminated: it was terminated.
+            Terminated: the step was terminated.
         """
         if self._call is not None and self._call.terminated:
             raise Terminated from error

@@ -1,4 +1,4 @@
-"""Engine threads of the batcher, and the calls that they make: a failing call is split until the cause stands alone."""
+"""Engine threads of the batcher and their engine calls; a failing call is split until its cause is alone."""
 
 import asyncio
 import contextlib
@@ -14,10 +14,10 @@ from service.scheduling.admission import BatchStats
 from service.scheduling.batch_forming import Entry, Extent
 from service.scheduling.lane import Lane
 
-# A terminated call must come back within this time after the engine timeout: no engine obeys at once.
+# Time for a terminated call to return after the engine timeout, because engines do not stop immediately.
 OBEY_S = 10.0
 
-Outcome = tuple[list[Any], BatchStats, str | None]  # results or exceptions, the call, why the engine is dead
+Outcome = tuple[list[Any], BatchStats, str | None]  # results or exceptions, figures of the call, why the engine is dead
 OnDone = Callable[["EngineThread", list[Entry], list[Any], BatchStats, str | None], None]
 
 
@@ -33,7 +33,7 @@ class CallRunner:
         skipped_padding_cost: float | None,
         name: str,
     ) -> None:
-        """Set up; for the arguments see `service.scheduling.batcher.Batcher`."""
+        """Set up; the arguments are described at `service.scheduling.batcher.Batcher`."""
         self.preemption = preemption
         self._run, self._probe, self._padding_cost, self._name = run, probe, skipped_padding_cost, name
 
@@ -41,9 +41,9 @@ class CallRunner:
         """Make one engine call.
 
         Args:
-            items: at least one.
-            clock: measures the cost of the call.
-            call: by which others may terminate it.
+            items: items to compute, at least one.
+            clock: measures the cost of the call, in seconds.
+            call: handle through which other threads may terminate the call.
 
         Returns:
             A result or an exception for each item, the figures of the call, and why the engine is dead, if it is.
@@ -57,7 +57,7 @@ class CallRunner:
                 self._probe()
         except Terminated as error:
             results = [error] * len(items)
-        except BaseException as error:  # whatever it is, the requests must hear of it
+        except BaseException as error:  # whatever it is, the requests must get an error
             dead = f"{type(error).__name__}: {error}"
             results = [Unavailable(f"the engine of {self._name} has failed: {dead}") for _ in items]
         tokens = extent.tokens if self._padding_cost is not None else extent.rows * extent.longest
@@ -67,10 +67,10 @@ class CallRunner:
         return results, report, dead
 
     def _compute(self, items: list[Any], call: EngineCall | None) -> list[Any]:
-        """Return a result for each item, or the exception that it alone causes: a failing call is split in halves.
+        """Return for each item its result, or the exception that it causes alone; a failing call is split in halves.
 
         Raises:
-            Terminated: the call was terminated, and nothing is known of any item.
+            Terminated: the call was terminated, and no item has a result.
         """
         try:
             results = list(self._run(items))
@@ -89,9 +89,9 @@ class CallRunner:
 
 
 class EngineThread:
-    """One engine thread and the batch that it computes at the moment.
+    """An engine thread and the batch that it computes at the moment.
 
-    The event loop owns all attributes; the thread takes its batches from the inbox and nothing else.
+    All attributes belong to the event loop; the thread itself uses only the inbox.
     """
 
     def __init__(
@@ -110,18 +110,18 @@ class EngineThread:
         """Start the thread, idle; must be called from the event loop's thread.
 
         Args:
-            name: of the thread.
-            lane: whose entries it computes.
+            name: name of the thread.
+            lane: lane whose entries the thread computes.
             runner: makes the engine calls.
-            clock: of the timeout and of waiting times.
-            engine_clock: measures what a call costs.
+            clock: clock of the timeout and of waiting times.
+            engine_clock: measures the cost of a call, in seconds.
             timeout_s: a call that takes longer is terminated.
             on_done: called in the event loop with the outcome of each batch.
-            on_end: called in the event loop with the reason when the thread has ended unasked.
-            watchdog: notices a thread that vanishes.
+            on_end: called in the event loop with the reason if the thread ends unexpectedly.
+            watchdog: detects when the system has killed the thread.
         """
         self.lane = lane
-        # Of the current call; None and nothing while idle.
+        # State of the current call; None or empty while idle.
         self.started_s: float | None = None
         self.batch: list[Entry] = []
         self.call: EngineCall | None = None
@@ -149,20 +149,20 @@ class EngineThread:
         self.batch = []
 
     def close(self) -> None:
-        """End the thread, after what it computes now."""
+        """End the thread after its present call."""
         self._inbox.put(None)
         if self._timer is not None:
             self._timer.cancel()
 
     def terminate_if_abandoned(self) -> None:
-        """Terminate the current call when nobody waits for any of its items."""
+        """Terminate the current call if none of its items has a caller."""
         call = self.call
         if call is not None and not call.terminated and all(entry.request.future.done() for entry in self.batch):
             self.lane.tally.terminated["abandoned"] += 1
             call.terminate()
 
     def _terminate_if_overdue(self) -> None:
-        """Terminate the current call when it takes longer than the timeout; else check again later."""
+        """Terminate the current call if it takes longer than the timeout; else check again later."""
         self._timer = None
         if self.started_s is None or self.call is None:
             return
@@ -174,7 +174,7 @@ class EngineThread:
             self.call.terminate()
 
     def health_problem(self) -> str | None:
-        """Return why the engine is dead, when it has not obeyed the termination at the timeout; else None."""
+        """Return why the engine counts as dead, if it has ignored a termination at the timeout; else None."""
         if self.started_s is None:
             return None
         busy_s = self._clock() - self.started_s
@@ -191,7 +191,7 @@ class EngineThread:
     def _compute(self, batch: list[Entry], call: EngineCall) -> None:
         with self._runner.preemption.terminable(call):
             outcome = self._runner.execute([entry.item for entry in batch], self._engine_clock, call)
-        # A loop that has ended took with it everybody who waited.
+        # If the event loop has ended, no caller is left.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._on_done, self, batch, *outcome)
 

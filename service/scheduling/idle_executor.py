@@ -1,11 +1,11 @@
 """A background thread that runs short jobs only while a core is idle, so predictions never wait for it.
 
-    run ──> one job at a time ──> fewer requests are being answered than there are cores to spare ──> thread
+    run ──> one job at a time ──> waits until fewer requests are being answered than cores are available ──> thread
 
-A job begins only while at least one core besides its own has no request to answer (on a single core: while no request
-is answered at all), whichever model is asked; a prediction that comes meanwhile finds at most one job running. Its
-engine calls are stopped for the prediction, like those of the batchers' low priority (`service.engines.preemption`).
-There is no timer: the end of a prediction lets the next job begin.
+A job begins only while at least one core besides its own has no request to answer, for any model; on a single core,
+only while no request is being answered. A prediction that arrives meanwhile finds at most one job running, and stops
+its engine calls like low-priority calls of the batchers (`service.engines.preemption`). There is no timer: the end of a
+prediction lets the next job begin.
 
 All state belongs to the event loop's thread.
 """
@@ -31,24 +31,24 @@ class IdleExecutor:
 
         Args:
             num_cores: cores that the thread shares with the threads that answer requests.
-            preemption: of the engines whose calls are made here.
-            watchdog: notices a thread that vanishes.
+            preemption: preemption of the engines that jobs call.
+            watchdog: detects when the system has killed the thread.
         """
         self._preemption = preemption
         self._too_many = max(1, num_cores - 1)
         self._answering = 0
-        self._quiet = asyncio.Event()  # cleared by its waiters
+        self._quiet = asyncio.Event()  # cleared by the coroutines that wait for it
         self._turn = asyncio.Lock()
         self._thread = WorkerThreads(1, "spare-time", initializer=preemption.lower_engine_priority, watchdog=watchdog)
 
     def answering(self) -> None:
-        """Count a request that must not wait; `answered` must follow."""
+        """Count a request that must not wait for jobs; `answered` must follow."""
         self._answering += 1
         if self._answering == self._too_many:
             self._preemption.preempt_background()
 
     def answered(self) -> None:
-        """Count a request as ended, in whatever way."""
+        """Count a request as ended, whether answered or not."""
         self._answering -= 1
         if self._answering == self._too_many - 1:
             self._quiet.set()
@@ -59,11 +59,11 @@ class IdleExecutor:
         return self._preemption.compute(function, *arguments)
 
     async def run(self, piece: Callable[[], T], deadline_s: float) -> T:
-        """Run one job, one after the other; when its caller leaves, its engine call is terminated.
+        """Run one job after the jobs before it; if its caller leaves, its engine call is terminated.
 
         Args:
-            piece: the job, of a few milliseconds where it can be cut so.
-            deadline_s: on `time.monotonic()`'s clock.
+            piece: the job, of a few milliseconds if the work can be divided.
+            deadline_s: deadline on `time.monotonic()`'s clock.
 
         Raises:
             DeadlineExceeded: the deadline passed before the job was done.
@@ -84,10 +84,10 @@ class IdleExecutor:
                 raise
 
     async def moment(self, deadline_s: float) -> None:
-        """Return when a job could begin, for work that other threads do.
+        """Wait until a job could begin, for work that is done in other threads.
 
         Args:
-            deadline_s: on `time.monotonic()`'s clock.
+            deadline_s: deadline on `time.monotonic()`'s clock.
 
         Raises:
             DeadlineExceeded: the deadline passed first.

@@ -1,4 +1,4 @@
-"""One priority of a batcher: a queue with bounds of its own, and the engine threads that compute what waits in it."""
+"""One priority of a batcher: a bounded queue and the engine threads that compute its items."""
 
 import math
 import time
@@ -15,9 +15,9 @@ class Lane(Admission[E], Generic[E, T]):
     """The queue and the engine threads of one priority.
 
     Attributes:
-        num_threads: how many threads there are once they are started.
-        max_call_s: target duration of an engine call; infinite where rows and tokens alone bound it.
-        yields: whether the threads give up their core to all others (low priority).
+        num_threads: number of threads after `start`.
+        max_call_s: target duration of an engine call; infinite if only rows and tokens limit it.
+        yields: whether the threads give up their core to all other threads (low priority).
         threads: all threads, none before `start`.
         idle: threads that wait for a batch.
     """
@@ -33,14 +33,14 @@ class Lane(Admission[E], Generic[E, T]):
         tally: SchedulingTally | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Create an empty queue, without threads; must be called in the event loop. See `Admission`, and above."""
+        """Create an empty queue without threads; must be called in the event loop. See `Admission` for arguments."""
         super().__init__(name, max_queue_rows, tally=tally, clock=clock)
         self.num_threads, self.max_call_s, self.yields = num_threads, max_call_s, yields
         self.threads: list[T] = []
         self.idle: list[T] = []
 
     def start(self, new_thread: Callable[[str], T]) -> None:
-        """Start the threads, each by `new_thread` with its name, unless they have been started."""
+        """Start the threads unless they run already; `new_thread` starts one, given its name."""
         if not self.threads:
             prefix = f"{self.name}-low" if self.yields else self.name
             self.threads = [new_thread(f"{prefix}-{number}") for number in range(self.num_threads)]

@@ -7,17 +7,17 @@ take 40 ms, and between two calls the event loop needs its share as well.
 import math
 from dataclasses import dataclass
 
-# Memories of the two means: turns further back count for little. The greater mean is taken: the short one notices
-# quickly that the machine has become slower, the long one is not fooled by a quiet moment.
+# Time constants of the two running means; the larger mean is used. The short one reacts quickly when the machine
+# becomes slower, and the long one is not misled by a quiet moment.
 MEMORIES_S = (0.2, 1.0)
-# Before anything is measured both clocks are assumed to agree; the assumption weighs as much as this engine time.
+# Initially, both clocks are assumed to agree; this assumption has the weight of this much engine time.
 PRIOR_S = 0.005
 
 
 class WallTimeFactor:
     """Wall seconds for each second of expected engine time, a mean over recent turns weighted by their length.
 
-    A turn lasts from the moment that an engine is given a call until it could be given the next one.
+    A turn is the time from giving an engine a call until it can be given the next one.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class WallTimeFactor:
         return max([mean.wall_s / mean.expected_s for mean in self._means])
 
     def record(self, wall_s: float, expected_s: float) -> None:
-        """Take in one turn and its expected engine time, 0 where it is unknown."""
+        """Record one turn and its expected engine time, which is 0 if unknown."""
         if expected_s <= 0.0:
             return
         for mean in self._means:

@@ -79,7 +79,7 @@ class Classifier:
         """Check that a golden example has a logit for each class.
 
         Raises:
-            TaskError: it has not.
+            TaskError: the number of logits is wrong.
         """
         if (num_logits := len(example.outputs.get("logits", []))) != len(self.labels):
             raise TaskError(f"{num_logits} logits, but {len(self.labels)} labels in manifest.json")

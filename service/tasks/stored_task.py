@@ -50,7 +50,7 @@ class Example(Protocol):
 
 
 class Tolerance(Protocol):
-    """How far an answer may be from the golden one."""
+    """The largest allowed difference between an answer and the golden one."""
 
     @property
     def max_abs_logit_difference(self) -> float:
@@ -62,7 +62,7 @@ class Tolerance(Protocol):
 
 
 class Padding(NamedTuple):
-    """How an engine call on a GPU may be padded to one of a few sizes.
+    """The padding that rounds engine calls on a GPU up to a few sizes.
 
     Attributes:
         max_length: longest row, or None where all rows have one size.
@@ -80,7 +80,7 @@ class HubCall(NamedTuple):
         inputs: the inputs, as `prepare` takes them.
         field: name of an input in error messages; `{}` in it becomes the input's number.
         truncate: cut inputs that are too long.
-        num_beams: beams of a search; None: the model's default, as for the two that follow.
+        num_beams: beams of a search. For this and the next two, None is the model's default.
         max_new_tokens: length at which a search ends.
         length_penalty: exponent of the length by which a search divides its scores.
         answer: how results become answers.
@@ -110,7 +110,7 @@ class StoredTask(Task[AnswerT_co], Protocol[AnswerT_co]):
         hub_answer: message of the answer to one input.
         example: arguments of curl that try a model of this task; None: it is not shown to who starts a server.
         pads_rows: whether rows of different length share a call. If not, the shapes of a call follow from its rows.
-        golden_searches: names of the ways in which each golden example is answered; the first is the canary's.
+        golden_searches: names of the searches that answer each golden example; the canary uses the first.
         attention_outputs: attention outputs of the explanation graph by the name that requests use, the default first.
     """
 
@@ -153,7 +153,7 @@ class StoredTask(Task[AnswerT_co], Protocol[AnswerT_co]):
         Raises:
             TaskError: it becomes another tensor than in training.
             InvalidRequest: it cannot be prepared.
-            KeyError: the example has not the input of this task.
+            KeyError: the example lacks the input of this task.
         """
 
     def golden_difference(self, example: Example, result: Any, tolerance: Tolerance, search: str) -> float:
@@ -167,7 +167,7 @@ class StoredTask(Task[AnswerT_co], Protocol[AnswerT_co]):
         """Check that a golden example has an answer of this task's form.
 
         Raises:
-            TaskError: it has not.
+            TaskError: the answer has another form.
         """
 
     def read_hub(self, request: Any) -> HubCall:

@@ -86,7 +86,7 @@ class Preparation(NamedTuple):
 
 
 class AnswerOptions(NamedTuple):
-    """How a result becomes an answer; a task ignores what does not concern it.
+    """Options that shape an answer; a task ignores options of other tasks.
 
     Attributes:
         function: how a classifier's logits become scores.
@@ -101,10 +101,10 @@ DEFAULT_ANSWER = AnswerOptions()
 
 
 class Task(Protocol[AnswerT_co]):
-    """What the server does differently for models of different kinds: the part that every served model needs.
+    """The task of a model: prepares inputs, batches them for the engine, and turns results into answers.
 
     Attributes:
-        name: name in manifests and in the model index, that of Hugging Face's tasks.
+        name: name in manifests and in the model index; Hugging Face's name of the task.
         accepts: noun for the inputs, in error messages: "texts".
         elements_are_rows: whether each element of an input tensor takes a row in a batch.
         input_field: name of an input in error messages; `{}` in it becomes the input's number.

@@ -1,3 +1,3 @@
-"""Wire messages to domain types and back: the only rooms that know protobuf, gRPC and HTTP."""
+"""Converts wire messages to domain types and back; only these modules know protobuf messages, gRPC and HTTP."""
 
 SERVER_NAME = "heed"

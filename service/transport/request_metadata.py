@@ -1,4 +1,4 @@
-"""What both transports read of a request besides its tensors: its id, its deadline, its parameters."""
+"""Reads a request's id, timeout and parameters, for both transports."""
 
 import itertools
 import secrets
@@ -11,15 +11,15 @@ from service.prediction.messages import AttentionSelector, ExplainRequest
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
 MAX_REQUEST_ID_CHARACTERS = 128
-MAX_DIGITS = 18  # of a number in a header
-MAX_TIMEOUT_US = 2**63 - 1  # what a parameter over gRPC can be
+MAX_DIGITS = 18  # digits of a number in a header
+MAX_TIMEOUT_US = 2**63 - 1  # largest value of an integer parameter over gRPC
 
-# Requests with more to read than so many elements or bytes are read in a thread, so that they do not hold up all
-# others: an element of its own takes about 0.25 microseconds, a byte of JSON at most as much, the hand-over 0.1 ms.
+# Requests with more elements or JSON bytes are decoded in a thread, so that they do not delay other requests. An
+# element takes about 0.25 microseconds, a byte of JSON at most as much, and the hand-over to a thread 0.1 ms.
 MAX_READ_AT_ONCE = 16_384
-# Of a request's inputs and of its outputs; graphs with an input for each column of a table have hundreds.
+# Limit for a request's inputs, and for its outputs; graphs with an input for each column of a table have hundreds.
 MAX_TENSORS = 1024
-MAX_PARAMETERS = 64  # of a request
+MAX_PARAMETERS = 64  # parameters of one request
 
 
 class RequestIds:
@@ -36,12 +36,12 @@ class RequestIds:
 
 
 def number_of(text: str) -> int | None:
-    """A header's whole number; None if it is none, or has more than `MAX_DIGITS`."""
+    """Parse a header's whole number; None if the text is not one, or has more than `MAX_DIGITS` digits."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= MAX_DIGITS else None
 
 
 class Parameters(NamedTuple):
-    """The request parameters of the Open Inference Protocol that mean something here; others are passed over."""
+    """The request parameters of the Open Inference Protocol that this server uses; others are ignored."""
 
     timeout_s: float | None = None
     truncate: bool = False
@@ -55,26 +55,26 @@ NO_PARAMETERS = Parameters()
 
 
 def check_parameter_count(count: int) -> None:
-    """Check how many parameters a request has, before each is looked at.
+    """Check how many parameters a request has, before they are read.
 
     Raises:
-        InvalidRequest: more than a request may have.
+        InvalidRequest: the request has more than `MAX_PARAMETERS`.
     """
     if count > MAX_PARAMETERS:
         raise InvalidRequest(f"the request has {count} parameters, the limit is {MAX_PARAMETERS}")
 
 
 def parameters_of(given: Mapping[str, object]) -> Parameters:
-    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and those of a translation's search.
+    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and the search parameters of a translation.
 
     Raises:
-        InvalidRequest: one of them has the wrong type or sign.
+        InvalidRequest: a parameter has the wrong type or sign.
     """
     if not given:
         return NO_PARAMETERS
     check_parameter_count(len(given))
     timeout_us = given.get("timeout", 0)
-    # bool is a subclass of int, and "timeout": true a mistake.
+    # bool is a subclass of int, but "timeout": true is a mistake.
     if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or not 0 <= timeout_us <= MAX_TIMEOUT_US:
         raise InvalidRequest(
             "parameter 'timeout' must be a positive integer of microseconds, at most"
@@ -86,7 +86,7 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         if not isinstance(value, bool):
             raise InvalidRequest(f"parameter {name!r} must be true or false, not {value!r}")
         flags[name] = value
-    # Zero is what clients send that have no timeout (Triton's documentation says the same).
+    # Clients without a timeout send 0 (Triton's documentation says the same).
     return Parameters(
         timeout_s=timeout_us * 1e-6 if timeout_us else None,
         length_penalty=_number("length_penalty", given.get("length_penalty")),
@@ -100,7 +100,7 @@ def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
     """Read the request parameters of an explanation: method, target, n_samples and seed; part, layer and head.
 
     Raises:
-        InvalidRequest: one of them has the wrong type.
+        InvalidRequest: a parameter has the wrong type.
     """
     texts: dict[str, str | None] = {}
     for name in ("method", "target", "part"):
@@ -120,7 +120,7 @@ def _count(name: str, value: object) -> int | None:
 
 
 def _number(name: str, value: object) -> float | None:
-    """A number; also as text, for some gRPC clients of the protocol have no fractions among their parameters."""
+    """Convert a parameter to a number; text is accepted, because some gRPC clients cannot send fractions."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -132,7 +132,7 @@ def _number(name: str, value: object) -> float | None:
 
 
 def earliest(*timeouts_s: float | None) -> float | None:
-    """The shortest of the timeouts that were given."""
+    """Return the shortest timeout in seconds; None if none is given."""
     shortest_s = None
     for timeout_s in timeouts_s:
         if timeout_s is not None and (shortest_s is None or timeout_s < shortest_s):

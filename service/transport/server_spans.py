@@ -1,6 +1,6 @@
-"""Server spans of both protocols, with OpenTelemetry's names for what they know (semantic conventions, HTTP and RPC).
+"""Server spans for HTTP and gRPC requests, with attributes of OpenTelemetry's semantic conventions.
 
-Only requests to a model are traced, and only a server that traces has any of this in the way of its requests.
+Only requests to a model are traced. Without `--tracing on`, requests do not pass through this module.
 """
 
 import asyncio
@@ -13,9 +13,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 if TYPE_CHECKING:
     from service.telemetry.tracing import Tracing
 
-# The calls that ask a model.
+# gRPC calls that are requests to a model.
 TRACED_CALLS = ("ModelInfer", "ClassifyText", "ClassifyImage", "Translate", "TranslateStream", "Explain")
-# What the conventions count as an error of the server.
+# Status codes that the semantic conventions count as errors of the server.
 SERVER_ERRORS = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -27,13 +27,13 @@ SERVER_ERRORS = {
 
 
 class TracedRoute:
-    """A route of HTTP (an ASGI middleware): its span ends with the last byte of the answer."""
+    """ASGI middleware that traces an HTTP route; the span ends with the last byte of the response."""
 
     def __init__(self, app: ASGIApp, tracing: "Tracing", route: str) -> None:
         self._app, self._tracing, self._route = app, tracing, route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request within a span."""
         headers = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in scope["headers"])
         attributes = {
             "http.request.method": scope["method"],
@@ -60,7 +60,7 @@ class TracedRoute:
 
 
 def traced_call(handler: Any, method: str, tracing: "Tracing") -> Any:
-    """A gRPC handler whose calls are traced; `method` is `<service>/<call>`."""
+    """Wrap a gRPC handler so that its calls are traced; `method` is `<service>/<call>`."""
     kind = "stream_unary" if handler.stream_unary else "stream_stream"
     behaviour = getattr(handler, kind)
 
@@ -75,7 +75,7 @@ def traced_call(handler: Any, method: str, tracing: "Tracing") -> Any:
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception:
-                code = context.code() or code  # that of `abort`
+                code = context.code() or code  # the code passed to `abort`
                 raise
             finally:
                 trace.span.set_attribute("rpc.response.status_code", code.name)
@@ -86,7 +86,7 @@ def traced_call(handler: Any, method: str, tracing: "Tracing") -> Any:
 
 
 def _texts(context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[tuple[str, str]]:
-    """The metadata that is text."""
+    """Return the metadata entries whose values are text."""
     for key, value in context.invocation_metadata() or ():
         if isinstance(value, str):
             yield key, value

@@ -1,9 +1,9 @@
-"""The end of a server: unready, then drained, then its connections ended, all within `--drain-timeout-s`.
+"""Graceful shutdown: reports unready, drains, closes connections, all within `--drain-timeout-s`.
 
     SIGTERM ── unready, still answering ──> refusing, admitted requests answered ──> connections closed ──> the end
                --unready-before-drain-s     until the last one is computed           CLOSE_CONNECTIONS_S
 
-Load balancers learn from the first part that they should send requests elsewhere. A second signal cuts all parts short.
+In the first phase, load balancers notice that they should send requests elsewhere. A second signal shortens all phases.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from service.transport.http.server import HttpServer
 
 log = structlog.get_logger("service")
 
-REFUSING_S = 0.1  # after the start of the drain, for gRPC calls that are on their way
-# After the last answer is computed, for clients to take theirs. Who has not sent its request by then, or does not read,
-# does not hold up the end.
+REFUSING_S = 0.1  # after the start of the drain, so that arriving gRPC calls are still refused with a status
+# Time for clients to read their answers after the last one is computed. Clients that have not sent their request by
+# then, or do not read, cannot delay the shutdown further.
 CLOSE_CONNECTIONS_S = 3.0
-HURRIED_S = 0.5  # for all that is left, after a second signal
-FORCED_S = 0.5  # for connections that are cut
+HURRIED_S = 0.5  # for all remaining phases, after a second signal
+FORCED_S = 0.5  # for the forced closing of connections
 
 
 class StopSignals:
-    """SIGTERM and SIGINT of this process, the first and the second of them."""
+    """Events for the first and the second SIGTERM or SIGINT of this process."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take the signals over."""
+        """Install the signal handlers."""
         self.first, self.second = asyncio.Event(), asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._take)
@@ -44,7 +44,7 @@ class StopSignals:
 
 
 class Shutdown:
-    """Ends the faces of a server."""
+    """Shuts down the HTTP and the gRPC server."""
 
     def __init__(
         self,
@@ -54,21 +54,21 @@ class Shutdown:
         grpc_server: GrpcServer,
         again: asyncio.Event,
     ) -> None:
-        """Set up, when the end begins: the time counts from here.
+        """Begin a shutdown; the drain timeout counts from here.
 
         Args:
-            config: with the time for each part.
-            predictor: is drained.
-            http: its connections are ended.
-            grpc_server: the same.
-            again: set when the end is asked for once more.
+            config: time limit of each phase.
+            predictor: predictor to drain.
+            http: HTTP server to stop.
+            grpc_server: gRPC server to stop.
+            again: set by a second signal.
         """
         self._config, self._predictor, self._http, self._grpc_server = config, predictor, http, grpc_server
         self._again = again
         self.until_s = time.monotonic() + config.drain_timeout_s
 
     async def announce(self) -> None:
-        """Be unready for a while, and answer all the same."""
+        """Report the server as unready for a while, and keep answering requests."""
         self._predictor.announce_end()
         seconds = min(self._config.unready_before_drain_s, self._config.drain_timeout_s / 2)
         log.info("unready", seconds=seconds)
@@ -76,10 +76,10 @@ class Shutdown:
             await asyncio.wait_for(self._again.wait(), seconds)
 
     async def drain(self, http_serving: asyncio.Task[Any]) -> tuple[bool, bool]:
-        """Answer what was admitted, and end the connections.
+        """Answer the admitted requests, and close the connections.
 
         Returns:
-            whether all that was admitted has been computed, and whether all connections have ended by themselves.
+            Whether all admitted requests have been computed, and whether all connections closed without force.
         """
         log.info("draining")
         drained = asyncio.create_task(self._predictor.drain())
@@ -90,14 +90,14 @@ class Shutdown:
         ended = closing.done() and http_serving.done()
         if not ended:
             log.warning(
-                "connections are closed: their clients did not send their requests, or did not read the answers"
+                "connections are closed by force: clients did not send their requests or did not read the answers"
             )
             self._http.force_exit = True
             await asyncio.wait([asyncio.create_task(self._grpc_server.stop(0.0)), http_serving], timeout=FORCED_S)
         return drained.done(), ended
 
     async def _wait(self, awaited: Awaitable[Any], at_most_s: float) -> None:
-        """Wait until something is done, at most this long and not beyond the end; a second signal cuts that short."""
+        """Wait for a task, at most `at_most_s` and not beyond the drain timeout; a second signal shortens the wait."""
         waited, hurried = asyncio.ensure_future(awaited), asyncio.create_task(self._again.wait())
         left_s = min(at_most_s, self.until_s - time.monotonic())
         await asyncio.wait([waited, hurried], timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
@@ -107,10 +107,10 @@ class Shutdown:
         hurried.cancel()
 
     async def _close_grpc(self) -> None:
-        """Take no new connections or calls, and return when the last call has ended.
+        """Accept no more gRPC connections or calls, and return when the last call has ended.
 
-        gRPC cancels the calls that it has received but not handed on, which no client takes for a refusal that it may
-        retry. So for a moment they are still handed on, and refused in words.
+        gRPC cancels calls that it has received but not delivered, and clients do not retry cancelled calls. For a
+        moment, calls are therefore still delivered and refused with a status that clients may retry.
         """
         await asyncio.sleep(REFUSING_S)
         await self._grpc_server.stop(self._config.drain_timeout_s)

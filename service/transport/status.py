@@ -1,4 +1,4 @@
-"""The one table that gives each domain error its gRPC code and its HTTP status."""
+"""Maps each domain error to its gRPC code and its HTTP status."""
 
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from service.errors import (
 
 
 class Status(NamedTuple):
-    """How an error looks from outside."""
+    """The gRPC code and the HTTP status of an error."""
 
     grpc: StatusCode
     http: int
@@ -41,5 +41,5 @@ INTERNAL = Status(StatusCode.INTERNAL, 500)
 
 
 def internal_error_text(request_id: str) -> str:
-    """What a client reads of an unexpected error; the log has the rest under the same id."""
+    """Return the error text for an unexpected error; the log has the details under the same request id."""
     return f"internal error; request id {request_id}"

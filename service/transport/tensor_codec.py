@@ -1,8 +1,8 @@
-"""Tensors on the wire and numpy arrays: the raw form (gRPC and REST's binary extension) and the JSON form.
+"""Encodes and decodes tensors between numpy arrays and the wire: raw form (gRPC, REST's binary extension) and JSON.
 
-Nothing is padded, cut or converted: what does not fit is refused, naming the tensor.
+Nothing is padded, truncated or converted: a tensor that does not fit is refused by name.
 
-Raw form: elements row-major and little-endian; a BYTES element is its length (uint32, little-endian) and its bytes.
+Raw form: elements are row-major and little-endian; a BYTES element is its length (uint32, little-endian) and its bytes.
 """
 
 import math
@@ -19,29 +19,29 @@ from service.errors import InvalidRequest, TooLarge, Unsupported
 from service.tensors import NUMPY_OF, bytes_array
 
 MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
-# Of an array without its empty dimensions: one with a dimension of 0 holds nothing, but numpy counts all the others.
+# Product of an array's dimensions other than 0: an array with a dimension of 0 is empty, but numpy limits the rest.
 MAX_ELEMENTS = 2**31 - 1
-# What JSON numbers may be, by numpy's kind of type; integers take nothing but integers.
+# Python types of JSON elements, by numpy's kind of type; elements of integer tensors must be integers.
 JSON_TYPES_OF: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
-JSON_SLICE_ELEMENTS = 16_384  # encoded in one call, in 1 to 3 ms
-# Between two such calls: who waits for the interpreter's lock gets it now, not after its switch interval of 5 ms.
+JSON_SLICE_ELEMENTS = 16_384  # elements encoded in one call, which takes 1 to 3 ms
+# Pause between two such calls, so that waiting threads get the interpreter's lock before its switch interval of 5 ms.
 LOCK_PAUSE_S = 0.0002
-LENGTH_BYTES = 4  # of a BYTES element's length
-# Of one tensor: each element is an object of Python, and an engine copies them all under the interpreter's lock.
+LENGTH_BYTES = 4  # size of a BYTES element's length field
+# BYTES elements of one tensor: each is a Python object, and engines copy them all under the interpreter's lock.
 MAX_BYTES_ELEMENTS = 2**17
 
 
 def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
-    """Check what a tensor says of itself; the number of its elements.
+    """Check a tensor's datatype and shape; return its number of elements.
 
     Raises:
-        InvalidRequest: unknown datatype, or an impossible shape.
+        InvalidRequest: the datatype is unknown, or the shape is impossible.
     """
     if datatype != "BYTES" and datatype not in NUMPY_OF:
         if datatype == "BF16":
             raise Unsupported(f"tensor {name!r}: BF16 is not offered, no model here takes or gives it")
         raise InvalidRequest(f"tensor {name!r}: unknown datatype {datatype!r}; known are {', '.join(NUMPY_OF)}, BYTES")
-    if len(shape) == 1 and 0 <= shape[0] <= MAX_ELEMENTS:  # most are so
+    if len(shape) == 1 and 0 <= shape[0] <= MAX_ELEMENTS:  # fast path: most tensors have one dimension
         return shape[0]
     if len(shape) > MAX_DIMENSIONS:
         raise InvalidRequest(f"tensor {name!r}: {len(shape)} dimensions, the limit is {MAX_DIMENSIONS}")
@@ -57,11 +57,11 @@ def check_header(name: str, datatype: str, shape: Sequence[int]) -> int:
 
 
 def decode_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes | memoryview) -> NDArray[Any]:
-    """An array of the raw form.
+    """Decode a tensor from its raw form.
 
     Raises:
-        InvalidRequest: the bytes are not exactly those of the datatype and shape.
-        TooLarge: more BYTES elements than a tensor may have.
+        InvalidRequest: the number of bytes does not match the datatype and shape.
+        TooLarge: the tensor has too many BYTES elements.
     """
     count = check_header(name, datatype, shape)
     if datatype == "BYTES":
@@ -101,7 +101,7 @@ def _decode_bytes(name: str, raw: bytes | memoryview, count: int) -> list[bytes]
 
 
 def encode_raw(array: NDArray[Any]) -> bytes:
-    """The raw form of an array."""
+    """Encode an array in raw form."""
     if array.dtype.hasobject:
         elements = array.ravel().tolist()
         return b"".join([len(element).to_bytes(LENGTH_BYTES, "little") + element for element in elements])
@@ -109,10 +109,10 @@ def encode_raw(array: NDArray[Any]) -> bytes:
 
 
 def decode_json(name: str, datatype: str, shape: Sequence[int], data: list[Any]) -> NDArray[Any]:
-    """An array of JSON data, flat or nested as the shape says.
+    """Decode a tensor from JSON data, which is flat or nested by the shape.
 
     Raises:
-        InvalidRequest: wrong number, type or range of elements.
+        InvalidRequest: the number, type or range of the elements is wrong.
     """
     count = check_header(name, datatype, shape)
     nested = bool(data) and isinstance(data[0], list)
@@ -132,7 +132,7 @@ def decode_json(name: str, datatype: str, shape: Sequence[int], data: list[Any])
             array = np.array(flat, dtype=dtype)
     except OverflowError:
         raise InvalidRequest(f"tensor {name!r}: a number lies outside the range of {datatype}") from None
-    # JSON has no infinity, so one in the array is a number that was too large.
+    # JSON has no infinity, so an infinity in the array is a number that was too large.
     if dtype.kind == "f" and np.isinf(array).any():
         raise InvalidRequest(f"tensor {name!r}: a number lies outside the range of {datatype}")
     return array.reshape(shape)
@@ -150,12 +150,12 @@ def _flatten(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:
 
 
 def encode_json(name: str, array: NDArray[Any]) -> list[bytes]:
-    """JSON data of an array, flat and row-major, in pieces; one after the other they are a list.
+    """Encode an array as JSON, flat and row-major, in pieces that form one list when they are concatenated.
 
-    Each call of the encoder holds the interpreter's lock to its end, and so would putting many pieces together.
+    Each call of the encoder holds the interpreter's lock until it returns, and so would joining many pieces.
 
     Raises:
-        InvalidRequest: JSON cannot carry the values; the client should ask for binary data.
+        InvalidRequest: JSON cannot represent the values; the client should request binary data.
     """
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise InvalidRequest(f"output {name!r} has NaN or infinity, which JSON cannot carry; ask for binary data")

@@ -1,13 +1,13 @@
-"""Long steps of many requests, one after the other, so that nobody else waits for more than one of them.
+"""A queue for long steps of the event loop, so that other requests wait for at most one of them.
 
-The event loop serves every socket that is ready before it turns to anything else. Large bodies and messages that are
-there at the same time would be taken, copied and parsed one right after the other, and everybody else would wait for
-all of them. They take turns instead: one in a turn of the loop, and everything else in between.
+The event loop serves every ready socket before it does anything else. Large bodies and messages that arrive together
+would be received, copied and parsed one right after another, and all other requests would wait for all of them. Here
+they take turns: one long step in each iteration of the loop (a turn), and everything else in between.
 
-What Python converts element by element is done in a thread, in pieces, and what is copied without the interpreter's
-lock is copied there. It is one thread for all requests: several would keep the lock among themselves, and the loop
-would wait for one after the other. It is a little behind the loop where both want the same core: a long step of the
-loop would otherwise take twice its time.
+Conversions element by element run in a thread, in pieces, and so do copies that release the interpreter's lock. There
+is one thread for all requests: several threads would pass the lock among themselves, and the loop would wait for each
+of them. The thread has a lower priority than the loop, because a long step of the loop would take twice as long if both
+shared a core equally.
 """
 
 import asyncio
@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 from service.process.thread_priority import renice_thread
 
-# Messages and answers of more bytes count as long steps; so many bytes together may be copied in one turn. Then come
-# turns without any: a request over HTTP is read in one, answered in the next.
+# Messages and answers of more than MIN_COUNTED_BYTES count as long steps. After MAX_TURN_BYTES have been copied in one
+# turn, NUM_SHORT_TURNS turns without long copies follow, in which short HTTP requests are read and answered.
 MIN_COUNTED_BYTES = 64 * 2**10
 MAX_TURN_BYTES = 2**20
 NUM_SHORT_TURNS = 3
@@ -32,12 +32,12 @@ T = TypeVar("T")
 
 
 class Turns:
-    """Long steps, in the order in which they came. All methods belong to the event loop's thread."""
+    """A queue of long steps in order of arrival. All methods must be called in the event loop's thread."""
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._thread = ThreadPoolExecutor(1, "long-steps", initializer=_step_back)
-        self._copied_bytes = 0  # of messages and answers, in this turn or the last few
+        self._copied_bytes = 0  # bytes of messages and answers copied in this turn or the last few
 
     def call(self, step: Callable[[], None]) -> None:
         """Call a function in a turn of its own; it must not raise."""
@@ -46,24 +46,24 @@ class Turns:
             asyncio.get_running_loop().call_soon(self._run)
 
     async def come(self) -> None:
-        """Return in a turn of the caller's own, which lasts up to its next `await`."""
+        """Wait for a turn of the caller's own, which lasts until its next `await`."""
         turn = asyncio.get_running_loop().create_future()
         self.call(lambda: None if turn.done() else turn.set_result(None))
         await turn
 
     async def copies(self, num_bytes: int) -> None:
-        """Return in a turn in which the caller may copy so many bytes before its next `await`."""
+        """Wait for a turn in which the caller may copy `num_bytes` before its next `await`."""
         if num_bytes > MIN_COUNTED_BYTES:
             while self._copied_bytes >= MAX_TURN_BYTES:
                 await self.come()
             self._note(num_bytes)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Call a function in the one thread for long steps, after those that wait for it already."""
+        """Call a function in the thread for long steps, after the functions that wait for it already."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def joined(self, parts: Sequence[bytes]) -> bytes:
-        """Put bytes together; where they are many, in the thread, which does not hold the interpreter's lock then."""
+        """Join parts; long ones in the thread for long steps, because joining them releases the interpreter's lock."""
         num_bytes = sum(map(len, parts))
         if num_bytes > MAX_TURN_BYTES:
             return await self.in_thread(partial(b"".join, parts))
@@ -72,10 +72,10 @@ class Turns:
 
     @types.coroutine
     def paced(self, receiving: Coroutine[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Await gRPC's coroutine that receives a message.
+        """Await gRPC's coroutine that receives a message, with its copy of the message limited to a turn.
 
-        It takes and copies the message, however long, once what it waits for is there. That step has to wait for a
-        later turn where this one has had as much as it may have.
+        Once the message has arrived, the coroutine copies it in one step. If this turn has copied as much as it may,
+        that step waits for a later turn.
         """
         steps, error = receiving.__await__(), None
         while True:
@@ -90,7 +90,7 @@ class Turns:
                 while self._copied_bytes >= MAX_TURN_BYTES:
                     yield from self.come().__await__()
                 error = None
-            except BaseException as raised:  # cancelled, for example: what is awaited has to hear of it
+            except BaseException as raised:  # for example a cancellation, which the awaited coroutine must receive
                 error = raised
 
     def _note(self, num_bytes: int) -> None:

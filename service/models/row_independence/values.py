@@ -18,7 +18,7 @@ class NotProved(Exception):
 
 
 class Numbering(Enum):
-    """How elements of a tensor depend on the number of their row in the call."""
+    """Dependence of a tensor's elements on the position of their row in the call."""
 
     NONE = "nothing"
     ALL = "each element is the number of its row times `block`"

@@ -1,28 +1,28 @@
-"""Keeps several requests for a call outstanding in gRPC's core, which `grpc.aio` asks for one call at a time.
+"""Keeps several requests for a call outstanding in gRPC's core; `grpc.aio` itself requests one call at a time.
 
-    core ──> poller thread ──> event loop: a task for the call, and the core is asked for the next one
+    core ──> poller thread ──> event loop: starts a task for the call, and requests the next call from the core
 
-Asked for one call at a time, the core wakes the poller thread and the event loop for each call, however many wait. With
-several requests outstanding, calls that wait are handed on together. At 64 users a request without a model then takes
-0.238 instead of 0.440 ms of CPU time (docs/decisions/transport.md).
+With one request outstanding, the core wakes the poller thread and the event loop once for each call, however many wait.
+With several outstanding, waiting calls are delivered together. At 64 users a request without a model then takes 0.238
+instead of 0.440 ms of CPU time (docs/decisions/transport.md).
 
-gRPC has no public way to ask so. This module calls private steps of grpcio, and only of versions that it was tested
-with. With another version, calls are taken one at a time as `grpc.aio` does it.
+gRPC has no public interface for this. The module calls private functions of grpcio, and only of versions that it was
+tested with. With any other version, calls are accepted one at a time, as `grpc.aio` does.
 """
 
 import asyncio
 from typing import Any
 
 import grpc
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the types know its public half
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the type stubs have only its public part
 
 # To add a version, run tests/service/transport/grpc/ with it; pyproject.toml has the upper bound. From 1.84 on, the
-# private steps have other parameters.
+# private functions have other parameters.
 TESTED_GRPCIO = frozenset({"1.81.1", "1.81.2", "1.82.3", "1.83.2"})
-# Besides the one that `grpc.aio` has outstanding itself. As many calls may begin in one turn of the event loop, about
-# 0.2 ms each, before it hands an engine its next batch.
+# Requests in addition to the one of `grpc.aio`. That many calls may start in one iteration of the event loop, at about
+# 0.2 ms each, before an engine gets its next batch.
 CALLS_AT_ONCE = 16
-# At the end of a server: more than clients are likely to have waiting.
+# Requests at the end of a server: more than the calls that clients are likely to have waiting.
 CALLS_AT_THE_END = 1024
 
 
@@ -33,11 +33,11 @@ class Handlers:
         self.all: list[grpc.GenericRpcHandler] = []
 
     def add_generic_rpc_handlers(self, handlers: tuple[grpc.GenericRpcHandler, ...]) -> None:
-        """Take the calls of a service."""
+        """Collect the call handlers of a service."""
         self.all.extend(handlers)
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Ignore the calls of a service, which `add_generic_rpc_handlers` has taken already."""
+        """Ignore the call handlers of a service, because `add_generic_rpc_handlers` has collected them already."""
 
 
 def keep_calls_outstanding(
@@ -72,7 +72,7 @@ def keep_calls_outstanding(
         while core.is_running():
             try:
                 state = await core._request_call()
-            except cygrpc._RequestCallError:  # the server stops
+            except cygrpc._RequestCallError:  # the server is stopping
                 return
             begin(cygrpc._schedule_rpc_coro(cygrpc._handle_rpc(handlers, (), state, loop, False), state, loop))
 
@@ -82,13 +82,13 @@ def keep_calls_outstanding(
 
 
 async def take_all_calls(server: grpc.aio.Server, handlers: list[grpc.GenericRpcHandler]) -> None:
-    """Take the calls that wait in gRPC's core; call this right before the server is stopped.
+    """Accept the calls that wait in gRPC's core; call this right before the server is stopped.
 
-    The core would end them as CANCELLED. It still does so with calls that arrive at the moment of the stop.
+    Otherwise the core ends them as CANCELLED. It still does so with calls that arrive at the moment of the stop.
 
     Args:
         server: a running server.
         handlers: the server's call handlers.
     """
     if keep_calls_outstanding(server, handlers, CALLS_AT_THE_END):
-        await asyncio.sleep(0)  # they are asked for now
+        await asyncio.sleep(0)  # lets the requests reach the core

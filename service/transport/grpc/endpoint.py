@@ -1,4 +1,4 @@
-"""What every gRPC call shares: its one message, its request id, its errors as status codes, its part in a shutdown."""
+"""Base of all gRPC calls: receives the message, sets the request id, maps errors to status codes, tracks activity."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from service.transport.server_spans import TRACED_CALLS, traced_call
 from service.transport.status import INTERNAL, STATUS_OF, internal_error_text
 from service.transport.turns import Turns
 
-if TYPE_CHECKING:  # it needs an extra
+if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
@@ -29,11 +29,11 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Activity:
-    """What the calls do now, for a shutdown that waits for work but not for clients that do not read.
+    """Counts calls by their present state: a shutdown waits for work, but not for clients that do not read.
 
     Attributes:
-        working: calls that have their message and are not waiting for their client to read.
-        writes: messages of streams that clients have taken.
+        working: number of calls that have their message and do not wait for their client to read.
+        writes: number of stream messages that clients have received.
     """
 
     def __init__(self) -> None:
@@ -42,14 +42,14 @@ class Activity:
 
 
 class FramedService:
-    """Base of the services: registers their calls, each in a frame that receives its message and turns errors to codes.
+    """Base class of gRPC services: wraps each call to receive its message and to turn errors into status codes.
 
-    The calls are methods of the names that their protocols give them. Beside the message and gRPC's context they take
-    the request's id. They return a message or its bytes; streams write with `_write` and return nothing.
+    Calls are methods with the names of their protocol. Besides the message and gRPC's context they take the request's
+    id. They return a message or its bytes; streams send with `_write` and return nothing.
 
     Attributes:
-        readers: what makes a message of its bytes, by the call's name; other calls take short messages only.
-        calls_with_id: calls whose messages have an id of their own, and carry it back.
+        readers: parser of the message's bytes, by the call's name; other calls accept short messages only.
+        calls_with_id: names of calls whose request and response messages contain the request id.
     """
 
     readers: ClassVar[Mapping[str, Callable[[bytes], Any]]] = {}
@@ -69,7 +69,7 @@ class FramedService:
         self._request_ids = request_ids
 
     def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
-        """Add the calls of this service, by the generated code."""
+        """Register the calls of this service with the generated function `add_to_server`."""
 
         def add(service: str, methods: dict[str, Any]) -> None:
             framed = {name: self._framed(name, handler) for name, handler in methods.items()}
@@ -78,17 +78,17 @@ class FramedService:
                     framed[name] = traced_call(framed[name], f"{service}/{name}", self._tracing)
             handlers.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, framed),))
 
-        # The generated code registers every call twice, for the two kinds of server.
+        # The generated code registers every call twice, in two ways of which a server uses one.
         add_to_server(
             self,
             SimpleNamespace(add_registered_method_handlers=add, add_generic_rpc_handlers=lambda _: None),
         )
 
     def _framed(self, name: str, handler: Any) -> Any:
-        """A handler that reads its one message itself, since gRPC would wait for it without a limit.
+        """Build a handler that receives its one message itself, because gRPC would wait for it without a limit.
 
-        A message with an id of its own carries it back itself: metadata that nobody sent would cost 4 % of what the
-        server spends on a request without a model (docs/decisions/transport.md).
+        A call whose messages contain the id gets no metadata for it: the metadata would cost 4 % of the time of a
+        request without a model (docs/decisions/transport.md).
         """
         behaviour = handler.unary_unary or handler.unary_stream
         read = self.readers.get(name) or bounded(CONTROL, handler.request_deserializer)
@@ -97,7 +97,7 @@ class FramedService:
         choose_id = self._request_ids.choose
 
         async def answer(_: Any, context: Context) -> bytes | None:
-            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always is one
+            task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always runs in a task
             header = _metadata(context, REQUEST_ID_HEADER)
             request, request_id, num_reserved = None, "", 0
             try:
@@ -107,7 +107,7 @@ class FramedService:
                     return None
                 num_reserved = receiver.reserve(len(message))
                 request = read(message)
-                del message  # it may be large, and the call may wait
+                del message  # it may be large, and the call may wait for long
                 own_id = request.id if has_id else None
                 request_id = choose_id(header or own_id)
                 if header or own_id is None:
@@ -145,10 +145,10 @@ class FramedService:
         return handler._replace(request_streaming=True, request_deserializer=None, response_serializer=None, **replaced)
 
     async def _receive(self, context: Context, task: asyncio.Task[Any]) -> bytes | None:
-        """The next message of a call; None where its client sends none.
+        """Receive the next message of a call; None if the client sends no more.
 
         Raises:
-            HeedError: it has not arrived in time, or there is no memory for it.
+            HeedError: the message did not arrive in time, or there is no memory for it.
         """
         receiver, message = self._receiver, None
         try:
@@ -156,7 +156,7 @@ class FramedService:
                 await receiver.wait_for_place(task, context.peer())
             message = await self._turns.paced(context.read())
         finally:
-            # Where the call has ended without a message there is none either: the client has reset it, or gone.
+            # A call that the client has reset or abandoned has no message either.
             if (error := receiver.end(task, has_come=isinstance(message, bytes))) is not None:
                 task.uncancel()
                 raise error
@@ -166,7 +166,7 @@ class FramedService:
         """Send one message of a stream.
 
         Raises:
-            DeadlineExceeded: the client does not read.
+            DeadlineExceeded: the client does not read the message.
         """
         self._activity.working -= 1
         try:
@@ -179,19 +179,19 @@ class FramedService:
         self._activity.writes += 1
 
     async def _refuse(self, context: Context, name: str, request: Any, request_id: str, error: HeedError) -> None:
-        """Count an error and send it as its status code."""
+        """Count an error, and end the call with its status code."""
         text = str(error)
         if (asked := _asked(name, request)) and not error.counted:
             self._predictor.accounting.count_failure(*asked, "grpc", request_id, outcome_of(error), text)
         metadata: tuple[tuple[str, str], ...] = ((REQUEST_ID_HEADER, request_id),)
         if isinstance(error, Overloaded):
-            # Understood by gRPC clients that retry by themselves (gRFC A6).
+            # gRPC clients that retry by themselves read this (gRFC A6).
             metadata = (*metadata, ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)))
         await abort(context, STATUS_OF[type(error)].grpc, text, metadata)
 
 
 async def abort(context: Context, code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
-    """End a call with an error; quietly, where the client has gone."""
+    """End a call with an error; do nothing if the client has left."""
     try:
         await context.abort(code, text, metadata)
     except grpc.aio.InternalError:
@@ -199,7 +199,7 @@ async def abort(context: Context, code: grpc.StatusCode, text: str, metadata: tu
 
 
 def _asked(name: str, request: Any) -> tuple[str, str] | None:
-    """Which model and version a message asks, for failures are counted by them; empty where it could not be read."""
+    """Return the model and version that a message names, to count its failure; empty if the message is unreadable."""
     if request is None:
         return "", ""
     if name not in TRACED_CALLS:
@@ -208,7 +208,7 @@ def _asked(name: str, request: Any) -> tuple[str, str] | None:
 
 
 def bounded(limits: MessageLimits, parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """A reader that checks a message's bytes before it parses them."""
+    """Build a parser that checks a message's bytes against limits before it parses them."""
 
     def read(message: bytes) -> T:
         limits.check(message)

@@ -1,4 +1,4 @@
-"""What tools ask of any gRPC server: standard health, and reflection."""
+"""The standard gRPC services for health checks and reflection."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,12 +25,12 @@ SERVICES = (
 class HealthService(FramedService):
     """grpc.health.v1: the whole server under "", each of its services, and each model under its name.
 
-    Not the library's servicer: that one reports only the last status pushed to it, and drops every watcher of a service
-    when one disconnects.
+    This replaces the library's servicer, which reports only the last status pushed to it and drops every watcher of a
+    service when one disconnects.
     """
 
     def _status(self, name: str) -> Any:
-        """The status now."""
+        """Return the present status of the server, a service or a model."""
         try:
             whole = name == "" or name in SERVICES
             problem = self._predictor.catalog.not_ready_because() if whole else self._predictor.catalog.problem_of(name)
@@ -39,28 +39,28 @@ class HealthService(FramedService):
         return health_pb2.HealthCheckResponse.NOT_SERVING if problem else health_pb2.HealthCheckResponse.SERVING
 
     async def Check(self, request: Any, context: Context, request_id: str) -> Any:
-        """Whether the server or a model would answer now."""
+        """Report whether the server or a model would answer now."""
         status = self._status(request.service)
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             raise NotFound(f"unknown service {request.service!r}")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: Context, request_id: str) -> None:
-        """The status now and after each change; ends when the client leaves or the server shuts down."""
+        """Send the status now and after each change, until the client leaves or the server shuts down."""
         told = None
         while True:
-            last = self._predictor.catalog.draining  # asked first: the end may come while something is written
+            last = self._predictor.catalog.draining  # read before the write: the drain may begin during it
             status = self._status(request.service)
             if status != told:
                 await self._write(context, health_pb2.HealthCheckResponse(status=status))
                 told = status
             if last:
                 return
-            # The status depends on clocks too, such as an engine call that does not come back, so it is asked for.
+            # The status is polled, because it also depends on time: an engine call may not return.
             await self._wait(WATCH_INTERVAL_S)
 
     async def _wait(self, seconds: float) -> None:
-        """Wait as an idle call, which a shutdown does not wait for."""
+        """Wait, counted as an idle call, so that a shutdown does not wait for this one."""
         self._activity.working -= 1
         try:
             await asyncio.sleep(seconds)
@@ -69,9 +69,9 @@ class HealthService(FramedService):
 
 
 class ReflectionService(FramedService):
-    """grpc.reflection.v1alpha: the library's answers, to messages that are received as those of other calls.
+    """grpc.reflection.v1alpha: the library's answers, with the limits on receiving that all calls have.
 
-    A stream ends when its client asks nothing for as long as a message may take to arrive, or the server shuts down.
+    A stream ends when its client sends no request within the time for one message, or when the server shuts down.
     """
 
     def __init__(self, *args: Any) -> None:
@@ -79,11 +79,11 @@ class ReflectionService(FramedService):
         self._library = reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME])
 
     def _framed(self, name: str, handler: Any) -> Any:
-        """The handler as it is: it receives each message of its stream itself."""
+        """Return the handler unwrapped, because it receives each message of its stream itself."""
         return handler._replace(request_deserializer=None, response_serializer=None)
 
     async def ServerReflectionInfo(self, _: Any, context: Context) -> None:
-        """Answer what a stream asks of the services and their messages."""
+        """Answer a stream of questions about the services and their messages."""
         task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always is one
         try:
             while (message := await self._receive(context, task)) is not None:
@@ -105,5 +105,5 @@ class ReflectionService(FramedService):
 
 
 async def _only(request: Any) -> AsyncIterator[Any]:
-    """A stream of one request."""
+    """Yield one request as a stream."""
     yield request

@@ -1,8 +1,8 @@
-"""Bounds on what a gRPC message may hold, checked on its bytes before protobuf parses them.
+"""Limits on the content of a gRPC message, checked on its bytes before protobuf parses them.
 
 Protobuf parses a message in one step and holds the interpreter's lock meanwhile: 16 MiB of empty inputs, parameters or
-strings take a second and more. Large tensors and images are the exception: they are one field each, whatever their
-size. So those may be large, everything beside them is bounded in bytes and in fields.
+strings take a second or more. Large tensors and images are cheap, because each is one field. These may therefore be
+large; the rest of a message is limited in bytes and in number of fields.
 """
 
 from collections.abc import Iterator
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from service.errors import InvalidRequest, TooLarge
 
-# Of everything in a message but raw tensors and images. The worst that fits takes protobuf about 15 ms.
+# Limit for a message without its raw tensors and images. The worst case within it takes protobuf about 15 ms.
 MAX_PARSED_BYTES = 2**20
-# Of a message and its inputs, counted where a message is so large that its bytes are looked at before it is parsed.
+# Limit for a message and its inputs together. Only messages above MAX_UNCHECKED_BYTES are counted.
 MAX_FIELDS = 8192
-# Calls that ask for the state or the metadata of something: a name and a version.
+# Limit for calls that read a state or metadata: their messages hold a name and a version.
 MAX_CONTROL_BYTES = 16 * 2**10
-# A message up to this size is parsed at once: whatever it holds, that takes at most 3 ms.
+# A message up to this size is parsed without a check: that takes at most 3 ms, whatever it contains.
 MAX_UNCHECKED_BYTES = 64 * 2**10
 
 VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
@@ -26,12 +26,12 @@ PIECES_OF_PARSED = "everything but raw tensors and images"
 
 @dataclass(frozen=True)
 class MessageLimits:
-    """What a call's message may hold.
+    """Limits on the content of a call's message.
 
     Attributes:
-        max_bytes: of the whole message; None where only gRPC's own limit counts.
-        bulk_fields: numbers of the fields that may be large, since protobuf does not look into them.
-        counted_field: number of the field whose messages' own fields are counted as well; 0 for none.
+        max_bytes: size of the whole message; None if only gRPC's own limit applies.
+        bulk_fields: numbers of the fields that may be large, because protobuf does not parse their contents.
+        counted_field: number of a message field whose own fields are counted as well; 0 for none.
     """
 
     max_bytes: int | None = None
@@ -42,8 +42,8 @@ class MessageLimits:
         """Check a message before it is parsed.
 
         Raises:
-            TooLarge: it holds more than it may.
-            InvalidRequest: it is no protobuf message.
+            TooLarge: the message exceeds a limit.
+            InvalidRequest: the bytes are not a protobuf message.
         """
         if self.max_bytes is not None and len(message) > self.max_bytes:
             raise TooLarge(f"the message has {len(message)} bytes, the limit of this call is {self.max_bytes}")
@@ -56,8 +56,8 @@ class SplitMessage:
     """A message in two parts.
 
     Attributes:
-        parsed: the fields that protobuf has to parse, themselves a message.
-        bulk: contents of the bulk fields, in their order.
+        parsed: the fields that protobuf has to parse, which form a message themselves.
+        bulk: contents of the bulk fields, in the order of the message.
     """
 
     parsed: bytes
@@ -75,8 +75,8 @@ def split(message: bytes, limits: MessageLimits) -> SplitMessage:
     """Take the bulk fields out of a message, without copying them.
 
     Raises:
-        TooLarge: too many fields, or too many bytes beside the bulk fields.
-        InvalidRequest: the bytes are no protobuf message.
+        TooLarge: the message has too many fields, or too many bytes outside of the bulk fields.
+        InvalidRequest: the bytes are not a protobuf message.
     """
     view = memoryview(message)
     bulk: list[memoryview] = []
@@ -102,9 +102,9 @@ def split(message: bytes, limits: MessageLimits) -> SplitMessage:
 
 
 def _fields(message: bytes, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """The fields of a message: number, where the field begins, where its contents begin, where it ends."""
+    """Yield the fields of a message: number, start of the field, start of its contents, end."""
     while position < end:
-        # Numbers of one byte are read here: with a call for each, 8,192 fields take twice as long.
+        # Varints of one byte are read inline: with a call for each, 8,192 fields take twice as long.
         start, tag = position, message[position]
         position += 1
         if tag > 0x7F:
@@ -132,7 +132,7 @@ def _fields(message: bytes, position: int, end: int) -> Iterator[tuple[int, int,
 
 
 def _read_varint(message: bytes, position: int) -> tuple[int, int]:
-    """A number of variable length, and where it ends."""
+    """Read a varint; return its value and the position after it."""
     value, shift = 0, 0
     for byte in message[position : position + MAX_VARINT_BYTES]:
         position += 1
@@ -144,7 +144,7 @@ def _read_varint(message: bytes, position: int) -> tuple[int, int]:
 
 
 def varint(value: int) -> bytes:
-    """A number in protobuf's variable length."""
+    """Encode a number as a protobuf varint."""
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)

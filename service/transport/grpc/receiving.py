@@ -1,18 +1,21 @@
-"""The one message of each gRPC call: received within a time, and within the server's memory.
+"""Receives the one message of each gRPC call within a time limit and within the server's memory.
 
     headers ──> begin: a place ──────────────────> the message arrives ──> end ──> reserve its size ──> ... ──> release
                   └─ none: wait for one ──┘            └─ late: reserve the place, or be refused
                      the connections in turn           └─ slow, and others wait for a place: refused
                                                        └─ not there after `timeout_s`: refused
 
-gRPC takes a message in from the moment when it is asked for it, and does not say how much has arrived. So a call needs
-a place to ask in. Nearly all messages have come with the headers of their call, and leave their place after a turn or
-two of the event loop: places are free for so long. Who stays longer has to reserve memory for the largest message. A
-call without a place costs what HTTP/2's flow control lets its client send unasked, 64 KiB.
+Once a call asks for its message, gRPC buffers it and does not report how much has arrived. So a call needs one of a
+limited number of places before it asks. Nearly all messages arrive together with the headers of their call, and free
+their place within one or two iterations of the event loop. A call whose message is late has to reserve memory for a
+message of the largest size. A call without a place takes at most 64 KiB, which HTTP/2's flow control lets a client send
+in advance.
 
-Time alone does not make a message late: on a busy machine gRPC has long got it, and its thread has not handed it on. It
-hands on in order. So a message is late when one that was asked for some time after it has come; or, where none has come
-since, when more and more memory is allocated.
+Time alone does not show that a message is late: on a busy machine gRPC may have received it, but its thread has not
+delivered it yet. Messages are delivered in order. So a message counts as late if another one that was asked for some
+time later has arrived; or, if none has arrived since, if the allocated memory grows.
+
+"Look" is the name of the periodic check for late messages.
 """
 
 import asyncio
@@ -22,20 +25,20 @@ from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.process.allocator import allocated_bytes
 from service.process.memory_budget import RETRY_AFTER_S, ByteBudget
 
-LOOK_INTERVAL_S = 0.01  # a client on this machine sends about 10 MB in it
-LATE_LOOKS = 2  # the first look comes after a part of the interval
+LOOK_INTERVAL_S = 0.01  # a client on the same machine sends about 10 MB in this time
+LATE_LOOKS = 2  # two, because the first look comes after a part of the interval
 SLOW_LOOKS = 10
-STALE_LOOKS = 100  # a message that takes longer counts as late whatever comes
-# Messages and answers up to this size are not reserved: the queue's bound and gRPC's bound on streams are enough.
+STALE_LOOKS = 100  # a message that takes longer counts as late in any case
+# Messages and answers up to this size reserve no memory: the limits of the queue and of gRPC's streams bound them.
 MAX_UNRESERVED_BYTES = 64 * 2**10
 NUM_FREE_PLACES = 64
-MAX_GROWTH_BYTES = 32 * 2**20  # of what is allocated, while no message comes
-MAX_LATE_BYTES = 32 * 2**20  # of messages that are late and have nothing reserved
-MAX_WAITING = 1024  # calls without a place
+MAX_GROWTH_BYTES = 32 * 2**20  # growth of allocated memory while no message arrives
+MAX_LATE_BYTES = 32 * 2**20  # memory of late messages that have none reserved
+MAX_WAITING = 1024  # calls that wait for a place
 
 
 class _Waiting(NamedTuple):
-    """A call that waits for a place: done when it has one."""
+    """A call that waits for a place; `place` is done when it gets one."""
 
     place: "asyncio.Future[None]"
     since_look: int
@@ -45,7 +48,7 @@ class MessageReceiver:
     """Gives calls places to receive their messages in, and ends calls whose messages do not arrive.
 
     Attributes:
-        timeout_s: how long a message may take to arrive, and before that a place to become free.
+        timeout_s: limit of the wait for a place, and again of the wait for the message.
     """
 
     def __init__(
@@ -63,26 +66,26 @@ class MessageReceiver:
         self._stop_at_look: int | None = None
         self._looks = 0
         self._timer: asyncio.TimerHandle | None = None
-        # Tasks that have a place, longest first: the number of looks before. Those whose place is reserved.
+        # Tasks that have a place, longest first, with the number of looks before they got it; tasks with reserved
+        # memory.
         self._receiving: dict[asyncio.Task[Any], int] = {}
         self._reserved: set[asyncio.Task[Any]] = set()
-        # Tasks that wait for a place, by connection: the one whose turn it is first.
+        # Tasks that wait for a place, by connection; the connection whose turn is next comes first.
         self._waiting: dict[str, dict[asyncio.Task[Any], _Waiting]] = {}
         self._num_waiting = 0
         self._ended: dict[asyncio.Task[Any], HeedError] = {}
-        # Of the messages that have come: how many looks were before the last one came, and at most before one was
-        # asked for.
+        # Number of looks before the last message arrived, and before the latest request for a message that has arrived.
         self._last_came_at_look = self._latest_asked_at_look = 0
-        # The least that was allocated while messages did not come, and when that was seen last.
+        # Least memory allocated while messages were missing, and the look that last found a message missing.
         self._least_allocated, self._missed_at_look = 0, -STALE_LOOKS
 
     @property
     def num_receiving(self) -> int:
-        """Calls that wait for their message, or for a place."""
+        """Number of calls that wait for their message or for a place."""
         return len(self._receiving) + self._num_waiting
 
     def begin(self, task: asyncio.Task[Any]) -> bool:
-        """Give a call a place, if there is one; where there is not, it has to `wait_for_place`."""
+        """Give a call a place if one is free; return False if the call must use `wait_for_place`."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
         return not self._waiting and self._give_place(task)
@@ -91,8 +94,9 @@ class MessageReceiver:
         """Wait for a place.
 
         Args:
-            task: the call's, which is the running one.
-            connection: whose call it is. Connections are given places in turn: one with many calls stops no other.
+            task: the call's task, which is the running one.
+            connection: the call's connection. Connections get places in turn, so that one with many calls blocks no
+                other.
         """
         if self._num_waiting >= MAX_WAITING:
             self._end_one_of_most()
@@ -105,7 +109,7 @@ class MessageReceiver:
             self._forget(task, connection)
 
     def end(self, task: asyncio.Task[Any], *, has_come: bool) -> HeedError | None:
-        """Note that the task waits no longer, and whether it has a message; why this object has ended it, if it has."""
+        """Free the place of a task, which has its message or not; return the error if this object ended the task."""
         asked_at_look = self._receiving.pop(task, None)
         if asked_at_look is not None:
             if has_come:
@@ -119,14 +123,14 @@ class MessageReceiver:
         return self._ended.pop(task, None) if self._ended else None
 
     def reserve(self, num_bytes: int, until_done: asyncio.Task[Any] | None = None) -> int:
-        """Reserve a message that has arrived, or an answer that is sent; the bytes to release.
+        """Reserve memory for a message that has arrived or an answer to be sent; return the bytes to release.
 
         Args:
-            num_bytes: its size.
-            until_done: a task whose end releases them; None where the caller does.
+            num_bytes: size of the message or answer.
+            until_done: task whose end releases the memory; None if the caller releases it.
 
         Raises:
-            Overloaded: others hold too much.
+            Overloaded: other calls hold too much memory.
         """
         if num_bytes <= MAX_UNRESERVED_BYTES:
             return 0
@@ -136,12 +140,12 @@ class MessageReceiver:
         return num_bytes
 
     def release(self, num_bytes: int) -> None:
-        """Give back what `reserve` has returned."""
+        """Release as many bytes as `reserve` returned."""
         if num_bytes:
             self._budget.release(num_bytes)
 
     def stop(self, within_s: float) -> None:
-        """Refuse, after a time, the calls whose message has not arrived: the server shuts down."""
+        """Refuse calls whose message has not arrived within a time, because the server shuts down."""
         self._stop_at_look = self._looks + round(within_s / LOOK_INTERVAL_S)
 
     # --- places ------------------------------------------------------------------------------------------------------
@@ -154,7 +158,7 @@ class MessageReceiver:
 
     def _reserve_place(self, task: asyncio.Task[Any]) -> bool:
         if self._budget.reserved_bytes + self._max_message_bytes > self._budget.limit_bytes:
-            return False  # it waits, which is no refusal
+            return False  # the call waits, so this does not count as refused
         self._budget.reserve(self._max_message_bytes)
         self._reserved.add(task)
         return True
@@ -163,13 +167,13 @@ class MessageReceiver:
         while self._waiting:
             connection = next(iter(self._waiting))
             task, waiting = next(iter(self._waiting[connection].items()))
-            if waiting.place.cancelled():  # its call has been reset in this very turn of the loop
+            if waiting.place.cancelled():  # its call was reset in this iteration of the event loop
                 self._forget(task, connection)
                 continue
             if not self._give_place(task):
                 return
             self._forget(task, connection)
-            if connection in self._waiting:  # its next call's turn comes after the others'
+            if connection in self._waiting:  # its next call comes after those of the other connections
                 self._waiting[connection] = self._waiting.pop(connection)
             waiting.place.set_result(None)
 
@@ -180,7 +184,7 @@ class MessageReceiver:
             if not calls:
                 del self._waiting[connection]
 
-    # --- ends --------------------------------------------------------------------------------------------------------
+    # --- late and missing messages -----------------------------------------------------------------------------------
 
     def _look(self) -> None:
         self._timer = None
@@ -212,12 +216,12 @@ class MessageReceiver:
                     self._end(task, Unavailable("the server is shutting down"), connection)
                 elif self._looks - each.since_look >= self._max_looks:
                     self._end(task, self._refusal("the message has not been received:"), connection)
-        self._give_places()  # the budget may have room by now
+        self._give_places()  # the budget may have room again
         if self._receiving or self._waiting:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
 
     def _is_late(self, asked_at_look: int, has_grown: bool) -> bool:
-        """Whether a message was not there when it was asked for, which was two looks ago at least."""
+        """Whether a message that was asked for at least two looks ago is still on its way from the client."""
         return (
             self._latest_asked_at_look - asked_at_look >= LATE_LOOKS
             or (has_grown and self._looks - self._last_came_at_look >= LATE_LOOKS)
@@ -225,7 +229,7 @@ class MessageReceiver:
         )
 
     def _has_grown(self) -> bool:
-        """Whether what is allocated has grown since messages that have nothing reserved do not come."""
+        """Whether allocated memory has grown since messages without reserved memory are missing."""
         missed = any(
             self._looks - asked_at_look >= LATE_LOOKS and task not in self._reserved
             for task, asked_at_look in self._receiving.items()
@@ -239,7 +243,7 @@ class MessageReceiver:
         return allocated - self._least_allocated > MAX_GROWTH_BYTES
 
     def _end_one_of_most(self) -> None:
-        """End the call that has waited longest, of the connection that has most of them."""
+        """End the call that has waited longest on the connection with the most waiting calls."""
         connection = max(self._waiting, key=lambda name: len(self._waiting[name]))
         task = next(iter(self._waiting[connection]))
         self._end(task, self._refusal(f"more than {MAX_WAITING} messages wait to be received, and"), connection)

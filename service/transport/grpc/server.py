@@ -1,4 +1,4 @@
-"""The gRPC face: listens, bounds what connections may do, registers the services, and ends within a time."""
+"""The gRPC server: listens, limits connections, registers the services, and stops within a time limit."""
 
 import asyncio
 import time
@@ -22,35 +22,35 @@ from service.transport.grpc.services import HeedService, InferenceService
 from service.transport.request_metadata import RequestIds
 from service.transport.turns import Turns
 
-if TYPE_CHECKING:  # it needs an extra
+if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
 log = structlog.get_logger(__name__)
 
-# gRPC's thread that hands events to the event loop. On a busy core it would interrupt for each message; with a lower
-# priority it hands on several at once, which saves 5 to 9 % (docs/decisions/transport.md).
+# gRPC's thread that delivers events to the event loop. On a busy core it would interrupt the loop for each message;
+# with a lower priority it delivers several at once, which saves 5 to 9 % (docs/decisions/transport.md).
 POLLER_THREAD, POLLER_NICENESS = "(_poll_wrapper)", 5
-# Threads of gRPC's core, which read and write the sockets. Where clients send very much, several of them would take
-# most of a busy core.
+# Threads of gRPC's core, which read and write the sockets. If clients send very much, these threads would take most of
+# a busy core.
 CORE_THREADS, CORE_NICENESS = "event_engine", 15
-# Metadata of a call: more than the first is refused by chance, more than the second always.
+# Size of a call's metadata: above the first limit gRPC refuses a random part of calls, above the second all.
 MAX_METADATA_BYTES, ABSOLUTE_MAX_METADATA_BYTES = 8 * 2**10, 16 * 2**10
-# A connection has so long to say that it speaks HTTP/2.
+# Time for a new connection to complete the HTTP/2 handshake.
 HANDSHAKE_TIMEOUT_S = 10.0
-# A connection without a call is ended after so long, in a way that no call is lost by.
+# Time after which a connection without calls is closed; gRPC closes it gracefully, so that no call is lost.
 MAX_CONNECTION_IDLE_S = 600.0
-# After the last call is answered, clients have so long to read their answers before connections are cut.
+# Time for clients to read their answers after the last call is answered; then connections are cut.
 UNREAD_ANSWERS_S = 2.0
-# After a shutdown began, messages that are arriving have so long.
+# Time for messages to arrive after a shutdown has begun.
 LATE_MESSAGES_S = 2.0
 LOOK_INTERVAL_S = 0.05
 
 
 class GrpcServer:
-    """The server and what its calls do.
+    """The running gRPC server and the activity of its calls.
 
     Attributes:
-        port: where it listens.
+        port: port that the server listens on.
     """
 
     def __init__(
@@ -60,10 +60,10 @@ class GrpcServer:
         self._server, self._handlers, self._receiver, self._activity = server, handlers, receiver, activity
 
     async def stop(self, timeout_s: float) -> None:
-        """Take no new connections or calls, and return when the last call has ended, at the latest after a time.
+        """Accept no more connections or calls, and return when the last call has ended or the time is up.
 
-        Calls that are computed have the whole time. Clients that have not sent their message, or do not read their
-        answer, have `LATE_MESSAGES_S` and `UNREAD_ANSWERS_S` at most.
+        Calls in computation have the whole time. Clients that have not sent their message have `LATE_MESSAGES_S`, and
+        clients that do not read their answer have `UNREAD_ANSWERS_S`.
         """
         stop_at_s = time.monotonic() + timeout_s
         self._receiver.stop(min(LATE_MESSAGES_S, timeout_s))
@@ -75,7 +75,8 @@ class GrpcServer:
             if self._activity.working > 0 or self._receiver.num_receiving > 0 or self._activity.writes != writes:
                 unread_since_s, writes = now_s, self._activity.writes
             if now_s >= min(stop_at_s, unread_since_s + UNREAD_ANSWERS_S):
-                # Two coroutines that wait for the end crash the process (grpcio 1.81, docs/decisions/transport.md).
+                # Two coroutines that await the termination crash the process (grpcio 1.81,
+                # docs/decisions/transport.md).
                 stopping.cancel()
                 await asyncio.wait([stopping])
                 await self._server.stop(None)
@@ -91,14 +92,14 @@ async def start_grpc(
     turns: Turns,
     tracing: "Tracing | None" = None,
 ) -> GrpcServer:
-    """Start listening.
+    """Start the gRPC server with all services.
 
     Args:
-        predictor: answers.
-        config: the options.
-        bodies: memory that requests and answers of both faces may hold.
-        turns: of long steps of both faces.
-        tracing: where traces go, if anywhere.
+        predictor: answers requests.
+        config: the server's options.
+        bodies: memory budget for requests and answers, shared with the HTTP server.
+        turns: queue for long steps, shared with the HTTP server.
+        tracing: records a span for each inference request; None turns tracing off.
 
     Raises:
         RuntimeError: the port is taken.
@@ -123,11 +124,11 @@ async def listen(
 
     Args:
         handlers: the server's call handlers.
-        config: the options.
+        config: the server's options.
         version: version of grpcio.
 
     Returns:
-        the server and its port.
+        The server and its port.
 
     Raises:
         RuntimeError: the port is taken.
@@ -137,7 +138,7 @@ async def listen(
     address = address_of(config.host, config.grpc_port)
     try:
         port = server.add_insecure_port(address)
-    except RuntimeError:  # its text names variables of gRPC's core
+    except RuntimeError:  # gRPC's text names variables of its core, so it is replaced
         raise RuntimeError(f"gRPC cannot listen on {address}: it is in use, or no address of this machine") from None
     await server.start()
     if not keep_calls_outstanding(server, handlers.all, version=version):
@@ -150,18 +151,17 @@ async def listen(
 
 
 def channel_options(config: ServiceConfig) -> list[tuple[str, int]]:
-    """What gRPC's core holds every connection to."""
+    """Return gRPC's channel options: limits on connections, metadata, messages and streams."""
     options = [
         ("grpc.max_receive_message_length", config.max_body_bytes),
         ("grpc.max_send_message_length", -1),
-        # Two servers on one port would share out the requests between them, without a word.
+        # With port reuse, two servers on one port would silently share the requests.
         ("grpc.so_reuseport", 0),
-        # Identity alone: gRPC compares a message with the limit after it has unpacked it, and gzip makes a
-        # thousand bytes of one.
+        # No compression: gRPC checks the size limit after decompression, and gzip expands data up to a thousandfold.
         ("grpc.compression_enabled_algorithms_bitset", 1),
-        # Without a bound a client that begins and resets streams takes a gigabyte in a second.
+        # Without a limit, a client that opens and resets streams makes the server allocate a gigabyte in a second.
         ("grpc.max_concurrent_streams", config.max_concurrent_streams),
-        # Clients would be let send megabytes before anybody asks for them.
+        # Otherwise flow control lets clients send megabytes before a call asks for its message.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.max_allowed_incoming_connections", config.max_connections),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),

@@ -1,4 +1,4 @@
-"""The calls that ask a model: the Open Inference Protocol, and the typed calls of heed.proto."""
+"""The gRPC services: the Open Inference Protocol, and the typed calls of heed.proto."""
 
 import contextlib
 from dataclasses import asdict
@@ -39,10 +39,10 @@ from service.transport.grpc.tensors import (
 from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
 from service.version import installed_version
 
-# Fields of ExplainRequest that may be left open; the last three are those of `AttentionSelector`.
+# Optional fields of ExplainRequest; the last three are the fields of `AttentionSelector`.
 EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
 
-# Names of the inputs in error messages: those of the messages' fields.
+# Names of the inputs in error messages: the messages' field names.
 TEXT_FIELD, IMAGE_FIELD = "text", "image"
 
 
@@ -53,7 +53,7 @@ class InferenceService(FramedService):
     calls_with_id: ClassVar = ("ModelInfer",)
 
     async def ServerLive(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerLiveResponse:
-        """Report that the process lives."""
+        """Report that the process is alive."""
         return inference_pb2.ServerLiveResponse(live=True)
 
     async def ServerReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerReadyResponse:
@@ -84,7 +84,7 @@ class InferenceService(FramedService):
             platform=model.platform,
             inputs=[_tensor_metadata(spec) for spec in model.inputs],
             outputs=[_tensor_metadata(spec) for spec in model.outputs],
-            # No properties: MLServer's client has another type of field in their place, and could read nothing.
+            # Properties are left out: MLServer's client expects another type in this field and would fail to parse.
         )
 
     async def ModelInfer(
@@ -112,7 +112,7 @@ class InferenceService(FramedService):
             inputs = await self._turns.in_thread(partial(read_inputs, message))
             assert inputs is not None
         is_raw = len(message.raw) > 0
-        message.raw.clear()  # the inputs are copies where they are long, and the request may wait
+        message.raw.clear()  # long inputs have been copied, and the request may wait for long
         wanted = [output.name for output in request.outputs] if request.outputs else ()
         outputs, receipt = await self._predictor.infer(call, inputs, wanted)
         response = inference_pb2.ModelInferResponse(

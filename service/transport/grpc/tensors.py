@@ -1,7 +1,7 @@
-"""Tensors of the Open Inference Protocol's gRPC messages: inputs to arrays, arrays to an answer's bytes.
+"""Converts tensors of the Open Inference Protocol over gRPC: inputs to arrays, and arrays to an answer's bytes.
 
-Python and protobuf hold the interpreter's lock while they convert elements. Long tensors are therefore converted in
-chunks, in a thread, so that others get the lock in between.
+Python and protobuf hold the interpreter's lock while they convert elements. Long tensors are therefore converted in a
+thread and in chunks, so that other threads get the lock in between.
 """
 
 import math
@@ -21,7 +21,7 @@ from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, c
 Contents = inference_pb2.InferTensorContents
 OutputTensor = inference_pb2.ModelInferResponse.InferOutputTensor
 
-# Field of InferTensorContents by datatype; FP16 travels only raw.
+# Field of InferTensorContents by datatype; FP16 exists in raw form only.
 CONTENTS_OF = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -36,20 +36,20 @@ CONTENTS_OF = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
-# Datatypes whose elements have the same bytes in an array and in a packed field.
+# Datatypes whose elements have the same bytes in an array as in a packed field.
 PACKED_AS_IN_MEMORY = ("BOOL", "FP32", "FP64")
-# Inputs and answers of more bytes are copied in a thread, since that takes milliseconds.
+# Longer inputs and answers are copied in a thread, because the copy takes milliseconds.
 MAX_INLINE_BYTES = 2**20
 # An answer is copied twice, and once more by gRPC.
 MAX_ANSWER_BYTES = 64 * 2**20
 
 
 class InferMessage(NamedTuple):
-    """A request whose raw contents may have been taken out of protobuf's message, which would hold them twice.
+    """An inference request; raw contents of a long one are kept outside of protobuf's message, which would copy them.
 
     Attributes:
-        request: the message; its own raw contents count only where it is short.
-        raw: raw contents of the inputs, in their order: bytes, or parts of the message as it was received.
+        request: the parsed message; it contains raw contents only if it is short.
+        raw: raw contents of the inputs, in order: bytes, or slices of the received message.
     """
 
     request: inference_pb2.ModelInferRequest
@@ -57,26 +57,26 @@ class InferMessage(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The client's id of the request, or empty."""
+        """The client's id of the request; empty if it gave none."""
         return self.request.id
 
     @property
     def model_name(self) -> str:
-        """The model that is asked."""
+        """Name of the requested model."""
         return self.request.model_name
 
     @property
     def model_version(self) -> str:
-        """Its version, or empty."""
+        """Requested version of the model; empty for the default version."""
         return self.request.model_version
 
 
 def read_message(message: bytes) -> InferMessage:
-    """Parse a request, within its bounds.
+    """Parse a request after checking its limits.
 
     Raises:
-        DecodeError, InvalidRequest: the bytes are no such message.
-        TooLarge: it holds more than it may.
+        DecodeError, InvalidRequest: the bytes are not an inference request.
+        TooLarge: the message exceeds a limit.
     """
     if len(message) <= MAX_UNCHECKED_BYTES:
         request = inference_pb2.ModelInferRequest.FromString(message)
@@ -86,16 +86,16 @@ def read_message(message: bytes) -> InferMessage:
 
 
 def byte_elements_of(request: inference_pb2.ModelInferRequest) -> int:
-    """How many elements a message's BYTES tensors have by their shapes, before anything is checked."""
+    """Return the number of elements of a message's BYTES tensors, by their unchecked shapes."""
     shapes = [tensor.shape[:MAX_DIMENSIONS] for tensor in request.inputs if tensor.datatype == "BYTES"]
     return sum(abs(math.prod(shape)) for shape in shapes)
 
 
 def check_counts(request: inference_pb2.ModelInferRequest) -> None:
-    """Check how many tensors and parameters a message has, before each is looked at.
+    """Check how many tensors and parameters a message has, before they are read.
 
     Raises:
-        InvalidRequest: more than a request may have.
+        InvalidRequest: the message has more of them than a request may have.
     """
     for field, count in (("inputs", len(request.inputs)), ("outputs", len(request.outputs))):
         if count > MAX_TENSORS:
@@ -104,18 +104,18 @@ def check_counts(request: inference_pb2.ModelInferRequest) -> None:
 
 
 def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | None:
-    """The input tensors of a message, from its raw or its typed contents.
+    """Read the input tensors of a message, from its raw or its typed contents.
 
     Args:
         message: the request.
-        at_most: elements to look at one by one, which those of BYTES tensors and typed contents have to be; others
-            count by their bytes. None: however many.
+        at_most: limit of the elements to convert one by one (BYTES tensors and typed contents); other tensors count by
+            their bytes. None: no limit.
 
     Returns:
-        the tensors by name, which share no memory with a long message; None where there is more than `at_most`.
+        The tensors by name, without shared memory with a long message; None if there is more than `at_most`.
 
     Raises:
-        InvalidRequest: they contradict what they say of themselves.
+        InvalidRequest: the contents of a tensor do not match its datatype and shape.
     """
     raw, tensors = message.raw, message.request.inputs
     is_raw = len(raw) > 0
@@ -130,7 +130,7 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
             raise InvalidRequest(f"tensor {name!r} is given twice")
         if is_raw and tensor.HasField("contents"):
             raise InvalidRequest(f"tensor {name!r} has contents beside raw_input_contents; use one of them")
-        if len(shape) <= MAX_DIMENSIONS:  # one with more is refused below
+        if len(shape) <= MAX_DIMENSIONS:  # a tensor with more is refused below
             shape = tuple(shape)
             if datatype == "BYTES" or not is_raw:
                 left -= abs(math.prod(shape))
@@ -142,7 +142,7 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
             arrays[name] = _decode_contents(tensor)
             continue
         array = decode_raw(name, datatype, shape, raw[number])
-        # A part of a message lies at any address; an engine wants multiples of an element's size.
+        # A slice of a message may begin at any address; an engine needs alignment to the element's size.
         is_part = isinstance(raw[number], memoryview) and not array.dtype.hasobject
         arrays[name] = array.copy() if is_part else array
     return arrays
@@ -177,12 +177,12 @@ def _array(elements: Sequence[Any], datatype: str) -> NDArray[Any]:
 
 
 def is_raw_only(outputs: Arrays) -> bool:
-    """Whether one of the arrays has no typed form."""
+    """Whether an array has no typed form, so that all must be sent in raw form."""
     return any(DATATYPE_OF_NUMPY[array.dtype] not in CONTENTS_OF for array in outputs.values())
 
 
 def is_short(outputs: Arrays, *, raw: bool) -> bool:
-    """Whether converting the arrays takes so little time that it needs no thread.
+    """Whether the arrays are short enough to be converted without a thread.
 
     Raises:
         TooLarge: the answer would have more bytes than an answer may have.
@@ -198,7 +198,7 @@ def is_short(outputs: Arrays, *, raw: bool) -> bool:
 
 
 def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, raw: bool) -> None:
-    """Add the output tensors to an answer, in raw or in typed form."""
+    """Add the output tensors to a response, in raw or in typed form."""
     for name, array in outputs.items():
         datatype = DATATYPE_OF_NUMPY[array.dtype]
         tensor = response.outputs.add(name=name, datatype=datatype, shape=array.shape)
@@ -209,12 +209,12 @@ def write_outputs(response: inference_pb2.ModelInferResponse, outputs: Arrays, *
 
 
 def long_answer(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, raw: bool) -> bytes:
-    """The bytes of an answer with its output tensors: what `write_outputs` and serializing give, piece by piece.
+    """Serialize a response with its output tensors piece by piece; equals `write_outputs` followed by serialization.
 
     Args:
-        response: the answer without its tensors.
-        outputs: the tensors by name.
-        raw: whether they are sent in raw form.
+        response: the response without its tensors.
+        outputs: output tensors by name.
+        raw: whether tensors are sent in raw form.
 
     Raises:
         TooLarge: the answer would have more bytes than an answer may have.
@@ -236,19 +236,19 @@ def long_answer(response: inference_pb2.ModelInferResponse, outputs: Arrays, *, 
 
 
 def _field(number: int, pieces: list[bytes]) -> list[bytes]:
-    """A length-delimited field whose contents are the pieces one after the other."""
+    """Encode a length-delimited field; its contents are the concatenated pieces."""
     return [varint(number << 3 | 2), varint(sum(map(len, pieces))), *pieces]
 
 
 def _raw_pieces(array: NDArray[Any]) -> list[bytes]:
-    """The raw form in pieces, between which others get the lock; putting them together gives it back (bytes.join)."""
+    """Encode the raw form in pieces, so that other threads get the lock in between and when the pieces are joined."""
     at_once = MAX_READ_AT_ONCE if array.dtype.hasobject else MAX_INLINE_BYTES // array.itemsize
     flat = array.ravel()
     return [encode_raw(flat[start : start + at_once]) for start in range(0, flat.size, at_once)]
 
 
 def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
-    """Messages of a few elements each; one after the other they are the message of all (protobuf merges them)."""
+    """Encode the typed form as messages of a few elements each; protobuf merges the concatenated messages."""
     field = CONTENTS_OF[datatype]
     if datatype in PACKED_AS_IN_MEMORY:
         yield from _field(Contents.DESCRIPTOR.fields_by_name[field].number, _raw_pieces(array))
@@ -260,6 +260,6 @@ def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
 
 
 def parameter_value(parameter: inference_pb2.InferParameter) -> object:
-    """The value of a request parameter; None where it has none."""
+    """Return the value of a request parameter; None if none of its fields is set."""
     chosen = parameter.WhichOneof("parameter_choice")
     return getattr(parameter, chosen) if chosen else None

@@ -14,8 +14,8 @@ def build_application(endpoint: Endpoint, metrics: Metrics) -> Starlette:
     """Build the application with the routes of every face, those with the most requests first.
 
     Args:
-        endpoint: what all calls share.
-        metrics: exposed at /metrics.
+        endpoint: the base of all calls.
+        metrics: metrics exposed at /metrics.
     """
     faces = (
         OpenInference(endpoint),

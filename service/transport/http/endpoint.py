@@ -1,4 +1,4 @@
-"""What all HTTP calls share: request ids, errors as responses, body limits, hang-up detection, tracing."""
+"""The base of all HTTP calls: request ids, errors as responses, body limits, hang-up detection, tracing."""
 
 import asyncio
 import time
@@ -45,7 +45,7 @@ ARRIVED_S = "heed.arrived_s"  # key in a request's scope: time at which its head
 BODY_ABANDONED = "heed.body_abandoned"  # key in a request's scope: set if the rest of its body will not be read
 CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that hung up; only logs and tests see it
 
-Handler = Callable[[Request, str], Awaitable[Response]]  # from a request and its id to its response
+Handler = Callable[[Request, str], Awaitable[Response]]  # makes the response from a request and its id
 T = TypeVar("T")
 
 
