@@ -115,14 +115,8 @@ class Batcher:
         self._batch_s = 0.0  # expected engine time of a recent batch
         self._wakeup_scheduled = self._all_busy = False
         self.in_flight_rows = 0
-        lanes: tuple[EngineLane, EngineLane] = two_lanes(
-            name,
-            self._limits.max_queue_rows,
-            instances,
-            low_call_s=LOW_PRIORITY_CALL_S,
-            tally=self._tally,
-            clock=clock,
-        )
+        max_rows, tally = self._limits.max_queue_rows, self._tally
+        lanes: tuple[EngineLane, EngineLane] = two_lanes(name, max_rows, instances, LOW_PRIORITY_CALL_S, tally, clock)
         self._ordinary, self._low = lanes
         self._loop = self._ordinary.loop
         self._start_threads(self._ordinary)
