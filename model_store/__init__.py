@@ -1,1 +1,1 @@
-"""The folders of artifacts that `export` writes and `service` reads, and the one reader and writer for both."""
+"""Model folders: the reader and writer that `export` and `service` share."""

@@ -1,14 +1,14 @@
 """Finds the files that an ONNX graph reads weights from, without decoding the graph.
 
-Walks the wire format of `onnx.proto` (fields are named below) and skips everything else, so that a graph of 2 GB costs
-no memory and little time. What is not understood ends the walk: ONNX Runtime then refuses the graph, in its own words.
+Reads only the fields of `onnx.proto` named below and skips all others, so that a graph of 2 GB costs no memory and
+little time. Bytes that cannot be parsed end the search; ONNX Runtime then refuses the graph with its own message.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5  # wire types
-# Numbers of the fields that lead to tensors, by message, and the message that each holds.
+# For each message: the numbers of the fields that lead to tensors, and the message in each field.
 FIELDS: dict[str, dict[int, str]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
     "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
@@ -29,7 +29,7 @@ FIELDS: dict[str, dict[int, str]] = {
 
 
 class _Span(NamedTuple):
-    """A part of the file that holds one message."""
+    """The part of the file that contains one message."""
 
     message: str
     start: int
@@ -37,13 +37,13 @@ class _Span(NamedTuple):
 
 
 def external_locations(graph: memoryview) -> set[str]:
-    """The locations that tensors of a graph name (`external_data` of `TensorProto`), as they are written.
+    """Return the locations of a graph's external tensors (`external_data` of `TensorProto`), unchecked.
 
     Args:
         graph: a serialized `ModelProto`.
 
     Returns:
-        relative paths, if the graph keeps to ONNX's rules; nothing is checked.
+        The locations, which are relative paths if the graph follows ONNX's rules.
     """
     found: set[str] = set()
     pending = [_Span("ModelProto", 0, len(graph))]
@@ -64,7 +64,7 @@ def external_locations(graph: memoryview) -> set[str]:
 
 
 def _byte_fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Number, start and end of each field of a message that holds bytes; ends at what is no field."""
+    """Yield number, start and end of each length-delimited field of a message; stop at bytes that are not a field."""
     while at < end:
         tag, at = _varint(data, at, end)
         number, wire_type = tag >> 3, tag & 7
@@ -85,7 +85,7 @@ def _byte_fields(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int
 
 
 def _varint(data: memoryview, at: int, end: int) -> tuple[int, int]:
-    """The number at a place, and the place behind it; the end of the message where it is cut off."""
+    """Read a varint; return its value and the position after it, or the message's end if it is truncated."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= end:

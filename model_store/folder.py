@@ -1,17 +1,17 @@
 """Reads and writes model folders: `<store>/<name>/<version>/`.
 
     manifest.json     task, tensors, labels, limits, sha256 of every other file, provenance, measured quality
-    model.onnx        the graph; of a translation model the decoder step
-    encoder.onnx      of a translation model: the encoder
-    model.float16.onnx, encoder.float16.onnx    of many: the same in half precision, for GPUs; their weights are bytes
+    model.onnx        the graph; for a translation model, the decoder step
+    encoder.onnx      translation models: the encoder
+    model.float16.onnx, encoder.float16.onnx    optional: the same in half precision, for GPUs; their weights are bytes
                       of the graphs above
-    model.torchscript.pt     of many: the same graph for PyTorch's runtimes; the service does not read it
+    model.torchscript.pt     optional: the same graph for PyTorch's runtimes; the service does not read it
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
-    target_tokenizer.json    of a translation model that writes in other pieces than it reads
+    target_tokenizer.json    translation models with a separate tokenizer for the target language
     preprocessor_config.json    how images become pixels (Hugging Face form)
-    golden.json       raw inputs, the tensors they become, and what the original PyTorch model answers
-    explain.onnx      of many: attention weights and gradients; its weights are bytes of the graphs above
-    golden.explain.json    rows for it, and what PyTorch makes of them
+    golden.json       raw inputs, the tensors they become, and the answers of the original PyTorch model
+    explain.onnx      optional: attention weights and gradients; its weights are bytes of the graphs above
+    golden.explain.json    rows for explain.onnx, and PyTorch's outputs for them
     README.md         the model card
 
 A folder with `model.onnx` alone is a model too: tensors in, tensors out.
@@ -28,9 +28,9 @@ import msgspec
 
 from model_store.private_files import MAX_READINGS, FolderCopy, FolderError, PrivateFile, PrivateGraph, graph_of
 
-__all__ = ["FolderError"]  # of `private_files`, for all who read folders
+__all__ = ["FolderError"]  # defined in `private_files`, exported for callers of this module
 
-FORMAT = 1  # of the manifest; a reader refuses what it does not know
+FORMAT = 1  # version of the manifest's format; readers refuse other versions
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 GRAPH_FLOAT16, ENCODER_FLOAT16 = "model.float16.onnx", "encoder.float16.onnx"
 MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZER, TARGET_TOKENIZER = (
@@ -45,7 +45,7 @@ MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZE
     "target_tokenizer.json",
 )
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
-# Files that only a folder with a manifest makes use of; `export load` writes such folders.
+# Files that are used only in a folder with a manifest; `export load` writes such folders.
 NEEDS_MANIFEST = (
     "config.json",
     GOLDEN,
@@ -60,7 +60,7 @@ NEEDS_MANIFEST = (
 
 
 class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tensor of the graph. `datatype` is a name of the Open Inference Protocol; -1 in `shape` is any size."""
+    """A tensor of the graph, with a datatype of the Open Inference Protocol; -1 in `shape` stands for any size."""
 
     name: str
     datatype: str
@@ -68,49 +68,49 @@ class Tensor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What one input may be; images have no limit of the model's own."""
+    """Limits of one input; for images, models have none."""
 
     max_tokens: int | None = None
 
 
 class Tolerance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How far the served outputs may lie from the golden ones."""
+    """The largest allowed difference between served and golden outputs."""
 
     max_abs_logit_difference: float
     labels_must_agree: bool = True
 
 
 class HalfPrecision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the graphs in half precision of a folder are worth."""
+    """Tolerance and quality of a folder's graphs in half precision."""
 
     tolerance: Tolerance
-    quality: dict[str, Any]  # measured on these graphs, beside the others
+    quality: dict[str, Any]  # measured on these graphs, in the same run as on the other graphs
 
 
 class BatchSensitivity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How far an answer moves with the other items of its engine call: largest changes found, not a bound.
+    """Measured influence of the other items of an engine call on an answer: the largest changes found, not a bound.
 
-    Measured where a graph gives all rows of a call one scale, as dynamic int8 quantization does. A change is the
-    absolute difference of a score to that of the item computed alone.
+    It is measured for graphs in which all rows of a call share one scale, as in dynamic int8 quantization. A change is
+    the absolute difference between an item's score in a batch and its score alone.
     """
 
-    score: str  # what was compared: "probability", or "translation score" (log probability by length)
-    worst: float  # largest change in random or chosen company
+    score: str  # the compared score: "probability", or "translation score" (log probability divided by length)
+    worst: float  # largest change beside random or chosen items
     worst_in_random_company: float
-    mean: float  # mean change in random company
-    num_items: int  # inputs drawn for random company
-    num_answers: int  # answers compared in random company, over all batch sizes and searches
-    answers_changed: int  # of these: another label, or other tokens
-    batch_sizes: list[int]  # items of a call, the measured one included
-    seed: int  # of what was drawn
+    mean: float  # mean change beside random items
+    num_items: int  # inputs drawn for the random batches
+    num_answers: int  # answers compared in random batches, over all batch sizes and searches
+    answers_changed: int  # number of these with another label or other tokens
+    batch_sizes: list[int]  # items of a call, including the measured one
+    seed: int  # seed of the random draws
 
     def __str__(self) -> str:
-        """A phrase for people: card, index of models."""
+        """Describe the influence in a phrase, for the model card and the model index."""
         return f"not independent, worst change {self.worst:.3f}"
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
-    """`manifest.json`."""
+    """The content of `manifest.json`."""
 
     format: int
     name: str
@@ -122,18 +122,18 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     limits: Limits
     tolerance: Tolerance
     skips_padding: bool = False  # the graph computes real tokens only: rows of any length can share a call
-    files: dict[str, str]  # file name to sha256, for every file of the folder but the manifest
+    files: dict[str, str]  # sha256 by file name, for every file of the folder except the manifest
     provenance: dict[str, Any]  # data, licence, command, commit, hardware
     quality: dict[str, Any]  # measured on the exported graph, with n and spread
-    batch_sensitivity: BatchSensitivity | None = None  # None: answers do not depend on their company
-    float16: HalfPrecision | None = None  # of the graphs for GPUs; all else is said of the others
+    batch_sensitivity: BatchSensitivity | None = None  # None: answers do not depend on the other items of a call
+    float16: HalfPrecision | None = None  # about the graphs for GPUs; all other fields describe the other graphs
 
 
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One raw input, the tensors that preprocessing makes of it, and the original model's outputs.
+    """One raw input, its tensors after preprocessing, and the original model's outputs.
 
-    An encoded file stands as base64, a tensor too large to be written as "sha256:" and the digest of its bytes. A text
-    beside "truncate": "true" is too long, and is cut.
+    Encoded files are stored as base64, and large tensors as "sha256:" and the digest of their bytes. With "truncate":
+    "true", the text is longer than the limit and is truncated.
     """
 
     inputs: dict[str, str]
@@ -142,11 +142,11 @@ class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class GoldenRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One row that `explain.onnx` is given, and what PyTorch makes of it.
+    """One input row of `explain.onnx`, and PyTorch's outputs for it.
 
-    The input is that of a golden example, by its number in `golden.json`. A classifier explains a class, a translation
-    model the example's `greedy` translation and the end of the sentence. Outputs are flattened, without padding; of
-    attention weights [L, H, T, T] each head's first query alone, [L, H, T].
+    The input is a golden example, by its index in `golden.json`. A classifier explains a class; a translation model
+    explains the example's `greedy` translation with its end-of-sentence token. Outputs are flattened, without padding;
+    attention weights [L, H, T, T] are reduced to each head's first query, [L, H, T].
     """
 
     example: int
@@ -156,9 +156,9 @@ class GoldenRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExplainGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`golden.explain.json`: rows, how far each output may lie off, and what was measured when the graph was made.
+    """The content of `golden.explain.json`: rows, the tolerance of each output, and measurements at conversion.
 
-    An output may differ by its tolerance, times the largest golden number of the row where that is more than 1.
+    An output may differ by its tolerance, multiplied by the largest golden number of the row if that is above 1.
     """
 
     tolerance: dict[str, float]
@@ -168,13 +168,13 @@ class ExplainGolden(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """One version of one model, as it was when it was read.
+    """A model version as it was when its folder was read.
 
     Attributes:
-        path: where it lies on disk; what lies there now may be something else.
+        path: the folder on disk, whose content may have changed since.
         manifest: None for a bare ONNX graph.
         golden: the golden examples.
-        files: private copies: of all files of the manifest, or of those that a bare graph needs.
+        files: private copies of all files in the manifest, or of the files that a bare graph needs.
     """
 
     name: str
@@ -183,35 +183,35 @@ class ModelFolder:
     manifest: Manifest | None
     golden: list[GoldenExample]
     files: Mapping[str, PrivateFile]
-    card: str | None = None  # the text of `README.md`
-    graph_name: str = GRAPH  # of the graphs that are served
+    card: str | None = None  # content of `README.md`
+    graph_name: str = GRAPH  # precision of the served graphs
     encoder_name: str = ENCODER
-    remark: str | None = None  # what its owner should know; None where nothing is unusual
+    remark: str | None = None  # a warning for the model's owner; None if nothing is unusual
 
     @property
     def graph(self) -> PrivateGraph:
-        """The graph that is served; of a translation model the decoder step.
+        """Return the served graph; for a translation model, the decoder step.
 
         Raises:
-            FolderError: it reads weights from a file that is not of the folder.
+            FolderError: the graph reads weights from outside of the folder.
         """
         return self.open_graph(self.graph_name)
 
     @property
     def encoder(self) -> PrivateGraph:
-        """The encoder of a translation model; raises as `graph`."""
+        """Return the encoder of a translation model; raises the errors of `graph`."""
         return self.open_graph(self.encoder_name)
 
     def open_graph(self, name: str) -> PrivateGraph:
-        """A graph of the folder, with the files that it reads weights from.
+        """Return a graph of the folder, with the files that it reads weights from.
 
         Raises:
-            FolderError: it is missing, or reads weights from a file that is not of the folder.
+            FolderError: the graph is missing, or reads weights from outside of the folder.
         """
         return graph_of(name, self.file(name), self.file)
 
     def file(self, name: str) -> PrivateFile:
-        """The private copy of a file.
+        """Return the private copy of a file.
 
         Raises:
             FolderError: the folder has no such file.
@@ -221,7 +221,7 @@ class ModelFolder:
         return self.files[name]
 
     def read_text(self, name: str) -> str:
-        """The text of a file.
+        """Read a text file.
 
         Raises:
             FolderError: the folder has no such file, or it is not UTF-8.
@@ -242,11 +242,11 @@ class ModelFolder:
 
 @dataclass(frozen=True)
 class FoundFolder:
-    """A folder of the store, not read yet.
+    """A folder of the store that has not been read yet.
 
     Attributes:
-        problem: why it cannot be a model, or None.
-        store: where links of the folder may lead to, besides the folder itself.
+        problem: why the folder cannot be a model, or None.
+        store: the model store; links in the folder may lead to other places in it.
     """
 
     name: str
@@ -257,7 +257,7 @@ class FoundFolder:
 
 
 def scan(store: Path) -> list[FoundFolder]:
-    """What lies in the store, by name and version.
+    """List the model folders of the store, by name and version.
 
     Raises:
         FolderError: the store is not a folder.
@@ -288,11 +288,11 @@ def scan(store: Path) -> list[FoundFolder]:
 
 
 def read(found: FoundFolder) -> ModelFolder:
-    """Copy and check one folder; a manifest's checksums must hold of the copies.
+    """Copy and check one folder; the copies must match the manifest's checksums.
 
     Raises:
-        FolderError: the folder is incomplete, damaged, or of an unknown format; a link leaves the store; or somebody
-            writes to it all the time.
+        FolderError: the folder is incomplete, damaged or of an unknown format, a link leaves the store, or the folder
+        keeps changing while it is read.
     """
     if found.problem:
         raise FolderError(found.problem)
@@ -326,7 +326,7 @@ def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
     if manifest.format != FORMAT:
         raise FolderError(f"{MANIFEST}: format {manifest.format} is not {FORMAT}, the one this server reads")
     for name, expected in manifest.files.items():
-        # A manifest is data from elsewhere: it must not make the server read outside the folder.
+        # A manifest is untrusted: it must not make the server read files outside of the folder.
         if Path(name).name != name or not (path / name).is_file():
             raise FolderError(f"{name!r} is in the manifest, but is not a file of the folder")
         if (actual := copied.copy(name).sha256()) != expected:
@@ -336,8 +336,8 @@ def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
     halves = {GRAPH_FLOAT16} | ({ENCODER_FLOAT16} if ENCODER in manifest.files else set())
     if manifest.float16 is not None and (missing := halves - manifest.files.keys()):
         raise FolderError(f"{MANIFEST}: no checksum for {', '.join(sorted(missing))}, which float16 is said of")
-    # Any file may be read, for a graph names those that hold its weights: what has no checksum must not be there. But
-    # hidden files, which file managers leave behind, no graph of ours names.
+    # A graph may name any file of the folder for its weights, so files without a checksum are refused. Hidden files,
+    # which file managers leave behind, are allowed, because no exported graph names one.
     present = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
     visible = {name for name in present if not name.startswith(".")}
     if unlisted := visible - manifest.files.keys() - {MANIFEST}:
@@ -355,28 +355,28 @@ def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
 
 
 def _card(copied: FolderCopy) -> str | None:
-    # A card is for people: one that is not quite UTF-8 is still worth reading.
+    # A card is for people, so one that is not entirely UTF-8 is still shown.
     return copied.copy(CARD).read_text(errors="replace") if copied.has(CARD) else None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write `manifest.json` with the checksums of all other files in the folder, as they are now."""
+    """Write `manifest.json` with the present checksums of all other files in the folder."""
     files = {file.name: sha256(file) for file in sorted(path.iterdir()) if file.is_file() and file.name != MANIFEST}
     document = msgspec.json.encode(msgspec.structs.replace(manifest, files=files))
     (path / MANIFEST).write_bytes(msgspec.json.format(document, indent=2) + b"\n")
 
 
 def write_golden(path: Path, golden: list[GoldenExample]) -> None:
-    """Write `golden.json`, an example a line."""
+    """Write `golden.json`, one example per line."""
     lines = b",\n".join(msgspec.json.encode(example) for example in golden)
     (path / GOLDEN).write_bytes(b"[\n" + lines + b"\n]\n")
 
 
 def read_explain_golden(path: Path) -> ExplainGolden:
-    """Read the `golden.explain.json` of a version's folder.
+    """Read the `golden.explain.json` of a model folder.
 
     Raises:
-        FolderError: it is missing or not understood.
+        FolderError: the file is missing or invalid.
     """
     try:
         return decode_explain_golden((path / EXPLAIN_GOLDEN).read_bytes())
@@ -385,10 +385,10 @@ def read_explain_golden(path: Path) -> ExplainGolden:
 
 
 def decode_explain_golden(content: bytes) -> ExplainGolden:
-    """Decode a `golden.explain.json`.
+    """Decode the content of a `golden.explain.json`.
 
     Raises:
-        FolderError: it is not understood.
+        FolderError: the content is invalid.
     """
     try:
         return msgspec.json.decode(content, type=ExplainGolden)
@@ -397,19 +397,19 @@ def decode_explain_golden(content: bytes) -> ExplainGolden:
 
 
 def write_explain_golden(path: Path, golden: ExplainGolden) -> None:
-    """Write `golden.explain.json`, a row a line."""
+    """Write `golden.explain.json`, one row per line."""
     head = msgspec.json.encode({"tolerance": golden.tolerance, "measured": golden.measured})[1:-1]
     rows = b",\n".join(msgspec.json.encode(row) for row in golden.rows)
     (path / EXPLAIN_GOLDEN).write_bytes(b"{" + head + b',"rows":[\n' + rows + b"\n]}\n")
 
 
 def next_version(store: Path, name: str) -> int:
-    """One more than the highest version that is there."""
+    """Return the number after the highest version of a model."""
     present = [int(found.version) for found in scan(store) if found.name == name and found.version]
     return max(present, default=0) + 1
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Return the sha256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,14 +1,14 @@
-"""Reads what a person declares about a model: `<store>/<name>/policy.toml`, or Triton's `config.pbtxt` beside it.
+"""Reads a user's declaration about a model: `<store>/<name>/policy.toml`, or Triton's `config.pbtxt` beside it.
 
-A policy lies beside the versions and holds for all of them; no manifest lists it. Where the store is read-only, the
-policy lies in the server's state folder, under the same path, and replaces the store's:
+A policy lies beside the versions and applies to all of them; no manifest lists it. If the store is read-only, a policy
+under the same path in the server's state folder replaces the policy of the store:
 
     [batching]
     rows_independent = true    # rows of several requests may share an engine call; false: never
-    max_rows = 32              # optional: rows of one engine call
+    max_rows = 32              # optional: largest number of rows of one engine call
 
-Triton's `config.pbtxt` counts as a declaration where it sets `max_batch_size`: N above 0 declares that rows are
-independent, at most N a call; 0 declares that they must not share a call.
+Triton's `config.pbtxt` counts as a declaration if it sets `max_batch_size`: N above 0 declares that rows are
+independent, with at most N per call; 0 declares that rows of several requests must not share a call.
 """
 
 import os
@@ -26,11 +26,11 @@ MAX_POLICY_BYTES = 2**20
 
 @dataclass(frozen=True)
 class BatchingDeclaration:
-    """What a person says about the rows of a model, and in which file."""
+    """A user's declaration about the rows of a model, and the file that contains it."""
 
     rows_independent: bool
-    max_rows: int | None  # of an engine call; None: the server's own limit
-    source: str  # the name of the file
+    max_rows: int | None  # largest number of rows of an engine call; None: the server's limit
+    source: str  # name of the file
 
 
 class _Batching(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,14 +43,14 @@ class _Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def read_batching_declaration(model: Path, state: Path | None = None) -> BatchingDeclaration | None:
-    """Read the declaration about a model's rows, or None where nobody has made one.
+    """Read the declaration about a model's rows; None if there is none.
 
     Args:
         model: `<store>/<name>`, the folder of the model's versions.
-        state: `<state folder>/<name>`; a policy in it replaces the store's files. None: there is no state folder.
+        state: `<state folder>/<name>`; a policy in it replaces the files of the store. None: there is no state folder.
 
     Raises:
-        FolderError: a file is there, but cannot be understood; the message names the file and the field.
+        FolderError: a file is invalid; the message names the file and the field.
     """
     for folder in (state, model):
         if folder is not None and (declaration := _read_policy(folder)) is not None:
@@ -87,10 +87,10 @@ def _read_triton_config(folder: Path) -> BatchingDeclaration | None:
 
 
 def _top_level_integer(text: str, name: str) -> int | None:
-    """Read one integer field of a protobuf text; fields of nested messages are passed over.
+    """Read an integer field from the top level of a protobuf text; fields of nested messages are ignored.
 
     Raises:
-        text_format.ParseError: the text is no protobuf text, or the field is no integer.
+        text_format.ParseError: the text is not protobuf text, or the field is not an integer.
     """
     tokenizer, depth, value = text_format.Tokenizer(text.splitlines()), 0, None
     while not tokenizer.AtEnd():
@@ -105,7 +105,7 @@ def _top_level_integer(text: str, name: str) -> int | None:
 
 
 def _content(folder: Path, name: str) -> bytes | None:
-    """Read a file of the model's folder, or None where there is none; links may lead within the store."""
+    """Read a file of the model's folder; None if there is none. Links may lead to places within the store."""
     path = folder / name
     if not os.path.lexists(path):
         return None

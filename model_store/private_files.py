@@ -1,11 +1,11 @@
-"""Private copies of the files of a model folder: what was checked is what is used, whatever becomes of the folder.
+"""Private copies of a model folder's files, so that the checked bytes are the used bytes even if the folder changes.
 
     folder ── links and kinds checked ──> copied once, all files of one moment ──> sealed memory files
                                                                      sha256, text, ONNX Runtime <──┘
 
-A file that is read twice may be another one the second time, and one that is mapped changes under its reader: who
-overwrites it changes answers, who truncates it ends the process by SIGBUS. A sealed memory file (memfd_create(2),
-F_SEAL_WRITE in fcntl(2)) cannot be changed by anybody, and several processes can map it.
+A file that is read twice may have changed in between, and a mapped file changes while it is used: overwriting it
+changes answers, and truncating it kills the process by SIGBUS. A sealed memory file (memfd_create(2), F_SEAL_WRITE in
+fcntl(2)) cannot be changed by any process, and several processes can map it.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from pathlib import Path, PurePosixPath
 from model_store.external_data import external_locations
 
 COPIED_AT_ONCE_BYTES = 2**20
-MAX_READINGS = 3  # of a folder that somebody is writing to
+MAX_READINGS = 3  # attempts to copy a folder that changes meanwhile
 
 
 class FolderError(Exception):
@@ -32,13 +32,13 @@ class FolderError(Exception):
 
 
 class PrivateFile:
-    """A sealed copy of a file, in memory that is freed when nothing refers to it any more."""
+    """A sealed in-memory copy of a file; the memory is freed with the last reference to it."""
 
     def __init__(self, source: int) -> None:
-        """Copy an open file, as long as it is now.
+        """Copy an open file in its present length.
 
         Raises:
-            OSError: it cannot be read, or memory or file descriptors are used up.
+            OSError: the file cannot be read, or memory or file descriptors are used up.
         """
         self._fd = _open_memory()
         self._close = weakref.finalize(self, os.close, self._fd)
@@ -48,12 +48,12 @@ class PrivateFile:
             _write_all(self._fd, some)
         if hasattr(fcntl, "F_ADD_SEALS"):
             seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            with contextlib.suppress(OSError):  # an unlinked file, where there are no memory files
+            with contextlib.suppress(OSError):  # without memory files, the copy is an unlinked file
                 fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, seals)
 
     @classmethod
     def of_bytes(cls, content: bytes) -> "PrivateFile":
-        """A sealed memory file with this content."""
+        """Make a sealed memory file with this content."""
         source = _open_memory()
         try:
             _write_all(source, content)
@@ -64,35 +64,35 @@ class PrivateFile:
 
     @property
     def path(self) -> Path:
-        """Where this process, and no other, can open the copy by name; while this object lives."""
+        """Path by which this process alone can open the copy, as long as this object lives."""
         return Path("/proc/self/fd" if sys.platform == "linux" else "/dev/fd", str(self._fd))
 
     @property
     def num_bytes(self) -> int:
-        """How long the file is."""
+        """Size of the file in bytes."""
         return os.fstat(self._fd).st_size
 
     def read_bytes(self) -> bytes:
-        """The content."""
+        """Return the content."""
         with self.mapped() as content:
             return bytes(content)
 
     def read_text(self, errors: str = "strict") -> str:
-        """The content, which must be UTF-8 unless `errors` says otherwise.
+        """Return the content as text; it must be UTF-8 unless `errors` says otherwise.
 
         Raises:
-            UnicodeDecodeError: it is not.
+            UnicodeDecodeError: the content is not UTF-8.
         """
         return self.read_bytes().decode("utf-8", errors)
 
     def sha256(self) -> str:
-        """Hex digest of the content."""
+        """Return the sha256 of the content as hexadecimal digits."""
         with self.mapped() as content:
             return hashlib.sha256(content).hexdigest()
 
     @contextlib.contextmanager
     def mapped(self) -> Iterator[memoryview | mmap.mmap]:
-        """The content, without a copy.
+        """Map the content into memory without a copy.
 
         Raises:
             OSError: memory is used up.
@@ -119,12 +119,12 @@ def _write_all(fd: int, content: bytes) -> None:
 
 @dataclass(frozen=True)
 class PrivateGraph:
-    """A graph and the files that it reads weights from, all of them private copies.
+    """Private copies of a graph and of the files that it reads weights from.
 
     Attributes:
-        name: of the graph's file in its folder.
+        name: name of the graph's file in its folder.
         file: the graph.
-        weights: the other files, by the location that the graph names.
+        weights: the files with weights, by the location that the graph names.
     """
 
     name: str
@@ -132,11 +132,11 @@ class PrivateGraph:
     weights: Mapping[str, PrivateFile]
 
     def read_bytes(self) -> bytes:
-        """The graph, without the other files."""
+        """Return the graph without the files of its weights."""
         return self.file.read_bytes()
 
     def sha256(self) -> str:
-        """Hex digest of the graph and of all files that it reads weights from."""
+        """Return the sha256 of the graph and all files of its weights, as hexadecimal digits."""
         parts = [f"{self.file.sha256()}\n"]
         parts += [f"{location} {weights.sha256()}\n" for location, weights in sorted(self.weights.items())]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
@@ -147,9 +147,9 @@ class FolderCopy:
     """Private copies of some files of one folder.
 
     Attributes:
-        folder: on disk.
-        store: the model store; None where links may lead to files of the folder only.
-        files: what has been copied, by name.
+        folder: the folder on disk.
+        store: the model store; None if links may lead to files of the folder only.
+        files: the copies so far, by name.
     """
 
     folder: Path
@@ -158,10 +158,10 @@ class FolderCopy:
     _stamps: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def copy(self, name: str) -> PrivateFile:
-        """Copy a file, unless that has been done; `name` is a path within the folder.
+        """Copy a file unless it has been copied; `name` is a path within the folder.
 
         Raises:
-            FolderError: it is missing, is no regular file, cannot be read, or is a link that leaves the store.
+            FolderError: the file is missing, is not a regular file, cannot be read, or is a link that leaves the store.
         """
         if name not in self.files:
             source = _open_regular(self.folder, name, self._roots())
@@ -175,11 +175,11 @@ class FolderCopy:
         return self.files[name]
 
     def has(self, name: str) -> bool:
-        """Whether something of this name lies in the folder, be it a link that leads nowhere."""
+        """Whether the folder has an entry of this name, including a broken link."""
         return os.path.lexists(self.folder / name)
 
     def changed(self) -> str | None:
-        """The name of a file that is not any more what was copied, or None."""
+        """Return the name of a file that has changed since it was copied, or None."""
         for name, stamp in self._stamps.items():
             try:
                 now = _stamp((self.folder / name).stat())
@@ -193,12 +193,12 @@ class FolderCopy:
         """Copy a graph and the files that it reads weights from.
 
         Raises:
-            FolderError: one of the files is not a file of the folder; as `copy`.
+            FolderError: a file lies outside of the folder, or for the reasons of `copy`.
         """
         return graph_of(name, self.copy(name), self.copy)
 
     def _roots(self) -> list[Path]:
-        """Real paths of the folders that links may lead to."""
+        """Return the real paths of the folders that links may lead to."""
         folder = self.folder.resolve()
         roots = [folder] if self.store is None else [folder, self.store.resolve()]
         if folder.parent.name == "snapshots":  # the Hugging Face hub's cache: snapshots/<commit>/<file> -> ../../blobs/
@@ -207,15 +207,15 @@ class FolderCopy:
 
 
 def graph_of(name: str, file: PrivateFile, copy: Callable[[str], PrivateFile]) -> PrivateGraph:
-    """A graph with the files that it reads weights from.
+    """Collect a graph and the files that it reads weights from.
 
     Args:
-        name: of the graph's file.
+        name: name of the graph's file.
         file: the graph.
-        copy: gives the private copy of a file of the folder.
+        copy: returns the private copy of a file of the folder.
 
     Raises:
-        FolderError: it reads from elsewhere than its folder.
+        FolderError: the graph reads weights from outside of its folder.
     """
     with file.mapped() as content, memoryview(content) as view:
         locations = external_locations(view)
@@ -229,7 +229,7 @@ def graph_of(name: str, file: PrivateFile, copy: Callable[[str], PrivateFile]) -
 
 
 def _open_regular(folder: Path, name: str, roots: list[Path]) -> int:
-    """Open a file without waiting for anybody: pipes and devices are refused before they are opened."""
+    """Open a regular file without blocking: pipes and devices are refused before they are opened."""
     path = folder / name
     try:
         real = path.resolve(strict=True)
@@ -240,7 +240,7 @@ def _open_regular(folder: Path, name: str, roots: list[Path]) -> int:
         raise FolderError(f"{name} is missing" + (", its link leads nowhere" if path.is_symlink() else "")) from None
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
         raise FolderError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    # Once more on what has been opened: a link may have been exchanged in between.
+    # Checked again on the opened file, because a link may have been replaced in between.
     try:
         _check_kind(name, os.fstat(source).st_mode)
         opened = Path(f"/proc/self/fd/{source}")

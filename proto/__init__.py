@@ -1,1 +1,1 @@
-"""The wire contracts, and beside them the code that `python -m proto.generate` makes of them."""
+"""The wire contracts as .proto files, and the Python code that `python -m proto.generate` makes from them."""

@@ -1,6 +1,6 @@
 """Generates the Python code beside the .proto files: `python -m proto.generate [--check]`.
 
-`--check` writes nothing and fails when the committed code is not what the .proto files give.
+`--check` writes nothing and fails if the committed code differs from the code that would be generated.
 """
 
 import sys
@@ -28,7 +28,7 @@ def generate(target: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Generate in place, or compare."""
+    """Generate the code in place, or compare it with `--check`."""
     if "--check" not in sys.argv[1:]:
         generate(ROOT)
         return

@@ -83,14 +83,14 @@ class HeedServicer:
         raise NotImplementedError('Method not implemented!')
 
     def TranslateStream(self, request, context):
-        """The translation piece by piece, as it is decoded; cancelling the call ends the work.
+        """Streams the translation piece by piece as it is decoded; cancelling the call ends the work.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Why a model answers so: how much each word of a text, or patch of an image, adds to the score of its answer.
+        """Explains an answer: how much each word of a text or patch of an image adds to the answer's score.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,6 +1,6 @@
-"""Everything that answers requests; starts without torch installed."""
+"""The server: answers requests; needs no torch."""
 
 import os
 
-# ONNX Runtime reads this when it is imported, and sends telemetry otherwise. Empty means on: taken for unset here.
+# ONNX Runtime reads this variable when it is imported, and sends telemetry unless it is set. Empty counts as unset.
 os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"

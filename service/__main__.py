@@ -1,4 +1,4 @@
-"""`python -m service`: prepares the process, then runs `service.server` in it."""
+"""`python -m service`: prepares the process, then runs `service.server`."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from service.config import ServiceConfig
     from service.telemetry.logs import Logs
 
-FLUSH_LOGS_S = 1.0  # at the end, for a reader of the log that is slow; one that has stopped is not waited for
+FLUSH_LOGS_S = 1.0  # time at the end for a slow reader of the log
 
 
 def main() -> int:
-    """Run the server; its exit status."""
+    """Run the server and return its exit status."""
     prepare_process()
-    # Only now, for libraries look at the environment when they are imported.
+    # Imported late, because libraries read the environment when they are imported.
     from service.config import read_config
     from service.telemetry.logs import Logs, log_hangup, log_uncaught
 
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def run(config: "ServiceConfig", logs: "Logs") -> int:
-    """Import what serves, and serve; the exit status."""
+    """Import the server, run it, and return its exit status."""
     import uvloop
 
     from service.engines.device import DeviceMissing, choose_device
@@ -46,27 +46,27 @@ def run(config: "ServiceConfig", logs: "Logs") -> int:
     try:
         device = choose_device(config.device)
     except DeviceMissing as error:
-        logs.close(FLUSH_LOGS_S)  # a mistake of the command line is told in words, not in the log's format
+        logs.close(FLUSH_LOGS_S)  # an error in the command line is printed as text, not in the log's format
         print(f"python -m service: {error}", file=sys.stderr)
         return 2
     return uvloop.run(serve(config, device, logs))
 
 
 def prepare_process() -> None:
-    """What the whole process is set to before threads begin and libraries are imported."""
+    """Set up the process before threads start and libraries are imported."""
     from service.process.allocator import give_long_allocations_own_pages
     from service.process.thread_priority import use_batch_policy
 
-    # Until `service.server` takes SIGTERM over. The first process of a container would otherwise not hear it: the
-    # kernel keeps signals without a handler from it.
+    # Until `service.server` installs its handler. The first process of a container would otherwise ignore SIGTERM,
+    # because the kernel does not deliver signals without a handler to it.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
-    if hasattr(signal, "SIGHUP"):  # a terminal that closes, or an operator who expects a reload, must not end a server
+    if hasattr(signal, "SIGHUP"):  # a closed terminal, or a reload that is not supported, must not end the server
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     use_batch_policy()
     give_long_allocations_own_pages()
-    # One request's texts are tokenized in one thread: the library would else take all cores from the engines.
+    # One thread tokenizes the texts of a request: otherwise the library would take all cores from the engines.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # gRPC's core writes lines of its own format to standard error; what they tell, errors of ours tell as well.
+    # gRPC's core writes lines in its own format to standard error; our own errors contain the same information.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 

@@ -1,10 +1,10 @@
-"""Everything of the server but its sockets, for whoever embeds it: another serving system, a notebook, a test.
+"""The server without sockets, for embedding in another serving system, a notebook or a test.
 
     app = build(ServiceConfig(model_store=Path("model_store")), num_cores=2)
     async with app.running():
         answers, receipt = await app.predictor.answer(options, TextClassification, ["A wonderful film."])
 
-`app.asgi` is the whole HTTP interface as an ASGI application. All of it belongs to the event loop that calls `running`.
+`app.asgi` is the whole HTTP interface as an ASGI application. Use everything in the event loop that calls `running`.
 """
 
 import asyncio
@@ -39,8 +39,8 @@ class App:
     """A server without sockets.
 
     Attributes:
-        config: its options; those of sockets and connections have no effect here.
-        metrics: its Prometheus series.
+        config: its options; options of sockets and connections have no effect here.
+        metrics: its Prometheus metrics.
         repository: its models.
         predictor: answers requests.
         request_memory: budget for the bodies and messages that all transports hold together.
@@ -60,11 +60,11 @@ class App:
 
     @property
     def asgi(self) -> ASGIApp:
-        """The HTTP interface, which accounts for the memory of its requests."""
+        """The HTTP interface as an ASGI application, within the memory budget for requests."""
         return with_memory(self.http, self.request_memory)
 
     def background_jobs(self) -> list[Coroutine[Any, Any, None]]:
-        """Return the work that goes on while the server answers, to be run as tasks."""
+        """Return the background work of a running server, to be run as tasks."""
 
         def is_busy() -> bool:
             return self.request_memory.reserved_bytes > 0 or self.predictor.holds_image_memory
@@ -76,7 +76,7 @@ class App:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Load the models, answer while the block runs, and then answer what was admitted.
+        """Load the models, answer requests while the block runs, and then finish admitted requests.
 
         Raises:
             FolderError: the store cannot be read.
@@ -104,7 +104,7 @@ def build(
     Args:
         config: options of the server.
         num_cores: cores that engines and preprocessing may use.
-        device: where models are computed.
+        device: device that computes the models.
         tracing: records a span for each inference request; None turns tracing off.
         open_engine: opens the engines of models that answer with one call.
     """

@@ -1,7 +1,8 @@
 """The console script `heed`: starts the server, or a command of `python -m export`.
 
-Nothing is imported before the command is known, so `heed serve` costs no more than `python -m service`. Commands of
-`export/` are started by name: `service/` may not import them, and an installation that only serves cannot.
+Nothing is imported before the command is known, so `heed serve` starts as fast as `python -m service`. Commands of
+`export/` are started by module name, because `service/` may not import `export/`, and serving-only installations lack
+its dependencies.
 """
 
 import runpy
@@ -15,11 +16,11 @@ USAGE = """usage: heed [--help] [--version] <command> [options]
   <command>  a command of `python -m export`, such as train, convert and load; `heed export --help` lists them;
              needs the extra `train`
 """
-MISTAKE = 2  # the exit status of argparse
+MISTAKE = 2  # exit status of argparse for a wrong command line
 
 
 def main() -> int:
-    """Run one command; its exit status."""
+    """Run one command and return its exit status."""
     match sys.argv[1:]:
         case [] | ["-h" | "--help"]:
             print(USAGE, end="")
@@ -36,10 +37,10 @@ def main() -> int:
 
 
 def run_export(command: str, options: list[str]) -> int:
-    """Run a command of `python -m export` in this process; `export` itself stands for the program, for its help.
+    """Run a command of `python -m export` in this process; the command `export` itself shows the program's help.
 
     Raises:
-        SystemExit: with the command's exit status.
+        SystemExit: carries the command's exit status.
     """
     sys.argv[1:] = options if command == "export" else [command, *options]
     try:

@@ -1,7 +1,7 @@
-"""The server's options: each a flag and a HEED_* variable, read once into frozen dataclasses.
+"""The server's options: each has a flag and a HEED_* variable, and is read once into frozen dataclasses.
 
-A flag wins over its variable. Unknown flags, unknown HEED_* variables and contradictions are refused at start, so that
-a typing error never runs as a default.
+A flag overrides its variable. Unknown flags, unknown HEED_* variables and contradictions are refused at start, so that
+a misspelt option never falls back to its default.
 """
 
 import argparse
@@ -16,14 +16,14 @@ from typing import Any, Literal, get_args
 
 from service.version import installed_version
 
-# Variables of other parts of the project, which may stand in the same environment: training's, docker-compose.yml's.
+# Variables of other parts of the project that may be set in the same environment: training, docker-compose.yml.
 FOREIGN_VARIABLES = {"HEED_DATASETS", "HEED_BIND_ADDRESS", "HEED_CPUS", "HEED_MEMORY"}
-MAX_IMAGE_PIXELS = 178_956_970  # Pillow opens no larger image, whatever is asked
-MAX_BODY_BYTES = 2**31 - 1  # gRPC counts in 32 bits
+MAX_IMAGE_PIXELS = 178_956_970  # Pillow's own limit, which no option can raise
+MAX_BODY_BYTES = 2**31 - 1  # gRPC stores sizes in 32 bits
 
 
 def option(default: Any, text: str) -> Any:
-    """A dataclass field that is also a flag, with its help text."""
+    """Make a dataclass field that is also a flag, with its help text."""
     return field(default=default, metadata={"help": text})
 
 
@@ -97,7 +97,7 @@ class ServiceConfig:
             ValueError: names the option and its limit.
         """
         for entry in fields(self):
-            # argparse checks the choices of flags, but not those of defaults, which variables are to it.
+            # argparse checks choices only for flags; values of variables are defaults to it.
             if (choices := get_args(entry.type)) and getattr(self, entry.name) not in choices:
                 given = f"{entry.name} ({variable_of(entry.name)})"
                 raise ValueError(f"{given} must be one of {', '.join(choices)}, not {getattr(self, entry.name)!r}")
@@ -151,21 +151,21 @@ class ServiceConfig:
             )
 
     def engine_layout(self, num_cores: int, *, on_gpu: bool) -> tuple[int, int]:
-        """Instances and threads of each, for a machine with `num_cores`.
+        """Return the number of engine instances and the threads of each, for a machine with `num_cores` cores.
 
-        One thread an instance is the default: side by side, single-threaded calls finish more rows per CPU second than
-        one call that is split among threads, and all instances share one copy of the weights.
+        The default is one thread per instance: parallel single-threaded calls finish more rows per CPU second than one
+        call on several threads, and all instances share one copy of the weights.
         """
-        if on_gpu:  # the second prepares its batch while the first computes
+        if on_gpu:  # the second instance prepares its batch while the first computes
             return self.instances or 2, self.threads_per_instance or 1
         instances = self.instances or max(1, num_cores // (self.threads_per_instance or 1))
         return instances, self.threads_per_instance or max(1, num_cores // instances)
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may keep busy: those it may run on, as far as the quotas of its control groups go.
+    """Return the number of cores that this process may use, by its CPU affinity and its control groups' quotas.
 
-    A container with `--cpus 2` may run on all cores of its host, and is halted while it has used more than two.
+    A container with `--cpus 2` may run on all cores of its host, but is throttled when it uses more than two.
     """
     try:
         cores = len(os.sched_getaffinity(0))
@@ -175,7 +175,7 @@ def available_cores(root: Path = Path("/")) -> int:
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
-    """Cores that each control group allows that this process is in (cgroups(7), both versions)."""
+    """Yield the CPU quota, in cores, of each control group of this process (cgroups(7), both versions)."""
     try:
         groups = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -187,37 +187,37 @@ def _cpu_quotas(root: Path) -> Iterator[float]:
         mounted, names = "sys/fs/cgroup", ["cpu.max"]
         if controllers:
             mounted, names = "sys/fs/cgroup/cpu", ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
-        # Each group is bound by those it lies in; in a container the outermost may be all that can be seen.
+        # A group is also limited by its parents; in a container, only the outermost group may be visible.
         for group in (PurePosixPath(own), *PurePosixPath(own).parents):
             folder = root / mounted / group.relative_to("/")
-            with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
                 quota, period = " ".join((folder / name).read_text() for name in names).split()
                 if int(quota) > 0:
                     yield int(quota) / int(period)
 
 
 def address_of(host: str, port: int) -> str:
-    """As URLs and gRPC write it: an IPv6 address stands in brackets (RFC 3986, 3.2.2)."""
+    """Format host and port for URLs and gRPC, with brackets around an IPv6 address (RFC 3986, 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def variable_of(option_name: str) -> str:
-    """The environment variable of an option: http_port is HEED_HTTP_PORT."""
+    """Return the environment variable of an option: HEED_HTTP_PORT for http_port."""
     return f"HEED_{option_name.upper()}"
 
 
 def _is_of_kubernetes(name: str, value: str) -> bool:
-    """Whether Kubernetes has set a variable: it does so in all containers of a namespace with a service named heed."""
+    """Whether Kubernetes has set a variable; it does so in a namespace with a service named heed."""
     if name == "HEED_PORT":
-        return "://" in value  # not a port alone, which somebody may have meant for us
+        return "://" in value  # a port alone may be meant for this server
     return re.fullmatch(r"HEED_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)", name) is not None
 
 
 def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServiceConfig:
-    """Options from flags, else from HEED_* variables, else the defaults.
+    """Read the options from flags, else from HEED_* variables, else from the defaults.
 
     Raises:
-        SystemExit: help was asked for, or a flag is wrong (argparse has said why).
+        SystemExit: help was requested, or a flag is wrong; argparse has printed the reason.
         ValueError: a variable is unknown, or a value breaks a limit.
     """
     parser = argparse.ArgumentParser(
@@ -234,7 +234,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
         known.add(variable)
         parser.add_argument(
             f"--{entry.name.replace('_', '-')}",
-            # argparse converts and checks a default that is a string as if it were given as a flag.
+            # argparse converts and checks a default that is a string like the value of a flag.
             default=environment.get(variable, str(default)),
             type=type(default),
             choices=choices,

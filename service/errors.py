@@ -1,4 +1,4 @@
-"""Every error that a client may see, free of HTTP and gRPC; `transport/status.py` gives each its two codes.
+"""All errors that clients may see, independent of HTTP and gRPC; `transport/status.py` maps them to status codes.
 
     HeedError
     ├── InvalidRequest       the request itself is wrong; names the field and the limit
@@ -11,15 +11,16 @@
     ├── Unsupported          part of a protocol that this server does not offer
     └── EngineFailed         the model failed on this very input
 
-Clients read text only from these. Anything else becomes "internal error" with a request id.
+Clients get the texts of these errors only. Any other error becomes "internal error" with a request id.
 """
 
-# Of a message: gRPC sends it as metadata, in up to 12 bytes a character, and clients take 8 KiB of that.
+# Length of a message: gRPC sends it as metadata with up to 12 bytes per character, and clients accept 8 KiB of
+# metadata.
 MAX_MESSAGE_CHARACTERS = 600
 
 
 def clipped(text: str) -> str:
-    """A text that may hold what a client has sent, within the bounds of a message."""
+    """Cut a text that may contain a client's input to the maximum length of a message."""
     return text if len(text) <= MAX_MESSAGE_CHARACTERS else f"{text[:MAX_MESSAGE_CHARACTERS]} ..."
 
 
@@ -27,7 +28,7 @@ class HeedError(Exception):
     """Base of all errors whose message is meant for the client.
 
     Attributes:
-        counted: the request that it ended is in the metrics and in the log already.
+        counted: whether the failed request has already been counted and logged.
     """
 
     counted = False
@@ -37,11 +38,11 @@ class HeedError(Exception):
 
 
 class InvalidRequest(HeedError):
-    """The request cannot be understood or breaks a limit."""
+    """The request is malformed or exceeds a limit."""
 
 
 class TooLarge(InvalidRequest):
-    """The request is larger than the server takes."""
+    """The request is larger than the server accepts."""
 
 
 class TooSlow(InvalidRequest):
@@ -49,7 +50,7 @@ class TooSlow(InvalidRequest):
 
 
 class NotFound(HeedError):
-    """The named thing does not exist here."""
+    """There is no such model, version or path."""
 
 
 class Unavailable(HeedError):
@@ -60,7 +61,7 @@ class Overloaded(HeedError):
     """The queue is full; nothing was computed.
 
     Attributes:
-        retry_after_s: when the work that is queued now will be done, by estimate.
+        retry_after_s: estimated time until the queued work is done.
     """
 
     def __init__(self, message: str, retry_after_s: float) -> None:
@@ -69,12 +70,12 @@ class Overloaded(HeedError):
 
 
 class DeadlineExceeded(HeedError):
-    """The client's deadline passed, or the work queued before it cannot be done in time."""
+    """The client's deadline has passed, or cannot be met any more."""
 
 
 class Unsupported(HeedError):
-    """Known to the protocol, not offered by this server."""
+    """The protocol defines this, but the server does not support it."""
 
 
 class EngineFailed(HeedError):
-    """The engine raised on this input alone; its neighbours in the batch were answered."""
+    """The engine failed on this input; other requests of the same batch were answered."""

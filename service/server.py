@@ -35,15 +35,15 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("service")
 
-# After the drain, for the last traces: far more than a collector takes, and not long to wait for one that is away.
+# Time to export the last traces after the drain: ample for a collector, and short if it is unreachable.
 FLUSH_TRACES_S = 2.0
 FLUSH_LOGS_S = 1.0
 STANDARD_OUTPUT = 1
-HTTP_BACKLOG = 2048  # connections that wait to be accepted
+HTTP_BACKLOG = 2048  # length of the queue of connections that wait to be accepted
 
 
 async def serve(config: ServiceConfig, device: Device, logs: Logs) -> int:
-    """Listen, load the models, answer; after SIGTERM or SIGINT finish what was admitted."""
+    """Listen, load the models and answer; after SIGTERM or SIGINT finish the admitted requests."""
     try:
         tracing = open_tracing() if config.tracing == "on" else None
     except (ImportError, RuntimeError, ValueError) as error:
@@ -98,15 +98,15 @@ async def serve_with(config: ServiceConfig, device: Device, logs: Logs, tracing:
     await flush_traces(tracing, shutdown.until_s)
     log.info("stopped")
     if not (loading.done() and drained and connections_ended):
-        # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end. It
-        # would wait for calls that gRPC still holds, too.
+        # A thread that reads or proves a model cannot be interrupted, and the interpreter would wait for its end, and
+        # for calls that gRPC still holds.
         logs.close(FLUSH_LOGS_S)
         os._exit(exit_status)
     return exit_status
 
 
 async def run_until(stopping: asyncio.Task[Any], *background: Coroutine[Any, Any, None]) -> None:
-    """Let work go on in the background until the server is told to stop."""
+    """Run background work until the server is told to stop."""
     tasks = [asyncio.create_task(each) for each in background]
     await stopping
     for task in tasks:
@@ -114,17 +114,17 @@ async def run_until(stopping: asyncio.Task[Any], *background: Coroutine[Any, Any
 
 
 def report_loaded(repository: ModelRepository, greeting: str) -> None:
-    """Log whether the server is ready, and greet the person who has started it."""
+    """Log whether the server is ready, and print the greeting."""
     problem = repository.not_ready_because()
     log.info("loaded", ready=problem is None, why=problem)
     write_beside(STANDARD_OUTPUT, greeting + "\n")
 
 
 def listen_http(app: App) -> tuple[HttpServer, socket.socket]:
-    """Bind the socket of the HTTP server, so that its port is known.
+    """Create the HTTP server and bind its socket, so that its port is known.
 
     Returns:
-        the server, and its bound socket.
+        The server and its bound socket.
 
     Raises:
         OSError: the port is taken.
@@ -137,29 +137,29 @@ def listen_http(app: App) -> tuple[HttpServer, socket.socket]:
 
 
 def settle(config: ServiceConfig, device: Device, stop: asyncio.Event) -> None:
-    """Freeze what has been loaded, and move it to huge pages while the first requests are answered."""
+    """Exclude loaded objects from garbage collection, and move their memory to huge pages in the background."""
 
     def move() -> None:
         log.info("memory is in huge pages", mib=move_to_huge_pages(stop.is_set) >> 20)
 
     freeze_loaded_objects()
-    # A GPU's driver has pages of its own in this process's memory, and the weights lie elsewhere.
+    # Not with a GPU: its driver has pages of its own in this process, and the weights are in the GPU's memory.
     if device == "cpu" and config.huge_pages == "on":
         threading.Thread(target=move, name="huge-pages", daemon=True).start()
 
 
 async def flush_traces(tracing: "Tracing | None", until_s: float) -> None:
-    """Export the last traces, within what the drain has left of its time."""
+    """Export the last traces within the rest of the drain's time."""
     if tracing is not None:
         left_s = max(0.0, until_s - time.monotonic())
         await asyncio.to_thread(tracing.close, min(FLUSH_TRACES_S, left_s))
 
 
 def open_tracing() -> "Tracing":
-    """What `--tracing on` asks for.
+    """Create the exporter of traces for `--tracing on`.
 
     Raises:
-        ImportError: its extra is not installed.
+        ImportError: the optional dependency is not installed.
         ValueError, RuntimeError: an OTEL_* variable is wrong.
     """
     try:
@@ -170,7 +170,7 @@ def open_tracing() -> "Tracing":
 
 
 def welcome(http: str, grpc_address: str, predictor: Predictor) -> str:
-    """What a person who has started the server wants to know."""
+    """Return the greeting on standard output: URLs, models, and an example request."""
     lines = [f"HTTP  {http}  (in a browser; API: {http}/docs)", f"gRPC  {grpc_address}"]
     if (example := predictor.catalog.example_request()) is not None:
         name, arguments = example

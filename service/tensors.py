@@ -1,6 +1,6 @@
-"""Tensors as the Open Inference Protocol describes them: names of element types, shapes.
+"""Tensor descriptions of the Open Inference Protocol: datatypes and shapes.
 
-Arrays are numpy arrays; BYTES tensors are object arrays of `bytes`.
+Tensors are numpy arrays; BYTES tensors are object arrays of `bytes`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 
-# Everything but BYTES. All are little-endian on the wire, as on every machine that ONNX Runtime is built for.
+# All datatypes except BYTES. They are little-endian on the wire, and on every machine that ONNX Runtime supports.
 NUMPY_OF: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "UINT8": np.dtype(np.uint8),
@@ -33,15 +33,15 @@ DATATYPE_OF_NUMPY = {dtype: name for name, dtype in DTYPE_OF.items()}
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output of a model; -1 in `shape` is any size."""
+    """An input or output of a model; -1 in `shape` stands for any size."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
-    any_rank: bool = False  # the model declares no shape; `shape` is (-1,) then, for clients that need one
+    any_rank: bool = False  # whether the model declares no shape; `shape` is then (-1,), for clients that need one
 
     def admits(self, shape: Sequence[int]) -> bool:
-        """Whether an array of this shape fits."""
+        """Whether an array of this shape fits the description."""
         if self.any_rank:
             return True
         if len(shape) != len(self.shape):
@@ -53,5 +53,5 @@ class TensorSpec:
 
 
 def bytes_array(elements: Sequence[bytes]) -> NDArray[Any]:
-    """A one-dimensional BYTES tensor."""
+    """Make a one-dimensional BYTES tensor."""
     return np.array(elements, dtype=object)

@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def installed_version() -> str:
-    """Return the version; "unknown" where the package runs from a folder without being installed."""
+    """Return the version; "unknown" if the package runs from a folder without being installed."""
     try:
         return version("heed")
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
 """Moves the process's long-lived data to huge pages (madvise(2), MADV_COLLAPSE; Linux 6.1 or newer).
 
-A single request finds caches cold and reads from so many places that address translation takes a good part of its time;
-so do weights, which are read completely for each batch. A page of 2 MiB needs one translation, pages of 4 KiB need 512
-(savings: docs/decisions/process.md).
+A single request finds cold caches and reads from so many places that address translation takes much of its time; the
+weights, which are read completely for each batch, have the same effect. A page of 2 MiB needs one translation; the same
+memory in pages of 4 KiB needs 512 (savings: docs/decisions/process.md).
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import numpy as np
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
 MADV_COLLAPSE = 25
-# Fraction of the small pages of a huge one that must be in use, because the unused ones will take memory too.
+# Fraction of the small pages of a huge page that must be in use, because the unused ones will take memory too.
 MIN_USED_FRACTION = 0.5
 # /proc/self/pagemap has a word for each page; its highest bit is set if the page is in memory.
 PAGE_BYTES, WORD_BYTES, IN_MEMORY = 4096, 8, np.uint64(1 << 63)

@@ -84,10 +84,8 @@ class Batcher:
         """Start `instances` engine threads. Must be called, like every method, from the event loop's thread.
 
         Args:
-            run: the engine call, made in an engine thread: maps a list of items to a list of results of the same length
-                and order. An exception fails the call.
-            probe: a call that must succeed on a sound engine; made when every item of a batch failed. If it raises, the
-                engine is dead.
+            run: the engine call, made in an engine thread; maps items to results in the same order, or raises.
+            probe: a call that fails only on a dead engine; made when all items of a batch failed.
             costs: seconds of a call by rows and length.
             preemption: preemption of the engine that `run` calls.
             instances: number of calls that run in parallel.
@@ -96,8 +94,7 @@ class Batcher:
             on_batch: called after every engine call.
             engine_clock: measures the cost of a call in seconds; `time.thread_time` excludes other threads' time.
             clock: clock of deadlines and waiting times.
-            cost_follows_from_shapes: whether the values of inputs cannot make a call longer, unlike the number of
-                iterations of a Loop. Only then may a short call be made in the event loop.
+            cost_follows_from_shapes: whether no input value can make a call longer; only then may the event loop make it.
             tally: counts rows that are refused, dropped, terminated, or computed in vain.
             watchdog: detects engine threads that the system has killed; the end by an exception is detected without it.
             name: name of the model, for thread names and messages.

@@ -56,16 +56,16 @@ def two_lanes(
 ) -> tuple[Lane[Any, Any], Lane[Any, Any]]:
     """Create the lanes of a batcher: for ordinary requests, and for those of low priority.
 
-    The threads of the second are started with its first request. One thread less leaves a core idle for an ordinary
+    The low-priority threads start with the first request for them. One thread fewer leaves a core idle for an ordinary
     request.
 
     Args:
-        name: for thread names and messages.
-        max_queue_rows: rows that may wait in each lane.
-        instances: engine threads for ordinary requests.
+        name: name of the model, for thread names and messages.
+        max_queue_rows: largest number of rows that may wait in each lane.
+        instances: number of engine threads for ordinary requests.
         low_call_s: target duration of a low-priority engine call.
-        tally: counts what is refused, dropped, terminated and computed in vain.
-        clock: of deadlines and waiting times.
+        tally: counts rows that are refused, dropped, terminated, or computed in vain.
+        clock: clock of deadlines and waiting times.
     """
     ordinary = Lane[Any, Any](name, max_queue_rows, instances, tally=tally, clock=clock)
     low_threads = max(1, instances - 1)

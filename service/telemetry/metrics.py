@@ -44,7 +44,7 @@ LATENCY_BUCKETS_S = (
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
 ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-SERIES_PER_PIECE = 250  # take about 2 ms to write; then other threads get the interpreter's lock
+SERIES_PER_PIECE = 250  # writing them takes about 2 ms; then other threads get the interpreter's lock
 # Label of all requests for names that are not in the store, or clients could create any number of series.
 UNKNOWN_MODEL = "(unknown)"
 

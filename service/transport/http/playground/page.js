@@ -1,7 +1,7 @@
-// The page at `/`: what a person asks a model of this server, its answer, what it cost, why it came out so.
+// The page at `/`: sends a request to a model of this server, and shows the answer, its cost and its explanation.
 //
-// Everything comes from the server: the models (/v2/models), what explanations it offers (/v2 and /openapi.json), the
-// charts (/metrics). Texts of the server and of people become text nodes, never markup.
+// All data come from the server: the models (/v2/models), the explanation methods (/v2 and /openapi.json), the charts
+// (/metrics). Texts from the server and from users become text nodes, never markup.
 
 const by = id => document.getElementById(id);
 const make = (tag, parent, text = "", cls = "") => {
@@ -14,7 +14,7 @@ const make = (tag, parent, text = "", cls = "") => {
 
 // --- the server ------------------------------------------------------------------------------------------------------
 
-class Refused extends Error {}  // its text is a sentence for the person
+class Refused extends Error {}  // its text is a sentence for the user
 
 const sentence = text => {
   const whole = text.charAt(0).toUpperCase() + text.slice(1);
@@ -22,22 +22,22 @@ const sentence = text => {
 };
 
 const REFUSALS = {
-  404: "The server does not have that",
-  413: "That is too large",
-  429: "The server has too much to do",
-  501: "The server does not offer that",
+  404: "The server has no such model or path",
+  413: "The request is too large",
+  429: "The server is overloaded",
+  501: "The server does not support this",
   503: "The model cannot answer now",
-  504: "There was not enough time",
+  504: "The deadline passed",
 };
 
-/** A response that says yes; else a `Refused` with what the server says. */
+/** Fetch a response; throw `Refused` with the server's text if the status is an error. */
 const ask = async (path, options = {}) => {
   let response;
   try {
     response = await fetch(path, { cache: "no-store", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused("The server does not answer. Does it still run?");
+    throw new Refused("The server does not answer. Is it still running?");
   }
   if (response.ok) return response;
   let text = "";
@@ -51,7 +51,7 @@ const ask = async (path, options = {}) => {
     + (wait ? ` Try again in ${wait} s.` : ""));
 };
 
-/** Documents of server-sent events as they come (WHATWG HTML, 9.2; the server writes one `data` line each). */
+/** Yield the documents of server-sent events (WHATWG HTML, 9.2; the server writes one `data` line per event). */
 async function* eventsOf(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -64,7 +64,7 @@ async function* eventsOf(response) {
   }
 }
 
-// --- what is chosen --------------------------------------------------------------------------------------------------
+// --- selection -------------------------------------------------------------------------------------------------------
 
 const EXAMPLES = {
   "text-classification": ["A wonderful film.", "The plot is thin, but the actors are a delight.", "I want my two hours back."],
@@ -72,7 +72,7 @@ const EXAMPLES = {
 };
 
 const state = { models: [], extensions: [], api: null, grpcPort: null, picture: null, language: "curl", looking: {} };
-const refusedMethods = new Map();  // model to the methods that the server has refused for it
+const refusedMethods = new Map();  // by model: the methods that the server has refused for it
 
 const model = () => state.models.find(known => known.name === by("model").value);
 const task = () => model()?.task;
@@ -88,13 +88,13 @@ const fillSelect = (select, entries, kept = select.value) => {
 };
 
 const ABOUT = {
-  "text-classification": known => `Reads a text and says which of ${known.labels.length} classes it is: ${known.labels.join(", ")}.`,
-  "image-classification": known => `Looks at a picture and says which of ${known.labels.length} classes it is: ${known.labels.join(", ")}.`,
+  "text-classification": known => `Assigns a text to one of ${known.labels.length} classes: ${known.labels.join(", ")}.`,
+  "image-classification": known => `Assigns a picture to one of ${known.labels.length} classes: ${known.labels.join(", ")}.`,
   translation: () => "Translates a text.",
   tensors: () => "A bare graph: takes tensors, gives tensors.",
 };
 
-/** Methods of explanation that the server names: extensions `explain:<method>`, else those its API page allows. */
+/** List the server's explanation methods: extensions `explain:<method>`, else the methods in /openapi.json. */
 const offeredMethods = () => {
   const named = state.extensions.filter(name => name.startsWith("explain:")).map(name => name.slice("explain:".length));
   if (named.length) return named;
@@ -113,14 +113,14 @@ const offeredMethods = () => {
 };
 
 const METHODS = {
-  occlusion: "Each part is taken away by itself.",
-  lime: "A straight line through the answers to random parts of the input.",
-  shap: "Shapley values: what each part adds on average, whichever others are there. They sum to what the whole input changes in the score.",
-  attention: "Where the model looks: a layer and a head of it can be chosen with the answer. It is no proof of what the answer rests on.",
-  gradients: "Integrated gradients: what each part adds to the model's raw score on the way from no input to yours.",
+  occlusion: "Removes each part alone and measures how the score changes.",
+  lime: "Fits a linear model to the scores of random subsets of the parts.",
+  shap: "Shapley values: the average contribution of each part, over all subsets of the others. They sum to the difference between the score of the whole input and of the empty one.",
+  attention: "The model's attention weights; choose a layer and a head below the answer. Attention does not prove which parts the answer depends on.",
+  gradients: "Integrated gradients: the contribution of each part to the model's raw score on the path from an empty input to yours.",
 };
 
-/** Those that the server names and the model has; a model's own list is in the catalogue. */
+/** Show the methods that the server lists and the model supports; the model index has each model's list. */
 const showMethods = () => {
   const refused = refusedMethods.get(by("model").value) ?? new Set();
   const own = model()?.explain;
@@ -134,7 +134,7 @@ const methodChosen = () => {
   const method = by("method").value;
   state.looking = {};
   by("method-about").textContent = METHODS[method] ?? "";
-  by("samples-field").hidden = method === "attention";  // it asks once
+  by("samples-field").hidden = method === "attention";  // it takes no samples
   by("samples-label").textContent = method === "gradients" ? "Steps" : "Samples";
 };
 
@@ -144,7 +144,7 @@ const chosen = async () => {
   fillSelect(by("version"), [["", known.version ? `newest (${known.version})` : "none"],
     ...known.versions.map(version => [version, version])], "");
   by("about").className = known.ready ? "muted" : "error";
-  by("about").textContent = known.ready ? ABOUT[known.task](known) : `It is not served: ${sentence(known.reason)}`;
+  by("about").textContent = known.ready ? ABOUT[known.task](known) : `This model is not served: ${sentence(known.reason)}`;
   const kind = known.task;
   by("text-input").hidden = !(kind === "text-classification" || kind === "translation");
   by("image-input").hidden = kind !== "image-classification";
@@ -165,9 +165,9 @@ const chosen = async () => {
   by("target-field").hidden = !known.labels.length;
   fillSelect(by("target"), [["", "the answer's"], ...known.labels.map(label => [label, label])], "");
   by("explain").hidden = !kind || kind === "tensors";
-  by("explain-about").textContent = by("explain").hidden ? "There is nothing to explain without a task."
-    : state.extensions.some(name => name.startsWith("explain")) ? "Which parts of your input speak for the answer, and which against it."
-    : "This server does not list explanations among what it offers; asking for one may be refused.";
+  by("explain-about").textContent = by("explain").hidden ? "Only models with a task can be explained."
+    : state.extensions.some(name => name.startsWith("explain")) ? "Shows which parts of your input speak for the answer, and which against it."
+    : "This server does not list explanations among its extensions; it may refuse to explain.";
   showMethods();
   restartCharts();
   showSnippet();
@@ -202,11 +202,11 @@ const showCard = async () => {
   }
 };
 
-// --- asking ----------------------------------------------------------------------------------------------------------
+// --- requests --------------------------------------------------------------------------------------------------------
 
 const textTensor = text => ({ name: "text", shape: [1], datatype: "BYTES", data: [text] });
 
-/** The request that the form describes: where it goes, what it carries, how its answer is read. */
+/** Build the request that the form describes: path, body, and how its answer is read. */
 const request = () => {
   const kind = task(), name = encodeURIComponent(by("model").value), text = by("text").value;
   const versioned = by("version").value !== "";
@@ -246,7 +246,7 @@ const showError = (place, error) => {
   make("p", place, text, "error").setAttribute("role", "alert");
 };
 
-/** One piece of work at a time for each place: what comes later ends what came before. */
+/** Run one piece of work at a time in each place; a later one cancels the earlier one. */
 const running = new Map();
 const clear = (place, stop) => {
   running.get(place)?.abort();
@@ -278,7 +278,7 @@ const work = async (place, stop, action) => {
 
 const send = () => work(by("answer"), by("stop"), async signal => {
   const place = by("answer"), asked = request(), started = performance.now(), labels = model().labels;
-  clear(by("explanation"), by("explain-stop"));  // it was that of another answer
+  clear(by("explanation"), by("explain-stop"));  // it belonged to another answer
   let body = asked.body;
   if (asked.kind === "text-classification" || asked.kind === "translation") needText();
   if (asked.picture === "file") body = needPicture().blob;
@@ -327,7 +327,7 @@ const showStream = async (place, response, started) => {
     showReceipt(place, event.receipt, (performance.now() - started) / 1000);
     return;
   }
-  throw new Refused("The answer broke off before its end.");
+  throw new Refused("The answer ended before it was complete.");
 };
 
 // --- answers ---------------------------------------------------------------------------------------------------------
@@ -365,19 +365,19 @@ const showReceipt = (place, receipt, seconds) => {
     ["version", receipt.model_version],
     ["queue wait", time("queue_us")],
     ["computed", time("compute_us")],
-    ["rows in its batch", receipt.batch_size],
+    ["rows in the batch", receipt.batch_size],
     ["prepared", time("preprocess_us")],
     ["finished", time("postprocess_us")],
-    ["tokens in its batch", `${receipt.batch_tokens}, padding ${receipt.padded_tokens}`],
+    ["tokens in the batch", `${receipt.batch_tokens}, padding ${receipt.padded_tokens}`],
   ];
   if (seconds !== null) facts.push(["whole round trip", milliseconds(seconds)]);
-  if (String(receipt.truncated) === "true") facts.push(["input", "was cut to the model's limit"]);
+  if (String(receipt.truncated) === "true") facts.push(["input", "was truncated to the model's limit"]);
   showFacts(place, "Receipt", facts);
 };
 
 // --- explanations ----------------------------------------------------------------------------------------------------
 
-/** Asks why; `focused` is the choice that a person has just made in the explanation before, which it replaces. */
+/** Request an explanation; `focused` is the control in the previous explanation that the user has just changed. */
 const explain = (focused = "") => {
   const method = by("method").value, name = by("model").value;
   return work(by("explanation"), by("explain-stop"), async signal => {
@@ -404,7 +404,7 @@ const explain = (focused = "") => {
   });
 };
 
-/** Which attention is shown, and the choice of another one: numbers as requests have them, from 0. */
+/** Show which attention is displayed, and controls to choose another; layers and heads count from 0, as in requests. */
 const showLooking = (place, { part, layers, heads, layer, head }) => {
   const fields = make("div", place, "", "fields");
   const field = (id, name, entries, value, chosen) => {
@@ -429,15 +429,15 @@ const showLooking = (place, { part, layers, heads, layer, head }) => {
 };
 
 const FIDELITY = {
-  deletion_area: ["deletion area", "Score left on average while the weightiest parts are taken away one by one: less is better"],
-  insertion_area: ["insertion area", "Score on average while the weightiest parts are put back one by one: more is better"],
-  completeness_gap: ["completeness gap", "How far the weights' sum lies from what the whole input changes: 0 is exact; only shap and gradients promise a sum"],
-  evaluations: ["evaluations", "How often the model was asked"],
-  seed: ["seed", "The same one gives the same explanation"],
+  deletion_area: ["deletion area", "Mean score while parts are removed in order of their weights: lower is better"],
+  insertion_area: ["insertion area", "Mean score while parts are put back in order of their weights: higher is better"],
+  completeness_gap: ["completeness gap", "Difference between the sum of the weights and the score that they explain: 0 is exact; only for shap and gradients"],
+  evaluations: ["evaluations", "Number of inputs that the model computed"],
+  seed: ["seed", "The same seed gives the same explanation"],
   seconds: ["time"],
 };
 
-const MOST_TOKENS_SHOWN = 40;  // in a picture of tokens by tokens
+const MOST_TOKENS_SHOWN = 40;  // in a heat map of tokens by tokens
 
 const showExplanation = (place, answer, text, picture) => {
   const score = typeof answer.score === "number" ? `, score ${answer.score.toPrecision(4)}` : "";
@@ -449,7 +449,7 @@ const showExplanation = (place, answer, text, picture) => {
   if (answer.tokens?.length) showTokens(place, answer);
   if (picture && (answer.overlay || answer.patches)) showOverlay(place, answer, picture);
   if (answer.fidelity) {
-    make("p", place, "How far the explanation can be trusted, measured on the model itself:", "muted");
+    make("p", place, "Fidelity of the explanation, measured on the model itself:", "muted");
     showFacts(place, "Fidelity", Object.entries(answer.fidelity).map(([name, value]) => {
       const [words, hint] = FIDELITY[name] ?? [name.replaceAll("_", " ")];
       const shown = value === null ? "none promised" : name === "seconds" ? milliseconds(value)
@@ -460,7 +460,7 @@ const showExplanation = (place, answer, text, picture) => {
   showReceipt(place, answer.receipt, null);
 };
 
-/** Weights as colours, and what is said of one: attention is never against, and nowhere none. */
+/** Map weights to colours and texts; attention is never negative, and never exactly zero. */
 const reading = (answer, weights) => {
   const target = answer.target ?? "the answer";
   if (!answer.attention) {
@@ -477,7 +477,7 @@ const reading = (answer, weights) => {
   };
 };
 
-/** One stop of the Tab key for many elements: arrows move among them, and `tell` says what one of them is. */
+/** Make many elements one stop of the Tab key: arrow keys move among them, and `tell` describes an element. */
 const rove = (elements, columns, tell) => {
   let at = 0;
   elements.forEach((element, number) => {
@@ -502,8 +502,8 @@ const mostOf = weights => Math.max(0, ...weights.map(Math.abs));
 
 const showLegend = (place, answer) => {
   const legend = make("p", place, "", "legend words"), target = answer.target ?? "the answer";
-  const entries = answer.attention ? [[1, "looked at most; what is looked at least has no colour"]]
-    : [[1, `speaks for ${target}, whole line`], [-1, `speaks against ${target}, dashed line`]];
+  const entries = answer.attention ? [[1, "most attention; the part with the least has no colour"]]
+    : [[1, `speaks for ${target}, solid line`], [-1, `speaks against ${target}, dashed line`]];
   for (const [weight, words] of entries) weigh(make("span", legend, words), weight, 1.6);
 };
 
@@ -511,7 +511,7 @@ const readoutOf = place => make("p", place, "Point at a part, or reach one with 
 
 const showWords = (place, text, answer) => {
   const { features } = answer, read = reading(answer, features.map(feature => feature.weight));
-  const characters = Array.from(text ?? "");  // the server counts characters, JavaScript halves of some
+  const characters = Array.from(text ?? "");  // the server counts characters, JavaScript UTF-16 code units
   const line = make("p", place, "", "words");
   line.setAttribute("role", "listbox");
   line.setAttribute("aria-orientation", "horizontal");
@@ -537,7 +537,7 @@ const showWords = (place, text, answer) => {
   showLegend(place, answer);
 };
 
-/** A table of weights as a picture: colour by weight, a sign where there is much of it, the number on focus. */
+/** Draw a table of weights as a heat map: colour by weight, a sign for large weights, the number on focus. */
 const showHeat = (place, weights, name, { rows = [], columns = [], tell, read }) => {
   const scroll = make("div", place, "", "scroll");
   const table = make("table", scroll, "", "heat");
@@ -572,7 +572,7 @@ const showInfluence = (place, text, answer) => {
   const columns = (answer.target_tokens ?? []).map(token => token.replaceAll("Ġ", "␣"));
   const read = reading(answer, answer.influence.flat()), aligned = Boolean(answer.attention);
   make("p", place, "Each row is a word of your text, each column a piece of the translation: how much the piece "
-    + (aligned ? "looks at the word while it is written." : "depends on the word."), "muted");
+    + (aligned ? "attends to the word when it is decoded." : "depends on the word."), "muted");
   showHeat(place, answer.influence, aligned ? "Alignment of each piece of the translation with each word" : "Influence of each word on each piece of the translation", {
     rows, columns, read,
     tell: (row, column) => {
@@ -582,17 +582,17 @@ const showInfluence = (place, text, answer) => {
   });
 };
 
-/** What the model reads: of attention who looks at whom, of gradients a row of weights. */
+/** Show the model's tokens: for attention, the weights between tokens; for gradients, one row of weights. */
 const showTokens = (place, answer) => {
   const names = answer.tokens.map(token => token.text.trim() || "␣"), view = answer.attention?.weights;
-  if (answer.attention && answer.influence) return;  // the alignment shows it
+  if (answer.attention && answer.influence) return;  // the alignment shows it already
   if (!answer.attention) {
     make("h3", place, "The tokens' weights");
     const weights = answer.tokens.map(token => token.weight), read = reading(answer, weights);
     showHeat(place, [weights], "Weights of the tokens", { columns: names, read, tell: (_, column) => `“${names[column]}”: ${read.tell(weights[column])}` });
   } else if (view && names.length <= MOST_TOKENS_SHOWN) {
-    make("h3", place, "Who looks at whom");
-    make("p", place, "Each row is a token of your text that looks, each column one that is looked at. Names in brackets are the model's own.", "muted");
+    make("h3", place, "Attention between tokens");
+    make("p", place, "Each row is an attending token of your text, each column an attended one. Names in brackets are special tokens.", "muted");
     const read = reading(answer, view.flat());
     showHeat(place, view, "Attention of each token to each token", {
       rows: names, columns: names, read, tell: (row, column) => `“${names[row]}” at “${names[column]}”: ${read.number(view[row][column])}`,
@@ -610,7 +610,7 @@ const showOverlay = (place, answer, picture) => {
     below.addEventListener("load", () => { both.style.aspectRatio = `${below.naturalWidth} / ${below.naturalHeight}`; });
     const above = make("img", both);
     above.src = `data:image/png;base64,${answer.overlay}`;
-    above.alt = answer.attention ? "Where the model looks" : `Which parts of it speak for ${target}`;
+    above.alt = answer.attention ? "Attention of the model" : `Which parts of it speak for ${target}`;
     above.id = "overlay";
     const label = make("label", place, "How much of the explanation lies on the picture");
     const slider = make("input", place);
@@ -636,7 +636,7 @@ const CHARTS = {
   latency: { name: "Mean time", show: value => milliseconds(value) },
   batch: { name: "Mean batch", show: value => `${value.toFixed(1)} rows` },
 };
-const KEPT = 60;  // samples, one a second
+const KEPT = 60;  // samples, one per second
 const points = Object.fromEntries(Object.keys(CHARTS).map(name => [name, []]));
 let before = null;
 
@@ -676,7 +676,7 @@ const drawCharts = () => {
   }
 };
 
-/** The sums over all series of the chosen model, from the text format of Prometheus. */
+/** Sum all series of the selected model, from Prometheus' text format. */
 const readMetrics = (text, name) => {
   const sums = { answers: 0, seconds: 0, requests: 0, rows: 0, calls: 0 };
   const wanted = {
@@ -707,7 +707,7 @@ const sample = async () => {
   before = now;
 };
 
-/** Once a second, and not at all while nobody sees it. */
+/** Update the charts once a second while the page is visible. */
 let timer = null;
 const tick = async () => {
   timer = null;
@@ -724,14 +724,14 @@ const tick = async () => {
 };
 document.addEventListener("visibilitychange", () => {
   clearTimeout(timer);
-  before = null;  // what happened meanwhile belongs to no single second
+  before = null;  // requests in the pause would be counted in one second
   tick();
 });
 
 // --- the request as code ---------------------------------------------------------------------------------------------
 
 const shell = text => `'${text.replaceAll("'", "'\\''")}'`;
-const literal = text => JSON.stringify(text);  // is one of Python too
+const literal = text => JSON.stringify(text);  // a JSON string is a Python string literal, too
 
 const WRITE = {
   curl: asked => {
@@ -758,7 +758,7 @@ const WRITE = {
   },
   grpcurl: asked => {
     const address = `${location.hostname}:${state.grpcPort ?? "PORT"}`;
-    const note = state.grpcPort ? "" : "# PORT: the server took a free one and has printed it\n";
+    const note = state.grpcPort ? "" : "# PORT: the server chose a free port and printed it\n";
     const version = by("version").value ? { version: by("version").value } : {};
     const base = { model: by("model").value, ...version };
     const call = (method, document_) => `${note}grpcurl -plaintext -d ${shell(JSON.stringify(document_))} \\\n  ${address} ${method}`;
@@ -778,7 +778,7 @@ const WRITE = {
 const pictureName = () => state.picture?.name ?? "picture.jpg";
 const imageJson = data => `{"inputs": [{"name": "image", "shape": [1], "datatype": "BYTES", "data": ["${data}"]}]}`;
 
-/** JSON tensors as the protocol's messages carry them. */
+/** Convert JSON tensors to the protocol's gRPC messages. */
 const CONTENTS = {
   BOOL: "bool_contents", INT8: "int_contents", INT16: "int_contents", INT32: "int_contents", INT64: "int64_contents",
   UINT8: "uint_contents", UINT16: "uint_contents", UINT32: "uint_contents", UINT64: "uint64_contents",
@@ -787,7 +787,7 @@ const CONTENTS = {
 const bytesBase64 = text => btoa(String.fromCodePoint(...new TextEncoder().encode(text)));
 const typedTensors = ({ model: name, version }, body) => {
   const inputs = JSON.parse(body).inputs.map(({ data, ...frame }) => {
-    if (!CONTENTS[frame.datatype]) throw new Refused(`${frame.datatype} travels over gRPC as raw bytes alone.`);
+    if (!CONTENTS[frame.datatype]) throw new Refused(`${frame.datatype} can be sent over gRPC in raw form only.`);
     const flat = [data].flat(Infinity);
     return { ...frame, contents: { [CONTENTS[frame.datatype]]: frame.datatype === "BYTES" ? flat.map(bytesBase64) : flat } };
   });
@@ -813,13 +813,13 @@ const copySnippet = async () => {
   try {
     await navigator.clipboard.writeText(by("snippet").textContent);
     by("copied").textContent = "Copied.";
-  } catch {  // no secure context, or not allowed: select it, so that the person's own keys copy it
+  } catch {  // not allowed, or no secure context: the text is selected, so that the user can copy it
     getSelection().selectAllChildren(by("snippet"));
-    by("copied").textContent = "The browser does not let this page copy; the text is selected, copy it with your keys.";
+    by("copied").textContent = "The browser does not allow this page to copy. The text is selected; copy it with the keyboard.";
   }
 };
 
-// --- the model card: the little Markdown that cards are written in ---------------------------------------------------
+// --- the model card: the subset of Markdown that cards use -----------------------------------------------------------
 
 const renderInline = (parent, text) => {
   for (const part of text.split(/(`[^`]+`|\*\*[^*]+\*\*|\[[^\]]+\]\(https?:[^)\s]+\))/)) {
@@ -873,7 +873,7 @@ const takePicture = (blob, name) => {
   send();
 };
 
-/** A ship on the sea, for whoever has no picture at hand. */
+/** Draw a ship on the sea as a sample picture. */
 const drawShip = () => {
   const canvas = Object.assign(document.createElement("canvas"), { width: 256, height: 256 }), pen = canvas.getContext("2d");
   const fill = (colour, ...corners) => {
@@ -899,7 +899,7 @@ const drawShip = () => {
   canvas.toBlob(blob => takePicture(blob, "ship.png"), "image/png");
 };
 
-// --- wiring ----------------------------------------------------------------------------------------------------------
+// --- event handlers --------------------------------------------------------------------------------------------------
 
 const loadModels = async () => {
   const [index, metadata, api] = await Promise.all(["/v2/models", "/v2", "/openapi.json"].map(async path => (await ask(path)).json()));
@@ -913,7 +913,7 @@ const loadModels = async () => {
   fillSelect(by("model"), index.models.map(known => [known.name, known.ready ? known.name : `${known.name} (not served)`]),
     index.models.some(known => known.name === wanted) ? wanted : first?.name);
   if (!index.models.length) {
-    by("about").textContent = "There is no model in the store of this server.";
+    by("about").textContent = "The store of this server has no models.";
     by("send").hidden = true;
   } else if (!shown || shown.ready !== model().ready || shown.reason !== model().reason) await chosen();
 };
@@ -948,7 +948,7 @@ by("file").addEventListener("change", event => { const file = event.target.files
 by("draw").addEventListener("click", drawShip);
 by("drop").addEventListener("dragover", event => { event.preventDefault(); by("drop").classList.add("over"); });
 by("drop").addEventListener("dragleave", () => by("drop").classList.remove("over"));
-// A file that misses the frame must not make the browser leave the page.
+// A file that is dropped outside of the frame must not make the browser leave the page.
 addEventListener("dragover", event => event.preventDefault());
 addEventListener("drop", event => {
   event.preventDefault();

@@ -176,7 +176,7 @@ def test_a_sentence_becomes_label_bars_and_a_receipt(page: Page, server: Server)
     assert bars(page) == percentages(scores)
     expect(page.locator("#answer .result")).to_contain_text(scores[0]["label"])
     receipt = facts(page.locator("#answer"))
-    assert (receipt["version"], receipt["rows in its batch"]) == ("2", "1")
+    assert (receipt["version"], receipt["rows in the batch"]) == ("2", "1")
     assert re.fullmatch(r"[\d.]+ ms", receipt["computed"])
     assert receipt["queue wait"].endswith(" ms")
     page.get_by_label("Version").select_option("1")
@@ -219,7 +219,7 @@ def test_a_translation_by_beams_comes_whole(page: Page, server: Server) -> None:
     for version in ("", "1"):
         page.get_by_label("Version").select_option(version)
         press(page, "Translate")
-        assert float(facts(page.locator("#answer"))["rows in its batch"]) >= 2
+        assert float(facts(page.locator("#answer"))["rows in the batch"]) >= 2
         assert page.locator("#answer .result").inner_text() == expected["translation_text"]
 
 
@@ -256,7 +256,7 @@ def test_a_picture_is_classified_when_it_is_chosen_or_dropped(page: Page, server
 def test_a_drawn_picture_stands_in_for_one_of_ones_own(page: Page) -> None:
     """The drawn ship is sent to the model like any other image."""
     choose(page, "cifar10-vit")
-    press(page, "No picture at hand? Take a drawn ship")
+    press(page, "No picture at hand? Use a drawn ship")
     expect(page.locator("#answer .result")).to_contain_text("ship")
 
 
@@ -308,13 +308,13 @@ def test_errors_are_sentences(page: Page) -> None:
     give_picture(page, b"no picture")
     expect(page.locator("#answer [role=alert]")).to_contain_text("The server refuses the request (400). The body is")
     choose(page, "damaged")
-    expect(page.locator("#about")).to_have_text("It is not served: Model.onnx is missing.")
+    expect(page.locator("#about")).to_have_text("This model is not served: Model.onnx is missing.")
     expect(page.get_by_role("button", name="Classify")).to_be_hidden()
     choose(page, "sentiment")
     page.context.set_offline(True)
     page.get_by_label("Text", exact=True).fill(TEXT)
     press(page, "Classify")
-    assert error(page) == "The server does not answer. Does it still run?"
+    assert error(page) == "The server does not answer. Is it still running?"
 
 
 def test_a_stopped_answer_says_so(page: Page) -> None:
@@ -470,7 +470,7 @@ def test_an_explanation_that_is_not_offered_is_refused_in_a_sentence(browser: Br
     page.goto(f"{server.http}/#sentiment")
     expect(page.locator("#explain-about")).to_contain_text("does not list explanations")
     press(page, "Explain")
-    expected = "The server does not have that (404). No such path: /v2/models/sentiment/explain."
+    expected = "The server has no such model or path (404). No such path: /v2/models/sentiment/explain."
     assert error(page, "#explanation") == expected
     context.close()
 
@@ -594,7 +594,7 @@ def test_methods_are_those_the_server_names(browser: Browser, server: Server) ->
     expect(methods).to_have_text(["server's choice", "occlusion", "gradients"])
     page.get_by_label("Method").select_option("gradients")
     press(page, "Explain")
-    expected = "The server does not offer that (501). Method 'gradients' is not offered for this model."
+    expected = "The server does not support this (501). Method 'gradients' is not offered for this model."
     assert error(page, "#explanation") == expected
     expect(methods.last).to_have_text("gradients (refused for this model)")
     page.unroute("**/v2")
@@ -636,12 +636,12 @@ def test_a_translation_is_explained(page: Page) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "alt"), [("", "Which parts of it speak for ship"), ("attention", "Where the model")]
+    ("method", "alt"), [("", "Which parts of it speak for ship"), ("attention", "Attention of the model")]
 )
 def test_a_picture_is_explained(method: str, alt: str, page: Page) -> None:
     """The real server explains it: an overlay covers the image, and the patches are listed."""
     choose(page, "cifar10-vit")
-    press(page, "No picture at hand? Take a drawn ship")
+    press(page, "No picture at hand? Use a drawn ship")
     bars(page)
     page.get_by_label("Method").select_option(method)
     press(page, "Explain")
