@@ -119,7 +119,7 @@ def measure_batches(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def material_of(manifest: Any) -> Any:
-    """Load the labelled inputs, or sentences with references, that a model of the store is judged by.
+    """Load the labelled inputs, or sentences with references, that a model of the store is measured on.
 
     Raises:
         ValueError: the model names no known data set.
@@ -129,7 +129,7 @@ def material_of(manifest: Any) -> Any:
     known = {manifest.provenance.get("data"), manifest.provenance.get("measured_on")}
     material = task_of(manifest.task).material(known)
     if material is None:
-        raise ValueError(f"{manifest.name}: nothing is known to judge it by: it names no data set that is known here")
+        raise ValueError(f"{manifest.name}: no data to measure it on: its manifest names no known data set")
     return material
 
 

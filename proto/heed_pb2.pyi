@@ -127,12 +127,13 @@ class ExplainRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ..., version: _Optional[str] = ..., text: _Optional[str] = ..., image: _Optional[bytes] = ..., truncate: _Optional[bool] = ..., method: _Optional[str] = ..., target: _Optional[str] = ..., n_samples: _Optional[int] = ..., seed: _Optional[int] = ..., num_beams: _Optional[int] = ..., max_new_tokens: _Optional[int] = ..., length_penalty: _Optional[float] = ..., part: _Optional[str] = ..., layer: _Optional[int] = ..., head: _Optional[int] = ...) -> None: ...
 
 class ExplainResponse(_message.Message):
-    __slots__ = ("method", "target", "score", "features", "target_tokens", "overlay", "fidelity", "receipt", "tokens", "attention")
+    __slots__ = ("method", "target", "score", "features", "target_tokens", "patches", "overlay", "fidelity", "receipt", "tokens", "attention")
     METHOD_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     TARGET_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
     OVERLAY_FIELD_NUMBER: _ClassVar[int]
     FIDELITY_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
@@ -143,12 +144,13 @@ class ExplainResponse(_message.Message):
     score: float
     features: _containers.RepeatedCompositeFieldContainer[Feature]
     target_tokens: _containers.RepeatedScalarFieldContainer[str]
+    patches: Patches
     overlay: bytes
     fidelity: Fidelity
     receipt: Receipt
     tokens: _containers.RepeatedCompositeFieldContainer[ExplainedToken]
     attention: Attention
-    def __init__(self, method: _Optional[str] = ..., target: _Optional[str] = ..., score: _Optional[float] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., overlay: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., tokens: _Optional[_Iterable[_Union[ExplainedToken, _Mapping]]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
+    def __init__(self, method: _Optional[str] = ..., target: _Optional[str] = ..., score: _Optional[float] = ..., features: _Optional[_Iterable[_Union[Feature, _Mapping]]] = ..., target_tokens: _Optional[_Iterable[str]] = ..., patches: _Optional[_Union[Patches, _Mapping]] = ..., overlay: _Optional[bytes] = ..., fidelity: _Optional[_Union[Fidelity, _Mapping]] = ..., receipt: _Optional[_Union[Receipt, _Mapping]] = ..., tokens: _Optional[_Iterable[_Union[ExplainedToken, _Mapping]]] = ..., attention: _Optional[_Union[Attention, _Mapping]] = ...) -> None: ...
 
 class ExplainedToken(_message.Message):
     __slots__ = ("text", "start", "end", "weight", "feature")

@@ -88,7 +88,7 @@ def convert(
         also_measured_on: further labelled inputs to measure, by their names for the model card.
         split: the split of the data set that `labelled` is.
         explained: add the graph that explains where it is offered; `python -m export explain-graph` adds it later.
-        halved: add a float16 graph for GPUs where labelled inputs can judge it; `half-graphs` adds it later.
+        halved: add a float16 graph for GPUs if there are labelled inputs; `python -m export half-graphs` adds it later.
 
     Returns:
         the new folder.
@@ -255,7 +255,7 @@ def describe(
     write_golden(folder, golden)
     golden_comparison = compare(onnx_logits(source, folder / GRAPH, inputs), golden_BC)
     if precision == "float32":
-        require_equal(golden_comparison, "ONNX, asked the golden examples,")
+        require_equal(golden_comparison, "ONNX, on the golden examples,")
         tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
     else:
         # Rounding depends on the other items of the batch and on the processor's instructions: allow twice the observed
@@ -296,7 +296,7 @@ def model_card(manifest: Manifest, version: int) -> str:
         "",
     ]
     if "validation" in manifest.quality and "best_epoch" in manifest.provenance:
-        lines += ["The validation split also chose the epoch: what is measured on it is an optimistic figure.", ""]
+        lines += ["The validation split also chose the epoch, so the figures measured on it are optimistic.", ""]
     for split, measured in manifest.quality.items():
         if isinstance(measured, dict) and "confusion_matrix" in measured:
             lines += [
@@ -311,8 +311,8 @@ def model_card(manifest: Manifest, version: int) -> str:
                 "",
             ]
     if not any(isinstance(measured, dict) and "confusion_matrix" in measured for measured in manifest.quality.values()):
-        lines += ["Its accuracy was not measured: no labelled data of its own was at hand.", ""]
-    lines += ["Against the model before its conversion:", ""]
+        lines += ["Its accuracy was not measured, because no labelled data was available.", ""]
+    lines += ["Compared with the model before conversion:", ""]
     if "accuracy_loss" in manifest.quality:
         by = "quantization" if manifest.precision == "int8" else manifest.precision
         lines.append(f"- accuracy lost by {by}: {100 * manifest.quality['accuracy_loss']:.2f} points")
@@ -321,7 +321,7 @@ def model_card(manifest: Manifest, version: int) -> str:
             f"- {runtime} against PyTorch on {comparison['num_examples']} inputs: logits differ by at most"
             f" {comparison['max_abs_logit_difference']:.2g}, {comparison['labels_changed']} labels change"
         )
-    return "\n".join(lines) + f"\n\n`{MANIFEST}` has the same in full, and the checksum of every file.\n"
+    return "\n".join(lines) + f"\n\n`{MANIFEST}` has all figures, and the checksum of every file.\n"
 
 
 def _what_it_takes(manifest: Manifest) -> str:

@@ -9,7 +9,7 @@ Its tensors are described in `export.onnx_graphs.explanation_modules`: `inputs` 
 - alpha 1 alone gives the attention weights of the answer itself, and "gradient times input" as attribution;
 - integrated gradients are the weighted mean of attributions at several alphas: `midpoints(n)`, with equal weights, or
   `gauss_legendre(n)`, which leaves a smaller gap for equally many steps (`completeness_gap_of_..._steps` in
-  `golden.explain.json`). The attributions should add up to the answer at alpha 1 less that at alpha 0: ask for
+  `golden.explain.json`). The attributions should add up to the answer at alpha 1 minus that at alpha 0: compute
   these two rows as well, and report the gap;
 - the attention weights of a batch are B x L x H x T x T numbers; keep batches small accordingly;
 - it needs the other graphs of its folder, unchanged: it reads its weights from their files.
@@ -131,7 +131,7 @@ def golden_of(network: Explained, row: Row) -> GoldenRow:
 
 
 def kept_of(name: str, output: NDArray[Any]) -> NDArray[Any]:
-    """Return the part of an output that golden rows keep: of attention only the first query's."""
+    """Return the part of an output that golden rows keep: attention only of the first query."""
     return output[:, :, 0] if name.endswith("attention") else output
 
 
@@ -200,7 +200,7 @@ def add_to_store(folder: Path, task_of: Callable[[str], FolderTask[Any]], consol
     """
     manifest = open_folder(folder).manifest
     if manifest is None:
-        raise NotUnderstood(f"{folder} is a bare ONNX graph: nothing says what its network is")
+        raise NotUnderstood(f"{folder} is a bare ONNX graph: its network is unknown")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".explaining-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
         golden = add_explain_graph(copy, manifest, task_of(manifest.task), stored_network(copy))
@@ -221,19 +221,23 @@ def card_of_explanations(folder: Path, manifest: Manifest) -> str:
     measured = read_explain_golden(folder).measured
     lines = [
         f"`{EXPLAIN}` gives attention weights and integrated gradients (Sundararajan et al. 2017). It has no weights of"
-        " its own: it reads them out of the graphs of this folder.",
+        " its own: it reads them from the other graphs of this folder.",
         "",
     ]
     if manifest.precision != "float32":
         lines += [
-            f"What it explains is the network with the weights that {manifest.precision} made, computed in float32: the"
-            f" served graph rounds what it computes as well. The two answer the golden examples within"
-            f" {measured['served_answer_difference']:.2g} of each other.",
+            f"It explains the network with the weights as {manifest.precision} rounds them, computed in float32; the"
+            " served graph also rounds activations. Their answers to the golden examples differ by at most"
+            f" {measured['served_answer_difference']:.2g}.",
             "",
         ]
     lines += [
-        "Measured on the golden examples, against PyTorch but for the first, which is against the served graph:",
+        "Measured on the golden examples, compared with the served graph (first line) or PyTorch (the others):",
         "",
     ]
     lines += [f"- {name.replace('_', ' ')}: {value:.2g}" for name, value in measured.items()]
-    return CARD_HEADING + "\n".join(lines) + f"\n\n`{EXPLAIN_GOLDEN}` has the same, and rows to check it by.\n"
+    return (
+        CARD_HEADING
+        + "\n".join(lines)
+        + f"\n\n`{EXPLAIN_GOLDEN}` has these figures, and rows to check the graph with.\n"
+    )

@@ -145,7 +145,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [node for node in graph.node if not any(node is each for each in gone)]
     kept = _used(kept, [output.name for output in graph.output])
     if left := {node.op_type for node in kept if OF_INT8.search(node.op_type)}:
-        raise HalfPrecisionRefused(f"nothing is known to put in place of {', '.join(sorted(left))}")
+        raise HalfPrecisionRefused(f"no float16 operator is known in place of {', '.join(sorted(left))}")
     named = {name for node in kept for name in node.input}
     del graph.node[:], graph.initializer[:], graph.value_info[:]
     graph.node.extend(kept)
@@ -163,7 +163,7 @@ def _used(nodes: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
     return used[::-1]
 
 
-# --- what they are worth ---------------------------------------------------------------------------------------------
+# --- quality ---------------------------------------------------------------------------------------------------------
 
 
 def add_float16_graphs(
@@ -203,7 +203,7 @@ def measure_classifier(
     measured_on: Mapping[str, Labelled],
     preprocessing: Preprocessing,
 ) -> HalfPrecision:
-    """Compare a classifier's float16 graph with the graph it is made of, and with PyTorch's golden logits.
+    """Compare a classifier's float16 graph with the served graph, and with PyTorch's golden logits.
 
     Raises:
         HalfPrecisionRefused: float16 loses too much accuracy.
@@ -229,7 +229,7 @@ def measure_classifier(
         difference, labels_B = float(np.abs(half_BC - whole_BC).max()), np.array(labelled.labels)
         worst = max(worst, difference)
         if not np.isfinite(worst):
-            raise HalfPrecisionRefused("what it computes goes beyond the numbers of half precision")
+            raise HalfPrecisionRefused("its values overflow half precision")
         measured, before = (classification_quality(each, labels_B).accuracy for each in (half_BC, served_BC))
         require_little_loss(100 * (before - measured), 100 * MAX_ACCURACY_LOSS, f"points of accuracy ({split})")
         quality[split] = {
@@ -277,7 +277,7 @@ def measure_translations(
             (found,) = translated(half, [example.inputs["text"]], request)
             worst = max(worst, abs(found.score - example.outputs[search][0]))
         if not np.isfinite(worst):
-            raise HalfPrecisionRefused("what it computes goes beyond the numbers of half precision")
+            raise HalfPrecisionRefused("its values overflow half precision")
         for split, texts in measured_on.items():
             ours, theirs = (translated(each, texts.source, request) for each in (half, served))
             measured, before = (bleu(each, texts.target) for each in (ours, theirs))
@@ -337,9 +337,9 @@ def add_to_store(
     """
     manifest = open_folder(folder).manifest
     if manifest is None:
-        raise ValueError(f"{folder} is a bare ONNX graph: nothing says what it is worth")
+        raise ValueError(f"{folder} is a bare ONNX graph: its quality cannot be measured")
     if manifest.precision == "float16":
-        raise ValueError(f"{folder} is in half precision as it is")
+        raise ValueError(f"{folder} is already in half precision")
     material, task = measured_on(manifest), task_of(manifest.task)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".halving-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
@@ -361,10 +361,10 @@ def card_of_half_precision(manifest: Manifest, task: FolderTask[S]) -> str:
     if manifest.float16 is None:
         return ""
     files = " and ".join(f"`{name}`" for name in task.float16_graphs)
-    of_int8 = ", with the weights that int8 made" if manifest.precision == "int8" else ""
+    of_int8 = ", with the dequantized int8 weights" if manifest.precision == "int8" else ""
     lines = [
-        f"A GPU gets {files}: the same network in half precision{of_int8}. The bytes of its weights are those of the"
-        f" graphs beside it. Measured on a CPU, beside these graphs in {manifest.precision}:",
+        f"A GPU computes {files}: the same network in half precision{of_int8}. It reads its weights from the other"
+        f" graphs of this folder. Measured on a CPU, and compared with the {manifest.precision} graphs:",
         "",
     ]
     for split, measured in manifest.float16.quality.items():

@@ -34,7 +34,7 @@ def golden_images() -> dict[str, bytes]:
 
 
 def made_up_images(count: int, side: int = 64) -> list[bytes]:
-    """Draw coloured clouds as PNG files, to compare models on when no data set is at hand."""
+    """Draw coloured clouds as PNG files, to compare models on when no data set is available."""
     rng = np.random.default_rng(1)
     files = []
     for _ in range(count):

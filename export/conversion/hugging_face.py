@@ -167,7 +167,7 @@ class _ImageLogits(nn.Module):
         self.model = model
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Float32 [B, 3, H, W]; logits [B, C]."""
+        """Classify pixels, float32 [B, 3, H, W]; return logits [B, C]."""
         logits: Tensor = self.model(pixel_values=pixel_values).logits
         return logits
 
@@ -198,7 +198,7 @@ class _Positional(nn.Module):
         attention_mask: Tensor,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """Int64 [B, T] each; logits [B, C]."""
+        """Classify inputs, int64 [B, T] each; return logits [B, C]."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **more).logits
         return logits

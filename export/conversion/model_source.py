@@ -43,7 +43,7 @@ class Labelled(Protocol):
 
     @property
     def labels(self) -> Sequence[int]:
-        """One for each."""
+        """The class number of each input."""
 
 
 class Collator(Protocol):
@@ -182,7 +182,7 @@ class TextClassifierSource:
         return tuple(torch.full((2, 16), int(name != "token_type_ids"), dtype=torch.int64) for name in self.input_names)
 
     def dynamic_axes(self) -> dict[int, Any]:
-        """Rows and tokens."""
+        """Return rows and tokens."""
         return {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=self.max_tokens)}
 
     def item(self, given: str) -> Any:
@@ -278,11 +278,11 @@ class ImageClassifierSource:
         return ImageClassification(config, labels=self.labels, graph_input=self.input_names[0])
 
     def example(self) -> tuple[torch.Tensor, ...]:
-        """Two images."""
+        """Return two images."""
         return (torch.zeros(2, 3, self.image_size, self.image_size),)
 
     def dynamic_axes(self) -> dict[int, Any]:
-        """Images."""
+        """Return the images of a batch."""
         return {0: torch.export.Dim("batch", min=1)}
 
     def item(self, given: bytes) -> Pixels:

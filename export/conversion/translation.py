@@ -297,10 +297,10 @@ def model_card(manifest: Manifest, version: int) -> str:
             signatures |= {key: value for key, value in measured.items() if key.endswith("_signature")}
     if rows:
         lines += [
-            "With the graphs of this folder, against one reference translation each. The first BLEU and chrF are of"
-            " cased, detokenised text, as it is served; the last BLEU of text in lower case, tokenised by Moses, as"
-            " papers on Multi30k report it. The two must not be compared. Behind each the half width of its 95 %"
-            " interval.",
+            "Measured with the graphs of this folder, against one reference translation each. The first BLEU and chrF"
+            " are those of cased, detokenised text, as it is served. The last BLEU is that of lower-case text tokenised"
+            " by Moses, as papers on Multi30k report it. The two must not be compared. ± is half the width of the 95 %"
+            " confidence interval.",
             "",
             "| test split | n | search | BLEU | chrF | BLEU, lower case, tokenised |",
             "| --- | --- | --- | --- | --- | --- |",
@@ -309,11 +309,11 @@ def model_card(manifest: Manifest, version: int) -> str:
             *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()),
             "",
         ]
-    lines += ["Against PyTorch on the same sentences:", ""]
+    lines += ["Compared with PyTorch on the same sentences:", ""]
     for what, comparison in compared.items():
         lines.append(
             f"- {what}: {comparison['translations_changed']} of {comparison['num_examples']} translations change"
             f" (PyTorch finds them worse by at most {comparison['max_score_lost']:.2g}), scores of the others differ by"
             f" at most {comparison['max_abs_score_difference']:.2g}"
         )
-    return "\n".join(lines) + f"\n\n`{MANIFEST}` has the same in full, and the checksum of every file.\n"
+    return "\n".join(lines) + f"\n\n`{MANIFEST}` has all figures, and the checksum of every file.\n"

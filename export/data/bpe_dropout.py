@@ -17,7 +17,7 @@ NUM_CUTS = 16  # segmentations of each word
 
 
 class SubwordDropout:
-    """BPE dropout: the texts of a training split, segmented anew in every epoch."""
+    """BPE dropout: segments the texts of a training split differently in every epoch."""
 
     def __init__(self, tokenizer: Tokenizer, texts: list[str], skip_fraction: float, *, end_id: int, seed: int) -> None:
         """Segment every word of the texts.

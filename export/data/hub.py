@@ -1,11 +1,11 @@
-"""Where data sets are read from: the Hugging Face hub, or the folder that HEED_DATASETS names."""
+"""Locates data sets: on the Hugging Face hub, or in the folder that HEED_DATASETS names."""
 
 import os
 from pathlib import Path
 
 
 def source_of(hub_id: str, folder: str) -> str:
-    """Where a data set is read from: `$HEED_DATASETS/<folder>` when that is set, else the hub.
+    """Return where to read a data set from: `$HEED_DATASETS/<folder>` if that is set, else the hub.
 
     Raises:
         FileNotFoundError: HEED_DATASETS is set, but has no such folder; a silent download would be a surprise.

@@ -57,7 +57,7 @@ class ImageClassificationData:
 
 
 def load_cifar10() -> ImageClassificationData:
-    """CIFAR-10 (Krizhevsky 2009): 45,000 images to train on, 5,000 more to choose by, 10,000 to test."""
+    """Load CIFAR-10 (Krizhevsky 2009): 45,000 images to train on, 5,000 more to choose by, 10,000 to test."""
     splits = datasets.load_dataset(source_of(CIFAR10_HUB_ID, "cifar10"))
 
     def read(split: Any) -> LabelledImages:

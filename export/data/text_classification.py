@@ -38,14 +38,14 @@ class TextClassificationData:
 
 
 def load_everyday() -> LabelledTexts:
-    """Sentences in everyday spelling and case, written and labelled for this repository; 1 is positive."""
+    """Load sentences in everyday spelling and case, written and labelled for this repository; 1 is positive."""
     path = Path(__file__).parents[2] / "tests" / "data" / "everyday_sentiment.tsv"
     rows = [line.split("\t") for line in path.read_text().splitlines()]
     return LabelledTexts([text for _, text in rows], [int(label == "POSITIVE") for label, _ in rows])
 
 
 def load_sst2() -> TextClassificationData:
-    """SST-2 in its GLUE form: 67,349 phrases and sentences to train on, 872 whole sentences to validate.
+    """Load SST-2 in its GLUE form: 67,349 phrases and sentences to train on, 872 whole sentences to validate.
 
     The test split is left out, because GLUE does not publish its labels.
     """

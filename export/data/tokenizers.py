@@ -21,7 +21,7 @@ TREEBANK_SPELLINGS = {" n't": "n't", "-lrb- ": "(", "-rrb-": ")", "`` ": '"', " 
 
 
 def everyday_spelling() -> list[normalizers.Normalizer]:
-    """A normalizer that turns lower-case treebank spelling into everyday spelling."""
+    """Build a normalizer that turns lower-case treebank spelling into everyday spelling."""
     return [
         normalizers.Replace(Regex(r"[\u2018\u2019]"), "'"),
         normalizers.Replace(Regex(r"[\u201c\u201d]"), '"'),

@@ -46,14 +46,14 @@ class TranslationData:
 
 
 def load_multi30k() -> TranslationData:
-    """Multi30k, English to German, raw text (Elliott et al. 2016): 29,000 captions to train on; `test` is test2016."""
+    """Load Multi30k, English to German, raw text (Elliott et al. 2016): 29,000 captions; `test` is test2016."""
     splits = datasets.load_dataset(source_of(MULTI30K_HUB_ID, "multi30k"))
     train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
     return TranslationData("Multi30k", MULTI30K_LICENCE, "en", "de", train, validation, {"Multi30k": test})
 
 
 def load_multi30k_and_tatoeba() -> TranslationData:
-    """Multi30k and the sentence pairs of Tatoeba together.
+    """Load Multi30k and the sentence pairs of Tatoeba together.
 
     Raises:
         FileNotFoundError: HEED_DATASETS is not set; no hub has these splits of Tatoeba.

@@ -61,7 +61,7 @@ class VisionTransformer(nn.Module):
         self.apply(_initialise)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels, float32 [B, 3, H, W]; logits, float32 [B, K]."""
+        """Classify normalised pixels, float32 [B, 3, H, W]; return logits, float32 [B, K]."""
         x_BTD = self.dropout(self.tokens(pixels_BCHW).flatten(2).transpose(1, 2) + self.positions_TD)
         for number, layer in enumerate(self.layers):
             fraction = self.config.drop_path * number / max(1, len(self.layers) - 1)
@@ -132,7 +132,7 @@ class ResNet9(nn.Module):
         self.head = nn.Linear(8 * w, config.num_labels, bias=False)
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        """Normalised pixels, float32 [B, 3, H, W]; logits, float32 [B, K]."""
+        """Classify normalised pixels, float32 [B, 3, H, W]; return logits, float32 [B, K]."""
         x_BCHW = self.stage_3(self.stage_2(self.stage_1(self.stem(pixels_BCHW))))
         logits_BK: Tensor = self.head(self.dropout(x_BCHW.amax(dim=(2, 3)))) * self.config.logit_scale
         return logits_BK

@@ -41,7 +41,7 @@ class BiLstmClassifier(nn.Module):
         self.head = nn.Linear(2 * config.d_hidden, config.num_labels)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Ids and mask, int64 [B, T], real tokens first; logits [B, C]."""
+        """Classify ids and mask, int64 [B, T], real tokens first; return logits [B, C]."""
         x_BTD = self.dropout(self.embedding(input_ids))
         lengths_B = attention_mask.sum(dim=1).cpu()
         packed = pack_padded_sequence(x_BTD, lengths_B, batch_first=True, enforce_sorted=False)

@@ -111,7 +111,7 @@ class Dropout(nn.Module):
 
 
 def sinusoidal_positions(num_positions: int, d_model: int) -> Tensor:
-    """Sinusoidal position table (Vaswani et al. 2017, 3.5): sines in even columns, cosines in odd; float32 [T, D]."""
+    """Compute the position table of Vaswani et al. 2017, 3.5: sines in even columns, cosines in odd; float32 [T, D]."""
     position_T1 = torch.arange(num_positions, dtype=torch.float32).unsqueeze(1)
     rate_D = torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10_000.0) / d_model))
     table_TD = torch.zeros(num_positions, d_model)
@@ -213,7 +213,7 @@ class EncoderLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor, bias_B11T: Tensor | None = None) -> Tensor:
-        """[B, T, D] to [B, T, D]."""
+        """Compute the layer: [B, T, D] to [B, T, D]."""
         if self.pre_norm:
             x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), bias_B11T))
             sum_BTD: Tensor = x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))

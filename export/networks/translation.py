@@ -85,7 +85,7 @@ class TranslationTransformer(nn.Module):
         return self.logits(self.features(source_ids, source_mask, target_ids, target_mask))
 
     def features(self, source_ids: Tensor, source_mask: Tensor, target_ids: Tensor, target_mask: Tensor) -> Tensor:
-        """Teacher forcing: each target token predicted from the source and from the target tokens before it.
+        """Compute features by teacher forcing: each target token sees the source and the target tokens before it.
 
         Args:
             source_ids: int64 [B, S], ending with [EOS].
@@ -232,7 +232,7 @@ class DecoderLayer(nn.Module):
 
 
 def padding_bias(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 for a real token and a large negative number for padding, to be added to attention scores; [B, 1, 1, S]."""
+    """Turn a mask into a bias on attention scores: 0 for real tokens, `NEGATIVE` for padding; [B, 1, 1, S]."""
     return (1.0 - mask_BS[:, None, None, :].to(dtype)) * NEGATIVE
 
 

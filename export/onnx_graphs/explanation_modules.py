@@ -3,8 +3,8 @@
 Input: the network's input, the answer to explain, and `alpha`, the position of each token between the baseline (0) and
 itself (1). Output: the answer at that point, the attention weights, and one step of integrated gradients
 (Sundararajan, Taly and Yan 2017, arXiv 1703.01365): for each token the gradient of the answer there, times the token's
-distance from the baseline, summed over its numbers. The mean of the steps over alpha from 0 to 1 is the token's share
-of the difference between the answer and the baseline's; all shares together are that difference, but for the gap that
+distance from the baseline, summed over its numbers. The mean of the steps over alpha from 0 to 1 is the token's part
+of the difference between the answer and the baseline's; all parts add up to that difference, except for the gap that
 the steps leave. The steps are rows of a batch, so that they are computed together.
 
 The baseline replaces the tokens' vectors by zeros, which means no word at all; the vector of [PAD] is never trained.
@@ -220,9 +220,9 @@ def _step(
     at_alpha_BTD = baseline_1TD + alpha_B[:, None, None] * distance_BTD
     with torch.enable_grad():
         at_alpha_BTD = at_alpha_BTD.detach().requires_grad_()
-        total, told = answer(at_alpha_BTD)
+        total, outputs = answer(at_alpha_BTD)
         (gradient_BTD,) = torch.autograd.grad(total, at_alpha_BTD)
-    return (gradient_BTD * distance_BTD).sum(dim=-1), told
+    return (gradient_BTD * distance_BTD).sum(dim=-1), outputs
 
 
 def _of_class(logits_BC: Tensor, target_B: Tensor) -> Tensor:

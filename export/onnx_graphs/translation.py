@@ -51,7 +51,7 @@ class PackedEncoder(nn.Module):
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
-        """Ids and mask, int64 [B, S]; for each decoder layer keys and values, [B, H, S, K]."""
+        """Encode ids and mask, int64 [B, S]; return keys and values for each decoder layer, [B, H, S, K]."""
         model, (B, S) = self.model, input_ids.shape
         packing = Packing(attention_mask)
         position_M = packing.real_only(torch.arange(S).expand(B, S))
@@ -208,7 +208,7 @@ def _choose_likeliest(path: Path) -> None:
     logits = next(output for output in graph.output if output.name == "logits")
     graph.node.extend(
         [
-            # Of all tokens, though few are needed: ONNX Runtime's ReduceLogSumExp takes 16 times as long.
+            # All tokens are computed, though few are needed: ONNX Runtime's ReduceLogSumExp takes 16 times as long.
             helper.make_node("LogSoftmax", ["logits"], ["all_log_probabilities"], axis=-1),
             helper.make_node(
                 "TopK", ["all_log_probabilities", "num_candidates"], ["log_probabilities", "top_ids"], axis=-1

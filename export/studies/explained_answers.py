@@ -48,7 +48,7 @@ def session_of(path: Path) -> onnxruntime.InferenceSession:
 
 
 class Answer(ABC):
-    """One input, and a model's answers to it and to its parts; answers are cached."""
+    """One input, and a model's answers to it and to its variants; answers are cached."""
 
     text = ""  # the answer
     names: Sequence[str] = ()  # names of the features, where they are words
@@ -142,7 +142,7 @@ class ClassifierAnswer(Answer):
         return float(values_K[0])
 
     def attention_of_tokens(self, outputs: dict[str, NDArray[np.float32]]) -> Floats:
-        """Attention rollout with equal weights in the last layer: no output has the model's own pooling weights."""
+        """Compute attention rollout with equal weights in the last layer, because no output has the pooling weights."""
         found: Floats = rollout(outputs["attention"]).mean(axis=0)
         return found
 
@@ -214,14 +214,14 @@ class TranslationAnswer(Answer):
         return math.exp(values_K.mean())
 
     def attention_of_tokens(self, outputs: dict[str, NDArray[np.float32]]) -> Floats:
-        """Cross-attention, averaged over layers, heads and target tokens, through the encoder's attention rollout."""
+        """Combine cross-attention, averaged over layers, heads and target tokens, with the encoder's rollout."""
         to_source_S = outputs["cross_attention"].astype(np.float64).mean(axis=(0, 1, 2))
         found: Floats = to_source_S @ rollout(outputs["encoder_attention"])
         return found
 
 
 def features_of_tokens(places: Words, num_tokens: int) -> NDArray[np.int64]:
-    """Return the feature that each token belongs to; -1 for tokens that are never taken away."""
+    """Return the feature that each token belongs to; -1 for tokens that are never removed."""
     feature_of_T = np.full(num_tokens, -1)
     for feature, gone_M in enumerate(np.eye(places.num_features, dtype=np.bool_)):
         feature_of_T[sorted(set(range(num_tokens)) - set(places.part(~gone_M)))] = feature

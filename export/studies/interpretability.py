@@ -102,7 +102,7 @@ def explain(
     time_budget_s: float = math.inf,
     num_examples: int = NUM_EXAMPLES,
 ) -> bool:
-    """Measure the examples that are missing; once all are measured, write the record.
+    """Measure the missing examples; once all are measured, write the record.
 
     Args:
         store: the model store.
@@ -129,7 +129,7 @@ def explain(
         folder = newest(store / study.name)
         examples = measure(study, folder, work / f"{study.name}.jsonl", console, end_s, num_examples)
         if examples is None:
-            console.print(f"{study.name}: not done yet; the same command goes on", highlight=False)
+            console.print(f"{study.name}: not finished; run the command again to resume", highlight=False)
             return False
         measured[study.name] = examples
         console.print(f"{study.name}: {len(examples)} examples", highlight=False)
@@ -227,7 +227,7 @@ def measure(
 def measured_before(path: Path, about: Figures) -> list[Figures]:
     """Read the lines that earlier calls have written: `about` first, then the figures of each example.
 
-    A file about another model, seed or list of methods is started anew, because none of its figures can be used.
+    A file about another model, seed or list of methods is overwritten, because none of its figures can be used.
     """
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not lines or lines[0] != about:

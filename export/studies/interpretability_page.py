@@ -35,7 +35,7 @@ def write_page(docs: Path, console: Console) -> None:
     """
     path = docs / "interpretability.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: run `python -m export explain` first")
+        raise FileNotFoundError(f"{path} is missing: run `python -m export explain` first")
     record = json.loads(path.read_text())
     models = record["models"]
     plot_kinds(models, docs / "interpretability-attention.png")
@@ -55,16 +55,16 @@ def page(record: Record) -> list[str]:
     return [
         "# What the models attend to, and which explanation to trust",
         "",
-        f"Made by `{record['command']}`, called until it was done, on {record['machine']}, at commit"
+        f"Written by `{record['command']}`, run until it was finished, on {record['machine']}, at commit"
         f" {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}; every figure"
-        " stands in [interpretability.json](interpretability.json). "
+        " is in [interpretability.json](interpretability.json). "
         + "; ".join(
             f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of"
             f" {model['data']}"
             for name, model in models.items()
         )
-        + f", drawn by seed {record['seed']}. Intervals (±) are 95 %, but for the picture of agreement. Sentences and"
-        " pictures that are shown are this repository's own.",
+        + f", drawn by seed {record['seed']}. Intervals (±) are 95 % intervals, except in the picture of agreement. All"
+        " sentences and pictures shown are this repository's own.",
         "",
         *in_short(models),
         *faithfulness(record),
@@ -82,29 +82,28 @@ def in_short(models: Record) -> list[str]:
     default, many = images["repeated"]
     few_of_text, many_of_text = words["repeated"]
     return [
-        "## What follows",
+        "## Recommendations",
         "",
-        "- **Of a classified text, take `shap` or `lime`**: of all methods these two say best which words the answer"
-        f" rests on. At {words['features']['mean']:.0f} words a text and 256 samples, the default, two seeds rank them"
-        f" with a correlation of {few_of_text['lime']['mean']:.2f} and {few_of_text['shap']['mean']:.2f}; `n_samples`"
-        f" of {many_of_text['n_samples']:,} make it {many_of_text['lime']['mean']:.2f} and"
+        "- **For a classified text, use `shap` or `lime`**: these two rank best the words that the answer depends on."
+        f" With {words['features']['mean']:.0f} words a text and 256 samples, the default, the rankings of two seeds"
+        f" correlate with {few_of_text['lime']['mean']:.2f} and {few_of_text['shap']['mean']:.2f}; with `n_samples`"
+        f" of {many_of_text['n_samples']:,} it is {many_of_text['lime']['mean']:.2f} and"
         f" {many_of_text['shap']['mean']:.2f}. `occlusion` takes one {cost_ratio(words):.0f}th of LIME's time"
-        f" and is worth less (deletion area {words['areas']['occlusion']['deletion']['mean']:.2f} against"
-        f" {words['areas']['lime']['deletion']['mean']:.2f}): what two words both say it gives to neither.",
-        "- **Of a translation, take `occlusion`**, the default: it does as well as the two, in one"
-        f" {cost_ratio(pieces):.0f}th of LIME's time, draws nothing, and gives each word's part in each token.",
-        "- **Integrated gradients** are as good as occlusion on sentiment and stay behind elsewhere. They draw"
-        " nothing, and explain the logit, not the probability.",
-        "- **Attention does not explain the classifier's answers**: on sentiment its order of words is little better"
-        " than a random one. On translation it is worth as much as gradients, and shows which word a token comes"
-        " from.",
-        f"- **Of an image, take `lime` with `n_samples` of {many['n_samples']:,} or more.** Even with 256, the"
-        " default, its order of patches is worth most, but no single patch is to be trusted then: two seeds agree"
+        f" but ranks worse (deletion area {words['areas']['occlusion']['deletion']['mean']:.2f} against"
+        f" {words['areas']['lime']['deletion']['mean']:.2f}): it gives no weight to two words that say the same.",
+        "- **For a translation, use `occlusion`**, the default: it ranks as well as the other two, takes one"
+        f" {cost_ratio(pieces):.0f}th of LIME's time, needs no random samples, and gives the weight of each word for"
+        " each token.",
+        "- **Integrated gradients** are as good as occlusion on sentiment and worse elsewhere. They need no random"
+        " samples, and explain the logit, not the probability.",
+        "- **Attention does not explain the classifier's answers**: on sentiment it ranks words hardly better than a"
+        " random order. On translation it is as good as gradients, and shows the source word of a token.",
+        f"- **For an image, use `lime` with `n_samples` of {many['n_samples']:,} or more.** Even with 256, the"
+        " default, its ranking of patches is the best, but do not trust single patches then: two seeds agree"
         f" with a rank correlation of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f}); with"
-        f" {many['n_samples']:,} it is {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` draws"
-        " nothing, and its order is worth as much as that of `shap`.",
-        "- Where two methods disagree on what counts most, compare the `fidelity` that each of the two answers"
-        " carries, rather than the methods' names.",
+        f" {many['n_samples']:,} it is {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` needs no"
+        " random samples, and ranks as well as `shap`.",
+        "- If two methods disagree about the most important feature, compare the `fidelity` of the two answers.",
     ]
 
 
@@ -128,18 +127,18 @@ def faithfulness(record: Record) -> list[str]:
     columns = ("model", "order by", "deletion area", "less random", "insertion area", "less random", "ms of one core")
     return [
         "",
-        "## Do the weights say what the answer rests on?",
+        "## Faithfulness of the weights",
         "",
-        "Features go, most important first (deletion: the sooner the score falls, the less the area and the better),"
-        " or come (insertion: the more the better), as in `fidelity` of the service. The score is the probability of"
-        " the answer, of a translation the mean probability of its tokens. Differences to the random order are of the"
-        " same examples; time is the median of an answer.",
+        "Features are removed, most important first (deletion: a smaller area is better), or added (insertion: a"
+        " larger area is better), as in `fidelity` of the service. The score is the probability of the answer; for a"
+        " translation it is the mean probability of its tokens. Differences to the random order use the same examples;"
+        " time is the median for one answer.",
         "",
         "![deletion and insertion areas of each method](interpretability-faithfulness.png)",
         *table(columns, rows),
         "",
-        "The curves take features away as occlusion, LIME and KernelSHAP do, which gives these three an advantage"
-        " over attention and gradients that no such test can rid itself of.",
+        "The curves remove features as occlusion, LIME and KernelSHAP do. This gives these three an advantage over"
+        " attention and gradients, which no such test can avoid.",
     ]
 
 
@@ -157,22 +156,22 @@ def agreement(record: Record) -> list[str]:
         tops.append([name, *(f"{100 * model['same_top'][one][other]:.0f} %" for one, other in places)])
     return [
         "",
-        "## Where methods agree",
+        "## Agreement of the methods",
         "",
         "![rank correlations of all pairs of methods](interpretability-agreement.png)",
         "",
-        "How often two methods name the same feature as the most important one:",
+        "How often two methods have the same most important feature:",
         *table(("model", *(" and ".join(NAMES[method] for method in pair) for pair in pairs)), tops),
         "",
-        "Attention has no sign; that is not why it stands apart: with the sizes of the others' weights, its mean rank"
-        " correlations are "
+        "Attention has no sign, but this does not explain its low correlations: with the absolute weights of the other"
+        " methods, its mean rank correlations are "
         + "; ".join(
             f"{name} {least_and_most(np.array(model['rank_correlation_of_sizes'])[0, 1:])}"
             for name, model in record["models"].items()
         )
         + ".",
         "",
-        "The ceiling of all this is how far a method that draws agrees with itself by another seed:",
+        "The upper limit of agreement is that of a sampling method with itself under another seed:",
         *table(("model", "samples", "n", "LIME", "KernelSHAP"), rows),
     ]
 
@@ -198,32 +197,34 @@ def attended(models: Record) -> list[str]:
     image_distance_LH = np.array(image["distance"])
     return [
         "",
-        "## What attention looks at",
+        "## Attention patterns",
         "",
         "![where the attention of each layer goes](interpretability-attention.png)",
         "",
-        "![how far each head looks](interpretability-distance.png)",
+        "![mean attention distance of each head](interpretability-distance.png)",
         "",
         f"- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put {100 * first_LH[1:].mean():.0f}"
-        f" % of their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %), whose vector no"
-        " more than any other goes into the answer, which is made of the mean of all. Heads look there that find"
-        " nothing to look for (Clark et al. 2019, arXiv 1906.04341, of BERT). This is why rollout says so little"
-        f" here. What is left is spread, but for a few heads: layer {near[0] + 1}, head {near[1] + 1} looks"
-        f" {distance_LH.min():.1f} tokens far on average (even: {sentiment['even_distance']:.1f}).",
-        "- **translation-en-de** looks near first and further later: the mean distance in the encoder grows from"
+        f" % of their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %). The answer is"
+        " computed from the mean of all vectors, so [CLS] counts no more than any other token. Heads attend to it when"
+        " they find no relevant token (Clark et al. 2019, arXiv 1906.04341, for BERT). Attention rollout is therefore"
+        " hardly informative here. The remaining weight is spread, except in a few heads: the mean distance of layer"
+        f" {near[0] + 1}, head {near[1] + 1} is {distance_LH.min():.1f} tokens (even:"
+        f" {sentiment['even_distance']:.1f}).",
+        "- **translation-en-de** attends to close tokens in early layers and to distant ones in later layers: the mean"
+        " distance in the encoder grows from"
         f" {np.array(translation['distance']).mean(axis=1)[0]:.1f} to"
         f" {np.array(translation['distance']).mean(axis=1)[-1]:.1f} tokens (even: {translation['even_distance']:.1f})."
         f" Its most local head (layer {layer + 1}, head {head + 1}) has {100 * neighbours_LH.max():.0f} % of its"
         f" weight on the two neighbours (even: {100 * even_neighbours:.0f} %). There is no [CLS], and the end of the"
-        " sentence is no such dump.",
-        "- **cifar10-vit** looks at the whole image from its first layer on: heads look"
-        f" {image_distance_LH[0].min():.1f} to {image_distance_LH[0].max():.1f} pixels far in layer 1 and"
+        " sentence does not take its role.",
+        "- **cifar10-vit** attends to the whole image from its first layer on: mean distances are"
+        f" {image_distance_LH[0].min():.1f} to {image_distance_LH[0].max():.1f} pixels in layer 1 and"
         f" {image_distance_LH[-1].min():.1f} to {image_distance_LH[-1].max():.1f} in the last (even:"
-        f" {image['even_distance']:.1f}). The eight patches around get {100 * around_L[0]:.0f} % in the first layer"
-        f" and {100 * around_L[-1]:.0f} % in the last (even:"
+        f" {image['even_distance']:.1f}). The eight neighbouring patches get {100 * around_L[0]:.0f} % in the first"
+        f" layer and {100 * around_L[-1]:.0f} % in the last (even:"
         f" {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %). The local heads of large vision"
-        " transformers (Dosovitskiy et al. 2021, figure 7) are missing: what is near is seen by the convolutions that"
-        " make its tokens.",
+        " transformers (Dosovitskiy et al. 2021, figure 7) are missing, because the convolutions that make its tokens"
+        " already combine neighbouring pixels.",
     ]
 
 
@@ -236,15 +237,15 @@ def translations(model: Record) -> list[str]:
     to_end_LH = np.array(cross["shares"])[..., SOURCE_KINDS.index("last")]
     return [
         "",
-        "## Which word a token comes from",
+        "## Cross-attention as word alignment",
         "",
-        "The judge is occlusion, token by token: the word without which the token loses most probability.",
+        "The reference is occlusion, token by token: the word whose removal costs the token most probability.",
         "",
-        "![heads that look at the word that counts, and one sentence](interpretability-alignment.png)",
+        "![alignment of each head with occlusion, and one sentence](interpretability-alignment.png)",
         "",
-        f"Layer {layer + 1}, head {head + 1} looks at that word for {100 * aligned_LH.max():.0f} % of the tokens; the"
-        f" mean of all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the same place"
-        f" of the sentence for {100 * cross['aligned_same_place']:.0f} %, any word for"
+        f"Layer {layer + 1}, head {head + 1} attends most to that word for {100 * aligned_LH.max():.0f} % of the"
+        f" tokens; the mean of all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the"
+        f" same place of the sentence for {100 * cross['aligned_same_place']:.0f} %, any word for"
         f" {100 * cross['aligned_by_chance']:.0f} %. By layer, the heads reach {100 * aligned_LH[0].mean():.0f} and"
         f" {100 * aligned_LH[1].mean():.0f} % on average. Attention to the source lies {off_LH.mean():.2f} of the"
         f" sentence off the diagonal on average (even attention: {cross['even_off_the_diagonal']:.2f}), least in layer"
@@ -261,22 +262,22 @@ def wrong_answers(record: Record) -> list[str]:
     first, second, third = (word_of(one, "shap") for one in wrong)
     return [
         "",
-        "## Wrong answers, explained",
+        "## Explained wrong answers",
         "",
-        "Red speaks for the answer, blue against it, by the largest weight of each line; in brackets the score.",
+        "Red words support the answer, blue ones oppose it; colours are scaled to each line, scores are in brackets.",
         "",
         "![sentences of our own, coloured by each method](interpretability-words.png)",
         "",
-        f'The three wrong ones hang on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the classifier'
-        " goes by such a word where the sentence says the contrary. All methods but attention show it at a glance. The"
-        ' shortened translation leaves out that the book is not yet read: to all that takes words away, "not" and "yet"'
-        f" are worth at most {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the weightiest"
-        f" word, while attention gives them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
+        f'The three wrong answers depend on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the'
+        " classifier follows such a word where the sentence says the opposite. All methods except attention show it."
+        ' The shortened translation omits that the book is not yet read: for methods that remove words, "not" and "yet"'
+        f" have at most {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the largest"
+        f" weight; attention gives them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
         "",
         "![pictures of our own under the weights of each method](interpretability-pictures.png)",
         "",
-        f"The house is none of CIFAR-10's classes; the classifier takes it for {article(house['answer'])} with"
-        f" {house['score']:.2f}, as uncertain as it should be. With 256 samples LIME and KernelSHAP are mostly noise"
+        f"A house is not among CIFAR-10's classes; the classifier answers {article(house['answer'])} with a low score"
+        f" of {house['score']:.2f}. With 256 samples LIME and KernelSHAP are mostly noise"
         " on 64 patches; with 2,048 they find hull, wheels and fuselage.",
     ]
 
@@ -303,22 +304,22 @@ def how_measured() -> list[str]:
     """Write the section on how the figures were measured."""
     return [
         "",
-        "## How it was measured",
+        "## Methods",
         "",
-        "- Features are the service's: words, or an 8 x 8 grid of patches that become the image's mean colour."
+        "- Features are the service's: words, or an 8 x 8 grid of patches; removed patches get the image's mean colour."
         " Methods are those of `service/explanation/methods/`, with their defaults, on the committed graphs in one"
         " thread.",
-        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), the tokens of the last layer weighed"
-        " alike; for translations the mean attention to the source, through the encoder's rollout (the service gives"
-        " it without that). Gradients are integrated over 32 steps (Sundararajan et al. 2017; the service takes 64 or"
-        " more) and summed over the tokens of a word.",
-        "- Even attention, the same weight for every token, is what each figure of attention has to be compared with.",
-        "- That the methods compute what lime, shap, captum and PyTorch compute is tested in"
+        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), with equal weights for the"
+        " tokens of the last layer. For translations it is the mean attention to the source, combined with the"
+        " encoder's rollout (the service omits the rollout). Gradients are integrated over 32 steps (Sundararajan et"
+        " al. 2017; the service uses 64 or more) and summed over the tokens of a word.",
+        "- The baseline of every attention figure is even attention: the same weight for every token.",
+        "- Tests compare the methods with lime, shap, captum and PyTorch:"
         " `tests/service/explanation/methods/test_oracles.py` and"
         " `tests/export/conversion/test_explanation_oracles.py`.",
-        "- One model of each kind, trained here, on short sentences and small images; others may differ. sentiment is"
-        " served in int8, whose scores change a little with the batch; its gradients are of the same weights in"
-        " float32.",
+        "- There is one model of each kind, trained here on short sentences and small images; others may differ. The"
+        " sentiment model is served in int8, so its scores change a little with the batch; its gradients use the same"
+        " weights in float32.",
     ]
 
 

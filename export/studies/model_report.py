@@ -34,13 +34,13 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
         store: the model store with the served models, which may be missing.
         docs: the folder of `models.md` and `runs/`, and of `serving.json` when `python -m
             load_tests.bench.trained_runs` has run.
-        console: shows what was done.
+        console: shows progress.
     """
     kept = docs / "runs"
     kept.mkdir(parents=True, exist_ok=True)
     for result in sorted(runs.glob("*/result.json")):
         shutil.copyfile(result, kept / f"{result.parent.name}.json")
-        console.print(f"taken over: {result}")
+        console.print(f"copied: {result}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     page = HEAD + budget(records)
     for task in sorted(all_tasks(), key=lambda task: task.report.place):

@@ -59,8 +59,8 @@ def transfer_section(records: Records, picture: Path) -> list[str]:
         "",
         "### Transfer",
         "",
-        "Accuracy in percent on the validation sentences by what training starts from and by the number of training"
-        " examples: mean over the seeds, lowest and highest. A seed also draws other examples.",
+        "Accuracy in percent on the validation sentences by starting point and by the number of training"
+        " examples: mean over the seeds, lowest and highest. Each seed also draws other examples.",
         *table(["start", *(f"{size:,}" for size in sizes)], rows),
     ]
     _plot_transfer(accuracies, picture)
@@ -129,8 +129,8 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
         "The recipe `sentiment` with other shapes (inner width twice the width), every run with the same epochs."
         " Accuracy in percent on the validation sentences: mean over the seeds, lowest and highest; about"
         f" {100 * next(iter(records.values()))['quality']['accuracy_standard_error']:.1f} is its standard error from"
-        " the number of sentences alone. While training: of the last epoch, on phrases, with dropout. On the front: no"
-        " other setting is both faster and more accurate.",
+        ' the number of sentences alone. "While training" is the accuracy of the last epoch, on phrases, with dropout.'
+        ' A setting is "on the front" if no other setting is both faster and more accurate.',
     ]
     if serving:
         lines += [
@@ -167,7 +167,7 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
     lines += ["", *_effects(settings)]
     _plot_sweep(settings, front, picture)
     lines += ["", f"![accuracy by latency and by parameters]({picture.name})"]
-    return [*lines, "", "What to make of it: [what-mattered.md](what-mattered.md)."]
+    return [*lines, "", "Interpretation: [what-mattered.md](what-mattered.md)."]
 
 
 def swept_settings(records: Records, served: dict[str, dict[str, float]]) -> dict[Setting, Swept]:
@@ -237,7 +237,7 @@ def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
         yield ""
         yield (
             f"Two seeds of the same setting differ by {statistics.mean(between):.2f} points on average, by"
-            f" {max(between):.2f} at most: smaller differences than that say nothing."
+            f" {max(between):.2f} at most: smaller differences may be due to the seed alone."
         )
     narrowest = min((setting.d_model for setting in repeated), default=0)
     for which, chosen in (

@@ -42,11 +42,11 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
 
     @abstractmethod
     def made_up_inputs(self, count: int) -> Sequence[Any]:
-        """Generate inputs to compare with PyTorch when no data set is at hand."""
+        """Generate inputs to compare with PyTorch when no data set is available."""
 
     @abstractmethod
     def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
-        """Load the labelled split that models of the store are judged by."""
+        """Load the labelled split that models of the store are measured on."""
 
     @abstractmethod
     def preprocessing(self, folder: Path, manifest: Manifest) -> Preprocessing:
@@ -64,7 +64,7 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
         """Raises ValueError: the run was trained on another data set than the task's."""
         if result["data"] != self.data_name:
             raise ValueError(
-                f"{run_dir} was trained on {result['data']!r}, which is not known here: nothing to measure it on"
+                f"{run_dir} was trained on {result['data']!r}, an unknown data set: there is nothing to measure it on"
             )
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
@@ -75,9 +75,7 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
             inputs = self.measured_inputs()
             licences.append(f"{data}: none stated by its authors, research use")
         else:
-            console.print(
-                f"the run was trained on {data!r}, of which nothing is known here: its quality is not measured"
-            )
+            console.print(f"the run was trained on {data!r}, an unknown data set: its quality is not measured")
             inputs = {"compare_on": self.made_up_inputs(MIN_COMPARED), "labelled": None}
         if source.provenance.get("start_from") in ("minilm", "minilm-words"):
             licences.append("MiniLM: Apache-2.0")
@@ -102,13 +100,13 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
         return {"target": target} | self.input_feeds(folder, manifest, example)
 
     def served_difference(self, folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
-        """Compare logits."""
+        """Return the largest difference of a logit."""
         return classifier_difference(folder, graph, rows)
 
     def measure_float16(
         self, folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, Labelled]
     ) -> HalfPrecision:
-        """Measure accuracy."""
+        """Measure accuracy with the float16 graph."""
         return measure_classifier(folder, manifest, golden, measured_on, self.preprocessing(folder, manifest))
 
     def float16_lines(self, split: str, measured: Mapping[str, Any], precision: str) -> list[str]:
@@ -123,7 +121,7 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
     def search_company(
         self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
     ) -> tuple[SearchEffort, list[Found]]:
-        """Compare probabilities."""
+        """Measure changes of probabilities."""
         preprocessing, session, effort = (
             self.preprocessing(folder, manifest),
             cpu_session(folder / GRAPH),

@@ -69,7 +69,7 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
     """
     config = with_changes(recipe_of(run), run.changes)
     if is_finished(run_dir):
-        console.print(f"{run_dir} holds a finished run; remove the folder, or name another, to train again")
+        console.print(f"{run_dir} has a finished run; to train again, remove the folder or name another one")
         return True
     with sole_trainer(run_dir):
         return TASK_OF_RECIPE[run.recipe].train(config, run_dir, console, time_budget_s, run.command)
@@ -97,7 +97,7 @@ def run_all(runs: list[Run], folder: Path, console: Console, time_budget_s: floa
             require_teacher_at_rest(run, folder)
             finished = left_s > 0 and train_run(run, folder / run.name, console, left_s)
         except RunIsBusyError as busy:
-            console.print(f"passed over: {busy}")
+            console.print(f"skipped: {busy}")
             left_to_others.append(run.name)
             continue
         if not finished:
@@ -162,4 +162,4 @@ def _parsed(text: str, old: Any, choices: tuple[str, ...]) -> Any:
     try:
         return kind(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no {kind.__name__}") from error
+        raise ValueError(f"{text!r} is not of type {kind.__name__}") from error

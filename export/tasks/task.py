@@ -75,7 +75,7 @@ class ExportTask(FolderTask[S], Generic[S, C]):
 
     @abstractmethod
     def material(self, known: Collection[Any]) -> Mapping[str, S] | None:
-        """Load the splits to judge a model of the store by: of a data set that it names, or None if there is none."""
+        """Load splits to measure a model of the store on, from a data set that its manifest names; None if unknown."""
 
 
 def task_of(name: str) -> ExportTask[Any, Any]:

@@ -71,17 +71,17 @@ def report_section(records: Records) -> str:
         "",
         "## Translation (English to German)",
         "",
-        "The epoch was chosen by the share of validation tokens that are predicted when all before them are given."
-        " BLEU and chrF are of the served text, cased and detokenised; the last BLEU is of text in lower case,"
+        "The epoch was chosen by the fraction of validation tokens that are predicted when all before them are given."
+        " BLEU and chrF are those of the served text, cased and detokenised. The last BLEU is that of lower-case text,"
         " tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not"
-        " be compared. Behind each the half width of its 95 % interval (bootstrap). Weights rounded to half precision,"
-        " as they are served.",
+        " be compared. ± is half the width of the 95 % confidence interval (bootstrap). Weights are rounded to half"
+        " precision, as they are served.",
         *table(("run", "network", "trained on", "pairs", "parameters", *HOW), runs),
         *table(("run", "test split", "search", "BLEU", "chrF", "BLEU, lower case, tokenised"), measurements),
         "",
         *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()),
         "",
-        "![share of validation tokens by minutes of training](models-translation-curves.png)",
+        "![fraction of validation tokens by minutes of training](models-translation-curves.png)",
     ]
     return "\n".join(lines) + "\n"
 
@@ -124,7 +124,7 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
             self._write_model(source, target, console, data.test, {"licence": data.licence})
         else:
             console.print(
-                f"the run was trained on {result['data']!r}, of which nothing is known here: it is not measured"
+                f"the run was trained on {result['data']!r}, an unknown data set: its quality is not measured"
             )
             self._write_model(source, target, console, _made_up(), {})
 
@@ -178,7 +178,7 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
         }
 
     def served_difference(self, folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
-        """Compare the log probabilities of tokens."""
+        """Return the largest difference of a token's log probability."""
         assert isinstance(network, ExplainedTranslation)
         return translation_difference(folder, network, graph, rows)
 
@@ -189,7 +189,7 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
         golden: Sequence[GoldenExample],
         measured_on: Mapping[str, ParallelTexts],
     ) -> HalfPrecision:
-        """Measure BLEU."""
+        """Measure BLEU with the float16 graphs."""
         return measure_translations(folder, manifest, golden, measured_on)
 
     def float16_lines(self, split: str, measured: Mapping[str, Any], precision: str) -> list[str]:
@@ -204,7 +204,7 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
     def search_company(
         self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
     ) -> tuple[SearchEffort, list[Found]]:
-        """Compare translation scores, with each search."""
+        """Measure changes of translation scores, for each search."""
         task, translator, generation = translation_of(folder, manifest), OnnxTranslator(folder), generation_of(folder)
         begin_and_end = {"bos_id": generation["decoder_start_token_id"], "eos_id": generation["eos_token_id"]}
 
@@ -222,7 +222,7 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
 
 
 def _made_up() -> dict[str, ParallelTexts]:
-    """Return sentences without references, to compare with PyTorch when no data set is at hand."""
+    """Return sentences without references, to compare with PyTorch when no data set is available."""
     return {"made-up sentences": ParallelTexts(made_up_sentences(MIN_COMPARED), [])}
 
 

@@ -1,6 +1,6 @@
 """`python -m export.torchserve`: TorchServe on a folder of archives, until SIGTERM.
 
-Loopback only unless told otherwise; no model can be registered or removed over the network; Prometheus metrics on.
+It listens on loopback by default; models cannot be registered or removed over the network; Prometheus metrics are on.
 """
 
 import argparse
@@ -90,7 +90,7 @@ def end(served: subprocess.Popen[bytes]) -> None:
 
 
 def welcome(host: str, ports: Ports, names: list[str]) -> str:
-    """Write the addresses and an example request for whoever has started TorchServe."""
+    """Return the message after start: addresses and an example request."""
     return "\n".join(
         [
             f"HTTP     http://{host}:{ports.http}/predictions/<model>   (models: {', '.join(names)})",
@@ -101,7 +101,7 @@ def welcome(host: str, ports: Ports, names: list[str]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Build the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m export.torchserve", description=__doc__)
     root.add_argument("--archives", type=Path, default=Path("build/archives"), help="folder of .mar files")
     root.add_argument(

@@ -35,10 +35,10 @@ class Batching:
     """TorchServe's settings for a model's batches and workers.
 
     Attributes:
-        batch_size: requests that the front end gives to a worker at once, at most.
-        max_batch_delay_ms: how long it waits for them.
-        workers: processes, each with a copy of the weights; one for each device is enough.
-        threads: of a worker's engine calls; 0: the cores.
+        batch_size: maximum number of requests in a worker's batch.
+        max_batch_delay_ms: how long the front end waits for a full batch.
+        workers: processes, each with a copy of the weights; one per device is enough.
+        threads: threads of a worker's engine calls; 0: one for each core.
     """
 
     batch_size: int = 32
@@ -81,10 +81,10 @@ def archive(found: FoundFolder, into: Path, batching: Batching, runtime: Runtime
     """
     folder = read(found)
     if folder.manifest is None:
-        raise ArchiveRefused(f"{found.name} is a bare ONNX graph; an archive needs the task that its manifest names")
+        raise ArchiveRefused(f"{found.name} is a bare ONNX graph; an archive needs a manifest with a task")
     has_torchscript = TORCHSCRIPT in folder.manifest.files
     if runtime == "torchscript" and not has_torchscript:
-        raise ArchiveRefused(f"{found.name} has no {TORCHSCRIPT} (quantized models and translation have ONNX alone)")
+        raise ArchiveRefused(f"{found.name} has no {TORCHSCRIPT} (quantized and translation models have only ONNX)")
     runtime = runtime or ("torchscript" if has_torchscript else "onnx")
     into.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -63,7 +63,7 @@ class Handler:
 
     def _open_engine(self, folder: ModelFolder, threads: int, host: EngineHost) -> Engine:
         if folder.manifest is None:
-            raise FolderError("a bare ONNX graph has no task; its tensors are served by python -m service")
+            raise FolderError("a bare ONNX graph has no task; python -m service serves its tensors")
         if self._runtime == "torchscript":
             return TorchScriptEngine(folder.file(TORCHSCRIPT).path, folder.manifest, self._device, threads)
         return open_onnx(folder, threads, host)
@@ -112,9 +112,9 @@ class Handler:
         is_file = task.takes_files and not is_json(body)
         call = task.read_hub(body if is_file else read_json(body, task.hub_request))
         if call.stream:
-            raise InvalidRequest("stream is not offered here: answers come whole")
+            raise InvalidRequest("stream is not supported by TorchServe: an answer is sent as a whole")
         if call.explain is not None:
-            raise InvalidRequest("explain is not offered here: python -m service explains")
+            raise InvalidRequest("explain is not supported by TorchServe; python -m service supports it")
         if call.num_beams is not None and call.num_beams > self._max_rows:
             raise InvalidRequest(
                 f"num_beams is {call.num_beams}, the limit is {self._max_rows} (max_rows of the archive)"
@@ -143,7 +143,7 @@ def body_of(request: dict[str, Any]) -> bytes:
     if given is None:
         raise InvalidRequest(
             "the request has no body; over HTTP, send it with content-type: application/json"
-            " (TorchServe takes forms apart), over gRPC under 'data'"
+            " (TorchServe splits forms into fields), over gRPC under 'data'"
         )
     if isinstance(given, bytes | bytearray):
         return bytes(given)

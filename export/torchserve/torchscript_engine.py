@@ -26,7 +26,7 @@ class TorchScriptEngine:
             EngineError: PyTorch refuses the graph, or it has other outputs.
         """
         if len(manifest.outputs) != 1:
-            raise EngineError(f"{graph.name} would have {len(manifest.outputs)} outputs, one is known how to be read")
+            raise EngineError(f"{graph.name} has {len(manifest.outputs)} outputs; only graphs with one are supported")
         torch.set_num_threads(threads)
         try:
             self._module = torch.jit.load(graph, map_location=device).eval()

@@ -158,7 +158,7 @@ class ImageTrainingTask:
         self.teacher = load_run_model(teacher_dir).to(self.device)
 
     def batches(self, epoch: int) -> Iterator[ImageBatch]:
-        """Yield whole batches of all images, augmented anew by crops, flips, squares and mixtures."""
+        """Yield whole batches of all images, augmented by crops, flips, cutout and CutMix."""
         generator = torch.Generator().manual_seed(self.config.seed * 10_000 + epoch)
         order = torch.randperm(len(self.data.train), generator=generator)
         for step in range(self.steps_per_epoch):

@@ -70,7 +70,7 @@ def is_finished(run_dir: Path) -> bool:
 def require_finished(run_dir: Path) -> None:
     """Raises FileNotFoundError: there is no finished run in this folder."""
     if not is_finished(run_dir):
-        raise FileNotFoundError(f"{run_dir} holds no finished run: train it first (python -m export train)")
+        raise FileNotFoundError(f"{run_dir} has no finished run: train it first (python -m export train)")
 
 
 def read_result(run_dir: Path) -> Any:

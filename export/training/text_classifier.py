@@ -52,7 +52,7 @@ def train_text_classifier(
     time_budget_s: float = math.inf,
     command: str = "",
 ) -> bool:
-    """Train, or go on training, until the epochs are done, validation no longer improves, or the time is up.
+    """Train or resume until the epochs are done, validation no longer improves, or the time is up.
 
     Args:
         data: the data set.

@@ -18,7 +18,7 @@ class TextTrainConfig(TrainerConfig):
 
     batch_size: int = 64
     label_smoothing: float = 0.1
-    token_dropout: float = 0.3  # fraction of tokens dropped from each training text, anew each epoch
+    token_dropout: float = 0.3  # fraction of tokens dropped from each training text, redrawn each epoch
     train_share: float = 1.0  # fraction of the training examples that is used; equal seeds choose equal examples
     # The starting point: random weights; the MiniLM of `export.networks.bert_weights`, whose shape (except dropout) and
     # tokenizer replace those given here; MiniLM's shape and tokenizer with random weights; or `vocab_size` of its

@@ -123,7 +123,7 @@ class Trainer:
         self._generators: dict[str, Tensor] = {}
 
     def _lr_fraction(self, step: int) -> float:
-        """Linear warm-up, then a cosine to zero at the last step."""
+        """Return the fraction of the learning rate: linear warm-up, then a cosine to zero at the last step."""
         total = self.config.epochs * self.task.steps_per_epoch
         warmup = max(1, int(total * self.config.warmup_share))
         if step < warmup:
@@ -148,7 +148,7 @@ class Trainer:
         self.scheduler.load_state_dict(state["scheduler"])
         self.history, self.hardware_s, self.commits = state["history"], state["hardware_s"], state["commits"]
         self._epoch, self._generators = _Epoch(**state["epoch"]), state["generators"]
-        console.print(f"going on after epoch {len(self.history)} and {self._epoch.steps} steps of {path}")
+        console.print(f"resuming {path} after epoch {len(self.history)} and {self._epoch.steps} steps")
 
     def _save_checkpoint(self) -> None:
         """Write the checkpoint to another name and rename it, so that an interruption leaves the last complete one."""
@@ -227,7 +227,8 @@ class Trainer:
                     break
                 if not self._train_epoch(ends_s, show):
                     console.print(
-                        f"the time is up after {self.training_s:.0f} s of training in all; give it again to go on"
+                        f"the time is up after {self.training_s:.0f} s of training in total;"
+                        " run the command again to resume"
                     )
                     return False
                 measured = self._measured()

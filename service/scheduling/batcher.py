@@ -94,7 +94,7 @@ class Batcher:
             on_batch: called after every engine call.
             engine_clock: measures the cost of a call in seconds; `time.thread_time` excludes other threads' time.
             clock: clock of deadlines and waiting times.
-            cost_follows_from_shapes: whether no input value makes a call longer; only then the event loop may make it.
+            cost_follows_from_shapes: no input value can make a call longer; only then may the event loop make it.
             tally: counts rows that are refused, dropped, terminated, or computed in vain.
             watchdog: detects engine threads that the system has killed; the end by an exception is detected without it.
             name: name of the model, for thread names and messages.
@@ -112,14 +112,8 @@ class Batcher:
         self._batch_s = 0.0  # expected engine time of a recent batch
         self._wakeup_scheduled = self._all_busy = False
         self.in_flight_rows = 0
-        lanes: tuple[EngineLane, EngineLane] = two_lanes(
-            name,
-            self._limits.max_queue_rows,
-            instances,
-            low_call_s=LOW_PRIORITY_CALL_S,
-            tally=self._tally,
-            clock=clock,
-        )
+        max_rows, tally = self._limits.max_queue_rows, self._tally
+        lanes: tuple[EngineLane, EngineLane] = two_lanes(name, max_rows, instances, LOW_PRIORITY_CALL_S, tally, clock)
         self._ordinary, self._low = lanes
         self._loop = self._ordinary.loop
         self._start_threads(self._ordinary)

@@ -106,14 +106,8 @@ class ContinuousBatcher:
         self._wall_factor = WallTimeFactor()
         self._running_s = 0.0  # expected engine time of the running sentences
         self._steps_per_token = 1.2  # decoder steps per source token of recent sentences
-        lanes: tuple[DecoderLane, DecoderLane] = two_lanes(
-            name,
-            self._limits.max_queue_rows,
-            instances,
-            low_call_s=LOW_PRIORITY_STEP_S,
-            tally=self._tally,
-            clock=clock,
-        )
+        max_rows, tally = self._limits.max_queue_rows, self._tally
+        lanes: tuple[DecoderLane, DecoderLane] = two_lanes(name, max_rows, instances, LOW_PRIORITY_STEP_S, tally, clock)
         self._ordinary, self._low = lanes
         self._loop = self._ordinary.loop
         self._start_threads(self._ordinary)

@@ -50,7 +50,6 @@ def two_lanes(
     name: str,
     max_queue_rows: int,
     instances: int,
-    *,
     low_call_s: float,
     tally: SchedulingTally | None,
     clock: Callable[[], float],

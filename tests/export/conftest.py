@@ -1,4 +1,4 @@
-"""A tiny model, trained for real, that the tests of conversion share."""
+"""A tiny trained model that the tests of conversion share."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
 
 
 def toy_data() -> TextClassificationData:
-    """Made-up sentences; positive when more of their words are good ones than bad ones."""
+    """Make sentences that are positive when more of their words are good than bad."""
     texts = [text for text in made_up_sentences(2400, seed=7) if label_of(text) is not None]
     labels = [label_of(text) or 0 for text in texts]
     cut = len(texts) - 600
@@ -29,7 +29,7 @@ def toy_data() -> TextClassificationData:
 
 
 def label_of(text: str) -> int | None:
-    """None for a tie."""
+    """Return 1 for a positive sentence, 0 for a negative one, and None for a tie."""
     words = text.replace(",", " ").replace(".", " ").replace("!", " ").split()
     good = sum(word in GOOD for word in words)
     bad = sum(word in {"dull", "clumsy", "pointless", "forgettable", "cold"} for word in words)
@@ -37,7 +37,7 @@ def label_of(text: str) -> int | None:
 
 
 def toy_config(**changes: object) -> TextTrainConfig:
-    """Seconds of training."""
+    """Settings that train within seconds."""
     model = EncoderConfig(vocab_size=400, num_labels=2, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_tokens=128)
     values: dict[str, object] = {
         "epochs": 3,
@@ -52,7 +52,7 @@ def toy_config(**changes: object) -> TextTrainConfig:
 
 @pytest.fixture(autouse=True)
 def same_number_of_threads() -> Iterator[None]:
-    """Restores torch's number of threads after a test that changes it: the weights of a training run depend on it."""
+    """Restore torch's number of threads after each test, because the weights of a training run depend on it."""
     torch.set_num_threads(NUM_THREADS)
     yield
     torch.set_num_threads(NUM_THREADS)

@@ -45,7 +45,7 @@ def explain(folder: Path, manifest: Manifest, task: FolderTask[S], module: nn.Mo
         # In other precisions only the graphs have the weights as they are computed with.
         stored = StoredNetwork(module) if manifest.precision == "float32" else stored_network(folder)
     except NotUnderstood as error:
-        console.print(f"without one that explains: {error}")
+        console.print(f"no graph that explains: {error}")
         return
     console.print(f"explanations: {add_explain_graph(folder, manifest, task, stored).measured}")
 
@@ -56,18 +56,18 @@ def with_half_precision(
     """Add the float16 graphs if they lose little quality; return the manifest with their measures."""
     if manifest.precision == "float16":
         return manifest
-    console.print("halving for GPUs, and comparing with the graphs that CPUs get")
+    console.print("writing float16 graphs for GPUs, and comparing them with the served graphs")
     try:
         return add_float16_graphs(folder, manifest, task, measured_on, console)
     except HalfPrecisionRefused as error:
-        console.print(f"without graphs in half precision: {error}")
+        console.print(f"no float16 graphs: {error}")
         return manifest
 
 
 def card_of_provenance(manifest: Manifest) -> list[str]:
     """Write the card's lines on the model's provenance."""
     return [
-        "## Where it comes from",
+        "## Provenance",
         "",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in manifest.provenance.items()),
         "",

@@ -64,7 +64,7 @@ class FolderTask(ABC, Generic[S]):
 
     @abstractmethod
     def float16_lines(self, split: str, measured: Mapping[str, Any], precision: str) -> list[str]:
-        """Write the card's lines on what the float16 graphs are worth on a split."""
+        """Write the card's lines on the quality of the float16 graphs on a split."""
 
     @abstractmethod
     def search_company(

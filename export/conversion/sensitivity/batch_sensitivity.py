@@ -1,8 +1,8 @@
 """Measures how far int8 answers change with the other items of their engine call, for manifest and card.
 
-    folder, inputs ──> items alone, in random company, in chosen company ──> `batch_sensitivity` of the manifest, card
+    folder, inputs ──> items alone, in random batches, in chosen batches ──> `batch_sensitivity` of the manifest, card
 
-The figures are the largest changes that a search has found, not a bound: clients may send worse company.
+The figures are the largest changes that a search has found, not a bound: clients may send worse batches.
 """
 
 import random
@@ -22,7 +22,7 @@ from export.conversion.model_folder.opening import open_folder
 from export.conversion.model_folder.task import FolderTask, S, Split
 from model_store.folder import CARD, MANIFEST, TOKENIZER, BatchSensitivity, Manifest, write_manifest
 
-CARD_HEADING = "\n## In company\n\n"
+CARD_HEADING = "\n## Batch sensitivity\n\n"
 RANDOM_WORDS = 16  # in an invented text
 
 
@@ -74,9 +74,9 @@ def with_batch_sensitivity(
     """Measure an int8 folder and return its manifest with the figures; return other manifests unchanged."""
     if manifest.precision != "int8":
         return manifest
-    console.print("measuring how far answers move with their company in a batch")
+    console.print("measuring how much answers change with the other items of a batch")
     found = measure_batch_sensitivity(folder, manifest, task, inputs)
-    console.print(f"in company: {found!r}", highlight=False)
+    console.print(f"batch sensitivity: {found!r}", highlight=False)
     return msgspec.structs.replace(manifest, batch_sensitivity=found)
 
 
@@ -105,9 +105,11 @@ def add_to_store(
     """
     manifest = open_folder(folder).manifest
     if manifest is None:
-        raise ValueError(f"{folder} is a bare ONNX graph: nothing says what it takes")
+        raise ValueError(f"{folder} is a bare ONNX graph: its inputs are unknown")
     if manifest.precision != "int8":
-        raise ValueError(f"{folder} is in {manifest.precision}: its answers do not depend on their company")
+        raise ValueError(
+            f"{folder} is in {manifest.precision}: its answers do not depend on the other items of a batch"
+        )
     task = task_of(manifest.task)
     manifest = with_batch_sensitivity(folder, manifest, task, inputs_of(measured_on(manifest)), console)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".measuring-") as temporary:
@@ -135,13 +137,13 @@ def card_of_batch_sensitivity(manifest: Manifest, task: FolderTask[S]) -> str:
     sizes = ", ".join(map(str, found.batch_sizes))
     return CARD_HEADING + "\n".join(
         [
-            f"Answers are {found}. In int8 all rows of an engine call share one scale, so an answer moves with the"
-            f" other items of its call. The {found.score} was compared with that of the item alone:",
+            f"Answers are {found}. In int8 all rows of an engine call share one scale, so an answer depends on the"
+            f" other items of its call. The {found.score} is compared with that of the item alone:",
             "",
-            f"- in random company, {found.num_items} items in calls of {sizes}: mean change {found.mean:.4f}, worst"
+            f"- {found.num_items} items in random calls of {sizes}: mean change {found.mean:.4f}, worst"
             f" {found.worst_in_random_company:.3f}; {found.answers_changed} of {found.num_answers}"
             f" {task.answers_name} change",
-            f"- with company chosen to move it most: worst change {found.worst:.3f}",
+            f"- in calls chosen for the largest change: worst change {found.worst:.3f}",
             "",
             "These are the largest changes that a search has found, not a bound.",
             "",

@@ -1,4 +1,4 @@
-"""Searches for the company in an engine call that changes an answer most. Company: the other items of the call.
+"""Searches for the company (the other items of an engine call) that changes an answer most.
 
 int8 graphs give all rows of a call one scale, which the largest activation sets. An answer therefore depends on the
 other items of its call. The change is measured against the answer that the item gets alone.
@@ -35,9 +35,9 @@ class SearchEffort:
 
     max_items: int = 512  # in random company
     batch_sizes: tuple[int, ...] = (2, 8, 32, 64)
-    num_extremes: int = 16  # longest items, and as many shortest ones: unusual company, as the invented items are
+    num_extremes: int = 16  # longest items, and as many shortest ones: unusual company, like the invented items
     num_targets: int = 24  # items that company is drawn for, up to a third of them invented
-    company_sizes: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7)  # of what is drawn for each target
+    company_sizes: tuple[int, ...] = (1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7)  # sizes of the company drawn for each target
     num_climbs: int = 8  # targets whose company is changed
     num_changes: int = 128  # of each
     seed: int = 20
@@ -48,7 +48,7 @@ class Found:
     """The changes of scores that a search has seen."""
 
     changes: list[float] = field(default_factory=list)  # in random company
-    changed_answers: int = 0  # in random company: the answer says something else
+    changed_answers: int = 0  # in random company: answers with another class or translation
     worst_chosen: float = 0.0  # in chosen company
 
     @property

@@ -1,4 +1,4 @@
-"""Conversion: what is written equals PyTorch, and what does not is refused."""
+"""Conversion of classifiers: a written model equals PyTorch's, and one that differs is refused."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def source(toy_run: Path) -> TextClassifierSource:
 def test_onnx_torchscript_and_pytorch_are_the_same_model(
     source: TextClassifierSource, tmp_path: Path, quiet: Console
 ) -> None:
-    """On 600 texts each; a whole folder is written, with weights in half precision and dynamic shapes."""
+    """600 texts are compared; a whole folder is written, with weights in half precision and dynamic shapes."""
     folder = converted(source, tmp_path, quiet, "float32")
     model = read(FoundFolder("toy", "1", folder))
     assert model.manifest is not None
@@ -92,7 +92,7 @@ def test_onnx_torchscript_and_pytorch_are_the_same_model(
 def test_every_variant_exports_to_the_same_answers(
     change: dict[str, str], source: TextClassifierSource, tmp_path: Path
 ) -> None:
-    """The packed graph against the network as trained, padded batches of mixed length."""
+    """The packed graph answers padded batches of mixed length like the trained network."""
     torch.manual_seed(5)
     config = dataclasses.replace(
         EncoderConfig(vocab_size=400, num_labels=2, d_model=32, num_layers=2, num_heads=4, d_ff=64, max_tokens=128),
@@ -109,7 +109,7 @@ def test_every_variant_exports_to_the_same_answers(
 def test_int8_states_its_loss_and_becomes_the_next_version(
     source: TextClassifierSource, tmp_path: Path, quiet: Console
 ) -> None:
-    """Beside float32; smaller, with a tolerance of its own."""
+    """The int8 version is smaller than the float32 version, and has a tolerance of its own."""
     first = converted(source, tmp_path, quiet, "float32")
     second = converted(source, tmp_path, quiet, "int8")
     assert [first.name, second.name] == ["1", "2"]
@@ -124,7 +124,7 @@ def test_int8_states_its_loss_and_becomes_the_next_version(
 
 @pytest.mark.slow
 def test_float16_states_its_loss_too(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
-    """Products in half precision, for GPUs; inputs and outputs as before, so that the server serves it as it is."""
+    """Inputs and outputs stay as they are, so that the server can load the graph."""
     folder = converted(source, tmp_path, quiet, "float16")
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["precision"] == "float16"
@@ -137,8 +137,10 @@ def test_float16_states_its_loss_too(source: TextClassifierSource, tmp_path: Pat
     assert isinstance(Loader(8, 1, time.thread_time).load(FoundFolder("toy", "1", folder)), OneCallModel)
 
 
-def test_a_graph_that_is_not_the_model_is_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
-    """One weight moved a little between PyTorch and the export: nothing is written."""
+def test_a_graph_that_differs_from_the_model_is_refused(
+    source: TextClassifierSource, tmp_path: Path, quiet: Console
+) -> None:
+    """One weight changes a little between PyTorch and the export: nothing is written."""
     other = TextClassifier(source.module.config).eval()
     other.load_state_dict(source.module.state_dict())
     with torch.no_grad():
@@ -150,18 +152,18 @@ def test_a_graph_that_is_not_the_model_is_refused(source: TextClassifierSource, 
 
 
 @pytest.mark.slow
-def test_int8_that_costs_too_much_is_refused(
+def test_int8_with_too_much_loss_is_refused(
     source: TextClassifierSource, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A limit that no quantization can meet shows that the limit is looked at."""
+    """A limit that no quantization can meet shows that the limit is enforced."""
     monkeypatch.setattr(comparison, "MAX_ACCURACY_LOSS", -1.0)
     with pytest.raises(ConversionRefused, match="int8 loses"):
         converted(source, tmp_path, quiet, "int8")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_texts_prove_nothing(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
-    """At least 500, and labelled ones for int8."""
+def test_too_few_texts_are_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
+    """A comparison needs at least 500 texts, and int8 needs labelled ones."""
     options = {"name": "toy", "store": tmp_path, "labelled": None, "about": {}, "console": quiet}
     with pytest.raises(ValueError, match="2 texts to compare on, at least 500"):
         convert(source, task_of("text-classification"), compare_on=["a", "b"], precision="float32", **options)
@@ -170,8 +172,8 @@ def test_too_few_texts_prove_nothing(source: TextClassifierSource, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> None:
-    """For measuring speed, in both graphs; the server would take them."""
+def test_random_models_say_that_they_are_untrained(tmp_path: Path, quiet: Console) -> None:
+    """Both kinds of graphs are written for measuring speed, and the server would load them."""
     sizes: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "precision": "float32"}
     sizes["tokenizer"] = ROOT / "model_store/sentiment-small/1/tokenizer.json"
     with pytest.raises(ValueError, match="vocab_size is 1000, the tokenizer has 21"):
@@ -202,7 +204,7 @@ def test_untrained_models_say_what_they_are(tmp_path: Path, quiet: Console) -> N
 
 
 def test_golden_texts_are_our_own() -> None:
-    """None of them is a row of the data set, as far as that is at hand."""
+    """No golden text is a row of the data set, where that is available."""
     import os
 
     if not os.environ.get("HEED_DATASETS"):

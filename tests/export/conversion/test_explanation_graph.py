@@ -1,4 +1,4 @@
-"""The graphs that explain: attention and gradients against PyTorch's own, weights that are not stored twice."""
+"""The graphs that explain: attention and gradients equal PyTorch's, and weights are not stored twice."""
 
 import dataclasses
 import functools
@@ -95,7 +95,7 @@ NETWORKS = [
 
 
 def network_of(name: str) -> nn.Module:
-    """Small, with random weights that make attention uneven, and that are half-precision numbers as after training."""
+    """Build a small network with random float16 weights that make attention uneven."""
     torch.manual_seed(5)
     network: nn.Module
     if name in TEXTS:
@@ -115,7 +115,7 @@ def network_of(name: str) -> nn.Module:
 
 
 def source_of(name: str) -> TextClassifierSource | ImageClassifierSource:
-    """A classifier, as conversion takes it."""
+    """Build a classifier source."""
     network: Any = network_of(name)
     if name in IMAGES:
         return ImageClassifierSource(module=network, labels=list("abcde"), image_size=16, model_type="heed-vit")
@@ -136,7 +136,7 @@ def source_of(name: str) -> TextClassifierSource | ImageClassifierSource:
 
 @functools.cache
 def exported_graph(name: str) -> bytes:
-    """The graph of a classifier as exported; made once for all tests, for it takes seconds."""
+    """Export the graph of a classifier; cached, because it takes seconds."""
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(source_of(name), Path(folder) / GRAPH)
         return (Path(folder) / GRAPH).read_bytes()
@@ -144,7 +144,7 @@ def exported_graph(name: str) -> bytes:
 
 @functools.cache
 def explaining_graph(name: str) -> bytes:
-    """The graph that explains a classifier in float32, to be put beside `classifier_folder`'s; made once as well."""
+    """Export the graph that explains a classifier in float32, for `classifier_folder`'s folder; cached as well."""
     with tempfile.TemporaryDirectory() as folder:
         classifier_folder(name, Path(folder))
         kind = ExplainedTextClassifier if name in TEXTS else ExplainedVisionTransformer
@@ -183,7 +183,7 @@ def rows_of(network: nn.Module, count: int = 6) -> list[Row]:
 
 
 def by_hooks(network: Any, row: Row) -> dict[str, Tensor]:
-    """The oracle: one row alone through the network as it is trained, scaled and watched by hooks, and torch.autograd.
+    """Compute one row alone with the trained network, hooks and torch.autograd: the expected values.
 
     The weights are what attention makes of values that are a unit matrix.
     """
@@ -262,8 +262,8 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return network, folder
 
 
-def test_answers_attention_and_gradients_are_pytorchs(exported: tuple[nn.Module, Path]) -> None:
-    """Rows of different length and alpha in one batch against each alone, by torch.autograd on the trained network."""
+def test_answers_attention_and_gradients_equal_pytorchs(exported: tuple[nn.Module, Path]) -> None:
+    """Rows of different length and alpha in one batch equal each row alone in PyTorch."""
     network, folder = exported
     rows = rows_of(network)
     found = ExplainGraph(folder)(rows)
@@ -281,7 +281,7 @@ def test_answers_attention_and_gradients_are_pytorchs(exported: tuple[nn.Module,
 
 
 def test_attention_rows_sum_to_one_over_the_real_tokens(exported: tuple[nn.Module, Path]) -> None:
-    """And padding gets no weight at all."""
+    """Padding gets no weight."""
     network, folder = exported
     rows = rows_of(network)
     found, masks = ExplainGraph(folder)(rows), batch_of(rows)
@@ -295,8 +295,8 @@ def test_attention_rows_sum_to_one_over_the_real_tokens(exported: tuple[nn.Modul
 
 # Not the rotary one: normalisation undoes every alpha but 0, where its answer jumps.
 @pytest.mark.parametrize("exported", [each for each in NETWORKS if "rotary" not in str(each)], indirect=True)
-def test_attributions_share_out_the_difference_to_the_baseline(exported: tuple[nn.Module, Path]) -> None:
-    """Sundararajan et al. 2017, proposition 1; the more steps, the better."""
+def test_attributions_sum_to_the_difference_to_the_baseline(exported: tuple[nn.Module, Path]) -> None:
+    """Sundararajan et al. 2017, proposition 1; more steps leave a smaller gap."""
     network, folder = exported
     graph = ExplainGraph(folder)
     for row in rows_of(network, 3):
@@ -306,7 +306,7 @@ def test_attributions_share_out_the_difference_to_the_baseline(exported: tuple[n
 
 
 def test_weights_are_not_stored_twice(exported: tuple[nn.Module, Path]) -> None:
-    """What the graph holds itself are numbers that no weight is; all weights lie in the files of the served graphs."""
+    """The graph itself stores only constants that are no weights; all weights lie in the files of the served graphs."""
     network, folder = exported
     graph = onnx.load(folder / EXPLAIN, load_external_data=False).graph
     own = sum(len(tensor.raw_data) for tensor in graph.initializer)
@@ -321,7 +321,7 @@ def test_weights_are_not_stored_twice(exported: tuple[nn.Module, Path]) -> None:
 
 @pytest.mark.parametrize("name", [*TEXTS, *IMAGES])
 def test_a_network_is_read_back_from_its_graph(name: str, tmp_path: Path) -> None:
-    """The same shape and, bit for bit, the same weights; positions become a table, however they were made."""
+    """The shape is the same and the weights are bit-identical; positions become a table."""
     classifier_folder(name, tmp_path)
     network, found = network_of(name), stored_network(tmp_path).module
     ours, theirs = dataclasses.asdict(network.config), dataclasses.asdict(found.config)  # type: ignore[arg-type]
@@ -334,7 +334,7 @@ def test_a_network_is_read_back_from_its_graph(name: str, tmp_path: Path) -> Non
 
 
 def in_a_store(name: str, store: Path, precision: str = "float32") -> Path:
-    """A version of model "toy" without the graph that explains."""
+    """Write a version of model "toy" without the graph that explains."""
     making = store / "making"
     making.mkdir(parents=True)
     manifest = classifier_folder(name, making, precision)
@@ -344,15 +344,20 @@ def in_a_store(name: str, store: Path, precision: str = "float32") -> Path:
 
 
 def ask_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """The command; its exit status."""
+    """Run the command; return its exit status."""
     monkeypatch.setattr(sys, "argv", ["export", "explain-graph", str(folder)])
     return main()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8", "float16"])
-def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command, once and again: served files stay, card and manifest know it, golden rows hold and can fail."""
+def test_explain_graph_adds_the_graph_to_a_version(
+    precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Running the command again replaces the graph.
+
+    Served files stay, card and manifest name it, golden rows hold and can fail.
+    """
     folder = in_a_store("before each part, mean", tmp_path, precision)
     served = {path.name: sha256(path) for path in folder.iterdir() if path.name not in {CARD, "manifest.json"}}
     for _ in range(2 if precision == "float32" else 1):  # a second graph takes the place of the first in any precision
@@ -364,7 +369,7 @@ def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, m
         card = (folder / CARD).read_text()
         assert card.startswith("# toy, version 1\n")
         assert card.count("## Explained") == 1
-        assert (f"the weights that {precision} made" in card) == (precision != "float32")
+        assert (f"the weights as {precision} rounds them" in card) == (precision != "float32")
     worst = replay_golden_rows(folder, task_of(manifest.task))
     assert worst.keys() == {"logits", "attention", "attribution"}
     assert max(worst.values()) < 1e-4
@@ -382,7 +387,7 @@ def test_a_version_in_the_store_gets_its_graph(precision: str, tmp_path: Path, m
 
 @pytest.mark.slow
 def test_another_network_is_refused(tmp_path: Path) -> None:
-    """One whose answers are not the served graph's, or whose gradients are not those of the graph that explains."""
+    """A network with other answers than the served graph's, or other gradients, is refused."""
     manifest = classifier_folder("before each part, mean", tmp_path)
     stored = stored_network(tmp_path)
     task = task_of(manifest.task)
@@ -401,8 +406,8 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever was written of the new graph is gone."""
+def test_a_refusal_leaves_the_folder_unchanged(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The partly written new graph is removed."""
     name = "before each part, mean"
     folder = in_a_store(name, tmp_path)
     before = {path.name: sha256(path) for path in folder.iterdir()}
@@ -419,14 +424,14 @@ def test_a_refusal_leaves_the_folder_as_it_was(tmp_path: Path, quiet: Console, m
 
 
 def bare(folder: Path) -> None:
-    """A graph without a manifest."""
+    """Remove all files but the graph."""
     for path in folder.iterdir():
         if path.name != GRAPH:
             path.unlink()
 
 
 def of_another_kind(folder: Path) -> None:
-    """A network that others wrote."""
+    """Replace the configuration by one of an unknown network."""
     manifest = read(FoundFolder("toy", "1", folder)).manifest
     assert manifest is not None
     (folder / "config.json").write_text('{"model_type": "bert"}')
@@ -437,10 +442,10 @@ def of_another_kind(folder: Path) -> None:
     ("damage", "expected"),
     [(bare, "is a bare ONNX graph"), (of_another_kind, "holds a network of the kind 'bert': only heed-encoder")],
 )
-def test_what_cannot_be_read_back_is_refused(
+def test_unreadable_networks_are_refused(
     damage: Callable[[Path], None], expected: str, tmp_path: Path, quiet: Console
 ) -> None:
-    """With the reason; and a path that is no version's folder."""
+    """The message has the reason; a path that is no version's folder is refused too."""
     folder = in_a_store("before each part, mean", tmp_path)
     damage(folder)
     with pytest.raises(NotUnderstood, match=expected):
@@ -453,7 +458,7 @@ def test_what_cannot_be_read_back_is_refused(
 def test_a_converted_translation_model_explains_itself(
     toy_translation_run: Path, tmp_path: Path, quiet: Console
 ) -> None:
-    """`convert` writes the graph and its golden rows, out of the weights of both served graphs."""
+    """`convert` writes the graph and its golden rows, with weights of both served graphs."""
     folder = convert_translation(
         translation_source_of_run(toy_translation_run),
         task_of("translation"),
@@ -476,7 +481,7 @@ def test_a_converted_translation_model_explains_itself(
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "offered"), [("vit", True), ("resnet9", False)])
 def test_converted_images_explain_themselves(name: str, offered: bool, tmp_path: Path, quiet: Console) -> None:
-    """The vision transformer; a network without attention gets no such graph."""
+    """A vision transformer gets the graph; a network without attention does not."""
     folder = convert(
         untrained_image_sources()[name],
         task_of("image-classification"),

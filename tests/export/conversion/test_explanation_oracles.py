@@ -1,4 +1,4 @@
-"""`explain.onnx` of the committed models beside captum's gradients and PyTorch's own attention.
+"""`explain.onnx` of the committed models equals captum's gradients and PyTorch's own attention.
 
 Both are exactly determined, so they have to be equal but for rounding. The networks are read back from the folders.
 """
@@ -43,7 +43,7 @@ def images() -> list[NDArray[np.uint8]]:
 
 
 def answers_of(name: str, count: int = NUM_INPUTS) -> Iterator[Answer]:
-    """What a committed model says to examples of its data set."""
+    """Answer examples of a committed model's data set."""
     folder = ROOT / "model_store" / name / "1"
     if name == "cifar10-vit":
         image_model = ImageModel(folder)
@@ -60,17 +60,17 @@ def answers_of(name: str, count: int = NUM_INPUTS) -> Iterator[Answer]:
 
 
 def network_of(name: str) -> Any:
-    """The PyTorch network of a folder."""
+    """Read the PyTorch network of a folder."""
     return stored_network(ROOT / "model_store" / name / "1").module.eval()
 
 
 def tensors_of(answer: Answer) -> dict[str, Tensor]:
-    """Its row as a batch of one."""
+    """Return the answer's row as a batch of one."""
     return {name: torch.from_numpy(np.asarray(array))[None] for name, array in answer.row.feeds.items()}
 
 
 def captums(network: Any) -> Callable[[Answer], Tensor]:
-    """Integrated gradients by captum, of an answer's tokens, [T]; made once for a network.
+    """Compute captum's integrated gradients of an answer's tokens, [T]; cached for each network.
 
     Captum takes the baseline as an input of the network, so the words get one more, whose vector is zeros.
     """
@@ -105,8 +105,8 @@ def captums(network: Any) -> Callable[[Answer], Tensor]:
 
 
 @pytest.mark.parametrize("name", ["sentiment", "sentiment-small", "cifar10-vit"])
-def test_integrated_gradients_are_captums(name: str) -> None:
-    """Token by token, the same steps of Gauss and Legendre on both sides."""
+def test_integrated_gradients_equal_captums(name: str) -> None:
+    """Compares token by token, with the same Gauss-Legendre steps on both sides."""
     theirs = captums(network_of(name))
     for answer in answers_of(name):
         expected_T = theirs(answer).detach().numpy()
@@ -117,8 +117,8 @@ def test_integrated_gradients_are_captums(name: str) -> None:
         )
 
 
-def test_integrated_gradients_of_translations_are_captums() -> None:
-    """Of the summed log probability of the translation, from the source's vectors on."""
+def test_integrated_gradients_of_translations_equal_captums() -> None:
+    """Explains the summed log probability of the translation by the source's vectors."""
     from captum.attr import IntegratedGradients
 
     network = network_of("translation-en-de")
@@ -129,7 +129,7 @@ def test_integrated_gradients_of_translations_are_captums() -> None:
         before = torch.cat((torch.tensor([[BOS_ID]]), written[:, :-1]), dim=1)
 
         def log_probability(vectors_BSD: Tensor, given: Any = given, before: Tensor = before) -> Tensor:
-            """The network with these vectors in place of the source's."""
+            """Compute the network with these vectors in place of the source's."""
             turn = iter([vectors_BSD])
             hook = network.embedding.register_forward_hook(lambda module, inputs, output: next(turn, output))
             B = len(vectors_BSD)
@@ -156,8 +156,8 @@ def test_integrated_gradients_of_translations_are_captums() -> None:
 
 
 @pytest.mark.parametrize("name", ["sentiment", "sentiment-small", "cifar10-vit", "translation-en-de"])
-def test_attention_is_pytorchs(name: str) -> None:
-    """`nn.MultiheadAttention` with a layer's weights, on what comes into that layer; every head and layer."""
+def test_attention_equals_pytorchs(name: str) -> None:
+    """`nn.MultiheadAttention` with a layer's weights gets that layer's input; compares every head and layer."""
     network = network_of(name)
     layers = list(network.encoder if name == "translation-en-de" else network.layers)
     judges, seen = [judge_of(layer.attention) for layer in layers], dict[int, Tensor]()
@@ -181,7 +181,7 @@ def test_attention_is_pytorchs(name: str) -> None:
 
 
 def judge_of(attention: Any) -> nn.MultiheadAttention:
-    """PyTorch's module with the weights of ours."""
+    """Build PyTorch's module with our weights."""
     judge = nn.MultiheadAttention(attention.out.in_features, attention.num_heads, batch_first=True)
     with torch.no_grad():
         for theirs, mine in (

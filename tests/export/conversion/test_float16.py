@@ -1,4 +1,4 @@
-"""Graphs in half precision, made of a folder alone: what they compute, whose weights they have, what they are worth."""
+"""float16 graphs are made from a folder alone: their outputs, weights and quality."""
 
 import json
 import shutil
@@ -44,7 +44,7 @@ def source(toy_run: Path) -> TextClassifierSource:
 
 
 def converted(source: TextClassifierSource, store: Path, console: Console, precision: Precision = "float32") -> Path:
-    """A folder of the toy model with its graph in half precision."""
+    """Write a folder of the toy model with its float16 graph."""
     validation = toy_data().validation
     return convert(
         source,
@@ -61,19 +61,19 @@ def converted(source: TextClassifierSource, store: Path, console: Console, preci
 
 
 def folder_in(store: Path) -> ModelFolder:
-    """The last version of the only model."""
+    """Read the last version of the only model."""
     return read(scan(store)[-1])
 
 
 def kept_in(graph: Path) -> list[int]:
-    """Bytes of each constant that stands in the graph itself."""
+    """Return the sizes in bytes of the constants that the graph itself stores."""
     model = onnx.load(graph, load_external_data=False)
     external = onnx.TensorProto.EXTERNAL
     return [numpy_helper.to_array(each).nbytes for each in model.graph.initializer if each.data_location != external]
 
 
-def test_weights_that_were_made_smaller_are_made_whole_again(source: TextClassifierSource, tmp_path: Path) -> None:
-    """Half precision bit for bit; of int8 the dequantized weights, with nothing left that quantizes or scales."""
+def test_stored_weights_are_restored_to_float32(source: TextClassifierSource, tmp_path: Path) -> None:
+    """float16 weights are bit-identical, int8 ones dequantized; no node that quantizes or scales is left."""
     texts, path = made_up_sentences(64), tmp_path / "model.onnx"
 
     def logits() -> np.ndarray:
@@ -108,8 +108,8 @@ def test_weights_that_were_made_smaller_are_made_whole_again(source: TextClassif
 
 
 @pytest.mark.slow
-def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
-    """Operators of int8 that conversion does not write, and what ONNX Runtime cannot load; the folder is as it was."""
+def test_unknown_int8_operators_are_refused(source: TextClassifierSource, tmp_path: Path, quiet: Console) -> None:
+    """Operators that ONNX Runtime cannot load are refused too; the folder stays unchanged."""
     folder = converted(source, tmp_path, quiet, "int8")
     manifest, served = folder_in(tmp_path).manifest, (folder / "model.onnx").read_bytes()
     assert manifest is not None
@@ -124,10 +124,10 @@ def test_what_is_not_understood_is_refused(source: TextClassifierSource, tmp_pat
 
 
 @pytest.mark.parametrize("precision", ["float32", pytest.param("int8", marks=pytest.mark.slow)])
-def test_a_converted_classifier_has_its_graph_for_gpus(
+def test_a_converted_classifier_has_a_float16_graph(
     precision: Precision, source: TextClassifierSource, tmp_path: Path, quiet: Console
 ) -> None:
-    """Hardly a weight in the graph, its quality in manifest and card, and answers close to those of the other graph."""
+    """It stores hardly any weight, its quality is in manifest and card, and it answers like the served graph."""
     folder = converted(source, tmp_path, quiet, precision)
     opened = folder_in(tmp_path)
     halved = opened.in_half_precision()
@@ -141,7 +141,7 @@ def test_a_converted_classifier_has_its_graph_for_gpus(
     assert measured["num_examples"] == 600
     assert measured[f"accuracy_in_{precision}"] - measured["accuracy"] <= 0.005
     assert 0 < measured["max_abs_logit_difference_to_float32"] < 0.1
-    assert "A GPU gets `model.float16.onnx`" in (folder / CARD).read_text()
+    assert "A GPU computes `model.float16.onnx`" in (folder / CARD).read_text()
     texts = made_up_sentences(64)
     difference = np.abs(onnx_logits(source, graph, texts) - onnx_logits(source, folder / "model.onnx", texts))
     assert (
@@ -153,10 +153,10 @@ def test_a_converted_classifier_has_its_graph_for_gpus(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "int8"])
-def test_a_converted_translation_model_has_graphs_for_gpus(
+def test_a_converted_translation_model_has_float16_graphs(
     precision: Precision, toy_translation_run: Path, tmp_path: Path, quiet: Console
 ) -> None:
-    """Whose keys and values are in half precision, so that a GPU keeps them; a server takes them as it would there."""
+    """Their keys and values are in half precision, so that a GPU keeps them; the server loads them."""
     folder = convert_translation(
         translation_source_of_run(toy_translation_run),
         task_of("translation"),
@@ -192,10 +192,10 @@ def test_a_converted_translation_model_has_graphs_for_gpus(
 
 
 @pytest.mark.slow
-def test_half_precision_that_costs_too_much_is_left_out(
+def test_float16_graphs_with_too_much_loss_are_left_out(
     source: TextClassifierSource, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Conversion goes on without; the command refuses, and leaves the folder as it was."""
+    """Conversion continues without them; the command refuses, and leaves the folder unchanged."""
     with_it = converted(source, tmp_path / "with", quiet)
     before = {file.name: sha256(file) for file in with_it.iterdir()}
     monkeypatch.setattr(float16, "MAX_ACCURACY_LOSS", -1.0)
@@ -208,8 +208,8 @@ def test_half_precision_that_costs_too_much_is_left_out(
     assert "GPU" not in (without / CARD).read_text()
 
 
-def test_a_version_in_the_store_gets_its_graphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the command, again and again: the committed folder without them becomes what is committed, card included."""
+def test_half_graphs_adds_the_graphs_to_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command restores the committed graph and card, also when it runs again."""
     committed = ROOT / "model_store/sentiment-small/1"
     folder = Path(shutil.copytree(committed, tmp_path / "sentiment-small/1"))
     wanted = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -237,10 +237,10 @@ def test_a_version_in_the_store_gets_its_graphs(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("kind", ["bare", "halved", "unknown"])
-def test_what_cannot_be_judged_is_refused(
+def test_folders_without_known_data_are_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A bare graph, one that is in half precision already, a translation model of data that nobody knows."""
+    """Refuses a bare graph, a folder in half precision, and a translation model of unknown data."""
     folder = Path(shutil.copytree(ROOT / "model_store/translation-en-de/1", tmp_path / "translation/1"))
     manifest = json.loads((folder / "manifest.json").read_text())
     if kind == "bare":
@@ -251,5 +251,9 @@ def test_what_cannot_be_judged_is_refused(
     monkeypatch.setattr("export.training.translation.LOADERS", {})
     monkeypatch.setattr(sys, "argv", ["export", "half-graphs", str(folder)])
     assert main() == 1
-    expected = {"bare": "is a bare ONNX graph", "halved": "in half precision as it is", "unknown": "nothing is known"}
+    expected = {
+        "bare": "is a bare ONNX graph",
+        "halved": "already in half precision",
+        "unknown": "no data to measure it on",
+    }
     assert expected[kind] in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Models in Hugging Face form, small and random, against `transformers` itself."""
+"""Small random Hugging Face models answer like `transformers` after conversion."""
 
 import json
 import os
@@ -52,7 +52,7 @@ FAMILIES = {
 
 
 def save_model(kind: str, folder: Path, **options: object) -> Path:
-    """A random model with three classes and 64 tokens at most, with its tokenizer."""
+    """Save a random model with three classes and at most 64 tokens, with its tokenizer."""
     tokenizer = train_tokenizer(made_up_sentences(300), 600)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", model_max_length=64
@@ -117,7 +117,7 @@ def test_a_loaded_model_answers_like_transformers(kind: str, tmp_path: Path) -> 
 
 
 def load(model_dir: Path, store: Path, *options: str) -> str:
-    """What the command says when it refuses."""
+    """Run the command, and return its error."""
     command = [sys.executable, "-m", "export", "load", str(model_dir), "--task", "text-classification"]
     run = subprocess.run(
         [*command, "--model-store", str(store), *options], capture_output=True, text=True, cwd=ROOT, check=False
@@ -128,8 +128,11 @@ def load(model_dir: Path, store: Path, *options: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_model_is_judged_by_its_own_classes_only(tmp_path: Path) -> None:
-    """Class 0 of SST-2 is not class 0 of a model that knows three others; nor may a name lead out of the store."""
+def test_validation_needs_the_models_own_classes(tmp_path: Path) -> None:
+    """SST-2's class 0 is not class 0 of a model with three other classes.
+
+    A name that leaves the store is refused too.
+    """
     if not os.environ.get("HEED_DATASETS"):
         pytest.skip("HEED_DATASETS is not set: SST-2 is not at hand")
     model_dir = save_model("bert", tmp_path / "mine")
@@ -138,8 +141,8 @@ def test_a_model_is_judged_by_its_own_classes_only(tmp_path: Path) -> None:
     assert "--name '../mine'" in load(model_dir, tmp_path / "store", "--name", "../mine")
 
 
-def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path) -> None:
-    """Another problem type, another family, nothing there."""
+def test_unsupported_models_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Refuses another problem type, another family, and a missing folder."""
     with pytest.raises(LoadRefused, match="problem_type 'multi_label_classification'"):
         source_of_hugging_face(str(save_model("bert", tmp_path / "multi", problem_type="multi_label_classification")))
     config = ElectraConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, intermediate_size=64)
@@ -162,7 +165,7 @@ IMAGE_FAMILIES = {
 
 
 def save_image_model(kind: str, folder: Path) -> Path:
-    """A random model with three classes for images of 32 x 32, with its processor."""
+    """Save a random model with three classes for images of 32 x 32, with its processor."""
     config, model, processor, sizes = IMAGE_FAMILIES[kind]
     torch.manual_seed(1)
     shape = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
@@ -221,7 +224,7 @@ PROCESSORS = {
 
 @pytest.mark.parametrize("form", PROCESSORS)
 def test_image_processors_of_every_form_make_the_same_pixels(form: str, tmp_path: Path) -> None:
-    """What is served makes the pixels of the checkpoint's own processor, which loading proves on the golden images."""
+    """The service makes the pixels of the checkpoint's own processor; loading proves it on the golden images."""
     folder = save_image_model("vit", tmp_path / "vit")
     path = folder / "preprocessor_config.json"
     document = json.loads(path.read_text()) | PROCESSORS[form]
@@ -232,8 +235,8 @@ def test_image_processors_of_every_form_make_the_same_pixels(form: str, tmp_path
     np.testing.assert_allclose(source.item(file_of(image)).pixels_CHW, theirs_BCHW[0], atol=1e-3)
 
 
-def test_image_models_that_cannot_be_loaded(tmp_path: Path) -> None:
-    """Preprocessing that is not offered or does not fit, another family."""
+def test_unsupported_image_models_are_refused(tmp_path: Path) -> None:
+    """Refuses preprocessing that is not offered or does not fit, and another family."""
     folder = save_image_model("vit", tmp_path / "vit")
     path = folder / "preprocessor_config.json"
     config = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Conversion of image classifiers: the same bars as for texts, and preprocessing that is one with training's."""
+"""Conversion of image classifiers has the limits of text classifiers, and the preprocessing of training."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ from tests.service.tasks.test_image_classification import file_of
 
 
 def converted(source: ImageClassifierSource, store: Path, console: Console, **options: Any) -> Path:
-    """The next version of a model of noise."""
+    """Write the next version of a model, compared on images of noise."""
     settings = {"labelled": None, "precision": "float32", "about": {"licence": "none"}, "compare_on": noise_files(500)}
     settings |= {"explained": False}
     return convert(
@@ -46,7 +46,7 @@ def converted(source: ImageClassifierSource, store: Path, console: Console, **op
 
 @pytest.mark.parametrize("name", ["vit", "resnet9"])
 def test_a_whole_folder_is_written_and_equals_pytorch(name: str, image_store: Path) -> None:
-    """ONNX and TorchScript, any number of images; configuration in Hugging Face form, golden images, card."""
+    """ONNX and TorchScript take any number of images; the folder has configuration, golden images and card."""
     path = image_store / name / "1"
     model = read(FoundFolder(name, "1", path))
     assert model.manifest is not None
@@ -74,7 +74,7 @@ def test_a_whole_folder_is_written_and_equals_pytorch(name: str, image_store: Pa
 
 
 def test_the_service_normalises_as_training_does() -> None:
-    """Every level of every channel, bit for bit; and pixels in a PNG come out as they went into training."""
+    """Every level of every channel is bit-identical, and a PNG gives the pixels of training."""
     source = untrained_image_sources()["resnet9"]
     levels_HWC = np.stack([np.arange(1024, dtype=np.uint32).astype(np.uint8).reshape(32, 32)] * 3, axis=2)
     trained = normalised(torch.from_numpy(levels_HWC).permute(2, 0, 1)[None])[0].numpy()
@@ -88,8 +88,8 @@ def test_the_service_normalises_as_training_does() -> None:
     assert (served == compressed).all()
 
 
-def test_the_preprocessor_configuration_means_to_others_what_it_means_here(image_store: Path) -> None:
-    """`transformers` reads it, and makes nearly the same pixels of an image that must be resized."""
+def test_transformers_reads_the_preprocessor_configuration(image_store: Path) -> None:
+    """It makes nearly the same pixels of an image that must be resized."""
     processor = ViTImageProcessor.from_pretrained(image_store / "vit/1")
     image = shapes(50, 70)
     theirs_BCHW = processor(image, return_tensors="np")["pixel_values"]
@@ -103,7 +103,7 @@ class Wrong(ImageClassifierSource):
 
     @property
     def for_export(self) -> Callable[[], nn.Module]:
-        """The head's bias a little higher."""
+        """Return the network with a slightly higher bias."""
         other = type(self.module)(self.module.config).eval()
         other.load_state_dict(self.module.state_dict())
         with torch.no_grad():
@@ -111,7 +111,7 @@ class Wrong(ImageClassifierSource):
         return lambda: other
 
 
-def test_a_graph_that_is_not_the_model_is_refused(tmp_path: Path, quiet: Console) -> None:
+def test_a_graph_that_differs_from_the_model_is_refused(tmp_path: Path, quiet: Console) -> None:
     """Nothing is written."""
     source = untrained_image_sources()["vit"]
     wrong = Wrong(**{field.name: getattr(source, field.name) for field in dataclasses.fields(source)})
@@ -133,10 +133,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Path:
 
 
 @pytest.mark.parametrize("name", ["vit", "resnet9"])
-def test_a_run_becomes_a_folder_whose_quality_is_that_of_the_run(
-    name: str, runs: Path, tmp_path: Path, quiet: Console
-) -> None:
-    """Measured with the service's preprocessing and the graph: plain, and through JPEG."""
+def test_a_converted_run_has_the_quality_of_the_run(name: str, runs: Path, tmp_path: Path, quiet: Console) -> None:
+    """Measured with the service's preprocessing and the graph, on PNG and JPEG files."""
     data, source = toy_data(), image_source_of_run(runs / name)
     assert (source.image_size, source.labels) == (16, ["upright", "lying", "none"])  # type: ignore[union-attr]
     more = {"compressed": encoded(data.test, "JPEG", quality=50)}
@@ -164,7 +162,7 @@ def test_a_run_becomes_a_folder_whose_quality_is_that_of_the_run(
     assert "On compressed, n = 300" in card
 
 
-def test_int8_is_for_linear_maps(runs: Path, tmp_path: Path, quiet: Console) -> None:
+def test_int8_is_only_for_linear_maps(runs: Path, tmp_path: Path, quiet: Console) -> None:
     """A vision transformer states its loss; convolutions are refused with the reason."""
     data = toy_data()
     options = {
@@ -181,8 +179,8 @@ def test_int8_is_for_linear_maps(runs: Path, tmp_path: Path, quiet: Console) -> 
         converted(image_source_of_run(runs / "resnet9"), tmp_path, quiet, **options)  # type: ignore[arg-type]
 
 
-def test_golden_images_are_of_every_kind() -> None:
-    """What is special about a file is so; no two become the same pixels; together they are small."""
+def test_golden_images_have_every_kind_of_file() -> None:
+    """Each has its named property; no two give the same pixels; together they are small."""
     files = golden_images()
     opened = [Image.open(BytesIO(file)) for file in files.values()]
     assert {image.format for image in opened} == {"JPEG", "PNG", "WEBP"}
@@ -197,7 +195,7 @@ def test_golden_images_are_of_every_kind() -> None:
 
 @pytest.mark.slow
 def test_the_command_line_converts_image_runs(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`python -m export convert` measures a run on the data that it was trained on; of other data it claims nothing."""
+    """`python -m export convert` measures a run on its own data set; a run on other data is not measured."""
     images = toy_images(600, 5)
     columns = {
         "img": [Image.fromarray(pixels.transpose(1, 2, 0)) for pixels in images.pixels_NCHW],

@@ -1,4 +1,4 @@
-"""A translation model in Marian form, small and random, against `transformers` itself."""
+"""A small random Marian model translates like `transformers` after conversion."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ CODED = (
 
 
 def save_marian(folder: Path, search: dict[str, object] | None = None, **changes: object) -> Path:
-    """Two SentencePiece models, one list of ids, and random weights."""
+    """Save two SentencePiece models, one list of ids, and random weights."""
     folder.mkdir()
     sides = {"source": [*made_up_sentences(400), *GOLDEN_TEXTS], "target": toy_pairs(400, 3).target}
     pieces: dict[str, int] = {"</s>": 0, "<unk>": 1}
@@ -147,7 +147,7 @@ def test_a_loaded_translator_answers_like_transformers(tmp_path: Path) -> None:
 
 
 def test_texts_become_the_ids_of_the_models_own_tokenizer(tmp_path: Path) -> None:
-    """Spaces, capitals, characters that it has never seen."""
+    """Checks spaces, capitals and unknown characters."""
     model_dir = save_marian(tmp_path / "mine")
     tokenizer, task = AutoTokenizer.from_pretrained(model_dir), source_of_marian(str(model_dir)).task()
     for text in [*GOLDEN_TEXTS, " two  spaces ", "ﬁne ② ☃ 日本", "Hunde drei blaue", *made_up_sentences(50, seed=3)]:
@@ -155,7 +155,10 @@ def test_texts_become_the_ids_of_the_models_own_tokenizer(tmp_path: Path) -> Non
 
 
 def test_a_language_code_at_the_beginning_is_one_token(tmp_path: Path) -> None:
-    """Known and unknown codes become the ids of `MarianTokenizer`, cut or whole; elsewhere they are ordinary text."""
+    """Known and unknown codes become the ids of `MarianTokenizer`, truncated or not.
+
+    Elsewhere they are ordinary text.
+    """
     model_dir = save_marian(tmp_path / "mine")
     tokenizer, source = AutoTokenizer.from_pretrained(model_dir), source_of_marian(str(model_dir))
     task = source.task()
@@ -187,7 +190,7 @@ def test_a_language_code_at_the_beginning_is_one_token(tmp_path: Path) -> None:
     ids=str,
 )
 def test_the_default_search_is_the_models_own(search: dict[str, object], tmp_path: Path) -> None:
-    """Without a word about the search, translations are those of `generate` with the checkpoint's configuration."""
+    """Without search options, translations are those of `generate` with the checkpoint's configuration."""
     model_dir = save_marian(tmp_path / "mine", search)
     model, tokenizer = MarianMTModel.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
     source = source_of_marian(str(model_dir))
@@ -199,8 +202,8 @@ def test_the_default_search_is_the_models_own(search: dict[str, object], tmp_pat
         assert found.ids == expected, text
 
 
-def test_a_search_that_is_not_offered_is_refused_by_name(tmp_path: Path) -> None:
-    """Sampling, penalties for repetition, forbidden words, more beams than there may be."""
+def test_unsupported_search_options_are_refused_by_name(tmp_path: Path) -> None:
+    """Refuses sampling, repetition penalties, forbidden words and too many beams."""
     for number, (search, text) in enumerate(
         (
             ({"do_sample": True}, "do_sample is True, which is not offered"),
@@ -214,8 +217,8 @@ def test_a_search_that_is_not_offered_is_refused_by_name(tmp_path: Path) -> None
             source_of_marian(str(save_marian(tmp_path / str(number), search)))
 
 
-def test_another_translation_model_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    """BART and T5 are translators too, but not of this kind; a missing or damaged file is named."""
+def test_other_translation_models_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    """BART and T5 are refused; a missing or damaged file is named."""
     for config in (BartConfig(), T5Config()):
         config.save_pretrained(tmp_path / config.model_type)
         with pytest.raises(LoadRefused, match=f"model type '{config.model_type}' is not one of marian"):
@@ -238,8 +241,8 @@ def test_another_translation_model_is_refused_in_a_sentence(tmp_path: Path) -> N
         shutil.rmtree(folder)
 
 
-def test_what_cannot_be_loaded_is_refused_in_words(tmp_path: Path) -> None:
-    """Sides of different shape, an unknown activation, nothing there."""
+def test_unsupported_marian_models_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    """Refuses encoder and decoder of different shape, an unknown activation, and a missing folder."""
     for number, (changes, text) in enumerate(
         (
             ({"decoder_ffn_dim": 32}, "encoder_ffn_dim and decoder_ffn_dim differ"),

@@ -1,4 +1,4 @@
-"""Conversion of translation models: what it writes, and what it refuses."""
+"""Conversion of translation models: written folders and refusals."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,8 @@ from service.models.loading import Loader
 from tests.toy_translation import toy_pairs
 
 
-def test_the_folder_says_what_was_measured(translation_store: Path) -> None:
-    """Both graphs, both searches, both kinds of BLEU, and how the graphs compare with PyTorch."""
+def test_the_manifest_has_the_measures(translation_store: Path) -> None:
+    """It has both graphs, both searches, both kinds of BLEU, and the comparison with PyTorch."""
     folder = read(FoundFolder("dogs", "1", translation_store / "dogs" / "1"))
     assert folder.manifest is not None
     assert {"model.onnx", "encoder.onnx", "tokenizer.json", "generation_config.json"} <= folder.manifest.files.keys()
@@ -39,10 +39,10 @@ def test_the_folder_says_what_was_measured(translation_store: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("precision", "was"), [("int8", "bleu_before_quantization"), ("float16", "bleu_in_float32")])
-def test_lossy_precisions_say_what_they_lost(
+def test_lossy_precisions_state_their_loss(
     toy_translation_run: Path, tmp_path: Path, quiet: Console, precision: Precision, was: str
 ) -> None:
-    """Beside the figure before; and the folder is served."""
+    """The float32 figure stands beside it; the server loads the folder."""
     target = convert_translation(
         translation_source_of_run(toy_translation_run),
         task_of("translation"),
@@ -67,7 +67,7 @@ def test_lossy_precisions_say_what_they_lost(
 def test_lossy_precisions_need_references(
     toy_translation_run: Path, tmp_path: Path, quiet: Console, precision: Precision
 ) -> None:
-    """Without any, nobody can say what is lost."""
+    """Without references the loss of BLEU cannot be measured."""
     with pytest.raises(ValueError, match=f"{precision} needs sentences with references"):
         convert_translation(
             translation_source_of_run(toy_translation_run),
@@ -84,7 +84,7 @@ def test_lossy_precisions_need_references(
 
 
 def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """And nothing is written."""
+    """Nothing is written."""
     with pytest.raises(ValueError, match="499 sentences to compare on, at least 500"):
         convert_translation(
             translation_source_of_run(toy_translation_run),
@@ -102,10 +102,10 @@ def test_too_few_sentences_are_refused(toy_translation_run: Path, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_another_model_is_refused(
+def test_graphs_that_differ_from_the_model_are_refused(
     toy_translation_run: Path, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights that change between export and comparison, as a bug of the exporter would make them."""
+    """The weights change between export and comparison, as by a bug of the exporter."""
     source = translation_source_of_run(toy_translation_run)
     from export.conversion import translation as module
 

@@ -1,4 +1,4 @@
-"""Words in changing pieces: always the same words, the same again for the same seed, and often enough other pieces."""
+"""BPE-dropout changes the pieces of words, reproducibly, and never the words."""
 
 import numpy as np
 
@@ -11,14 +11,14 @@ TEXTS = [*made_up_sentences(200), *GOLDEN_TEXTS, "Öl,  ß und ☃"]
 TOKENIZER = train_translation_tokenizer(TEXTS, 500)
 
 
-def test_without_any_share_the_pieces_are_the_tokenizers_own() -> None:
-    """Every merge is made, in the order of their ranks."""
+def test_without_dropout_the_pieces_are_the_tokenizers() -> None:
+    """Every merge is made, in the order of ranks."""
     dropout = SubwordDropout(TOKENIZER, TEXTS, 0.0, end_id=EOS_ID, seed=1)
     assert dropout.encode(np.random.default_rng(1)) == [encoding.ids for encoding in TOKENIZER.encode_batch(TEXTS)]
 
 
-def test_other_pieces_are_still_the_same_text() -> None:
-    """More of them, for merges are missing; the same ones for the same seeds, others for another epoch."""
+def test_dropout_changes_pieces_but_not_the_text() -> None:
+    """There are more pieces, because merges are skipped; equal seeds give equal ones, another epoch gives others."""
     plain = [encoding.ids for encoding in TOKENIZER.encode_batch(TEXTS)]
     dropout = SubwordDropout(TOKENIZER, TEXTS, 0.1, end_id=EOS_ID, seed=1)
     first = dropout.encode(np.random.default_rng(1))

@@ -1,4 +1,4 @@
-"""Training texts that a teacher judges anew."""
+"""Augmentation of training texts for distillation."""
 
 import numpy as np
 import torch
@@ -10,16 +10,16 @@ from export.data.text_augmentation import NUM_NEIGHBOURS, augment_texts, neighbo
 TEXTS = [f"one{number} two{number} three{number} four{number}" for number in range(500)]
 
 
-def test_without_shares_nothing_changes() -> None:
-    """And the same generator gives the same texts."""
+def test_fractions_of_zero_change_nothing() -> None:
+    """Equal generators give equal texts."""
     assert augment_texts(TEXTS, np.random.default_rng(1), drop_fraction=0.0, join_fraction=0.0) == TEXTS
     fractions = {"drop_fraction": 0.3, "join_fraction": 0.3}
     first, second = (augment_texts(TEXTS, np.random.default_rng(1), **fractions) for _ in range(2))
     assert first == second != TEXTS
 
 
-def test_the_shares_are_kept() -> None:
-    """A third of the words left out, half of the texts joined, and never an empty text."""
+def test_the_fractions_are_kept() -> None:
+    """A third of the words is dropped, half of the texts is joined, and no text is empty."""
     dropped = augment_texts(TEXTS, np.random.default_rng(2), drop_fraction=1 / 3, join_fraction=0.0)
     assert 0.6 < sum(len(text.split()) for text in dropped) / 2000 < 0.73
     joined = augment_texts(TEXTS, np.random.default_rng(2), drop_fraction=0.0, join_fraction=0.5)
@@ -28,8 +28,8 @@ def test_the_shares_are_kept() -> None:
     assert all(augment_texts(TEXTS, np.random.default_rng(2), drop_fraction=1.0, join_fraction=0.0))
 
 
-def test_words_give_way_to_their_neighbours_alone() -> None:
-    """A quarter of those that have any; the others stay."""
+def test_words_are_replaced_only_by_their_neighbours() -> None:
+    """A quarter of the words that have neighbours is replaced; the others stay."""
     neighbours = {f"two{number}": ["zwei", "deux"] for number in range(500)}
     changed = augment_texts(
         TEXTS,
@@ -48,8 +48,11 @@ def test_words_give_way_to_their_neighbours_alone() -> None:
     assert 0.18 < replaced / 500 < 0.32
 
 
-def test_neighbours_point_the_same_way() -> None:
-    """Words in two directions: each has its own as neighbours, not itself, and none that may not take its place."""
+def test_neighbours_have_similar_vectors() -> None:
+    """The words lie in two directions.
+
+    A word's neighbours share its direction, and never include itself or a word that is no candidate.
+    """
     words = [f"left{number}" for number in range(20)] + [f"right{number}" for number in range(20)]
     tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="left0"))
     generator = torch.Generator().manual_seed(0)

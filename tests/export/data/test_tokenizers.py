@@ -1,4 +1,4 @@
-"""The tokenizer: both spellings, any text."""
+"""Trained tokenizers read both spellings and any text."""
 
 import pytest
 from hypothesis import given
@@ -23,12 +23,12 @@ TOKENIZER = train_tokenizer([*made_up_sentences(300), "do n't", "it 's"], 600)
     ],
 )
 def test_treebank_and_everyday_spelling_have_the_same_tokens(treebank: str, everyday: str) -> None:
-    """So that a model trained on one serves the other."""
+    """A model trained on one spelling therefore serves the other."""
     assert TOKENIZER.encode(treebank).ids == TOKENIZER.encode(everyday).ids
 
 
-def test_a_pre_trained_tokenizer_reads_treebank_text_as_people_write_it() -> None:
-    """Its own words for what the treebank spells differently."""
+def test_a_pre_trained_tokenizer_reads_treebank_text_in_everyday_spelling() -> None:
+    """It gives its own words for what the treebank spells differently."""
     words = ["[UNK]", "don", "'", "t", "(", "film", ")", "!"]
     tokenizer = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -41,13 +41,13 @@ def test_a_pre_trained_tokenizer_reads_treebank_text_as_people_write_it() -> Non
 
 @given(st.text(min_size=1, max_size=60))
 def test_any_text_has_tokens(text: str) -> None:
-    """No unknown token, and [CLS] first."""
+    """There is no unknown token, and [CLS] comes first."""
     encoding = TOKENIZER.encode(text)
     assert encoding.tokens[0] == "[CLS]"
     assert all(0 <= number < TOKENIZER.get_vocab_size() for number in encoding.ids)
 
 
-def test_it_survives_its_file() -> None:
+def test_a_saved_tokenizer_loads_unchanged() -> None:
     """The service reads what training wrote."""
     text = "A clever story, sadly far too long."
     assert Tokenizer.from_str(TOKENIZER.to_str()).encode(text).ids == TOKENIZER.encode(text).ids

@@ -1,4 +1,4 @@
-"""Pre-trained encoders in this repository's own form compute what they did."""
+"""Pre-trained encoders compute the same in this repository's network."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[BertModel, Path]:
 
 
 def test_hidden_states_are_those_of_transformers(bert: tuple[BertModel, Path]) -> None:
-    """Padded rows of different length; the mean over the real tokens, which is what the classifier's head sees."""
+    """Compares padded rows of different length, and the mean over real tokens that the classifier's head gets."""
     theirs, folder = bert
     mine = TextClassifier(bert_config(folder, num_labels=2, dropout=0.1)).eval()
     head = {name: weight for name, weight in mine.state_dict().items() if name.startswith("head.")}
@@ -56,7 +56,7 @@ def test_hidden_states_are_those_of_transformers(bert: tuple[BertModel, Path]) -
 
 
 def test_every_weight_but_the_pooler_is_used(bert: tuple[BertModel, Path]) -> None:
-    """As many numbers as BERT has, without its pooler and without the token types, which are folded in."""
+    """The network has as many numbers as BERT without pooler and token types, which are folded in."""
     theirs, _ = bert
     weights = renamed(theirs.state_dict())
     left_out = ("pooler.", "embeddings.token_type_embeddings.")
@@ -64,8 +64,11 @@ def test_every_weight_but_the_pooler_is_used(bert: tuple[BertModel, Path]) -> No
     assert sum(weight.numel() for weight in weights.values()) == expected
 
 
-def test_a_smaller_vocabulary_writes_the_same_words_and_any_other() -> None:
-    """Words of the texts as before; others in smaller pieces, down to characters; specials where they belong."""
+def test_a_smaller_vocabulary_still_writes_any_text() -> None:
+    """Words of the texts keep their pieces.
+
+    Others get smaller pieces, down to characters; special tokens keep their places.
+    """
     characters = [prefix + character for character in "aefgilmnorstuwy" for prefix in ("", "##")]
     words = [
         "[PAD]",
@@ -102,8 +105,8 @@ def test_a_smaller_vocabulary_writes_the_same_words_and_any_other() -> None:
         pieces_to_keep(tokenizer, ["the films"] * 5, 9)
 
 
-def test_fewer_dimensions_keep_what_differs_most() -> None:
-    """All of it where there are enough; what lies in a plane, in two."""
+def test_fewer_dimensions_keep_the_largest_variance() -> None:
+    """Vectors in a plane are kept exactly in two dimensions."""
     generator = torch.Generator().manual_seed(1)
     plane_VD = torch.randn(50, 2, generator=generator) @ torch.randn(2, 16, generator=generator)
     reduced_VW = in_fewer_dimensions(plane_VD, 2)
@@ -112,7 +115,7 @@ def test_fewer_dimensions_keep_what_differs_most() -> None:
 
 
 def test_another_kind_of_encoder_is_refused(bert: tuple[BertModel, Path], tmp_path: Path) -> None:
-    """Relative positions or another activation would be computed wrongly without a word."""
+    """Relative positions and other activations would be computed wrongly without notice."""
     config = json.loads((bert[1] / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(ValueError, match="relu"):

@@ -1,4 +1,4 @@
-"""export.networks.fused_cross_entropy, against PyTorch's own loss over all logits."""
+"""The fused cross entropy equals PyTorch's loss over all logits."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ TOKENS, WIDTH, VOCABULARY, SMOOTHING = 400, 16, 3001, 0.1  # three blocks of row
 
 
 def both(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Loss, likeliest tokens that are right, and the gradients of features and weight: PyTorch's, then ours."""
+    """Compute the loss, the correct tokens, and the gradients of features and weight: PyTorch's, then ours."""
     torch.manual_seed(4)
     labels_N = torch.randint(1, VOCABULARY, (TOKENS,))
     weight, bias_V = torch.randn(VOCABULARY, WIDTH), torch.zeros(VOCABULARY)
@@ -32,16 +32,16 @@ def both(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     return found
 
 
-def test_loss_and_gradients() -> None:
-    """Loss and gradients equal those of the whole cross entropy."""
+def test_loss_and_gradients_equal_pytorchs() -> None:
+    """Compares with the cross entropy over all logits."""
     expected, ours = both(torch.float32)
     assert 5 < expected[1].sum() < TOKENS - 5
     for ours_part, expected_part in zip(ours, expected, strict=True):
         torch.testing.assert_close(ours_part, expected_part)
 
 
-def test_products_in_bfloat16() -> None:
-    """They round, and leave loss and gradients in float32."""
+def test_bfloat16_products_round_and_leave_float32_results() -> None:
+    """Loss and gradients stay in float32."""
     expected, ours = both(torch.bfloat16)
     assert {part.dtype for part in ours} == {torch.float32, torch.bool}
     torch.testing.assert_close(ours[0], expected[0], rtol=0.01, atol=0)

@@ -1,4 +1,4 @@
-"""The image classifiers, and what is claimed of their parts."""
+"""Image classifiers, and the claims of their docstrings."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_image_alone_and_in_company_is_the_same(name: str) -> None:
+def test_an_image_alone_and_in_a_batch_has_equal_logits(name: str) -> None:
     """Outside training nothing depends on the batch."""
     torch.manual_seed(1)
     model = NETWORKS[name]().eval()
@@ -30,7 +30,7 @@ def test_an_image_alone_and_in_company_is_the_same(name: str) -> None:
 
 
 def test_patches_do_not_overlap_and_are_embedded_linearly() -> None:
-    """Each token is one linear map of one patch, row by row: the lesson's `unfold` and `Linear`."""
+    """Each token is one linear map of one patch, row by row, like the lesson's `unfold` and `Linear`."""
     model = VisionTransformer(VitConfig(**SMALL))
     pixels_BCHW = torch.randn(2, 3, 16, 16)
     tokens_BTD = model.tokens(pixels_BCHW).flatten(2).transpose(1, 2)
@@ -41,7 +41,7 @@ def test_patches_do_not_overlap_and_are_embedded_linearly() -> None:
 
 
 def test_pooling_is_the_mean_over_the_patches() -> None:
-    """Tokens that are all the same give the head what one of them would."""
+    """Equal tokens give the head the same vector as one of them."""
     model = VisionTransformer(VitConfig(**SMALL | {"num_layers": 0})).eval()
     model.positions_TD.zero_()
     flat_BCHW = torch.full((1, 3, 16, 16), 0.3)
@@ -50,8 +50,8 @@ def test_pooling_is_the_mean_over_the_patches() -> None:
         torch.testing.assert_close(model(flat_BCHW)[0], model.head(model.final_norm(token_D)), atol=1e-5, rtol=1e-5)
 
 
-def test_layers_that_are_left_out_keep_the_mean() -> None:
-    """Stochastic depth skips a layer for some images and makes up for it with the others."""
+def test_stochastic_depth_keeps_the_mean() -> None:
+    """It skips a layer for some images and scales up the others."""
     torch.manual_seed(1)
     before, after = torch.zeros(4000, 1, 1), torch.ones(4000, 1, 1)
     kept = drop_path(before, after, 0.4)
@@ -59,8 +59,8 @@ def test_layers_that_are_left_out_keep_the_mean() -> None:
     assert float(kept.mean()) == pytest.approx(1.0, abs=0.06)
 
 
-def test_a_broken_grid_of_patches_is_refused() -> None:
-    """Pixels at the edge would be left out without a word."""
+def test_an_image_size_that_patches_do_not_divide_is_refused() -> None:
+    """Pixels at the edge would be left out without notice."""
     with pytest.raises(ValueError, match="patch_size"):
         VisionTransformer(VitConfig(**SMALL | {"patch_size": 5}))
 

@@ -1,4 +1,4 @@
-"""The baselines' answers do not depend on the padding, and they learn."""
+"""The baselines' answers do not depend on padding, and the shared loop trains them."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ CONFIGS = [BiLstmConfig(vocab_size=50, num_labels=3), KimCnnConfig(vocab_size=50
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["bilstm", "cnn"])
-def test_a_row_alone_and_in_company_is_the_same(config: BiLstmConfig | KimCnnConfig) -> None:
-    """Rows of 1 to 9 tokens, some shorter than a filter, padded with ids that would matter if they were seen."""
+def test_a_row_alone_and_in_a_batch_has_equal_logits(config: BiLstmConfig | KimCnnConfig) -> None:
+    """Rows of 1 to 9 tokens, some shorter than a filter, are padded with ids that must not be seen."""
     torch.manual_seed(1)
     model: nn.Module = BiLstmClassifier(config) if isinstance(config, BiLstmConfig) else KimCnnClassifier(config)
     model.eval()
@@ -33,10 +33,10 @@ def test_a_row_alone_and_in_company_is_the_same(config: BiLstmConfig | KimCnnCon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=["bilstm", "cnn"])
-def test_they_are_trained_like_the_transformer(
+def test_baselines_are_trained_like_the_transformer(
     config: BiLstmConfig | KimCnnConfig, tmp_path: Path, quiet: Console
 ) -> None:
-    """A baseline is trained by the shared loop, writes the shared record, and its weights load again."""
+    """The shared loop trains a baseline, writes the shared record, and the weights load again."""
     assert train_text_classifier(toy_data(), toy_config(model=config), tmp_path / "run", quiet)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["quality"]["accuracy"] > 0.85
     assert type(load_run_model(tmp_path / "run").config) is type(config)

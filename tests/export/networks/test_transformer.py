@@ -1,4 +1,4 @@
-"""The network against torch's own pieces, and its variants."""
+"""The encoder and its variants equal torch's own layers."""
 
 import dataclasses
 import math
@@ -32,7 +32,7 @@ def padded_batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_attention_equals_torch() -> None:
-    """Values as torch's kernel gives them; weights are rows that sum to one, zero on padding."""
+    """Values equal those of torch's kernel; weights are rows that sum to one, with zero on padding."""
     torch.manual_seed(1)
     query, key, value = torch.randn(3, 2, 4, 5, 8)
     keep = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])[:, None, None, :]
@@ -54,7 +54,7 @@ def test_positions_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("norm_position", ["post", "pre"])
 def test_a_layer_equals_torchs_encoder_layer(norm_position: str) -> None:
-    """With the same weights, padding masked."""
+    """Both have the same weights, and padding is masked."""
     config = dataclasses.replace(SMALL, norm_position=norm_position, activation="relu")
     ours = EncoderLayer(config).eval()
     theirs = nn.TransformerEncoderLayer(
@@ -100,7 +100,7 @@ VARIANTS = [
 
 @pytest.mark.parametrize("change", VARIANTS, ids=str)
 def test_padding_changes_no_answer(change: dict[str, str]) -> None:
-    """In every variant a text has the same logits alone and beside longer ones, and gradients flow everywhere."""
+    """In every variant a text has the same logits alone and beside longer ones, and every weight gets a gradient."""
     torch.manual_seed(4)
     model = TextClassifier(dataclasses.replace(SMALL, **change)).eval()
     ids, mask = padded_batch()
@@ -113,15 +113,15 @@ def test_padding_changes_no_answer(change: dict[str, str]) -> None:
 
 
 def test_shapes_that_cannot_be_built_are_refused() -> None:
-    """With the numbers that do not fit."""
+    """The message has the numbers that do not fit."""
     with pytest.raises(ValueError, match="d_model 16 is not a multiple of num_heads 3"):
         dataclasses.replace(SMALL, num_heads=3)
     with pytest.raises(ValueError, match="even head width"):
         dataclasses.replace(SMALL, d_model=12, num_heads=4, positions="rotary")
 
 
-def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
-    """By torch's seed, in training alone; the values that stay are scaled up, those of bfloat16 too."""
+def test_dropout_zeroes_its_fraction_and_keeps_the_mean() -> None:
+    """Dropout follows torch's seed, works in training only, and scales up the kept values, in bfloat16 too."""
     dropout = Dropout(0.3)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.ones(999, 101, dtype=dtype)
@@ -138,7 +138,7 @@ def test_dropout_zeroes_its_share_and_keeps_the_mean() -> None:
 
 
 def test_dropout_passes_gradients_where_it_passes_values() -> None:
-    """Scaled alike."""
+    """Values and gradients are scaled alike."""
     x = torch.ones(64, 64, requires_grad=True)
     y = Dropout(0.5)(x)
     y.sum().backward()

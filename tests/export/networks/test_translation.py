@@ -1,4 +1,4 @@
-"""The translation networks: against torch's own layers, and step by step against all at once."""
+"""Translation networks equal torch's own layers, and step-by-step decoding equals teacher forcing."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ RECURRENT = RecurrentTranslationConfig(vocab_size=40, d_model=16, dropout=0.0)
 
 
 def networks() -> list[nn.Module]:
-    """Both kinds, with the same random weights each time."""
+    """Build both kinds, with equal random weights each time."""
     torch.manual_seed(5)
     post = TranslationConfig(**{**vars(SMALL), "norm_position": "post"})
     built = [TranslationTransformer(SMALL), TranslationTransformer(post), RecurrentTranslator(RECURRENT)]
@@ -40,7 +40,7 @@ def padded_sources() -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_decoder_layer_equals_torch(pre_norm: bool) -> None:
-    """The layer is torch's TransformerDecoderLayer, with the projections of keys and values as one."""
+    """Compares with torch's TransformerDecoderLayer, with the projections of keys and values joined."""
     config = TranslationConfig(**{**vars(SMALL), "norm_position": "pre" if pre_norm else "post", "activation": "relu"})
     torch.manual_seed(2)
     ours = DecoderLayer(config).eval()
@@ -71,8 +71,8 @@ def test_decoder_layer_equals_torch(pre_norm: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["pre-norm", "post-norm", "lstm"])
-def test_steps_equal_all_at_once(kind: int) -> None:
-    """Token by token, each network predicts what it predicts with the whole target at hand."""
+def test_stepwise_decoding_equals_teacher_forcing(kind: int) -> None:
+    """Token by token, each network predicts the same as with the whole target."""
     network = networks()[kind]
     source_ids, source_mask = padded_sources()
     target_ids = torch.cat((torch.full((3, 1), BOS_ID), torch.randint(EOS_ID, 40, (3, 5))), dim=1)
@@ -85,8 +85,8 @@ def test_steps_equal_all_at_once(kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["pre-norm", "post-norm", "lstm"])
-def test_padding_changes_nothing(kind: int) -> None:
-    """A sentence alone gets the logits that it gets in a padded batch."""
+def test_padding_changes_no_logits(kind: int) -> None:
+    """A sentence alone gets the same logits as in a padded batch."""
     network = networks()[kind]
     source_ids, source_mask = padded_sources()
     target_ids, target_mask = torch.randint(EOS_ID, 40, (3, 6)), torch.ones(3, 6, dtype=torch.int64)
@@ -97,8 +97,8 @@ def test_padding_changes_nothing(kind: int) -> None:
     torch.testing.assert_close(together[1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_token_does_not_see_what_comes_later() -> None:
-    """Another last token changes the logits of the last place alone."""
+def test_a_token_does_not_see_later_tokens() -> None:
+    """Another last token changes only the last logits."""
     network = networks()[0]
     source_ids, source_mask = padded_sources()
     target_ids = torch.randint(EOS_ID, 40, (3, 6))
@@ -112,6 +112,6 @@ def test_a_token_does_not_see_what_comes_later() -> None:
 
 
 def test_positions_other_than_sinusoidal_are_refused() -> None:
-    """Rather than ignored."""
+    """They would otherwise be ignored."""
     with pytest.raises(ValueError, match="sinusoidal"):
         TranslationTransformer(TranslationConfig(**{**vars(SMALL), "positions": "learned"}))

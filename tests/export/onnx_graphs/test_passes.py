@@ -1,4 +1,4 @@
-"""Attention in exported graphs: which operator computes it, and what hides the padding."""
+"""Attention in exported graphs: its operator, and the bias that hides padding."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ def source(toy_run: Path) -> TextClassifierSource:
 
 
 def operators_of(model: onnx.ModelProto) -> set[str]:
-    """The kinds of nodes."""
+    """Return the types of a graph's nodes."""
     return {node.op_type for node in model.graph.node}
 
 
-def test_the_standard_operator_computes_the_same(source: TextClassifierSource, tmp_path: Path) -> None:
-    """In batches of mixed length; and there is a way back to the graph that was exported."""
+def test_the_standard_attention_operator_computes_the_same(source: TextClassifierSource, tmp_path: Path) -> None:
+    """Compares batches of mixed length; `use_own_attention` restores the exported graph."""
     path, texts = tmp_path / "model.onnx", made_up_sentences(64)
     export_onnx(source, path)
     exported, expected_BC = onnx.load(path), onnx_logits(source, path, texts)
@@ -53,16 +53,16 @@ def test_the_standard_operator_computes_the_same(source: TextClassifierSource, t
     np.testing.assert_array_equal(onnx_logits(source, path, texts), expected_BC)
 
 
-def test_what_hides_padding_weighs_nothing_and_is_an_ordinary_number() -> None:
-    """A subnormal weight would slow down every product that it takes part in."""
+def test_the_weight_of_padding_is_negligible_and_a_normal_number() -> None:
+    """A subnormal weight would slow down every product with it."""
     weight = np.exp(np.float32(HIDDEN))
     assert weight > np.finfo(np.float32).tiny
     assert np.float32(1.0) + np.float32(512) * weight == np.float32(1.0)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: "/".join(path.parts[-3:]))
-def test_committed_graphs_attend_as_conversion_writes_it(path: Path) -> None:
-    """Padding is hidden by e^-50 in all of them, and CPUs get the standard operator where there is a bias."""
+def test_committed_graphs_have_the_attention_that_conversion_writes(path: Path) -> None:
+    """e^-50 hides padding in all of them, and graphs with a bias have the standard operator."""
     graph = onnx.load(path, load_external_data=False).graph
     numbers = {float(numpy_helper.to_array(each)) for each in graph.initializer if not each.dims and each.raw_data}
     attending = [node for node in graph.node if node.op_type in ("Attention", "MultiHeadAttention")]

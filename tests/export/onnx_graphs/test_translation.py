@@ -1,4 +1,4 @@
-"""The exported graphs against the network: token by token, and whole translations."""
+"""Exported translation graphs equal the network, token by token and in whole translations."""
 
 import itertools
 from pathlib import Path
@@ -14,7 +14,7 @@ from service.tasks.decoding.search import SearchOptions
 
 
 def random_network(norm_position: str) -> TranslationTransformer:
-    """Small, with weights that make different tokens likely."""
+    """Build a small network with weights that make different tokens likely."""
     torch.manual_seed(11)
     config = TranslationConfig(
         vocab_size=60,
@@ -35,7 +35,7 @@ def random_network(norm_position: str) -> TranslationTransformer:
 
 @pytest.fixture(scope="module", params=["pre", "post"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[TorchTranslator, Path]:
-    """The network, and the folder with its graphs."""
+    """Return the network, and the folder with its graphs."""
     folder, network = tmp_path_factory.mktemp("graphs"), random_network(request.param)
     export_encoder(network, folder / "encoder.onnx")
     export_decoder_step(network, folder / "model.onnx")
@@ -49,7 +49,7 @@ def sources(count: int) -> list[list[int]]:
 
 
 def test_steps_equal_the_network(both: tuple[TorchTranslator, Path]) -> None:
-    """Padded sentences together: the same likeliest tokens, with the same log probabilities, step after step."""
+    """Padded sentences in one batch get the same likeliest tokens with equal log probabilities, step after step."""
     network, graphs = both[0], OnnxTranslator(both[1])
     expected_state, state = network.begin(sources(5)), graphs.begin(sources(5))
     last = [BOS_ID] * 5
@@ -63,7 +63,7 @@ def test_steps_equal_the_network(both: tuple[TorchTranslator, Path]) -> None:
 
 @pytest.mark.parametrize("num_beams", [1, 4])
 def test_translations_equal_the_network(both: tuple[TorchTranslator, Path], num_beams: int) -> None:
-    """Greedy and beam search find the same tokens, with and without company."""
+    """Greedy and beam search find the same tokens, alone and in a batch."""
     options = [SearchOptions(max_new_tokens=12, num_beams=num_beams)] * 20
     expected = translate(both[0], sources(20), options)
     for batch_size in (20, 1):

@@ -1,4 +1,4 @@
-"""Figures of one answer, on the small committed model and a committed translation model."""
+"""Figures of one answer, from a small committed model and a committed translation model."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,15 @@ def small() -> TextModel:
     return TextModel(ROOT / "model_store/sentiment-small/1")
 
 
-def test_ranks_are_compared() -> None:
-    """Whatever the scale; opposite orders are -1, and what is all alike correlates with nothing."""
+def test_rank_correlation_ignores_scale() -> None:
+    """Opposite orders correlate with -1, and constant rows with nothing."""
     found = rank_correlations(np.array([[1, 2, 3, 9], [10, 20, 30, 31], [4, 3, 2, 1], [5, 5, 5, 5]], dtype=np.float64))
     np.testing.assert_allclose(found[:3, :3], [[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
     assert not found[3].any()
 
 
-def test_figures_of_an_answer(small: TextModel) -> None:
-    """The word that says it all is named by every method that asks the model; deletion finds it sooner than chance."""
+def test_the_decisive_word_has_the_largest_weight(small: TextModel) -> None:
+    """Every method that asks the model finds it, and deletion finds it sooner than a random order."""
     answer = small.answer("It was a wonderful film about my two old uncles.")
     figures = figures_of(answer, 0)
     assert figures["features"] == len(answer.names) == 11
@@ -37,8 +37,8 @@ def test_figures_of_an_answer(small: TextModel) -> None:
     assert whole > 0.9 > empty
 
 
-def test_gradients_and_attention_are_of_the_words(small: TextModel) -> None:
-    """What tokens get, but for the special ones; attention is one in all."""
+def test_gradients_and_attention_are_summed_by_word(small: TextModel) -> None:
+    """Special tokens are left out; attention sums to one."""
     answer = small.answer("A dull, dull film.")
     assert answer.names == ["A", "dull", ",", "dull", "film", "."]
     for numbers_T in (answer.gradients_of_tokens(32), answer.attention_of_tokens(answer.outputs())):
@@ -49,8 +49,8 @@ def test_gradients_and_attention_are_of_the_words(small: TextModel) -> None:
     assert answer.attention_of_tokens(answer.outputs()).sum() == pytest.approx(1.0, abs=1e-5)
 
 
-def test_attention_to_the_source_is_of_its_words() -> None:
-    """Every row sums to one with what goes to the end of the sentence; the translation is the served one."""
+def test_cross_attention_is_summed_by_source_word() -> None:
+    """Rows sum to one with the end-of-sentence token; the translation is the served one."""
     answer = TranslationModel(ROOT / "model_store/translation-en-de/1").answer("The dog is asleep.")
     assert (answer.text, answer.names) == ("Der Hund schläft.", ["The", "dog", "is", "asleep", "."])
     cross_LHTS = answer.outputs()["cross_attention"]

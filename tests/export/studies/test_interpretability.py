@@ -1,4 +1,4 @@
-"""The study of explanations, on the small committed model and sentences of our own, and the page that is committed."""
+"""The study of explanations on a small committed model, and the committed page."""
 
 import json
 import math
@@ -23,7 +23,7 @@ SMALL = ROOT / "model_store/sentiment-small/1"
 
 
 def study_of(texts: list[str]) -> Study:
-    """These texts by the small model."""
+    """Build a study of these texts with the small model."""
     return Study(
         "small",
         "our own",
@@ -34,14 +34,17 @@ def study_of(texts: list[str]) -> Study:
     )
 
 
-def test_tokens_belong_to_the_feature_that_they_leave_with() -> None:
-    """Special tokens to none."""
+def test_tokens_belong_to_the_feature_that_removes_them() -> None:
+    """Special tokens belong to none."""
     words = Words("a bcd!", range(5), [None, (0, 1), (2, 4), (4, 5), (5, 6)])
     assert features_of_tokens(words, 5).tolist() == [-1, 0, 1, 1, 2]
 
 
-def test_a_study_goes_on_where_it_stopped(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same figures in one piece and in three, but for the time; none of an example twice, or of another model."""
+def test_an_interrupted_study_resumes(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three calls give the same figures as one, except for times.
+
+    No example is measured twice or taken from another model.
+    """
     monkeypatch.setattr(interpretability, "REPEATED", ((None, 2),))
     study = study_of([text for text in load_everyday().texts if len(text) < 40][:12])
     whole = measure(study, SMALL, tmp_path / "whole.jsonl", quiet, math.inf, 4)
@@ -64,20 +67,20 @@ def test_a_study_goes_on_where_it_stopped(tmp_path: Path, quiet: Console, monkey
 
 
 def committed() -> Any:
-    """The record in docs/."""
+    """Read the record in docs/."""
     return json.loads((ROOT / "docs/interpretability.json").read_text())
 
 
-def test_the_committed_page_is_the_records() -> None:
-    """No figure is typed by hand, and every picture is there."""
+def test_the_committed_page_is_written_from_the_record() -> None:
+    """No figure is typed by hand, and every picture exists."""
     text = "\n".join(page(committed())) + "\n"
     assert (ROOT / "docs/interpretability.md").read_text() == text
     pictures = {name for name in text.replace(")", "(").split("(") if name.endswith(".png")}
     assert pictures == {path.name for path in (ROOT / "docs").glob("interpretability-*.png")}
 
 
-def test_the_record_has_enough_examples_and_none_of_a_data_set() -> None:
-    """At least 200 of each model; what is shown are sentences and pictures of our own."""
+def test_the_record_has_enough_examples_and_no_data_set_content() -> None:
+    """There are at least 200 examples of each model; all shown sentences and pictures are our own."""
     own = {*load_everyday().texts, *interpretability.OWN_SENTENCES, *interpretability.demo_images()}
     for model in committed()["models"].values():
         assert model["num_examples"] >= 200
@@ -86,8 +89,8 @@ def test_the_record_has_enough_examples_and_none_of_a_data_set() -> None:
 
 
 @pytest.mark.slow
-def test_the_pictures_are_drawn(tmp_path: Path, quiet: Console) -> None:
-    """Page and all pictures anew out of the committed record."""
+def test_page_and_pictures_are_written_from_the_record(tmp_path: Path, quiet: Console) -> None:
+    """Writes all of them again from the committed record."""
     shutil.copyfile(ROOT / "docs/interpretability.json", tmp_path / "interpretability.json")
     write_page(tmp_path, quiet)
     drawn, kept = (

@@ -1,4 +1,4 @@
-"""The page of the models, from a real run's record."""
+"""docs/models.md is written from the records of real runs."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from tests.export.training.test_image_classifier import toy_data as bars
 
 
 def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> None:
-    """With the accuracy on compressed and moved images, and precision and recall of each class."""
+    """The section has accuracy on compressed and moved images, and precision and recall by class."""
     assert train_image_classifier(bars(), bars_config(epochs=1), tmp_path / "runs" / "bars", quiet)
     report(tmp_path / "runs", tmp_path / "docs", tmp_path / "store", quiet)
     record = json.loads((tmp_path / "docs" / "runs" / "bars.json").read_text())
@@ -26,7 +26,7 @@ def test_image_runs_have_their_own_section(tmp_path: Path, quiet: Console) -> No
 
 
 def test_translation_runs_have_both_kinds_of_bleu(toy_translation_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """By test split and search, with the signatures that say what was counted."""
+    """Figures stand by test split and search, with their signatures."""
     shutil.copytree(toy_translation_run, tmp_path / "runs" / "dogs")
     report(tmp_path / "runs", tmp_path / "docs", tmp_path / "store", quiet)
     page = (tmp_path / "docs" / "models.md").read_text()
@@ -40,7 +40,7 @@ def test_translation_runs_have_both_kinds_of_bleu(toy_translation_run: Path, tmp
 
 
 def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """A finished run is taken over and kept; an unfinished one is not there; the page outlives the run folders."""
+    """Records of finished runs are copied and kept after the run folders are gone; unfinished runs are left out."""
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     shutil.copytree(toy_run, runs / "toy")
     (runs / "unfinished").mkdir()

@@ -1,4 +1,4 @@
-"""Many runs in one table: transfer by number of examples, the sweep by shape."""
+"""Tables of many runs: transfer by number of examples, and the sweep by shape."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ def record(toy_run: Path) -> dict[str, Any]:
 
 
 def with_accuracy(record: dict[str, Any], accuracy: float, **changes: Any) -> dict[str, Any]:
-    """The record, had the run come out so; `layers` and `width` change the shape."""
+    """Copy the record with another accuracy; `layers` and `width` change the shape."""
     changed = copy.deepcopy(record)
     changed["quality"]["accuracy"] = accuracy
     shape = changed["config"]["model"]
@@ -31,7 +31,7 @@ def with_accuracy(record: dict[str, Any], accuracy: float, **changes: Any) -> di
 
 
 def page_of(records: dict[str, dict[str, Any]], docs: Path, quiet: Console) -> str:
-    """The page that `python -m export report` makes of them."""
+    """Write the page of these records with `report`."""
     (docs / "runs").mkdir(parents=True)
     for name, record in records.items():
         (docs / "runs" / f"{name}.json").write_text(json.dumps(record))
@@ -39,8 +39,10 @@ def page_of(records: dict[str, dict[str, Any]], docs: Path, quiet: Console) -> s
     return (docs / "models.md").read_text()
 
 
-def test_transfer_is_a_row_a_start_and_a_column_a_size(record: dict[str, Any], tmp_path: Path, quiet: Console) -> None:
-    """Means over the seeds; the run on everything stands in the last column; the runs are not shown one by one."""
+def test_transfer_has_a_row_for_each_start_and_a_column_for_each_size(
+    record: dict[str, Any], tmp_path: Path, quiet: Console
+) -> None:
+    """Cells are means over seeds; the last column has the run on all data; single runs are not listed."""
     records = {
         f"transfer-{start}-seed{seed}": with_accuracy(
             record, accuracy, start_from=start, seed=seed, num_training_examples=100
@@ -61,7 +63,7 @@ def test_transfer_is_a_row_a_start_and_a_column_a_size(record: dict[str, Any], t
 
 
 def sweep_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Two widths by two depths, two seeds each; depth helps, width does not."""
+    """Make records of two widths by two depths, two seeds each; depth improves accuracy, width does not."""
     return {
         f"sweep-{layers}-{width}-seed{seed}": with_accuracy(
             record, 0.7 + 0.05 * layers + 0.01 * seed, layers=layers, width=width, num_parameters=layers * width
@@ -72,8 +74,8 @@ def sweep_of(record: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def test_the_sweep_says_what_each_dimension_is_worth(record: dict[str, Any], tmp_path: Path, quiet: Console) -> None:
-    """Beside what a seed is worth; latency where it was measured."""
+def test_the_sweep_states_the_effect_of_each_dimension(record: dict[str, Any], tmp_path: Path, quiet: Console) -> None:
+    """The effect of another seed stands beside it, and latency where it was measured."""
     records = sweep_of(record)
     served = {
         name: {"p50_ms": float(name.split("-")[1]), "requests_per_s": 500.0} for name in records if "seed1" in name
@@ -91,8 +93,8 @@ def test_the_sweep_says_what_each_dimension_is_worth(record: dict[str, Any], tmp
     assert (tmp_path / "models-sentiment-sweep.png").exists()
 
 
-def test_the_front_is_what_no_other_beats(record: dict[str, Any]) -> None:
-    """By parameters where no latency was measured."""
+def test_the_front_has_the_settings_that_no_other_beats(record: dict[str, Any]) -> None:
+    """Cost is the number of parameters where no latency was measured."""
     settings = swept_settings(sweep_of(record), {})
     assert pareto_front(settings) == {Setting(1, 4, 64), Setting(2, 4, 64)}
     assert settings[Setting(2, 4, 64)].p50_ms is None

@@ -12,14 +12,14 @@ from export.training.text_recipes import TextTrainConfig
 ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
 
 
-def test_the_queue_of_the_repository_is_sound() -> None:
-    """Its recipes exist, their changes too, and every recipe is in it."""
+def test_the_committed_queue_is_valid() -> None:
+    """Its recipes and changes exist, and it has every recipe."""
     runs = read_queue(ROOT_QUEUE)
     assert {run.recipe for run in runs} == set(TASK_OF_RECIPE)
 
 
 def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
-    """Unknown recipes, fields and keys, missing and double names."""
+    """Unknown recipes, fields and keys, and missing or double names, are refused."""
     path = tmp_path / "queue.toml"
     sound = 'name = "a"\nrecipe = "sentiment"\n'
     path.write_text(f'[[run]]\n{sound}set = ["seed=2"]\n')
@@ -36,8 +36,8 @@ def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> 
             read_queue(path)
 
 
-def test_the_recipe_is_changed_by_name() -> None:
-    """Fields of the run and of the network; anything else is refused."""
+def test_set_changes_fields_of_run_and_network() -> None:
+    """Anything else is refused."""
     changes = ["epochs=3", "model.d_model=64", "learning_rate=1e-2", "model.embedding_norm=true"]
     changed = with_changes(TextTrainConfig(), changes)
     assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
@@ -55,10 +55,10 @@ def test_the_recipe_is_changed_by_name() -> None:
             with_changes(TextTrainConfig(), [wrong])
 
 
-def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
+def test_a_queue_runs_in_order_and_skips_finished_runs(
     toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Finished folders are left alone without reading any data; with no time left, nothing is begun."""
+    """Finished folders are left alone without reading data; with no time left, nothing starts."""
     runs = [Run("first", "sentiment", []), Run("second", "sentiment", [])]
     (tmp_path / "first").symlink_to(toy_run)
     run_all(runs, tmp_path, Console(width=200), time_budget_s=0.0)
@@ -69,10 +69,8 @@ def test_a_queue_is_worked_off_in_order_and_skips_what_is_finished(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["first", "second"]
 
 
-def test_what_another_process_trains_is_left_to_it(
-    toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """So is what learns from it; what comes behind them in the list is trained."""
+def test_runs_of_another_process_are_skipped(toy_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs that learn from them are skipped too; later runs are trained."""
     console = Console(width=200)
     taught = Run("taught", "sentiment-distilled", ["teacher=busy"])
     runs = [Run("busy", "sentiment", []), taught, Run("done", "sentiment", [])]
@@ -82,5 +80,5 @@ def test_what_another_process_trains_is_left_to_it(
         with pytest.raises(RunIsBusyError, match="another process is training in .*busy"):
             train_run(runs[0], tmp_path / "busy", console, time_budget_s=60.0)
     said = capsys.readouterr().out
-    assert "holds a finished run" in said
+    assert "has a finished run" in said
     assert "all but busy, taught are finished" in said

@@ -1,4 +1,4 @@
-"""The handler on archives of the committed models, as TorchServe calls it; TorchServe itself: tests/clients."""
+"""The handler answers for archives of the committed models, called as TorchServe does."""
 
 import base64
 import json
@@ -129,10 +129,18 @@ def test_translations_are_the_golden_ones(load: Load, num_beams: int) -> None:
         ("sentiment-small", {"inputs": ["good"] * 513}, "513 inputs, the limit is 512"),
         ("sentiment-small", b'{"inputs": "go', "the body is not JSON"),
         ("cifar10-vit", b"GIF89a", "the body is not a JPEG, PNG or WebP file"),
-        ("translation-en-de", {"inputs": "good", "stream": True}, "stream is not offered here"),
-        ("sentiment-small", {"inputs": "good", "parameters": {"explain": {}}}, "explain is not offered here"),
-        ("cifar10-vit", {"inputs": "", "parameters": {"explain": {}}}, "explain is not offered here"),
-        ("translation-en-de", {"inputs": "good", "parameters": {"explain": {}}}, "explain is not offered here"),
+        ("translation-en-de", {"inputs": "good", "stream": True}, "stream is not supported by TorchServe"),
+        (
+            "sentiment-small",
+            {"inputs": "good", "parameters": {"explain": {}}},
+            "explain is not supported by TorchServe",
+        ),
+        ("cifar10-vit", {"inputs": "", "parameters": {"explain": {}}}, "explain is not supported by TorchServe"),
+        (
+            "translation-en-de",
+            {"inputs": "good", "parameters": {"explain": {}}},
+            "explain is not supported by TorchServe",
+        ),
         ("translation-en-de", {"inputs": "good", "parameters": {"num_beams": 5}}, "num_beams is 5, the limit is 4"),
         ("translation-en-de", {"inputs": "good", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr'"),
     ],
@@ -160,7 +168,7 @@ def test_a_request_without_body_is_refused(load: Load) -> None:
     assert "content-type: application/json" in json.loads(answer)["error"]
 
 
-def test_what_torchserve_has_decoded_is_read_too(load: Load) -> None:
+def test_bodies_that_torchserve_has_decoded_are_read(load: Load) -> None:
     """Without TS_DECODE_INPUT_REQUEST=false, JSON comes as a dict and text as str; over gRPC the name is `data`."""
     handler = load("sentiment-small")
     for request in (

@@ -1,4 +1,4 @@
-"""A run that teaches another one."""
+"""Distillation: a finished run teaches another one."""
 
 import torch
 
@@ -7,8 +7,8 @@ from export.networks.transformer import EncoderConfig, TextClassifier
 from export.training.distillation import Teacher, directions_of, distance_of_tokens, judge
 
 
-def test_a_student_aims_at_layers_at_even_distances() -> None:
-    """Of six layers, two for a student of two; the aims are of size 1 and keep what they can of the distances."""
+def test_a_students_targets_are_evenly_spaced_teacher_layers() -> None:
+    """A student of two layers gets two of six; targets have size 1 and keep the distances as far as they can."""
     torch.manual_seed(0)
     shape = EncoderConfig(vocab_size=50, num_labels=2, d_model=32, num_layers=6, num_heads=4, d_ff=64, max_tokens=64)
     model = TextClassifier(shape).eval()
@@ -30,7 +30,7 @@ def test_a_student_aims_at_layers_at_even_distances() -> None:
 
 
 def test_a_network_of_another_kind_teaches_its_logits() -> None:
-    """It has no vectors of tokens, layer by layer."""
+    """It has no token vectors by layer."""
     model = BiLstmClassifier(BiLstmConfig(vocab_size=50, num_labels=2)).eval()
     ids_BT, mask_BT = torch.randint(1, 50, (3, 5)), torch.ones(3, 5, dtype=torch.int64)
     judgement = judge(Teacher(model, None, {}, []), ids_BT, mask_BT)  # type: ignore[arg-type]
@@ -38,8 +38,8 @@ def test_a_network_of_another_kind_teaches_its_logits() -> None:
     assert judgement.vectors_BTE == []
 
 
-def test_only_tokens_that_both_have_are_compared() -> None:
-    """A text in other pieces, padding, and what is beyond the shorter of the two do not count."""
+def test_only_common_tokens_are_compared() -> None:
+    """Texts in other pieces, padding, and tokens beyond the shorter of the two do not count."""
     mine, its = torch.zeros(3, 4, 2), torch.zeros(3, 6, 2)
     same_BT = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]])
     mine[1, 2:], mine[2], its[:, 4:] = 7.0, 8.0, 9.0

@@ -1,4 +1,4 @@
-"""Image training: it learns, it can be sliced, its augmentation does what it says."""
+"""Training of image classifiers: learning, resuming, augmentation."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from export.training.image_classifier import (
 
 
 def toy_images(count: int, seed: int) -> LabelledImages:
-    """Noise with a bright bar: upright, lying, or none."""
+    """Make noise with a bright bar: upright, lying, or none."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 120, size=(count, 3, 16, 16), dtype=np.uint8)
     labels = rng.integers(0, 3, size=count)
@@ -43,7 +43,7 @@ def toy_data() -> ImageClassificationData:
 
 
 def toy_config(**changes: object) -> ImageTrainConfig:
-    """Seconds of training."""
+    """Settings that train within seconds."""
     model = VitConfig(
         d_model=32, num_layers=2, num_heads=4, d_ff=64, dropout=0.1, image_size=16, num_labels=3, positions="learned"
     )
@@ -60,7 +60,7 @@ def toy_run(tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Path:
 
 
 def test_a_small_vision_transformer_learns_a_small_task(toy_run: Path) -> None:
-    """Far above chance, also on compressed and moved images, and the record says how."""
+    """Accuracy is far above chance, also on compressed and moved images, and the record has it."""
     result = json.loads((toy_run / "result.json").read_text())
     for split in ("quality", "quality_jpeg", "quality_moved"):
         assert result[split]["accuracy"] > 0.8, split
@@ -73,8 +73,8 @@ def test_a_small_vision_transformer_learns_a_small_task(toy_run: Path) -> None:
     assert (predicted_N == test.labels_N).mean() == pytest.approx(result["quality"]["accuracy"])
 
 
-def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """Stopped by the clock in the middle of epochs: crops, flips and dropout go on where they were."""
+def test_a_resumed_run_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """The clock stops it within epochs; crops, flips and dropout continue from their state."""
     slices = 1
     while not train_image_classifier(toy_data(), toy_config(), tmp_path / "run", quiet, time_budget_s=0.03):
         slices += 1
@@ -84,7 +84,10 @@ def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, q
 
 
 def test_the_convolutional_network_teaches(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """A run with batch normalisation, squares, mixtures and JPEG, taught by a finished one; no teacher, no run."""
+    """A run with batch normalisation, cutout, CutMix and JPEG learns from a finished one.
+
+    Without the teacher it is refused.
+    """
     (tmp_path / "teacher").symlink_to(toy_run)
     config = toy_config(model=ResNetConfig(num_labels=3, width=8), cutout=4, mix=0.5, jpeg=0.3, teacher="teacher")
     assert train_image_classifier(toy_data(), config, tmp_path / "student", quiet)
@@ -93,8 +96,8 @@ def test_the_convolutional_network_teaches(toy_run: Path, tmp_path: Path, quiet:
         train_image_classifier(toy_data(), toy_config(teacher="nobody"), tmp_path / "other", quiet)
 
 
-def test_an_epoch_holds_every_image_once_and_is_the_same_again() -> None:
-    """Without augmentation the pixels are those of the data; with it they are the same for the same epoch."""
+def test_an_epoch_has_every_image_once_and_is_repeatable() -> None:
+    """Without augmentation the pixels are those of the data; with it, equal epochs have equal pixels."""
     data = toy_data()
     plain = ImageTrainingTask(data, toy_config(crop_padding=0, flip=False), torch.device("cpu"))
     seen = torch.cat([batch.pixels_BCHW for batch in plain.batches(0)])
@@ -110,8 +113,8 @@ def test_an_epoch_holds_every_image_once_and_is_the_same_again() -> None:
         torch.testing.assert_close(first.targets_BK.sum(1), torch.ones(50))
 
 
-def test_what_a_service_is_sent() -> None:
-    """Moved images are the old ones two pixels further; compressed ones are near the old ones, but not the same."""
+def test_moved_and_compressed_test_images() -> None:
+    """Moved images are shifted by two pixels; compressed ones are close to the originals, but not equal."""
     images = toy_images(5, 9)
     there = moved(images).pixels_NCHW
     assert (there[:, :, 2:, 2:] == images.pixels_NCHW[:, :, :-2, :-2]).all()

@@ -1,4 +1,4 @@
-"""Quality figures against hand-made cases."""
+"""Quality figures of cases computed by hand."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from export.training.quality import (
 
 
 def test_figures_of_a_small_case() -> None:
-    """Three of four right."""
+    """Three of four answers are right."""
     logits = np.array([[2, 0], [0, 2], [2, 0], [2, 0]], np.float32)
     quality = classification_quality(logits, np.array([0, 1, 0, 1]))
     assert quality.accuracy == 0.75
@@ -22,14 +22,14 @@ def test_figures_of_a_small_case() -> None:
 
 
 def test_calibration_error_is_the_gap_between_confidence_and_accuracy() -> None:
-    """Always 90 % sure and right in half of the cases: 0.4; right in nine of ten: 0."""
+    """At 90 % confidence it is 0.4 with half of the answers right, and 0 with nine of ten right."""
     sure = np.tile([0.9, 0.1], (10, 1))
     assert expected_calibration_error(sure, np.array([0] * 5 + [1] * 5)) == pytest.approx(0.4)
     assert expected_calibration_error(sure, np.array([0] * 9 + [1])) == pytest.approx(0.0)
 
 
-def test_the_two_kinds_of_bleu_and_how_sure_they_are() -> None:
-    """Case counts in one and not in the other; fewer sentences, wider intervals."""
+def test_both_kinds_of_bleu_and_their_intervals() -> None:
+    """Only one counts case; fewer sentences give wider intervals."""
     reference = "Zwei kleine Kinder spielen heute im tiefen Schnee ."
     texts = [reference, reference.lower(), "Ein Hund läuft durch einen grünen Park ."] * 40
     many, few = (translation_quality(texts[:count], [reference] * count) for count in (120, 12))

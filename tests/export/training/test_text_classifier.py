@@ -1,4 +1,4 @@
-"""Training: it learns, it can be stopped, it gives the same again."""
+"""Training of text classifiers: learning, stopping, reproducibility."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from tests.export.conftest import toy_config, toy_data
 
 
 def test_a_small_transformer_learns_a_small_task(toy_run: Path) -> None:
-    """Far above chance after three epochs, and the record says how."""
+    """Accuracy is far above chance after three epochs, and the record has it."""
     result = json.loads((toy_run / "result.json").read_text())
     assert result["quality"]["accuracy"] > 0.9
     assert result["quality"]["num_examples"] == 600
@@ -35,11 +35,11 @@ def test_a_small_transformer_learns_a_small_task(toy_run: Path) -> None:
 
 
 class Interrupted(Exception):
-    """Stands for a machine that goes away."""
+    """Stands for a machine that fails."""
 
 
-def test_a_stopped_run_goes_on_to_the_same_result(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """Interrupted in its third epoch and started again: the same weights, bit for bit, as without a break."""
+def test_an_interrupted_run_resumes_to_the_same_result(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """Interrupted in its third epoch and started again, it ends with bit-identical weights."""
     run_dir = tmp_path / "stopped"
 
     class Stopping(Console):
@@ -57,8 +57,8 @@ def test_a_stopped_run_goes_on_to_the_same_result(toy_run: Path, tmp_path: Path,
     assert all((unbroken[name] == resumed[name]).all() for name in unbroken)
 
 
-def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """Stopped by the clock in the middle of epochs, again and again: dropout and batches go on where they were."""
+def test_a_run_with_time_budgets_gives_the_same_weights(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """The clock stops it within epochs again and again; dropout and batches continue from their state."""
     run_dir, slices = tmp_path / "sliced", 1
     while not train_text_classifier(toy_data(), toy_config(), run_dir, quiet, time_budget_s=0.03):
         assert not (run_dir / "result.json").exists()
@@ -68,8 +68,8 @@ def test_a_run_in_slices_gives_the_same_weights(toy_run: Path, tmp_path: Path, q
     assert all((unbroken[name] == sliced[name]).all() for name in unbroken)
 
 
-def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """With every label wrong it still learns the right answers, for it looks at the teacher's logits alone."""
+def test_a_student_learns_its_teachers_answers(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """With every label wrong it still learns the right answers, because it learns only from the teacher's logits."""
     data = toy_data()
     wrong = LabelledTexts(data.train.texts, [1 - label for label in data.train.labels])
     (tmp_path / "teacher").symlink_to(toy_run)
@@ -86,8 +86,8 @@ def test_a_student_learns_what_its_teacher_thinks(toy_run: Path, tmp_path: Path,
 
 
 @pytest.mark.slow
-def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """It comes nearer to its teacher's vectors than one that looks at the logits alone; others cannot learn them."""
+def test_a_student_learns_token_vectors(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
+    """It comes closer to its teacher's vectors than one that learns only logits; other networks are refused."""
     data, distances = toy_data(), {}
     wanted = toy_config(teacher="teacher", token_vectors_weight=1.0, epochs=8, learning_rate=1e-2)
     (tmp_path / "teacher").symlink_to(toy_run)
@@ -112,7 +112,7 @@ def test_a_student_learns_the_tokens_vectors_too(toy_run: Path, tmp_path: Path, 
 
 
 def test_large_weights_are_kept_in_parts(toy_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each small enough to copy; read together they are the same network."""
+    """Each part is small enough to copy; read together they are the same network."""
     shutil.copytree(toy_run, tmp_path / "run")
     expected = measure(toy_run, toy_data(), torch.device("cpu"))
     monkeypatch.setattr(run_folder, "MAX_FILE_BYTES", 10_000)
@@ -125,8 +125,8 @@ def test_large_weights_are_kept_in_parts(toy_run: Path, tmp_path: Path, monkeypa
     assert sorted((tmp_path / "run").glob("model.safetensors*")) == parts
 
 
-def test_a_share_of_the_training_data() -> None:
-    """A tenth, in the old order, others with another seed; impossible shares are refused."""
+def test_a_fraction_of_the_training_data_is_used() -> None:
+    """A tenth is chosen in the old order, another one with another seed; impossible fractions are refused."""
     examples = toy_data().train
     tenth = training.fraction_of(examples, 0.1, seed=1)
     assert len(tenth) == round(0.1 * len(examples))
@@ -140,7 +140,7 @@ def test_a_share_of_the_training_data() -> None:
 
 
 def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None:
-    """A learning rate that ruins everything: the run ends long before its last epoch."""
+    """With a learning rate that is far too high the run ends long before its last epoch."""
     run_dir = tmp_path / "ruined"
     train_text_classifier(toy_data(), toy_config(epochs=40, patience=1, learning_rate=3.0), run_dir, quiet)
     result = json.loads((run_dir / "result.json").read_text())
@@ -152,7 +152,7 @@ def test_early_stop_keeps_the_best_epoch(tmp_path: Path, quiet: Console) -> None
 
 @pytest.mark.slow
 def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_path: Path, quiet: Console) -> None:
-    """From the same random weights: words keep their vectors, and the lower layer moves less than without the decay."""
+    """From equal random weights, word vectors stay, and the lower layer changes less than without the decay."""
     start = load_file(toy_run / "model.safetensors")
     torch.manual_seed(toy_config().seed)
     random = training.build_network(starting_point(toy_data(), toy_config()).config).state_dict()
@@ -169,8 +169,8 @@ def test_frozen_embeddings_stay_and_lower_layers_learn_less(toy_run: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console) -> None:
-    """With dropout on, the same texts twice: the two answers lie closer together than after training without it."""
+def test_r_drop_reduces_the_effect_of_dropout(tmp_path: Path, quiet: Console) -> None:
+    """With dropout on, two answers to a text lie closer together than after training without R-Drop."""
     data, apart = toy_data(), {}
     for weight in (0.0, 5.0):
         config = toy_config(r_drop=weight, epochs=4)
@@ -188,17 +188,15 @@ def test_with_r_drop_dropout_changes_answers_less(tmp_path: Path, quiet: Console
 @pytest.mark.parametrize(
     "changes", [{"replace_share": 0.1}, {"token_vectors_weight": 1.0}, {"teacher": "teacher", "r_drop": 1.0}], ids=str
 )
-def test_settings_that_would_be_passed_over_are_refused(
-    changes: dict[str, object], tmp_path: Path, quiet: Console
-) -> None:
-    """Before anything is written."""
+def test_settings_without_effect_are_refused(changes: dict[str, object], tmp_path: Path, quiet: Console) -> None:
+    """They are refused before anything is written."""
     with pytest.raises(ValueError, match="there is no teacher|learns from no labels"):
         train_text_classifier(toy_data(), toy_config(**changes), tmp_path / "run", quiet)
     assert not (tmp_path / "run").exists()
 
 
 def test_divergence_is_the_mean_of_both_directions() -> None:
-    """Of equal logits none; of others what torch says, there and back."""
+    """Equal logits have none; others have the mean of torch's two directions."""
     one_BC, other_BC = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(1))
     assert training.divergence(one_BC, one_BC + 1).item() == pytest.approx(0, abs=1e-6)
     one, other = one_BC.log_softmax(-1), other_BC.log_softmax(-1)
@@ -206,15 +204,15 @@ def test_divergence_is_the_mean_of_both_directions() -> None:
     assert training.divergence(one_BC, other_BC).item() == pytest.approx((there + back).item() / 2, rel=1e-5)
 
 
-def test_a_pre_trained_network_brings_its_own_shape() -> None:
-    """Another one that was asked for would not be trained; it is refused before any weights are read."""
+def test_another_shape_for_pre_trained_weights_is_refused() -> None:
+    """It is refused before any weights are read."""
     config = toy_config(start_from="minilm")
     with pytest.raises(ValueError, match=r"start_from=minilm brings its own shape: only model.dropout"):
         starting_point(toy_data(), config)
 
 
-def test_of_epochs_with_the_same_score_the_first_is_kept(tmp_path: Path, quiet: Console) -> None:
-    """Two sentences that are always right: the same scores from other weights; the record is of those kept."""
+def test_the_first_of_equally_good_epochs_is_kept(tmp_path: Path, quiet: Console) -> None:
+    """Two sentences that are always right give equal scores; the record belongs to the kept weights."""
     data = toy_data()
     easy = LabelledTexts(["A wonderful, clever story.", "A dull, pointless story."], [1, 0])
     train_text_classifier(replace(data, validation=easy), toy_config(), tmp_path / "easy", quiet)
@@ -226,7 +224,7 @@ def test_of_epochs_with_the_same_score_the_first_is_kept(tmp_path: Path, quiet: 
 
 
 def test_batches_hold_every_text_once_with_similar_lengths() -> None:
-    """An epoch is a permutation; within a batch, lengths hardly differ."""
+    """An epoch is a permutation; lengths within a batch hardly differ."""
     import numpy as np
 
     rng = np.random.default_rng(1)

@@ -1,4 +1,4 @@
-"""Translation training: it learns, it can be sliced, and its batches hold what they say."""
+"""Training of translation networks: learning, resuming, batches."""
 
 import json
 from pathlib import Path
@@ -22,8 +22,8 @@ from export.training.translation import (
 from tests.toy_translation import toy_config, toy_data
 
 
-def test_it_learns_to_translate(toy_translation_run: Path, quiet: Console) -> None:
-    """Sentences it has not seen, with greedy and beam search; the record says how well, both ways."""
+def test_a_small_transformer_learns_to_translate(toy_translation_run: Path, quiet: Console) -> None:
+    """It translates new sentences by greedy and by beam search; the record has both kinds of BLEU."""
     result = json.loads((toy_translation_run / "result.json").read_text())
     quality = result["quality"]["dogs"]
     assert quality["greedy"]["bleu"] > 90
@@ -43,7 +43,7 @@ def test_it_learns_to_translate(toy_translation_run: Path, quiet: Console) -> No
 
 
 @pytest.mark.slow
-def test_a_recurrent_network_learns_it_too(tmp_path: Path, quiet: Console) -> None:
+def test_a_recurrent_network_learns_to_translate(tmp_path: Path, quiet: Console) -> None:
     """The baseline has the same data, loop and search."""
     model = RecurrentTranslationConfig(vocab_size=300, d_model=48, dropout=0.0, max_tokens=24)
     assert train_translation(toy_data(), toy_config(model=model, learning_rate=2e-2), tmp_path / "lstm", quiet)
@@ -53,8 +53,8 @@ def test_a_recurrent_network_learns_it_too(tmp_path: Path, quiet: Console) -> No
 
 
 @pytest.mark.slow
-def test_slices_give_the_unbroken_run(tmp_path: Path, quiet: Console) -> None:
-    """A run stopped again and again ends with the same weights, bit for bit; dropout of both kinds included."""
+def test_a_resumed_run_gives_the_same_weights(tmp_path: Path, quiet: Console) -> None:
+    """A run that is stopped again and again ends with bit-identical weights, with both kinds of dropout."""
     model = TranslationConfig(**{**vars(toy_config().model), "dropout": 0.2})
     config = toy_config(epochs=1, model=model, subword_dropout=0.2)
     train_translation(toy_data(), config, tmp_path / "whole", quiet)
@@ -67,22 +67,22 @@ def test_slices_give_the_unbroken_run(tmp_path: Path, quiet: Console) -> None:
         np.testing.assert_array_equal(weight, sliced[name])
 
 
-def test_changing_pieces_need_sentences_within_the_limit(tmp_path: Path, quiet: Console) -> None:
-    """They are kept for every sentence; one that is left out would shift them all."""
+def test_bpe_dropout_needs_sentences_within_the_limit(tmp_path: Path, quiet: Console) -> None:
+    """Segmentations are stored for every sentence; leaving one out would shift them all."""
     model = TranslationConfig(**{**vars(toy_config().model), "max_tokens": 5})
     with pytest.raises(ValueError, match="subword_dropout needs sentences of at most 5 tokens"):
         train_translation(toy_data(), toy_config(model=model, subword_dropout=0.1), tmp_path / "short", quiet)
 
 
-def test_lower_case_can_be_asked_for(tmp_path: Path, quiet: Console) -> None:
-    """The tokenizer then has no capitals, in either language."""
+def test_lowercase_is_an_option(tmp_path: Path, quiet: Console) -> None:
+    """The tokenizer then has no capitals in either language."""
     train_translation(toy_data(), toy_config(epochs=1, lowercase=True), tmp_path / "lower", quiet)
     tokenizer = Tokenizer.from_file(str(tmp_path / "lower" / "tokenizer.json"))
     assert tokenizer.decode(tokenizer.encode("Hunde UND Hunde").ids) == "hunde und hunde"
 
 
 def test_batches_hold_every_pair_once_within_the_limit() -> None:
-    """Padding counts; only a pair that is larger by itself stands above the limit, alone."""
+    """Padding counts; only a pair that is too large by itself exceeds the limit, alone in its batch."""
     rng = np.random.default_rng(4)
     pairs = [Pair([7] * int(rng.integers(1, 30)), [7] * int(rng.integers(1, 30))) for _ in range(500)]
     pairs.append(Pair([7] * 300, [7]))

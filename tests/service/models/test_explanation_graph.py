@@ -140,7 +140,7 @@ def test_opening_is_retried_after_file_descriptors_ran_out(tmp_path: Path) -> No
 
 def ready_entries(server: Server) -> list[dict[str, Any]]:
     """Return the log entries of explanation graphs."""
-    return [entry for entry in server.log if entry["event"].startswith("explaining graph")]
+    return [entry for entry in server.log if entry["event"].startswith("explanation graph")]
 
 
 def test_the_server_opens_the_graph_once_at_the_first_request(tmp_path: Path) -> None:

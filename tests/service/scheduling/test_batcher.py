@@ -309,7 +309,7 @@ async def test_a_deadline_that_has_passed_or_cannot_be_met_is_refused_at_once() 
     """With 1 s of work queued by the measured costs, a deadline in 0.5 s is refused."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(0.1, 0.1 / 8)) as batcher:
-        with pytest.raises(DeadlineExceeded, match="passed before the model was asked"):
+        with pytest.raises(DeadlineExceeded, match="passed before the request reached the model"):
             await submit(batcher, Text("a"), deadline_s=time.monotonic() - 1)
         await busy(engine, batcher)
         for name in "abcde":
@@ -761,7 +761,7 @@ async def test_an_engine_call_that_hangs_is_a_health_problem() -> None:
     async with batcher_of(engine, engine_timeout_s=1e-9) as batcher:
         assert batcher.health_problem() is None
         task = await busy(engine, batcher)
-        assert "has not come back" in (batcher.health_problem() or "")
+        assert "has not returned" in (batcher.health_problem() or "")
         engine.release()
         await task
         assert batcher.health_problem() is None

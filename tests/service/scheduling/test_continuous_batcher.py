@@ -277,7 +277,7 @@ async def test_an_expired_sentence_frees_its_row() -> None:
     async with batcher_of(decoder) as batcher:
         late = submit(batcher, Sentence("late", steps=50), deadline_s=time.monotonic() + 0.5)
         await decoder.next_step()
-        with pytest.raises(DeadlineExceeded, match="before the answer was there"):
+        with pytest.raises(DeadlineExceeded, match="before the answer was computed"):
             await asyncio.wait_for(late, PATIENCE_S)
         following = submit(batcher, Sentence("following"))
         await turns()
@@ -299,7 +299,7 @@ async def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
         await turns()
         with pytest.raises(DeadlineExceeded, match="the work queued before it"):
             await submit(batcher, Sentence("short", length=4), deadline_s=time.monotonic() + 0.2)
-        with pytest.raises(DeadlineExceeded, match="before the model was asked"):
+        with pytest.raises(DeadlineExceeded, match="before the request reached the model"):
             await submit(batcher, Sentence("short"), deadline_s=time.monotonic() - 1)
         decoder.release(100)
         await asyncio.gather(running, *waiting)
@@ -416,7 +416,7 @@ async def test_a_step_that_hangs_is_a_health_problem() -> None:
     async with batcher_of(decoder, engine_timeout_s=0.0) as batcher:
         running = submit(batcher, Sentence("running"))
         await decoder.next_step()
-        assert "has not come back" in (batcher.health_problem() or "")
+        assert "has not returned" in (batcher.health_problem() or "")
         decoder.release()
         await running
 

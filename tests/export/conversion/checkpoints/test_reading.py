@@ -1,4 +1,4 @@
-"""Checkpoints that are not whole or not offered: each is refused in a sentence that names what is wrong."""
+"""Checkpoints that are incomplete or unsupported are refused in one sentence that names the problem."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def whole(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that is as it should be: BERT with three classes."""
+    """A complete checkpoint: BERT with three classes."""
     folder = tmp_path_factory.mktemp("checkpoints") / "whole"
     save(folder, tokenizer, BertForSequenceClassification, id2label={0: "bad", 1: "mixed", 2: "good"})
     return folder
@@ -100,7 +100,7 @@ def more_layers(weights: dict[str, torch.Tensor]) -> None:
 
 
 def with_shard_missing(folder: Path) -> None:
-    """Split the weights into two files, of which one is not there."""
+    """Split the weights into two files and leave one out."""
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     names = {name: f"model-0000{1 + number % 2}-of-00002.safetensors" for number, name in enumerate(weights)}
@@ -210,7 +210,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_checkpoint_is_refused_in_a_sentence(name: str, whole: Path, tmp_path: Path) -> None:
-    """Configuration, weights and tokenizer, each damaged, of another kind, or missing."""
+    """Damaged, unsupported and missing configuration, weights and tokenizers are refused."""
     folder = tmp_path / "whole"
     shutil.copytree(whole, folder)
     break_it, said = BROKEN[name]
@@ -228,21 +228,21 @@ def test_a_broken_checkpoint_is_refused_in_a_sentence(name: str, whole: Path, tm
         (BertForTokenClassification, "bert.pooler.dense.bias, bert.pooler.dense.weight"),
     ],
 )
-def test_weights_that_would_be_random_are_named(kind: Any, missing: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """A checkpoint of another task has no head, or not all of it."""
+def test_missing_head_weights_are_named(kind: Any, missing: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A checkpoint of another task lacks the head or part of it; the message names the missing weights."""
     save(tmp_path / "headless", tokenizer, kind, num_labels=3)
     with pytest.raises(LoadRefused, match=f"missing from the checkpoint: {missing}"):
         source_of_hugging_face(str(tmp_path / "headless"))
 
 
-def test_weights_that_are_not_used_are_said(whole: Path, tmp_path: Path) -> None:
+def test_unused_weights_are_named_on_the_card(whole: Path, tmp_path: Path) -> None:
     """The head of another task does no harm; the model card names it."""
     folder = shutil.copytree(whole, tmp_path / "whole")
     edit_weights(folder, lambda weights: weights.update({"cls.predictions.bias": torch.zeros(7)}))
     assert source_of_hugging_face(str(folder)).provenance["weights_not_used"] == "cls.predictions.bias"
 
 
-def test_labels_that_nobody_named_have_their_numbers(whole: Path, tmp_path: Path) -> None:
+def test_unnamed_labels_are_numbered(whole: Path, tmp_path: Path) -> None:
     """Two classes without names are LABEL_0 and LABEL_1, as in `transformers`."""
     folder = shutil.copytree(whole, tmp_path / "whole")
     edit(folder / CONFIG, id2label=None, label2id=None)
@@ -256,7 +256,7 @@ def test_labels_that_nobody_named_have_their_numbers(whole: Path, tmp_path: Path
 
 
 def test_a_folder_without_a_tokenizer_is_refused(whole: Path, tmp_path: Path) -> None:
-    """`transformers` would make up one that knows no word."""
+    """`transformers` would make up a tokenizer that knows no word."""
     folder = shutil.copytree(whole, tmp_path / "whole")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -265,7 +265,7 @@ def test_a_folder_without_a_tokenizer_is_refused(whole: Path, tmp_path: Path) ->
 
 
 def test_a_tokenizer_must_fit_the_embedding(whole: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """Neither more ids than rows, which no graph can look up, nor a vocabulary of another model."""
+    """Too many ids for the embedding, and a vocabulary of another model, are refused."""
     folder = shutil.copytree(whole, tmp_path / "more")
     more = AutoTokenizer.from_pretrained(folder)
     more.add_tokens(["@user"])
@@ -278,8 +278,8 @@ def test_a_tokenizer_must_fit_the_embedding(whole: Path, tokenizer: Tokenizer, t
         source_of_hugging_face(str(tmp_path / "fewer"))
 
 
-def test_a_pickle_is_read_without_running_what_is_in_it(whole: Path, tmp_path: Path) -> None:
-    """Weights alone are read, and the card says so; anything else in the file is refused, not run."""
+def test_pickled_weights_are_read_without_running_code(whole: Path, tmp_path: Path) -> None:
+    """Only weights are read, and the card says so; anything else in the file is refused."""
     folder = shutil.copytree(whole, tmp_path / "whole")
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
@@ -301,8 +301,8 @@ class Trap:
         return Path.touch, (self._path,)
 
 
-def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
-    """Nothing there, an empty folder, a file."""
+def test_paths_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
+    """A missing path, an empty folder and a file are refused."""
     with pytest.raises(LoadRefused, match="nowhere is not a folder"):
         source_of_hugging_face(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -313,8 +313,8 @@ def test_a_path_that_leads_nowhere_is_refused(tmp_path: Path) -> None:
         source_of_hugging_face(str(tmp_path / "file"))
 
 
-def test_the_command_says_it_without_a_traceback_or_a_question(whole: Path, tmp_path: Path) -> None:
-    """One line at the terminal; nothing is asked where code of a checkpoint would have to be trusted."""
+def test_command_prints_one_line_and_asks_nothing(whole: Path, tmp_path: Path) -> None:
+    """The error is one line, and the command does not ask whether to trust a checkpoint's code."""
     folder = shutil.copytree(whole, tmp_path / "whole")
     edit(folder / CONFIG, model_type="mine", auto_map={"AutoConfig": "evil.Config"})
     command = [sys.executable, "-m", "export", "load", str(folder), "--task", "text-classification"]
@@ -336,8 +336,8 @@ def test_the_command_says_it_without_a_traceback_or_a_question(whole: Path, tmp_
     "activation",
     ["gelu_pytorch_tanh", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gelu_new", "quick_gelu"))],
 )
-def test_an_activation_stays_the_function_it_is(activation: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """The graph equals PyTorch with weights so large that GELU by the error function would be told from it."""
+def test_the_exported_activation_equals_pytorchs(activation: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The weights are so large that exact and tanh-approximated GELU would give different answers."""
     save(tmp_path / "mine", tokenizer, BertForSequenceClassification, hidden_act=activation, initializer_range=0.3)
     source = source_of_hugging_face(str(tmp_path / "mine"))
     texts, path = made_up_sentences(40, seed=3), tmp_path / "model.onnx"
@@ -349,10 +349,8 @@ def test_an_activation_stays_the_function_it_is(activation: str, tokenizer: Toke
     assert np.abs(other.logits(other.module, texts) - expected_BC).max() > 5e-4
 
 
-def test_a_model_that_cuts_the_beginning_of_long_texts_does_so_when_served(
-    tokenizer: Tokenizer, tmp_path: Path, quiet: Console
-) -> None:
-    """`truncation_side` left: the served ids are those of `transformers`, and a golden example proves it at load."""
+def test_left_truncation_is_kept_when_served(tokenizer: Tokenizer, tmp_path: Path, quiet: Console) -> None:
+    """With `truncation_side` left, served ids are those of `transformers`; a golden example proves it at load."""
     save(tmp_path / "mine", tokenizer, BertForSequenceClassification)
     edit(tmp_path / "mine/tokenizer_config.json", truncation_side="left")
     source = source_of_hugging_face(str(tmp_path / "mine"))
@@ -388,8 +386,8 @@ def test_a_model_that_cuts_the_beginning_of_long_texts_does_so_when_served(
         Loader(16, 1, perf_counter).load(FoundFolder("mine", "1", target))
 
 
-def test_a_network_with_one_kind_of_segment_is_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """`type_vocab_size` 1: the only type is 0, also while the graph is traced."""
+def test_a_network_with_one_segment_type_is_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """With `type_vocab_size` 1 the only segment type is 0, also while the graph is traced."""
     save(tmp_path / "mine", tokenizer, BertForSequenceClassification, type_vocab_size=1)
     source = source_of_hugging_face(str(tmp_path / "mine"))
     export_onnx(source, tmp_path / "model.onnx")
@@ -398,8 +396,8 @@ def test_a_network_with_one_kind_of_segment_is_loaded(tokenizer: Tokenizer, tmp_
     np.testing.assert_allclose(found_BC, source.logits(source.module, texts), atol=1e-4)
 
 
-def test_a_folder_with_a_sentencepiece_model_alone_is_loaded(tmp_path: Path) -> None:
-    """Its ids are those of `transformers`, whatever version of protobuf its generated code is of."""
+def test_a_folder_with_only_a_sentencepiece_model_is_loaded(tmp_path: Path) -> None:
+    """The ids are those of `transformers`, for any version of protobuf."""
     folder = tmp_path / "mine"
     folder.mkdir()
     (folder / "texts.txt").write_text("\n".join([*made_up_sentences(400), *GOLDEN_TEXTS]))

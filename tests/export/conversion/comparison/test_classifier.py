@@ -7,8 +7,8 @@ from export.conversion.comparison.requirements import ConversionRefused
 
 
 @pytest.mark.parametrize(("difference", "labels"), [(2e-4, 0), (0.0, 1), (float("nan"), 0)])
-def test_the_bar_for_equality(difference: float, labels: int) -> None:
-    """Either alone is enough to refuse."""
+def test_logit_difference_or_label_change_is_refused(difference: float, labels: int) -> None:
+    """Either one alone is enough to refuse a graph."""
     with pytest.raises(ConversionRefused):
         require_equal(Comparison(600, difference, labels), "it")
     require_equal(Comparison(600, 1e-4, 0), "it")

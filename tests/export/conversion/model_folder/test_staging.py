@@ -1,4 +1,4 @@
-"""Unfinished folders: a conversion that ended leaves nothing behind."""
+"""Unfinished folders: an ended conversion leaves nothing behind."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import pytest
 from export.conversion.model_folder.staging import folder_in_the_making
 
 
-def test_nothing_is_left_of_a_conversion_that_ended(tmp_path: Path) -> None:
-    """Neither of one that failed nor of one that was killed; one that still runs is left alone."""
+def test_failed_and_killed_conversions_leave_nothing(tmp_path: Path) -> None:
+    """The folder of a conversion that still runs is kept."""
     (tmp_path / ".converting-killed/folder").mkdir(parents=True)
     with folder_in_the_making(tmp_path) as folder:
         assert not (tmp_path / ".converting-killed").exists()

@@ -1,4 +1,4 @@
-"""int8 folders say how far their answers move with their company in a batch."""
+"""int8 folders state how much their answers change with the other items of a batch."""
 
 import shutil
 import sys
@@ -45,8 +45,8 @@ def manifest_of(folder: Path) -> Manifest:
     return manifest
 
 
-def test_conversion_to_int8_measures_company(converted_to_int8: Path) -> None:
-    """Manifest and card have the worst and the mean change of the probability, and how it was measured."""
+def test_conversion_to_int8_measures_batch_sensitivity(converted_to_int8: Path) -> None:
+    """Manifest and card have the worst and the mean change of the probability, and how they were measured."""
     found = manifest_of(converted_to_int8).batch_sensitivity
     assert found is not None
     assert 0 < found.mean < found.worst_in_random_company <= found.worst < 1
@@ -57,10 +57,10 @@ def test_conversion_to_int8_measures_company(converted_to_int8: Path) -> None:
     assert f"{found.answers_changed} of {found.num_answers} labels change" in card
 
 
-def test_a_version_in_the_store_is_measured_again_without_a_change_of_its_graphs(
+def test_measure_batches_changes_only_manifest_and_card(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, converted_to_int8: Path
 ) -> None:
-    """`measure-batches` writes the same figures anew into manifest and card, each once, and leaves all other files."""
+    """`measure-batches` rewrites the figures in manifest and card, each once, and leaves all other files."""
     folder = Path(shutil.copytree(converted_to_int8, tmp_path / "toy/1"))
     before = manifest_of(folder)
     write = msgspec.structs.replace(before, batch_sensitivity=None)
@@ -76,13 +76,13 @@ def test_a_version_in_the_store_is_measured_again_without_a_change_of_its_graphs
 def test_a_version_in_float32_is_not_measured(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its answers do not depend on their company: the command says so and leaves the folder."""
+    """float32 answers do not depend on the batch: the command refuses, and leaves the folder unchanged."""
     monkeypatch.setattr(sys, "argv", ["export", "measure-batches", str(ROOT / "model_store/sentiment-small/1")])
     assert main() == 1
     assert "is in float32" in capsys.readouterr().err
 
 
-def test_float32_has_no_section_on_company() -> None:
+def test_float32_has_no_card_section() -> None:
     """A manifest without figures adds nothing to the card."""
     manifest = manifest_of(ROOT / "model_store/sentiment-small/1")
     assert card_of_batch_sensitivity(manifest, task_of(manifest.task)) == ""
@@ -99,7 +99,7 @@ def test_committed_int8_models_state_their_sensitivity(folder: Path) -> None:
 
 
 def test_invented_texts_are_unlike_sentences() -> None:
-    """Single words, long texts and repetitions, the same at each call, out of the model's own vocabulary."""
+    """Single words, long texts and repetitions come from the model's own vocabulary; every call gives the same ones."""
     texts = invented_texts(ROOT / "model_store/sentiment-small/1", 3, 40)
     assert texts == invented_texts(ROOT / "model_store/sentiment-small/1", 3, 40)
     assert not set(texts) & set(made_up_sentences(100))

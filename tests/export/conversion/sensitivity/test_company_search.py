@@ -1,4 +1,4 @@
-"""The search for company that moves an answer, on arithmetic whose worst company is known."""
+"""The search for batch neighbours that change an answer most, on arithmetic with a known worst case."""
 
 import random
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ EFFORT = SearchEffort(max_items=40, batch_sizes=(2, 8, 16), num_targets=12)
 
 
 def rounded_by_the_largest(items: Sequence[float]) -> list[Answer]:
-    """Answers as int8 gives them: numbers rounded to a 127th of the largest number of the call."""
+    """Compute answers as int8 does: numbers rounded to a 127th of the largest number of the call."""
     step = max(abs(item) for item in items) / 127 or 1.0
     return [Answer((round(item / step) * step > 0.5,), (round(item / step) * step,)) for item in items]
 
 
 def each_by_itself(items: Sequence[float]) -> list[Answer]:
-    """Answers that do not depend on the other items."""
+    """Compute answers that do not depend on the other items."""
     return [Answer((item > 0.5,), (item / 3,)) for item in items]
 
 
@@ -28,8 +28,8 @@ def items() -> list[float]:
     return [rng.random() for _ in range(100)]
 
 
-def test_what_keeps_items_apart_has_no_sensitivity(items: list[float]) -> None:
-    """No change is found in any company where each answer depends on its own item."""
+def test_independent_items_have_no_sensitivity(items: list[float]) -> None:
+    """No change is found where each answer depends only on its own item."""
     found = search_company(each_by_itself, items, [1000.0], abs, EFFORT)
     assert (found.worst, found.mean, found.changed_answers) == (0.0, 0.0, 0)
     assert len(found.changes) == 3 * 40
@@ -44,22 +44,22 @@ def test_a_neighbour_that_sets_the_scale_is_found(items: list[float]) -> None:
     assert found.worst <= 0.5 * 30 / 127 + 1e-12
 
 
-def test_answers_that_say_something_else_are_counted() -> None:
-    """A number just above a half says another thing once its neighbours coarsen the steps."""
+def test_changed_answers_are_counted() -> None:
+    """A number just above a half rounds to another answer once its neighbours coarsen the steps."""
     found = search_company(rounded_by_the_largest, [0.501, 200.0] * 8, [], abs, EFFORT)
     assert found.changed_answers > 0
 
 
-def test_the_same_seed_finds_the_same(items: list[float]) -> None:
-    """Two searches over the same items find the same figures; another seed draws other company."""
+def test_equal_seeds_find_equal_figures(items: list[float]) -> None:
+    """Another seed draws other neighbours."""
     first, second = (search_company(rounded_by_the_largest, items, [30.0], abs, EFFORT) for _ in range(2))
     assert first == second
     other = search_company(rounded_by_the_largest, items, [30.0], abs, SearchEffort(max_items=40, seed=21))
     assert first.changes != other.changes
 
 
-def test_company_is_chosen_for_the_items_that_moved_most(items: list[float]) -> None:
-    """Only the item 0.5 moves: a little beside any others, and by a tenth for each different strange neighbour."""
+def test_neighbours_are_chosen_for_the_items_that_changed_most(items: list[float]) -> None:
+    """Only the item 0.5 changes: a little beside any others, and by a tenth for each different invented neighbour."""
 
     def one_is_sensitive(call: Sequence[float]) -> list[Answer]:
         strange = len({item for item in call if item >= 2})
