@@ -33,7 +33,7 @@ MAX_TRIAL_BYTES = 64 * 2**20  # inputs of one trial call
 
 @dataclass(frozen=True)
 class Batching:
-    """Whether requests share engine calls of a model, the reason, and the properties that determine the cost of a call."""
+    """Whether requests share engine calls of a model, the reason, and what determines the cost of a call."""
 
     joined: bool
     grounds: Literal["proved", "declared", "golden", "measured", "none"]
