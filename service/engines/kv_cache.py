@@ -156,7 +156,7 @@ class DeviceKvCache:
             names: the decoder step's inputs.
             shape: shape of each tensor, [R, H, L, K].
             dtype: their element type.
-            device: ONNX Runtime's name of the tensors' device.
+            device: device of the tensors.
             gathers: graphs for as many tensors as there are names.
             zeros: fill the tensors with zeros; else their content is undefined.
         """
