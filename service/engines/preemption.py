@@ -5,8 +5,8 @@ answered, yield the core to every other thread, and are stopped by `preempt_back
 after `resume_background`. The scheduling policy alone would not do: Linux now and then lets a runnable thread of the
 lowest priority have a whole tick of 4 ms.
 
-Any engine call, background or not, is terminated (`EngineCall`) when nobody waits for its answer any more, or when it
-has taken too long.
+Any engine call, background or not, is terminated (`EngineCall`) when all its callers have left, or when it has taken
+too long.
 """
 
 import contextlib
@@ -77,7 +77,7 @@ class _ThreadState(threading.local):
 
 
 class Preemption:
-    """Whether background engine calls may run now, and which calls can be stopped; one object for all engines.
+    """Decides when background engine calls may run, and stops running ones; one object for all engines.
 
     With calls of low priority in ordinary threads, the 99th percentile of lone predictions was 1.5 to 2.5 times as
     high, and with SCHED_IDLE alone 1.1 to 1.6 times (docs/decisions/scheduling.md; with both: docs/benchmarks.md).
@@ -89,7 +89,7 @@ class Preemption:
         self._has_threads = False  # some thread has lowered its engine priority
         self._quiet = threading.Event()  # the opposite of `_held`, kept up to date once `_has_threads`
         self._quiet.set()
-        self._stops: set[Stop] = set()  # of the background calls that are being computed
+        self._stops: set[Stop] = set()  # stops of the running background calls
 
     @contextlib.contextmanager
     def terminable(self, call: EngineCall) -> Iterator[None]:
@@ -101,7 +101,7 @@ class Preemption:
             self._thread.engine_call = None
 
     def lower_engine_priority(self) -> None:
-        """Make background calls of the engine calls that the calling thread makes from now on.
+        """Turn all further engine calls of the calling thread into background calls.
 
         The thread itself keeps its priority: its Python code holds the interpreter's lock, and a thread that gets no
         core could not release it. Engine calls release it, so a second thread, under SCHED_IDLE, makes these and

@@ -55,8 +55,8 @@ class TokenAttributions(NamedTuple):
     """The weights of tokens, float64 [T, K] or [T, 1], and how they were computed."""
 
     weights_TK: NDArray[np.float64]
-    attention: AttentionMap | None  # of method `attention`
-    completeness_gap: float | None  # of method `gradients`: difference between the sum and what it should be
+    attention: AttentionMap | None  # only for method `attention`
+    completeness_gap: float | None  # only for method `gradients`: difference between the actual and the expected sum
     evaluations: int  # rows that the graph computed
 
 

@@ -34,7 +34,7 @@ class ExplanationPlan(NamedTuple):
     seed: int
     features: Words | Patches
     samples: SamplingPlan | None  # None for graph methods
-    steps: int  # of `gradients`
+    steps: int  # number of steps, for `gradients`
     selector: AttentionSelector
     target: int | None  # index of the class that the request names
     text: TextParts | None = None  # for an input that is explained by its words
@@ -49,7 +49,7 @@ def methods_of(model: ServedModel) -> list[Method]:
 
 
 def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
-    """Refuse what can be refused before the input is read.
+    """Check the options of an explanation before the input is read.
 
     Args:
         model: model that answers.

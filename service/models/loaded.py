@@ -35,12 +35,12 @@ class BatcherSettings:
     Attributes:
         config: limits of queues and batches.
         instances: number of engine threads.
-        engine_clock: measures what a call costs, in seconds.
+        engine_clock: measures the cost of a call, in seconds.
         on_batch: called after every engine call.
-        tally: counts what is refused, dropped, terminated and computed in vain.
+        tally: counts rows that are refused, dropped, terminated, or computed in vain.
         preemption: stops low-priority calls for ordinary ones.
-        watchdog: notices engine threads that vanish.
-        name: for thread names and messages.
+        watchdog: detects engine threads that the system has killed.
+        name: name of the model, for thread names and messages.
     """
 
     config: ServiceConfig

@@ -67,8 +67,8 @@ class Loader:
         Args:
             max_rows: largest number of rows of an engine call and of a running batch.
             threads: number of threads of an engine call.
-            engine_clock: measures what a call costs, in seconds.
-            host: where engines compute; None: on the CPU, shared with no other loader.
+            engine_clock: measures the cost of a call, in seconds.
+            host: the engines' device and locks; None: the CPU, not shared with other loaders.
             open_engine: opens the engine of a model with one graph; gets folder, threads and host.
             open_translation_engine: opens the engine of a translation model; gets the same arguments.
             state: folder of trial outcomes and of declarations outside of the store.

@@ -254,7 +254,7 @@ class Predictor:
         return items, await self._idle_executor.run(planning, account.deadline_s)
 
     def check_target(self, name: str, version: str, byte_elements: int) -> None:
-        """Refuse what can be refused before a request's tensors are read, which takes time where they are large.
+        """Check a request before its tensors are read, because reading large tensors takes time.
 
         Args:
             name: name of the model.

@@ -9,7 +9,7 @@ from typing import TypeVar
 from service.errors import DeadlineExceeded, Overloaded
 from service.process.worker_threads import Watchdog, WorkerThreads
 
-LEARNING_RATE = 0.1  # of the running mean of a row's time, from which the retry delay is computed
+LEARNING_RATE = 0.1  # weight of the last row in the mean time of a row, from which the retry delay is computed
 
 T = TypeVar("T")
 

@@ -94,7 +94,7 @@ class Batcher:
             on_batch: called after every engine call.
             engine_clock: measures the cost of a call in seconds; `time.thread_time` excludes other threads' time.
             clock: clock of deadlines and waiting times.
-            cost_follows_from_shapes: no input value can make a call longer; only then may the event loop run it
+            cost_follows_from_shapes: no input value can make a call longer; only then may the event loop make it.
             tally: counts rows that are refused, dropped, terminated, or computed in vain.
             watchdog: detects engine threads that the system has killed; the end by an exception is detected without it.
             name: name of the model, for thread names and messages.

@@ -1,4 +1,4 @@
-"""Engine threads of the batcher and their engine calls; a failing call is split until its cause is alone."""
+"""Engine threads of the batcher and their calls; a failing call is split to isolate the failing items."""
 
 import asyncio
 import contextlib

@@ -28,8 +28,8 @@ from service.telemetry.metrics import Outcome
 
 Attributes = Mapping[str, str | int | bool]
 
-# Outcomes that are the server's fault. The others are the caller's, and leave the status of a server span unset, as the
-# semantic conventions require for 4xx.
+# Outcomes that are failures of the server. The others are errors of the caller and leave the status of a server span
+# unset, as the semantic conventions require for 4xx.
 SERVER_FAULTS: frozenset[Outcome] = frozenset(("unavailable", "overloaded", "expired", "failed"))
 # Most engine calls that are shown of one request: the last ones to end.
 MAX_CALLS_SHOWN = 8

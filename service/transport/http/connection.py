@@ -26,7 +26,7 @@ MAX_PIPELINED = 64  # requests waiting for an earlier response; browsers and HTT
 # Idle time after a response until the server closes the connection. A client that sends its next request at that moment
 # gets an error, so clients' pools must close theirs first: aiohttp does after 15 s, load balancers after 60 s.
 KEEP_ALIVE_S = 75.0
-BODY_STEP_BYTES = 64 * 1024  # of a body or a response; each step must be transferred within the client's time-out
+BODY_STEP_BYTES = 64 * 1024  # part of a body or response that must be transferred within the client's time-out
 MEMORY = "heed.memory"  # key in a request's scope: its `Reservation`, released once the response is written
 WRITTEN = "heed.written"  # key in a request's scope: coroutine function that waits until the write buffer is low
 

@@ -17,7 +17,7 @@ from service.transport.http.responses import json_response, pieces_response, rea
 from service.transport.request_metadata import MAX_READ_AT_ONCE, Parameters, explain_request_of, parameters_of
 from service.version import installed_version
 
-JSON_ELEMENT_BYTES = 20  # of one element of an output: digits, sign, point, comma
+JSON_ELEMENT_BYTES = 20  # size of one element of an output: digits, sign, point, comma
 MODEL = "/v2/models/{model}"
 
 

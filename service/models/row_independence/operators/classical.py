@@ -45,7 +45,7 @@ def classify(operation: Operation) -> list[Value]:
     value, shape = _table(operation)
     attributes = operation.node.attributes
     labels: list[Any] = next((attributes[name] for name in _LABELS if attributes.get(name)), [])
-    scores = Size(len(labels)) if len(labels) > 2 else operation.fresh()  # of two classes there may be one score
+    scores = Size(len(labels)) if len(labels) > 2 else operation.fresh()  # two classes may have a single score
     return [Value((shape[0],), value.axis), Value((shape[0], scores), value.axis)]
 
 
