@@ -83,7 +83,7 @@ class DeviceGathers:
         Args:
             count: tensors that each copy has.
             dtype: element type of the tensors, float32 or float16.
-            host: where they lie.
+            host: device of the tensors.
         """
         self._dtype, self._host = dtype, host
         element_type = {"float32": FLOAT, "float16": FLOAT16}[dtype.name]
@@ -156,7 +156,7 @@ class DeviceKvCache:
             names: the decoder step's inputs.
             shape: shape of each tensor, [R, H, L, K].
             dtype: their element type.
-            device: where they lie.
+            device: ONNX Runtime's name of the tensors' device.
             gathers: graphs for as many tensors as there are names.
             zeros: fill the tensors with zeros; else their content is undefined.
         """

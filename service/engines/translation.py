@@ -105,7 +105,7 @@ class TranslationEngine:
                 earlier tokens' do if the operator that writes them runs there.
 
         Raises:
-            EngineError: ONNX Runtime refuses a graph, or its tensors are not those of a translation model.
+            EngineError: ONNX Runtime refuses a graph, or the graph lacks tensors of a translation model.
         """
         self._encoder, self._decoder = (open_session(graph, threads, host) for graph in (encoder, decoder))
         inputs = {node.name: node for node in self._decoder.get_inputs()}

@@ -133,7 +133,7 @@ async def integrated_gradients(
 ) -> TokenAttributions:
     """Weigh tokens by integrated gradients of the answer.
 
-    The answer of a classifier is the logit of a class, that of a translation its log probability.
+    For a classifier, the answer is the logit of a class; for a translation, its log probability.
 
     Args:
         graph: explanation graph of the model, open.

@@ -28,7 +28,7 @@ from service.tasks.images.image_file import DecodingMemory
 
 
 class ExplanationPlan(NamedTuple):
-    """The features of an input and the samples to evaluate, before the model is asked."""
+    """The features of an input and the samples to evaluate."""
 
     method: Method
     seed: int
@@ -38,7 +38,7 @@ class ExplanationPlan(NamedTuple):
     selector: AttentionSelector
     target: int | None  # index of the class that the request names
     text: TextParts | None = None  # for an input that is explained by its words
-    picture: Callable[[int], Image] | None = None  # for an image: makes what the overlay is drawn on
+    picture: Callable[[int], Image] | None = None  # for an image: makes the image below the overlay
 
 
 def methods_of(model: ServedModel) -> list[Method]:

@@ -33,7 +33,7 @@ MAX_TRIAL_BYTES = 64 * 2**20  # inputs of one trial call
 
 @dataclass(frozen=True)
 class Batching:
-    """Whether requests share engine calls of a model, the grounds for that, and what the cost of a call depends on."""
+    """Whether requests share engine calls of a model, the reason, and what determines the cost of a call."""
 
     joined: bool
     grounds: Literal["proved", "declared", "golden", "measured", "none"]
@@ -81,7 +81,7 @@ class BatchingRule:
             inputs: the tensors that every request must have.
             outputs: the tensors of an answer.
             run: makes an engine call with a time limit in seconds; raises TrialStopped when that has passed.
-            declaration: what a person says about the model's rows.
+            declaration: a user's declaration about the rows of the model.
         """
         finding = _finding_of(graph)
         if declaration is not None:
@@ -108,7 +108,7 @@ class BatchingRule:
         Args:
             graph: the model's graph, or the encoder of a translation model.
             manifest: the folder's manifest; in int8 it states how much answers change with the other rows of a batch.
-            declaration: what a person says about the model's rows.
+            declaration: a user's declaration about the rows of the model.
         """
         finding = _finding_of(graph)
         if declaration is not None:

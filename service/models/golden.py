@@ -68,7 +68,7 @@ class GoldenExamples:
             search: one of `searches`; the first if None.
 
         Raises:
-            FolderError: it differs by more than the manifest allows, or the answer is another one.
+            FolderError: it differs by more than the manifest allows, or the predicted answer differs.
         """
         search = self.searches[0] if search is None else search
         try:

@@ -160,7 +160,7 @@ class Loader:
         )
 
     def _load_one_call(self, folder: ModelFolder, task_type: type[StoredTask[Any]]) -> OneCallModel:
-        """Open the only graph of a folder, replay its golden examples, and measure what its calls cost."""
+        """Open the only graph of a folder, replay its golden examples, and measure the cost of its calls."""
         assert folder.manifest is not None
         engine = self._open_engine(folder, self._threads, self._host)
         opened: Any = task_type.open(FolderFiles(folder), [spec.name for spec in engine.inputs])
@@ -194,7 +194,7 @@ class Loader:
         )
 
     def _load_decoder(self, folder: ModelFolder, task_type: type[StoredTask[Any]]) -> DecoderModel:
-        """Open the encoder and the decoder of a folder, replay its golden examples, and measure what its steps cost."""
+        """Open the encoder and the decoder of a folder, replay its golden examples, and measure the cost of steps."""
         assert folder.manifest is not None
         if (declaration := self._declaration(folder)) is not None:
             raise FolderError(f"{declaration.source}: batching cannot be declared for a {task_type.name} model")

@@ -52,7 +52,7 @@ class Predictor:
         config: ServiceConfig,
         tracing: "Tracing | None" = None,
     ) -> None:
-        """Set up what requests share: threads, image memory, accounting.
+        """Set up the resources that requests share: threads, image memory, accounting.
 
         Args:
             repository: models that answer.

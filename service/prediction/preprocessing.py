@@ -24,7 +24,7 @@ class Preprocessor:
     """Turns the inputs of requests into items for the batcher, within the server's limits."""
 
     def __init__(self, config: ServiceConfig, pool: PreprocessingPool, image_memory: ByteBudget) -> None:
-        """Keep what all requests share.
+        """Set up with the limits and resources that all requests share.
 
         Args:
             config: limits of the server.

@@ -104,7 +104,7 @@ class MemoryReturn:
         return resident - self._needed_bytes >= worth
 
     def give_back(self) -> int:
-        """Return free memory to the system, and tell by how many bytes the process shrank."""
+        """Give free memory back to the system, and return by how many bytes the process shrank."""
         before = resident_bytes()
         if self._libc is not None:
             self._libc.malloc_trim(0)

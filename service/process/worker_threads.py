@@ -24,7 +24,7 @@ CHECK_INTERVAL_S = 1.0
 
 
 class ThreadEnded(Exception):
-    """The thread that should compute something does not run any more."""
+    """A thread has ended before it finished its job."""
 
 
 def is_running(thread: threading.Thread) -> bool:

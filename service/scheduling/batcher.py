@@ -161,7 +161,7 @@ class Batcher:
     async def submit_low(self, items: Sequence[Item], deadline_s: float | None = None) -> list[ItemResult]:
         """Compute all items of one request at low priority: under steady ordinary load it may wait until its deadline.
 
-        Arguments and errors are those of `submit`.
+        It takes the arguments of `submit` and raises the same errors.
         """
         now_s, lane = self._clock(), self._low
         queued_s = self._wall_factor.value * lane.queued_s * self._saving / lane.num_threads

@@ -19,7 +19,7 @@ Guarantees (each a test in tests/service/scheduling/test_continuous_batcher.py):
    soon as an ordinary step needs it. They pause while ordinary sentences are decoded: with several threads, as many
    pause as are busy with ordinary sentences, plus one. The other guarantees hold for them too.
 
-Interface and results are the same as of `service.scheduling.batcher.Batcher`. The queue belongs to the event loop's
+It has the interface and the results of `service.scheduling.batcher.Batcher`. The queue belongs to the event loop's
 thread, the running sentences to their engine thread (`service.scheduling.decoder_thread`).
 """
 
@@ -185,7 +185,7 @@ class ContinuousBatcher:
     async def submit_low(self, items: Sequence[Sentence], deadline_s: float | None = None) -> list[ItemResult]:
         """Decode all sentences of one request at low priority: under ordinary load it may wait until its deadline.
 
-        Arguments and errors are those of `submit`.
+        It takes the arguments of `submit` and raises the same errors.
         """
         now_s, lane = self._clock(), self._low
         rows = self._rows_of(items)

@@ -136,7 +136,7 @@ class DecoderThread:
             self._loop.call_later(ABANDONED_STEP_S, self._terminate_if_abandoned, call)
 
     def _terminate_if_abandoned(self, call: EngineCall) -> None:
-        """Terminate a step that still runs and none of whose sentences has a caller."""
+        """Terminate a step that still runs if none of its sentences has a caller."""
         if self._call is call and not call.terminated and all(entry.cancelled for entry in self._computing):
             self.lane.tally.terminated["abandoned"] += 1
             call.terminate()

@@ -54,7 +54,7 @@ def two_lanes(
     tally: SchedulingTally | None,
     clock: Callable[[], float],
 ) -> tuple[Lane[Any, Any], Lane[Any, Any]]:
-    """Create the lanes of a batcher: for ordinary requests, and for those of low priority.
+    """Create the lanes of a batcher: one for ordinary and one for low-priority requests.
 
     The low-priority threads start with the first request for them. One thread fewer leaves a core idle for an ordinary
     request.
