@@ -1,7 +1,8 @@
 """`python -m tests [--slow]`: runs all tests except the slow ones, or only the slow ones, and prints the counts.
 
 Third-party clients have protobuf classes of the same names as ours, and two such classes cannot be in one process, so
-these tests run in a process of their own. The slow tests of conversions and of explanations use one core each: three
+these tests run in a process of their own. Two processes share the other tests, a file at a time, because most of them
+wait for servers and for time limits. The slow tests of conversions and of explanations use one core each: three
 processes share them. The slow tests that start servers and load them come last and have the machine to themselves.
 """
 
@@ -14,7 +15,10 @@ from pathlib import Path
 
 NO_TESTS = 5  # pytest's exit status if an option such as `-k` deselects every test
 # Suites of a group run at once, the groups one after another.
-SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow"],), (["tests/clients"],))
+SUITES = (
+    (["tests", "--ignore=tests/clients", "-m", "not slow", "--numprocesses=2", "--dist=loadfile"],),
+    (["tests/clients"],),
+)
 # These take as long as all others together.
 EXPLAINED = sorted(map(str, Path("tests/export/conversion").glob("test_explanation_*.py")))
 SLOW = (

@@ -34,6 +34,8 @@ MAX_TIMES = 1.3
 SLICES = 5
 WARM_UP = 5  # requests of each user at the beginning of a slice that do not count
 HEAD_START_S = 0.1  # between an explanation's request and its slice
+EXPLANATION_TIMEOUT_MS = 600_000  # beside busy users an explanation takes long, and it must not end with a 504
+STARTS_S = 60.0  # time until an explanation has begun
 METHODS = {"shap": 4096, "gradients": 128}  # each with its largest budget
 
 
@@ -146,7 +148,8 @@ async def _explaining(
     body = json.dumps({"inputs": [tensor], "parameters": parameters})
 
     async def explain_once() -> None:
-        async with session.post(f"{url}/v2/models/{model}/explain", data=body) as response:
+        headers = {"x-request-timeout-ms": str(EXPLANATION_TIMEOUT_MS)}
+        async with session.post(f"{url}/v2/models/{model}/explain", data=body, headers=headers) as response:
             await response.read()
             response.raise_for_status()
 
@@ -164,7 +167,7 @@ async def _explaining(
         await explain_once()  # the first request opens the graph
     explaining = asyncio.create_task(explain())
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(STARTS_S):
             while method == "shap" and not await waiting_rows():
                 pass
         if method == "gradients":  # no metric shows that its steps have begun

@@ -202,7 +202,7 @@ def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp
     (report_file,) = tmp_path.glob("*.json")
     report = json.loads(report_file.read_text())
     assert report["batch_rows"] is None
-    assert report["answers_checked"] == report["requests"] > 10
+    assert report["answers_checked"] == report["requests"] > 0
     assert {"HTTP", "gRPC"} == {name for name, entry in report["by_protocol"].items() if entry["requests"]}
 
 

@@ -59,7 +59,7 @@ def test_every_task_is_judged_by_its_own_measure(
     (report_file,) = tmp_path.glob("*.json")
     report = json.loads(report_file.read_text())
     assert measure in report["quality"]
-    assert report["answers_checked"] == report["requests"] > 20
+    assert report["answers_checked"] == report["requests"] > 0
 
 
 def test_a_missed_limit_is_named_and_sets_the_exit_status(server: Server, tmp_path: Path) -> None:
