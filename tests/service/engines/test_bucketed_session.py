@@ -101,7 +101,7 @@ def test_outputs_of_unknown_size_are_left_to_onnx_runtime(tmp_path: Path) -> Non
     for rows in (3, 5, 3):
         x_B3 = np.random.default_rng(rows).standard_normal((rows, 3), dtype=np.float32)
         np.testing.assert_array_equal(engine.run({"x": x_B3})["y"], x_B3.clip(min=0)[:, ::2])
-    with pytest.raises(EngineError, match=r"^output 'y' has a size that only a call tells"):
+    with pytest.raises(EngineError, match=r"^output 'y' has a size that is known only after a call"):
         OnnxEngine(path, 1, EngineHost(), buckets=Buckets(), cuda_graphs=True)
 
 

@@ -306,6 +306,6 @@ def test_a_slow_body_loses_what_it_reserved(tmp_path: Path) -> None:
     with small_server(tmp_path, 0.2) as server, begin_body(server) as connection:
         answer = b"".join(iter(lambda: connection.recv(10_000), b""))
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
-        assert b"the body arrives too slowly: 1 bytes were there" in answer
+        assert b"the body arrives too slowly: 1 bytes are there" in answer
         assert b"within 0.2 s (client_timeout_s)" in answer
         assert reserved_bytes(server) == 0
