@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import onnx
 import pytest
+from filelock import FileLock
 from onnx import TensorProto, helper
 
 ROOT = Path(__file__).parent.parent
@@ -298,9 +300,15 @@ def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.training.translation import train_translation
     from tests.toy_translation import toy_config, toy_data
 
-    run_dir = tmp_path_factory.mktemp("runs") / "dogs"
-    assert train_translation(toy_data(), toy_config(), run_dir, Console(quiet=True))
-    return run_dir
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the tests train once, and each has a copy
+        shared = shared.parent
+    run_dir, is_trained = shared / "toy-run" / "dogs", shared / "toy-run.trained"
+    with FileLock(shared / "toy-run.lock"):
+        if not is_trained.exists():
+            assert train_translation(toy_data(), toy_config(), run_dir, Console(quiet=True))
+            is_trained.touch()
+    return Path(shutil.copytree(run_dir, tmp_path_factory.mktemp("runs") / "dogs"))
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from structlog.testing import capture_logs
 
 from model_store.folder import GRAPH, ModelFolder, read, scan
 from service.engines.device import cuda_problem
+from service.engines.host import EngineHost
 from service.engines.onnx import OnnxEngine
 from service.engines.onnx_session import EngineError
 from service.models.engine_opening import buckets_of, capture_problem, open_onnx
@@ -22,15 +23,17 @@ def test_models_of_the_store_answer_their_golden_examples_as_on_a_gpu(name: str)
     """Loading proves bucketed calls in half precision, with the warm-up and the cost probes of a GPU."""
     opened: list[OnnxEngine] = []
 
-    def open_engine(folder: ModelFolder, threads: int, device: str) -> OnnxEngine:
-        assert device == "cuda"
+    def open_engine(folder: ModelFolder, threads: int, host: EngineHost) -> OnnxEngine:
+        assert host.device == "cuda"
         cuda_graphs = capture_problem(folder) is None
         assert folder.graph_name == "model.float16.onnx"
-        opened.append(OnnxEngine(folder.graph, threads, buckets=buckets_of(folder), cuda_graphs=cuda_graphs))
+        opened.append(
+            OnnxEngine(folder.graph, threads, host.on_cpu(), buckets=buckets_of(folder), cuda_graphs=cuda_graphs)
+        )
         return opened[0]
 
     found = next(found for found in scan(ROOT / "model_store") if found.name == name)
-    loaded = Loader(16, 1, Clock(), "cuda", open_engine).load(found)
+    loaded = Loader(16, 1, Clock(), EngineHost("cuda"), open_engine).load(found)
     assert isinstance(loaded, OneCallModel)
     assert (loaded.precision, len(opened)) == ("float16", 1)
     if name == IMAGES:  # every bucket was warmed up at load
@@ -73,7 +76,7 @@ def test_a_missing_gpu_is_an_error_and_the_choice_is_logged() -> None:
     """The log gives the reason against CUDA graphs; the CPU is never used instead."""
     for name, why in ((IMAGES, "refused: "), (TEXTS, "the computation depends on the number of real tokens")):
         with capture_logs() as entries, pytest.raises(EngineError, match="CUDA"):
-            open_onnx(folder_of(name), 1, "cuda")
+            open_onnx(folder_of(name), 1, EngineHost("cuda"))
         (entry,) = [entry for entry in entries if entry["event"] == "model is computed in buckets, without CUDA graphs"]
         assert entry["model"] == name
         assert entry["why"].startswith(why)
