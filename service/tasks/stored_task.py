@@ -108,7 +108,7 @@ class StoredTask(Task[AnswerT_co], Protocol[AnswerT_co]):
         answers_lists: whether the answer of the task API is a list with an element for each input.
         hub_request: message of a task API request.
         hub_answer: message of the answer to one input.
-        example: arguments of curl that try a model of this task; None: it is not shown to who starts a server.
+        example: arguments of curl that try a model of this task; None: the message at the start shows none.
         pads_rows: whether rows of different length share a call. If not, the shapes of a call follow from its rows.
         golden_searches: names of the searches that answer each golden example; the canary uses the first.
         attention_outputs: attention outputs of the explanation graph by the name that requests use, the default first.

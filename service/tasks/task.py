@@ -78,7 +78,7 @@ class Preparation(NamedTuple):
         verb: what is done to it, for messages: "tokenized".
     """
 
-    steps: Sequence[Callable[[], list[Any]]]
+    steps: Sequence[Callable[[], Sequence[Item]]]
     rows: int
     inline: bool
     noun: str
