@@ -81,9 +81,10 @@ class App:
         Raises:
             FolderError: the store cannot be read.
         """
-        await self.repository.load_all()
-        background = [asyncio.create_task(job) for job in self.background_jobs()]
+        background = list[asyncio.Task[None]]()
         try:
+            await self.repository.load_all()
+            background += [asyncio.create_task(job) for job in self.background_jobs()]
             yield
         finally:
             for task in background:

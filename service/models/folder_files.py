@@ -14,7 +14,7 @@ C = TypeVar("C")
 
 
 class FolderFiles:
-    """The part of a model folder that describes its task (`service.tasks.task.TaskFiles`)."""
+    """The part of a model folder that describes its task (`service.tasks.stored_task.TaskFiles`)."""
 
     def __init__(self, folder: ModelFolder) -> None:
         """Read from this folder, which has a manifest."""

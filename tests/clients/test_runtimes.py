@@ -191,7 +191,7 @@ def test_torchserve_exports_metrics_and_refuses_to_register_models(torchserve: R
 
 
 def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp_path: Path) -> None:
-    """The same load test passes as against Heed; TorchServe does not report batch sizes."""
+    """The load test for Heed passes against TorchServe, too, which does not report batch sizes."""
     slo = tmp_path / "slo.toml"
     slo.write_text('[sentiment-small]\ntask = "text-classification"\nmin_accuracy = 0.8\nmax_refused_share = 0.0\n')
     command = [sys.executable, "-m", "load_tests", "--target", "torchserve", "--http", f"http://{torchserve.http}"]

@@ -23,7 +23,7 @@ MAX_TOKENS = 40
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a small network with random weights."""
+    """Export the graphs of a small network with random weights."""
     torch.manual_seed(12)
     config = TranslationConfig(
         vocab_size=60, d_model=32, num_layers=1, num_decoder_layers=2, num_heads=4, d_ff=64, max_tokens=MAX_TOKENS
@@ -47,7 +47,7 @@ def engine_of(graphs: Path, host: EngineHost | None = None, *, keeps_on_device: 
 
 
 def random_sentences(count: int, seed: int) -> list[Sentence]:
-    """Of any length, greedy and with beams, that end early or late."""
+    """Make sentences of random lengths and searches, which end early or late."""
     rng = np.random.default_rng(seed)
     return [
         Sentence(
@@ -126,7 +126,7 @@ def test_steps_that_are_stopped_change_nothing(graphs: Path, keeps_on_device: bo
 
 
 def test_given_translations_get_the_log_probabilities_of_their_tokens(graphs: Path) -> None:
-    """Of any tokens, in company of others and of searches, what the graphs say where each is decoded by itself."""
+    """A given translation has the same log probabilities in a running batch as when it is decoded alone."""
     rng = np.random.default_rng(7)
     batches, alone = engine_of(graphs).open(max_rows=24, max_places=MAX_TOKENS), OnnxTranslator(graphs)
     searches = random_sentences(6, 7)
@@ -149,7 +149,7 @@ def test_given_translations_get_the_log_probabilities_of_their_tokens(graphs: Pa
 
 @pytest.fixture(scope="module")
 def halved(graphs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in half precision, as a GPU gets them."""
+    """Convert the graphs to half precision, as a GPU gets them."""
     folder = tmp_path_factory.mktemp("halved")
     for name in ("encoder.onnx", "model.onnx"):
         shutil.copy(graphs / name, folder)

@@ -380,7 +380,7 @@ async def test_long_and_short_texts_share_a_batch_if_padding_is_skipped() -> Non
 
 
 async def test_texts_of_other_lengths_stay_out_if_skipped_padding_is_expensive() -> None:
-    """The same texts, with an engine that is nearly as slow on padding as on tokens."""
+    """An engine that is nearly as slow on padding as on tokens gets texts of equal length only."""
     engine = HeldEngine()
     async with batcher_of(engine, costs=linear_costs(1e-3, 1e-4), skipped_padding_cost=0.9) as batcher:
         await busy(engine, batcher)
