@@ -51,12 +51,13 @@ class InferRequest(msgspec.Struct):
 
 
 class InferOutput(msgspec.Struct, omit_defaults=True):
-    """An output tensor; its data follows these fields as JSON or lies in the binary part of the body."""
+    """An output tensor; its data is JSON or lies in the binary part of the body (parameter `binary_data_size`)."""
 
     name: str
     shape: list[int]
     datatype: str
     parameters: dict[str, Any] = {}
+    data: list[Any] | None = None  # never set, because `write_infer` adds it in pieces; here for the OpenAPI document
 
 
 class InferResponse(msgspec.Struct, omit_defaults=True):

@@ -1,6 +1,5 @@
 """Build the OpenAPI document of the HTTP server, for /openapi.json and the page /docs."""
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -111,10 +110,8 @@ class ServerReady(msgspec.Struct):
     not_served: dict[str, str]
 
 
-# Media types of image files, which may be the whole body of a request.
-IMAGE_FILES = ("image/jpeg", "image/png", "image/webp")
-
-
+# Media type of an image file as the whole body of a request; the server takes it under any other type, too.
+FILE = "application/octet-stream"
 ANSWER = "The answer."
 EXPLAIN = (
     "How much each part of one input adds to the answer; parameters: method (occlusion, lime, shap; of models whose"
@@ -147,6 +144,7 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
     kinds += dict.fromkeys(kind for task in TASKS.values() for kind in (task.hub_request, task.hub_answer))
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    _adapt_to_generators(components)
     schema = dict(zip(kinds, refs, strict=True))
     examples = {"examples": models} if models else {}
     model = {"name": "model", "in": "path", "required": True, "schema": {"type": "string", **examples}}
@@ -163,18 +161,35 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
     }
 
 
+def _adapt_to_generators(schema: Any) -> None:
+    """Change a schema in place so that generators of clients understand it; it accepts the same documents.
+
+    Without `items`, openapi-python-client leaves out an array and every operation that has it. Without
+    `additionalProperties`, openapi-typescript takes an object to be empty. Both misread defaults: the first refuses
+    arrays and objects, and the second requires the properties that have one.
+    """
+    if isinstance(schema, dict):
+        if schema.get("type") == "array":
+            schema.setdefault("items", {})
+        if schema.get("type") == "object" and "properties" not in schema:
+            schema.setdefault("additionalProperties", True)
+        schema.pop("default", None)
+    for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
+        _adapt_to_generators(part)
+
+
 def _server_paths(schema: dict[Any, Any]) -> dict[str, Any]:
     """Build the paths of health, readiness, metrics and server metadata."""
     live, ready = "Liveness of the process", "Readiness of the server"
     metrics = {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}}
     return {
-        "/healthz": _get(live, _answers(schema, Live)),
-        "/readyz": _get(ready, _answers(schema, ServerReady) | _not_ready(schema, ServerReady)),
-        "/metrics": _get("Prometheus metrics", metrics),
-        "/v2": _get("Server metadata", _answers(schema, ServerMetadata)),
-        "/v2/models": _get("The models of the store", _answers(schema, ModelIndex)),
-        "/v2/health/live": _get(live, _answers(schema, Live)),
-        "/v2/health/ready": _get(ready, _answers(schema, Ready) | _not_ready(schema, Ready)),
+        "/healthz": _get("healthz", live, _answers(schema, Live)),
+        "/readyz": _get("readyz", ready, _answers(schema, ServerReady) | _not_ready(schema, ServerReady)),
+        "/metrics": _get("metrics", "Prometheus metrics", metrics),
+        "/v2": _get("serverMetadata", "Server metadata", _answers(schema, ServerMetadata)),
+        "/v2/models": _get("listModels", "The models of the store", _answers(schema, ModelIndex)),
+        "/v2/health/live": _get("serverLive", live, _answers(schema, Live)),
+        "/v2/health/ready": _get("serverReady", ready, _answers(schema, Ready) | _not_ready(schema, Ready)),
     }
 
 
@@ -195,10 +210,11 @@ def _task_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, Any]
     # The response to a translation request with "stream": true.
     answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     operation = _post(
+        "answer",
         f"Hugging Face task API: {', '.join(name.replace('-', ' ') for name in TASKS)}",
         {"anyOf": [schema[task.hub_request] for task in TASKS.values()]},
         {"200": answer} | _errors(schema, *ERRORS),
-        IMAGE_FILES,
+        takes_files=True,
     )
     return {"/models/{model}": {"parameters": [model], **operation}}
 
@@ -206,35 +222,41 @@ def _task_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, Any]
 def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, Any]:
     """Build the Open Inference Protocol's paths of a model, with and without a version."""
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
-    metadata = _get("Model metadata", _answers(schema, ModelMetadata) | _errors(schema, 404, 503))
     ready_answers = _answers(schema, ModelReady) | _errors(schema, 404) | _not_ready(schema, ModelReady)
-    ready = _get("Readiness of one model", ready_answers)
     text = {"description": ANSWER, "content": {"text/markdown": {"schema": {"type": "string"}}}}
-    card = _get("Model card", {"200": text} | _errors(schema, 404, 503))
     infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)
-    infer = _post("Inference", schema[rest.InferRequest], infer_answers)
     explain_answers = _answers(schema, rest.ExplainResponse) | _errors(schema, *ERRORS)
-    explain = _post(EXPLAIN, schema[rest.InferRequest], explain_answers)
+    not_found = _errors(schema, 404, 503)
     paths: dict[str, Any] = {}
-    for prefix, parameters in (
-        ("/v2/models/{model}", [model]),
-        ("/v2/models/{model}/versions/{version}", [model, version]),
+    for prefix, suffix, parameters in (
+        ("/v2/models/{model}", "", [model]),
+        ("/v2/models/{model}/versions/{version}", "OfVersion", [model, version]),
     ):
-        operations = {"": metadata, "/card": card, "/ready": ready, "/infer": infer, "/explain": explain}
+        operations = {
+            "": _get("modelMetadata" + suffix, "Model metadata", _answers(schema, ModelMetadata) | not_found),
+            "/card": _get("modelCard" + suffix, "Model card", {"200": text} | not_found),
+            "/ready": _get("modelReady" + suffix, "Readiness of one model", ready_answers),
+            "/infer": _post("infer" + suffix, "Inference", schema[rest.InferRequest], infer_answers),
+            "/explain": _post("explain" + suffix, EXPLAIN, schema[rest.InferRequest], explain_answers),
+        }
         for path, operation in operations.items():
             paths[prefix + path] = {"parameters": parameters, **operation}
     return paths
 
 
-def _get(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
-    return {"get": {"summary": summary, "responses": responses}}
+def _get(operation_id: str, summary: str, responses: dict[str, Any]) -> dict[str, Any]:
+    return {"get": {"operationId": operation_id, "summary": summary, "responses": responses}}
 
 
-def _post(summary: str, body: Any, responses: dict[str, Any], files: Sequence[str] = ()) -> dict[str, Any]:
+def _post(
+    operation_id: str, summary: str, body: Any, responses: dict[str, Any], *, takes_files: bool = False
+) -> dict[str, Any]:
     content = {"application/json": {"schema": body}}
-    content |= {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in files}
+    if takes_files:
+        content[FILE] = {"schema": {"type": "string", "format": "binary"}}
     request = {"required": True, "content": content}
-    return {"post": {"summary": summary, "parameters": HEADERS, "requestBody": request, "responses": responses}}
+    operation = {"operationId": operation_id, "summary": summary, "parameters": HEADERS}
+    return {"post": operation | {"requestBody": request, "responses": responses}}
 
 
 def _answers(schema: dict[Any, Any], kind: type) -> dict[str, Any]:
