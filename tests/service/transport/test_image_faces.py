@@ -3,7 +3,6 @@
 import base64
 import json
 import struct
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -279,18 +278,18 @@ def test_a_deadline_ends_the_wait_for_decoding(http: httpx.Client) -> None:
 
 
 def test_decoding_does_not_block_the_event_loop(http: httpx.Client, image_server: Server) -> None:
-    """While eight slow images are decoded, no other request waits half as long as they take."""
-    body, headers = binary_body([slow_file()] * 8)
-    longest_s = 0.0
+    """While slow images are decoded, far more other requests are answered than there are images."""
+    num_images, num_answered = 8, 0
+    body, headers = binary_body([slow_file()] * num_images)
     with ThreadPoolExecutor(1) as pool:
         url = f"{image_server.http}/v2/models/vit/infer"
         slow = pool.submit(httpx.post, url, content=body, headers=headers, timeout=60)
         while not slow.done():
-            started_s = time.monotonic()
             assert http.get("/healthz").status_code == 200
-            longest_s = max(longest_s, time.monotonic() - started_s)
-    decoding_us = slow.result().raise_for_status().json()["parameters"]["preprocess_us"]
-    assert longest_s < 0.5e-6 * decoding_us
+            num_answered += not slow.done()
+    slow.result().raise_for_status()
+    # A loop that were blocked for each image would answer once before, between and after them.
+    assert num_answered > num_images + 1
 
 
 def test_images_beyond_the_queue_are_refused_at_once(image_store: Any) -> None:

@@ -92,12 +92,13 @@ async def test_calls_that_wait_at_shutdown_are_answered() -> None:
         while raw.read().kind != PING:
             pass
         await take_all_calls(server, handlers.all)
-        await server.stop(30)
+        stopping = asyncio.create_task(server.stop(30))
         ends = {}
         while len(raw.ended) < NUM_CALLS:
             got = await asyncio.to_thread(raw.read)
             if got.stream in raw.ended:
                 ends[got.stream] = got.kind
+    await stopping  # it also waits for the connection to close
     assert ends == dict.fromkeys(streams, HEADERS)  # none is RST_STREAM
 
 
