@@ -1,9 +1,10 @@
 """`python -m tests [--slow]`: runs all tests except the slow ones, or only the slow ones, and prints the counts.
 
 Third-party clients have protobuf classes of the same names as ours, and two such classes cannot be in one process, so
-these tests run in a process of their own. Two processes share the other tests, a file at a time, because most of them
-wait for servers and for time limits. The slow tests of conversions and of explanations use one core each: three
-processes share them. The slow tests that start servers and load them come last and have the machine to themselves.
+these tests run in a process of their own, beside the others. Two processes share the other tests, a file at a time in
+the order of `LONGEST_FILES` (tests/conftest.py), because most of them wait for servers and for time limits. The slow
+tests of conversions and of explanations use one core each: three processes share them. The slow tests that start
+servers and load them come last and have the machine to themselves.
 """
 
 import re
@@ -15,10 +16,8 @@ from pathlib import Path
 
 NO_TESTS = 5  # pytest's exit status if an option such as `-k` deselects every test
 # Suites of a group run at once, the groups one after another.
-SUITES = (
-    (["tests", "--ignore=tests/clients", "-m", "not slow", "--numprocesses=2", "--dist=loadfile"],),
-    (["tests/clients"],),
-)
+SHARED = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
+SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow", *SHARED], ["tests/clients"]),)
 # These take as long as all others together.
 EXPLAINED = sorted(map(str, Path("tests/export/conversion").glob("test_explanation_*.py")))
 SLOW = (
@@ -40,19 +39,19 @@ SLOW = (
 )
 
 
-def run_suite(suite: list[str], options: list[str], shown: bool) -> tuple[int, str]:
+def run_suite(suite: list[str], shown: bool, options: list[str]) -> tuple[int, str]:
     """Run a suite in a process of its own.
 
     Args:
         suite: arguments of pytest.
-        options: further ones.
-        shown: print each line at once instead of all of them at the end.
+        shown: print each line at once instead of all of them at the end. One suite of a group is shown.
+        options: further arguments of pytest.
 
     Returns:
         the exit status, and the line that counts the tests.
     """
     run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", *suite, *options],
+        [sys.executable, "-m", "pytest", "--durations=15", *suite, *options],
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
@@ -76,7 +75,8 @@ def main() -> int:
     status = 0
     for group in SLOW if slow else SUITES:
         with ThreadPoolExecutor(len(group)) as threads:
-            outcomes = list(threads.map(partial(run_suite, options=options, shown=len(group) == 1), group))
+            shown = [number == 0 for number in range(len(group))]
+            outcomes = list(threads.map(partial(run_suite, options=options), group, shown))
         for ended, last in outcomes:
             status |= ended if ended != NO_TESTS else 0
             for number, outcome in re.findall(r"(\d+) (passed|failed|error|skipped)", last):

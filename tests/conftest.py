@@ -20,6 +20,32 @@ from filelock import FileLock
 from onnx import TensorProto, helper
 
 ROOT = Path(__file__).parent.parent
+# The files that take longest come first, so that no process has one of them left when the others have none. Files that
+# train the toy translation stand between others: a second process that needs it would wait.
+LONGEST_FILES = (
+    "tests/export/conversion/test_translation.py",
+    "tests/service/transport/test_explain_faces.py",
+    "tests/service/transport/http/test_playground.py",
+    "tests/export/conversion/test_classifier.py",
+    "tests/export/conversion/test_hugging_face.py",
+    "tests/load_tests/test_load_tests.py",
+    "tests/service/telemetry/test_tracing.py",
+    "tests/export/torchserve/test_handler.py",
+    "tests/service/transport/http/test_openapi.py",
+    "tests/export/conversion/test_explanation_graph.py",
+    "tests/export/conversion/test_float16.py",
+    "tests/service/models/row_independence/test_backend_graphs.py",
+    "tests/load_tests/stalls/test_stalls.py",
+    "tests/load_tests/soak/test_soak.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests of the longest files to the front; the others stay in order."""
+    place = {str(ROOT / path): number for number, path in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: place.get(str(item.path), len(place)))
+
+
 START_S = 60.0  # only a failing test waits this long
 
 
