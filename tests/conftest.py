@@ -136,7 +136,9 @@ def running_server(store: Path, *options: str, until: str = "loaded") -> Iterato
         popen.stderr.close()
 
 
-def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> None:
+def write_onnx(
+    folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: dict[str, Any], opset: int = 17
+) -> None:
     """Write a bare model from its nodes and its tensors (name to type and shape)."""
     folder.mkdir(parents=True)
     graph = helper.make_graph(
@@ -145,7 +147,7 @@ def write_onnx(folder: Path, nodes: list[Any], inputs: dict[str, Any], outputs: 
         [helper.make_tensor_value_info(name, *tensor) for name, tensor in inputs.items()],
         [helper.make_tensor_value_info(name, *tensor) for name, tensor in outputs.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
     onnx.save(model, folder / "model.onnx")
 
 
