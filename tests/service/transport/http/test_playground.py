@@ -39,6 +39,7 @@ WAIT_MS = 20_000.0  # only a failing test waits this long
 NARROW = {"width": 360, "height": 740}
 AA = 4.5  # WCAG 2.2, 1.4.3: contrast of texts
 TEXT = "It's thin, but the actors are a delight."
+TRUNCATION = "Cut a text that is too long for the model, instead of refusing it"
 MINUS = "\N{MINUS SIGN}"
 SENTENCE = "A little girl is playing in the garden."
 CARD = '# A card\n\n<img src="/x" onerror="document.title = 1"> and `code`\n\n| a | b |\n| --- | --- |\n| 1 | 2 |\n'
@@ -83,6 +84,7 @@ def page(browser: Browser, server: Server) -> Iterator[Page]:
     page.on("pageerror", lambda error: thrown.append(str(error)))
     page.goto(f"{server.http}/")
     expect(page.locator("#model option")).to_have_count(5)
+    unfold(page, "#code")
     yield page
     context.close()
     assert f"{server.http}/page.js" in asked
@@ -94,6 +96,11 @@ def choose(page: Page, model: str) -> None:
     """Select a model, and wait until the page shows it."""
     page.get_by_label("Model", exact=True).select_option(model)
     expect(page.locator("#snippet")).to_contain_text(model if model != "damaged" else "not served")
+
+
+def unfold(page: Page, place: str) -> None:
+    """Open folded details."""
+    page.locator(place).evaluate("fold => { fold.open = true; }")
 
 
 def press(page: Page, name: str) -> None:
@@ -127,12 +134,20 @@ def bars(page: Page) -> dict[str, str]:
 
 def percentages(scores: list[dict[str, Any]]) -> dict[str, str]:
     """Format the task API's answer as the page does."""
-    return {entry["label"]: f"{100 * entry['score']:.1f} %" for entry in scores}
+    return {entry["label"]: percent(entry["score"]) for entry in scores}
+
+
+def percent(share: float) -> str:
+    """Format a share as the page does."""
+    if 0 < share < 0.0005:
+        return "< 0.1 %"
+    return "> 99.9 %" if 0.9995 <= share < 1 else f"{100 * share:.1f} %"
 
 
 def facts(place: Locator) -> dict[str, str]:
-    """Return the names and values of a receipt."""
-    expect(place.locator(".facts").first).to_be_visible()
+    """Return the names and values of a receipt, which is folded."""
+    expect(place.locator(".facts").first).to_be_attached()
+    place.locator("details").evaluate_all("folds => { for (const fold of folds) fold.open = true; }")
     names = place.locator(".facts dt").all_inner_texts()
     return dict(zip(names, place.locator(".facts dt + dd").all_inner_texts(), strict=True))
 
@@ -145,7 +160,11 @@ def error(page: Page, place: str = "#answer") -> str:
 
 def test_what_is_served_as_the_page_forbids_everything_from_elsewhere(server: Server) -> None:
     """Each of its files is sent with the policy, and none of them has inline script or style."""
-    for path, media_type in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
+    folder = ROOT / "service/transport/http/playground/page"
+    scripts = {f"/page/{script.name}": "text/javascript" for script in folder.iterdir()}
+    files = {"/": "text/html", "/page.css": "text/css", "/page.js": "text/javascript"} | scripts
+    assert len(scripts) > 5
+    for path, media_type in files.items():
         answer = httpx.get(f"{server.http}{path}")
         assert answer.headers["content-type"] == f"{media_type}; charset=utf-8"
         policy = dict(part.split(" ", 1) for part in answer.headers["content-security-policy"].split("; "))
@@ -181,7 +200,8 @@ def test_a_sentence_becomes_label_bars_and_a_receipt(page: Page, server: Server)
     assert receipt["queue wait"].endswith(" ms")
     page.get_by_label("Version").select_option("1")
     press(page, "Classify")
-    expect(page.locator("#answer .facts dd").first).to_have_text("1")
+    expect(page.locator("#answer .by")).to_have_text("Answered by sentiment, version 1.")
+    assert facts(page.locator("#answer"))["version"] == "1"
     assert bars(page) == percentages(scores)
 
 
@@ -246,7 +266,7 @@ def test_a_picture_is_classified_when_it_is_chosen_or_dropped(page: Page, server
     )
     expect(page.get_by_alt_text("Your picture, dropped.png")).to_be_visible()
     scores = httpx.post(f"{server.http}/models/cifar10-vit", content=other).json()
-    expect(page.locator("#answer .result")).to_have_text(f"{scores[0]['label']}, {100 * scores[0]['score']:.1f} %")
+    expect(page.locator("#answer .result")).to_have_text(f"{scores[0]['label']}, {percent(scores[0]['score'])}")
     page.get_by_label("Version").select_option("1")
     press(page, "Classify")
     expect(page.locator("#answer .bars li")).to_have_count(10)
@@ -273,6 +293,7 @@ def test_a_bare_model_takes_tensors(page: Page) -> None:
     assert (output["name"], output["data"]) == ("y", [2, 4, 6])
     expect(page.locator("#explain")).to_be_hidden()
     field.fill('{"inputs": 1')
+    expect(page.locator("#snippet-about")).to_contain_text("not sent yet")
     press(page, "Infer")
     assert error(page).startswith("The server refuses the request (400). ")
 
@@ -280,6 +301,7 @@ def test_a_bare_model_takes_tensors(page: Page) -> None:
 def test_the_card_is_shown_as_text(page: Page) -> None:
     """Headings, code and tables are formatted, HTML stays text; a sentence stands in for a missing card."""
     choose(page, "double")
+    unfold(page, "#model-card")
     card = page.locator("#card")
     expect(card.get_by_role("heading", name="A card")).to_be_attached()
     assert card.get_by_role("heading").count() == 1
@@ -331,12 +353,11 @@ def test_a_stopped_answer_says_so(page: Page) -> None:
 def test_an_answer_on_its_way_is_not_shown_under_another_model(page: Page) -> None:
     """Selecting another model cancels the requests to the previous one, explanations included."""
     choose(page, "sentiment")
-    for path in ("**/models/sentiment", "**/explain"):
-        page.route(path, lambda route: None)  # an answer that does not come
+    page.route("**/models/sentiment", lambda route: None)  # an answer that does not come
     with page.expect_request("**/models/sentiment"):
         press(page, "Classify")
-    with page.expect_request("**/explain"):
-        press(page, "Explain")
+    press(page, "Explain")
+    expect(page.locator("#explanation")).to_have_text("Waits for the answer.")
     with page.expect_event("requestfailed"):
         choose(page, "double")
     expect(page.locator("#stop")).to_be_hidden()
@@ -349,6 +370,7 @@ def test_an_answer_on_its_way_is_not_shown_under_another_model(page: Page) -> No
 def test_the_charts_follow_the_servers_metrics(page: Page, server: Server) -> None:
     """Requests of other clients appear in the charts, too."""
     choose(page, "sentiment")
+    unfold(page, "#live")
     charts = {name: page.locator(f"#chart-{name}") for name in ("throughput", "latency", "batch")}
     expect(charts["throughput"].locator(".value")).to_have_text("0.0 /s")
     for _ in range(3):
@@ -361,13 +383,18 @@ def test_the_charts_follow_the_servers_metrics(page: Page, server: Server) -> No
 
 
 def test_a_page_that_nobody_sees_asks_for_nothing(browser: Browser, server: Server) -> None:
-    """It reads the metrics once a second while it is visible, and never while it is hidden."""
+    """It reads the metrics once a second while they are unfolded and visible, and never otherwise."""
     page = browser.new_page()
     page.clock.install()
     scrapes: list[str] = []
-    with page.expect_response("**/metrics"):
-        page.goto(f"{server.http}/")
     page.on("request", lambda request: scrapes.append(request.url) if request.url.endswith("/metrics") else None)
+    page.goto(f"{server.http}/")
+    expect(page.get_by_role("button", name="Classify")).to_be_visible()
+    page.clock.run_for(30_000)
+    assert scrapes == []
+    with page.expect_response("**/metrics"):
+        unfold(page, "#live")
+    scrapes.clear()
     show = """state => {
         Object.defineProperty(document, "visibilityState", { value: state, configurable: true });
         document.dispatchEvent(new Event("visibilitychange"));
@@ -566,7 +593,8 @@ def test_the_overlay_lies_on_the_picture(page: Page) -> None:
     page.route("**/explain", answering(document, asked))
     choose(page, "cifar10-vit")
     press(page, "Explain")
-    assert error(page, "#explanation") == "Choose a picture first."
+    assert error(page) == "Choose a picture first."
+    assert error(page, "#explanation") == "There is no answer to explain: see above."
     give_picture(page, png(side=64))
     bars(page)
     press(page, "Explain")
@@ -666,13 +694,14 @@ def test_a_layer_and_a_head_can_be_chosen(page: Page, server: Server) -> None:
     expect(page.get_by_label("Layer").locator("option")).to_have_text(["all, as rollout", "0", "1", "2"])
     expect(page.get_by_label("Head")).to_be_disabled()
     words = page.get_by_role("listbox", name="Words and their weights")
+    target = next(iter(bars(page)))
     for chosen in ({}, {"layer": 2}, {"layer": 2, "head": 1}, {"layer": 0, "head": 1}):
         for name, value in chosen.items():
             select = page.get_by_label(name.capitalize())
             if select.input_value() != str(value):
                 with page.expect_response("**/explain") as answered:
                     select.select_option(str(value))
-                assert answered.value.request.post_data_json["parameters"] == {"method": "attention"} | chosen
+                assert answered.value.request.post_data_json["parameters"] == {"method": "attention", "target": target} | chosen
                 expect(select).to_be_focused()
         tensor = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}
         body = {"inputs": [tensor], "parameters": {"method": "attention"} | chosen}
@@ -748,15 +777,17 @@ def test_the_keyboard_alone_is_enough(page: Page) -> None:
         label, visible = page.evaluate(FOCUSED)
         assert visible, label
         stops.append(label)
-        if label == "Text of the model card":
+        if label == "Live metrics of this model":
             break
-    examples = stops[stops.index("Text") + 1 : stops.index("Classify")]
+    examples = stops[stops.index("Text") + 1 : stops.index(TRUNCATION)]
     assert len(examples) == 3
     assert [stop for stop in stops if stop not in examples] == [
         *("Skip to the model", "HTTP API", "metrics", "readiness", "Colours: automatic"),
-        *("Model", "Version", "Text", "Classify"),
+        *("Model", "Version", "Text", TRUNCATION, "Classify"),
         *("Method", "Class to explain", "Samples", "Seed", "Explain"),
-        *("curl", "Python", "grpcurl", "Copy", "The request as code", "Text of the model card"),
+        *("Requests as code", "curl", "Python", "grpcurl", "The request as code", "Copy"),
+        *("The request for the explanation as code", "Copy the request for the explanation"),
+        *("Model card", "Live metrics of this model"),
     ]
     page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     page.get_by_role("link", name="Skip to the model").focus()

@@ -26,7 +26,7 @@ export const showWhetherOutdated = () => {
   notice.hidden = !outdated;
   by("explain-outdated").hidden = !outdated;
   const quoted = text?.length > MOST_QUOTED ? `${text.slice(0, MOST_QUOTED)}…` : text;
-  const said = outdated ? `Out of date: you have changed the request. What is shown here is the outcome of ${describe(state.shown)}${quoted ? `: “${quoted}”` : "."}` : "";
+  const said = outdated ? `Out of date: you have changed the request since. Below is what came of the request to ${describe(state.shown)}${quoted ? `: “${quoted}”` : "."}` : "";
   if (by("outdated-text").textContent !== said) by("outdated-text").textContent = said;
 };
 
@@ -155,7 +155,7 @@ const showScores = (sheet, given) => {
 /** Show the receipt, folded; `seconds` is the whole round trip, null where it is not measured. */
 export const showReceipt = (sheet, receipt, seconds, answered = null) => {
   if (answered?.isCut) make("p", sheet, "The text was cut to the model's limit: a part of it was not read.", "note");
-  if (answered) make("p", sheet, `By ${describe(answered.asked, answered.version)}.`, "muted by");
+  if (answered) make("p", sheet, `Answered by ${describe(answered.asked, answered.version)}.`, "muted by");
   if (!receipt || receipt.compute_us === undefined) return;
   const time = name => duration(Number(receipt[name]) / 1e6);
   const facts = [

@@ -91,7 +91,7 @@ export const explain = (focused = "") => work(EXPLANATION, async (sheet, signal)
 const showLooking = (place, { part, layers, heads, layer, head }, asked) => {
   const fields = make("div", place, "", "fields");
   const field = (id, name, entries, value, chosen) => {
-    const box = make("div", fields, "", "field"), label = make("label", box, name);
+    const box = make("div", fields, "", "field broad"), label = make("label", box, name);
     const select = Object.assign(make("select", box), { id });
     label.htmlFor = id;
     fillSelect(select, entries, value === null ? "" : String(value));
@@ -133,10 +133,10 @@ const showFidelity = (place, fidelity) => {
 
 const showExplanation = (place, answer, answered, how) => {
   const { asked } = answered, isTranslation = asked.kind === "translation";
-  const score = typeof answer.score !== "number" ? ""
-    : isTranslation ? `, log probability ${fixed(answer.score)}` : `, ${percent(answer.score)}`;
-  make("p", place, `${isTranslation ? `“${answer.target}”` : answer.target ?? "This answer"}${score}`, "explained");
-  make("p", place, `Explained by ${answer.method ?? "the server's method"}, for the answer of ${describe(asked, answered.version)}.`, "muted by");
+  const hasScore = typeof answer.score === "number";
+  make("p", place, isTranslation ? `“${answer.target}”` : `${answer.target ?? "This answer"}${hasScore ? `, ${percent(answer.score)}` : ""}`, "explained");
+  make("p", place, `Explained by ${answer.method ?? "the server's method"}, for the answer of ${describe(asked, answered.version)}.`
+    + (isTranslation && hasScore ? ` Log probability of the whole translation: ${fixed(answer.score)}.` : ""), "muted by");
   if (isTranslation && answer.target !== undefined && answer.target !== answered.label)
     make("p", place, `The server translated the text differently for the explanation than for the answer above (“${answered.label}”): the weights belong to the translation that is quoted here.`, "note");
   else if (how.target && how.target !== answered.label)

@@ -124,7 +124,11 @@ export const showHeat = (place, weights, name, { rows = [], columns = [], tell, 
   const cells = [], body = make("tbody", table);
   weights.forEach((line, row) => {
     const element = make("tr", body);
-    if (rows.length) make("th", element, rows[row]).scope = "row";
+    if (rows.length) {
+      const head = make("th", element);
+      head.scope = "row";
+      make("span", head, rows[row]);
+    }
     line.forEach((weight, column) => {
       const cell = make("td", element);
       cell.setAttribute("aria-label", tell(row, column));
