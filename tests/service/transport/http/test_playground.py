@@ -1,6 +1,7 @@
 """The page at `/` in a real browser, against a real server: from input to answer, by mouse and by keyboard."""
 
 import base64
+import contextlib
 import json
 import re
 import shlex
@@ -14,13 +15,16 @@ from typing import Any
 
 import grpc
 import httpx
+import numpy as np
 import pytest
 from google.protobuf import json_format
 from onnx import TensorProto, helper
 from PIL import Image
 from playwright.sync_api import Browser, Locator, Page, Route, expect, sync_playwright
+from playwright.sync_api import Error as playwright_error
 
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
+from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB
 from tests.conftest import ROOT, Server, running_server, write_onnx
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -758,6 +762,596 @@ def test_the_tokens_of_gradients_are_weighed_too(page: Page) -> None:
         assert float(facts(page.locator("#explanation"))["completeness gap"]) < 0.5
 
 
+# --- the answer and its explanation belong together -----------------------------------------------------------------
+
+
+def asked_to_explain(page: Page) -> tuple[str, dict[str, Any]]:
+    """Press Explain, and return the path and parameters of the request, once its explanation is shown."""
+    with page.expect_request("**/explain") as asked:
+        press(page, "Explain")
+    expect(page.locator("#explanation .explained")).to_be_visible()
+    expect(page.locator("#explanation")).not_to_have_attribute("aria-busy", "true")
+    return httpx.URL(asked.value.url).path, asked.value.post_data_json.get("parameters", {})
+
+
+@pytest.mark.parametrize(("beams", "version", "more"), [("4", "", None), ("1", "", None), ("4", "1", 3), ("1", "1", 3)])
+def test_an_explanation_has_the_parameters_of_the_answer(beams: str, version: str, more: int | None, page: Page) -> None:
+    """The explained translation is that on the screen: the same beams, length, truncation and version."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("It's the girl's dog.")
+    page.get_by_label("Beams").select_option(beams)
+    page.get_by_label("Version").select_option(version)
+    page.get_by_label(TRUNCATION).check()
+    if more:
+        page.get_by_label("Longest translation, tokens").fill(str(more))
+    press(page, "Translate")
+    facts(page.locator("#answer"))
+    path, parameters = asked_to_explain(page)
+    expected = {"num_beams": int(beams), "truncate": True} | ({"max_new_tokens": more} if more else {})
+    assert (path, parameters) == ("/v2/models/translation-en-de/versions/1/explain", expected)
+    answer = page.locator("#answer .result").inner_text()
+    assert page.locator("#explanation .explained").inner_text() == f"“{answer}”"
+    expect(page.locator("#explanation .note")).to_have_count(0)
+    assert ("Hund" in answer) == (beams == "4" and not more)
+
+
+def test_an_explanation_is_of_the_version_and_class_that_answered(page: Page) -> None:
+    """The request names both, so that neither a newer version nor another batch changes what is explained."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    press(page, "Classify")
+    label = next(iter(bars(page)))
+    assert asked_to_explain(page) == ("/v2/models/sentiment/versions/2/explain", {"target": label})
+    page.get_by_label("Version").select_option("1")
+    expect(page.locator("#outdated")).to_be_visible()
+    assert asked_to_explain(page) == ("/v2/models/sentiment/versions/1/explain", {"target": label})
+    expect(page.locator("#answer .by")).to_have_text("Answered by sentiment, version 1.")
+    page.get_by_label("Class to explain").select_option("NEGATIVE" if label == "POSITIVE" else "POSITIVE")
+    asked_to_explain(page)
+    expect(page.locator("#explanation .note")).to_contain_text(f"the answer is {label}.")
+
+
+def test_an_edited_request_marks_the_answer_as_out_of_date(page: Page) -> None:
+    """The mark goes when the edit is undone; Explain has the edited request answered, and explains that answer."""
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    asked_to_explain(page)
+    words = page.get_by_role("listbox", name="Words and their weights")
+    expect(words).to_have_text(TEXT)
+    page.get_by_label("Text", exact=True).fill("What a dreadful film.")
+    notice = page.get_by_role("status").filter(has_text="Out of date")
+    expect(notice).to_contain_text(f"“{TEXT}”")
+    for place in ("#answer", "#explanation"):
+        expect(page.locator(place)).to_have_class(re.compile("outdated"))
+    expect(page.locator("#explain-outdated")).to_be_visible()
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    expect(notice).to_be_hidden()
+    page.get_by_label("Text", exact=True).fill("What a dreadful film.")
+    asked_to_explain(page)
+    expect(words).to_have_text("What a dreadful film.")
+    expect(page.locator("#answer .result")).to_contain_text("NEGATIVE")
+    expect(notice).to_be_hidden()
+    page.get_by_label(TRUNCATION).check()
+    expect(notice).to_be_visible()
+    press(page, "Answer the changed request")
+    expect(page.locator("#answer .by")).to_contain_text("truncation allowed")
+    expect(notice).to_be_hidden()
+    expect(page.locator("#explanation")).to_be_empty()
+
+
+def test_every_parameter_marks_a_translation_as_out_of_date(page: Page) -> None:
+    """Beams, length and version count as much as the text."""
+    choose(page, "translation-en-de")
+    press(page, "Translate")
+    facts(page.locator("#answer"))
+    changes: list[Callable[[str], object]] = [
+        lambda value: page.get_by_label("Beams").select_option(value or "1"),
+        lambda value: page.get_by_label("Longest translation, tokens").fill(value),
+        lambda value: page.get_by_label("Version").select_option("1" if value else ""),
+    ]
+    for change in changes:
+        change("4")
+        expect(page.locator("#outdated")).to_be_visible()
+        change("")
+        expect(page.locator("#outdated")).to_be_hidden()
+
+
+def test_an_explanation_waits_for_the_answer_on_its_way(page: Page) -> None:
+    """One answer is asked for, not two; an edit meanwhile marks it when it comes."""
+    choose(page, "sentiment")
+    held: list[Route] = []
+    page.route("**/models/sentiment", lambda route: held.append(route))
+    page.get_by_label("Text", exact=True).fill(TEXT)
+    with page.expect_request("**/models/sentiment"):
+        press(page, "Classify")
+    press(page, "Explain")
+    page.get_by_label("Text", exact=True).fill("Something else.")
+    expect(page.locator("#outdated")).to_be_visible()
+    with page.expect_request("**/explain") as asked:
+        held.pop().continue_()
+    assert asked.value.post_data_json["inputs"][0]["data"] == [TEXT]
+    expect(page.get_by_role("listbox", name="Words and their weights")).to_have_text(TEXT)
+    expect(page.locator("#outdated")).to_contain_text(f"“{TEXT}”")
+    assert held == []
+
+
+def test_the_answer_to_an_older_request_is_not_shown(page: Page) -> None:
+    """Neither is its explanation: a newer request takes both away."""
+    choose(page, "sentiment")
+    held: list[Route] = []
+    page.route("**/models/sentiment", lambda route: held.append(route))
+    page.get_by_label("Text", exact=True).fill("What a dreadful film.")
+    with page.expect_request("**/models/sentiment"):
+        press(page, "Classify")
+    page.get_by_label("Text", exact=True).fill("A wonderful film.")
+    with page.expect_request("**/models/sentiment"):
+        press(page, "Classify")
+    older, newer = held
+    newer.continue_()
+    expect(page.locator("#answer .result")).to_contain_text("POSITIVE")
+    with contextlib.suppress(playwright_error):  # the page has cancelled it
+        older.continue_()
+    page.unroute("**/models/sentiment")
+    late: list[Route] = []
+    page.route("**/explain", lambda route: late.append(route))
+    with page.expect_request("**/explain"):
+        press(page, "Explain")
+    page.get_by_label("Text", exact=True).fill("What a dreadful film.")
+    press(page, "Classify")
+    expect(page.locator("#answer .result")).to_contain_text("NEGATIVE")
+    with contextlib.suppress(playwright_error):
+        late.pop().continue_()
+    expect(page.locator("#explanation")).to_be_empty()
+    expect(page.locator("#explain-stop")).to_be_hidden()
+
+
+def test_another_picture_takes_the_explanation_away(page: Page) -> None:
+    """An explanation that is computed for the picture before it does not appear, and one that is shown goes."""
+    choose(page, "cifar10-vit")
+    give_picture(page, png())
+    asked_to_explain(page)
+    late: list[Route] = []
+    page.route("**/explain", lambda route: late.append(route))
+    with page.expect_request("**/explain"):
+        press(page, "Explain")
+    with page.expect_event("requestfailed"):
+        give_picture(page, png((200, 60, 40)), "other.png")
+    expect(page.locator("#answer .by")).to_contain_text("other.png")
+    expect(page.locator("#explanation")).to_be_empty()
+    give_picture(page, b"no picture", "broken.png")
+    assert error(page).startswith("The server refuses")
+    press(page, "Explain")
+    assert error(page, "#explanation") == "There is no answer to explain: see above."
+
+
+EVENTS = 'data: {"text": "Das ist"}\n\ndata: {"error": "the engine died"}\n\n'
+
+
+def test_a_part_of_a_translation_is_no_answer(page: Page) -> None:
+    """It is marked as such, and an explanation asks for a whole one first."""
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("The dog is asleep.")
+    page.route("**/models/*", lambda route: route.fulfill(body=EVENTS, content_type="text/event-stream"))
+    press(page, "Translate")
+    assert error(page) == "The engine died."
+    expect(page.locator("#answer .result")).to_have_text("Das ist")
+    expect(page.locator("#answer")).to_contain_text("The text above is not the whole answer.")
+    expect(page.locator("#snippet-about")).to_contain_text("not sent yet")
+    page.unroute("**/models/*")
+    asked_to_explain(page)
+    answer = page.locator("#answer .result").inner_text()
+    assert len(answer) > len("Das ist")
+    expect(page.locator("#explanation .explained")).to_have_text(f"“{answer}”")
+
+
+def test_an_error_takes_the_answer_before_it_away(page: Page) -> None:
+    """Nothing of the old answer or explanation stays below the error."""
+    choose(page, "sentiment")
+    asked_to_explain(page)
+    page.route("**/models/sentiment", lambda route: route.fulfill(status=429, json={"error": "the queue is full"}))
+    press(page, "Classify")
+    assert error(page) == "The server is overloaded (429). The queue is full."
+    expect(page.locator("#answer .result")).to_have_count(0)
+    expect(page.locator("#explanation")).to_be_empty()
+
+
+def test_a_stopped_explanation_leaves_the_answer(page: Page) -> None:
+    """It says that it was stopped, also while it waits for the answer, which goes on."""
+    choose(page, "sentiment")
+    held: list[Route] = []
+    page.route("**/models/sentiment", lambda route: held.append(route))
+    with page.expect_request("**/models/sentiment"):
+        press(page, "Explain")
+    page.locator("#explain-stop").click()
+    expect(page.locator("#explanation")).to_have_text("Stopped.")
+    held.pop().continue_()
+    bars(page)
+    expect(page.locator("#explanation")).to_have_text("Stopped.")
+
+
+def test_another_translation_than_the_answer_is_named(page: Page) -> None:
+    """The server computes the translation again for an explanation; if it differs, the page says so."""
+    document = {"target": "Ein Hund", "features": word_features("a dog", [1.0, 1.0]), "influence": [[1.0], [1.0]]}
+    page.route("**/explain", answering(document | {"target_tokens": ["Ein Hund"]}, []))
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill("The dog is asleep.")
+    asked_to_explain(page)
+    expect(page.locator("#explanation .note")).to_contain_text("translated the text differently")
+
+
+# --- long texts ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("model", "version"), [("sentiment", ""), ("sentiment", "1"), ("translation-en-de", "")])
+def test_a_text_that_is_too_long_can_be_cut(model: str, version: str, page: Page) -> None:
+    """The refusal offers it, the answer says so, and the explanation shows what was not read."""
+    long = "A wonderful film. " * 400
+    choose(page, model)
+    page.get_by_label("Version").select_option(version)
+    page.get_by_label("Text", exact=True).fill(long)
+    page.get_by_label("Method").select_option("attention")
+    press(page, "Translate" if model == "translation-en-de" else "Classify")
+    assert "truncation" in error(page)
+    expect(page.get_by_label(TRUNCATION)).not_to_be_checked()
+    press(page, "Answer with the text cut to the model's limit")
+    expect(page.locator("#answer .note")).to_contain_text("was cut to the model's limit")
+    expect(page.get_by_label(TRUNCATION)).to_be_checked()
+    if model == "sentiment":
+        assert facts(page.locator("#answer"))["input"] == "was truncated to the model's limit"
+        assert asked_to_explain(page)[1]["truncate"] is True
+        words = page.get_by_role("listbox", name="Words and their weights")
+        expect(words).to_have_text(long.strip())
+        assert 0 < len(words.locator(".unread").inner_text()) < len(long)
+        expect(page.locator("#explanation")).to_contain_text("This page draws at most 10,000 weights")
+
+
+def test_other_refusals_offer_no_truncation(page: Page) -> None:
+    """The button stands only where it helps."""
+    choose(page, "sentiment")
+    page.route("**/models/sentiment", lambda route: route.fulfill(status=400, json={"error": "inputs is empty"}))
+    press(page, "Classify")
+    error(page)
+    expect(page.locator("#retry-truncated")).to_have_count(0)
+
+
+# --- the requests as code are those that are sent --------------------------------------------------------------------
+
+
+def posted(command: str, folder: Path = ROOT) -> tuple[str, bytes]:
+    """Run a curl command with another curl, and return the path and the body that it would have posted."""
+    fake = (
+        'curl() { local body="" url=""; while (($#)); do case "$1" in -d|--data-binary) body="$2"; shift;; -N) ;;'
+        ' *) url="$1";; esac; shift; done; echo "$url"; if [ "$body" = @- ]; then cat;'
+        ' elif [ "${body:0:1}" = @ ]; then cat "${body:1}"; else printf %s "$body"; fi; }\n'
+    )
+    done = subprocess.run(["bash", "-c", fake + command], cwd=folder, capture_output=True, check=True, timeout=60)
+    url, body = done.stdout.split(b"\n", 1)
+    return httpx.URL(url.decode()).path, body
+
+
+ODD = "It's \\ `x` $HOME \"ü\" 😀 <b>!"
+
+
+@pytest.mark.parametrize("model", ["sentiment", "translation-en-de", "cifar10-vit"])
+@pytest.mark.parametrize("version", ["", "1"])
+def test_the_code_is_what_was_sent(model: str, version: str, page: Page, tmp_path: Path) -> None:
+    """Both requests, with every parameter and whatever characters the input has; the captions say that they were."""
+    name = "it's $(a) `picture`.png"
+    (tmp_path / name).write_bytes(png())
+    choose(page, model)
+    page.get_by_label("Version").select_option(version)
+    if model == "cifar10-vit":
+        give_picture(page, png(), name)
+    else:
+        page.get_by_label("Text", exact=True).fill(ODD)
+        page.get_by_label(TRUNCATION).check()
+    if model == "translation-en-de":
+        page.get_by_label("Beams").select_option("4")
+        page.get_by_label("Longest translation, tokens").fill("20")
+    page.get_by_label("Seed").fill("3")
+    expect(page.locator("#explain-snippet-about")).to_contain_text("not sent yet")
+    with page.expect_request(lambda request: request.method == "POST") as asked:
+        page.locator("#send").click()
+    facts(page.locator("#answer"))
+    with page.expect_request("**/explain") as explained:
+        press(page, "Explain")
+    expect(page.locator("#explain-snippet-about")).to_have_text("This request got the explanation on this page.")
+    expect(page.locator("#snippet-about")).to_have_text("This request got the answer on this page.")
+    for request, place in ((asked.value, "#snippet"), (explained.value, "#explain-snippet")):
+        path, body = posted(page.locator(place).inner_text(), tmp_path)
+        assert path == httpx.URL(request.url).path
+        if body.startswith(b"{"):
+            assert json.loads(body) == request.post_data_json
+        else:
+            assert body == png()
+    page.get_by_label("Seed").fill("4")
+    expect(page.locator("#explain-snippet-about")).to_contain_text("not sent yet")
+    assert '"seed":4' in page.locator("#explain-snippet").inner_text()
+
+
+@pytest.mark.parametrize("model", ["sentiment", "translation-en-de", "cifar10-vit"])
+def test_the_code_of_an_explanation_works(model: str, page: Page, server: Server, tmp_path: Path) -> None:
+    """The Python program and the gRPC message get the explanation that the page shows."""
+    (tmp_path / "a.png").write_bytes(png())
+    choose(page, model)
+    if model == "cifar10-vit":
+        give_picture(page, png(), "a.png")
+    else:
+        page.get_by_label("Text", exact=True).fill("It's the girl's dog.")
+        page.get_by_label(TRUNCATION).check()
+    if model == "translation-en-de":
+        page.get_by_label("Beams").select_option("4")
+    page.get_by_label("Method").select_option("attention")
+    asked_to_explain(page)
+    page.get_by_label("Layer").select_option("0")
+    expect(page.get_by_label("Layer")).to_be_focused()
+    press(page, "Python")
+    program = page.locator("#explain-snippet").inner_text().replace('open("a.png"', f"open({str(tmp_path / 'a.png')!r}")
+    document = python(program.replace("print(", "import json\nprint(json.dumps(", 1)[:-1] + "))")
+    explanation = json.loads(document)
+    assert explanation["attention"]["layer"] == 0
+    press(page, "grpcurl")
+    command = page.locator("#explain-snippet").inner_text()
+    if model == "cifar10-vit":
+        sent = shell("grpcurl() { cat; }\n" + command, tmp_path)
+    else:
+        arguments = shlex.split(command, comments=True)
+        assert arguments[-1] == "heed.v1.Heed/Explain"
+        sent = arguments[arguments.index("-d") + 1]
+    message = json_format.Parse(sent, heed_pb2.ExplainRequest())
+    with grpc.insecure_channel(server.grpc) as channel:
+        answer = heed_pb2_grpc.HeedStub(channel).Explain(message)
+    assert answer.target == explanation["target"]
+    assert (answer.attention.layer, answer.receipt.model_version) == (0, explanation["model_version"])
+    target = page.locator("#explanation .explained").inner_text()
+    assert explanation["target"] in target
+
+
+# --- numbers and colours ---------------------------------------------------------------------------------------------
+
+NUMBERS = """async () => {
+    const { bytes, count, counted, duration, fixed, percent, rate, signed } = await import("/page/numbers.js");
+    const call = (write, ...values) => values.map(value => write(value));
+    return [
+        call(duration, 0, 1e-9, .000046, .0004, .00126, .0126, .126, .9996, 1.26, 12.6, 59.96, 61, 3600, 86400, NaN),
+        call(percent, 0, .0001, .5, .97651, .99951, 1), call(bytes, 0, 1, 999, 1000, 12345, 999999, 67108864),
+        call(count, "7", 1234567, 7.25, "x"), counted(1, "beam"), counted(2, "beam"), call(rate, 0, 9.94, 9.96, 1234),
+        call(signed, 0, .5, -.25, -.0001, .0001), fixed(-1234.5, 1),
+    ];
+}"""
+
+
+def test_numbers_are_written_for_people(page: Page) -> None:
+    """The units fit, there are no exponents, and nothing is rounded to none, all or minus zero."""
+    assert page.evaluate(NUMBERS) == [
+        [
+            *("0 ms", "under 0.01 ms", "0.05 ms", "0.40 ms", "1.26 ms", "12.6 ms", "126 ms", "1.00 s", "1.26 s", "12.6 s"),
+            *("1 min 0 s", "1 min 1 s", "1 h 0 min", "24 h 0 min", "unknown"),
+        ],
+        ["0.0 %", "< 0.1 %", "50.0 %", "97.7 %", "> 99.9 %", "100.0 %"],
+        ["0 bytes", "1 byte", "999 bytes", "1.00 kB", "12.3 kB", "1.00 MB", "67.1 MB"],
+        ["7", "1,234,567", "7.3", "x"],
+        "1 beam",
+        "2 beams",
+        ["0.0 /s", "9.9 /s", "10 /s", "1,234 /s"],
+        ["0.000", "+0.500", f"{MINUS}0.250", "0.000", "0.000"],
+        f"{MINUS}1,234.5",
+    ]
+
+
+def test_a_long_time_and_small_weights_have_no_exponent(page: Page) -> None:
+    """They stand so in the receipt, the weights and the legend."""
+    receipt = {"model_version": "1", "queue_us": 1_260_000, "compute_us": 125_000_000, "batch_size": 1}
+    receipt |= {"preprocess_us": 3, "postprocess_us": 0, "batch_tokens": 12345, "padded_tokens": 0}
+    document = {"target": "POSITIVE", "score": 0.9999, "features": word_features("so good", [2e-6, -1e-6])}
+    page.route("**/explain", answering(document | {"receipt": receipt}, []))
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill("so good")
+    asked_to_explain(page)
+    shown = facts(page.locator("#explanation"))
+    assert (shown["queue wait"], shown["computed"]) == ("1.26 s", "2 min 5 s")
+    assert (shown["prepared"], shown["tokens in the batch"]) == ("under 0.01 ms", "12,345, padding 0")
+    assert weights_read(page.get_by_role("listbox")) == ["+0.00000200", f"{MINUS}0.00000100"]
+    assert page.locator(".scale-ends").inner_text().split() == [f"{MINUS}0.00000200", "0", "+0.00000200"]
+    expect(page.locator("#explanation .explained")).to_have_text("POSITIVE, > 99.9 %")
+    assert re.search(r"\de[+-]?\d", page.locator("#explanation").inner_text()) is None
+
+
+# The colours of the largest weights in every view, without what lies below them.
+COLOURS = """() => [...document.querySelectorAll("#explanation .weighed")]
+    .filter(each => getComputedStyle(each).getPropertyValue("--share") === "1.000")
+    .map(each => [each.closest("[role=listbox], [role=grid]").ariaLabel, each.classList.contains("for"),
+        getComputedStyle(each).backgroundColor])"""
+PALETTE = """() => ["--for", "--against"].map(name => {
+    const probe = document.body.appendChild(document.createElement("i"));
+    probe.style.color = `var(${name})`;
+    const colour = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+    probe.remove();
+    return colour;
+})"""
+# Viénot, Brettel and Mollon 1999: what protanopes and deuteranopes see of linear RGB.
+BLINDNESS = {
+    "protanopia": [[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]],
+    "deuteranopia": [[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]],
+}
+
+
+def test_one_colour_code_in_every_view(page: Page) -> None:
+    """Words, tokens, matrices and patches have the same two colours and a legend; the overlay has them, too."""
+    influence, words = [[1.0, -1.0], [0.5, 0.0]], word_features("so good", [1.0, -1.0])
+    tokens = [{"text": "so", "start": 0, "end": 2, "weight": 1.0, "feature": 0}]
+    tokens += [{"text": "good", "start": 3, "end": 7, "weight": -1.0, "feature": 1}]
+    attention = {"part": "encoder", "layers": 1, "heads": 1, "layer": None, "head": None, "weights": [[1.0, 0.0]] * 2}
+    overlay = base64.b64encode(png((255, 0, 0))).decode()
+    patches = {"rows": 2, "columns": 2, "weights": influence}
+    views: list[tuple[str, dict[str, Any], int]] = [
+        ("sentiment", {"target": "POSITIVE", "features": words, "tokens": tokens}, 2),
+        ("sentiment", {"target": "POSITIVE", "features": words, "tokens": tokens, "attention": attention}, 2),
+        ("translation-en-de", {"target": "x", "features": words, "influence": influence, "target_tokens": ["x", "y"]}, 1),
+        ("cifar10-vit", {"target": "ship", "overlay": overlay, "patches": patches}, 1),
+    ]
+    seen: dict[str, set[str]] = {}
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        colours: set[tuple[bool, str]] = set()
+        names = set()
+        for model, document, num_legends in views:
+            page.unroute_all()
+            page.route("**/explain", answering(document, []))
+            choose(page, model)
+            if model == "cifar10-vit":
+                give_picture(page, png())
+            else:
+                page.get_by_label("Text", exact=True).fill("so good")
+            asked_to_explain(page)
+            expect(page.get_by_role("group", name="Legend of the colours")).to_have_count(num_legends)
+            for text in page.get_by_role("group", name="Legend of the colours").all_inner_texts():
+                assert "Red" in text and ("attention" in text or ("Blue" in text and "+1.00" in text))
+            for name, is_for, colour in page.evaluate(COLOURS):
+                names.add(name)
+                colours.add((is_for, colour))
+        assert len(names) == 5
+        assert sorted(is_for for is_for, _ in colours) == [False, True], colours
+        seen[scheme] = {colour for _, colour in colours}
+        towards, against = (np.array(colour) / 255 for colour in page.evaluate(PALETTE))
+        assert towards[0] > 1.5 * towards[2] and against[2] > 1.5 * against[0]  # red and blue in both schemes
+        for matrix in BLINDNESS.values():
+            difference = np.array(matrix) @ (towards**2.2 - against**2.2)
+            assert np.abs(difference).max() > 0.3
+        if scheme == "light":
+            assert [tuple(each) for each in page.evaluate(PALETTE)] == [FOR_RGB, AGAINST_RGB]
+
+
+# --- nothing is cut off ----------------------------------------------------------------------------------------------
+
+# Elements that leave the window or their parent and cannot be scrolled to.
+CUT = """() => {
+    const scrolls = element => ["auto", "scroll"].includes(getComputedStyle(element).overflowX);
+    const isInside = element => element && (scrolls(element) || isInside(element.parentElement));
+    const found = [];
+    if (document.scrollingElement.scrollWidth > innerWidth) found.push(["page", document.scrollingElement.scrollWidth]);
+    for (const element of document.body.querySelectorAll("*")) {
+        if (!element.checkVisibility() || element.closest("svg, option, .skip")) continue;
+        const box = element.getBoundingClientRect(), style = getComputedStyle(element);
+        const name = `${element.tagName}.${element.className}#${element.id} ${element.textContent.slice(0, 30)}`;
+        if (!isInside(element.parentElement) && (box.left < -.5 || box.right > innerWidth + .5)) found.push(["outside", name]);
+        if (style.display.startsWith("inline") && style.display !== "inline-block") continue;
+        if (["INPUT", "SELECT", "TEXTAREA"].includes(element.tagName)) continue;
+        if (element.scrollWidth > element.clientWidth + 1 && !scrolls(element)) found.push(["cut", name]);
+        if (element.scrollHeight > element.clientHeight + 1 && ["hidden", "clip"].includes(style.overflowY)) found.push(["low", name]);
+    }
+    return found;
+}"""
+LONG = "Donaudampfschifffahrtsgesellschaftskapitän" * 5
+SIXTY = [f"Wort{number}" for number in range(58)] + [LONG, "Straßenbahnhaltestelle"]
+
+
+def long_events() -> str:
+    """Return a streamed translation of long words with its receipt."""
+    whole = f"{' '.join(SIXTY)} {LONG}"
+    receipt = {"model_version": "1", "queue_us": 1, "compute_us": 2, "batch_size": 1, "preprocess_us": 1}
+    receipt |= {"postprocess_us": 1, "batch_tokens": 10**9, "padded_tokens": 10**9}
+    end = {"translation_text": whole, "score": -1.0, "num_tokens": 60, "num_beams": 1, "receipt": receipt}
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in ({"text": whole}, end))
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_cut_off(width: int, page: Page) -> None:
+    """The states: empty, answered, explained, translated with an alignment of 60 tokens, error, image; all unfolded."""
+    page.set_viewport_size({"width": width, "height": 900})
+
+    def check(state: str) -> None:
+        for language in ("curl", "Python", "grpcurl"):
+            press(page, language)
+            page.locator("details").evaluate_all("folds => { for (const fold of folds) fold.open = true; }")
+            assert page.evaluate(CUT) == [], (state, language)
+
+    choose(page, "sentiment")
+    page.get_by_label("Text", exact=True).fill("")
+    check("empty")
+    labels = [[{"label": f"{LONG}{number}", "score": 0.9 / (number + 1)} for number in range(12)]]
+    page.route("**/models/sentiment", lambda route: route.fulfill(json=labels))
+    page.get_by_label("Text", exact=True).fill(f"{LONG} is a long word.")
+    press(page, "Classify")
+    expect(page.locator("#answer .bars li")).to_have_count(12)
+    check("answered")
+    text = f"{' '.join(SIXTY)}"
+    features = word_features(text, [(-1) ** number / (1 + number) for number in range(60)])
+    tokens = [{"text": word, "start": 0, "end": 0, "weight": 0.5, "feature": None} for word in SIXTY]
+    matrix = [[(-1) ** (row + column) / (1 + abs(row - column)) for column in range(60)] for row in range(60)]
+    page.get_by_label("Text", exact=True).fill(text)
+    document: dict[str, Any] = {"target": LONG, "score": 0.5, "features": features, "tokens": tokens}
+    page.route("**/explain", answering(document, []))
+    asked_to_explain(page)
+    expect(page.get_by_role("grid", name="Weights of the tokens").locator("td")).to_have_count(60)
+    check("explained")
+    page.get_by_label("Text", exact=True).fill("edited")
+    check("out of date")
+    page.unroute_all()
+    page.route("**/models/*", lambda route: route.fulfill(body=long_events(), content_type="text/event-stream"))
+    attention = {"part": "cross", "layers": 2, "heads": 8, "layer": 0, "head": None, "weights": None}
+    document = {"target": LONG, "features": features, "influence": matrix, "target_tokens": SIXTY, "attention": attention}
+    page.route("**/explain", answering(document, []))
+    choose(page, "translation-en-de")
+    page.get_by_label("Text", exact=True).fill(text)
+    asked_to_explain(page)
+    grid = page.get_by_role("grid", name="Alignment of each piece of the translation with each word")
+    expect(grid.locator("tbody td")).to_have_count(3600)
+    check("translated")
+    grid.locator("tbody td").nth(59).focus()  # the last column can be reached
+    expect(grid.locator("tbody td").nth(59)).to_be_in_viewport()
+    page.unroute_all()
+    page.route("**/models/*", lambda route: route.fulfill(status=400, json={"error": f"{LONG}, ask for truncation"}))
+    press(page, "Translate")
+    error(page)
+    check("error")
+    page.unroute_all()
+    choose(page, "cifar10-vit")
+    give_picture(page, png(), f"{LONG[:180]}.png")
+    asked_to_explain(page)
+    check("image")
+    choose(page, "double")
+    press(page, "Infer")
+    facts(page.locator("#answer"))
+    check("tensors")
+
+
+def test_the_api_page_is_never_wider_than_the_window(browser: Browser, server: Server) -> None:
+    """Its paths and schemas wrap, at both widths."""
+    for width in (1280, 390):
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(f"{server.http}/docs")
+        expect(page.locator("details").first).to_be_visible()
+        page.locator("details").evaluate_all("folds => { for (const fold of folds) fold.open = true; }")
+        assert page.evaluate("document.scrollingElement.scrollWidth") <= width
+        page.context.close()
+
+
+def test_the_answer_comes_first_and_details_are_folded(page: Page) -> None:
+    """Receipt, fidelity, code, card and metrics are folded below the answer; each opens by its summary."""
+    page.reload()
+    choose(page, "sentiment")
+    asked_to_explain(page)
+    summaries = page.locator("summary")
+    texts = [text.split(":")[0] for text in summaries.all_inner_texts()]
+    assert texts == [
+        *("Receipt", "Fidelity and cost of the explanation", "Receipt"),
+        *("Requests as code", "Model card", "Live metrics of this model"),
+    ]
+    assert page.locator("details[open]").count() == 0
+    order = page.evaluate(
+        """() => ["#ask", "#answer .result", "#answer details", "#explanation", "#code"]
+            .map(selector => document.querySelector(selector))
+            .every((each, at, all) => !at || all[at - 1].compareDocumentPosition(each) & Node.DOCUMENT_POSITION_FOLLOWING
+                || all[at - 1].contains(each))"""
+    )
+    assert order
+    for number in range(len(texts)):
+        summaries.nth(number).focus()
+        page.keyboard.press("Enter")
+    assert page.locator("details[open]").count() == len(texts)
+
+
 # --- for everyone ----------------------------------------------------------------------------------------------------
 
 FOCUSED = """() => {
@@ -891,7 +1485,8 @@ def test_every_text_can_be_read_in_both_schemes(
 
 
 def check_contrasts(page: Page, page_is_light: bool) -> None:
-    """Check the contrast of all texts on the page."""
+    """Check the contrast of all texts on the page, folded ones too."""
+    page.locator("details").evaluate_all("folds => { for (const fold of folds) fold.open = true; }")
     contrasts = page.evaluate(CONTRASTS)
     assert len(contrasts) > 50
     assert [entry for entry in contrasts if entry[0] < AA] == []
