@@ -34,8 +34,8 @@ try {
 // --- the form --------------------------------------------------------------------------------------------------------
 
 by("ask").addEventListener("submit", event => { event.preventDefault(); send(); });
-by("explain").addEventListener("submit", event => { event.preventDefault(); explain(); });
-by("resend").addEventListener("click", () => { send(); by("send").focus(); });
+by("explain").addEventListener("submit", event => { event.preventDefault(); if (by("ask").reportValidity()) explain(); });
+by("resend").addEventListener("click", () => { by("ask").requestSubmit(); by("send").focus(); });
 by("stop").addEventListener("click", () => stop(ANSWER));
 by("explain-stop").addEventListener("click", () => stop(EXPLANATION));
 by("model").addEventListener("change", modelChosen);
@@ -44,7 +44,7 @@ by("version").addEventListener("change", () => { formChanged(); showCard(); });
 for (const id of ["text", "tensors", "beams", "max-new-tokens", "truncate"]) by(id).addEventListener("input", formChanged);
 for (const id of ["target", "samples", "seed"]) by(id).addEventListener("input", showCode);
 for (const id of ["text", "tensors"])
-  by(id).addEventListener("keydown", event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); send(); } });
+  by(id).addEventListener("keydown", event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); by("ask").requestSubmit(); } });
 
 by("file").addEventListener("change", event => { const file = event.target.files[0]; takePicture(file, file?.name); });
 by("draw").addEventListener("click", drawShip);

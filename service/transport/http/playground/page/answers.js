@@ -81,7 +81,7 @@ const offerTruncation = (sheet, error, asked) => {
   if (!isText(asked.kind) || asked.truncate || error.status !== 400 || !/truncat/i.test(error.message)) return;
   makeButton(sheet, "Answer with the text cut to the model's limit", () => {
     by("truncate").checked = true;
-    send();
+    by("ask").requestSubmit();
     by("text").focus();
   }).id = "retry-truncated";
 };

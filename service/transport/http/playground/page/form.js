@@ -8,7 +8,7 @@ import { by, fillSelect, make, makeButton } from "./dom.js";
 import { showMethods } from "./explanations.js";
 import { showError } from "./jobs.js";
 import { ask, sentence } from "./server.js";
-import { isText, model, modelPath, state } from "./state.js";
+import { isText, model, modelPath, state, task } from "./state.js";
 
 const EXAMPLES = {
   "text-classification": ["A wonderful film.", "The plot is thin, but the actors are a delight.", "I want my two hours back."],
@@ -41,12 +41,12 @@ const showExamples = kind => {
 
 /** Show the form of the chosen model; what another model answered is taken off the page. */
 export const modelChosen = async () => {
-  const known = model(), kind = known.task;
+  const known = model(), kind = task();
   history.replaceState(null, "", `#${encodeURIComponent(known.name)}`);
   fillSelect(by("version"), [["", known.version ? `newest (${known.version})` : "none"],
     ...known.versions.map(version => [version, version])], "");
   by("about").className = known.ready ? "muted" : "error";
-  by("about").textContent = known.ready ? (ABOUT[kind]?.(known) ?? `Task: ${kind}.`) : `This model is not served: ${sentence(known.reason)}`;
+  by("about").textContent = known.ready ? (ABOUT[known.task]?.(known) ?? `Task: ${known.task}. This page has no form for it; it takes tensors.`) : `This model is not served: ${sentence(known.reason)}`;
   by("text-input").hidden = by("truncate-field").hidden = !isText(kind);
   by("image-input").hidden = kind !== "image-classification";
   by("tensor-input").hidden = kind !== "tensors";

@@ -12,7 +12,12 @@ export const state = {
 };
 
 export const model = () => state.models.find(known => known.name === by("model").value);
-export const task = () => model()?.task;
+
+/** Return how the chosen model is asked: by a form of its task, else as tensors. */
+export const task = () => {
+  const name = model()?.task;
+  return !name || isText(name) || name === "image-classification" ? name : "tensors";
+};
 export const modelPath = (name = by("model").value, version = by("version").value) =>
   `/v2/models/${encodeURIComponent(name)}${version ? `/versions/${encodeURIComponent(version)}` : ""}`;
 
