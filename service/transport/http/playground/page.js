@@ -34,7 +34,7 @@ try {
 // --- the form --------------------------------------------------------------------------------------------------------
 
 by("ask").addEventListener("submit", event => { event.preventDefault(); send(); });
-by("explain").addEventListener("submit", event => { event.preventDefault(); if (by("ask").reportValidity()) explain(); });
+by("explain").addEventListener("submit", event => { event.preventDefault(); explain(); });
 by("resend").addEventListener("click", () => { by("ask").requestSubmit(); by("send").focus(); });
 by("stop").addEventListener("click", () => stop(ANSWER));
 by("explain-stop").addEventListener("click", () => stop(EXPLANATION));

@@ -1027,6 +1027,7 @@ def test_numbers_that_are_none_are_not_sent(page: Page) -> None:
         field.press_sequentially(text)
         press(page, "Translate")
         expect(field).to_be_focused()
+        expect(page.locator("#snippet")).to_have_text("# a number in the form cannot be sent")
         press(page, "Explain")
         page.get_by_label("Text", exact=True).press("Control+Enter")
     field.fill("")
@@ -1123,7 +1124,7 @@ def test_the_code_is_what_was_sent(model: str, version: str, page: Page, tmp_pat
             assert body == png()
     page.get_by_label("Seed").fill("4")
     expect(page.locator("#explain-snippet-about")).to_contain_text("not sent yet")
-    assert '"seed":4' in page.locator("#explain-snippet").inner_text()
+    assert '"seed": 4' in page.locator("#explain-snippet").inner_text()
 
 
 @pytest.mark.parametrize("model", ["sentiment", "translation-en-de", "cifar10-vit"])
@@ -1309,6 +1310,13 @@ CUT = """() => {
         const isOutside = box.left < -.5 || box.right > innerWidth + .5;
         if (isOutside && !isInside(element.parentElement)) found.push(["outside", name]);
         if (style.display.startsWith("inline") && style.display !== "inline-block") continue;
+        if (element.tagName === "SELECT") {
+            const pen = document.createElement("canvas").getContext("2d");
+            pen.font = style.font;
+            const text = pen.measureText(element.selectedOptions[0]?.textContent ?? "").width;
+            const room = element.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+            if (text > room) found.push(["chosen", element.id, text, room]);
+        }
         if (["INPUT", "SELECT", "TEXTAREA"].includes(element.tagName)) continue;
         if (element.scrollWidth > element.clientWidth + 1 && !scrolls(element)) found.push(["cut", name]);
         const isLow = element.scrollHeight > element.clientHeight + 1;

@@ -73,8 +73,13 @@ const base64Of = blob => new Promise((resolve, reject) => {
   reader.readAsDataURL(blob);
 });
 
-/** Write a document or message as JSON, with the picture's base64 in its place. */
-export const jsonOf = (document_, image) => JSON.stringify(document_, (_, value) => value === IMAGE ? image : value);
+/** Write a document or message as JSON with spaces, so that long lines can be wrapped; `image` is the picture's base64. */
+export const jsonOf = (value, image = "") => {
+  if (value === IMAGE) return JSON.stringify(image);
+  if (Array.isArray(value)) return `[${value.map(each => jsonOf(each, image)).join(", ")}]`;
+  if (value === null || typeof value !== "object") return JSON.stringify(value);
+  return `{${Object.entries(value).map(([name, each]) => `${JSON.stringify(name)}: ${jsonOf(each, image)}`).join(", ")}}`;
+};
 
 /** Check that a request has its input. */
 export const checkInput = asked => {

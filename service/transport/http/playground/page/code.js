@@ -31,9 +31,9 @@ const WRITE = {
   curl: (call, file) => {
     const url = location.origin + call.path;
     if (call.file) return `curl ${url} --data-binary @${shell(file)}`;
-    if (call.text !== undefined) return `curl ${url} -d ${shell(call.text)}`;
+    if (call.text !== undefined) return `curl ${url} \\\n  -d ${shell(call.text)}`;
     if (hasImage(call.document)) return `curl ${url} -d @- ${hereDocument(call.document, file)}`;
-    return `curl ${call.stream ? "-N " : ""}${url} -d ${shell(jsonOf(call.document))}`;
+    return `curl ${call.stream ? "-N " : ""}${url} \\\n  -d ${shell(jsonOf(call.document))}`;
   },
   Python: (call, file, kind) => {
     const url = JSON.stringify(location.origin + call.path);
@@ -59,7 +59,8 @@ const WRITE = {
   },
 };
 
-const written = (call, asked) => {
+const written = (call, asked, ...forms) => {
+  if (!forms.every(id => by(id).checkValidity())) return "# a number in the form cannot be sent";
   try {
     return WRITE[state.language](call, asked.picture?.name ?? "picture.jpg", asked.kind);
   } catch (error) {
@@ -77,12 +78,12 @@ export const showCode = () => {
     by("snippet-about").textContent = "";
     return;
   }
-  by("snippet").textContent = written(answerCall(asked), asked);
+  by("snippet").textContent = written(answerCall(asked), asked, "ask");
   by("snippet-about").textContent = isAnswered ? "This request got the answer on this page."
     : "This is what the form asks; it is not sent yet.";
   if (by("explain-code").hidden) return;
   const call = explainCall(asked, draftOfExplanation(), isAnswered ? state.answered : null);
-  by("explain-snippet").textContent = written(call, asked);
+  by("explain-snippet").textContent = written(call, asked, "ask", "explain");
   by("explain-snippet-about").textContent = isAnswered && state.explained && isSame(state.explained, call)
     ? "This request got the explanation on this page."
     : "This is what the form asks; it is not sent yet. It has the inputs and parameters of the request for the answer.";

@@ -58,7 +58,11 @@ export const methodChosen = () => {
 };
 
 /** Request an explanation; `focused` is the control in the previous explanation that the user has just changed. */
-export const explain = (focused = "") => work(EXPLANATION, async (sheet, signal) => {
+export const explain = (focused = "") => {
+  if (by("ask").reportValidity() && by("explain").reportValidity()) explainAnswer(focused);
+};
+
+const explainAnswer = focused => work(EXPLANATION, async (sheet, signal) => {
   const how = draftOfExplanation(), waiting = make("p", sheet, "Waits for the answer.", "muted");
   state.explained = null;
   const answered = await unlessAborted(answerToForm(), signal);
