@@ -40,7 +40,8 @@ from service.tensors import Arrays
 if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
-ALL_OUTPUTS: Mapping[str, int] = {}  # requested outputs of a request that names none
+NO_CLASSES: Mapping[str, int] = {}
+RANKED = ("classes", "ranked")  # for messages: what is worked on in a thread, and how
 # All tokens of a stream so far, with the task that turns them into text; None ends the stream.
 TokenQueue = asyncio.Queue[tuple[Translation, list[int]] | None]
 
@@ -80,15 +81,19 @@ class Predictor:
         self.accounting = Accounting(repository, metrics, config, self._idle_executor, tracing)
 
     async def infer(
-        self, options: RequestOptions, inputs: Arrays, requested_outputs: Mapping[str, int] = ALL_OUTPUTS
+        self,
+        options: RequestOptions,
+        inputs: Arrays,
+        requested_outputs: Sequence[str] = (),
+        num_classes: Mapping[str, int] = NO_CLASSES,
     ) -> tuple[Arrays, Receipt]:
         """Answer named tensors with named tensors, as the model's metadata describes them.
 
         Args:
             options: options of the request.
             inputs: each input tensor by name; BYTES as object arrays.
-            requested_outputs: names of the outputs to return, each with the number of best classes to return in its
-                place (`top_classes`), 0 for the tensor itself; empty for all outputs.
+            requested_outputs: names of the outputs to return; empty for all.
+            num_classes: how many best classes to return in place of an output (`top_classes`), by its name.
 
         Returns:
             the output tensors by name, and the receipt.
@@ -100,7 +105,7 @@ class Predictor:
             model = account.get_model()
             check_options(model, options)
             check_inputs(model.task, inputs)
-            check_requested_outputs(model.task, requested_outputs)
+            check_requested_outputs(model.task, requested_outputs, num_classes)
             prepared = self._preprocessor.prepare(model.task, options, model.task.read(inputs), "", account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
@@ -108,25 +113,23 @@ class Predictor:
             outputs = model.task.to_tensors(results)
             if requested_outputs:
                 outputs = {name: outputs[name] for name in requested_outputs}
-                if any(requested_outputs.values()):
-                    outputs = await self._classified(model.task, outputs, requested_outputs, account.deadline_s)
+            if num_classes:
+                outputs = await self._classified(model.task, outputs, num_classes, account.deadline_s)
         return outputs, account.receipt
 
     async def _classified(
-        self, task: Task[Any], outputs: Arrays, requested_outputs: Mapping[str, int], deadline_s: float
+        self, task: Task[Any], outputs: Arrays, num_classes: Mapping[str, int], deadline_s: float
     ) -> Arrays:
         """Replace outputs by their best classes where these are asked for; long ones in a thread."""
-        specs = {spec.name: spec for spec in task.outputs}
-        classified = {}
-        for name, array in outputs.items():
-            count = requested_outputs[name]
-            rank = partial(top_classes, array, count, specs[name])
-            if count == 0:
-                classified[name] = array
-            elif is_short(array, count):
-                classified[name] = rank()
-            else:
-                classified[name] = await self._preprocessor.run_in_thread(rank, deadline_s, ("classes", "ranked"))
+        classified = dict(outputs)
+        for spec in task.outputs:
+            if (count := num_classes.get(spec.name)) is not None and spec.name in outputs:
+                array = outputs[spec.name]
+                rank = partial(top_classes, array, count, spec)
+                if is_short(array, count):
+                    classified[spec.name] = rank()
+                else:
+                    classified[spec.name] = await self._preprocessor.run_in_thread(rank, deadline_s, RANKED)
         return classified
 
     async def answer(

@@ -63,24 +63,23 @@ def check_inputs(task: Task[Any], inputs: Arrays) -> None:
             )
 
 
-def check_requested_outputs(task: Task[Any], requested_outputs: Mapping[str, int]) -> None:
+def check_requested_outputs(task: Task[Any], requested_outputs: Sequence[str], num_classes: Mapping[str, int]) -> None:
     """Refuse outputs that the model does not have, and classes of outputs that have none.
 
     Args:
         task: task of the model.
-        requested_outputs: by the name of each output, how many best classes are asked for; 0 for the tensor itself.
+        requested_outputs: names of the outputs; empty for all.
+        num_classes: how many best classes are asked for in place of an output, by its name.
 
     Raises:
         InvalidRequest: names the unknown outputs and those of the model, or the output without classes.
     """
-    if not requested_outputs:
-        return
-    specs = {spec.name: spec for spec in task.outputs}
-    if unknown := requested_outputs.keys() - specs.keys():
+    if requested_outputs and (unknown := set(requested_outputs) - {spec.name for spec in task.outputs}):
         raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_tensor_names(task.outputs)}")
-    for name, num_classes in requested_outputs.items():
-        if num_classes:
-            check_classes(specs[name])
+    if num_classes:
+        for spec in task.outputs:
+            if spec.name in num_classes:
+                check_classes(spec)
 
 
 def check_options(model: ServedModel, options: RequestOptions) -> None:

@@ -5,8 +5,8 @@ protocol lets a server ignore them. The ones in this module would change the ans
 answer that was not asked for. Neutral values, which clients send without being asked to, are taken.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from service.errors import InvalidRequest, Unsupported
 from service.tasks.parameters import NEUTRAL, OWNER_OF, check_neutral
@@ -69,14 +69,26 @@ def check_tensor_parameters(what: str, name: str, given: Mapping[str, object]) -
         )
 
 
-def requested_outputs(given: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, int]:
+class RequestedOutputs(NamedTuple):
+    """The outputs that a request asks for.
+
+    Attributes:
+        names: their names; empty for all outputs.
+        num_classes: how many best classes are asked for in place of an output, by its name.
+    """
+
+    names: Sequence[str] = ()
+    num_classes: Mapping[str, int] = {}
+
+
+ALL_OUTPUTS = RequestedOutputs()
+
+
+def requested_outputs(given: Iterable[tuple[str, Mapping[str, Any]]]) -> RequestedOutputs:
     """Read the outputs that a request asks for.
 
     Args:
         given: name and parameters of each requested output.
-
-    Returns:
-        by the name of each output, how many best classes are asked for; 0 for the tensor itself.
 
     Raises:
         InvalidRequest: `classification` is wrong, or the output is asked for in two forms.
@@ -96,4 +108,4 @@ def requested_outputs(given: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[st
                 num_classes = count
         if wanted.setdefault(name, num_classes) != num_classes:
             raise InvalidRequest(f"output {name!r} is requested twice, with different values of classification")
-    return wanted
+    return RequestedOutputs([*wanted], {name: count for name, count in wanted.items() if count})

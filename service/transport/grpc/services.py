@@ -16,7 +16,6 @@ from service.prediction.messages import (
     Receipt,
     RequestOptions,
 )
-from service.prediction.predictor import ALL_OUTPUTS
 from service.tasks.classification import Classification
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
@@ -39,6 +38,7 @@ from service.transport.grpc.tensors import (
     write_outputs,
 )
 from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
+from service.transport.unoffered import ALL_OUTPUTS
 from service.version import installed_version
 
 # Optional fields of ExplainRequest; the last three are the fields of `AttentionSelector`.
@@ -117,7 +117,7 @@ class InferenceService(FramedService):
         is_raw = self._raw_outputs or len(message.raw) > 0 or not inputs or parameters.binary_data_output
         message.raw.clear()  # long inputs have been copied, and the request may wait for long
         wanted = read_outputs(request) if request.outputs else ALL_OUTPUTS
-        outputs, receipt = await self._predictor.infer(call, inputs, wanted)
+        outputs, receipt = await self._predictor.infer(call, inputs, *wanted)
         response = inference_pb2.ModelInferResponse(
             model_name=request.model_name,
             model_version=receipt.model_version,

@@ -17,7 +17,7 @@ from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, bytes_array
 from service.transport.grpc.messages import INFER, MAX_UNCHECKED_BYTES, split, varint
 from service.transport.request_metadata import MAX_READ_AT_ONCE, MAX_TENSORS, check_parameter_count
 from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, check_header, decode_raw, encode_raw
-from service.transport.unoffered import check_tensor_parameters, requested_outputs
+from service.transport.unoffered import RequestedOutputs, check_tensor_parameters, requested_outputs
 
 Contents = inference_pb2.InferTensorContents
 OutputTensor = inference_pb2.ModelInferResponse.InferOutputTensor
@@ -263,7 +263,7 @@ def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
         yield Contents(**chunk).SerializeToString()
 
 
-def read_outputs(request: inference_pb2.ModelInferRequest) -> dict[str, int]:
+def read_outputs(request: inference_pb2.ModelInferRequest) -> RequestedOutputs:
     """Read the outputs that a message asks for; returns and raises what `requested_outputs` does."""
     return requested_outputs([(output.name, values_of(output.parameters)) for output in request.outputs])
 

@@ -18,7 +18,7 @@ from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, byt
 from service.transport.http.json_bounds import read_bounded_json
 from service.transport.request_metadata import number_of
 from service.transport.tensor_codec import decode_json, decode_raw, encode_json, encode_raw
-from service.transport.unoffered import check_tensor_parameters, requested_outputs
+from service.transport.unoffered import ALL_OUTPUTS, RequestedOutputs, check_tensor_parameters, requested_outputs
 
 MAX_TENSORS = 1024  # inputs of one request; requested outputs have the same limit
 BINARY_HEADER = "inference-header-content-length"
@@ -157,14 +157,14 @@ class InferMessage:
         id: the client's id of the request; empty if it gave none.
         parameters: the request's parameters, unchecked.
         arrays: input tensors by name.
-        outputs: the requested outputs, each with the number of best classes to return in its place; empty for all.
+        outputs: the requested outputs.
         binary_outputs: whether a requested output is binary data, for those that say so.
     """
 
     id: str
     parameters: Mapping[str, object]
     arrays: Arrays
-    outputs: Mapping[str, int]
+    outputs: RequestedOutputs
     binary_outputs: Mapping[str, bool]
 
 
@@ -200,7 +200,7 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
     """
     if header_bytes == 0:
         assert specs is not None
-        return InferMessage("", {}, _read_lone_tensor(body, specs), {}, {})
+        return InferMessage("", {}, _read_lone_tensor(body, specs), ALL_OUTPUTS, {})
     json_bytes = len(body) if header_bytes is None else header_bytes
     request = read_bounded_json(memoryview(body)[:json_bytes], InferRequest)
     asked = request.outputs or []
@@ -235,7 +235,9 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
         position += size
     if position != len(binary):
         raise InvalidRequest(f"the body has {len(binary) - position} bytes of binary data that belong to no input")
-    outputs = requested_outputs([(output.name, output.parameters or {}) for output in asked])
+    outputs = ALL_OUTPUTS
+    if asked:
+        outputs = requested_outputs([(output.name, output.parameters or {}) for output in asked])
     return InferMessage(request.id or "", request.parameters or {}, arrays, outputs, _binary_outputs(asked))
 
 

@@ -280,10 +280,10 @@ BAD_REQUESTS = {
     ),
     "wrong shape": (
         ["x"],
-        {"shape": [1, 1]},
+        {"shape": [1, 1, 1]},
         "INVALID_ARGUMENT",
         400,
-        "shape [1, 1], the model takes [-1]",
+        "shape [1, 1, 1], the model takes [-1]",
     ),
     "wrong count": (["x"], {"shape": [3]}, "INVALID_ARGUMENT", 400, "tensor 'text'"),
     "negative shape": (
