@@ -71,7 +71,7 @@ def _pieces(body: memoryview, encoding: str, limit_bytes: int, reserve: Callable
                     raise InvalidRequest(f"the body consists of more than {MAX_MEMBERS} gzip members")
                 raise InvalidRequest("the body has further bytes behind the end of its deflate data")
             stream = zlib.decompressobj(window)
-        reserve(size + STEP_BYTES)
+        reserve(min(size + STEP_BYTES, limit_bytes))
         # One byte more than the limit tells a body that is too large.
         piece = stream.decompress(rest, min(STEP_BYTES, limit_bytes + 1 - size))
         size += len(piece)
