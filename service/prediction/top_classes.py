@@ -53,7 +53,7 @@ def top_classes(array: NDArray[Any], count: int, spec: TensorSpec) -> NDArray[An
     """
     if array.ndim == 0:
         raise InvalidRequest(f"output {spec.name!r}: classification is for tensors, the output is one number")
-    if len(spec.shape) == 1 and spec.shape[0] == -1 and not spec.any_rank:
+    if array.ndim == len(spec.shape) == 1 and spec.shape[0] == -1 and not spec.any_rank:
         array = array[:, None]
     rows, size = _rows_and_size(array.shape)
     count = min(count, size)
