@@ -114,7 +114,7 @@ class InferenceService(FramedService):
             inputs = await self._turns.in_thread(partial(read_inputs, message))
             assert inputs is not None
         # A request without inputs has neither form. It gets the raw one, the only one that all clients read.
-        is_raw = self._raw_outputs or len(message.raw) > 0 or not inputs or parameters.binary_data_output
+        is_raw = self._raw_outputs or len(message.raw) > 0 or not inputs
         message.raw.clear()  # long inputs have been copied, and the request may wait for long
         wanted = read_outputs(request) if request.outputs else ALL_OUTPUTS
         outputs, receipt = await self._predictor.infer(call, inputs, *wanted)

@@ -337,13 +337,6 @@ def test_an_empty_form_beside_the_one_in_use(oip: inference_pb2_grpc.GRPCInferen
     assert [*oip.ModelInfer(request).outputs[0].contents.fp32_contents] == [2, 2, 2]
 
 
-def test_binary_data_output_selects_the_raw_form_of_grpc(oip: inference_pb2_grpc.GRPCInferenceServiceStub) -> None:
-    """The parameter means over both protocols that tensors are sent as bytes."""
-    request = message_of("double", {"inputs": [FLOATS], "parameters": {"binary_data_output": True}})
-    response = oip.ModelInfer(request)
-    assert np.frombuffer(response.raw_output_contents[0], "<f4").tolist() == [2, 6, 4, 18, 16, 14]
-
-
 def test_requested_outputs_without_classes() -> None:
     """Names keep their order, and a name that is given twice counts once."""
     wanted = requested_outputs([("b", {}), ("a", {"binary_data": True}), ("b", {})])
