@@ -35,6 +35,7 @@ NEUTRAL: Mapping[str, tuple[bool | float, ...]] = {
 PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     "text-classification and image-classification": ("function_to_apply", "top_k"),
     "text-classification and translation": ("truncation",),
+    "text-classification, image-classification and translation": ("explain",),
     "translation": (
         "clean_up_tokenization_spaces",
         "generate_parameters",

@@ -197,6 +197,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "INVALID_ARGUMENT",
         "parameter 'function_to_apply' belongs to the task API",
     ),
+    "an explanation in place of an answer": (
+        {"parameters": {"explain": True}},
+        "INVALID_ARGUMENT",
+        "parameter 'explain' belongs to the task API",
+    ),
     "beams for a classifier": (
         {"parameters": {"num_beams": 1}},
         "INVALID_ARGUMENT",
