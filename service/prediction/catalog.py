@@ -94,7 +94,7 @@ class ModelCatalog:
         All explanation methods are listed; the metadata of a model lists the ones that it supports.
         """
         methods = [f"explain:{method}" for method in METHODS]
-        return ["binary_tensor_data", "explain", *methods, f"device:{self._repository.device}"]
+        return ["binary_tensor_data", "classification", "explain", *methods, f"device:{self._repository.device}"]
 
     def not_ready_because(self) -> str | None:
         """Return why the server should get no requests now, or None."""

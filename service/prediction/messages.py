@@ -37,7 +37,7 @@ class RequestOptions(msgspec.Struct, frozen=True, gc=False):
     request_id: str
     timeout_s: float | None = None  # None: the server's default
     truncate: bool = False
-    # Search options of a translation; None: the model's default. Other models ignore them.
+    # Search options of a translation; None: the model's default. Models of other tasks refuse them, and `truncate` too.
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None

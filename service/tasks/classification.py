@@ -43,7 +43,7 @@ class Classifier:
         self.outputs = (
             TensorSpec("label", "BYTES", (-1,)),
             TensorSpec("score", "FP32", (-1,)),
-            TensorSpec("probabilities", "FP32", (-1, len(self.labels))),
+            TensorSpec("probabilities", "FP32", (-1, len(self.labels)), labels=tuple(self.labels)),
         )
 
     def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:

@@ -35,6 +35,7 @@ class RawTensors:
     accepts: ClassVar[str] = "tensors"
     elements_are_rows: ClassVar[bool] = False
     input_field: ClassVar[str] = ""
+    request_options: ClassVar[frozenset[str]] = frozenset()
     labels: Sequence[str] = ()
     explainable: None = None
 

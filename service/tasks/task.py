@@ -108,12 +108,14 @@ class Task(Protocol[AnswerT_co]):
         accepts: noun for the inputs, in error messages: "texts".
         elements_are_rows: whether each element of an input tensor takes a row in a batch.
         input_field: name of an input in error messages; `{}` in it becomes the input's number.
+        request_options: names of the `PrepareOptions` that the task uses; requests with others are refused.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[str]
     elements_are_rows: ClassVar[bool]
     input_field: ClassVar[str]
+    request_options: ClassVar[frozenset[str]]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -63,10 +63,12 @@ class FramedService:
         activity: Activity,
         request_ids: RequestIds,
         tracing: "Tracing | None" = None,
+        *,
+        raw_outputs: bool = False,
     ) -> None:
         self._predictor, self._tracing = predictor, tracing
         self._receiver, self._turns, self._activity = receiver, turns, activity
-        self._request_ids = request_ids
+        self._request_ids, self._raw_outputs = request_ids, raw_outputs
 
     def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
         """Register the calls of this service with the generated function `add_to_server`."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
@@ -106,8 +107,9 @@ async def start_grpc(
     """
     receiver = MessageReceiver(bodies, config.max_body_bytes, config.grpc_message_timeout_s)
     handlers, activity, request_ids = Handlers(), Activity(), RequestIds()
+    infer_service = partial(InferenceService, raw_outputs=config.grpc_raw_outputs == "on")
     for service, add_to_server in (
-        (InferenceService, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
+        (infer_service, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
         (HeedService, heed_pb2_grpc.add_HeedServicer_to_server),
         (HealthService, health_pb2_grpc.add_HealthServicer_to_server),
         (ReflectionService, reflection_pb2_grpc.add_ServerReflectionServicer_to_server),

@@ -31,12 +31,14 @@ from service.transport.grpc.tensors import (
     is_raw_only,
     is_short,
     long_answer,
-    parameter_value,
     read_inputs,
     read_message,
+    read_outputs,
+    values_of,
     write_outputs,
 )
 from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
+from service.transport.unoffered import ALL_OUTPUTS
 from service.version import installed_version
 
 # Optional fields of ExplainRequest; the last three are the fields of `AttentionSelector`.
@@ -94,7 +96,7 @@ class InferenceService(FramedService):
         request = message.request
         check_counts(request)
         given = request.parameters
-        parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
+        parameters = parameters_of(values_of(given)) if given else NO_PARAMETERS
         call = RequestOptions(
             model=request.model_name,
             version=request.model_version,
@@ -111,10 +113,11 @@ class InferenceService(FramedService):
             self._predictor.check_target(call.model, call.version, byte_elements_of(request))
             inputs = await self._turns.in_thread(partial(read_inputs, message))
             assert inputs is not None
-        is_raw = len(message.raw) > 0
+        # A request without inputs has neither form. It gets the raw one, the only one that all clients read.
+        is_raw = self._raw_outputs or len(message.raw) > 0 or not inputs
         message.raw.clear()  # long inputs have been copied, and the request may wait for long
-        wanted = [output.name for output in request.outputs] if request.outputs else ()
-        outputs, receipt = await self._predictor.infer(call, inputs, wanted)
+        wanted = read_outputs(request) if request.outputs else ALL_OUTPUTS
+        outputs, receipt = await self._predictor.infer(call, inputs, *wanted)
         response = inference_pb2.ModelInferResponse(
             model_name=request.model_name,
             model_version=receipt.model_version,

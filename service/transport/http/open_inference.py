@@ -6,6 +6,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.errors import InvalidRequest
 from service.prediction.messages import RequestOptions
 from service.process.memory_budget import Reservation
 from service.tensors import TensorSpec
@@ -69,7 +70,7 @@ class OpenInference:
 
     async def _infer(self, request: Request, request_id: str) -> Response:
         message, parameters, options, header_bytes = await self._read(request, request_id)
-        answer = self._predictor.infer(options, message.arrays, [output.name for output in message.outputs])
+        answer = self._predictor.infer(options, message.arrays, *message.outputs)
         outputs, receipt = await run_while_connected(request, answer)
         all_binary = parameters.binary_data_output or header_bytes == 0
         write = partial(rest.write_infer, options.model, receipt, message, outputs, all_binary=all_binary)
@@ -83,7 +84,9 @@ class OpenInference:
         return pieces_response(pieces, "application/octet-stream", {rest.BINARY_HEADER: str(json_bytes)})
 
     async def _explain(self, request: Request, request_id: str) -> Response:
-        message, _, options, _ = await self._read(request, request_id)
+        message, parameters, options, _ = await self._read(request, request_id)
+        if message.outputs.names or parameters.binary_data_output:
+            raise InvalidRequest("an explanation is one JSON document: it takes neither outputs nor binary_data_output")
         answer = self._predictor.explain(options, message.arrays, explain_request_of(message.parameters))
         explained, receipt = await run_while_connected(request, answer)
         message_id = message.id or request_id
