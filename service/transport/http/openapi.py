@@ -162,11 +162,12 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
 
 
 def _adapt_to_generators(schema: Any) -> None:
-    """Change a schema in place so that generators of clients understand it; it accepts the same documents.
+    """Change a schema in place so that generators of clients understand it.
 
     Without `items`, openapi-python-client leaves out an array and every operation that has it. Without
     `additionalProperties`, openapi-typescript takes an object to be empty. Both misread defaults: the first refuses
-    arrays and objects, and the second requires the properties that have one.
+    arrays and objects, and the second requires the properties that have one. Of other spellings that the server takes
+    (capitals, integers with a point), the schema has one only: two of a name cannot both be members of an enumeration.
     """
     if isinstance(schema, dict):
         if schema.get("type") == "array":
@@ -174,6 +175,10 @@ def _adapt_to_generators(schema: Any) -> None:
         if schema.get("type") == "object" and "properties" not in schema:
             schema.setdefault("additionalProperties", True)
         schema.pop("default", None)
+        if "enum" in schema:
+            schema["enum"] = [each for each in schema["enum"] if each == each.lower()]
+        if any(each.get("type") == "integer" for each in schema.get("anyOf", ())):
+            schema["anyOf"] = [each for each in schema["anyOf"] if each.get("type") != "number"]
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         _adapt_to_generators(part)
 
