@@ -33,14 +33,7 @@ from service.tasks.hub_messages import TranslatedText, TranslationRequest, texts
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.tokenization import (
-    TOKENIZER,
-    TRUNCATE_HINT,
-    Encoded,
-    TextEncoder,
-    texts_of,
-    tokenization,
-)
+from service.tasks.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"
@@ -142,6 +135,10 @@ class Translation:
     def explainable(self) -> Self:
         """The task itself: words of the source can be taken away."""
         return self
+
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return the limit on rows, divided among the beams that each text has by default."""
+        return max_request_rows // self.defaults.num_beams
 
     def read(self, inputs: Arrays) -> list[str]:
         """Return the texts of the tensor `text`."""

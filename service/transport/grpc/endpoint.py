@@ -72,7 +72,11 @@ class FramedService:
         """Register the calls of this service with the generated function `add_to_server`."""
 
         def add(service: str, methods: dict[str, Any]) -> None:
-            framed = {name: self._framed(name, handler) for name, handler in methods.items()}
+            framed = {
+                # A call that takes a stream of messages receives each of them itself, by `_receive`.
+                name: _with_bytes(handler) if handler.request_streaming else self._framed(name, handler)
+                for name, handler in methods.items()
+            }
             if self._tracing is not None:
                 for name in framed.keys() & TRACED_CALLS:
                     framed[name] = traced_call(framed[name], f"{service}/{name}", self._tracing)
@@ -188,6 +192,11 @@ class FramedService:
             # gRPC clients that retry by themselves read this (gRFC A6).
             metadata = (*metadata, ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)))
         await abort(context, STATUS_OF[type(error)].grpc, text, metadata)
+
+
+def _with_bytes(handler: Any) -> Any:
+    """Return a handler that takes and gives the bytes of messages."""
+    return handler._replace(request_deserializer=None, response_serializer=None)
 
 
 async def abort(context: Context, code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:

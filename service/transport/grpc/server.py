@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from proto import heed_pb2_grpc, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
@@ -16,8 +14,9 @@ from service.process.memory_budget import ByteBudget
 from service.process.thread_priority import renice_threads_named
 from service.transport.grpc.accept import Handlers, keep_calls_outstanding, take_all_calls
 from service.transport.grpc.endpoint import Activity
-from service.transport.grpc.health import HealthService, ReflectionService
+from service.transport.grpc.health import HealthService, add_health_to_server
 from service.transport.grpc.receiving import MessageReceiver
+from service.transport.grpc.reflection import ReflectionService, add_reflection_to_server
 from service.transport.grpc.services import HeedService, InferenceService
 from service.transport.request_metadata import RequestIds
 from service.transport.turns import Turns
@@ -109,8 +108,8 @@ async def start_grpc(
     for service, add_to_server in (
         (InferenceService, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
         (HeedService, heed_pb2_grpc.add_HeedServicer_to_server),
-        (HealthService, health_pb2_grpc.add_HealthServicer_to_server),
-        (ReflectionService, reflection_pb2_grpc.add_ServerReflectionServicer_to_server),
+        (HealthService, add_health_to_server),
+        (ReflectionService, add_reflection_to_server),
     ):
         service(predictor, receiver, turns, activity, request_ids, tracing).register(add_to_server, handlers)
     server, port = await listen(handlers, config)

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from proto import heed_pb2, inference_pb2
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotFound
 from service.prediction.messages import (
     AnswerOptions,
     AttentionSelector,
@@ -24,6 +24,7 @@ from service.tensors import TensorSpec, bytes_array
 from service.transport import SERVER_NAME
 from service.transport.grpc.endpoint import Context, FramedService, bounded
 from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
+from service.transport.grpc.model_administration import ModelAdministration
 from service.transport.grpc.tensors import (
     InferMessage,
     byte_elements_of,
@@ -46,10 +47,10 @@ EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
 TEXT_FIELD, IMAGE_FIELD = "text", "image"
 
 
-class InferenceService(FramedService):
-    """The six calls of the Open Inference Protocol."""
+class InferenceService(ModelAdministration):
+    """The six calls of the Open Inference Protocol, and Triton's extensions."""
 
-    readers: ClassVar = {"ModelInfer": read_message}
+    readers: ClassVar = {"ModelInfer": read_message, **ModelAdministration.refused_readers}
     calls_with_id: ClassVar = ("ModelInfer",)
 
     async def ServerLive(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerLiveResponse:
@@ -61,8 +62,11 @@ class InferenceService(FramedService):
         return inference_pb2.ServerReadyResponse(ready=self._predictor.catalog.not_ready_because() is None)
 
     async def ModelReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ModelReadyResponse:
-        """Report whether a model is ready."""
-        problem = self._predictor.catalog.problem_of(request.name, request.version)
+        """Report whether a model is ready; one that the store does not have is not, as Triton answers."""
+        try:
+            problem = self._predictor.catalog.problem_of(request.name, request.version)
+        except NotFound as error:
+            problem = str(error)
         return inference_pb2.ModelReadyResponse(ready=problem is None)
 
     async def ServerMetadata(

@@ -13,6 +13,7 @@ from service.transport import SERVER_NAME
 from service.transport.http import open_inference_json as rest
 from service.transport.http.connection import MEMORY
 from service.transport.http.endpoint import Endpoint, run_while_connected
+from service.transport.http.model_administration import ModelAdministration
 from service.transport.http.responses import json_response, pieces_response, readiness_response
 from service.transport.request_metadata import MAX_READ_AT_ONCE, Parameters, explain_request_of, parameters_of
 from service.version import installed_version
@@ -34,6 +35,7 @@ class OpenInference:
         return [
             *(inference_route(prefix + "/infer", self._infer) for prefix in prefixes),
             *(inference_route(prefix + "/explain", self._explain) for prefix in prefixes),
+            *ModelAdministration(self._endpoint).routes(),  # /v2/models/stats is no model
             *(route(prefix, self._model_metadata) for prefix in prefixes),
             *(route(prefix + "/card", self._model_card) for prefix in prefixes),
             *(route(prefix + "/ready", self._model_ready) for prefix in prefixes),
