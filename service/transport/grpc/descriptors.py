@@ -1,7 +1,7 @@
 """Descriptors of all services, for reflection, with those that the pinned packages of gRPC do not have yet.
 
-`grpc_health` has no `List`, and `grpc_reflection` no version `v1` (up to 1.83). Their descriptors are completed here, in
-a pool of their own: in protobuf's default pool they would clash with those of a later package.
+`grpc_health` has no `List`, and `grpc_reflection` no version `v1` (up to 1.83). Their descriptors are completed here,
+in a pool of their own: in protobuf's default pool they would clash with those of a later package.
 """
 
 from typing import Any

@@ -148,15 +148,22 @@ class FramedService:
         replaced = {"unary_unary": None, "unary_stream": None, kind: answer}
         return handler._replace(request_streaming=True, request_deserializer=None, response_serializer=None, **replaced)
 
-    async def _receive(self, context: Context, task: asyncio.Task[Any]) -> bytes | None:
+    async def _receive(self, context: Context, task: asyncio.Task[Any], *, idle: bool = False) -> bytes | None:
         """Receive the next message of a call; None if the client sends no more.
+
+        Args:
+            context: gRPC's context of the call.
+            task: the call's task, which is the running one.
+            idle: whether the call is a stream of requests, between two of them.
 
         Raises:
             HeedError: the message did not arrive in time, or there is no memory for it.
         """
         receiver, message = self._receiver, None
         try:
-            if not receiver.begin(task):
+            if idle:
+                receiver.begin_idle(task, context.peer())
+            elif not receiver.begin(task):
                 await receiver.wait_for_place(task, context.peer())
             message = await self._turns.paced(context.read())
         finally:
@@ -167,7 +174,11 @@ class FramedService:
         return message if isinstance(message, bytes) else None
 
     async def _write(self, context: Context, message: Any) -> None:
-        """Send one message of a stream.
+        """Send one message of a stream; see `_write_bytes`."""
+        await self._write_bytes(context, message.SerializeToString())
+
+    async def _write_bytes(self, context: Context, message: bytes) -> None:
+        """Send the bytes of one message of a stream.
 
         Raises:
             DeadlineExceeded: the client does not read the message.
@@ -175,7 +186,7 @@ class FramedService:
         self._activity.working -= 1
         try:
             async with asyncio.timeout(self._receiver.timeout_s):
-                await context.write(message.SerializeToString())
+                await context.write(message)
         except TimeoutError:
             raise DeadlineExceeded("the client does not read its answer") from None
         finally:

@@ -17,7 +17,8 @@ from service.transport.grpc.endpoint import Activity
 from service.transport.grpc.health import HealthService, add_health_to_server
 from service.transport.grpc.receiving import MessageReceiver
 from service.transport.grpc.reflection import ReflectionService, add_reflection_to_server
-from service.transport.grpc.services import HeedService, InferenceService
+from service.transport.grpc.services import HeedService
+from service.transport.grpc.streaming import StreamingInferenceService
 from service.transport.request_metadata import RequestIds
 from service.transport.turns import Turns
 
@@ -106,7 +107,7 @@ async def start_grpc(
     receiver = MessageReceiver(bodies, config.max_body_bytes, config.grpc_message_timeout_s)
     handlers, activity, request_ids = Handlers(), Activity(), RequestIds()
     for service, add_to_server in (
-        (InferenceService, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
+        (StreamingInferenceService, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
         (HeedService, heed_pb2_grpc.add_HeedServicer_to_server),
         (HealthService, add_health_to_server),
         (ReflectionService, add_reflection_to_server),

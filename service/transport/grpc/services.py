@@ -20,7 +20,7 @@ from service.tasks.classification import Classification
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translated, Translation
-from service.tensors import TensorSpec, bytes_array
+from service.tensors import Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME
 from service.transport.grpc.endpoint import Context, FramedService, bounded
 from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
@@ -48,7 +48,7 @@ TEXT_FIELD, IMAGE_FIELD = "text", "image"
 
 
 class InferenceService(ModelAdministration):
-    """The six calls of the Open Inference Protocol, and Triton's extensions."""
+    """The six calls of the Open Inference Protocol, and Triton's extensions but for the stream of requests."""
 
     readers: ClassVar = {"ModelInfer": read_message, **ModelAdministration.refused_readers}
     calls_with_id: ClassVar = ("ModelInfer",)
@@ -96,25 +96,10 @@ class InferenceService(ModelAdministration):
     ) -> inference_pb2.ModelInferResponse | bytes:
         """Answer tensors with tensors."""
         request = message.request
-        check_counts(request)
-        given = request.parameters
-        parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
-        call = RequestOptions(
-            model=request.model_name,
-            version=request.model_version,
-            protocol="grpc",
-            request_id=request_id,
-            timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
-            truncate=parameters.truncate,
-            num_beams=parameters.num_beams,
-            max_new_tokens=parameters.max_new_tokens,
-            length_penalty=parameters.length_penalty,
-        )
+        call = infer_options(request, context, request_id)
         inputs = read_inputs(message, MAX_READ_AT_ONCE)
         if inputs is None:
-            self._predictor.check_target(call.model, call.version, byte_elements_of(request))
-            inputs = await self._turns.in_thread(partial(read_inputs, message))
-            assert inputs is not None
+            inputs = await self._read_in_thread(message, call)
         is_raw = len(message.raw) > 0
         message.raw.clear()  # long inputs have been copied, and the request may wait for long
         wanted = [output.name for output in request.outputs] if request.outputs else ()
@@ -124,17 +109,51 @@ class InferenceService(ModelAdministration):
             model_version=receipt.model_version,
             id=request.id or request_id,
         )
-        written = response.parameters
-        for name, value in receipt.as_parameters().items():
-            if value is True or value is False:
-                written[name].bool_param = value
-            else:
-                written[name].int64_param = value
+        add_receipt(response, receipt)
         is_raw = is_raw or is_raw_only(outputs)
         if not is_short(outputs, raw=is_raw):
             return await self._turns.in_thread(partial(long_answer, response, outputs, raw=is_raw))
         write_outputs(response, outputs, raw=is_raw)
         return response
+
+    async def _read_in_thread(self, message: InferMessage, call: RequestOptions) -> Arrays:
+        """Read long input tensors, after a check that the model takes so many elements."""
+        self._predictor.check_target(call.model, call.version, byte_elements_of(message.request))
+        inputs = await self._turns.in_thread(partial(read_inputs, message))
+        assert inputs is not None
+        return inputs
+
+
+def infer_options(request: inference_pb2.ModelInferRequest, context: Context, request_id: str) -> RequestOptions:
+    """Read the options of an inference request.
+
+    Raises:
+        InvalidRequest: the request has too many tensors or parameters, or a parameter is wrong.
+    """
+    check_counts(request)
+    given = request.parameters
+    parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
+    return RequestOptions(
+        model=request.model_name,
+        version=request.model_version,
+        protocol="grpc",
+        request_id=request_id,
+        timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
+        truncate=parameters.truncate,
+        num_beams=parameters.num_beams,
+        max_new_tokens=parameters.max_new_tokens,
+        length_penalty=parameters.length_penalty,
+    )
+
+
+def add_receipt(response: inference_pb2.ModelInferResponse, receipt: Receipt) -> None:
+    """Add the receipt to the parameters of a response."""
+    written = response.parameters
+    for name, value in receipt.as_parameters().items():
+        if value is True or value is False:
+            written[name].bool_param = value
+        else:
+            written[name].int64_param = value
 
 
 class HeedService(FramedService):

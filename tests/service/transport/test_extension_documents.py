@@ -92,9 +92,10 @@ def test_the_configuration_is_the_same_over_grpc(
     for part in ("input", "output"):
         for each, message in zip(told[part], getattr(config, part), strict=True):
             assert (message.name, list(message.dims)) == (each["name"], each["dims"])
-            assert inference_pb2.DESCRIPTOR.pool.FindEnumTypeByName("inference.DataType").values[
-                message.data_type
-            ].name == (each["data_type"])
+            assert (
+                inference_pb2.DESCRIPTOR.pool.FindEnumTypeByName("inference.DataType").values[message.data_type].name
+                == (each["data_type"])
+            )
     assert (config.name, config.max_batch_size, config.backend) == (model, told["max_batch_size"], told["backend"])
 
 
