@@ -174,21 +174,22 @@ class FramedService:
         return message if isinstance(message, bytes) else None
 
     async def _write(self, context: Context, message: Any) -> None:
-        """Send one message of a stream; see `_write_bytes`."""
-        await self._write_bytes(context, message.SerializeToString())
-
-    async def _write_bytes(self, context: Context, message: bytes) -> None:
-        """Send the bytes of one message of a stream.
+        """Send one message of a stream.
 
         Raises:
             DeadlineExceeded: the client does not read the message.
         """
-        self._activity.working -= 1
         try:
             async with asyncio.timeout(self._receiver.timeout_s):
-                await context.write(message)
+                await self._write_bytes(context, message.SerializeToString())
         except TimeoutError:
             raise DeadlineExceeded("the client does not read its answer") from None
+
+    async def _write_bytes(self, context: Context, message: bytes) -> None:
+        """Send the bytes of one message of a stream, however long the client takes to read it."""
+        self._activity.working -= 1
+        try:
+            await context.write(message)
         finally:
             self._activity.working += 1
         self._activity.writes += 1

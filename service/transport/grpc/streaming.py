@@ -16,7 +16,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from proto import inference_pb2
-from service.errors import DeadlineExceeded, EngineFailed, HeedError, InvalidRequest
+from service.errors import EngineFailed, HeedError, InvalidRequest
 from service.prediction.accounting import outcome_of
 from service.transport.grpc.descriptors import INFERENCE_NAME
 from service.transport.grpc.endpoint import Context, abort
@@ -34,10 +34,6 @@ log = structlog.get_logger(__name__)
 STREAM, EMPTY_FINAL = "stream", "triton_enable_empty_final_response"
 # Parameter of every answer on a stream: whether it is the last one to its request.
 FINAL = "triton_final_response"
-
-
-class NotReadError(Exception):
-    """The client of a stream does not read its answers."""
 
 
 class StreamingInferenceService(InferenceService):
@@ -59,8 +55,6 @@ class StreamingInferenceService(InferenceService):
                     self._activity.working -= 1
         except HeedError as error:
             await abort(context, STATUS_OF[type(error)].grpc, str(error))
-        except NotReadError as error:
-            await abort(context, STATUS_OF[DeadlineExceeded].grpc, str(error))
 
     async def _answer_request(self, received: list[bytes], context: Context) -> None:
         """Send the answers to one request, or its error.
@@ -68,9 +62,6 @@ class StreamingInferenceService(InferenceService):
         Args:
             received: the message, which is taken out.
             context: gRPC's context of the call.
-
-        Raises:
-            NotReadError: the client does not read them.
         """
         request, request_id, num_reserved = None, "", 0
         try:
@@ -87,8 +78,8 @@ class StreamingInferenceService(InferenceService):
         except DecodeError as error:
             problem = InvalidRequest(f"the message is not a request of this call: {error}")
             await self._send_error(context, None, request_id, problem)
-        except (NotReadError, grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError):
-            raise  # the client is not there any more
+        except (grpc.aio.AbortError, grpc.aio.InternalError, grpc.aio.UsageError):
+            raise  # the call has ended
         except Exception:
             request_id = request_id or self._request_ids.choose(None)
             log.exception("unexpected error", request_id=request_id)
@@ -126,11 +117,10 @@ class StreamingInferenceService(InferenceService):
                 yield [response.SerializeToString(), _FINAL_PART[receipt is not None]]
 
     async def _send(self, context: Context, answer: list[bytes]) -> None:
-        """Send one answer.
+        """Send one answer, which keeps its memory until the client reads it or leaves, like the answer to a call.
 
         Raises:
             Overloaded: there is no memory for it.
-            NotReadError: the client does not read it.
         """
         head = b"\x12" + varint(sum(map(len, answer)))  # field 2, infer_response
         encoded = await self._turns.joined([head, *answer])
@@ -138,8 +128,6 @@ class StreamingInferenceService(InferenceService):
         try:
             await self._turns.copies(len(encoded))
             await self._write_bytes(context, encoded)
-        except DeadlineExceeded as error:
-            raise NotReadError(str(error)) from None
         finally:
             self._receiver.release(num_reserved)
 
@@ -157,10 +145,7 @@ class StreamingInferenceService(InferenceService):
         )
         failed.parameters[FINAL].bool_param = True
         response = inference_pb2.ModelStreamInferResponse(error_message=text, infer_response=failed)
-        try:
-            await self._write(context, response)
-        except DeadlineExceeded as unread:
-            raise NotReadError(str(unread)) from None
+        await self._write_bytes(context, response.SerializeToString())
 
 
 def _take_flags(request: inference_pb2.ModelInferRequest) -> bool:
