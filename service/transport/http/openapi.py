@@ -6,7 +6,9 @@ from typing import Any, Literal
 import msgspec
 
 from service.tasks.table import TASKS
+from service.transport.extension_documents import ModelConfig, RepositoryEntry, Statistics
 from service.transport.http import open_inference_json as rest
+from service.transport.http.model_administration import IndexRequest
 from service.transport.request_metadata import REQUEST_ID_HEADER, TIMEOUT_HEADER
 
 ERRORS = {
@@ -145,6 +147,7 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
     """
     kinds: list[Any] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
+    kinds += [ModelConfig, Statistics, RepositoryEntry, IndexRequest]
     kinds += dict.fromkeys(kind for task in TASKS.values() for kind in (task.hub_request, task.hub_answer))
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     schema = dict(zip(kinds, refs, strict=True))
@@ -173,6 +176,8 @@ def _server_paths(schema: dict[Any, Any]) -> dict[str, Any]:
         "/metrics": _get("Prometheus metrics", metrics),
         "/v2": _get("Server metadata", _answers(schema, ServerMetadata)),
         "/v2/models": _get("The models of the store", _answers(schema, ModelIndex)),
+        "/v2/models/stats": _get("Statistics of all models, in Triton's form", _answers(schema, Statistics)),
+        "/v2/repository/index": _index(schema),
         "/v2/health/live": _get(live, _answers(schema, Live)),
         "/v2/health/ready": _get(ready, _answers(schema, Ready) | _not_ready(schema, Ready)),
     }
@@ -210,6 +215,8 @@ def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, 
     ready_answers = _answers(schema, ModelReady) | _errors(schema, 404) | _not_ready(schema, ModelReady)
     ready = _get("Readiness of one model", ready_answers)
     text = {"description": ANSWER, "content": {"text/markdown": {"schema": {"type": "string"}}}}
+    config = _get("Model configuration, in Triton's form", _answers(schema, ModelConfig) | _errors(schema, 404, 503))
+    stats = _get("Statistics, in Triton's form", _answers(schema, Statistics) | _errors(schema, 404, 503))
     card = _get("Model card", {"200": text} | _errors(schema, 404, 503))
     infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)
     infer = _post("Inference", schema[rest.InferRequest], infer_answers)
@@ -221,9 +228,18 @@ def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, 
         ("/v2/models/{model}/versions/{version}", [model, version]),
     ):
         operations = {"": metadata, "/card": card, "/ready": ready, "/infer": infer, "/explain": explain}
+        operations |= {"/config": config, "/stats": stats}
         for path, operation in operations.items():
             paths[prefix + path] = {"parameters": parameters, **operation}
     return paths
+
+
+def _index(schema: dict[Any, Any]) -> dict[str, Any]:
+    """Build the operation that lists the model versions of the store."""
+    answer = {"200": _json(ANSWER, {"type": "array", "items": schema[RepositoryEntry]})}
+    request = {"required": False, "content": {"application/json": {"schema": schema[IndexRequest]}}}
+    responses = answer | _errors(schema, 400, 413, 429, 504)
+    return {"post": {"summary": "Index of the store, in Triton's form", "requestBody": request, "responses": responses}}
 
 
 def _get(summary: str, responses: dict[str, Any]) -> dict[str, Any]:
