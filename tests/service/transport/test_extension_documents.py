@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 
 from proto import inference_pb2, inference_pb2_grpc
 from service.transport import extension_documents as documents
-from tests.conftest import Server
+from tests.conftest import Server, running_server, write_endless
 
 ROWS = 64  # --max-request-rows of the server
 
@@ -207,6 +208,18 @@ def test_the_index_has_every_folder_with_its_state(
     for only_ready, told in ((False, entries), (True, ready)):
         answer = oip.RepositoryIndex(inference_pb2.RepositoryIndexRequest(ready=only_ready))
         assert as_json(answer)["models"] == [without_defaults(entry) for entry in told]
+
+
+def test_the_index_says_which_models_are_loading(tmp_path: Path) -> None:
+    """Their state is not decided yet; they are not among the ready ones."""
+    write_endless(tmp_path / "models/endless/1")
+    with running_server(tmp_path / "models", until="listening") as running:
+        with httpx.Client(base_url=running.http, timeout=30) as client:
+            (entry,) = client.post("/v2/repository/index").json()
+            assert (entry["name"], entry["version"], entry["state"]) == ("endless", "1", "LOADING")
+            assert client.post("/v2/repository/index", content=b'{"ready": true}').json() == []
+            assert client.get("/v2/models/endless/config").status_code == 503
+        running.popen.kill()  # loading never ends
 
 
 @pytest.mark.parametrize(
