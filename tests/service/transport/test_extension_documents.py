@@ -108,6 +108,22 @@ def test_a_translation_says_that_it_streams_on_request(translation_server: Serve
     assert 1 <= config["max_batch_size"] <= 16
 
 
+def test_the_beams_of_a_translation_are_no_inferences(translation_server: Server) -> None:
+    """They take rows, so a request may have fewer texts; a step of the search is an engine call."""
+    with httpx.Client(base_url=translation_server.http, timeout=30) as client:
+        most = client.get("/v2/models/dogs/config").json()["max_batch_size"]
+        before = statistics(client, "dogs")
+        for texts, parameters, status in ((most, {}, 200), (2, {"num_beams": 4}, 200), (most + 1, {}, 400)):
+            tensor = {"name": "text", "shape": [texts], "datatype": "BYTES", "data": ["three blue dogs"] * texts}
+            body = {"inputs": [tensor], "parameters": parameters}
+            assert client.post("/v2/models/dogs/infer", json=body).status_code == status
+        after = statistics(client, "dogs")
+    assert after["inference_count"] - before["inference_count"] == most + 2
+    counts = [told["inference_stats"]["success"]["count"] for told in (before, after)]
+    assert counts[1] - counts[0] == 2
+    assert after["execution_count"] - before["execution_count"] > 2
+
+
 @pytest.mark.parametrize(("model", "status"), [("nope", 404), ("damaged", 503), ("sentiment/versions/9", 404)])
 def test_models_that_are_not_served_have_neither_configuration_nor_statistics(
     model: str, status: int, http: httpx.Client
