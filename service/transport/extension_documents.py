@@ -3,6 +3,7 @@
 The documents have Triton's JSON form. Over gRPC they become the messages of the same names, which have the same fields.
 """
 
+from collections.abc import Mapping
 from typing import NoReturn
 
 import msgspec
@@ -13,6 +14,7 @@ from service.prediction.statistics import Duration, ModelStatistics
 from service.tensors import TensorSpec
 
 BACKEND = "onnxruntime"
+STREAM = "stream"  # parameter of a request on a stream whose answer is to be sent in pieces
 
 # Why calls and routes are refused that Triton has and this server has not.
 STORE_DECIDES = (
@@ -231,6 +233,16 @@ def check_shared_memory_region(name: str) -> None:
     """
     if name:
         raise NotFound(f"no region of shared memory has the name {name!r}: the server has none")
+
+
+def check_not_streamed(parameters: Mapping[str, object]) -> None:
+    """Check that a request which has one answer does not ask for pieces of it.
+
+    Raises:
+        Unsupported: the parameter `stream` is set.
+    """
+    if parameters.get(STREAM):
+        raise Unsupported(f"parameter {STREAM!r} is offered by ModelStreamInfer over gRPC; this call has one answer")
 
 
 def refuse(why: str) -> NoReturn:

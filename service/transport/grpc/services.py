@@ -22,6 +22,7 @@ from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translated, Translation
 from service.tensors import Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME
+from service.transport.extension_documents import check_not_streamed
 from service.transport.grpc.endpoint import Context, FramedService, bounded
 from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
 from service.transport.grpc.model_administration import ModelAdministration
@@ -131,8 +132,11 @@ def infer_options(request: inference_pb2.ModelInferRequest, context: Context, re
         InvalidRequest: the request has too many tensors or parameters, or a parameter is wrong.
     """
     check_counts(request)
-    given = request.parameters
-    parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
+    parameters = NO_PARAMETERS
+    if request.parameters:
+        given = {name: parameter_value(parameter) for name, parameter in request.parameters.items()}
+        check_not_streamed(given)
+        parameters = parameters_of(given)
     return RequestOptions(
         model=request.model_name,
         version=request.model_version,

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from proto import inference_pb2
 from service.errors import EngineFailed, HeedError, InvalidRequest
 from service.prediction.accounting import outcome_of
+from service.transport.extension_documents import STREAM
 from service.transport.grpc.descriptors import INFERENCE_NAME
 from service.transport.grpc.endpoint import Context, abort
 from service.transport.grpc.messages import varint
@@ -29,9 +30,9 @@ from service.transport.status import STATUS_OF, internal_error_text
 
 log = structlog.get_logger(__name__)
 
-# Parameters of a request on a stream. Triton's clients send the second; it changes nothing, because the last answer to
-# every request is marked, and is never empty.
-STREAM, EMPTY_FINAL = "stream", "triton_enable_empty_final_response"
+# Parameter of a request, which Triton's clients send; it changes nothing, because the last answer to every request is
+# marked, and is never empty.
+EMPTY_FINAL = "triton_enable_empty_final_response"
 # Parameter of every answer on a stream: whether it is the last one to its request.
 FINAL = "triton_final_response"
 

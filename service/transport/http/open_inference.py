@@ -10,6 +10,7 @@ from service.prediction.messages import RequestOptions
 from service.process.memory_budget import Reservation
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME
+from service.transport.extension_documents import check_not_streamed
 from service.transport.http import open_inference_json as rest
 from service.transport.http.connection import MEMORY
 from service.transport.http.endpoint import Endpoint, run_while_connected
@@ -65,6 +66,7 @@ class OpenInference:
             specs = predictor.catalog.describe(name, version).inputs
         read = partial(rest.read_infer, body, header_bytes=header_bytes, specs=specs)
         message = await endpoint.decode_inline_or_in_thread(read, len(body))
+        check_not_streamed(message.parameters)
         parameters = parameters_of(message.parameters)
         options = endpoint.request_options(request, request_id, parameters.timeout_s, parameters.truncate, parameters)
         return message, parameters, options, header_bytes

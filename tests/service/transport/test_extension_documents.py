@@ -357,6 +357,23 @@ def test_an_unknown_model_is_not_ready(http: httpx.Client, oip: inference_pb2_gr
     assert http.get("/v2/models/sentiment/versions/9/ready").status_code == 404
 
 
+def test_pieces_are_refused_by_calls_that_have_one_answer(
+    http: httpx.Client, oip: inference_pb2_grpc.GRPCInferenceServiceStub
+) -> None:
+    """The error names the call that has them; `false` asks for nothing."""
+    text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": ["good"]}
+    for asked, status in ((True, 501), (False, 200)):
+        answer = http.post("/v2/models/sentiment/infer", json={"inputs": [text], "parameters": {"stream": asked}})
+        assert answer.status_code == status
+    request = inference_pb2.ModelInferRequest(model_name="sentiment")
+    request.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"good")
+    request.parameters["stream"].bool_param = True
+    with pytest.raises(grpc.RpcError) as refused:
+        oip.ModelInfer(request, timeout=60)
+    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED
+    assert "ModelStreamInfer" in refused.value.details()
+
+
 def test_offered_extensions_are_advertised(http: httpx.Client) -> None:
     """By Triton's names; those that are not offered are absent."""
     extensions = set(http.get("/v2").json()["extensions"])
