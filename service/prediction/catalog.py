@@ -13,7 +13,7 @@ from service.tasks.table import TASKS
 
 PLATFORM = "onnxruntime_onnx"
 # By Triton's names. "model_repository" is not among them, because it promises to load and unload models.
-TRITON_EXTENSIONS = ("model_configuration", "statistics")
+TRITON_EXTENSIONS = ("binary_tensor_data", "model_configuration", "statistics")
 
 
 class ModelCatalog:
@@ -148,7 +148,7 @@ class ModelCatalog:
         All explanation methods are listed; the metadata of a model lists the ones that it supports.
         """
         methods = [f"explain:{method}" for method in METHODS]
-        return ["binary_tensor_data", *TRITON_EXTENSIONS, "explain", *methods, f"device:{self._repository.device}"]
+        return [*TRITON_EXTENSIONS, "explain", *methods, f"device:{self._repository.device}"]
 
     def not_ready_because(self) -> str | None:
         """Return why the server should get no requests now, or None."""

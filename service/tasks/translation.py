@@ -157,10 +157,10 @@ class Translation:
         request.check(self.max_tokens)
         beams = request.num_beams or self.defaults.num_beams
         if beams > limits.max_batch_rows:
-            limit = limits.max_batch_rows
-            raise InvalidRequest(f"num_beams is {beams}, the server's limit is {limit} (max_batch_rows)")
+            raise InvalidRequest(
+                f"num_beams is {beams}, the server's limit is {limits.max_batch_rows} (max_batch_rows)"
+            )
         check_num_rows(len(inputs), limits.max_request_rows, "texts", beams)
-        check_num_rows(len(inputs), limits.max_request_rows)
         return tokenization(
             inputs, partial(self.preprocess_all, truncate=options.truncate, field=field, request=request)
         )
