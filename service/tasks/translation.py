@@ -157,9 +157,8 @@ class Translation:
         request.check(self.max_tokens)
         beams = request.num_beams or self.defaults.num_beams
         if beams > limits.max_batch_rows:
-            raise InvalidRequest(
-                f"num_beams is {beams}, the server's limit is {limits.max_batch_rows} (max_batch_rows)"
-            )
+            limit = limits.max_batch_rows
+            raise InvalidRequest(f"num_beams is {beams}, the server's limit is {limit} (max_batch_rows)")
         check_num_rows(len(inputs), limits.max_request_rows, "texts", beams)
         return tokenization(
             inputs, partial(self.preprocess_all, truncate=options.truncate, field=field, request=request)
@@ -384,10 +383,7 @@ class Translation:
 
 
 def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """Make the explanation graph's input for a source and the translation whose log probability is explained.
-
-    The translation includes its end-of-sentence token where it has one.
-    """
+    """Make the explanation graph's input for a source and a translation, with its end-of-sentence token if it has one."""
     source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
     return {
         "source_ids": source,
