@@ -383,7 +383,7 @@ class Translation:
 
 
 def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """Make the explanation graph's input for a source and a translation, with its end-of-sentence token if it has one."""
+    """Make the explanation graph's input for a source and a translation, with its end-of-sentence token if any."""
     source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
     return {
         "source_ids": source,
