@@ -4,11 +4,13 @@ options + inputs ──> model ──> prepare ──> batcher ──> finish �
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from service.config import ServiceConfig
 from service.errors import InvalidRequest
@@ -35,7 +37,7 @@ from service.tasks.explainable import Explainable
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Task, too_many_rows
 from service.tasks.translation import Translated, Translation
 from service.telemetry.metrics import Metrics
-from service.tensors import Arrays
+from service.tensors import Arrays, bytes_array
 
 if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
@@ -206,6 +208,46 @@ class Predictor:
             yield translated, receipt
         finally:
             decoding.cancel()
+
+    async def stream_infer(
+        self, options: RequestOptions, inputs: Arrays, requested_outputs: Sequence[str] = ()
+    ) -> AsyncGenerator[tuple[Arrays, str, Receipt | None], None]:
+        """Answer the tensor of one text with its translation in pieces; see `stream_translation`.
+
+        The pieces of the first output, joined, are the translation. The last element has the other outputs.
+
+        Args:
+            options: options of the request.
+            inputs: the input tensor by name, of one element.
+            requested_outputs: names of the outputs to return; empty for all.
+
+        Yields:
+            output tensors by name, the version of the model, and the receipt in the last element.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+        model = self._repository.get(options.model, options.version)
+        task = require(model, Translation)
+        check_options(model, options)
+        check_inputs(task, inputs)
+        check_requested_outputs(task, requested_outputs, NO_CLASSES)
+        texts = task.read(inputs)
+        if len(texts) != 1:
+            raise InvalidRequest(f"a stream takes one text, the request has {len(texts)}")
+        text_output, score_output = (spec.name for spec in task.outputs)
+        wanted = requested_outputs or (text_output, score_output)
+        options = msgspec.structs.replace(options, version=model.version)
+        async with contextlib.aclosing(
+            self.stream_translation(options, texts[0], task.input_field.format(0))
+        ) as pieces:
+            async for piece in pieces:
+                if not isinstance(piece, str):
+                    translated, receipt = piece
+                    score = {score_output: np.array([translated.score], dtype=np.float32)}
+                    yield {name: array for name, array in score.items() if name in wanted}, model.version, receipt
+                elif text_output in wanted:
+                    yield {text_output: bytes_array([piece.encode()])}, model.version, None
 
     async def _decode_stream(
         self, options: RequestOptions, text: str, field: str, token_queue: TokenQueue

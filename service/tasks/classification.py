@@ -46,6 +46,10 @@ class Classifier:
             TensorSpec("probabilities", "FP32", (-1, len(self.labels)), labels=tuple(self.labels)),
         )
 
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return the limit on rows: each text or image is one."""
+        return max_request_rows
+
     def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
         """Split the outputs of a call into the logits of each item, float32 [C]."""
         return list(outputs["logits"])

@@ -137,6 +137,13 @@ class Task(Protocol[AnswerT_co]):
     def explainable(self) -> "Explainable | None":
         """The task itself if its answers can be explained."""
 
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return how many inputs a request may have, where the first dimension of every tensor counts them; else 0.
+
+        Args:
+            max_request_rows: limit of the server on the rows of a request.
+        """
+
     def read(self, inputs: Arrays) -> Any:
         """Return the inputs of a request that has the input tensors: what `prepare` takes.
 

@@ -144,6 +144,10 @@ class Translation:
         """The task itself: words of the source can be taken away."""
         return self
 
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return the limit on rows, divided among the beams that each text has by default."""
+        return max_request_rows // self.defaults.num_beams
+
     def read(self, inputs: Arrays) -> list[str]:
         """Return the texts of the tensor `text`."""
         return texts_of(inputs)
@@ -164,7 +168,6 @@ class Translation:
             limit = limits.max_batch_rows
             raise InvalidRequest(f"num_beams is {beams}, the server's limit is {limit} (max_batch_rows)")
         check_num_rows(len(inputs), limits.max_request_rows, "texts", beams)
-        check_num_rows(len(inputs), limits.max_request_rows)
         return tokenization(
             inputs, partial(self.preprocess_all, truncate=options.truncate, field=field, request=request)
         )
@@ -385,10 +388,7 @@ class Translation:
 
 
 def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """Make the explanation graph's input for a source and the translation whose log probability is explained.
-
-    The translation includes its end-of-sentence token where it has one.
-    """
+    """Make the explanation graph's input for a source and a translation, with its end-of-sentence token if any."""
     source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
     return {
         "source_ids": source,

@@ -1,6 +1,7 @@
-"""NVIDIA's `tritonclient` works unchanged: HTTP, gRPC and asyncio clients, binary and JSON tensors."""
+"""NVIDIA's `tritonclient` works unchanged: HTTP, gRPC, asyncio and streams, binary and JSON tensors, administration."""
 
-from collections.abc import Sequence
+import queue
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -179,3 +180,123 @@ def test_images(module: ModuleType, image_server: Server) -> None:
         result = client.infer("resnet9", [tensor])
     best_B = result.as_numpy("probabilities").argmax(axis=1)
     assert result.as_numpy("label").tolist() == [LABELS[number].encode() for number in best_B]
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
+def test_configuration_statistics_and_index(module: ModuleType, server: Server) -> None:
+    """The answers have the same content over HTTP and gRPC; a model that is unknown is not ready."""
+    as_json = {} if module is tritonclient.http else {"as_json": True}
+    with module.InferenceServerClient(address(server, module)) as client:
+        config = client.get_model_config("sentiment", **as_json)
+        config = config.get("config", config)
+        assert config["max_batch_size"] == 64
+        assert config["input"][0]["data_type"] == "TYPE_STRING"
+        before = client.get_inference_statistics("sentiment", **as_json)["model_stats"][0]
+        client.infer("sentiment", [text_input(module)])
+        after = client.get_inference_statistics("sentiment", "1", **as_json)["model_stats"][0]
+        assert int(after["inference_count"]) - int(before.get("inference_count", 0)) == len(TEXTS)
+        assert int(after["inference_stats"]["queue"]["count"]) > 0
+        everything = client.get_inference_statistics(**as_json)["model_stats"]
+        assert "sentiment" in [each["name"] for each in everything]
+        index = client.get_model_repository_index(**as_json)
+        entries = index["models"] if isinstance(index, dict) else index
+        assert {each["name"]: each["state"] for each in entries}.items() >= {
+            "sentiment": "READY",
+            "damaged": "UNAVAILABLE",
+        }.items()
+        assert not client.is_model_ready("nope")
+        assert not client.is_model_ready("sentiment", "9")
+        assert {"statistics", "model_configuration"} <= set(client.get_server_metadata(**as_json)["extensions"])
+
+
+@pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
+def test_what_is_not_offered_is_refused_with_the_reason(module: ModuleType, server: Server) -> None:
+    """Loading, shared memory, trace and log settings; the status of shared memory is an empty list."""
+    with module.InferenceServerClient(address(server, module)) as client:
+        for call, why in (
+            (lambda: client.load_model("sentiment"), "the folders of the store"),
+            (lambda: client.unload_model("sentiment"), "the folders of the store"),
+            (lambda: client.register_system_shared_memory("a", "/a", 8), "shared memory is not offered"),
+            (client.unregister_cuda_shared_memory, "shared memory is not offered"),
+            (client.get_trace_settings, "trace settings"),
+            (lambda: client.update_log_settings({"log_info": False}), "log settings"),
+        ):
+            with pytest.raises(InferenceServerException, match=why):
+                call()
+        for status in (client.get_system_shared_memory_status(), client.get_cuda_shared_memory_status()):
+            assert not getattr(status, "regions", status)
+
+
+class Answers:
+    """Collects the results and errors of a stream."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+
+    def __call__(self, result: Any, error: Any) -> None:
+        """Keep a result or an error; called by the client's thread."""
+        self._queue.put((result, error))
+
+    def next(self) -> tuple[Any, Any]:
+        """Return the next result and error, one of which is None."""
+        return self._queue.get(timeout=60)
+
+
+def test_a_stream_of_requests(server: Server) -> None:
+    """Answers come in the order of the requests, an error among them; each is marked as the last one to its request."""
+    module, answers = tritonclient.grpc, Answers()
+    with module.InferenceServerClient(address(server, module)) as client:
+        client.start_stream(answers)
+        client.async_stream_infer("sentiment", [text_input(module)], request_id="1", enable_empty_final_response=True)
+        client.async_stream_infer("nope", [text_input(module)], request_id="2")
+        client.async_stream_infer("sentiment", [text_input(module, TEXTS[:1])], request_id="3")
+        got = [answers.next() for _ in range(3)]
+        client.stop_stream()
+    (first, _), (_, error), (third, _) = got
+    assert first.as_numpy("label").tolist() == EXPECTED
+    assert "Request for unknown model" in str(error)
+    assert third.as_numpy("label").tolist() == EXPECTED[:1]
+    for result, request_id in ((first, "1"), (third, "3")):
+        assert result.get_response().id == request_id
+        assert result.get_response().parameters["triton_final_response"].bool_param
+
+
+def test_a_translation_is_streamed_as_a_client_of_decoupled_models_reads_it(translation_server: Server) -> None:
+    """The loop ends at the answer that is marked as the last one, and has the whole text by then."""
+    module, answers, pieces = tritonclient.grpc, Answers(), []
+    with module.InferenceServerClient(address(translation_server, module)) as client:
+        whole = client.infer("dogs", [text_input(module, ["three blue dogs"])], parameters={"num_beams": 1})
+        client.start_stream(answers)
+        client.async_stream_infer(
+            "dogs",
+            [text_input(module, ["three blue dogs"])],
+            enable_empty_final_response=True,
+            parameters={"stream": True},
+        )
+        while True:
+            result, error = answers.next()
+            assert error is None
+            if result.get_response().parameters["triton_final_response"].bool_param:
+                break
+            pieces += result.as_numpy("translation").tolist()
+        client.stop_stream()
+    assert len(pieces) > 1
+    assert b"".join(pieces) == whole.as_numpy("translation").tolist()[0]
+    np.testing.assert_allclose(result.as_numpy("score"), whole.as_numpy("score"), rtol=1e-5)
+
+
+async def test_an_asyncio_stream_of_requests(server: Server) -> None:
+    """The asyncio client iterates over the answers."""
+    module = tritonclient.grpc.aio
+
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        for number in range(3):
+            yield {"model_name": "sentiment", "inputs": [text_input(module)], "request_id": str(number)}
+
+    async with module.InferenceServerClient(address(server, module)) as client:
+        ids = []
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            assert result.as_numpy("label").tolist() == EXPECTED
+            ids.append(result.get_response().id)
+    assert ids == ["0", "1", "2"]

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,7 +20,7 @@ from service.prediction.messages import RequestOptions
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import Reservation
 from service.tasks.stored_task import HubCall
-from service.telemetry.metrics import Outcome
+from service.telemetry.tallies import Outcome
 from service.transport.content_encoding import MAX_INLINE_BYTES, content_encoding, decompressed
 from service.transport.http.connection import BODY_STEP_BYTES, MEMORY
 from service.transport.http.responses import MAX_UNCOUNTED_BYTES, error_response, num_body_bytes
@@ -67,9 +67,9 @@ class Endpoint:
         self.predictor, self.config = predictor, config
         self._turns, self._tracing, self._request_ids = turns, tracing, RequestIds()
 
-    def route(self, path: str, handler: Handler) -> Route:
-        """Build a route for GET requests."""
-        return Route(path, self._guard(handler))
+    def route(self, path: str, handler: Handler, methods: Sequence[str] = ("GET",)) -> Route:
+        """Build a route for requests that are no inference."""
+        return Route(path, self._guard(handler), methods=list(methods))
 
     def inference_route(self, path: str, handler: Handler) -> Route:
         """Build a route for POST requests to a model: they are traced, and their failures are counted."""
@@ -153,7 +153,9 @@ class Endpoint:
                 f" within {self.config.client_timeout_s} s (client_timeout_s)"
             ) from None
         except ClientDisconnect:
-            self._count_failure(request, request_id, "cancelled", "the client hung up before its request was complete")
+            if "model" in request.path_params:
+                why = "the client hung up before its request was complete"
+                self._count_failure(request, request_id, "cancelled", why)
             raise
         body = await self._turns.joined(parts)
         return body if encoding is None else await self._decompressed(body, encoding, memory)

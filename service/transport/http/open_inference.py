@@ -11,9 +11,11 @@ from service.prediction.messages import RequestOptions
 from service.process.memory_budget import Reservation
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME
+from service.transport.extension_documents import check_not_streamed
 from service.transport.http import open_inference_json as rest
 from service.transport.http.connection import MEMORY
 from service.transport.http.endpoint import Endpoint, run_while_connected
+from service.transport.http.model_administration import ModelAdministration
 from service.transport.http.responses import json_response, pieces_response, readiness_response
 from service.transport.request_metadata import MAX_READ_AT_ONCE, Parameters, explain_request_of, parameters_of
 from service.version import installed_version
@@ -35,6 +37,7 @@ class OpenInference:
         return [
             *(inference_route(prefix + "/infer", self._infer) for prefix in prefixes),
             *(inference_route(prefix + "/explain", self._explain) for prefix in prefixes),
+            *ModelAdministration(self._endpoint).routes(),  # /v2/models/stats is no model
             *(route(prefix, self._model_metadata) for prefix in prefixes),
             *(route(prefix + "/card", self._model_card) for prefix in prefixes),
             *(route(prefix + "/ready", self._model_ready) for prefix in prefixes),
@@ -64,6 +67,7 @@ class OpenInference:
             specs = predictor.catalog.describe(name, version).inputs
         read = partial(rest.read_infer, body, header_bytes=header_bytes, specs=specs)
         message = await endpoint.decode_inline_or_in_thread(read, len(body))
+        check_not_streamed(message.parameters)
         parameters = parameters_of(message.parameters)
         options = endpoint.request_options(request, request_id, parameters.timeout_s, parameters.truncate, parameters)
         return message, parameters, options, header_bytes
