@@ -16,6 +16,7 @@ from export.markdown import pyplot_without_a_screen, table
 from export.studies.sweeps import is_of_a_study, sweep_section, transfer_section
 from export.tasks.run_tables import accuracy_of
 from export.tasks.task import Records, all_tasks
+from export.whole_files import save_figure
 from model_store.folder import EXPLAIN
 
 HEAD = """# Models
@@ -126,7 +127,7 @@ def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure
     axes.set(xlabel="minutes of training", ylabel=f"validation: {measure}", xscale="log")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)
 
 
@@ -154,5 +155,5 @@ def plot_confusion(records: dict[str, dict[str, Any]], path: Path) -> None:
         axes.set_title(name, fontsize=9)
     figure.supxlabel("predicted", fontsize=9)
     figure.supylabel("true", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)

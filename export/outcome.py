@@ -1,0 +1,57 @@
+"""Says in one sentence why a command ended early: a package is missing, the disk is full, or it was stopped."""
+
+import errno
+import sys
+from collections.abc import Iterator
+
+from export.stopping import Terminated
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What libraries that write files themselves say in place of an error number: torch, safetensors and tokenizers in Rust.
+NO_SPACE_TEXTS = ("PytorchStreamWriter failed writing file", *(f"(os error {number})" for number in NO_SPACE))
+OURS = ("export", "load_tests", "model_store", "proto", "service")
+FAILED, NOT_INSTALLED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
+
+
+def lacks(error: ModuleNotFoundError, extra: str) -> str:
+    """Say which package a program lacks, and what to install.
+
+    Args:
+        error: the import that failed; raised again if one of our own modules is missing, which no extra has.
+        extra: the extra of pyproject.toml that has the package.
+
+    Raises:
+        ModuleNotFoundError: the module is one of this repository.
+    """
+    package = (error.name or "").partition(".")[0]
+    if not package or package in OURS:
+        raise error
+    return (
+        f"the package {package!r} is not installed for {sys.executable}; `make .venv/{extra}.stamp` installs what is"
+        f" needed, or `pip install 'heed[{extra}]'` in an environment that has Heed"
+    )
+
+
+def lacks_space(error: BaseException) -> str | None:
+    """Return what the system says if the error is a full disk or a limit on sizes; None for other errors."""
+    for each in chain_of(error):
+        if isinstance(each, OSError) and each.errno in NO_SPACE:
+            return f"{each.strerror}: {each.filename}" if each.filename else str(each.strerror)
+        if any(text in str(each) for text in NO_SPACE_TEXTS):
+            return str(each).strip().splitlines()[0]
+    return None
+
+
+def chain_of(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error, and the errors that it was raised from or during."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        yield each
+        seen.add(id(each))
+        each = each.__cause__ or each.__context__
+
+
+def stopped(error: KeyboardInterrupt) -> tuple[str, int]:
+    """Return the word for how a command was stopped, and its exit status."""
+    return ("terminated", TERMINATED) if isinstance(error, Terminated) else ("interrupted", INTERRUPTED)
