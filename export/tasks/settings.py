@@ -2,17 +2,19 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from export.closest import closest_first
 
 NETWORK = "model"  # the field with the network's own settings
+# What a value of a type is called in a sentence, and in the list of keys.
 KINDS = {
-    bool: "true or false",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    tuple: "whole numbers, separated by commas",
+    bool: ("true or false", "true|false"),
+    int: ("a whole number", "INTEGER"),
+    float: ("a number", "NUMBER"),
+    str: ("a text", "TEXT"),
+    tuple: ("whole numbers, separated by commas", "INTEGER,..."),
 }
 
 
@@ -50,7 +52,21 @@ def keys_of(config: Any) -> list[str]:
 
 
 def _known(config: Any, key: str) -> str:
-    return f"there are {', '.join(closest_first(key, keys_of(config)))}"
+    return f"there are {', '.join(map(partial(_with_kind, config), closest_first(key, keys_of(config))))}"
+
+
+def _with_kind(config: Any, key: str) -> str:
+    """Write a key with the kind of its value: epochs=INTEGER."""
+    name = key.removeprefix(f"{NETWORK}.")
+    owner = config if name == key else getattr(config, NETWORK)
+    choices = _choices(owner, name)
+    return f"{key}={'|'.join(choices) if choices else KINDS[type(getattr(owner, name))][1]}"
+
+
+def _choices(owner: Any, name: str) -> tuple[str, ...]:
+    """Return the values that a field's type lists, if it does."""
+    hint = get_type_hints(type(owner))[name]
+    return get_args(hint) if get_origin(hint) is Literal else ()
 
 
 def _parsed(text: str, owner: Any, name: str) -> Any:
@@ -59,10 +75,9 @@ def _parsed(text: str, owner: Any, name: str) -> Any:
     Raises:
         ValueError: it is not of that type.
     """
-    hint = get_type_hints(type(owner))[name]
-    if get_origin(hint) is Literal:
-        if text not in get_args(hint):
-            raise ValueError(f"takes one of {', '.join(closest_first(text, get_args(hint)))}, not {text!r}")
+    if choices := _choices(owner, name):
+        if text not in choices:
+            raise ValueError(f"takes one of {', '.join(closest_first(text, choices))}, not {text!r}")
         return text
     kind = type(getattr(owner, name))
     try:
@@ -74,5 +89,5 @@ def _parsed(text: str, owner: Any, name: str) -> Any:
         if kind is float and not math.isfinite(value):
             raise ValueError
     except (KeyError, ValueError):
-        raise ValueError(f"takes {KINDS[kind]}, not {text!r}") from None
+        raise ValueError(f"takes {KINDS[kind][0]}, not {text!r}") from None
     return value
