@@ -56,11 +56,10 @@ def kept_by(arguments: argparse.Namespace) -> str:
     if command == "train":
         return kept_in(run_dir_of(arguments))
     given = vars(arguments)
-    if command in {"queue", "explain"}:
-        kept = (
-            "{runs} keeps finished runs and the last checkpoint" if command == "queue" else "{work} keeps its figures"
-        )
-        return kept.format(**given) + "; the same command goes on"
+    if command == "queue":
+        return "{runs} keeps finished runs and the last checkpoint; the same command goes on".format(**given)
+    if command == "explain":
+        return "{work} keeps the figures of finished examples; the same command goes on".format(**given)
     if command in {"convert", "load", "untrained"}:
         kept = "no unfinished version is in {model_store}"
     elif command == "archive":
