@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
-from export.outcome import FAILED, NOT_INSTALLED, lacks, lacks_space, stopped
+from export.outcome import FAILED, NOT_INSTALLED, lacks_space, stopped
 from export.stopping import terminate
+from service.version import not_installed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ def main() -> int:
         return run(arguments)
     except ModuleNotFoundError as error:
         extra = "torchserve" if arguments.command == "archive" else "train"
-        return say(arguments.command, lacks(error, extra), NOT_INSTALLED)
+        return say(arguments.command, not_installed(error, extra), NOT_INSTALLED)
     except KeyboardInterrupt as stop:
         how, status = stopped(stop)
         return say(arguments.command, f"{how}; {kept_by(arguments)}", status)

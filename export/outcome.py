@@ -1,7 +1,6 @@
-"""Says in one sentence why a command ended early: a package is missing, the disk is full, or it was stopped."""
+"""Says in one sentence why a command ended early: the disk is full, or it was stopped."""
 
 import errno
-import sys
 from collections.abc import Iterator
 
 from export.stopping import Terminated
@@ -9,27 +8,7 @@ from export.stopping import Terminated
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What libraries that write files themselves say in place of an error number: torch, safetensors and tokenizers in Rust.
 NO_SPACE_TEXTS = ("PytorchStreamWriter failed writing file", *(f"(os error {number})" for number in NO_SPACE))
-OURS = ("export", "load_tests", "model_store", "proto", "service")
 FAILED, NOT_INSTALLED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-
-
-def lacks(error: ModuleNotFoundError, extra: str) -> str:
-    """Say which package a program lacks, and what to install.
-
-    Args:
-        error: the import that failed; raised again if one of our own modules is missing, which no extra has.
-        extra: the extra of pyproject.toml that has the package.
-
-    Raises:
-        ModuleNotFoundError: the module is one of this repository.
-    """
-    package = (error.name or "").partition(".")[0]
-    if not package or package in OURS:
-        raise error
-    return (
-        f"the package {package!r} is not installed for {sys.executable}; `make .venv/{extra}.stamp` installs what is"
-        f" needed, or `pip install 'heed[{extra}]'` in an environment that has Heed"
-    )
 
 
 def lacks_space(error: BaseException) -> str | None:
