@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from export.stopping import Terminated
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# What libraries that write files themselves say in place of an error number: torch, safetensors and tokenizers in Rust.
-NO_SPACE_TEXTS = ("PytorchStreamWriter failed writing file", *(f"(os error {number})" for number in NO_SPACE))
+# What libraries and programs that write files say in place of an error number: torch, those in Rust, the archiver.
+NO_SPACE_TEXTS = (
+    "PytorchStreamWriter failed writing file",
+    *(f"(os error {number})" for number in NO_SPACE),
+    *(f"[Errno {number}]" for number in NO_SPACE),
+)
 FAILED, NOT_INSTALLED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 

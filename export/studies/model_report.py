@@ -6,7 +6,6 @@ No figure of the page is typed by hand.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from export.markdown import pyplot_without_a_screen, table
 from export.studies.sweeps import is_of_a_study, sweep_section, transfer_section
 from export.tasks.run_tables import accuracy_of
 from export.tasks.task import Records, all_tasks
-from export.whole_files import save_figure
+from export.whole_files import save_figure, write_bytes, write_text
 from model_store.folder import EXPLAIN
 
 HEAD = """# Models
@@ -40,7 +39,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     kept = docs / "runs"
     kept.mkdir(parents=True, exist_ok=True)
     for result in sorted(runs.glob("*/result.json")):
-        shutil.copyfile(result, kept / f"{result.parent.name}.json")
+        write_bytes(kept / f"{result.parent.name}.json", result.read_bytes())
         console.print(f"copied: {result}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     page = HEAD + budget(records)
@@ -54,7 +53,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
             if task.report.has_confusion:
                 plot_confusion(alone, docs / f"{pictures}-confusion.png")
         page += "".join(f"{line}\n" for line in studies(chosen, docs, pictures))
-    (docs / "models.md").write_text(page + served_section(store))
+    write_text(docs / "models.md", page + served_section(store))
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
 
 

@@ -146,7 +146,7 @@ def test_a_server_without_a_usable_model_is_not_ready(tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as raised:
             urllib.request.urlopen(f"{server.http}/readyz", timeout=5)
         document = json.load(raised.value)
-        assert (raised.value.code, document["reason"]) == (503, "no model could be loaded")
+        assert (raised.value.code, document["reason"]) == (503, f"no model could be loaded from the model store {tmp_path}")
         assert "broken/1" in document["not_served"]
         assert server.stop() == 0
 
