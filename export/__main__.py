@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.closest import closest_first
 from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
 from export.outcome import FAILED, NOT_INSTALLED, lacks_space, stopped
@@ -40,7 +41,8 @@ def main() -> int:
         if why := lacks_space(error):
             return say(arguments.command, f"{why}; {kept_by(arguments)}, once there is space", FAILED)
         if isinstance(error, ValueError | FolderError | OSError):  # their messages say what is wrong
-            return say(arguments.command, str(error), FAILED)
+            named = isinstance(error, OSError) and error.strerror and error.filename
+            return say(arguments.command, f"{error.strerror}: {error.filename}" if named else str(error), FAILED)
         raise
 
 
@@ -208,7 +210,8 @@ def archive(arguments: argparse.Namespace, console: "Console") -> None:
 
     found = newest_models(arguments.model_store)
     if unknown := [name for name in arguments.models if name not in found]:
-        raise ValueError(f"no model with a task: {', '.join(unknown)}; {arguments.model_store} has {', '.join(found)}")
+        known = ", ".join(closest_first(unknown[0], found)) or "none"
+        raise ValueError(f"no model with a task: {', '.join(unknown)}; {arguments.model_store} has {known}")
     batching = Batching(
         batch_size=arguments.batch_size,
         max_batch_delay_ms=arguments.max_batch_delay_ms,

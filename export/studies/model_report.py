@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from export.finished_runs import finished_runs
 from export.markdown import pyplot_without_a_screen, table
 from export.studies.sweeps import is_of_a_study, sweep_section, transfer_section
 from export.tasks.run_tables import accuracy_of
@@ -41,6 +42,8 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     for result in sorted(runs.glob("*/result.json")):
         write_bytes(kept / f"{result.parent.name}.json", result.read_bytes())
         console.print(f"copied: {result}")
+    if not finished_runs(runs):
+        console.print(f"no finished run in {runs}: the page shows the records in {kept}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     page = HEAD + budget(records)
     for task in sorted(all_tasks(), key=lambda task: task.report.place):
