@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from export.closest import closest_first
 from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
-from export.outcome import FAILED, NOT_INSTALLED, lacks_space, stopped
+from export.outcome import FAILED, NOT_INSTALLED, lacks_space, sentence_of, stopped
 from export.stopping import terminate
 from service.version import not_installed
 
@@ -41,8 +41,7 @@ def main() -> int:
         if why := lacks_space(error):
             return say(arguments.command, f"{why}; {kept_by(arguments)}, once there is space", FAILED)
         if isinstance(error, ValueError | FolderError | OSError):  # their messages say what is wrong
-            named = isinstance(error, OSError) and error.strerror and error.filename
-            return say(arguments.command, f"{error.strerror}: {error.filename}" if named else str(error), FAILED)
+            return say(arguments.command, sentence_of(error), FAILED)
         raise
 
 

@@ -15,11 +15,18 @@ NO_SPACE_TEXTS = (
 FAILED, NOT_INSTALLED, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
+def sentence_of(error: Exception) -> str:
+    """Return an error's message; of an error of the system, its text and the file, without the number."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.strerror}: {error.filename}"
+    return str(error)
+
+
 def lacks_space(error: BaseException) -> str | None:
     """Return what the system says if the error is a full disk or a limit on sizes; None for other errors."""
     for each in chain_of(error):
         if isinstance(each, OSError) and each.errno in NO_SPACE:
-            return f"{each.strerror}: {each.filename}" if each.filename else str(each.strerror)
+            return sentence_of(each) if each.filename else str(each.strerror)
         if any(text in str(each) for text in NO_SPACE_TEXTS):
             return str(each).strip().splitlines()[0]
     return None
