@@ -5,6 +5,8 @@ explain | load | untrained | archive`.
 """
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
 import time
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from export.closest import closest_first
 from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
-from export.outcome import FAILED, NOT_INSTALLED, lacks_space, sentence_of, stopped
+from export.outcome import FAILED, INTERRUPTED, NOT_INSTALLED, TERMINATED, lacks_space, sentence_of, stopped
 from export.stopping import terminate
 from service.version import not_installed
 
@@ -280,7 +282,19 @@ def run_dir_of(arguments: argparse.Namespace) -> Path:
     return run_dir or Path("runs") / arguments.model
 
 
+def leave(status: int) -> None:
+    """End the process; after an early end at once, because threads of libraries that were cut off may abort it.
+
+    pyarrow does so when a write has failed, and the exit status would be that of the abort.
+    """
+    if status in {FAILED, INTERRUPTED, TERMINATED}:
+        with contextlib.suppress(OSError):  # a full disk
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
     # On SIGTERM a command cleans up, as it does on an interrupt.
     signal.signal(signal.SIGTERM, terminate)
-    sys.exit(main())
+    leave(main())

@@ -176,6 +176,14 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(environment: 
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
 
 
+def test_a_data_set_that_cannot_be_unpacked_is_a_full_disk(environment: dict[str, str], tmp_path: Path) -> None:
+    """The library's threads end with an abort after such an error; the status is still 1."""
+    fresh = environment | {"HF_HOME": str(tmp_path / "cache")}
+    run = export(fresh, *TRAIN, str(tmp_path / "run"), "--set", *SMALL, before=limit_files)
+    assert run.returncode == FAILED, run.stderr
+    assert last_line(run.stderr).startswith(f"train: File too large; {tmp_path / 'run'} has no checkpoint yet; ")
+
+
 def test_a_version_that_cannot_be_written_is_not_there(
     finished: Path, environment: dict[str, str], tmp_path: Path
 ) -> None:
