@@ -273,9 +273,20 @@ class ModelRepository:
                 return LOADING
             if state.served is not None and (trouble := state.served.batcher.health_problem()):
                 return f"{state.name}/{state.version}: {trouble}"
-        if not any(state.served for state in self.states.values()):
-            return "no model could be loaded"
-        return None
+        return self.serves_nothing_because()
+
+    def serves_nothing_because(self) -> str | None:
+        """Say why a store that has been read gives no model to serve, with its absolute path; None if one is served.
+
+        The server then stays up, unready: whoever watches it reads the reason there, and its metrics and log remain.
+        Models that are added later are served after a restart.
+        """
+        if any(state.served for state in self.states.values()):
+            return None
+        store = self.config.model_store.absolute()
+        if not self.states:
+            return f"the model store {store} has no model: put one into {store}/<name>/1/ and start the server again"
+        return f"no model could be loaded from the model store {store}"
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones are answered."""

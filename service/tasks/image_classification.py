@@ -102,7 +102,7 @@ class ImageClassification(Classifier):
     takes_files: ClassVar[bool] = True
     answers_lists: ClassVar[bool] = False
     hub_request: ClassVar[type[msgspec.Struct]] = ImageClassificationRequest
-    example: ClassVar[str | None] = "--data-binary @cat.jpg"
+    example: ClassVar[str | None] = "--data-binary @docs/ship.jpg"
     pads_rows: ClassVar[bool] = False
     max_length = 1
     inputs = (TensorSpec("image", "BYTES", (-1,)),)
