@@ -60,9 +60,14 @@ clean:  ## what can be made again in minutes; trained runs stay
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# What training and conversion need, beside the server.
+.venv/train.stamp: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train]'
+	touch $@ .venv/serve.stamp
+
 .venv/dev.stamp: .venv/bin/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,load,bench,dev,torchserve,tracing]'
-	touch $@ .venv/serve.stamp .venv/torchserve.stamp
+	touch $@ .venv/serve.stamp .venv/train.stamp .venv/torchserve.stamp
 
 # The two builds of ONNX Runtime are one package: the one with CUDA takes the place of the other.
 .venv/gpu.stamp: .venv/dev.stamp

@@ -5,26 +5,93 @@ explain | load | untrained | archive`.
 """
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
+from export.closest import closest_first
 from export.command_line import parser
-from model_store.folder import NAME, FolderError
+from export.finished_runs import CHECKPOINT, is_finished, require_finished
+from export.outcome import FAILED, INTERRUPTED, NOT_INSTALLED, TERMINATED, lacks_space, sentence_of, stopped
+from export.stopping import terminate
+from service.version import not_installed
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from export.tasks.task import Target
 
 
 def main() -> int:
-    """Run one command; its exit status."""
+    """Run one command; its exit status. What ends it early is said in one sentence."""
     arguments = parser().parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    errors = Console(stderr=True)
-    run = {
+    try:
+        return run(arguments)
+    except ModuleNotFoundError as error:
+        extra = "torchserve" if arguments.command == "archive" else "train"
+        return say(arguments.command, not_installed(error, extra), NOT_INSTALLED)
+    except KeyboardInterrupt as stop:
+        how, status = stopped(stop)
+        return say(arguments.command, f"{how}; {kept_by(arguments)}", status)
+    except Exception as error:
+        from model_store.folder import FolderError
+
+        if why := lacks_space(error):
+            return say(arguments.command, f"{why}; {kept_by(arguments)}, once there is space", FAILED)
+        if isinstance(error, ValueError | FolderError | OSError):  # their messages say what is wrong
+            return say(arguments.command, sentence_of(error), FAILED)
+        raise
+
+
+def say(command: str, sentence: str, status: int) -> int:
+    """Print why a command has ended, in red on a terminal, and return its exit status."""
+    red, plain = ("\033[1;31m", "\033[0m") if sys.stderr.isatty() else ("", "")
+    print(f"{red}{command}: {sentence}{plain}", file=sys.stderr, flush=True)
+    return status
+
+
+def kept_by(arguments: argparse.Namespace) -> str:
+    """Say what a command that ended early has kept, and how to go on."""
+    command = arguments.command
+    if command == "train":
+        return kept_in(run_dir_of(arguments))
+    given = vars(arguments)
+    if command == "queue":
+        return "{runs} keeps finished runs and the last checkpoint; the same command goes on".format(**given)
+    if command == "explain":
+        return "{work} keeps the figures of finished examples; the same command goes on".format(**given)
+    if command in {"convert", "load", "untrained"}:
+        kept = "no unfinished version is in {model_store}"
+    elif command == "archive":
+        kept = "the archives in {into} are whole"
+    elif command == "report":
+        kept = "the pages in {docs} are whole"
+    elif command == "measure":
+        kept = "the record of the run is as it was"
+    else:
+        kept = "the files of a version change together or not at all"
+    return kept.format(**given) + "; the same command starts again"
+
+
+def kept_in(run_dir: Path) -> str:
+    """Say what a run folder has, and how to go on."""
+    if is_finished(run_dir):
+        return f"{run_dir} has the finished run"
+    if (run_dir / CHECKPOINT).is_file():
+        saved = time.strftime("%H:%M:%S", time.localtime((run_dir / CHECKPOINT).stat().st_mtime))
+        return f"{run_dir} keeps its checkpoint of {saved}; the same command resumes from it"
+    return f"{run_dir} has no checkpoint yet; the same command starts from the beginning"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one command; its exit status."""
+    from rich.console import Console
+
+    command = {
         "train": train,
         "queue": queue,
         "measure": measure,
@@ -38,21 +105,11 @@ def main() -> int:
         "untrained": random_weights,
         "archive": archive,
     }[arguments.command]
-    try:
-        run(arguments, console)
-    except (ValueError, FolderError, FileNotFoundError, ConnectionError) as error:  # their messages say what is wrong
-        errors.print(
-            f"{arguments.command}: {error}",
-            style="bold red",
-            soft_wrap=True,
-            highlight=False,
-            markup=False,
-        )
-        return 1
+    command(arguments, Console(width=None if sys.stdout.isatty() else 140))
     return 0
 
 
-def train(arguments: argparse.Namespace, console: Console) -> None:
+def train(arguments: argparse.Namespace, console: "Console") -> None:
     """Train one model."""
     from export.tasks.runs import Run, train_run
 
@@ -60,38 +117,40 @@ def train(arguments: argparse.Namespace, console: Console) -> None:
     train_run(Run(run_dir.name, arguments.model, arguments.set), run_dir, console, arguments.time_budget)
 
 
-def queue(arguments: argparse.Namespace, console: Console) -> None:
+def queue(arguments: argparse.Namespace, console: "Console") -> None:
     """Train a list of runs."""
     from export.tasks.runs import read_queue, run_all
 
     run_all(read_queue(arguments.file), arguments.runs, console, arguments.time_budget)
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> None:
+def measure(arguments: argparse.Namespace, console: "Console") -> None:
     """Measure the weights of a finished run again."""
+    require_finished(run_dir_of(arguments))
     from export.tasks.runs import measure_run
 
     measure_run(run_dir_of(arguments), console)
 
 
-def report(arguments: argparse.Namespace, console: Console) -> None:
+def report(arguments: argparse.Namespace, console: "Console") -> None:
     """Write the page of the models."""
     from export.studies.model_report import report as write_report
 
     write_report(arguments.runs, arguments.docs, arguments.model_store, console)
 
 
-def convert(arguments: argparse.Namespace, console: Console) -> None:
+def convert(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a finished run."""
+    run_dir = run_dir_of(arguments)
+    require_finished(run_dir)
     from export.tasks.task import task_of
     from export.training.run_folder import read_result
 
-    run_dir = run_dir_of(arguments)
     task = task_of(read_result(run_dir)["task"])
     task.convert(run_dir, target_of(arguments, arguments.model), console)
 
 
-def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
+def explain_graph(arguments: argparse.Namespace, console: "Console") -> None:
     """Add the graph that explains to versions in the model store."""
     from export.conversion.explanation_graph import add_to_store
     from export.tasks.task import task_of
@@ -100,7 +159,7 @@ def explain_graph(arguments: argparse.Namespace, console: Console) -> None:
         add_to_store(folder, task_of, console)
 
 
-def float16(arguments: argparse.Namespace, console: Console) -> None:
+def float16(arguments: argparse.Namespace, console: "Console") -> None:
     """Add the float16 graphs to versions in the model store."""
     from export.conversion.float16 import add_to_store
     from export.tasks.task import task_of
@@ -109,7 +168,7 @@ def float16(arguments: argparse.Namespace, console: Console) -> None:
         add_to_store(folder, task_of, material_of, console)
 
 
-def measure_batches(arguments: argparse.Namespace, console: Console) -> None:
+def measure_batches(arguments: argparse.Namespace, console: "Console") -> None:
     """Measure how far answers of versions in the model store depend on the other items of their batch."""
     from export.conversion.sensitivity.batch_sensitivity import add_to_store
     from export.tasks.task import task_of
@@ -133,7 +192,7 @@ def material_of(manifest: Any) -> Any:
     return material
 
 
-def explain(arguments: argparse.Namespace, console: Console) -> None:
+def explain(arguments: argparse.Namespace, console: "Console") -> None:
     """Study explanations, and write the page about it."""
     from export.studies.interpretability import explain as study
 
@@ -145,14 +204,15 @@ def explain(arguments: argparse.Namespace, console: Console) -> None:
         write_page(arguments.docs, console)
 
 
-def archive(arguments: argparse.Namespace, console: Console) -> None:
+def archive(arguments: argparse.Namespace, console: "Console") -> None:
     """Pack models for TorchServe."""
     from export.torchserve.archive import Batching, newest_models
     from export.torchserve.archive import archive as pack
 
     found = newest_models(arguments.model_store)
     if unknown := [name for name in arguments.models if name not in found]:
-        raise ValueError(f"no model with a task: {', '.join(unknown)}; {arguments.model_store} has {', '.join(found)}")
+        known = ", ".join(closest_first(unknown[0], found)) or "none"
+        raise ValueError(f"no model with a task: {', '.join(unknown)}; {arguments.model_store} has {known}")
     batching = Batching(
         batch_size=arguments.batch_size,
         max_batch_delay_ms=arguments.max_batch_delay_ms,
@@ -164,7 +224,7 @@ def archive(arguments: argparse.Namespace, console: Console) -> None:
         console.print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB", soft_wrap=True, highlight=False)
 
 
-def load(arguments: argparse.Namespace, console: Console) -> None:
+def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
     from export.tasks.task import task_of
 
@@ -180,7 +240,7 @@ def load(arguments: argparse.Namespace, console: Console) -> None:
     task.load(arguments.source, arguments.validate_on, target, console)
 
 
-def random_weights(arguments: argparse.Namespace, console: Console) -> None:
+def random_weights(arguments: argparse.Namespace, console: "Console") -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
     from export.conversion.random_weights import write_random_weights
     from export.task_table import TEXT_CLASSIFICATION
@@ -208,6 +268,7 @@ def target_of(arguments: argparse.Namespace, default_name: str) -> "Target":
         ValueError: the name has characters that are not allowed.
     """
     from export.tasks.task import Target
+    from model_store.folder import NAME
 
     name: str = arguments.name or default_name
     if not NAME.fullmatch(name):
@@ -221,7 +282,19 @@ def run_dir_of(arguments: argparse.Namespace) -> Path:
     return run_dir or Path("runs") / arguments.model
 
 
+def leave(status: int) -> None:
+    """End the process; after an early end at once, because threads of libraries that were cut off may abort it.
+
+    pyarrow does so when a write has failed, and the exit status would be that of the abort.
+    """
+    if status in {FAILED, INTERRUPTED, TERMINATED}:
+        with contextlib.suppress(OSError):  # a full disk
+            sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
     # On SIGTERM a command cleans up, as it does on an interrupt.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    sys.exit(main())
+    signal.signal(signal.SIGTERM, terminate)
+    leave(main())

@@ -2,11 +2,12 @@
 
 import argparse
 import math
-import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from export.task_table import TASKS
+from export.option_types import positive, recipe, seconds_of
+from export.task_table import RECIPES, TASKS
 from service.version import installed_version
 
 
@@ -33,54 +34,62 @@ def add_run_commands(commands: Any) -> None:
     one = commands.add_parser(
         "train",
         help="train a model into a run folder, or resume an unfinished run",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="recipes:\n" + recipe_lines(),
     )
-    one.add_argument("model", help="name of a recipe: RECIPES of the modules in export/training/")
-    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
+    one.add_argument("model", metavar="RECIPE", type=recipe, help="name of a recipe in the list below")
+    add_run_dir(one, "folder of the run; default: runs/RECIPE")
     one.add_argument(
         "--set",
         nargs="+",
         default=[],
-        metavar="NAME=VALUE",
-        help="change the recipe: a field of its configuration, or model.<field> of its network's",
+        metavar="KEY=VALUE",
+        help="change settings of the recipe, such as epochs=10 model.num_layers=4; an unknown key lists all keys",
     )
     add_time_budget(one)
 
     one = commands.add_parser("queue", help="train a list of runs in order; finished runs are skipped")
-    one.add_argument("--file", type=Path, default=Path(__file__).parent / "queue.toml")
-    one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
+    one.add_argument(
+        "--file",
+        type=Path,
+        default=Path(__file__).parent / "queue.toml",
+        metavar="FILE",
+        help="TOML file with the runs; default: export/queue.toml",
+    )
+    add_runs(one)
     add_time_budget(one)
 
     one = commands.add_parser("measure", help="measure the weights of a finished run again, and update its record")
-    one.add_argument("model", help="the name of the trained recipe")
-    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
+    one.add_argument("model", metavar="RUN", help="name of a finished run: of its recipe, or of its folder in runs/")
+    add_run_dir(one, "folder of the run; default: runs/RUN")
 
     one = commands.add_parser("report", help="rewrite docs/models.md from the records of the runs")
-    one.add_argument("--runs", type=Path, default=Path("runs"), help="the folder of the run folders")
-    one.add_argument("--docs", type=Path, default=Path("docs"))
-    one.add_argument("--model-store", type=Path, default=Path("model_store"))
+    add_runs(one)
+    add_docs(one)
+    add_store(one)
 
 
 def add_convert(commands: Any) -> None:
     """Add the command that converts a finished run."""
     one = commands.add_parser("convert", help="convert a finished run to the next version in the model store")
-    one.add_argument("model", help="the name of the trained recipe")
-    one.add_argument("--run-dir", type=Path, help="default: runs/<model>")
+    one.add_argument("model", metavar="RUN", help="name of a finished run: of its recipe, or of its folder in runs/")
+    add_run_dir(one, "folder of the run; default: runs/RUN")
     add_target_options(one)
 
 
 def add_version_commands(commands: Any) -> None:
     """Add the commands that complete or measure versions in the model store."""
     one = commands.add_parser("explain-graph", help="add the graph that explains to versions in the model store")
-    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+    add_version_folders(one)
 
     one = commands.add_parser("half-graphs", help="add float16 graphs for GPUs to versions in the model store")
-    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+    add_version_folders(one)
 
     one = commands.add_parser(
         "measure-batches",
         help="measure how much answers of int8 versions in the model store change with the other items of a batch",
     )
-    one.add_argument("folder", type=Path, nargs="+", help="<model store>/<name>/<version>")
+    add_version_folders(one)
 
 
 def add_explain(commands: Any) -> None:
@@ -89,13 +98,14 @@ def add_explain(commands: Any) -> None:
         "explain",
         help="study attention and explanations of the committed models, or resume an unfinished study",
     )
-    one.add_argument("--model-store", type=Path, default=Path("model_store"))
-    one.add_argument("--docs", type=Path, default=Path("docs"))
+    add_store(one)
+    add_docs(one)
     one.add_argument(
         "--work",
         type=Path,
         default=Path("build/interpretability"),
-        help="the folder for the figures of single examples",
+        metavar="FOLDER",
+        help="folder for the figures of single examples; default: build/interpretability",
     )
     one.add_argument("--page-only", action="store_true", help="only rewrite the page, from docs/interpretability.json")
     add_time_budget(one)
@@ -107,8 +117,8 @@ def add_load(commands: Any) -> None:
         "load",
         help="convert a Hugging Face model to the next version in the model store",
     )
-    one.add_argument("source", help="a folder with a saved model, or a hub id")
-    one.add_argument("--task", required=True, choices=list(TASKS))
+    one.add_argument("source", metavar="SOURCE", help="a folder with a saved model, or a hub id such as owner/name")
+    one.add_argument("--task", required=True, choices=list(TASKS), help="task of the model")
     one.add_argument(
         "--validate-on",
         choices=["sst2"],
@@ -120,29 +130,44 @@ def add_load(commands: Any) -> None:
 def add_random_weights(commands: Any) -> None:
     """Add the command that writes a model with random weights."""
     one = commands.add_parser("untrained", help="write a model with random weights, for measuring speed")
-    one.add_argument("--layers", type=int, default=6)
-    one.add_argument("--width", type=int, default=384)
-    one.add_argument("--heads", type=int, default=12)
-    one.add_argument("--vocab-size", type=int, default=30522)
+    for name, default, what in (
+        ("layers", 6, "number of layers"),
+        ("width", 384, "width of a layer; a multiple of the heads"),
+        ("heads", 12, "attention heads of a layer"),
+        ("vocab-size", 30522, "pieces of the vocabulary"),
+    ):
+        one.add_argument(f"--{name}", type=positive, default=default, metavar="N", help=f"{what} (default {default})")
     one.add_argument(
         "--padded",
         action="store_true",
         help="export the graph that computes padding too",
     )
-    one.add_argument("--tokenizer", type=Path, default=Path("model_store/sentiment/1/tokenizer.json"))
+    one.add_argument(
+        "--tokenizer",
+        type=Path,
+        default=Path("model_store/sentiment/1/tokenizer.json"),
+        metavar="FILE",
+        help="tokenizer of the model; default: that of model_store/sentiment/1",
+    )
     add_target_options(one)
 
 
 def add_archive(commands: Any) -> None:
     """Add the command that packs model folders for TorchServe."""
     one = commands.add_parser("archive", help="pack models of the store into archives for TorchServe, <name>.mar")
-    one.add_argument("models", nargs="*", metavar="model", help="names in the store; default: all that have a task")
-    one.add_argument("--model-store", type=Path, default=Path("model_store"))
-    one.add_argument("--into", type=Path, default=Path("build/archives"), help="the folder of the archives")
+    one.add_argument("models", nargs="*", metavar="MODEL", help="names in the store; default: all that have a task")
+    add_store(one)
+    one.add_argument(
+        "--into",
+        type=Path,
+        default=Path("build/archives"),
+        metavar="FOLDER",
+        help="folder of the archives; default: build/archives",
+    )
     one.add_argument("--runtime", choices=["torchscript", "onnx"], help="default: TorchScript where the folder has it")
     for name, default, what in (
         ("batch-size", 32, "maximum number of requests in a worker's batch"),
-        ("max-batch-delay-ms", 5, "how long the front end waits for a full batch"),
+        ("max-batch-delay-ms", 5, "milliseconds that the front end waits for a full batch"),
         ("workers", 1, "processes for each model, each with a copy of the weights"),
         ("threads", 0, "threads of a worker's engine calls; 0: one for each core"),
     ):
@@ -152,10 +177,17 @@ def add_archive(commands: Any) -> None:
 def add_target_options(command: argparse.ArgumentParser) -> None:
     """Add the options of the commands that write to the model store."""
     command.add_argument(
-        "--name", help="the model's name in the store; default: the name of the recipe or of the source folder"
+        "--name",
+        metavar="NAME",
+        help="the model's name in the store; default: the name of the recipe or of the source folder",
     )
-    command.add_argument("--model-store", type=Path, default=Path("model_store"))
-    command.add_argument("--precision", choices=["float32", "float16", "int8"], default="float32")
+    add_store(command)
+    command.add_argument(
+        "--precision",
+        choices=["float32", "float16", "int8"],
+        default="float32",
+        help="precision of the graph's products; default: float32",
+    )
 
 
 def add_time_budget(command: argparse.ArgumentParser) -> None:
@@ -164,18 +196,53 @@ def add_time_budget(command: argparse.ArgumentParser) -> None:
         "--time-budget",
         type=seconds_of,
         default=math.inf,
-        metavar="8m",
-        help="stop after this time (s, m or h), with a checkpoint to resume from; default: no limit",
+        metavar="TIME",
+        help="stop after this time, such as 90s, 8m or 1.5h, with a checkpoint to resume from; default: no limit",
     )
 
 
-def seconds_of(text: str) -> float:
-    """Convert a duration such as 90s, 8m or 1.5h to seconds.
+def add_run_dir(command: argparse.ArgumentParser, text: str) -> None:
+    """Add the option that names the folder of one run."""
+    command.add_argument("--run-dir", type=Path, metavar="FOLDER", help=text)
 
-    Raises:
-        ArgumentTypeError: the text is not a duration.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number with s, m or h, such as 8m")
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
+
+def add_runs(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the folder of all runs."""
+    command.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="folder of the run folders; default: runs"
+    )
+
+
+def add_docs(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the folder of the pages."""
+    command.add_argument(
+        "--docs", type=Path, default=Path("docs"), metavar="FOLDER", help="folder of the pages; default: docs"
+    )
+
+
+def add_store(command: argparse.ArgumentParser) -> None:
+    """Add the option that names the model store."""
+    command.add_argument(
+        "--model-store",
+        type=Path,
+        default=Path("model_store"),
+        metavar="FOLDER",
+        help="the model store; default: model_store",
+    )
+
+
+def add_version_folders(command: argparse.ArgumentParser) -> None:
+    """Add the argument that names versions of models."""
+    command.add_argument(
+        "folder",
+        type=Path,
+        nargs="+",
+        metavar="FOLDER",
+        help="version of a model, such as model_store/sentiment/1",
+    )
+
+
+def recipe_lines() -> str:
+    """List the recipes, one a line, with what each trains."""
+    width = max(map(len, RECIPES))
+    return textwrap.indent("\n".join(f"{name:<{width}}  {what}" for name, what in RECIPES.items()), "  ")

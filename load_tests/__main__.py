@@ -83,16 +83,21 @@ def command_line() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     parser = argparse.ArgumentParser(prog="python -m load_tests", description=__doc__)
     parser.add_argument(
-        "--model", action="append", help="model with a table in slo.toml; may be repeated; default: all of them"
+        "--model",
+        action="append",
+        help="model with a table in slo.toml; may be repeated; default: all of them",
+        metavar="MODEL",
     )
-    parser.add_argument("--users", type=int, default=32, help="number of users, half over HTTP and half over gRPC")
-    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument(
+        "--users", type=int, default=32, help="number of users, half over HTTP and half over gRPC", metavar="N"
+    )
+    parser.add_argument("--seconds", type=int, default=20, metavar="SECONDS", help="seconds of load on each model")
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="runtime at --http and --grpc")
-    parser.add_argument("--http", help="address of a running server, http://host:port")
-    parser.add_argument("--grpc", help="gRPC address of the running server, host:port")
-    parser.add_argument("--slo", type=Path, default=HERE / "slo.toml")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--document", type=Path, help="page whose part `load` is replaced by the table")
+    parser.add_argument("--http", help="address of a running server, http://host:port", metavar="URL")
+    parser.add_argument("--grpc", help="gRPC address of the running server, host:port", metavar="HOST:PORT")
+    parser.add_argument("--slo", type=Path, default=HERE / "slo.toml", metavar="FILE", help="limits of each model")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the results")
+    parser.add_argument("--document", type=Path, help="page whose part `load` is replaced by the table", metavar="FILE")
     return parser
 
 

@@ -57,7 +57,7 @@ class MarkedPart:
             ValueError: the marks are gone.
         """
         before, after = self._around()
-        self.document.write_text(f"{before}\n\n{page}\n{after}")
+        _replace(self.document, f"{before}\n\n{page}\n{after}")
 
     def _around(self) -> tuple[str, str]:
         begin, end = f"<!-- {self.name}: begin -->", f"<!-- {self.name}: end -->"
@@ -66,3 +66,13 @@ class MarkedPart:
         if not found or not closed:
             raise ValueError(f"{self.document} has no {begin} and {end}")
         return before + begin, end + after
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all: a full disk leaves the page as it was."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(text)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

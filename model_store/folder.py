@@ -260,13 +260,22 @@ def scan(store: Path) -> list[FoundFolder]:
     """List the model folders of the store, by name and version.
 
     Raises:
-        FolderError: the store is not a folder.
+        FolderError: the store is not a folder, or cannot be read.
     """
     if not store.is_dir():
-        raise FolderError(f"the model store {store} is not a folder")
+        why = "" if store.exists() else ": nothing is there"
+        raise FolderError(f"the model store {store.absolute()} is not a folder{why}")
+    try:
+        models = sorted(path for path in store.iterdir() if path.is_dir() and path.name[0] not in "._")
+    except OSError as error:
+        raise FolderError(f"the model store {store.absolute()} cannot be read: {error.strerror}") from error
     found = []
-    for model in sorted(path for path in store.iterdir() if path.is_dir() and path.name[0] not in "._"):
-        versions = [path for path in model.iterdir() if path.is_dir() and re.fullmatch(r"[1-9][0-9]*", path.name)]
+    for model in models:
+        try:
+            versions = [path for path in model.iterdir() if path.is_dir() and re.fullmatch(r"[1-9][0-9]*", path.name)]
+        except OSError as error:  # the other models are served
+            found.append(FoundFolder(model.name, "", model, f"{model.absolute()} cannot be read: {error.strerror}"))
+            continue
         if not NAME.fullmatch(model.name):
             found.append(
                 FoundFolder(
@@ -282,7 +291,7 @@ def scan(store: Path) -> list[FoundFolder]:
                 for path in sorted(versions, key=lambda path: int(path.name))
             ]
         else:
-            why = f"no version folder in it: put the files into {model.name}/1/"
+            why = f"no version folder in it: put the files into {model.absolute()}/1/"
             found.append(FoundFolder(model.name, "", model, why))
     return found
 

@@ -10,7 +10,13 @@ from pathlib import Path
 from grpc_tools import protoc
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("proto/inference.proto", "proto/heed.proto", "proto/torchserve.proto", "proto/onnx_graph.proto")
+SOURCES = (
+    "proto/inference.proto",
+    "proto/model_config.proto",
+    "proto/heed.proto",
+    "proto/torchserve.proto",
+    "proto/onnx_graph.proto",
+)
 
 
 def generate(target: Path) -> list[Path]:

@@ -5,6 +5,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from service.version import not_installed
+
 if TYPE_CHECKING:
     from service.config import ServiceConfig
     from service.telemetry.logs import Logs
@@ -13,7 +15,20 @@ FLUSH_LOGS_S = 1.0  # time at the end for a slow reader of the log
 
 
 def main() -> int:
-    """Run the server and return its exit status."""
+    """Run the server and return its exit status; a missing package is said in one sentence."""
+    try:
+        return start()
+    except ModuleNotFoundError as error:
+        print(f"python -m service: {not_installed(error)}", file=sys.stderr)
+        return 2
+
+
+def start() -> int:
+    """Prepare the process, read the options, run the server, and return its exit status.
+
+    Raises:
+        ModuleNotFoundError: a package is not installed.
+    """
     prepare_process()
     # Imported late, because libraries read the environment when they are imported.
     from service.config import read_config
@@ -29,6 +44,8 @@ def main() -> int:
         signal.signal(signal.SIGHUP, lambda *_: log_hangup())
     try:
         return run(config, logs)
+    except ModuleNotFoundError:
+        raise
     except Exception:
         log_uncaught(*sys.exc_info())
         return 1

@@ -67,6 +67,9 @@ class ServiceConfig:
     max_connection_age_s: float = option(
         0.0, "maximum age of a gRPC connection, whose client then connects again; 0 for no limit"
     )
+    grpc_raw_outputs: Literal["off", "on"] = option(
+        "off", "on: answer typed gRPC requests in raw_output_contents too, as Triton does; off: in the request's form"
+    )
     default_timeout_s: float = option(60.0, "deadline of a request without one")
     load_timeout_s: float = option(300.0, "time to load and prove one model; a model that takes longer is not served")
     engine_timeout_s: float = option(
@@ -201,6 +204,26 @@ def address_of(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+# What stands for the value of an option in the help, by the last word of its name.
+METAVARS = {
+    "s": "SECONDS",
+    "bytes": "BYTES",
+    "rows": "ROWS",
+    "tokens": "TOKENS",
+    "pixels": "PIXELS",
+    "queue": "ROWS",
+    "port": "PORT",
+    "host": "ADDRESS",
+    "store": "FOLDER",
+    "dir": "FOLDER",
+}
+
+
+def metavar_of(option_name: str, default: Any) -> str:
+    """Return what stands for the value of an option in the help: its kind or unit."""
+    return METAVARS.get(option_name.rsplit("_", 1)[-1], "N" if isinstance(default, int) else "TEXT")
+
+
 def variable_of(option_name: str) -> str:
     """Return the environment variable of an option: HEED_HTTP_PORT for http_port."""
     return f"HEED_{option_name.upper()}"
@@ -238,7 +261,7 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
             default=environment.get(variable, str(default)),
             type=type(default),
             choices=choices,
-            metavar=None if choices else entry.name.rsplit("_", 1)[-1].upper(),
+            metavar=None if choices else metavar_of(entry.name, default),
             help=f"{entry.metadata['help']} ({variable}; default {default})",
         )
     unknown = sorted(

@@ -116,6 +116,8 @@ async def run_until(stopping: asyncio.Task[Any], *background: Coroutine[Any, Any
 def report_loaded(repository: ModelRepository, greeting: str) -> None:
     """Log whether the server is ready, and print the greeting."""
     problem = repository.not_ready_because()
+    if nothing := repository.serves_nothing_because():
+        log.error("no model is served", why=nothing)
     log.info("loaded", ready=problem is None, why=problem)
     write_beside(STANDARD_OUTPUT, greeting + "\n")
 

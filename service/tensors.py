@@ -29,6 +29,8 @@ NUMPY_OF: dict[str, np.dtype[Any]] = {
 }
 DTYPE_OF = NUMPY_OF | {"BYTES": np.dtype(object)}
 DATATYPE_OF_NUMPY = {dtype: name for name, dtype in DTYPE_OF.items()}
+# From this absolute value on, a float may stand for another integer than the one that was written.
+MAX_EXACT_FLOAT = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,7 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
     any_rank: bool = False  # whether the model declares no shape; `shape` is then (-1,), for clients that need one
+    labels: tuple[str, ...] = ()  # names of the classes along the last axis, where the model has them
 
     def admits(self, shape: Sequence[int]) -> bool:
         """Whether an array of this shape fits the description."""
@@ -50,6 +53,18 @@ class TensorSpec:
             if size not in (-1, actual):
                 return False
         return True
+
+
+def whole_number(value: object) -> int | None:
+    """Return the integer that a JSON value is, also if it is written as a float (1.0, 1e3).
+
+    None for every other value, for booleans, and for floats from `MAX_EXACT_FLOAT` on, which are not exact.
+    """
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
+        return int(value)
+    return None
 
 
 def bytes_array(elements: Sequence[bytes]) -> NDArray[Any]:

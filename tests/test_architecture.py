@@ -100,7 +100,7 @@ def test_make_targets_have_one_line() -> None:
             targets[name] = 0
     assert targets.keys() >= {"serve", "test", "check", "load", "bench"}
     assert {name for name, lines in targets.items() if lines > 1} == {
-        f".venv/{extra}.stamp" for extra in ("serve", "dev", "gpu", "torchserve")
+        f".venv/{extra}.stamp" for extra in ("serve", "train", "dev", "gpu", "torchserve")
     }
 
 

@@ -37,6 +37,8 @@ WHOLE = {
     "tests/test_architecture.py": "the repository",
     "tests/test_containers.py": "the images",
     "tests/test_layout.py": "the repository",
+    "tests/test_programs.py": "the command lines of all programs",
+    "tests/test_readme.py": "the commands of README.md",
     "tests/test_unused.py": "a check of the repository",
 }
 

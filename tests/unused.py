@@ -17,7 +17,8 @@ KINDS = ("function", "class", "method", "property")
 DECORATORS = ["@events.*", "@task"]  # Locust calls what they decorate
 CALLED_FROM_OUTSIDE = {
     "gRPC": {
-        "Check", "ClassifyImage", "Explain", "ServerLive", "TranslateStream", "Watch", "add_registered_method_handlers"
+        "Check", "ClassifyImage", "CudaSharedMemoryStatus", "Explain", "ModelStreamInfer", "RepositoryIndex",
+        "ServerLive", "SystemSharedMemoryStatus", "TranslateStream", "Watch"
     },
     "Locust": {"Course", "on_start", "on_stop", "tick"},
     "TorchServe": {"handle", "initialize"},

@@ -54,6 +54,7 @@ from export.onnx_graphs.explanation_modules import Explained
 from export.onnx_graphs.external_weights import share_weights
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
 from export.onnx_graphs.passes import export_graph
+from export.stopping import stopping_later
 from model_store.folder import (
     CARD,
     ENCODER,
@@ -207,8 +208,9 @@ def add_to_store(folder: Path, task_of: Callable[[str], FolderTask[Any]], consol
         card = (copy / CARD).read_text().split(CARD_HEADING, maxsplit=1)[0]
         (copy / CARD).write_text(card + card_of_explanations(copy, manifest))
         write_manifest(copy, manifest)
-        for name in (EXPLAIN, EXPLAIN_GOLDEN, CARD, MANIFEST):
-            (copy / name).replace(folder / name)
+        with stopping_later(""):  # the manifest has the checksums of the others
+            for name in (EXPLAIN, EXPLAIN_GOLDEN, CARD, MANIFEST):
+                (copy / name).replace(folder / name)
     size = (folder / EXPLAIN).stat().st_size + (folder / EXPLAIN_GOLDEN).stat().st_size
     console.print(f"{folder}: {size / 1e3:.0f} kB more; {golden.measured}", soft_wrap=True, highlight=False)
     return golden

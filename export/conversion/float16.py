@@ -38,6 +38,7 @@ from export.onnx_graphs.external_weights import share_weights
 from export.onnx_graphs.import_weights import dequantized
 from export.onnx_graphs.passes import cpu_session, halve, use_own_attention
 from export.onnx_graphs.translation import OnnxTranslator, halve_translation
+from export.stopping import stopping_later
 from export.training.quality import (
     MAX_ACCURACY_LOSS,
     MAX_BLEU_LOSS,
@@ -348,9 +349,10 @@ def add_to_store(
         card = before.split(CARD_HEADING, maxsplit=1)[0] + card_of_half_precision(manifest, task)
         (copy / CARD).write_text(EXPLAINED_HEADING.join([card, *explained]))
         write_manifest(copy, manifest)
-        for name in (GRAPH_FLOAT16, ENCODER_FLOAT16, CARD, MANIFEST):
-            if (copy / name).is_file():
-                (copy / name).replace(folder / name)
+        with stopping_later(""):  # the manifest has the checksums of the others
+            for name in (GRAPH_FLOAT16, ENCODER_FLOAT16, CARD, MANIFEST):
+                if (copy / name).is_file():
+                    (copy / name).replace(folder / name)
     size = sum((folder / name).stat().st_size for name in (GRAPH_FLOAT16, ENCODER_FLOAT16) if (folder / name).is_file())
     console.print(f"{folder}: {size / 1e3:.0f} kB more", soft_wrap=True, highlight=False)
     return manifest

@@ -46,6 +46,7 @@ from export.studies.explanation_figures import (
     to_words,
     weights_of,
 )
+from export.whole_files import write_text
 from model_store.folder import MANIFEST, sha256
 
 NUM_EXAMPLES = 200
@@ -146,7 +147,7 @@ def explain(
             **summary(examples),
         }
     path = docs / "interpretability.json"
-    path.write_text(in_lines(json.loads(json.dumps(record, default=_rounded))) + "\n")
+    write_text(path, in_lines(json.loads(json.dumps(record, default=_rounded))) + "\n")
     console.print(f"written: {path}")
     return True
 
@@ -232,7 +233,7 @@ def measured_before(path: Path, about: Figures) -> list[Figures]:
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     if not lines or lines[0] != about:
         lines = [about]
-        path.write_text(json.dumps(about) + "\n")
+        write_text(path, json.dumps(about) + "\n")
     return lines
 
 

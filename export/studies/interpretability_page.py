@@ -25,6 +25,7 @@ from export.studies.interpretability_plots import (
     plot_pictures,
     plot_words,
 )
+from export.whole_files import write_text
 
 
 def write_page(docs: Path, console: Console) -> None:
@@ -45,7 +46,7 @@ def write_page(docs: Path, console: Console) -> None:
     plot_areas(models, docs / "interpretability-faithfulness.png")
     plot_words(record, docs / "interpretability-words.png")
     plot_pictures(record, docs / "interpretability-pictures.png")
-    (docs / "interpretability.md").write_text("\n".join(page(record)) + "\n")
+    write_text(docs / "interpretability.md", "\n".join(page(record)) + "\n")
     console.print(f"written: {docs / 'interpretability.md'}")
 
 

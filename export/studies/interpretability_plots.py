@@ -14,6 +14,7 @@ from PIL import Image
 from export.markdown import pyplot_without_a_screen
 from export.studies.attention_patterns import IMAGE_KINDS, SOURCE_KINDS, TEXT_KINDS
 from export.studies.demo_images import demo_images
+from export.whole_files import save_figure
 from service.explanation.methods.overlay import AGAINST_RGB, FOR_RGB
 
 Record = dict[str, Any]
@@ -102,7 +103,7 @@ def plot_kinds(models: Record, path: Path) -> None:
     order = [name for name in KIND_NAMES.values() if name in shown]
     figure.legend([shown[name] for name in order], order, loc="outside lower center", ncols=8, fontsize=8)
     figure.suptitle("Where attention goes, % of the weight, mean of heads and examples", fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 
@@ -136,7 +137,7 @@ def plot_distances(models: Record, path: Path) -> None:
     bar = figure.colorbar(dots, ax=list(grid), label="entropy (1: even)")
     bar.ax.tick_params(labelsize=8)
     figure.suptitle("How far each head looks: a dot a head, mean of examples", fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 
@@ -186,7 +187,7 @@ def plot_alignment(model: Record, path: Path) -> None:
         axes.set_xticks(range(len(example["names"])), example["names"], rotation=60, ha="right", fontsize=8)
         axes.set_yticks(range(K), [piece.strip() for piece in example["pieces"][:K]], fontsize=8)
         axes.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 
@@ -212,7 +213,7 @@ def plot_agreement(record: Record, path: Path) -> None:
         axes.set_title(f"{TITLES[name]}, n = {model['num_examples']}", fontsize=10)
     figure.colorbar(drawn, ax=list(grid), label="rank correlation")
     figure.suptitle("How far methods agree on one answer: mean rank correlation of weights ± deviation", fontsize=10)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 
@@ -244,7 +245,7 @@ def plot_areas(models: Record, path: Path) -> None:
             axes.set_title(title, fontsize=10)
             axes.set_xlabel(f"{kind} area: {better}", fontsize=8)
             axes.xaxis.set_tick_params(labelbottom=True, labelsize=8)
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 
@@ -296,7 +297,7 @@ def plot_words(record: Record, path: Path) -> None:
                 ink = "white" if abs(weight) > 0.75 else "black"
                 text = axes.text(x, y, word, fontsize=8.5, va="center", bbox=box, color=ink)
                 x += text.get_window_extent(renderer).width / figure.dpi + 0.07
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 
@@ -325,7 +326,7 @@ def plot_pictures(record: Record, path: Path) -> None:
                 axes.set_title(NAMES[method] + samples, fontsize=8)
     for axes in grid.flat:
         axes.set(xticks=[], yticks=[])
-    figure.savefig(path, dpi=DPI)
+    save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
 

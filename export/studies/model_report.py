@@ -6,16 +6,17 @@ No figure of the page is typed by hand.
 """
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from export.finished_runs import finished_runs
 from export.markdown import pyplot_without_a_screen, table
 from export.studies.sweeps import is_of_a_study, sweep_section, transfer_section
 from export.tasks.run_tables import accuracy_of
 from export.tasks.task import Records, all_tasks
+from export.whole_files import save_figure, write_bytes, write_text
 from model_store.folder import EXPLAIN
 
 HEAD = """# Models
@@ -39,8 +40,10 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     kept = docs / "runs"
     kept.mkdir(parents=True, exist_ok=True)
     for result in sorted(runs.glob("*/result.json")):
-        shutil.copyfile(result, kept / f"{result.parent.name}.json")
+        write_bytes(kept / f"{result.parent.name}.json", result.read_bytes())
         console.print(f"copied: {result}")
+    if not finished_runs(runs):
+        console.print(f"no finished run in {runs}: the page shows the records in {kept}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     page = HEAD + budget(records)
     for task in sorted(all_tasks(), key=lambda task: task.report.place):
@@ -53,7 +56,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
             if task.report.has_confusion:
                 plot_confusion(alone, docs / f"{pictures}-confusion.png")
         page += "".join(f"{line}\n" for line in studies(chosen, docs, pictures))
-    (docs / "models.md").write_text(page + served_section(store))
+    write_text(docs / "models.md", page + served_section(store))
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
 
 
@@ -126,7 +129,7 @@ def plot_learning_curves(records: dict[str, dict[str, Any]], path: Path, measure
     axes.set(xlabel="minutes of training", ylabel=f"validation: {measure}", xscale="log")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)
 
 
@@ -154,5 +157,5 @@ def plot_confusion(records: dict[str, dict[str, Any]], path: Path) -> None:
         axes.set_title(name, fontsize=9)
     figure.supxlabel("predicted", fontsize=9)
     figure.supylabel("true", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from export.markdown import pyplot_without_a_screen, table
+from export.whole_files import save_figure
 
 Records = dict[str, dict[str, Any]]
 # Starting points of transfer: a description, and the run on all training data.
@@ -80,7 +81,7 @@ def _plot_transfer(accuracies: dict[str, dict[int, list[float]]], picture: Path)
     axes.set(xlabel="training examples", ylabel="validation accuracy, %", xscale="log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, dpi=110)
     pyplot.close(figure)
 
 
@@ -286,5 +287,5 @@ def _plot_sweep(settings: dict[Setting, Swept], front: set[Setting], picture: Pa
     axes.set(xscale="linear" if by_latency else "log", ylabel="validation accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")
-    figure.savefig(picture, dpi=110)
+    save_figure(figure, picture, dpi=110)
     pyplot.close(figure)

@@ -1,16 +1,18 @@
 """Trains lists of runs: a recipe, its changes and a name each."""
 
-import dataclasses
 import shlex
 import time
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from export.closest import closest_first
+from export.finished_runs import is_finished
+from export.tasks.settings import with_changes
 from export.tasks.task import all_tasks, task_of
-from export.training.run_folder import RunIsBusyError, is_finished, read_result, sole_trainer, write_measured
+from export.training.run_folder import RunIsBusyError, read_result, sole_trainer, write_measured
 
 TASK_OF_RECIPE = {recipe: task for task in all_tasks() for recipe in task.recipes}
 
@@ -37,12 +39,21 @@ def read_queue(path: Path) -> list[Run]:
     Raises:
         ValueError: a field is missing, unknown or given twice.
     """
+    try:
+        entries = tomllib.loads(path.read_text()).get("run")
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"{path} has no tables [[run]]")
     runs = []
-    for entry in tomllib.loads(path.read_text())["run"]:
+    for entry in entries:
         if not {"name", "recipe"} <= entry.keys() <= {"name", "recipe", "set"}:
             raise ValueError(f"{path}: a run has name, recipe and set, not {', '.join(entry)}")
         runs.append(Run(entry["name"], entry["recipe"], entry.get("set", [])))
-        with_changes(recipe_of(runs[-1]), runs[-1].changes)  # fails now, not after hours of training
+        try:
+            with_changes(recipe_of(runs[-1]), runs[-1].changes)  # fails now, not after hours of training
+        except ValueError as error:
+            raise ValueError(f"{path}: run {entry['name']!r}: {error}") from error
     if twice := {run.name for run in runs if sum(run.name == other.name for other in runs) > 1}:
         raise ValueError(f"{path}: more than one run is named {', '.join(sorted(twice))}")
     return runs
@@ -55,7 +66,8 @@ def recipe_of(run: Run) -> Any:
         ValueError: the recipe does not exist.
     """
     if run.recipe not in TASK_OF_RECIPE:
-        raise ValueError(f"there is no recipe {run.recipe!r}; there are {', '.join(TASK_OF_RECIPE)}")
+        known = ", ".join(closest_first(run.recipe, TASK_OF_RECIPE))
+        raise ValueError(f"there is no recipe {run.recipe!r}; there are {known}")
     return TASK_OF_RECIPE[run.recipe].recipes[run.recipe]
 
 
@@ -72,6 +84,7 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         console.print(f"{run_dir} has a finished run; to train again, remove the folder or name another one")
         return True
     with sole_trainer(run_dir):
+        console.print(f"reading the data set of {run.recipe}")
         return TASK_OF_RECIPE[run.recipe].train(config, run_dir, console, time_budget_s, run.command)
 
 
@@ -116,50 +129,3 @@ def require_teacher_at_rest(run: Run, folder: Path) -> None:
     if teacher and (folder / teacher).is_dir() and not is_finished(folder / teacher):
         with sole_trainer(folder / teacher):
             pass
-
-
-def with_changes(config: Any, changes: list[str]) -> Any:
-    """Apply NAME=VALUE changes to a configuration; `model.` addresses the network's configuration.
-
-    Raises:
-        ValueError: a field does not exist, or a value has the wrong type.
-    """
-    for change in changes:
-        name, separator, text = change.partition("=")
-        inner, dot, rest = name.partition(".")
-        if not separator:
-            raise ValueError(f"--set takes NAME=VALUE, not {change!r}")
-        if dot and inner == "model":
-            config = dataclasses.replace(config, model=with_changes(config.model, [f"{rest}={text}"]))
-            continue
-        known = [field.name for field in dataclasses.fields(config) if field.name != "model"]
-        if name not in known:
-            raise ValueError(f"--set: {name!r} is not one of {', '.join(known)}")
-        try:
-            value = _parsed(text, getattr(config, name), _choices(config, name))
-        except ValueError as error:
-            raise ValueError(f"--set {name}: {error}") from error
-        config = dataclasses.replace(config, **{name: value})
-    return config
-
-
-def _choices(config: Any, name: str) -> tuple[str, ...]:
-    """Return the values that a field's type lists, if it does."""
-    hint = get_type_hints(type(config))[name]
-    return get_args(hint) if get_origin(hint) is Literal else ()
-
-
-def _parsed(text: str, old: Any, choices: tuple[str, ...]) -> Any:
-    if choices and text not in choices:
-        raise ValueError(f"{text!r} is not one of {', '.join(choices)}")
-    kind = type(old)
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise ValueError(f"{text!r} is neither true nor false")
-        return text == "true"
-    if kind is tuple:
-        return tuple(int(number) for number in text.split(","))
-    try:
-        return kind(text)
-    except ValueError as error:
-        raise ValueError(f"{text!r} is not of type {kind.__name__}") from error

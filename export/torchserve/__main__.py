@@ -31,6 +31,14 @@ def main() -> int:
     if shutil.which("java") is None:
         print("torchserve: Java is missing; TorchServe needs a Java 17 runtime (java on the path)", file=sys.stderr)
         return 1
+    program = Path(sys.executable).parent / "torchserve"
+    if not program.exists():
+        print(
+            f"torchserve: {program} is missing; `make .venv/torchserve.stamp` or `pip install 'heed[torchserve]'`"
+            " installs what is needed",
+            file=sys.stderr,
+        )
+        return 2
     ports = Ports(arguments.http_port, arguments.grpc_port, arguments.metrics_port, arguments.management_grpc_port)
     names = [path.stem for path in archives]
     stop = threading.Event()
@@ -40,7 +48,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="torchserve-") as work:
         config, management = Path(work) / "config.properties", Path(work) / "management.sock"
         config.write_text(configuration(arguments.host, ports, management, arguments.job_queue_size))
-        command = [str(Path(sys.executable).parent / "torchserve"), "--start", "--foreground", "--ncs"]
+        command = [str(program), "--start", "--foreground", "--ncs"]
         command += ["--disable-token-auth", "--ts-config", str(config), "--model-store", str(archives[0].parent)]
         command += ["--models", *(f"{path.stem}={path.name}" for path in archives)]
         # The handler reads bodies itself, because TorchServe's decoding loses the reason of an error.
@@ -103,9 +111,18 @@ def welcome(host: str, ports: Ports, names: list[str]) -> str:
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m export.torchserve", description=__doc__)
-    root.add_argument("--archives", type=Path, default=Path("build/archives"), help="folder of .mar files")
     root.add_argument(
-        "--host", default="127.0.0.1", help="address of inference and metrics; management stays on loopback"
+        "--archives",
+        type=Path,
+        default=Path("build/archives"),
+        metavar="FOLDER",
+        help="folder of .mar files (default build/archives)",
+    )
+    root.add_argument(
+        "--host",
+        default="127.0.0.1",
+        metavar="ADDRESS",
+        help="address of inference and metrics (default 127.0.0.1); management stays on loopback",
     )
     for name, default, what in (
         ("http", 8090, "inference over HTTP"),
@@ -113,8 +130,16 @@ def parser() -> argparse.ArgumentParser:
         ("metrics", 8092, "Prometheus metrics"),
         ("management-grpc", 8093, "what is left of the management API over gRPC, on loopback"),
     ):
-        root.add_argument(f"--{name}-port", type=int, default=default, help=f"port of {what} (default {default})")
-    root.add_argument("--job-queue-size", type=int, default=1024, help="requests that may wait for one model")
+        root.add_argument(
+            f"--{name}-port", type=int, default=default, metavar="PORT", help=f"port of {what} (default {default})"
+        )
+    root.add_argument(
+        "--job-queue-size",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="requests that may wait for one model (default 1024)",
+    )
     return root
 
 

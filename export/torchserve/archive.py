@@ -92,7 +92,10 @@ def archive(found: FoundFolder, into: Path, batching: Batching, runtime: Runtime
         _lay_out(folder, contents)
         config = Path(temporary) / "model-config.yaml"
         config.write_text(json.dumps(_config_of(batching, runtime), indent=2) + "\n")  # JSON is YAML
-        _pack(folder, contents, config, into)
+        # The archiver writes under the archive's name, so it works beside the archives: a full disk leaves the old one.
+        with tempfile.TemporaryDirectory(dir=into, prefix=".packing-") as packed:
+            _pack(folder, contents, config, Path(packed))
+            (Path(packed) / f"{found.name}.mar").replace(into / f"{found.name}.mar")
     return into / f"{found.name}.mar"
 
 

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from export.data.image_classification import ImageClassificationData, LabelledImages
+from export.finished_runs import require_finished
 from export.networks.image import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
 from export.task_table import IMAGE_CLASSIFICATION
 from export.training.quality import classification_quality
-from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
+from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 
 NETWORKS: Networks = {
@@ -296,6 +297,7 @@ def moved(images: LabelledImages, shift: int = SHIFT_PIXELS) -> LabelledImages:
 def finish(trainer: Trainer, task: ImageTrainingTask, command: str, console: Console) -> None:
     """Measure the kept weights on the test split, and write the record."""
     run_dir, data = trainer.run_dir, task.data
+    console.print("measuring the best weights")
     halve_weights(run_dir)
     about = {
         "task": IMAGE_CLASSIFICATION,

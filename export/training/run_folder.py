@@ -19,10 +19,12 @@ from rich.console import Console
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from export.finished_runs import CHECKPOINT, RESULT, is_finished, require_finished
 from export.provenance import commit_of_this_tree, this_command
-from export.training.trainer import CHECKPOINT, WEIGHTS, Trainer, best_epoch
+from export.training.trainer import WEIGHTS, Trainer, best_epoch
+from export.whole_files import write_bytes, write_text
 
-SHAPE, RESULT = "model.json", "result.json"
+SHAPE = "model.json"
 MAX_FILE_BYTES = 16 * 2**20  # limit of a finished run's files, so that they can be copied from any machine
 # The networks of a task: name and class by the type of the configuration.
 Networks = Mapping[type, tuple[str, type[nn.Module]]]
@@ -34,7 +36,7 @@ def begin_run(run_dir: Path, config: Any, networks: Networks) -> bool:
     if is_finished(run_dir):
         return False
     shape = {"network": networks[type(config)][0], **dataclasses.asdict(config)}
-    (run_dir / SHAPE).write_text(json.dumps(shape, indent=2) + "\n")
+    write_text(run_dir / SHAPE, json.dumps(shape, indent=2) + "\n")
     return True
 
 
@@ -60,17 +62,6 @@ def sole_trainer(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
-
-
-def is_finished(run_dir: Path) -> bool:
-    """Tell whether the folder has the record of a finished run."""
-    return (run_dir / RESULT).is_file()
-
-
-def require_finished(run_dir: Path) -> None:
-    """Raises FileNotFoundError: there is no finished run in this folder."""
-    if not is_finished(run_dir):
-        raise FileNotFoundError(f"{run_dir} has no finished run: train it first (python -m export train)")
 
 
 def read_result(run_dir: Path) -> Any:
@@ -113,10 +104,7 @@ def halve_weights(run_dir: Path) -> None:
     cuts = range(0, len(halves), MAX_FILE_BYTES)
     names = [WEIGHTS] if len(cuts) == 1 else [f"{WEIGHTS}.{number:02}" for number in range(1, len(cuts) + 1)]
     for name, first in zip(names, cuts, strict=True):
-        # Write to another name and rename, so that an interruption leaves complete old or new weights.
-        partial = run_dir / "weights.partial"
-        partial.write_bytes(halves[first : first + MAX_FILE_BYTES])
-        partial.replace(run_dir / name)
+        write_bytes(run_dir / name, halves[first : first + MAX_FILE_BYTES])
     if len(cuts) > 1:
         (run_dir / WEIGHTS).unlink(missing_ok=True)
 
@@ -157,5 +145,5 @@ def end_run(
 def write_measured(run_dir: Path, result: Any, measured: dict[str, Any], console: Console) -> None:
     """Write the record of a run with the measures of its weights, which replace earlier ones."""
     result = result | measured | {"measured_at": commit_of_this_tree()}
-    (run_dir / RESULT).write_text(json.dumps(result, indent=2) + "\n")
+    write_text(run_dir / RESULT, json.dumps(result, indent=2) + "\n")
     console.print_json(json.dumps(measured))

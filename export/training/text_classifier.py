@@ -24,16 +24,18 @@ from torch.nn import functional
 
 from export.data.text_augmentation import augment_texts, neighbours_of
 from export.data.text_classification import LabelledTexts, TextClassificationData
+from export.finished_runs import require_finished
 from export.markdown import pyplot_without_a_screen
 from export.networks.text_baselines import BiLstmClassifier, BiLstmConfig, KimCnnClassifier, KimCnnConfig
 from export.networks.transformer import EncoderConfig, TextClassifier
 from export.task_table import TEXT_CLASSIFICATION
 from export.training.distillation import Teacher, directions_of, distance_of_tokens, judge
 from export.training.quality import classification_quality
-from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, require_finished
+from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.text_recipes import NetworkConfig, TextTrainConfig, check_settings
 from export.training.text_starting_point import StartingPoint, starting_point
 from export.training.trainer import StepOutcome, Trainer, bf16_is_fast, this_device
+from export.whole_files import save_figure, write_text
 
 PAD_ID = 0
 NUM_TEXTS_FOR_DIRECTIONS = 4_096  # training texts that determine the projection of a student's targets
@@ -70,10 +72,11 @@ def train_text_classifier(
     """
     check_settings(config)
     data = dataclasses.replace(data, train=fraction_of(data.train, config.train_share, config.seed))
+    console.print(f"tokenizing {len(data.train):,} training texts")
     start = starting_point(data, config)
     if not begin_run(run_dir, start.config, NETWORKS):
         return True
-    start.tokenizer.save(str(run_dir / "tokenizer.json"))
+    write_text(run_dir / "tokenizer.json", start.tokenizer.to_str(pretty=True))
     device = this_device()
     torch.manual_seed(config.seed)
     model = build_network(start.config)
@@ -264,6 +267,7 @@ def divergence(logits_BC: Tensor, others_BC: Tensor) -> Tensor:
 def finish(trainer: Trainer, task: TextTrainingTask, command: str, console: Console) -> None:
     """Measure the kept weights, and write the record."""
     run_dir, data = trainer.run_dir, task.data
+    console.print("measuring the best weights")
     halve_weights(run_dir)
     about = {
         "task": TEXT_CLASSIFICATION,
@@ -372,5 +376,5 @@ def plot_curves(history: list[dict[str, float]], path: Path) -> None:
     left.legend()
     right.plot(epochs, [entry["train_loss"] for entry in history])
     right.set(xlabel="epoch", ylabel="training loss")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
     pyplot.close(figure)

@@ -9,9 +9,10 @@ because sums in another order round differently.)
 """
 
 import dataclasses
+import io
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,13 +22,17 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from export.finished_runs import CHECKPOINT
 from export.provenance import commit_of_this_tree, hardware
+from export.stopping import stopping_later
+from export.whole_files import write_bytes
 
 CHECKPOINT_INTERVAL_S = 300.0  # within an epoch; bounds the loss when a machine fails
-WEIGHTS, CHECKPOINT = "model.safetensors", "checkpoint.pt"
+WEIGHTS = "model.safetensors"
+STOP = "stopping after this step, with a checkpoint; once more stops at once"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +156,7 @@ class Trainer:
         console.print(f"resuming {path} after epoch {len(self.history)} and {self._epoch.steps} steps")
 
     def _save_checkpoint(self) -> None:
-        """Write the checkpoint to another name and rename it, so that an interruption leaves the last complete one."""
+        """Write the checkpoint; an interruption or a full disk leaves the last complete one."""
         state = {
             "config": dataclasses.asdict(self.config),
             "model": self.model.state_dict(),
@@ -164,9 +169,10 @@ class Trainer:
             "epoch": dataclasses.asdict(self._epoch),
             "generators": self._generator_states() if self._epoch.steps else {},
         }
-        partial = self.run_dir / "checkpoint.partial"
-        torch.save(state, partial)
-        partial.replace(self.run_dir / CHECKPOINT)
+        # In memory first: torch reports a full disk without its error number.
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.run_dir / CHECKPOINT, buffer.getbuffer())
 
     def _generator_states(self) -> dict[str, Tensor]:
         states = {"cpu": torch.get_rng_state()}
@@ -187,7 +193,17 @@ class Trainer:
         """Train until the epochs are done, patience is over, or the time is up; False in the last case.
 
         The best weights so far are in `run_dir/model.safetensors`, the state is in the checkpoint.
+
+        Raises:
+            KeyboardInterrupt: SIGINT or SIGTERM was received; the state after the last step is in the checkpoint.
         """
+        if (commit := commit_of_this_tree()) not in self.commits:  # now: the tree may change before the end
+            self.commits.append(commit)
+        with stopping_later(STOP) as stops:
+            return self._fit(console, time.perf_counter() + time_budget_s, stops)
+
+    def _fit(self, console: Console, ends_s: float, stops: Sequence[int]) -> bool:
+        """Train as `fit` does, until `time.perf_counter()` is `ends_s` or `stops` has a signal."""
         columns = (
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -196,9 +212,6 @@ class Trainer:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        if (commit := commit_of_this_tree()) not in self.commits:  # now: the tree may change before the end
-            self.commits.append(commit)
-        ends_s = time.perf_counter() + time_budget_s
         per_epoch = self.task.steps_per_epoch
         # A log gets lines instead of a redrawn bar.
         with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
@@ -221,22 +234,23 @@ class Trainer:
                         f"epoch {len(self.history) + 1}, {steps}: loss {loss:.3f}, train {train:.1%}; {self._time()}"
                     )
 
-            while len(self.history) < self.config.epochs:
+            while len(self.history) < self.config.epochs and not stops:
                 if self._out_of_patience():
                     console.print(f"no better score for {self.config.patience} epochs: stopped early")
                     break
-                if not self._train_epoch(ends_s, show):
-                    console.print(
-                        f"the time is up after {self.training_s:.0f} s of training in total;"
-                        " run the command again to resume"
-                    )
+                if not self._train_epoch(ends_s, stops, show):
+                    if not stops:
+                        console.print(
+                            f"the time is up after {self.training_s:.0f} s of training in total;"
+                            " run the command again to resume"
+                        )
                     return False
                 measured = self._measured()
                 self.history.append(measured)
                 self._epoch = _Epoch()
                 if len(self.history) - 1 == best_epoch(self.history):
                     weights = {name: value.contiguous() for name, value in self.ema_model.state_dict().items()}
-                    save_file(weights, self.run_dir / WEIGHTS)
+                    write_bytes(self.run_dir / WEIGHTS, save(weights))
                 self._save_checkpoint()
                 progress.update(bar, epoch=len(self.history) + 1, val=measured["score"])
                 figures = ", ".join(f"{name} {value:.4f}" for name, value in measured.items())
@@ -266,11 +280,12 @@ class Trainer:
     def _out_of_patience(self) -> bool:
         return bool(self.history) and len(self.history) - 1 - best_epoch(self.history) >= self.config.patience
 
-    def _train_epoch(self, ends_s: float, show: Callable[[bool], None]) -> bool:
-        """Train the rest of the current epoch; False when the time was up before its end.
+    def _train_epoch(self, ends_s: float, stops: Sequence[int], show: Callable[[bool], None]) -> bool:
+        """Train the rest of the current epoch; False when the time was up, or a signal came, before its end.
 
         Args:
             ends_s: on `time.perf_counter()`'s clock.
+            stops: has a signal as soon as one is received.
             show: called after each step; with True when a checkpoint comes next.
         """
         self._seed_generators()
@@ -293,12 +308,13 @@ class Trainer:
             self.hardware_s[here] = self.hardware_s.get(here, 0.0) + now_s - counted_s
             counted_s = now_s
             unfinished = self._epoch.steps < self.task.steps_per_epoch
-            save = unfinished and (now_s >= ends_s or now_s - saved_s > CHECKPOINT_INTERVAL_S)
+            ending = now_s >= ends_s or bool(stops)
+            save = unfinished and (ending or now_s - saved_s > CHECKPOINT_INTERVAL_S)
             show(save)
             if save:
                 self._save_checkpoint()
                 saved_s = counted_s = time.perf_counter()
-                if now_s >= ends_s:
+                if ending:
                     return False
         return True
 

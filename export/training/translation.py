@@ -40,6 +40,7 @@ from export.task_table import TRANSLATION
 from export.training.quality import translation_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
+from export.whole_files import write_text
 from service.tasks.decoding.search import Hypothesis, Search, SearchOptions, longest_translation, top_k_log_probs
 
 NetworkConfig = TranslationConfig | RecurrentTranslationConfig
@@ -123,12 +124,13 @@ def train_translation(
     Raises:
         ValueError: `run_dir` holds a run with another configuration.
     """
+    console.print(f"tokenizing {len(data.train):,} training pairs")
     tokenizer = train_translation_tokenizer(data.train.source + data.train.target, config.vocab_size, config.lowercase)
     # A small data set yields fewer pieces than configured.
     shape = dataclasses.replace(config.model, vocab_size=tokenizer.get_vocab_size())
     if not begin_run(run_dir, shape, NETWORKS):
         return True
-    tokenizer.save(str(run_dir / "tokenizer.json"))
+    write_text(run_dir / "tokenizer.json", tokenizer.to_str(pretty=True))
     device = this_device()
     torch.manual_seed(config.seed)
     task = TranslationTrainingTask(data, config, tokenizer, shape.max_tokens, device)
@@ -369,6 +371,7 @@ def translate_texts(
 def finish(trainer: Trainer, task: TranslationTrainingTask, command: str, console: Console) -> None:
     """Measure the kept weights on the test splits, and write the record."""
     run_dir, data = trainer.run_dir, task.data
+    console.print("measuring the best weights")
     halve_weights(run_dir)
     about = {
         "task": TRANSLATION,
@@ -399,7 +402,7 @@ def measure(run_dir: Path, data: TranslationData, device: torch.device, console:
         }
         best = by_search[f"beam {BEAMS_OF_PAPERS}"]
         lines += ["\t".join(row) for row in zip(split.source, split.target, best, strict=True)]
-    (run_dir / "translations.tsv").write_text("\n".join(lines) + "\n")
+    write_text(run_dir / "translations.tsv", "\n".join(lines) + "\n")
     return {"quality": quality}
 
 

@@ -31,18 +31,19 @@ MIN_COUNT = 2 * max(CONCURRENCIES)
 def main(given: Sequence[str] | None = None) -> int:
     """Measure and report."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of all measurements")
     parser.add_argument(
-        "--requests",
-        type=int,
-        default=872,
-        help="requests to each model in one measurement",
+        "--requests", type=int, default=872, help="requests to each model in one measurement", metavar="N"
     )
-    parser.add_argument("--sentences", type=int, default=512, help="sentences in one measurement of translation")
     parser.add_argument(
-        "--predictions", type=int, default=300, help="predictions in one measurement beside explanations"
+        "--sentences", type=int, default=512, help="sentences in one measurement of translation", metavar="N"
     )
-    parser.add_argument("--document", type=Path, help="page whose part `bench` is replaced by the report")
+    parser.add_argument(
+        "--predictions", type=int, default=300, help="predictions in one measurement beside explanations", metavar="N"
+    )
+    parser.add_argument(
+        "--document", type=Path, help="page whose part `bench` is replaced by the report", metavar="FILE"
+    )
     arguments = parser.parse_args(given)
     for name in ("requests", "sentences"):
         if getattr(arguments, name) < MIN_COUNT:

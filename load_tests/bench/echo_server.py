@@ -35,7 +35,7 @@ class Echo(inference_pb2_grpc.GRPCInferenceServiceServicer):
 def main() -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench.echo_server", description=__doc__)
-    parser.add_argument("port", type=int)
+    parser.add_argument("port", type=int, metavar="PORT", help="port to listen on")
     parser.add_argument("--service-settings", action="store_true", help="the gRPC settings of the service")
     arguments = parser.parse_args()
     if arguments.service_settings:

@@ -43,14 +43,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench.runtimes", description=__doc__)
     parser.add_argument(
         "--archives",
+        metavar="FOLDER",
         type=Path,
         default=ROOT / "build/archives",
         help="folder of archives, from `python -m export archive`",
     )
-    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--seconds", type=int, default=5, help="duration of each measurement")
-    parser.add_argument("--document", type=Path, help="page whose part `runtimes` is replaced by the table")
+    parser.add_argument(
+        "--model-store",
+        type=Path,
+        default=ROOT / "model_store",
+        metavar="FOLDER",
+        help="store of the models that are measured",
+    )
+    parser.add_argument("--rounds", type=int, default=2, metavar="N", help="rounds of all measurements")
+    parser.add_argument("--seconds", type=int, default=5, help="duration of each measurement", metavar="SECONDS")
+    parser.add_argument(
+        "--document", type=Path, help="page whose part `runtimes` is replaced by the table", metavar="FILE"
+    )
     arguments = parser.parse_args()
     try:
         part = MarkedPart.of(arguments.document, "runtimes") if arguments.document else None

@@ -31,10 +31,20 @@ MANY_USERS = 64
 def main() -> int:
     """Convert, measure, write."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.bench.trained_runs", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, help="folders of finished runs of text classification")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--requests", type=int, default=872, help="requests of many users to each model in a round")
-    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "serving.json")
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="folders of finished runs of text classification", metavar="FOLDER"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="rounds of all measurements")
+    parser.add_argument(
+        "--requests", type=int, default=872, help="requests of many users to each model in a round", metavar="N"
+    )
+    parser.add_argument(
+        "--document",
+        type=Path,
+        default=ROOT / "docs" / "serving.json",
+        metavar="FILE",
+        help="JSON file that is written",
+    )
     arguments = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 120)
     forget_unless_made_by(STORE, commit())

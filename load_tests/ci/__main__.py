@@ -70,16 +70,24 @@ def parser() -> argparse.ArgumentParser:
         "--model",
         action="append",
         help="model with a table [ci.models.NAME] in slo.toml; may be repeated; default: all",
+        metavar="MODEL",
     )
     root.add_argument("--target", choices=list(TARGETS), default="heed", help="runtime under load")
-    root.add_argument("--http", help="address of a running server, http://host:port")
-    root.add_argument("--grpc", help="gRPC address of the running server, host:port")
+    root.add_argument("--http", help="address of a running server, http://host:port", metavar="URL")
+    root.add_argument("--grpc", help="gRPC address of the running server, host:port", metavar="HOST:PORT")
     root.add_argument(
-        "--server-pid", type=int, help="process id of the running server if it is on this machine, to read its CPU time"
+        "--server-pid",
+        type=int,
+        help="process id of the running server if it is on this machine, to read its CPU time",
+        metavar="PID",
     )
-    root.add_argument("--slo", type=Path, default=LOAD_TESTS / "slo.toml")
-    root.add_argument("--results", type=Path, default=LOAD_TESTS / "results")
-    root.add_argument("--compare", type=Path, help="JSON file of an earlier run; default: the latest one in --results")
+    root.add_argument("--slo", type=Path, default=LOAD_TESTS / "slo.toml", metavar="FILE", help="limits of each model")
+    root.add_argument(
+        "--results", type=Path, default=LOAD_TESTS / "results", metavar="FOLDER", help="folder of the results"
+    )
+    root.add_argument(
+        "--compare", type=Path, help="JSON file of an earlier run; default: the latest one in --results", metavar="FILE"
+    )
     return root
 
 

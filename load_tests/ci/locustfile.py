@@ -165,13 +165,20 @@ class Course(LoadTestShape):
 def add_options(parser: Any) -> None:
     """Add the options of the gate run."""
     parser.add_argument(
-        "--slo", default=str(Path(__file__).parents[1] / "slo.toml"), help="file with the course and the limits"
+        "--slo",
+        default=str(Path(__file__).parents[1] / "slo.toml"),
+        help="file with the course and the limits",
+        metavar="FILE",
     )
-    parser.add_argument("--gate-models", default="", help="names of models, separated by commas; default: all")
+    parser.add_argument(
+        "--gate-models", default="", help="names of models, separated by commas; default: all", metavar="MODEL,..."
+    )
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="runtime under load")
-    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="gRPC address, host:port")
-    parser.add_argument("--server-pid", type=int, default=0, help="process id of the server, to read its CPU time")
-    parser.add_argument("--report", required=True, help="file for the report in JSON")
+    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="gRPC address, host:port", metavar="HOST:PORT")
+    parser.add_argument(
+        "--server-pid", type=int, default=0, help="process id of the server, to read its CPU time", metavar="PID"
+    )
+    parser.add_argument("--report", required=True, help="file for the report in JSON", metavar="FILE")
 
 
 @events.init.add_listener

@@ -62,11 +62,17 @@ class Report:
 def main() -> int:
     """Run the users and report the outcomes."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.drain", description=__doc__)
-    parser.add_argument("--http", default="http://127.0.0.1:8080")
-    parser.add_argument("--grpc", default="127.0.0.1:8081")
-    parser.add_argument("--model", default="sentiment", help="name of a text classifier")
-    parser.add_argument("--users", type=int, default=16, help="number of users, half over HTTP and half over gRPC")
-    parser.add_argument("--seconds", type=float, default=60.0, help="time within which the server must be stopped")
+    parser.add_argument(
+        "--http", default="http://127.0.0.1:8080", metavar="URL", help="address of the server over HTTP"
+    )
+    parser.add_argument("--grpc", default="127.0.0.1:8081", metavar="HOST:PORT", help="address of the server over gRPC")
+    parser.add_argument("--model", default="sentiment", help="name of a text classifier", metavar="MODEL")
+    parser.add_argument(
+        "--users", type=int, default=16, help="number of users, half over HTTP and half over gRPC", metavar="N"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=60.0, help="time within which the server must be stopped", metavar="SECONDS"
+    )
     arguments = parser.parse_args()
     report = asyncio.run(drive(arguments.http, arguments.grpc, arguments.model, arguments.users, arguments.seconds))
     print(json.dumps(asdict(report)), flush=True)

@@ -39,19 +39,35 @@ ROOT = Path(__file__).parents[2]
 def main() -> int:
     """Measure; the exit status is 1 when the device does not compute everything that it should."""
     parser = argparse.ArgumentParser(prog="python -m load_tests.gpu_check", description=__doc__)
-    parser.add_argument("--device", choices=list(PROVIDER), default="cuda")
-    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
-    parser.add_argument("--results", type=Path, default=ROOT / "build/gpu_check.json")
-    parser.add_argument("--seconds", type=float, default=0.5, help="duration of each engine measurement")
+    parser.add_argument("--device", choices=list(PROVIDER), default="cuda", help="device to check")
     parser.add_argument(
-        "--concurrency", type=int, nargs="+", default=[16, 64, 256], help="numbers of concurrent requests"
+        "--model-store",
+        type=Path,
+        default=ROOT / "model_store",
+        metavar="FOLDER",
+        help="store of the models that are measured",
     )
-    parser.add_argument("--requests", type=int, default=8000, help="requests of each served measurement")
     parser.add_argument(
-        "--clients", type=int, default=max(1, (os.cpu_count() or 1) // 4), help="number of client processes"
+        "--results", type=Path, default=ROOT / "build/gpu_check.json", metavar="FILE", help="file of the results"
     )
-    parser.add_argument("--budget-s", type=float, default=420.0, help="time limit; later measurements are left out")
-    parser.add_argument("--document", type=Path, help="page whose part `gpu` is replaced by the table")
+    parser.add_argument(
+        "--seconds", type=float, default=0.5, help="duration of each engine measurement", metavar="SECONDS"
+    )
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", default=[16, 64, 256], metavar="N", help="numbers of concurrent requests"
+    )
+    parser.add_argument("--requests", type=int, default=8000, help="requests of each served measurement", metavar="N")
+    parser.add_argument(
+        "--clients",
+        type=int,
+        default=max(1, (os.cpu_count() or 1) // 4),
+        metavar="N",
+        help="number of client processes",
+    )
+    parser.add_argument(
+        "--budget-s", type=float, default=420.0, help="time limit; later measurements are left out", metavar="SECONDS"
+    )
+    parser.add_argument("--document", type=Path, help="page whose part `gpu` is replaced by the table", metavar="FILE")
     arguments = parser.parse_args()
     try:
         part = MarkedPart.of(arguments.document, "gpu") if arguments.document else None

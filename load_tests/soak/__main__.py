@@ -75,21 +75,33 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.soak", description=__doc__)
-    root.add_argument("--requests", type=int, default=1_000_000, help="number of requests in all sessions together")
-    root.add_argument("--users", type=int, default=24, help="number of concurrent requests")
-    root.add_argument("--inputs", type=int, default=64, help="number of different texts or images for each model")
-    root.add_argument("--seed", type=int, default=1, help="seed of the random requests")
-    root.add_argument("--fault-every", type=int, default=5_000, help="requests between two faults")
+    root.add_argument(
+        "--requests", type=int, default=1_000_000, help="number of requests in all sessions together", metavar="N"
+    )
+    root.add_argument("--users", type=int, default=24, help="number of concurrent requests", metavar="N")
+    root.add_argument(
+        "--inputs", type=int, default=64, help="number of different texts or images for each model", metavar="N"
+    )
+    root.add_argument("--seed", type=int, default=1, help="seed of the random requests", metavar="N")
+    root.add_argument("--fault-every", type=int, default=5_000, help="requests between two faults", metavar="N")
     root.add_argument(
         "--faults", nargs="*", choices=list(FAULTS), default=list(FAULTS), help="faults to make; default: all"
     )
     root.add_argument(
-        "--model-store", type=Path, default=ROOT / "model_store", help="store whose trained models are copied"
+        "--model-store",
+        type=Path,
+        default=ROOT / "model_store",
+        help="store whose trained models are copied",
+        metavar="FOLDER",
     )
-    root.add_argument("--work", type=Path, default=ROOT / "build/soak", help="folder for the store of the soak")
-    root.add_argument("--state", type=Path, default=ROOT / "build/soak/state.json", help="file with the progress")
+    root.add_argument(
+        "--work", type=Path, default=ROOT / "build/soak", help="folder for the store of the soak", metavar="FOLDER"
+    )
+    root.add_argument(
+        "--state", type=Path, default=ROOT / "build/soak/state.json", help="file with the progress", metavar="FILE"
+    )
     root.add_argument("--fresh", action="store_true", help="start again from the first request")
-    root.add_argument("--document", type=Path, help="page whose part `soak` is written at the end")
+    root.add_argument("--document", type=Path, help="page whose part `soak` is written at the end", metavar="FILE")
     return root
 
 

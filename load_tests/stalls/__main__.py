@@ -69,12 +69,16 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """Create the parser of the command line."""
     root = argparse.ArgumentParser(prog="python -m load_tests.stalls", description=__doc__)
-    root.add_argument("--rounds", type=int, default=3, help="rounds of each case")
+    root.add_argument("--rounds", type=int, default=3, help="rounds of each case", metavar="N")
     root.add_argument(
-        "--cases", nargs="*", default=[""], help="only cases whose names contain one of these; default: all"
+        "--cases",
+        nargs="*",
+        default=[""],
+        help="only cases whose names contain one of these; default: all",
+        metavar="TEXT",
     )
     root.add_argument(
-        "--models", type=int, default=1000, help="number of models of the server whose metrics are scraped"
+        "--models", type=int, default=1000, help="number of models of the server whose metrics are scraped", metavar="N"
     )
     root.add_argument(
         "--attacks",
@@ -83,15 +87,31 @@ def parser() -> argparse.ArgumentParser:
         default=list(ATTACKS),
         help="attacks to run together; default: all",
     )
-    root.add_argument("--attack-s", type=float, default=20.0, help="duration of the attacks; 0: none")
     root.add_argument(
-        "--rest-s", type=float, default=60.0, help="wait after the attacks before the memory is read again"
+        "--attack-s", type=float, default=20.0, help="duration of the attacks; 0: none", metavar="SECONDS"
     )
     root.add_argument(
-        "--model-store", type=Path, default=ROOT / "model_store", help="store whose trained models are copied"
+        "--rest-s",
+        type=float,
+        default=60.0,
+        help="wait after the attacks before the memory is read again",
+        metavar="SECONDS",
     )
-    root.add_argument("--work", type=Path, default=ROOT / "build/stalls", help="folder for the stores and result.json")
-    root.add_argument("--document", type=Path, help="page whose part `stalls` is written")
+    root.add_argument(
+        "--model-store",
+        type=Path,
+        default=ROOT / "model_store",
+        help="store whose trained models are copied",
+        metavar="FOLDER",
+    )
+    root.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "build/stalls",
+        help="folder for the stores and result.json",
+        metavar="FOLDER",
+    )
+    root.add_argument("--document", type=Path, help="page whose part `stalls` is written", metavar="FILE")
     return root
 
 

@@ -30,10 +30,10 @@ grpc_gevent.init_gevent()
 def add_options(parser: Any) -> None:
     """Add the options of this run."""
     parser.add_argument("--target", default="heed", choices=list(TARGETS), help="runtime under load")
-    parser.add_argument("--model", default="sentiment", help="name of the model")
+    parser.add_argument("--model", default="sentiment", help="name of the model", metavar="MODEL")
     parser.add_argument("--model-task", default=TextClassification.name, choices=list(TASKS), help="task of the model")
-    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="gRPC address, host:port")
-    parser.add_argument("--report", default="", help="file for the report in JSON")
+    parser.add_argument("--grpc-host", default="127.0.0.1:8081", help="gRPC address, host:port", metavar="HOST:PORT")
+    parser.add_argument("--report", default="", help="file for the report in JSON", metavar="FILE")
 
 
 @events.init.add_listener

@@ -60,6 +60,11 @@ class ModelState:
     served: ServedModel | None = None
     problem: str | None = "loading"  # None while the model would answer correctly
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether it is not decided yet if the model is served."""
+        return self.problem == "loading"
+
     def current_problem(self) -> str | None:
         """Say why the model would not answer now; None when it would."""
         return self.problem if self.served is None else self.served.batcher.health_problem()
@@ -195,7 +200,9 @@ class ModelRepository:
                 config=self.config,
                 instances=self.instances,
                 engine_clock=self._engine_clock,
-                on_batch=lambda report: batches.count(report.rows, report.tokens, report.padded_tokens),
+                on_batch=lambda report: batches.count(
+                    report.rows, report.tokens, report.padded_tokens, report.compute_s
+                ),
                 tally=self.metrics.scheduling(*labels),
                 preemption=self.host.preemption,
                 watchdog=self.watchdog,
@@ -262,13 +269,24 @@ class ModelRepository:
         if not self._scanned:
             return LOADING
         for state in self.states.values():
-            if state.problem == "loading":
+            if state.is_loading:
                 return LOADING
             if state.served is not None and (trouble := state.served.batcher.health_problem()):
                 return f"{state.name}/{state.version}: {trouble}"
-        if not any(state.served for state in self.states.values()):
-            return "no model could be loaded"
-        return None
+        return self.serves_nothing_because()
+
+    def serves_nothing_because(self) -> str | None:
+        """Say why a store that has been read gives no model to serve, with its absolute path; None if one is served.
+
+        The server then stays up, unready: whoever watches it reads the reason there, and its metrics and log remain.
+        Models that are added later are served after a restart.
+        """
+        if any(state.served for state in self.states.values()):
+            return None
+        store = self.config.model_store.absolute()
+        if not self.states:
+            return f"the model store {store} has no model: put one into {store}/<name>/1/ and start the server again"
+        return f"no model could be loaded from the model store {store}"
 
     async def drain(self) -> None:
         """Refuse new requests, and return when all admitted ones are answered."""

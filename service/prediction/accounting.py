@@ -29,7 +29,8 @@ from service.models.repository import ModelRepository, ServedModel
 from service.prediction.messages import Explanation, Receipt, RequestOptions
 from service.scheduling.admission import ItemResult
 from service.scheduling.idle_executor import IdleExecutor
-from service.telemetry.metrics import UNKNOWN_MODEL, Metrics, Outcome, Protocol
+from service.telemetry.metrics import UNKNOWN_MODEL, Metrics
+from service.telemetry.tallies import Outcome, Protocol
 
 if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
@@ -127,6 +128,13 @@ class RequestAccount:
         self.model = model = self._repository.get(self.model_name, self.version)
         self.model_name, self.version = model.name, model.version
         return model
+
+    @property
+    def num_inferences(self) -> int:
+        """Number of inputs that the request has: texts, images, or rows of tensors."""
+        if self.model.task.elements_are_rows:
+            return len(self.items)  # the beams of a translation are rows, but no inputs
+        return sum([item.rows for item in self.items])
 
     def preprocessed(self, items: Sequence[Any]) -> None:
         """Record the end of preprocessing, and the items that go to the batcher."""
@@ -250,7 +258,10 @@ class Accounting:
         options, name, version, receipt = account.options, account.model_name, account.version, account.receipt
         self._metrics.count(name, version, options.protocol, "ok")
         if not account.explains:
-            self._metrics.stages(name, version, options.protocol).observe(
+            stages = self._metrics.stages(name, version, options.protocol)
+            stages.inferences += account.num_inferences
+            stages.last_s = account.ended_s
+            stages.observe(
                 account.ended_s - account.started_s,
                 account.prepared_s - account.started_s,
                 receipt.queue_us * 1e-6,
@@ -270,7 +281,9 @@ class Accounting:
     def count_refusal(self, account: RequestAccount, outcome: Outcome, why: str) -> None:
         """Count, log and trace a request that ends without an answer, and the stage it failed in."""
         options = account.options
-        self.count_failure(account.model_name, account.version, options.protocol, options.request_id, outcome, why)
+        seconds = time.monotonic() - account.started_s
+        asked = (account.model_name, account.version, options.protocol, options.request_id)
+        self.count_failure(*asked, outcome, why, seconds)
         if self._tracing is None or (trace := self._tracing.current()) is None:
             return
         if account.prepared_s != account.started_s:
@@ -280,7 +293,14 @@ class Accounting:
             trace.stage_failed("preprocess", account.started_s, why)
 
     def count_failure(
-        self, model: str, version: str, protocol: Protocol, request_id: str, outcome: Outcome, why: str
+        self,
+        model: str,
+        version: str,
+        protocol: Protocol,
+        request_id: str,
+        outcome: Outcome,
+        why: str,
+        seconds: float = 0.0,
     ) -> None:
         """Count, log and trace a request that ends without an answer.
 
@@ -291,6 +311,7 @@ class Accounting:
             request_id: id of the request.
             outcome: label of the counter.
             why: text of the error.
+            seconds: time that the request took, as far as it was measured.
         """
         log.info("request refused", request_id=request_id, model=clipped(model), outcome=outcome, why=why)
         try:
@@ -300,6 +321,7 @@ class Accounting:
         else:
             model, version = state.name, state.version
         self._metrics.count(model, version, protocol, outcome)
+        self._metrics.add_failed_time(model, version, seconds)
         if self._tracing is not None and (trace := self._tracing.current()) is not None:
             trace.refused(model, version, request_id, outcome, why)
 

@@ -6,9 +6,14 @@ from service.errors import InvalidRequest, NotFound, Unavailable
 from service.explanation.messages import METHODS
 from service.explanation.planning import methods_of
 from service.models.repository import ModelRepository, ModelState, ServedModel
-from service.prediction.messages import IndexedModel, ModelDescription
+from service.prediction.messages import IndexedModel, IndexedVersion, ModelConfiguration, ModelDescription
+from service.prediction.statistics import ModelStatistics, model_statistics
 from service.tasks.stored_task import StoredTask
 from service.tasks.table import TASKS
+
+PLATFORM = "onnxruntime_onnx"
+# By Triton's names. "model_repository" is not among them, because it promises to load and unload models.
+TRITON_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "statistics")
 
 
 class ModelCatalog:
@@ -28,11 +33,60 @@ class ModelCatalog:
         return ModelDescription(
             name,
             self._repository.versions(name),
-            "onnxruntime_onnx",
+            PLATFORM,
             model.task.inputs,
             model.task.outputs,
             _properties(model),
         )
+
+    def configuration(self, name: str, version: str = "") -> ModelConfiguration:
+        """Return how a model is served.
+
+        Raises:
+            NotFound, Unavailable: as for a request.
+        """
+        repository, model = self._repository, self._repository.get(name, version)
+        task = model.task
+        return ModelConfiguration(
+            name=name,
+            platform=PLATFORM,
+            inputs=task.inputs,
+            outputs=task.outputs,
+            max_batch_size=task.max_inputs(repository.config.max_request_rows),
+            joins_requests=model.loaded.batching.joined,
+            streams=model.batcher.joins_running_batches,
+            instances=repository.instances,
+            on_gpu=repository.device == "cuda",
+        )
+
+    def statistics(self, name: str = "", version: str = "") -> list[ModelStatistics]:
+        """Return the statistics of the model versions that are served, in the order of the store.
+
+        Args:
+            name: name of a model; empty for all of them.
+            version: version of the model; empty for all of them.
+
+        Raises:
+            NotFound: the store has no such model or version.
+            Unavailable: the named model or version is not served.
+        """
+        if name:
+            self._repository.get(name, version)
+        return [
+            model_statistics(*key, self._repository.metrics.totals(*key))
+            for key, state in self._repository.states.items()
+            if state.served is not None and name in ("", key[0]) and version in ("", key[1])
+        ]
+
+    def versions(self) -> list[IndexedVersion]:
+        """Return every folder of the store by name and version, with its state."""
+        return [self._indexed_version(*key) for key in self._repository.states]
+
+    def _indexed_version(self, name: str, version: str) -> IndexedVersion:
+        problem = self.problem_of(name, version)
+        if self._repository.states[name, version].is_loading and not self.draining:
+            return IndexedVersion(name, version, "LOADING", problem)
+        return IndexedVersion(name, version, "READY" if problem is None else "UNAVAILABLE", problem)
 
     def index(self) -> list[IndexedModel]:
         """Return an entry for every model of the store by name, ready or not."""
@@ -94,7 +148,7 @@ class ModelCatalog:
         All explanation methods are listed; the metadata of a model lists the ones that it supports.
         """
         methods = [f"explain:{method}" for method in METHODS]
-        return ["binary_tensor_data", "explain", *methods, f"device:{self._repository.device}"]
+        return [*TRITON_EXTENSIONS, "explain", *methods, f"device:{self._repository.device}"]
 
     def not_ready_because(self) -> str | None:
         """Return why the server should get no requests now, or None."""

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -12,7 +12,7 @@ from service.engines.device import Place
 from service.explanation.graph_methods import AttentionSelector
 from service.explanation.messages import ExplainRequest, Explanation
 from service.tasks.task import AnswerOptions
-from service.telemetry.metrics import Protocol
+from service.telemetry.tallies import Protocol
 from service.tensors import TensorSpec
 
 __all__ = [
@@ -22,6 +22,8 @@ __all__ = [
     "Explained",
     "Explanation",
     "IndexedModel",
+    "IndexedVersion",
+    "ModelConfiguration",
     "ModelDescription",
     "Receipt",
     "RequestOptions",
@@ -37,7 +39,7 @@ class RequestOptions(msgspec.Struct, frozen=True, gc=False):
     request_id: str
     timeout_s: float | None = None  # None: the server's default
     truncate: bool = False
-    # Search options of a translation; None: the model's default. Other models ignore them.
+    # Search options of a translation; None: the model's default. Models of other tasks refuse them, and `truncate` too.
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
@@ -104,3 +106,28 @@ class IndexedModel:
     precision: str | None  # precision of the served graphs; None for a bare model
     cache: Place | None  # where a translation model keeps keys and values between two steps
     batching: str | None  # whether requests share engine calls, and why; None while the model cannot answer
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedVersion:
+    """A folder of the store and the state of its model version."""
+
+    name: str
+    version: str
+    state: Literal["READY", "LOADING", "UNAVAILABLE"]  # Triton's names
+    reason: str | None  # why the version is not ready
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfiguration:
+    """How a model version is served."""
+
+    name: str
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    max_batch_size: int  # inputs of one request, which the first dimension of every tensor counts; 0: it does not
+    joins_requests: bool  # whether requests share engine calls
+    streams: bool  # whether an answer can be sent in pieces
+    instances: int  # engine threads
+    on_gpu: bool

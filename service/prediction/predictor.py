@@ -4,11 +4,13 @@ options + inputs ──> model ──> prepare ──> batcher ──> finish �
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import numpy as np
 
 from service.config import ServiceConfig
 from service.errors import InvalidRequest
@@ -20,7 +22,14 @@ from service.prediction.catalog import ModelCatalog
 from service.prediction.messages import Explained, ExplainRequest, Receipt, RequestOptions
 from service.prediction.preprocessing import Preprocessor
 from service.prediction.preprocessing_pool import PreprocessingPool
-from service.prediction.validation import check_inputs, check_requested_outputs, check_single_input, require
+from service.prediction.top_classes import is_short, top_classes
+from service.prediction.validation import (
+    check_inputs,
+    check_options,
+    check_requested_outputs,
+    check_single_input,
+    require,
+)
 from service.process.memory_budget import ByteBudget
 from service.scheduling.continuous_batcher import ContinuousBatcher
 from service.scheduling.idle_executor import IdleExecutor
@@ -28,11 +37,13 @@ from service.tasks.explainable import Explainable
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Task, too_many_rows
 from service.tasks.translation import Translated, Translation
 from service.telemetry.metrics import Metrics
-from service.tensors import Arrays
+from service.tensors import Arrays, bytes_array
 
 if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
+NO_CLASSES: Mapping[str, int] = {}
+RANKED = ("classes", "ranked")  # for messages: what is worked on in a thread, and how
 # All tokens of a stream so far, with the task that turns them into text; None ends the stream.
 TokenQueue = asyncio.Queue[tuple[Translation, list[int]] | None]
 
@@ -72,7 +83,11 @@ class Predictor:
         self.accounting = Accounting(repository, metrics, config, self._idle_executor, tracing)
 
     async def infer(
-        self, options: RequestOptions, inputs: Arrays, requested_outputs: Sequence[str] = ()
+        self,
+        options: RequestOptions,
+        inputs: Arrays,
+        requested_outputs: Sequence[str] = (),
+        num_classes: Mapping[str, int] = NO_CLASSES,
     ) -> tuple[Arrays, Receipt]:
         """Answer named tensors with named tensors, as the model's metadata describes them.
 
@@ -80,6 +95,7 @@ class Predictor:
             options: options of the request.
             inputs: each input tensor by name; BYTES as object arrays.
             requested_outputs: names of the outputs to return; empty for all.
+            num_classes: how many best classes to return in place of an output (`top_classes`), by its name.
 
         Returns:
             the output tensors by name, and the receipt.
@@ -89,8 +105,9 @@ class Predictor:
         """
         with self.accounting.open(options) as account:
             model = account.get_model()
+            check_options(model, options)
             check_inputs(model.task, inputs)
-            check_requested_outputs(model.task, requested_outputs)
+            check_requested_outputs(model.task, requested_outputs, num_classes)
             prepared = self._preprocessor.prepare(model.task, options, model.task.read(inputs), "", account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
@@ -98,7 +115,24 @@ class Predictor:
             outputs = model.task.to_tensors(results)
             if requested_outputs:
                 outputs = {name: outputs[name] for name in requested_outputs}
+            if num_classes:
+                outputs = await self._classified(model.task, outputs, num_classes, account.deadline_s)
         return outputs, account.receipt
+
+    async def _classified(
+        self, task: Task[Any], outputs: Arrays, num_classes: Mapping[str, int], deadline_s: float
+    ) -> Arrays:
+        """Replace outputs by their best classes where these are asked for; long ones in a thread."""
+        classified = dict(outputs)
+        for spec in task.outputs:
+            if (count := num_classes.get(spec.name)) is not None and spec.name in outputs:
+                array = outputs[spec.name]
+                rank = partial(top_classes, array, count, spec)
+                if is_short(array, count):
+                    classified[spec.name] = rank()
+                else:
+                    classified[spec.name] = await self._preprocessor.run_in_thread(rank, deadline_s, RANKED)
+        return classified
 
     async def answer(
         self,
@@ -126,6 +160,7 @@ class Predictor:
         with self.accounting.open(options) as account:
             model = account.get_model()
             task = require(model, kind)
+            check_options(model, options)
             prepared = self._preprocessor.prepare(task, options, inputs, field, account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
@@ -174,6 +209,46 @@ class Predictor:
         finally:
             decoding.cancel()
 
+    async def stream_infer(
+        self, options: RequestOptions, inputs: Arrays, requested_outputs: Sequence[str] = ()
+    ) -> AsyncGenerator[tuple[Arrays, str, Receipt | None], None]:
+        """Answer the tensor of one text with its translation in pieces; see `stream_translation`.
+
+        The pieces of the first output, joined, are the translation. The last element has the other outputs.
+
+        Args:
+            options: options of the request.
+            inputs: the input tensor by name, of one element.
+            requested_outputs: names of the outputs to return; empty for all.
+
+        Yields:
+            output tensors by name, the version of the model, and the receipt in the last element.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+        model = self._repository.get(options.model, options.version)
+        task = require(model, Translation)
+        check_options(model, options)
+        check_inputs(task, inputs)
+        check_requested_outputs(task, requested_outputs, NO_CLASSES)
+        texts = task.read(inputs)
+        if len(texts) != 1:
+            raise InvalidRequest(f"a stream takes one text, the request has {len(texts)}")
+        text_output, score_output = (spec.name for spec in task.outputs)
+        wanted = requested_outputs or (text_output, score_output)
+        options = msgspec.structs.replace(options, version=model.version)
+        async with contextlib.aclosing(
+            self.stream_translation(options, texts[0], task.input_field.format(0))
+        ) as pieces:
+            async for piece in pieces:
+                if not isinstance(piece, str):
+                    translated, receipt = piece
+                    score = {score_output: np.array([translated.score], dtype=np.float32)}
+                    yield {name: array for name, array in score.items() if name in wanted}, model.version, receipt
+                elif text_output in wanted:
+                    yield {text_output: bytes_array([piece.encode()])}, model.version, None
+
     async def _decode_stream(
         self, options: RequestOptions, text: str, field: str, token_queue: TokenQueue
     ) -> tuple[Translated, Receipt]:
@@ -219,6 +294,7 @@ class Predictor:
         """
         with self.accounting.open(options, explains=True) as account:
             model = account.get_model()
+            check_options(model, options)
             task = check_request(model, request)
             check_inputs(task, inputs)
             check_single_input(inputs)

@@ -5,9 +5,9 @@ inputs ──> task.prepare ──> short: in the event loop ──────�
 """
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from service.config import ServiceConfig
 from service.prediction.messages import RequestOptions
@@ -15,6 +15,8 @@ from service.prediction.preprocessing_pool import PreprocessingPool
 from service.process.memory_budget import ByteBudget
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.task import Preparation, RequestLimits, Task
+
+T = TypeVar("T")
 
 # Items for the batcher, or an awaitable of them where preprocessing runs in threads. Short inputs need no await.
 Prepared = list[Any] | Awaitable[list[Any]]
@@ -56,6 +58,22 @@ class Preprocessor:
     def decoding_memory(self, deadline_s: float) -> DecodingMemory:
         """Return access to the image memory until a deadline on `time.monotonic()`'s clock."""
         return DecodingMemory(self._image_memory, deadline_s)
+
+    async def run_in_thread(self, work: Callable[[], T], deadline_s: float, words: tuple[str, str]) -> T:
+        """Run one long step of a request in a thread.
+
+        Args:
+            work: the step.
+            deadline_s: deadline on `time.monotonic()`'s clock; a step that has not begun by then is dropped.
+            words: noun for what is worked on, and verb for the work, for error messages.
+
+        Raises:
+            Overloaded: too much work is waiting.
+            DeadlineExceeded: the deadline passed.
+        """
+        timeout_s = deadline_s - time.monotonic()
+        (result,) = await self._pool.run([work], rows=1, timeout_s=timeout_s, words=words)
+        return result
 
     async def _run_in_threads(self, preparation: Preparation, deadline_s: float) -> list[Any]:
         steps, rows, _, noun, verb = preparation

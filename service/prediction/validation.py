@@ -1,14 +1,19 @@
 """Checks of a request against the model it names: task, tensors, number of inputs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from service.errors import InvalidRequest
 from service.models.repository import ServedModel
+from service.prediction.messages import RequestOptions
+from service.prediction.top_classes import check_classes
+from service.tasks.table import TASKS
 from service.tasks.task import Task
 from service.tensors import DATATYPE_OF_NUMPY, DTYPE_OF, Arrays, TensorSpec
 
 T = TypeVar("T", bound=Task[Any])
+
+REQUEST_OPTIONS = ("truncate", "num_beams", "max_new_tokens", "length_penalty")  # those that depend on the task
 
 
 def require(model: ServedModel, kind: type[T]) -> T:
@@ -23,13 +28,16 @@ def require(model: ServedModel, kind: type[T]) -> T:
     """
     task = model.task
     if not isinstance(task, kind):
-        article = "an" if kind.name[0] in "aeiou" else "a"
-        raise InvalidRequest(f"model {model.name!r} is not {article} {kind.name} model; it takes {task.accepts}")
+        wanted = described(kind)
+        raise InvalidRequest(f"model {model.name!r} is not {wanted}; it takes {task.accepts}")
     return task
 
 
 def check_inputs(task: Task[Any], inputs: Arrays) -> None:
     """Refuse tensors whose name, datatype or shape does not fit the model's metadata.
+
+    BYTES of shape [n, 1] are replaced by the same elements of shape [n] where the model takes [n]: clients of servers
+    with a batch dimension of their own send one element a row. [1, n] is refused, because it is one row of n elements.
 
     Raises:
         InvalidRequest: names the input and what the model takes.
@@ -47,19 +55,60 @@ def check_inputs(task: Task[Any], inputs: Arrays) -> None:
             datatype = DATATYPE_OF_NUMPY[array.dtype]
             raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")
         if not spec.admits(array.shape):
+            if spec.datatype == "BYTES" and array.shape[1:] == (1,) and spec.admits(array.shape[:1]):
+                inputs[name] = array.reshape(-1)
+                continue
             raise InvalidRequest(
                 f"input {name!r} has shape {list(array.shape)}, the model takes {list(spec.shape)} (-1: any size)"
             )
 
 
-def check_requested_outputs(task: Task[Any], requested_outputs: Sequence[str]) -> None:
-    """Refuse names of outputs that the model does not have.
+def check_requested_outputs(task: Task[Any], requested_outputs: Sequence[str], num_classes: Mapping[str, int]) -> None:
+    """Refuse outputs that the model does not have, and classes of outputs that have none.
+
+    Args:
+        task: task of the model.
+        requested_outputs: names of the outputs; empty for all.
+        num_classes: how many best classes are asked for in place of an output, by its name.
 
     Raises:
-        InvalidRequest: names the unknown outputs and those of the model.
+        InvalidRequest: names the unknown outputs and those of the model, or the output without classes.
     """
     if requested_outputs and (unknown := set(requested_outputs) - {spec.name for spec in task.outputs}):
         raise InvalidRequest(f"unknown output {', '.join(sorted(unknown))}; {_tensor_names(task.outputs)}")
+    if num_classes:
+        for spec in task.outputs:
+            if spec.name in num_classes:
+                check_classes(spec)
+
+
+def check_options(model: ServedModel, options: RequestOptions) -> None:
+    """Refuse options that the model's task has no use for.
+
+    Raises:
+        InvalidRequest: names the option, the tasks that it belongs to, and the model's task.
+    """
+    # Most requests have none of them, and are told here in a fraction of the time of the loop.
+    if not (
+        options.truncate
+        or options.num_beams is not None
+        or options.max_new_tokens is not None
+        or options.length_penalty is not None
+    ):
+        return
+    task = model.task
+    for name in REQUEST_OPTIONS:
+        value = getattr(options, name)
+        if value is not None and value is not False and name not in task.request_options:
+            owners = " and ".join(kind.name for kind in TASKS.values() if name in kind.request_options)
+            raise InvalidRequest(f"parameter {name!r} belongs to {owners}; model {model.name!r} is {described(task)}")
+
+
+def described(task: Task[Any] | type[Task[Any]]) -> str:
+    """Return what a model of a task is, for messages: "a translation model"."""
+    if task.name not in TASKS:
+        return f"a bare graph, which takes {task.accepts}"
+    return f"{'an' if task.name[0] in 'aeiou' else 'a'} {task.name} model"
 
 
 def check_single_input(inputs: Arrays) -> None:

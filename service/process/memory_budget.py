@@ -30,15 +30,19 @@ class ByteBudget:
         """The number of bytes that are reserved now."""
         return self._reserved_bytes
 
-    def reserve(self, num_bytes: int) -> None:
+    def reserve(self, num_bytes: int, held_bytes: int = 0) -> None:
         """Reserve bytes without waiting.
+
+        Args:
+            num_bytes: number of bytes.
+            held_bytes: what the request holds already; with that it must fit into the budget.
 
         Raises:
             Overloaded: others hold too much of the budget.
             TooLarge: the request exceeds the whole budget.
         """
         with self._released:
-            self._check_size(num_bytes)
+            self._check_size(held_bytes + num_bytes)
             if self._reserved_bytes + num_bytes > self.limit_bytes:
                 self.refused += 1
                 raise Overloaded(
@@ -102,7 +106,7 @@ class Reservation:
             TooLarge: the request exceeds the whole budget.
         """
         if num_bytes > self.num_bytes:
-            self._budget.reserve(num_bytes - self.num_bytes)
+            self._budget.reserve(num_bytes - self.num_bytes, self.num_bytes)
             self.num_bytes = num_bytes
 
     def release(self) -> None:

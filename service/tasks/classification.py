@@ -43,8 +43,12 @@ class Classifier:
         self.outputs = (
             TensorSpec("label", "BYTES", (-1,)),
             TensorSpec("score", "FP32", (-1,)),
-            TensorSpec("probabilities", "FP32", (-1, len(self.labels))),
+            TensorSpec("probabilities", "FP32", (-1, len(self.labels)), labels=tuple(self.labels)),
         )
+
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return the limit on rows: each text or image is one."""
+        return max_request_rows
 
     def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
         """Split the outputs of a call into the logits of each item, float32 [C]."""

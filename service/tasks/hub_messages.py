@@ -4,18 +4,39 @@ The HTTP server and the TorchServe handler (`export/torchserve/handler.py`) shar
 wire nor the models.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
 from service.errors import InvalidRequest
-from service.tasks.task import ScoreFunction
+from service.tasks.parameters import NEUTRAL, check_neutral, foreign_parameter
+from service.tasks.task import AnswerOptions, ScoreFunction
+from service.tensors import whole_number
 
 HUB_TOP_K = 5  # the hub's default number of classes of an image
 
-PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
-Truncation = Literal["do_not_truncate", "longest_first", "only_first"]
+# An integer, which some languages write as a float (5.0).
+Whole = int | float
+PositiveWhole = Annotated[int, msgspec.Meta(ge=1)] | Annotated[float, msgspec.Meta(ge=1)]
+# The hub's names of strategies, and their names in Python's enumerations.
+Truncation = Literal[
+    "do_not_truncate",
+    "longest_first",
+    "only_first",
+    "only_second",
+    "DO_NOT_TRUNCATE",
+    "LONGEST_FIRST",
+    "ONLY_FIRST",
+    "ONLY_SECOND",
+]
+Function = Literal["softmax", "sigmoid", "none", "SOFTMAX", "SIGMOID", "NONE"]
+SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "none"}
+# Strategies that cut the only text of an input; `only_second` would cut the second text of a pair, which none has.
+CUTTING = ("longest_first", "only_first")
+SEARCH_SETTINGS = ("num_beams", "max_new_tokens", "length_penalty", "early_stopping", "max_length")
+UNKNOWN_FIELD = re.compile("unknown field `([^`]*)`")  # in msgspec's errors
 T = TypeVar("T")
 
 
@@ -28,11 +49,11 @@ class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
 
     method: str | None = None
     target: str | None = None
-    n_samples: int | None = None
-    seed: int | None = None
+    n_samples: Whole | None = None
+    seed: Whole | None = None
     part: str | None = None
-    layer: int | None = None
-    head: int | None = None
+    layer: Whole | None = None
+    head: Whole | None = None
 
 
 class LabelScore(msgspec.Struct):
@@ -48,45 +69,109 @@ class TranslatedText(msgspec.Struct):
     translation_text: str
 
 
-class TextClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """`parameters` of the Hugging Face text-classification task; clients may send null for any of them."""
+class ClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
+    """What the parameters of both classification tasks have in common; clients may send null for any of them."""
 
-    top_k: PositiveInt | None = None
-    function_to_apply: ScoreFunction | None = None
-    truncation: bool = False
+    top_k: PositiveWhole | None = None
+    function_to_apply: Function | None = None
     explain: ExplainParameters | None = None
+
+    def answer_options(self, default_top_k: int | None = None) -> AnswerOptions:
+        """Return how logits become the answer.
+
+        Raises:
+            InvalidRequest: `top_k` is no integer.
+        """
+        function = SCORE_FUNCTIONS[(self.function_to_apply or "softmax").lower()]
+        return AnswerOptions(function, whole("top_k", self.top_k) or default_top_k)
+
+
+class TextClassificationParameters(ClassificationParameters):
+    """`parameters` of the Hugging Face text-classification task."""
+
+    truncation: bool | Truncation | None = None
 
 
 class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the Hugging Face text-classification task."""
 
     inputs: str | list[str]
-    parameters: TextClassificationParameters = msgspec.field(default_factory=TextClassificationParameters)
-    options: HubOptions = msgspec.field(default_factory=HubOptions)
+    parameters: TextClassificationParameters | None = None
+    stream: bool | None = None
+    options: HubOptions | None = None
 
 
-class ImageClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
+class ImageClassificationParameters(ClassificationParameters):
     """`parameters` of the Hugging Face image-classification task."""
-
-    top_k: PositiveInt | None = None
-    function_to_apply: ScoreFunction | None = None
-    explain: ExplainParameters | None = None
 
 
 class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face image-classification task as JSON; `inputs` is the image in base64."""
+    """A request of the Hugging Face image-classification task as JSON.
+
+    `inputs` is the image in base64, or a data URL of it.
+    """
 
     inputs: str
-    parameters: ImageClassificationParameters = msgspec.field(default_factory=ImageClassificationParameters)
-    options: HubOptions = msgspec.field(default_factory=HubOptions)
+    parameters: ImageClassificationParameters | None = None
+    stream: bool | None = None
+    options: HubOptions | None = None
 
 
 class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
-    """Settings of the search for a translation, with the names of Hugging Face's generation."""
+    """Settings of the search for a translation, with the names of Hugging Face's generation.
 
-    num_beams: int | None = None
-    max_new_tokens: int | None = None
+    The settings after the first three are accepted only with values that change nothing.
+    """
+
+    num_beams: Whole | None = None
+    max_new_tokens: Whole | None = None
     length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+    max_length: Whole | None = None
+    diversity_penalty: float | None = None
+    do_sample: bool | None = None
+    encoder_no_repeat_ngram_size: Whole | None = None
+    encoder_repetition_penalty: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    min_length: Whole | None = None
+    min_new_tokens: Whole | None = None
+    no_repeat_ngram_size: Whole | None = None
+    num_beam_groups: Whole | None = None
+    num_return_sequences: Whole | None = None
+    remove_invalid_values: bool | None = None
+    renormalize_logits: bool | None = None
+    repetition_penalty: float | None = None
+    temperature: float | None = None
+    top_k: Whole | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    use_cache: bool | None = None
+
+    def check(self, own_early_stopping: bool | str, own_beams: int, max_tokens: int) -> None:
+        """Check the settings that are accepted only where they change nothing.
+
+        Args:
+            own_early_stopping: the model's own setting.
+            own_beams: the number of beams where the request names none.
+            max_tokens: longest translation of the model.
+
+        Raises:
+            InvalidRequest: names the parameter and what is offered.
+        """
+        check_neutral({name: getattr(self, name) for name in NEUTRAL})
+        stopping, beams = self.early_stopping, own_beams if self.num_beams is None else self.num_beams
+        if stopping is not None and beams > 1 and stopping != own_early_stopping:
+            raise InvalidRequest(
+                f"parameter 'early_stopping' is {stopping!r}; with beams only the model's own is offered,"
+                f" {own_early_stopping!r}"
+            )
+        longest = whole("max_length", self.max_length)
+        if longest is not None and longest <= max_tokens:
+            raise InvalidRequest(
+                f"parameter 'max_length' belongs to summarization and text-generation; max_new_tokens bounds a"
+                f" translation, which has at most {max_tokens} tokens in any case"
+            )
 
 
 class TranslationParameters(SearchParameters):
@@ -102,10 +187,11 @@ class TranslationParameters(SearchParameters):
     @property
     def truncate(self) -> bool:
         """Whether a text that is too long may be truncated."""
-        return self.truncation in (True, "longest_first", "only_first")
+        return truncates(self.truncation)
 
+    @property
     def search(self) -> SearchParameters:
-        """Return the search settings from whichever place they are given in.
+        """The search settings, from whichever place they are given in.
 
         Raises:
             InvalidRequest: both places have settings, or a setting is not offered.
@@ -114,7 +200,8 @@ class TranslationParameters(SearchParameters):
             raise InvalidRequest("clean_up_tokenization_spaces is not offered: translations are written as they are")
         if self.generate_parameters is None:
             return self
-        if any(getattr(self, name) is not None for name in SearchParameters.__struct_fields__):
+        check_neutral({name: getattr(self, name) for name in NEUTRAL})
+        if any(getattr(self, name) is not None for name in SEARCH_SETTINGS):
             raise InvalidRequest("the search is given both in parameters and in generate_parameters; use one of them")
         return self.generate_parameters
 
@@ -123,13 +210,60 @@ class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the Hugging Face translation task; with `stream`, the answer is sent as server-sent events."""
 
     inputs: str | list[str]
-    parameters: TranslationParameters = msgspec.field(default_factory=TranslationParameters)
-    stream: bool = False
-    options: HubOptions = msgspec.field(default_factory=HubOptions)
+    parameters: TranslationParameters | None = None
+    stream: bool | None = None
+    options: HubOptions | None = None
+
+    def check_stream(self) -> bool:
+        """Return whether the answer is sent piece by piece.
+
+        Raises:
+            InvalidRequest: the request has several texts, or asks for an explanation too.
+        """
+        if not self.stream:
+            return False
+        if not isinstance(self.inputs, str):
+            raise InvalidRequest("inputs must be one text where stream is true")
+        if self.parameters is not None and self.parameters.explain is not None:
+            raise InvalidRequest("explain is not offered where stream is true")
+        return True
 
 
-def read_json(body: bytes | memoryview, kind: type[T]) -> T:
+def refuse_stream(request: TextClassificationRequest | ImageClassificationRequest) -> None:
+    """Refuse to stream the answer of a classifier, which has no pieces.
+
+    Raises:
+        InvalidRequest: the request has `stream`.
+    """
+    if request.stream:
+        raise InvalidRequest("parameter 'stream' belongs to translation; the answer of a classifier has no pieces")
+
+
+def whole(name: str, value: float | None) -> int | None:
+    """Return an integer parameter, which may be written as a float.
+
+    Raises:
+        InvalidRequest: it has a fraction, or is too large for a float to be exact.
+    """
+    if value is None:
+        return None
+    if (number := whole_number(value)) is None:
+        raise InvalidRequest(f"parameter {name!r} must be an integer, not {value!r}")
+    return number
+
+
+def truncates(truncation: bool | Truncation | None) -> bool:
+    """Whether a text that is too long may be truncated, by the parameter `truncation`."""
+    return truncation is True or (isinstance(truncation, str) and truncation.lower() in CUTTING)
+
+
+def read_json(body: bytes | memoryview, kind: type[T], whose: str = "") -> T:
     """Decode a JSON body into a message.
+
+    Args:
+        body: the JSON.
+        kind: type of the message.
+        whose: the model that was asked, with its task, for the error of a parameter that belongs to another task.
 
     Raises:
         InvalidRequest: the body is not JSON, or not of this form; says what is wrong and where.
@@ -137,7 +271,10 @@ def read_json(body: bytes | memoryview, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(str(error)) from None
+        text = str(error)
+        if whose and (unknown := UNKNOWN_FIELD.search(text)):
+            text = foreign_parameter(unknown[1], whose) or text
+        raise InvalidRequest(text) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     except RecursionError:

@@ -20,10 +20,15 @@ from PIL import Image
 
 from service.tasks.classification import Classifier
 from service.tasks.explainable import ImageParts, ValueFunction
-from service.tasks.hub_messages import HUB_TOP_K, ImageClassificationParameters, ImageClassificationRequest
+from service.tasks.hub_messages import (
+    HUB_TOP_K,
+    ImageClassificationParameters,
+    ImageClassificationRequest,
+    refuse_stream,
+)
 from service.tasks.images.image_file import DecodingMemory, decoding, file_of, opened_image, resized, size_upright
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
-from service.tasks.task import AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
+from service.tasks.task import Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tensors import Arrays, TensorSpec
 
 PREPROCESSOR = "preprocessor_config.json"
@@ -93,10 +98,11 @@ class ImageClassification(Classifier):
     name: ClassVar[str] = "image-classification"
     accepts: ClassVar[str] = "images"
     input_field: ClassVar[str] = "image[{}]"
+    request_options: ClassVar[frozenset[str]] = frozenset()
     takes_files: ClassVar[bool] = True
     answers_lists: ClassVar[bool] = False
     hub_request: ClassVar[type[msgspec.Struct]] = ImageClassificationRequest
-    example: ClassVar[str | None] = "--data-binary @cat.jpg"
+    example: ClassVar[str | None] = "--data-binary @docs/ship.jpg"
     pads_rows: ClassVar[bool] = False
     max_length = 1
     inputs = (TensorSpec("image", "BYTES", (-1,)),)
@@ -290,8 +296,10 @@ class ImageClassification(Classifier):
         if isinstance(request, bytes):
             image, field, parameters = request, "the body", ImageClassificationParameters()
         else:
-            image, field, parameters = request.inputs.encode(), "inputs", request.parameters
-        answer = AnswerOptions(parameters.function_to_apply or "softmax", parameters.top_k or HUB_TOP_K)
+            refuse_stream(request)
+            image, field = request.inputs.encode(), "inputs"
+            parameters = request.parameters or ImageClassificationParameters()
+        answer = parameters.answer_options(HUB_TOP_K)
         return HubCall([image], field, answer=answer, explain=parameters.explain)
 
     def parts(

@@ -35,6 +35,7 @@ class RawTensors:
     accepts: ClassVar[str] = "tensors"
     elements_are_rows: ClassVar[bool] = False
     input_field: ClassVar[str] = ""
+    request_options: ClassVar[frozenset[str]] = frozenset()
     labels: Sequence[str] = ()
     explainable: None = None
 
@@ -64,6 +65,11 @@ class RawTensors:
         self._equal_sizes = equal_sizes
         self._optional_names = {spec.name for spec in optional_inputs}
         self._sized = any(spec.datatype == "BYTES" or -1 in spec.shape[1:] for spec in self.inputs)
+
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return the limit on rows; 0 where rows may touch each other, or a tensor declares no such dimension."""
+        has_rows = all(spec.shape[:1] == (-1,) and not spec.any_rank for spec in (*self.inputs, *self.outputs))
+        return max_request_rows if self.joined and has_rows else 0
 
     def read(self, inputs: Arrays) -> Arrays:
         """Return the tensors: the inputs of a request are all of them."""

@@ -108,12 +108,14 @@ class Task(Protocol[AnswerT_co]):
         accepts: noun for the inputs, in error messages: "texts".
         elements_are_rows: whether each element of an input tensor takes a row in a batch.
         input_field: name of an input in error messages; `{}` in it becomes the input's number.
+        request_options: names of the `PrepareOptions` that the task uses; requests with others are refused.
     """
 
     name: ClassVar[str]
     accepts: ClassVar[str]
     elements_are_rows: ClassVar[bool]
     input_field: ClassVar[str]
+    request_options: ClassVar[frozenset[str]]
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -134,6 +136,13 @@ class Task(Protocol[AnswerT_co]):
     @property
     def explainable(self) -> "Explainable | None":
         """The task itself if its answers can be explained."""
+
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return how many inputs a request may have, where the first dimension of every tensor counts them; else 0.
+
+        Args:
+            max_request_rows: limit of the server on the rows of a request.
+        """
 
     def read(self, inputs: Arrays) -> Any:
         """Return the inputs of a request that has the input tensors: what `prepare` takes.

@@ -16,10 +16,16 @@ from numpy.typing import NDArray
 
 from service.tasks.classification import Classifier
 from service.tasks.explainable import TextParts, ValueFunction
-from service.tasks.hub_messages import TextClassificationRequest, texts_and_field
+from service.tasks.hub_messages import (
+    TextClassificationParameters,
+    TextClassificationRequest,
+    refuse_stream,
+    texts_and_field,
+    truncates,
+)
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
-from service.tasks.task import AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
+from service.tasks.task import Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tasks.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec
 
@@ -51,6 +57,7 @@ class TextClassification(Classifier):
     name: ClassVar[str] = "text-classification"
     accepts: ClassVar[str] = "texts"
     input_field: ClassVar[str] = "text[{}]"
+    request_options: ClassVar[frozenset[str]] = frozenset({"truncate"})
     takes_files: ClassVar[bool] = False
     answers_lists: ClassVar[bool] = True
     hub_request: ClassVar[type[msgspec.Struct]] = TextClassificationRequest
@@ -177,9 +184,10 @@ class TextClassification(Classifier):
     def read_hub(self, request: TextClassificationRequest) -> HubCall:
         """Read a request of the task API."""
         texts, field = texts_and_field(request.inputs)
-        parameters = request.parameters
-        answer = AnswerOptions(parameters.function_to_apply or "softmax", parameters.top_k)
-        return HubCall(texts, field, truncate=parameters.truncation, answer=answer, explain=parameters.explain)
+        refuse_stream(request)
+        parameters = request.parameters or TextClassificationParameters()
+        answer, truncate = parameters.answer_options(), truncates(parameters.truncation)
+        return HubCall(texts, field, truncate=truncate, answer=answer, explain=parameters.explain)
 
     def parts(
         self, given: str, item: Tokens, *, truncate: bool, field: str, max_image_pixels: int, memory: Any

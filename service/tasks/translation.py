@@ -29,18 +29,18 @@ from service.tasks.decoding.search import (
 )
 from service.tasks.decoding.settings import GenerationConfig, LanguageCodes, TranslationConfig
 from service.tasks.explainable import TextParts, ValueFunction
-from service.tasks.hub_messages import TranslatedText, TranslationRequest, texts_and_field, translation_text
+from service.tasks.hub_messages import (
+    TranslatedText,
+    TranslationParameters,
+    TranslationRequest,
+    texts_and_field,
+    translation_text,
+    whole,
+)
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.tokenization import (
-    TOKENIZER,
-    TRUNCATE_HINT,
-    Encoded,
-    TextEncoder,
-    texts_of,
-    tokenization,
-)
+from service.tasks.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"
@@ -61,6 +61,7 @@ class Translation:
     name: ClassVar[str] = "translation"
     accepts: ClassVar[str] = "texts, and gives translations"
     input_field: ClassVar[str] = "text[{}]"
+    request_options: ClassVar[frozenset[str]] = frozenset({"truncate", "num_beams", "max_new_tokens", "length_penalty"})
     elements_are_rows: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
     takes_files: ClassVar[bool] = False
@@ -143,6 +144,10 @@ class Translation:
         """The task itself: words of the source can be taken away."""
         return self
 
+    def max_inputs(self, max_request_rows: int) -> int:
+        """Return the limit on rows, divided among the beams that each text has by default."""
+        return max_request_rows // self.defaults.num_beams
+
     def read(self, inputs: Arrays) -> list[str]:
         """Return the texts of the tensor `text`."""
         return texts_of(inputs)
@@ -163,7 +168,6 @@ class Translation:
             limit = limits.max_batch_rows
             raise InvalidRequest(f"num_beams is {beams}, the server's limit is {limit} (max_batch_rows)")
         check_num_rows(len(inputs), limits.max_request_rows, "texts", beams)
-        check_num_rows(len(inputs), limits.max_request_rows)
         return tokenization(
             inputs, partial(self.preprocess_all, truncate=options.truncate, field=field, request=request)
         )
@@ -336,23 +340,20 @@ class Translation:
         Raises:
             InvalidRequest: a language is another one, or a parameter is not offered.
         """
-        parameters, search = request.parameters, request.parameters.search()
+        parameters = request.parameters or TranslationParameters()
+        search, streams = parameters.search, request.check_stream()
+        search.check(self.defaults.early_stopping, 1 if streams else self.defaults.num_beams, self.max_tokens)
         self.check_languages(parameters.src_lang, parameters.tgt_lang)
         texts, field = texts_and_field(request.inputs)
-        if request.stream:
-            if not isinstance(request.inputs, str):
-                raise InvalidRequest("inputs must be one text where stream is true")
-            if parameters.explain is not None:
-                raise InvalidRequest("explain is not offered where stream is true")
         return HubCall(
             texts,
             field,
             truncate=parameters.truncate,
-            num_beams=search.num_beams,
-            max_new_tokens=search.max_new_tokens,
+            num_beams=whole("num_beams", search.num_beams),
+            max_new_tokens=whole("max_new_tokens", search.max_new_tokens),
             length_penalty=search.length_penalty,
             explain=parameters.explain,
-            stream=request.stream,
+            stream=streams,
         )
 
     def hub_document(self, answer: Translated) -> dict[str, object]:
@@ -387,10 +388,7 @@ class Translation:
 
 
 def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """Make the explanation graph's input for a source and the translation whose log probability is explained.
-
-    The translation includes its end-of-sentence token where it has one.
-    """
+    """Make the explanation graph's input for a source and a translation, with its end-of-sentence token if any."""
     source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
     return {
         "source_ids": source,

@@ -5,12 +5,9 @@ client's form at each scrape. Only the event loop's thread counts. The library's
 time of a request without a model (docs/decisions/process.md).
 """
 
-import time
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -19,65 +16,18 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from prometheus_client.samples import Exemplar
 
 from service.process.memory_budget import ByteBudget
-
-Protocol = Literal["grpc", "http"]
-# How a request can end; the only values of the label.
-Outcome = Literal[
-    "ok",
-    "invalid",
-    "not_found",
-    "unavailable",
-    "overloaded",
-    "expired",
-    "cancelled",
-    "failed",
-]
+from service.telemetry.tallies import BatchTally, ExplainTally, ModelTotals, Outcome, Protocol, StageTimes
 
 # How a replay of the canary can end.
 CanaryOutcome = Literal["ok", "drifted", "failed", "skipped"]
 
-LATENCY_BUCKETS_S = (
-    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
-    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
-)
-ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 SERIES_PER_PIECE = 250  # writing them takes about 2 ms; then other threads get the interpreter's lock
 # Label of all requests for names that are not in the store, or clients could create any number of series.
 UNKNOWN_MODEL = "(unknown)"
-
-
-class Tally:
-    """One series of a histogram, counted without locks."""
-
-    __slots__ = ("_bounds", "counts", "exemplars", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-        self.exemplars: dict[int, Exemplar] = {}  # the last one of each bucket, by the bucket's number
-
-    def observe(self, value: float) -> None:
-        """Count a value in the first bucket whose bound is not below it."""
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
-
-    def exemplify(self, value: float, trace_id: str) -> None:
-        """Attach a trace to the bucket of a counted value; only the OpenMetrics format shows it."""
-        self.exemplars[bisect_left(self._bounds, value)] = Exemplar({"trace_id": trace_id}, value, time.time())
-
-    def add_to(self, family: HistogramMetricFamily, labels: tuple[str, ...]) -> None:
-        """Add this series to a metric family."""
-        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
-        buckets: list[tuple[str, float] | tuple[str, float, Exemplar]] = [
-            (bound, count, self.exemplars[number]) if number in self.exemplars else (bound, count)
-            for number, (bound, count) in enumerate(zip(bounds, accumulate(self.counts), strict=True))
-        ]
-        family.add_metric(labels, buckets, self.sum)
-
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 # Name and help text of each histogram of `StageTimes`, by attribute.
 STAGES = {
@@ -87,45 +37,6 @@ STAGES = {
     "compute": ("heed_compute_seconds", "The engine call that computed the answer"),
     "postprocess": ("heed_postprocess_seconds", "Model output to answer"),
 }
-
-
-class StageTimes:
-    """Time spent in each stage by the requests of one model version and protocol, in seconds."""
-
-    def __init__(self) -> None:
-        self.total = Tally(LATENCY_BUCKETS_S)
-        self.preprocess = Tally(LATENCY_BUCKETS_S)
-        self.queue = Tally(LATENCY_BUCKETS_S)
-        self.compute = Tally(LATENCY_BUCKETS_S)
-        self.postprocess = Tally(LATENCY_BUCKETS_S)
-        self._all = (self.total, self.preprocess, self.queue, self.compute, self.postprocess)
-
-    def observe(self, *seconds: float) -> None:
-        """Count an answered request: its total, preprocess, queue, compute and postprocess time."""
-        for tally, value in zip(self._all, seconds, strict=True):
-            tally.counts[bisect_left(LATENCY_BUCKETS_S, value)] += 1
-            tally.sum += value
-
-    def exemplify(self, trace_id: str, **seconds: float) -> None:
-        """Attach a trace to the times of its stages, which are named like the attributes."""
-        for stage, value in seconds.items():
-            tally: Tally = getattr(self, stage)
-            tally.exemplify(value, trace_id)
-
-
-class BatchTally:
-    """The engine calls of one model version."""
-
-    def __init__(self) -> None:
-        self.rows = Tally(ROW_BUCKETS)
-        self.tokens = self.padded_tokens = 0
-
-    def count(self, rows: int, tokens: int, padded_tokens: int) -> None:
-        """Count one call."""
-        self.rows.observe(rows)
-        self.tokens += tokens
-        self.padded_tokens += padded_tokens
-
 
 # Why an engine call was terminated.
 Termination = Literal["abandoned", "overdue"]
@@ -139,19 +50,6 @@ class SchedulingTally:
         self.dropped_rows = 0  # from the queue, because their deadline could no longer be met
         self.rows_in_vain = 0  # computed although their caller had left
         self.terminated: dict[Termination, int] = {"abandoned": 0, "overdue": 0}
-
-
-class ExplainTally:
-    """The explanations of one model version by one method."""
-
-    def __init__(self) -> None:
-        self.seconds = Tally(LATENCY_BUCKETS_S)
-        self.evaluations = 0
-
-    def count(self, seconds: float, evaluations: int) -> None:
-        """Count one explanation."""
-        self.seconds.observe(seconds)
-        self.evaluations += evaluations
 
 
 class _OneFamily(NamedTuple):
@@ -207,10 +105,11 @@ class Metrics(Collector):
             registry=self.registry,
         )
         self._requests: defaultdict[tuple[str, str, Protocol, Outcome], int] = defaultdict(int)
+        self._failed_s: defaultdict[tuple[str, str], float] = defaultdict(float)
         self._stages: defaultdict[tuple[str, str, Protocol], StageTimes] = defaultdict(StageTimes)
         self._batches: defaultdict[tuple[str, str], BatchTally] = defaultdict(BatchTally)
         self._scheduling: defaultdict[tuple[str, str], SchedulingTally] = defaultdict(SchedulingTally)
-        self._explained: defaultdict[tuple[str, str, str], ExplainTally] = defaultdict(ExplainTally)
+        self._explained: defaultdict[tuple[str, str], dict[str, ExplainTally]] = defaultdict(dict)
         self._budgets: list[ByteBudget] = []
         self._count_lost_log_lines: Callable[[], int] = lambda: 0
         self.registry.register(self)
@@ -219,17 +118,36 @@ class Metrics(Collector):
         """Count one request that has ended."""
         self._requests[model, version, protocol, outcome] += 1
 
+    def add_failed_time(self, model: str, version: str, seconds: float) -> None:
+        """Add the time that a counted request took until it failed."""
+        self._failed_s[model, version] += seconds
+
     def stages(self, model: str, version: str, protocol: Protocol) -> StageTimes:
         """Return the stage times of a model version."""
         return self._stages[model, version, protocol]
 
     def explained(self, model: str, version: str, method: str) -> ExplainTally:
         """Return the counts of explanations of a model version by one method."""
-        return self._explained[model, version, method]
+        return self._explained[model, version].setdefault(method, ExplainTally())
 
     def batches(self, model: str, version: str) -> BatchTally:
         """Return the counts of engine calls of a model version."""
         return self._batches[model, version]
+
+    def totals(self, model: str, version: str) -> ModelTotals:
+        """Add up all that was counted for a model version, over both protocols."""
+        return ModelTotals(
+            requests={
+                (protocol, outcome): number
+                for protocol in PROTOCOLS
+                for outcome in OUTCOMES
+                if (number := self._requests.get((model, version, protocol, outcome)))
+            },
+            failed_s=self._failed_s.get((model, version), 0.0),
+            stages=[each for protocol in PROTOCOLS if (each := self._stages.get((model, version, protocol)))],
+            explained=list(self._explained.get((model, version), {}).values()),
+            batches=self._batches.get((model, version)) or BatchTally(),
+        )
 
     def show_budget(self, budget: ByteBudget) -> None:
         """Export how much of a memory budget is in use and how often it was too small."""
@@ -321,9 +239,10 @@ class Metrics(Collector):
         evaluations = CounterMetricFamily(
             "heed_explain_evaluations", "Inputs evaluated by a model for explanations", labels=by_method
         )
-        for name_version_method, explained in list(self._explained.items()):
-            explained.seconds.add_to(explain, name_version_method)
-            evaluations.add_metric(name_version_method, explained.evaluations)
+        for name_version, explained in list(self._explained.items()):
+            for method, tally in list(explained.items()):
+                tally.seconds.add_to(explain, (*name_version, method))
+                evaluations.add_metric((*name_version, method), tally.evaluations)
         yield from (explain, evaluations)
         yield from self._budget_families()
         lost = CounterMetricFamily(

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest
 from service.prediction.messages import AttentionSelector, ExplainRequest
+from service.tensors import whole_number
+from service.transport.unoffered import check_request_parameters
 
 REQUEST_ID_HEADER = "x-request-id"
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -41,7 +43,7 @@ def number_of(text: str) -> int | None:
 
 
 class Parameters(NamedTuple):
-    """The request parameters of the Open Inference Protocol that this server uses; others are ignored."""
+    """The request parameters of the Open Inference Protocol that this server uses; see `unoffered` for others."""
 
     timeout_s: float | None = None
     truncate: bool = False
@@ -67,25 +69,28 @@ def check_parameter_count(count: int) -> None:
 def parameters_of(given: Mapping[str, object]) -> Parameters:
     """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and the search parameters of a translation.
 
+    A parameter that is None, JSON's null, is not given.
+
     Raises:
         InvalidRequest: a parameter has the wrong type or sign.
+        InvalidRequest, Unsupported: a parameter asks for an answer that is not offered.
     """
     if not given:
         return NO_PARAMETERS
     check_parameter_count(len(given))
-    timeout_us = given.get("timeout", 0)
-    # bool is a subclass of int, but "timeout": true is a mistake.
-    if isinstance(timeout_us, bool) or not isinstance(timeout_us, int) or not 0 <= timeout_us <= MAX_TIMEOUT_US:
+    check_request_parameters(given)
+    asked = given.get("timeout")
+    timeout_us = 0 if asked is None else whole_number(asked)
+    if timeout_us is None or not 0 <= timeout_us <= MAX_TIMEOUT_US:
         raise InvalidRequest(
-            "parameter 'timeout' must be a positive integer of microseconds, at most"
-            f" {MAX_TIMEOUT_US}, not {timeout_us!r}"
+            f"parameter 'timeout' must be a positive integer of microseconds, at most {MAX_TIMEOUT_US}, not {asked!r}"
         )
     flags = {}
     for name in ("truncate", "binary_data_output"):
-        value = given.get(name, False)
-        if not isinstance(value, bool):
+        value = given.get(name)
+        if value is not None and not isinstance(value, bool):
             raise InvalidRequest(f"parameter {name!r} must be true or false, not {value!r}")
-        flags[name] = value
+        flags[name] = value is True
     # Clients without a timeout send 0 (Triton's documentation says the same).
     return Parameters(
         timeout_s=timeout_us * 1e-6 if timeout_us else None,
@@ -114,9 +119,11 @@ def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
 
 
 def _count(name: str, value: object) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+    if value is None:
+        return None
+    if (number := whole_number(value)) is None:
         raise InvalidRequest(f"parameter {name!r} must be an integer, not {value!r}")
-    return value
+    return number
 
 
 def _number(name: str, value: object) -> float | None:

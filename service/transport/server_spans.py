@@ -5,6 +5,7 @@ Only requests to a model are traced. Without `--tracing on`, requests do not pas
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -83,6 +84,19 @@ def traced_call(handler: Any, method: str, tracing: "Tracing") -> Any:
             return reply
 
     return handler._replace(**{kind: answer})
+
+
+@contextmanager
+def traced_request(context: Any, method: str, tracing: "Tracing | None") -> Iterator[None]:
+    """Trace one request of a stream; `method` is `<service>/<call>`, and without `tracing` nothing happens."""
+    if tracing is None:
+        yield
+        return
+    with tracing.request(method, _texts(context), {"rpc.system.name": "grpc", "rpc.method": method}) as trace:
+        try:
+            yield
+        finally:
+            trace.end()
 
 
 def _texts(context: grpc.aio.ServicerContext[Any, Any]) -> Iterator[tuple[str, str]]:

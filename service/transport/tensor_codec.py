@@ -1,6 +1,7 @@
 """Encodes and decodes tensors between numpy arrays and the wire: raw form (gRPC, REST's binary extension) and JSON.
 
-Nothing is padded, truncated or converted: a tensor that does not fit is refused by name.
+Nothing is padded, truncated or converted: a tensor that does not fit is refused by name. Integers of JSON may be
+written as floats (1.0), because some languages write every number so.
 
 Raw form: elements are row-major and little-endian; a BYTES element is its length (uint32, little-endian) and its bytes.
 """
@@ -16,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest, TooLarge, Unsupported
-from service.tensors import NUMPY_OF, bytes_array
+from service.tensors import NUMPY_OF, bytes_array, whole_number
 
 MAX_DIMENSIONS = 32  # numpy's and ONNX Runtime's practical limit
 # Product of an array's dimensions other than 0: an array with a dimension of 0 is empty, but numpy limits the rest.
 MAX_ELEMENTS = 2**31 - 1
-# Python types of JSON elements, by numpy's kind of type; elements of integer tensors must be integers.
+# Python types of JSON elements, by numpy's kind of type; for integer tensors, floats are checked one by one.
 JSON_TYPES_OF: dict[str, set[type]] = {"b": {bool}, "f": {int, float}}
 JSON_SLICE_ELEMENTS = 16_384  # elements encoded in one call, which takes 1 to 3 ms
 # Pause between two such calls, so that waiting threads get the interpreter's lock before its switch interval of 5 ms.
@@ -124,7 +125,9 @@ def decode_json(name: str, datatype: str, shape: Sequence[int], data: list[Any])
         return bytes_array([element.encode() for element in flat]).reshape(shape)
     dtype = NUMPY_OF[datatype]
     allowed = JSON_TYPES_OF.get(dtype.kind, {int})
-    if not types <= allowed:
+    if dtype.kind in "iu" and float in types and types <= {int, float}:
+        flat = [_integer(name, datatype, element) for element in flat]
+    elif not types <= allowed:
         wrong = next(element for element in flat if type(element) not in allowed)
         raise InvalidRequest(f"tensor {name!r}: {wrong!r} is not of datatype {datatype}")
     try:
@@ -136,6 +139,18 @@ def decode_json(name: str, datatype: str, shape: Sequence[int], data: list[Any])
     if dtype.kind == "f" and np.isinf(array).any():
         raise InvalidRequest(f"tensor {name!r}: a number lies outside the range of {datatype}")
     return array.reshape(shape)
+
+
+def _integer(name: str, datatype: str, element: float) -> int:
+    """Return an element of an integer tensor that may be written as a float."""
+    if (number := whole_number(element)) is not None:
+        return number
+    if element.is_integer():
+        raise InvalidRequest(
+            f"tensor {name!r}: {element!r} is a float of 2**53 or more, which may not be the integer that was meant;"
+            " write it without point and exponent"
+        )
+    raise InvalidRequest(f"tensor {name!r}: {element!r} is not of datatype {datatype}")
 
 
 def _flatten(name: str, data: list[Any], shape: Sequence[int]) -> list[Any]:

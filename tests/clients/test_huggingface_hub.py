@@ -48,6 +48,14 @@ def test_translation(translation_server: Server) -> None:
         "three blue dogs", src_lang="en", tgt_lang="de", generate_parameters={"num_beams": 4}
     )
     assert with_languages.translation_text == "Hunde drei blaue"
+    defaults = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_return_sequences": 1}
+    for truncation in ("do_not_truncate", "longest_first", "only_first", "only_second"):
+        plain = client.translation("three blue dogs", truncation=truncation, generate_parameters=defaults)
+        assert plain.translation_text == "Hunde drei blaue"
+    with pytest.raises(HfHubHTTPError) as raised:
+        client.translation("three blue dogs", generate_parameters={"do_sample": True})
+    error = raised.value.response.json()["error"]
+    assert error == "parameter 'do_sample' is True; only false is offered, which changes nothing"
     with pytest.raises(HfHubHTTPError) as raised:
         client.translation("three blue dogs", src_lang="fr", tgt_lang="de")
     assert raised.value.response.json() == {"error": "src_lang is 'fr', the model supports only 'en'"}

@@ -146,9 +146,41 @@ def test_a_server_without_a_usable_model_is_not_ready(tmp_path: Path) -> None:
         with pytest.raises(urllib.error.HTTPError) as raised:
             urllib.request.urlopen(f"{server.http}/readyz", timeout=5)
         document = json.load(raised.value)
-        assert (raised.value.code, document["reason"]) == (503, "no model could be loaded")
+        assert (raised.value.code, document["reason"]) == (
+            503,
+            f"no model could be loaded from the model store {tmp_path}",
+        )
         assert "broken/1" in document["not_served"]
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("content", ["", "mine"])
+def test_a_server_without_a_model_says_which_store_is_empty(content: str, tmp_path: Path) -> None:
+    """An error in the log and the readiness name the store by its absolute path; a folder needs a version in it."""
+    (tmp_path / "models" / content).mkdir(parents=True)
+    relative = Path(os.path.relpath(tmp_path / "models", ROOT))
+    expected = f"the model store {ROOT / relative} has no model" if not content else "no model could be loaded"
+    with running_server(relative) as server:
+        logged = server.wait_for("no model is served", level="error")
+        with pytest.raises(urllib.error.HTTPError) as raised:
+            urllib.request.urlopen(f"{server.http}/readyz", timeout=5)
+        document = json.load(raised.value)
+        assert (raised.value.code, document["reason"]) == (503, logged["why"])
+        assert expected in logged["why"]
+        assert str(ROOT / relative) in logged["why"]
+        if content:
+            assert f"put the files into {ROOT / relative}/mine/1/" in document["not_served"]["mine"]
+
+
+def test_a_server_without_a_store_ends_with_its_absolute_path(tmp_path: Path) -> None:
+    """Nothing at the path, and a file at the path, are errors in the log; the exit status is 1."""
+    (tmp_path / "file").touch()
+    for name, why in (("nowhere", "is not a folder: nothing is there"), ("file", "is not a folder")):
+        store = os.path.relpath(tmp_path / name, ROOT)
+        run = start("--model-store", store, "--http-port", "0", "--grpc-port", "0")
+        logged = next(json.loads(line) for line in run.stderr.splitlines() if "cannot serve" in line)
+        assert (run.returncode, logged["level"]) == (1, "error")
+        assert logged["why"] == f"the model store {ROOT / store} {why}"
 
 
 def test_a_new_version_that_fails_leaves_the_old_one_serving(store: Path, tmp_path: Path) -> None:

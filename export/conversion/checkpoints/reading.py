@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers.utils.hub import cached_file
 
+from export.closest import closest_first
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 
 CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
@@ -71,8 +72,8 @@ def check_files(name_or_path: str) -> None:
     if folder.is_file():
         raise LoadRefused(f"{name_or_path} is a file; give the folder of the checkpoint")
     if not folder.is_dir():
-        if folder.is_absolute() or len(folder.parts) > 2 or folder.parts[:1] in ((".",), ("..",), ("~",)):
-            raise LoadRefused(f"{name_or_path} is not a folder")
+        if folder.is_absolute() or len(folder.parts) > 2 or name_or_path.startswith((".", "~")):
+            raise LoadRefused(f"{name_or_path} is not a folder; {_checkpoints_beside(folder)}")
         return
     if not (folder / CONFIG).is_file():
         adapter = (folder / "adapter_config.json").is_file()
@@ -82,6 +83,12 @@ def check_files(name_or_path: str) -> None:
         if path.is_file():
             _check_file(path)
     _check_shards(folder)
+
+
+def _checkpoints_beside(folder: Path) -> str:
+    """List the folders with a checkpoint in the folder of the one that was named, closest first."""
+    found = [str(path.parent) for path in sorted(folder.parent.glob(f"*/{CONFIG}"))]
+    return f"with a checkpoint there are: {', '.join(closest_first(str(folder), found)) or 'none'}"
 
 
 def _check_file(path: Path) -> None:
@@ -139,7 +146,8 @@ def read_config(name_or_path: str, model_types: Iterable[str]) -> dict[str, Any]
     check_files(name_or_path)
     config = read_object(name_or_path, CONFIG)
     if not config:
-        raise LoadRefused(f"{name_or_path}: no {CONFIG} was found, in a folder of this name or on the hub")
+        beside = _checkpoints_beside(Path(name_or_path))
+        raise LoadRefused(f"{name_or_path}: no {CONFIG} was found, in a folder of this name or on the hub; {beside}")
     if config.get("model_type") not in set(model_types):
         raise LoadRefused(f"model type {config.get('model_type')!r} is not one of {', '.join(model_types)}")
     if config.get("quantization_config"):

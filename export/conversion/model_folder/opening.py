@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from export.closest import closest_first
 from model_store.folder import (
     PREPROCESSOR,
     TARGET_TOKENIZER,
@@ -29,7 +30,10 @@ def open_folder(path: Path) -> ModelFolder:
         FolderError: the folder is damaged, or not in a store.
     """
     if not path.is_dir() or not path.resolve().name.isdigit():
-        raise FolderError(f"{path} is not a version's folder: <store>/<name>/<version>")
+        store = path.parent.parent if path.name.isdigit() else path.parent
+        versions = sorted(str(manifest.parent) for manifest in store.glob("*/*/manifest.json"))
+        known = ", ".join(closest_first(str(path), versions)) or "none"
+        raise FolderError(f"{path} is not a version's folder, <store>/<name>/<version>; there are: {known}")
     return read(FoundFolder(path.resolve().parent.name, path.resolve().name, path))
 
 

@@ -20,6 +20,7 @@ from export.conversion.explanation_graph import CARD_HEADING as EXPLAINED_HEADIN
 from export.conversion.float16 import CARD_HEADING as HALF_PRECISION_HEADING
 from export.conversion.model_folder.opening import open_folder
 from export.conversion.model_folder.task import FolderTask, S, Split
+from export.stopping import stopping_later
 from model_store.folder import CARD, MANIFEST, TOKENIZER, BatchSensitivity, Manifest, write_manifest
 
 CARD_HEADING = "\n## Batch sensitivity\n\n"
@@ -117,8 +118,9 @@ def add_to_store(
         section = card_of_batch_sensitivity(manifest, task)
         (copy / CARD).write_text(_card_with_section((copy / CARD).read_text(), section))
         write_manifest(copy, manifest)
-        for name in (CARD, MANIFEST):
-            (copy / name).replace(folder / name)
+        with stopping_later(""):  # the manifest has the checksums of the others
+            for name in (CARD, MANIFEST):
+                (copy / name).replace(folder / name)
     return manifest
 
 

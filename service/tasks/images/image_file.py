@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from io import BytesIO
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import (
@@ -36,6 +37,9 @@ JPEG_MARKER, JPEG_SCAN, JPEG_END = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]"), 0xD
 MAX_SIDE_PIXELS = 65_535
 # First characters of the base64 of these formats; none of the files themselves begins so.
 BASE64_BEGINNINGS = (b"/9j/", b"iVBORw0K", b"UklGR")
+# A data URL (RFC 2397): media type, parameters, and the marker of base64.
+DATA_URL, BASE64_MARKER = b"data:", b";base64"
+MAX_DATA_URL_HEAD = 256  # bytes before the comma
 # EXIF orientation tag, and the operation that turns the image upright for each value (EXIF 2.32, 4.6.4 A).
 ORIENTATION_TAG = 0x0112
 UPRIGHT_BY = {
@@ -83,12 +87,19 @@ def decoding(field: str) -> Iterator[None]:
 
 
 def file_of(file: bytes, field: str) -> bytes:
-    """Decode a file that may be base64.
+    """Decode a file that may be base64, or a data URL with base64.
 
     Raises:
-        InvalidRequest: it looks like base64 but is not valid.
+        InvalidRequest: it looks like base64 but is not valid, or is a data URL in another form.
     """
-    if not file.startswith(BASE64_BEGINNINGS):
+    if file[: len(DATA_URL)].lower() == DATA_URL:
+        head, comma, _ = file[:MAX_DATA_URL_HEAD].partition(b",")
+        if not comma or not head.lower().rstrip().endswith(BASE64_MARKER):
+            raise InvalidRequest(f"{field} is a data URL without base64; data:image/png;base64,... is taken")
+        file = file[len(head) + 1 :]
+        if b"%" in file:  # '+', '/' and '=' may be escaped in a URL
+            file = unquote_to_bytes(file)
+    elif not file.startswith(BASE64_BEGINNINGS):
         return file
     try:
         return binascii.a2b_base64(b"".join(file.split()), strict_mode=True)

@@ -63,16 +63,22 @@ class FramedService:
         activity: Activity,
         request_ids: RequestIds,
         tracing: "Tracing | None" = None,
+        *,
+        raw_outputs: bool = False,
     ) -> None:
         self._predictor, self._tracing = predictor, tracing
         self._receiver, self._turns, self._activity = receiver, turns, activity
-        self._request_ids = request_ids
+        self._request_ids, self._raw_outputs = request_ids, raw_outputs
 
     def register(self, add_to_server: Callable[[Any, Any], None], handlers: Handlers) -> None:
         """Register the calls of this service with the generated function `add_to_server`."""
 
         def add(service: str, methods: dict[str, Any]) -> None:
-            framed = {name: self._framed(name, handler) for name, handler in methods.items()}
+            framed = {
+                # A call that takes a stream of messages receives each of them itself, by `_receive`.
+                name: _with_bytes(handler) if handler.request_streaming else self._framed(name, handler)
+                for name, handler in methods.items()
+            }
             if self._tracing is not None:
                 for name in framed.keys() & TRACED_CALLS:
                     framed[name] = traced_call(framed[name], f"{service}/{name}", self._tracing)
@@ -144,15 +150,22 @@ class FramedService:
         replaced = {"unary_unary": None, "unary_stream": None, kind: answer}
         return handler._replace(request_streaming=True, request_deserializer=None, response_serializer=None, **replaced)
 
-    async def _receive(self, context: Context, task: asyncio.Task[Any]) -> bytes | None:
+    async def _receive(self, context: Context, task: asyncio.Task[Any], *, idle: bool = False) -> bytes | None:
         """Receive the next message of a call; None if the client sends no more.
+
+        Args:
+            context: gRPC's context of the call.
+            task: the call's task, which is the running one.
+            idle: whether the call is a stream of requests, between two of them.
 
         Raises:
             HeedError: the message did not arrive in time, or there is no memory for it.
         """
         receiver, message = self._receiver, None
         try:
-            if not receiver.begin(task):
+            if idle:
+                receiver.begin_idle(task, context.peer())
+            elif not receiver.begin(task):
                 await receiver.wait_for_place(task, context.peer())
             message = await self._turns.paced(context.read())
         finally:
@@ -168,12 +181,17 @@ class FramedService:
         Raises:
             DeadlineExceeded: the client does not read the message.
         """
-        self._activity.working -= 1
         try:
             async with asyncio.timeout(self._receiver.timeout_s):
-                await context.write(message.SerializeToString())
+                await self._write_bytes(context, message.SerializeToString())
         except TimeoutError:
             raise DeadlineExceeded("the client does not read its answer") from None
+
+    async def _write_bytes(self, context: Context, message: bytes) -> None:
+        """Send the bytes of one message of a stream, however long the client takes to read it."""
+        self._activity.working -= 1
+        try:
+            await context.write(message)
         finally:
             self._activity.working += 1
         self._activity.writes += 1
@@ -188,6 +206,11 @@ class FramedService:
             # gRPC clients that retry by themselves read this (gRFC A6).
             metadata = (*metadata, ("grpc-retry-pushback-ms", str(int(1e3 * error.retry_after_s) + 1)))
         await abort(context, STATUS_OF[type(error)].grpc, text, metadata)
+
+
+def _with_bytes(handler: Any) -> Any:
+    """Return a handler that takes and gives the bytes of messages."""
+    return handler._replace(request_deserializer=None, response_serializer=None)
 
 
 async def abort(context: Context, code: grpc.StatusCode, text: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:

@@ -1,25 +1,17 @@
-"""The standard gRPC services for health checks and reflection."""
+"""The standard gRPC service for health checks."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
-from grpc_health.v1 import health, health_pb2
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from proto import heed_pb2, inference_pb2
-from service.errors import DeadlineExceeded, HeedError, NotFound, TooLarge
-from service.transport.grpc.endpoint import Context, FramedService, abort
-from service.transport.grpc.messages import MAX_CONTROL_BYTES
-from service.transport.status import STATUS_OF
+from service.errors import NotFound
+from service.transport.grpc import descriptors
+from service.transport.grpc.endpoint import Context, FramedService
 
 WATCH_INTERVAL_S = 1.0
-SERVICES = (
-    inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-    heed_pb2.DESCRIPTOR.services_by_name["Heed"].full_name,
-)
+SERVICES = (descriptors.INFERENCE_NAME, descriptors.HEED_NAME)
 
 
 class HealthService(FramedService):
@@ -45,6 +37,14 @@ class HealthService(FramedService):
             raise NotFound(f"unknown service {request.service!r}")
         return health_pb2.HealthCheckResponse(status=status)
 
+    async def List(self, request: Any, context: Context, request_id: str) -> Any:
+        """Return the status of the server, of its services and of each model of the store."""
+        names = ["", *SERVICES, *dict.fromkeys(version.name for version in self._predictor.catalog.versions())]
+        response = descriptors.HealthListResponse()
+        for name in names:
+            response.statuses[name].status = self._status(name)
+        return response
+
     async def Watch(self, request: Any, context: Context, request_id: str) -> None:
         """Send the status now and after each change, until the client leaves or the server shuts down."""
         told = None
@@ -68,42 +68,9 @@ class HealthService(FramedService):
             self._activity.working += 1
 
 
-class ReflectionService(FramedService):
-    """grpc.reflection.v1alpha: the library's answers, with the limits on receiving that all calls have.
-
-    A stream ends when its client sends no request within the time for one message, or when the server shuts down.
-    """
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self._library = reflection.aio.ReflectionServicer([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME])
-
-    def _framed(self, name: str, handler: Any) -> Any:
-        """Return the handler unwrapped, because it receives each message of its stream itself."""
-        return handler._replace(request_deserializer=None, response_serializer=None)
-
-    async def ServerReflectionInfo(self, _: Any, context: Context) -> None:
-        """Answer a stream of questions about the services and their messages."""
-        task: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]  # a call always is one
-        try:
-            while (message := await self._receive(context, task)) is not None:
-                if len(message) > MAX_CONTROL_BYTES:
-                    text = f"the message has {len(message)} bytes, the limit of this call is {MAX_CONTROL_BYTES}"
-                    raise TooLarge(text)
-                request = reflection_pb2.ServerReflectionRequest.FromString(message)
-                async for reply in self._library.ServerReflectionInfo(_only(request), context):
-                    async with asyncio.timeout(self._receiver.timeout_s):
-                        await context.write(reply.SerializeToString())
-        except DecodeError as error:
-            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a reflection request: {error}")
-        except DeadlineExceeded:
-            return  # idle
-        except HeedError as error:
-            await abort(context, STATUS_OF[type(error)].grpc, str(error))
-        except TimeoutError:
-            await abort(context, grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read its answer")
-
-
-async def _only(request: Any) -> AsyncIterator[Any]:
-    """Yield one request as a stream."""
-    yield request
+def add_health_to_server(servicer: HealthService, server: Any) -> None:
+    """Register the calls; the generated code has no `List` (see `descriptors`)."""
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    parse = descriptors.HealthListRequest.FromString
+    call: Any = grpc.unary_unary_rpc_method_handler(servicer.List, request_deserializer=parse)
+    server.add_registered_method_handlers(descriptors.HEALTH_NAME, {"List": call})

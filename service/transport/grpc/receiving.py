@@ -15,10 +15,15 @@ Time alone does not show that a message is late: on a busy machine gRPC may have
 delivered it yet. Messages are delivered in order. So a message counts as late if another one that was asked for some
 time later has arrived; or, if none has arrived since, if the allocated memory grows.
 
+A stream of requests that waits for its next one is idle. It needs no place, because it may wait for long and mostly
+nothing arrives; there are at most `MAX_IDLE_STREAMS`. Idle streams are ended if the allocated memory grows while no
+message arrives, because then one of them may be receiving slowly.
+
 "Look" is the name of the periodic check for late messages.
 """
 
 import asyncio
+from collections import Counter
 from typing import Any, NamedTuple
 
 from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
@@ -35,12 +40,20 @@ NUM_FREE_PLACES = 64
 MAX_GROWTH_BYTES = 32 * 2**20  # growth of allocated memory while no message arrives
 MAX_LATE_BYTES = 32 * 2**20  # memory of late messages that have none reserved
 MAX_WAITING = 1024  # calls that wait for a place
+MAX_IDLE_STREAMS = 64
 
 
 class _Waiting(NamedTuple):
     """A call that waits for a place; `place` is done when it gets one."""
 
     place: "asyncio.Future[None]"
+    since_look: int
+
+
+class _Idle(NamedTuple):
+    """A stream that waits for its next request."""
+
+    connection: str
     since_look: int
 
 
@@ -73,6 +86,8 @@ class MessageReceiver:
         # Tasks that wait for a place, by connection; the connection whose turn is next comes first.
         self._waiting: dict[str, dict[asyncio.Task[Any], _Waiting]] = {}
         self._num_waiting = 0
+        self._idle: dict[asyncio.Task[Any], _Idle] = {}  # longest first
+        self._idle_allocated = 0  # memory allocated when a message last arrived while streams were idle
         self._ended: dict[asyncio.Task[Any], HeedError] = {}
         # Number of looks before the last message arrived, and before the latest request for a message that has arrived.
         self._last_came_at_look = self._latest_asked_at_look = 0
@@ -89,6 +104,24 @@ class MessageReceiver:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
         return not self._waiting and self._give_place(task)
+
+    def begin_idle(self, task: asyncio.Task[Any], connection: str) -> None:
+        """Let a stream wait for its next request.
+
+        Args:
+            task: the stream's task.
+            connection: the stream's connection. If too many streams are idle, the one that has waited longest on the
+                connection with the most of them is ended.
+        """
+        if len(self._idle) >= MAX_IDLE_STREAMS:
+            most, _ = Counter(idle.connection for idle in self._idle.values()).most_common(1)[0]
+            longest = next(task for task, idle in self._idle.items() if idle.connection == most)
+            self._end_idle(longest, self._idle_refusal(f"more than {MAX_IDLE_STREAMS} streams wait for requests"))
+        if not self._idle:
+            self._idle_allocated = allocated_bytes()
+        self._idle[task] = _Idle(connection, self._looks)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
 
     async def wait_for_place(self, task: asyncio.Task[Any], connection: str) -> None:
         """Wait for a place.
@@ -110,6 +143,8 @@ class MessageReceiver:
 
     def end(self, task: asyncio.Task[Any], *, has_come: bool) -> HeedError | None:
         """Free the place of a task, which has its message or not; return the error if this object ended the task."""
+        if self._idle and self._idle.pop(task, None) is not None and has_come:
+            self._last_came_at_look = self._looks
         asked_at_look = self._receiving.pop(task, None)
         if asked_at_look is not None:
             if has_come:
@@ -216,9 +251,34 @@ class MessageReceiver:
                     self._end(task, Unavailable("the server is shutting down"), connection)
                 elif self._looks - each.since_look >= self._max_looks:
                     self._end(task, self._refusal("the message has not been received:"), connection)
+        if self._idle:
+            self._look_at_idle()
         self._give_places()  # the budget may have room again
-        if self._receiving or self._waiting:
+        if self._receiving or self._waiting or self._idle:
             self._timer = asyncio.get_running_loop().call_later(LOOK_INTERVAL_S, self._look)
+
+    def _look_at_idle(self) -> None:
+        allocated, has_grown = allocated_bytes(), False
+        if self._looks - self._last_came_at_look < LATE_LOOKS or allocated < self._idle_allocated:
+            self._idle_allocated = allocated
+        elif allocated - self._idle_allocated > MAX_GROWTH_BYTES:
+            self._idle_allocated, has_grown = allocated, True
+        for task, idle in list(self._idle.items()):
+            if self._stop_at_look is not None:
+                self._end_idle(task, Unavailable("the server is shutting down"))
+            elif self._looks - idle.since_look >= self._max_looks:
+                text = f"no request has arrived on the stream within {self.timeout_s} s; open a new one"
+                self._end_idle(task, DeadlineExceeded(text))
+            elif has_grown and self._looks - idle.since_look >= LATE_LOOKS:
+                self._end_idle(task, self._idle_refusal("a message arrives slowly while the server's memory grows"))
+
+    def _end_idle(self, task: asyncio.Task[Any], error: HeedError) -> None:
+        del self._idle[task]
+        self._end(task, error)
+
+    def _idle_refusal(self, why: str) -> Overloaded:
+        self._budget.refused += 1
+        return Overloaded(f"{why}: idle streams are ended; open a new one", retry_after_s=RETRY_AFTER_S)
 
     def _is_late(self, asked_at_look: int, has_grown: bool) -> bool:
         """Whether a message that was asked for at least two looks ago is still on its way from the client."""

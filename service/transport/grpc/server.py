@@ -2,12 +2,11 @@
 
 import asyncio
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2_grpc
 
 from proto import heed_pb2_grpc, inference_pb2_grpc
 from service.config import ServiceConfig, address_of
@@ -16,9 +15,11 @@ from service.process.memory_budget import ByteBudget
 from service.process.thread_priority import renice_threads_named
 from service.transport.grpc.accept import Handlers, keep_calls_outstanding, take_all_calls
 from service.transport.grpc.endpoint import Activity
-from service.transport.grpc.health import HealthService, ReflectionService
+from service.transport.grpc.health import HealthService, add_health_to_server
 from service.transport.grpc.receiving import MessageReceiver
-from service.transport.grpc.services import HeedService, InferenceService
+from service.transport.grpc.reflection import ReflectionService, add_reflection_to_server
+from service.transport.grpc.services import HeedService
+from service.transport.grpc.streaming import StreamingInferenceService
 from service.transport.request_metadata import RequestIds
 from service.transport.turns import Turns
 
@@ -106,11 +107,12 @@ async def start_grpc(
     """
     receiver = MessageReceiver(bodies, config.max_body_bytes, config.grpc_message_timeout_s)
     handlers, activity, request_ids = Handlers(), Activity(), RequestIds()
+    infer_service = partial(StreamingInferenceService, raw_outputs=config.grpc_raw_outputs == "on")
     for service, add_to_server in (
-        (InferenceService, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
+        (infer_service, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
         (HeedService, heed_pb2_grpc.add_HeedServicer_to_server),
-        (HealthService, health_pb2_grpc.add_HealthServicer_to_server),
-        (ReflectionService, reflection_pb2_grpc.add_ServerReflectionServicer_to_server),
+        (HealthService, add_health_to_server),
+        (ReflectionService, add_reflection_to_server),
     ):
         service(predictor, receiver, turns, activity, request_ids, tracing).register(add_to_server, handlers)
     server, port = await listen(handlers, config)

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any, ClassVar
 
 from proto import heed_pb2, inference_pb2
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, NotFound
 from service.prediction.messages import (
     AnswerOptions,
     AttentionSelector,
@@ -20,10 +20,12 @@ from service.tasks.classification import Classification
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translated, Translation
-from service.tensors import TensorSpec, bytes_array
+from service.tensors import Arrays, TensorSpec, bytes_array
 from service.transport import SERVER_NAME
+from service.transport.extension_documents import check_not_streamed
 from service.transport.grpc.endpoint import Context, FramedService, bounded
 from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
+from service.transport.grpc.model_administration import ModelAdministration
 from service.transport.grpc.tensors import (
     InferMessage,
     byte_elements_of,
@@ -31,12 +33,14 @@ from service.transport.grpc.tensors import (
     is_raw_only,
     is_short,
     long_answer,
-    parameter_value,
     read_inputs,
     read_message,
+    read_outputs,
+    values_of,
     write_outputs,
 )
 from service.transport.request_metadata import MAX_READ_AT_ONCE, NO_PARAMETERS, earliest, parameters_of
+from service.transport.unoffered import ALL_OUTPUTS
 from service.version import installed_version
 
 # Optional fields of ExplainRequest; the last three are the fields of `AttentionSelector`.
@@ -46,10 +50,10 @@ EXPLAIN_FIELDS = ("target", "n_samples", "seed", "part", "layer", "head")
 TEXT_FIELD, IMAGE_FIELD = "text", "image"
 
 
-class InferenceService(FramedService):
-    """The six calls of the Open Inference Protocol."""
+class InferenceService(ModelAdministration):
+    """The six calls of the Open Inference Protocol, and Triton's extensions but for the stream of requests."""
 
-    readers: ClassVar = {"ModelInfer": read_message}
+    readers: ClassVar = {"ModelInfer": read_message, **ModelAdministration.refused_readers}
     calls_with_id: ClassVar = ("ModelInfer",)
 
     async def ServerLive(self, request: Any, context: Context, request_id: str) -> inference_pb2.ServerLiveResponse:
@@ -61,8 +65,11 @@ class InferenceService(FramedService):
         return inference_pb2.ServerReadyResponse(ready=self._predictor.catalog.not_ready_because() is None)
 
     async def ModelReady(self, request: Any, context: Context, request_id: str) -> inference_pb2.ModelReadyResponse:
-        """Report whether a model is ready."""
-        problem = self._predictor.catalog.problem_of(request.name, request.version)
+        """Report whether a model is ready; one that the store does not have is not, as Triton answers."""
+        try:
+            problem = self._predictor.catalog.problem_of(request.name, request.version)
+        except NotFound as error:
+            problem = str(error)
         return inference_pb2.ModelReadyResponse(ready=problem is None)
 
     async def ServerMetadata(
@@ -92,45 +99,68 @@ class InferenceService(FramedService):
     ) -> inference_pb2.ModelInferResponse | bytes:
         """Answer tensors with tensors."""
         request = message.request
-        check_counts(request)
-        given = request.parameters
-        parameters = parameters_of({name: parameter_value(given[name]) for name in given}) if given else NO_PARAMETERS
-        call = RequestOptions(
-            model=request.model_name,
-            version=request.model_version,
-            protocol="grpc",
-            request_id=request_id,
-            timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
-            truncate=parameters.truncate,
-            num_beams=parameters.num_beams,
-            max_new_tokens=parameters.max_new_tokens,
-            length_penalty=parameters.length_penalty,
-        )
+        call = infer_options(request, context, request_id)
         inputs = read_inputs(message, MAX_READ_AT_ONCE)
         if inputs is None:
-            self._predictor.check_target(call.model, call.version, byte_elements_of(request))
-            inputs = await self._turns.in_thread(partial(read_inputs, message))
-            assert inputs is not None
-        is_raw = len(message.raw) > 0
+            inputs = await self._read_in_thread(message, call)
+        # A request without inputs has neither form. It gets the raw one, the only one that all clients read.
+        is_raw = self._raw_outputs or len(message.raw) > 0 or not inputs
         message.raw.clear()  # long inputs have been copied, and the request may wait for long
-        wanted = [output.name for output in request.outputs] if request.outputs else ()
-        outputs, receipt = await self._predictor.infer(call, inputs, wanted)
+        wanted = read_outputs(request) if request.outputs else ALL_OUTPUTS
+        outputs, receipt = await self._predictor.infer(call, inputs, *wanted)
         response = inference_pb2.ModelInferResponse(
             model_name=request.model_name,
             model_version=receipt.model_version,
             id=request.id or request_id,
         )
-        written = response.parameters
-        for name, value in receipt.as_parameters().items():
-            if value is True or value is False:
-                written[name].bool_param = value
-            else:
-                written[name].int64_param = value
+        add_receipt(response, receipt)
         is_raw = is_raw or is_raw_only(outputs)
         if not is_short(outputs, raw=is_raw):
             return await self._turns.in_thread(partial(long_answer, response, outputs, raw=is_raw))
         write_outputs(response, outputs, raw=is_raw)
         return response
+
+    async def _read_in_thread(self, message: InferMessage, call: RequestOptions) -> Arrays:
+        """Read long input tensors, after a check that the model takes so many elements."""
+        self._predictor.check_target(call.model, call.version, byte_elements_of(message.request))
+        inputs = await self._turns.in_thread(partial(read_inputs, message))
+        assert inputs is not None
+        return inputs
+
+
+def infer_options(request: inference_pb2.ModelInferRequest, context: Context, request_id: str) -> RequestOptions:
+    """Read the options of an inference request.
+
+    Raises:
+        InvalidRequest: the request has too many tensors or parameters, or a parameter is wrong.
+    """
+    check_counts(request)
+    parameters = NO_PARAMETERS
+    if request.parameters:
+        given = values_of(request.parameters)
+        check_not_streamed(given)
+        parameters = parameters_of(given)
+    return RequestOptions(
+        model=request.model_name,
+        version=request.model_version,
+        protocol="grpc",
+        request_id=request_id,
+        timeout_s=earliest(context.time_remaining(), parameters.timeout_s),
+        truncate=parameters.truncate,
+        num_beams=parameters.num_beams,
+        max_new_tokens=parameters.max_new_tokens,
+        length_penalty=parameters.length_penalty,
+    )
+
+
+def add_receipt(response: inference_pb2.ModelInferResponse, receipt: Receipt) -> None:
+    """Add the receipt to the parameters of a response."""
+    written = response.parameters
+    for name, value in receipt.as_parameters().items():
+        if value is True or value is False:
+            written[name].bool_param = value
+        else:
+            written[name].int64_param = value
 
 
 class HeedService(FramedService):

@@ -5,7 +5,7 @@ thread and in chunks, so that other threads get the lock in between.
 """
 
 import math
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Iterator, Mapping, MutableSequence, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, bytes_array
 from service.transport.grpc.messages import INFER, MAX_UNCHECKED_BYTES, split, varint
 from service.transport.request_metadata import MAX_READ_AT_ONCE, MAX_TENSORS, check_parameter_count
 from service.transport.tensor_codec import MAX_BYTES_ELEMENTS, MAX_DIMENSIONS, check_header, decode_raw, encode_raw
+from service.transport.unoffered import RequestedOutputs, check_tensor_parameters, requested_outputs
 
 Contents = inference_pb2.InferTensorContents
 OutputTensor = inference_pb2.ModelInferResponse.InferOutputTensor
@@ -116,6 +117,7 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
 
     Raises:
         InvalidRequest: the contents of a tensor do not match its datatype and shape.
+        Unsupported: a tensor lies in shared memory, or is meant in another way than its datatype says.
     """
     raw, tensors = message.raw, message.request.inputs
     is_raw = len(raw) > 0
@@ -128,7 +130,9 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
         shape: Sequence[int] = tensor.shape
         if name in arrays:
             raise InvalidRequest(f"tensor {name!r} is given twice")
-        if is_raw and tensor.HasField("contents"):
+        if given := tensor.parameters:
+            check_tensor_parameters("input", name, values_of(given))
+        if is_raw and tensor.HasField("contents") and tensor.contents.ByteSize():  # an empty message is no contents
             raise InvalidRequest(f"tensor {name!r} has contents beside raw_input_contents; use one of them")
         if len(shape) <= MAX_DIMENSIONS:  # a tensor with more is refused below
             shape = tuple(shape)
@@ -259,7 +263,15 @@ def _typed_pieces(array: NDArray[Any], datatype: str) -> Iterator[bytes]:
         yield Contents(**chunk).SerializeToString()
 
 
-def parameter_value(parameter: inference_pb2.InferParameter) -> object:
-    """Return the value of a request parameter; None if none of its fields is set."""
-    chosen = parameter.WhichOneof("parameter_choice")
-    return getattr(parameter, chosen) if chosen else None
+def read_outputs(request: inference_pb2.ModelInferRequest) -> RequestedOutputs:
+    """Read the outputs that a message asks for; returns and raises what `requested_outputs` does."""
+    return requested_outputs([(output.name, values_of(output.parameters)) for output in request.outputs])
+
+
+def values_of(parameters: Mapping[str, inference_pb2.InferParameter]) -> dict[str, object]:
+    """Return the values of a message's parameters by name; None for one without a value."""
+    values: dict[str, object] = {}
+    for name in parameters:
+        chosen = parameters[name].WhichOneof("parameter_choice")
+        values[name] = getattr(parameters[name], chosen) if chosen else None
+    return values

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
@@ -19,7 +20,8 @@ from service.prediction.messages import RequestOptions
 from service.prediction.predictor import Predictor
 from service.process.memory_budget import Reservation
 from service.tasks.stored_task import HubCall
-from service.telemetry.metrics import Outcome
+from service.telemetry.tallies import Outcome
+from service.transport.content_encoding import MAX_INLINE_BYTES, content_encoding, decompressed
 from service.transport.http.connection import BODY_STEP_BYTES, MEMORY
 from service.transport.http.responses import MAX_UNCOUNTED_BYTES, error_response, num_body_bytes
 from service.transport.request_metadata import (
@@ -65,9 +67,9 @@ class Endpoint:
         self.predictor, self.config = predictor, config
         self._turns, self._tracing, self._request_ids = turns, tracing, RequestIds()
 
-    def route(self, path: str, handler: Handler) -> Route:
-        """Build a route for GET requests."""
-        return Route(path, self._guard(handler))
+    def route(self, path: str, handler: Handler, methods: Sequence[str] = ("GET",)) -> Route:
+        """Build a route for requests that are no inference."""
+        return Route(path, self._guard(handler), methods=list(methods))
 
     def inference_route(self, path: str, handler: Handler) -> Route:
         """Build a route for POST requests to a model: they are traced, and their failures are counted."""
@@ -109,19 +111,19 @@ class Endpoint:
         self.predictor.accounting.count_failure(name, version, "http", request_id, outcome, why)
 
     async def read_body(self, request: Request, request_id: str) -> bytes:
-        """Read a request's body within the limits of size, memory, time and speed.
+        """Read a request's body within the limits of size, memory, time and speed, and decompress it.
 
         Raises:
-            InvalidRequest: the body is compressed, or the time-out header is malformed.
-            TooLarge: the body has more bytes than `max_body_bytes`.
+            InvalidRequest: the body is compressed in a way that is not offered, or the time-out header is malformed.
+            TooLarge: the body has more bytes than `max_body_bytes`, as it is sent or decompressed.
             Overloaded: the request memory has no room for the body.
             DeadlineExceeded: the request's deadline passed before the body was complete.
             TooSlow: the client took longer than `client_timeout_s` for a step of the body.
             ClientDisconnect: the client hung up before the body was complete.
         """
         limit = self.config.max_body_bytes
-        if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
-            raise InvalidRequest(f"header content-encoding is {encoding[:40]!r}; bodies are taken uncompressed")
+        given = request.headers.getlist("content-encoding")
+        encoding = content_encoding(given) if given else None
         if (declared := request.headers.get("content-length", "0")).isdecimal() and int(declared) > limit:
             raise _too_large(limit)
         memory: Reservation = request.scope[MEMORY]
@@ -151,9 +153,21 @@ class Endpoint:
                 f" within {self.config.client_timeout_s} s (client_timeout_s)"
             ) from None
         except ClientDisconnect:
-            self._count_failure(request, request_id, "cancelled", "the client hung up before its request was complete")
+            if "model" in request.path_params:
+                why = "the client hung up before its request was complete"
+                self._count_failure(request, request_id, "cancelled", why)
             raise
-        return await self._turns.joined(parts)
+        body = await self._turns.joined(parts)
+        return body if encoding is None else await self._decompressed(body, encoding, memory)
+
+    async def _decompressed(self, body: bytes, encoding: str, memory: Reservation) -> bytes:
+        """Decompress a body, a long one in the thread for long steps; both its forms are held meanwhile."""
+
+        def reserve(num_bytes: int) -> None:
+            memory.grow_to(len(body) + num_bytes)
+
+        work = partial(decompressed, body, encoding, self.config.max_body_bytes, reserve)
+        return work() if len(body) <= MAX_INLINE_BYTES else await self._turns.in_thread(work)
 
     async def decode_inline_or_in_thread(self, work: Callable[[], T], size: int) -> T:
         """Decode or encode JSON: inline if it is small, else in the thread for long steps.

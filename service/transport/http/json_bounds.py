@@ -88,17 +88,20 @@ def check_json(document: memoryview, max_bytes: int = MAX_JSON_BYTES) -> None:
                 raise InvalidRequest(f"the JSON has more than {limit} {what}")
 
 
-def read_bounded_json(document: bytes | memoryview, kind: type[T], max_bytes: int = MAX_JSON_BYTES) -> T:
+def read_bounded_json(
+    document: bytes | memoryview, kind: type[T], max_bytes: int = MAX_JSON_BYTES, whose: str = ""
+) -> T:
     """Decode a JSON document after checking its limits.
 
     Args:
         document: the JSON.
         kind: type to decode to.
         max_bytes: the limit of its size.
+        whose: the model that was asked, see `read_json`.
 
     Raises:
         TooLarge: the document has more than `max_bytes`.
         InvalidRequest: the document exceeds a limit or does not have the form of `kind`; the text says where.
     """
     check_json(memoryview(document), max_bytes)
-    return read_json(document, kind)
+    return read_json(document, kind, whose)

@@ -6,13 +6,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from service.errors import InvalidRequest
 from service.prediction.messages import RequestOptions
 from service.process.memory_budget import Reservation
 from service.tensors import TensorSpec
 from service.transport import SERVER_NAME
+from service.transport.extension_documents import check_not_streamed
 from service.transport.http import open_inference_json as rest
 from service.transport.http.connection import MEMORY
 from service.transport.http.endpoint import Endpoint, run_while_connected
+from service.transport.http.model_administration import ModelAdministration
 from service.transport.http.responses import json_response, pieces_response, readiness_response
 from service.transport.request_metadata import MAX_READ_AT_ONCE, Parameters, explain_request_of, parameters_of
 from service.version import installed_version
@@ -34,6 +37,7 @@ class OpenInference:
         return [
             *(inference_route(prefix + "/infer", self._infer) for prefix in prefixes),
             *(inference_route(prefix + "/explain", self._explain) for prefix in prefixes),
+            *ModelAdministration(self._endpoint).routes(),  # /v2/models/stats is no model
             *(route(prefix, self._model_metadata) for prefix in prefixes),
             *(route(prefix + "/card", self._model_card) for prefix in prefixes),
             *(route(prefix + "/ready", self._model_ready) for prefix in prefixes),
@@ -63,13 +67,14 @@ class OpenInference:
             specs = predictor.catalog.describe(name, version).inputs
         read = partial(rest.read_infer, body, header_bytes=header_bytes, specs=specs)
         message = await endpoint.decode_inline_or_in_thread(read, len(body))
+        check_not_streamed(message.parameters)
         parameters = parameters_of(message.parameters)
         options = endpoint.request_options(request, request_id, parameters.timeout_s, parameters.truncate, parameters)
         return message, parameters, options, header_bytes
 
     async def _infer(self, request: Request, request_id: str) -> Response:
         message, parameters, options, header_bytes = await self._read(request, request_id)
-        answer = self._predictor.infer(options, message.arrays, [output.name for output in message.outputs])
+        answer = self._predictor.infer(options, message.arrays, *message.outputs)
         outputs, receipt = await run_while_connected(request, answer)
         all_binary = parameters.binary_data_output or header_bytes == 0
         write = partial(rest.write_infer, options.model, receipt, message, outputs, all_binary=all_binary)
@@ -83,7 +88,9 @@ class OpenInference:
         return pieces_response(pieces, "application/octet-stream", {rest.BINARY_HEADER: str(json_bytes)})
 
     async def _explain(self, request: Request, request_id: str) -> Response:
-        message, _, options, _ = await self._read(request, request_id)
+        message, parameters, options, _ = await self._read(request, request_id)
+        if message.outputs.names or parameters.binary_data_output:
+            raise InvalidRequest("an explanation is one JSON document: it takes neither outputs nor binary_data_output")
         answer = self._predictor.explain(options, message.arrays, explain_request_of(message.parameters))
         explained, receipt = await run_while_connected(request, answer)
         message_id = message.id or request_id

@@ -8,16 +8,17 @@ Without this HTTP header the whole body is JSON. With the value 0 the whole body
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from service.errors import InvalidRequest
 from service.prediction.messages import Explanation, Receipt
-from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array
+from service.tensors import DATATYPE_OF_NUMPY, NUMPY_OF, Arrays, TensorSpec, bytes_array, whole_number
 from service.transport.http.json_bounds import read_bounded_json
 from service.transport.request_metadata import number_of
 from service.transport.tensor_codec import decode_json, decode_raw, encode_json, encode_raw
+from service.transport.unoffered import ALL_OUTPUTS, RequestedOutputs, check_tensor_parameters, requested_outputs
 
 MAX_TENSORS = 1024  # inputs of one request; requested outputs have the same limit
 BINARY_HEADER = "inference-header-content-length"
@@ -28,26 +29,26 @@ class InferInput(msgspec.Struct):
     """An input tensor; its data is JSON or lies in the binary part of the body (parameter `binary_data_size`)."""
 
     name: str
-    shape: list[int]
+    shape: list[int | float]
     datatype: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
     data: list[Any] | None = None
 
 
 class InferRequestedOutput(msgspec.Struct):
-    """A requested output; parameter `binary_data` selects the binary form."""
+    """A requested output; parameter `binary_data` selects the binary form, `classification` the best classes."""
 
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: dict[str, Any] | None = None
 
 
 class InferRequest(msgspec.Struct):
-    """The JSON part of an inference request."""
+    """The JSON part of an inference request; clients may send null for every field but `inputs`."""
 
     inputs: list[InferInput]
-    id: str = ""
-    parameters: dict[str, Any] = {}
-    outputs: list[InferRequestedOutput] = []
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    outputs: list[InferRequestedOutput] | None = None
 
 
 class InferOutput(msgspec.Struct, omit_defaults=True):
@@ -157,13 +158,15 @@ class InferMessage:
         id: the client's id of the request; empty if it gave none.
         parameters: the request's parameters, unchecked.
         arrays: input tensors by name.
-        outputs: the requested outputs; empty for all outputs.
+        outputs: the requested outputs.
+        binary_outputs: whether a requested output is binary data, for those that say so.
     """
 
     id: str
     parameters: Mapping[str, object]
     arrays: Arrays
-    outputs: list[InferRequestedOutput]
+    outputs: RequestedOutputs
+    binary_outputs: Mapping[str, bool]
 
 
 def header_length(given: str | None, body_bytes: int) -> int | None:
@@ -198,10 +201,11 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
     """
     if header_bytes == 0:
         assert specs is not None
-        return InferMessage("", {}, _read_lone_tensor(body, specs), [])
+        return InferMessage("", {}, _read_lone_tensor(body, specs), ALL_OUTPUTS, {})
     json_bytes = len(body) if header_bytes is None else header_bytes
     request = read_bounded_json(memoryview(body)[:json_bytes], InferRequest)
-    for what, entries in (("inputs", request.inputs), ("outputs", request.outputs)):
+    asked = request.outputs or []
+    for what, entries in (("inputs", request.inputs), ("outputs", asked)):
         if len(entries) > MAX_TENSORS:
             raise InvalidRequest(f"the request has {len(entries)} {what}, the limit is {MAX_TENSORS}")
     binary = memoryview(body)[json_bytes:]
@@ -210,27 +214,53 @@ def read_infer(body: bytes, header_bytes: int | None, specs: Sequence[TensorSpec
     for tensor in request.inputs:
         if tensor.name in arrays:
             raise InvalidRequest(f"tensor {tensor.name!r} is given twice")
-        size = tensor.parameters.get("binary_data_size")
-        if size is None:
+        shape = _shape_of(tensor)
+        given_size = None
+        if tensor.parameters:
+            check_tensor_parameters("input", tensor.name, tensor.parameters)
+            given_size = tensor.parameters.get("binary_data_size")
+        if given_size is None:
             if tensor.data is None:
                 raise InvalidRequest(f"tensor {tensor.name!r} has neither data nor binary_data_size")
-            arrays[tensor.name] = decode_json(tensor.name, tensor.datatype, tensor.shape, tensor.data)
+            arrays[tensor.name] = decode_json(tensor.name, tensor.datatype, shape, tensor.data)
             continue
         if tensor.data is not None:
             raise InvalidRequest(f"tensor {tensor.name!r} has data beside binary_data_size; use one of them")
-        if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= len(binary) - position:
+        size = whole_number(given_size)
+        if size is None or not 0 <= size <= len(binary) - position:
             raise InvalidRequest(
-                f"tensor {tensor.name!r}: binary_data_size is {size!r}, {len(binary) - position} bytes are left"
+                f"tensor {tensor.name!r}: binary_data_size is {given_size!r}, {len(binary) - position} bytes are left"
             )
         part = binary[position : position + size]
-        arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, tensor.shape, part)
+        arrays[tensor.name] = decode_raw(tensor.name, tensor.datatype, shape, part)
         position += size
     if position != len(binary):
         raise InvalidRequest(f"the body has {len(binary) - position} bytes of binary data that belong to no input")
-    for output in request.outputs:
-        if not isinstance(binary_data := output.parameters.get("binary_data", False), bool):
-            raise InvalidRequest(f"output {output.name!r}: binary_data must be true or false, not {binary_data!r}")
-    return InferMessage(request.id, request.parameters, arrays, request.outputs)
+    outputs = ALL_OUTPUTS
+    if asked:
+        outputs = requested_outputs([(output.name, output.parameters or {}) for output in asked])
+    return InferMessage(request.id or "", request.parameters or {}, arrays, outputs, _binary_outputs(asked))
+
+
+def _shape_of(tensor: InferInput) -> Sequence[int]:
+    """Return a tensor's shape, whose sizes may be written as floats (2.0)."""
+    if float not in map(type, tensor.shape):
+        return cast("list[int]", tensor.shape)
+    shape = [whole_number(size) for size in tensor.shape]
+    if None in shape:
+        raise InvalidRequest(f"tensor {tensor.name!r}: shape {tensor.shape} has sizes that are no integers")
+    return cast("list[int]", shape)
+
+
+def _binary_outputs(outputs: Sequence[InferRequestedOutput]) -> dict[str, bool]:
+    """Read which of the requested outputs say whether they are binary data."""
+    binary_outputs = {}
+    for output in outputs:
+        if output.parameters and (binary_data := output.parameters.get("binary_data")) is not None:
+            if not isinstance(binary_data, bool):
+                raise InvalidRequest(f"output {output.name!r}: binary_data must be true or false, not {binary_data!r}")
+            binary_outputs[output.name] = binary_data
+    return binary_outputs
 
 
 def _read_lone_tensor(body: bytes, specs: Sequence[TensorSpec]) -> Arrays:
@@ -270,14 +300,13 @@ def write_infer(
     Raises:
         InvalidRequest: an output has values that JSON cannot represent, and binary data was not requested.
     """
-    binary_wanted = {output.name: output.parameters.get("binary_data", all_binary) for output in message.outputs}
     response = InferResponse(model, receipt.model_version, [], dict(receipt.as_parameters()), message.id)
     # The split is safe: within a string, the quotation marks would be escaped by backslashes.
     before, after = msgspec.json.encode(response).split(NO_OUTPUTS)
     pieces, blobs, separator = [before, NO_OUTPUTS[:-1]], list[bytes](), b""
     for name, array in outputs.items():
         tensor, data = InferOutput(name, list(array.shape), DATATYPE_OF_NUMPY[array.dtype]), list[bytes]()
-        if binary_wanted.get(name, all_binary):
+        if message.binary_outputs.get(name, all_binary):
             blobs.append(encode_raw(array))
             tensor.parameters = {"binary_data_size": len(blobs[-1])}
         else:

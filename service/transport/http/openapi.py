@@ -5,7 +5,9 @@ from typing import Any, Literal
 import msgspec
 
 from service.tasks.table import TASKS
+from service.transport.extension_documents import ModelConfig, RepositoryEntry, Statistics
 from service.transport.http import open_inference_json as rest
+from service.transport.http.model_administration import IndexRequest
 from service.transport.request_metadata import REQUEST_ID_HEADER, TIMEOUT_HEADER
 
 ERRORS = {
@@ -142,6 +144,7 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
     """
     kinds: list[Any] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
+    kinds += [ModelConfig, Statistics, RepositoryEntry, IndexRequest]
     kinds += dict.fromkeys(kind for task in TASKS.values() for kind in (task.hub_request, task.hub_answer))
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     _adapt_to_generators(components)
@@ -162,11 +165,12 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
 
 
 def _adapt_to_generators(schema: Any) -> None:
-    """Change a schema in place so that generators of clients understand it; it accepts the same documents.
+    """Change a schema in place so that generators of clients understand it.
 
     Without `items`, openapi-python-client leaves out an array and every operation that has it. Without
     `additionalProperties`, openapi-typescript takes an object to be empty. Both misread defaults: the first refuses
-    arrays and objects, and the second requires the properties that have one.
+    arrays and objects, and the second requires the properties that have one. Of other spellings that the server takes
+    (capitals, integers with a point), the schema has one only: two of a name cannot both be members of an enumeration.
     """
     if isinstance(schema, dict):
         if schema.get("type") == "array":
@@ -174,6 +178,10 @@ def _adapt_to_generators(schema: Any) -> None:
         if schema.get("type") == "object" and "properties" not in schema:
             schema.setdefault("additionalProperties", True)
         schema.pop("default", None)
+        if "enum" in schema:
+            schema["enum"] = [each for each in schema["enum"] if each == each.lower()]
+        if any(each.get("type") == "integer" for each in schema.get("anyOf", ())):
+            schema["anyOf"] = [each for each in schema["anyOf"] if each.get("type") != "number"]
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():
         _adapt_to_generators(part)
 
@@ -181,6 +189,7 @@ def _adapt_to_generators(schema: Any) -> None:
 def _server_paths(schema: dict[Any, Any]) -> dict[str, Any]:
     """Build the paths of health, readiness, metrics and server metadata."""
     live, ready = "Liveness of the process", "Readiness of the server"
+    statistics = _answers(schema, Statistics)
     metrics = {"200": {"description": "In the text format, or OpenMetrics where that is accepted."}}
     return {
         "/healthz": _get("healthz", live, _answers(schema, Live)),
@@ -188,6 +197,8 @@ def _server_paths(schema: dict[Any, Any]) -> dict[str, Any]:
         "/metrics": _get("metrics", "Prometheus metrics", metrics),
         "/v2": _get("serverMetadata", "Server metadata", _answers(schema, ServerMetadata)),
         "/v2/models": _get("listModels", "The models of the store", _answers(schema, ModelIndex)),
+        "/v2/models/stats": _get("allStatistics", "Statistics of all models, in Triton's form", statistics),
+        "/v2/repository/index": _index(schema),
         "/v2/health/live": _get("serverLive", live, _answers(schema, Live)),
         "/v2/health/ready": _get("serverReady", ready, _answers(schema, Ready) | _not_ready(schema, Ready)),
     }
@@ -226,6 +237,7 @@ def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, 
     text = {"description": ANSWER, "content": {"text/markdown": {"schema": {"type": "string"}}}}
     infer_answers = _answers(schema, rest.InferResponse) | _errors(schema, *ERRORS)
     explain_answers = _answers(schema, rest.ExplainResponse) | _errors(schema, *ERRORS)
+    config, statistics = _answers(schema, ModelConfig), _answers(schema, Statistics)
     not_found = _errors(schema, 404, 503)
     paths: dict[str, Any] = {}
     for prefix, suffix, parameters in (
@@ -234,6 +246,8 @@ def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, 
     ):
         operations = {
             "": _get("modelMetadata" + suffix, "Model metadata", _answers(schema, ModelMetadata) | not_found),
+            "/config": _get("modelConfig" + suffix, "Model configuration, in Triton's form", config | not_found),
+            "/stats": _get("modelStatistics" + suffix, "Statistics, in Triton's form", statistics | not_found),
             "/card": _get("modelCard" + suffix, "Model card", {"200": text} | not_found),
             "/ready": _get("modelReady" + suffix, "Readiness of one model", ready_answers),
             "/infer": _post("infer" + suffix, "Inference", schema[rest.InferRequest], infer_answers),
@@ -242,6 +256,15 @@ def _protocol_paths(schema: dict[Any, Any], model: dict[str, Any]) -> dict[str, 
         for path, operation in operations.items():
             paths[prefix + path] = {"parameters": parameters, **operation}
     return paths
+
+
+def _index(schema: dict[Any, Any]) -> dict[str, Any]:
+    """Build the operation that lists the model versions of the store."""
+    answer = {"200": _json(ANSWER, {"type": "array", "items": schema[RepositoryEntry]})}
+    request = {"required": False, "content": {"application/json": {"schema": schema[IndexRequest]}}}
+    responses = answer | _errors(schema, 400, 413, 429, 504)
+    operation = {"operationId": "repositoryIndex", "summary": "Index of the store, in Triton's form"}
+    return {"post": operation | {"requestBody": request, "responses": responses}}
 
 
 def _get(operation_id: str, summary: str, responses: dict[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,16 @@ from service.transport.tensor_codec import LOCK_PAUSE_S
 from service.version import installed_version
 
 PLAYGROUND = files("service.transport.http.playground")
+# The files of the page by path; scripts import one another by relative paths.
 PLAYGROUND_FILES = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    **{
+        f"/page/{script.name}": (f"page/{script.name}", "text/javascript")
+        for script in sorted(PLAYGROUND.joinpath("page").iterdir(), key=lambda script: script.name)
+        if script.name.endswith(".js")
+    },
 }
 # The page has no inline script, loads nothing from other hosts and sends nothing to them. Images come from the user
 # (blob:) and from responses (data:).

@@ -12,7 +12,8 @@ from starlette.routing import Route
 
 from service.errors import HeedError
 from service.prediction.messages import AttentionSelector, Explained, ExplainRequest, Receipt, RequestOptions
-from service.tasks.hub_messages import ExplainParameters, is_json, stream_end
+from service.prediction.validation import described
+from service.tasks.hub_messages import ExplainParameters, is_json, stream_end, whole
 from service.tasks.stored_task import HubCall, StoredTask
 from service.tasks.translation import Translated
 from service.tensors import Arrays, bytes_array
@@ -39,8 +40,9 @@ class TaskApi:
 
     async def _answer(self, request: Request, request_id: str) -> Response:
         body = await self._endpoint.read_body(request, request_id)
-        task = self._predictor.catalog.hub_task(request.path_params["model"])
-        call = await self._read(task, body)
+        model = request.path_params["model"]
+        task = self._predictor.catalog.hub_task(model)
+        call = await self._read(task, body, f"model {model!r} is {described(task)}")
         options = self._endpoint.request_options(request, request_id, None, call.truncate, call)
         if call.stream:
             pieces = self._predictor.stream_translation(options, call.inputs[0], call.field)
@@ -56,7 +58,7 @@ class TaskApi:
         encoded = await self._endpoint.decode_inline_or_in_thread(encode, num_scores)
         return Response(encoded, headers=receipt_headers(receipt), media_type="application/json")
 
-    async def _read(self, task: StoredTask[Any], body: bytes) -> HubCall:
+    async def _read(self, task: StoredTask[Any], body: bytes, whose: str) -> HubCall:
         """Read the body of a request: JSON, or a file where the task takes files."""
         max_bytes = MAX_JSON_BYTES
         if task.takes_files:
@@ -64,7 +66,7 @@ class TaskApi:
                 return task.read_hub(body)
             # Nearly all of the JSON is one string, the file in base64, which is cheap to decode.
             max_bytes = self._endpoint.config.max_body_bytes
-        read = partial(read_bounded_json, body, task.hub_request, max_bytes)
+        read = partial(read_bounded_json, body, task.hub_request, max_bytes, whose)
         return task.read_hub(await self._endpoint.decode_inline_or_in_thread(read, len(body)))
 
 
@@ -123,8 +125,10 @@ async def _explained_response(
 
 def _explain_request(parameters: ExplainParameters) -> ExplainRequest:
     """Translate the task API's parameters of an explanation into the predictor's."""
-    selector = AttentionSelector(parameters.part, parameters.layer, parameters.head)
-    return ExplainRequest(parameters.method, parameters.target, parameters.n_samples, parameters.seed, selector)
+    layer, head = whole("layer", parameters.layer), whole("head", parameters.head)
+    selector = AttentionSelector(parameters.part, layer, head)
+    samples, seed = whole("n_samples", parameters.n_samples), whole("seed", parameters.seed)
+    return ExplainRequest(parameters.method, parameters.target, samples, seed, selector)
 
 
 def _encode_answers(task: StoredTask[Any], answers: Sequence[Any]) -> bytes:

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from export.tasks.runs import TASK_OF_RECIPE, Run, read_queue, run_all, train_run, with_changes
+from export.tasks.runs import TASK_OF_RECIPE, Run, read_queue, run_all, train_run
 from export.training.run_folder import RunIsBusyError, sole_trainer
-from export.training.text_recipes import TextTrainConfig
 
 ROOT_QUEUE = Path(__file__).parents[3] / "export" / "queue.toml"
 
@@ -34,25 +33,6 @@ def test_a_wrong_queue_is_refused_before_anything_is_trained(tmp_path: Path) -> 
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"run|--set|recipe"):
             read_queue(path)
-
-
-def test_set_changes_fields_of_run_and_network() -> None:
-    """Anything else is refused."""
-    changes = ["epochs=3", "model.d_model=64", "learning_rate=1e-2", "model.embedding_norm=true"]
-    changed = with_changes(TextTrainConfig(), changes)
-    assert (changed.epochs, changed.model.d_model, changed.learning_rate) == (3, 64, 0.01)
-    assert changed.model.embedding_norm is True
-    for wrong in (
-        "epoch=3",
-        "model.width=3",
-        "epochs",
-        "epochs=many",
-        "model.embedding_norm=no",
-        "start_from=bert",
-        "model.pooling=sum",
-    ):
-        with pytest.raises(ValueError, match="--set"):
-            with_changes(TextTrainConfig(), [wrong])
 
 
 def test_a_queue_runs_in_order_and_skips_finished_runs(

@@ -30,7 +30,12 @@ class Server:
     def __init__(self) -> None:
         self.events: list[Any] = []
         self.draining = False
-        self.model = SimpleNamespace(name="m", version="3", batcher=SimpleNamespace(joins_running_batches=False))
+        self.model = SimpleNamespace(
+            name="m",
+            version="3",
+            batcher=SimpleNamespace(joins_running_batches=False),
+            task=SimpleNamespace(elements_are_rows=True),
+        )
         self.accounting = Accounting(
             self,  # type: ignore[arg-type]
             self,  # type: ignore[arg-type]
@@ -59,9 +64,14 @@ class Server:
         """A request was counted."""
         self.events.append(("count", *labels))
 
+    def add_failed_time(self, model: str, version: str, seconds: float) -> None:
+        """The time of a failed request was counted."""
+
     def stages(self, *labels: str) -> Any:
         """Return the histograms of a model."""
         return SimpleNamespace(
+            inferences=0,
+            last_s=0.0,
             observe=lambda *times_s: self.events.append("observe"),
             exemplify=lambda *args, **times_s: self.events.append("exemplify"),
         )

@@ -5,6 +5,7 @@ import struct
 import zlib
 from io import BytesIO
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -182,6 +183,25 @@ def test_base64_is_the_same_file() -> None:
             assert (levels(text) == levels(file)).all(), what
     with pytest.raises(InvalidRequest, match="inputs is not base64"):
         TASK.preprocess(base64.b64encode(file_of(picture()))[:-3] + b"!", field="inputs")
+
+
+def test_a_data_url_is_the_same_file() -> None:
+    """Media type and parameters are not read; the data may be escaped as in a URL."""
+    file = file_of(picture())
+    text = base64.b64encode(file)
+    for head in (b"data:image/png;base64,", b"DATA:;BASE64,", b"data:image/jpeg;charset=utf-8;base64,"):
+        for data in (text, base64.encodebytes(file), quote(text, safe="").encode()):
+            assert (levels(head + data) == levels(file)).all(), head
+    for wrong, expected in (
+        (b"data:image/png," + file, "inputs is a data URL without base64"),
+        (b"data:image/png;base64" + text, "inputs is a data URL without base64"),
+        (b"data:" + b"x" * 300 + b";base64," + text, "inputs is a data URL without base64"),
+        (b"data:image/png;base64," + text[:-3] + b"!", "inputs is not base64"),
+        (b"data:text/plain;base64,aGVsbG8=", "inputs is not a JPEG, PNG or WebP file"),
+        (b"data:image/png;base64,", "inputs is"),
+    ):
+        with pytest.raises(InvalidRequest, match=expected):
+            TASK.preprocess(wrong, field="inputs")
 
 
 @pytest.mark.parametrize(("width", "height"), [(10_000, 10_000), (60_000, 60_000), (2**31 - 1, 2**31 - 1)])

@@ -10,7 +10,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from service.telemetry.metrics import LATENCY_BUCKETS_S, SERIES_PER_PIECE, Metrics
+from service.telemetry.metrics import SERIES_PER_PIECE, Metrics
+from service.telemetry.tallies import LATENCY_BUCKETS_S
 
 seconds = st.floats(0, 100) | st.sampled_from(LATENCY_BUCKETS_S)
 
@@ -39,7 +40,7 @@ def test_counters_count() -> None:
     metrics.count("a", "1", "http", "ok")
     metrics.count("a", "1", "http", "ok")
     for _ in range(3):
-        metrics.batches("a", "1").count(rows=4, tokens=40, padded_tokens=5)
+        metrics.batches("a", "1").count(rows=4, tokens=40, padded_tokens=5, seconds=0.1)
     text = generate_latest(metrics.registry).decode()
     assert 'heed_requests_total{model="a",outcome="ok",protocol="http",version="1"} 2.0' in text
     assert 'heed_batch_rows_bucket{le="2.0",model="a",version="1"} 0.0' in text

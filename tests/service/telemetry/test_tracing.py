@@ -23,7 +23,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from proto import heed_pb2, heed_pb2_grpc
+from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tests.conftest import ROOT, Server, running_server, write_onnx
 
 WAIT_S = 60.0  # only a failing test waits this long
@@ -293,6 +293,28 @@ def test_the_caller_decides_what_is_sampled(traced: Server, collector: tuple[Col
     ask(traced, "grpc", "sentiment", TEXT, heard)
     collector[0].trace(heard.trace_id)  # earlier spans have arrived
     assert collector[0].of(silent.trace_id) == []
+
+
+def test_each_request_of_a_stream_of_requests_has_its_span(traced: Server, collector: tuple[Collector, str]) -> None:
+    """One is answered, one is refused; both continue the trace of the stream's caller."""
+    caller, method = Caller(), "inference.GRPCInferenceService/ModelStreamInfer"
+    requests = []
+    for model in ("sentiment", "nope"):
+        request = inference_pb2.ModelInferRequest(model_name=model)
+        request.inputs.add(name="text", datatype="BYTES", shape=[1]).contents.bytes_contents.append(b"good")
+        requests.append(request)
+    with grpc.insecure_channel(traced.grpc) as channel:
+        stream = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer
+        answers = list(stream(iter(requests), metadata=caller.metadata, timeout=WAIT_S))
+    assert [bool(answer.error_message) for answer in answers] == [False, True]
+
+    def spans() -> list[trace_pb2.Span]:
+        return [span for span in collector[0].of(caller.trace_id) if span.kind == trace_pb2.Span.SPAN_KIND_SERVER]
+
+    with collector[0]._came:
+        assert collector[0]._came.wait_for(lambda: len(spans()) == 2, WAIT_S)
+    assert {span.name for span in spans()} == {method}
+    assert [values(span.attributes)["heed.outcome"] for span in spans()] == ["ok", "not_found"]
 
 
 def test_exemplars_lead_from_a_latency_to_its_trace(traced: Server) -> None:

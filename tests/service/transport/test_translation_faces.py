@@ -206,8 +206,27 @@ def test_texts_that_cannot_be_translated_are_refused(http: httpx.Client, typed: 
         ({"inputs": []}, "the request has no inputs"),
         ({"inputs": "red", "parameters": {"tgt_lang": "fr"}}, "tgt_lang is 'fr', the model supports only 'de'"),
         ({"inputs": ["red"], "stream": True}, "inputs must be one text where stream is true"),
-        ({"inputs": "red", "parameters": {"num_beams": "four"}}, "Expected `int | null`, got `str`"),
-        ({"inputs": "red", "parameters": {"generate_parameters": {"do_sample": True}}}, "unknown field `do_sample`"),
+        ({"inputs": "red", "parameters": {"num_beams": "four"}}, "Expected `int | float | null`, got `str`"),
+        ({"inputs": "red", "parameters": {"num_beams": 1.5}}, "parameter 'num_beams' must be an integer, not 1.5"),
+        (
+            {"inputs": "red", "parameters": {"generate_parameters": {"do_sample": True}}},
+            "'do_sample' is True; only false",
+        ),
+        ({"inputs": "red", "parameters": {"top_p": 0.5}}, "parameter 'top_p' is 0.5; only 1.0 is offered"),
+        ({"inputs": "red", "parameters": {"min_length": 5}}, "parameter 'min_length' is 5; only 0 is offered"),
+        ({"inputs": "red", "parameters": {"max_length": 20}}, "parameter 'max_length' belongs to summarization"),
+        (
+            {"inputs": "red", "parameters": {"num_beams": 2, "early_stopping": "never"}},
+            "parameter 'early_stopping' is 'never'; with beams only the model's own is offered, True",
+        ),
+        (
+            {"inputs": "red", "parameters": {"candidate_labels": ["a"]}},
+            "parameter 'candidate_labels' belongs to zero-shot-classification; model 'dogs' is a translation model",
+        ),
+        (
+            {"inputs": "red", "parameters": {"function_to_apply": "none"}},
+            "belongs to text-classification and image-classification; model 'dogs' is a translation model",
+        ),
         (
             {"inputs": "red", "parameters": {"num_beams": 2, "generate_parameters": {"num_beams": 4}}},
             "both in parameters and in generate_parameters",
@@ -216,7 +235,11 @@ def test_texts_that_cannot_be_translated_are_refused(http: httpx.Client, typed: 
             {"inputs": "red", "parameters": {"clean_up_tokenization_spaces": True}},
             "clean_up_tokenization_spaces is not",
         ),
-        ({"inputs": "red", "parameters": {"truncation": "only_second"}}, "Invalid enum value 'only_second'"),
+        ({"inputs": "red", "parameters": {"truncation": "middle"}}, "Invalid enum value 'middle'"),
+        (
+            {"inputs": "red " * 3000, "parameters": {"truncation": "only_second"}},
+            "12000 characters, the model takes at most 2048 (64 tokens)",
+        ),
         ({"inputs": "red " * 3000}, "12000 characters, the model takes at most 2048 (64 tokens)"),
     ):
         response = http.post("/models/dogs", json=body)
@@ -286,3 +309,85 @@ def test_a_deadline_ends_a_translation(typed: heed_pb2_grpc.HeedStub, http: http
         events = events_of(stream)
     assert stream.status_code == 200
     assert events[-1] == {"error": "the deadline passed before the answer was computed"}
+
+
+def test_parameters_that_change_nothing_are_taken(http: httpx.Client) -> None:
+    """Clients send the defaults of generation, null, every spelling of a strategy, and integers as 1.0."""
+    plain = http.post("/models/dogs", json={"inputs": TEXT}).raise_for_status().json()
+    defaults = {
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_k": 50,
+        "top_p": 1,
+        "num_return_sequences": 1.0,
+        "repetition_penalty": 1.0,
+        "early_stopping": False,
+        "min_length": 0,
+        "max_length": 512,
+        "use_cache": True,
+    }
+    for parameters in (
+        None,
+        {},
+        dict.fromkeys(defaults),
+        dict.fromkeys(("src_lang", "tgt_lang", "truncation", "generate_parameters", "explain", "num_beams")),
+        defaults,
+        {"generate_parameters": defaults},
+        {"do_sample": False, "generate_parameters": {"num_beams": 1.0}},
+        {"num_beams": 1.0, "max_new_tokens": 20.0},
+        *({"truncation": given} for given in (True, False, "do_not_truncate", "ONLY_FIRST", "LONGEST_FIRST")),
+        {"truncation": "only_second"},
+    ):
+        body = {"inputs": TEXT, "parameters": parameters, "stream": None, "options": None}
+        response = http.post("/models/dogs", json=body)
+        assert (response.status_code, response.json()) == (200, plain), parameters
+
+
+def test_parameters_of_other_tasks_are_refused_over_the_open_inference_protocol(
+    oip: inference_pb2_grpc.GRPCInferenceServiceStub, http: httpx.Client
+) -> None:
+    """Search settings do nothing for a classifier, and sampling would change a translation."""
+    for model, parameters, text in (
+        (
+            "sentiment",
+            {"num_beams": 2},
+            "'num_beams' belongs to translation; model 'sentiment' is a text-classification",
+        ),
+        ("sentiment", {"length_penalty": 1.0}, "'length_penalty' belongs to translation"),
+        ("dogs", {"temperature": 0.5}, "'temperature' is 0.5; only 1.0 is offered"),
+        ("dogs", {"max_length": 9}, "'max_length' belongs to the task API"),
+        ("dogs", {"truncation": "only_first"}, "'truncation' belongs to the task API"),
+        ("sentiment", {"top_k": 1}, "'top_k' belongs to the task API"),
+    ):
+        with pytest.raises(grpc.RpcError) as raised:
+            oip.ModelInfer(infer_request(["red"], model, **parameters))
+        response = http.post(f"/v2/models/{model}/infer", json=infer_json(["red"], **parameters))
+        assert (raised.value.code(), response.status_code) == (grpc.StatusCode.INVALID_ARGUMENT, 400)
+        assert text in raised.value.details()
+        assert text in response.json()["error"]
+    taken = infer_json([TEXT], num_beams=1.0, temperature=1.0, top_p=None, timeout=None, truncate=None)
+    answer = http.post("/v2/models/dogs/infer", json=taken).raise_for_status().json()
+    assert answer["outputs"][0]["data"] == [TRANSLATION]
+
+
+def test_a_typed_call_refuses_fields_of_another_task(typed: heed_pb2_grpc.HeedStub) -> None:
+    """The error names the field, its task and the model's."""
+    for request, text in (
+        (heed_pb2.ExplainRequest(model="sentiment", text="fine", num_beams=2), "'num_beams' belongs to translation"),
+        (heed_pb2.ExplainRequest(model="sentiment", text="fine", length_penalty=0), "'length_penalty' belongs to"),
+        (heed_pb2.ExplainRequest(model="sentiment", image=b"fine"), "unknown input image; the model has text"),
+    ):
+        with pytest.raises(grpc.RpcError) as raised:
+            typed.Explain(request)
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert text in raised.value.details()
+    for call, other in (
+        (lambda: typed.ClassifyText(heed_pb2.ClassifyTextRequest(model="dogs", text="red")), "text-classification"),
+        (lambda: typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="dogs", image=b"")), "image-classification"),
+        (lambda: typed.Translate(heed_pb2.TranslateRequest(model="sentiment", text="red")), "translation"),
+        (lambda: next(typed.TranslateStream(heed_pb2.TranslateRequest(model="sentiment", text="a"))), "translation"),
+    ):
+        with pytest.raises(grpc.RpcError) as raised:
+            call()
+        assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+        assert f"{other} model; it takes texts" in raised.value.details()

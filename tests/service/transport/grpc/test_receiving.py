@@ -11,6 +11,7 @@ from service.errors import DeadlineExceeded, HeedError, Overloaded, Unavailable
 from service.process.memory_budget import ByteBudget
 from service.transport.grpc.receiving import (
     MAX_GROWTH_BYTES,
+    MAX_IDLE_STREAMS,
     MAX_LATE_BYTES,
     MAX_UNRESERVED_BYTES,
     MAX_WAITING,
@@ -168,6 +169,73 @@ async def test_messages_are_late_when_memory_grows_and_none_arrives() -> None:
     await until(lambda: next(polls) < 0 or grow() or receiver.num_receiving == 1)
     assert next(polls) < STALE_LOOKS // 2  # long before time alone makes them late
     assert [type(await call.arrive()) for call in calls] == [type(None), Overloaded, Overloaded]
+
+
+class IdleStream(Call):
+    """A stream that waits for its next request."""
+
+    async def _receive(self, receiver: MessageReceiver, connection: str) -> HeedError | None:
+        """Return why the stream was ended, or None."""
+        error, has_come = None, False
+        try:
+            receiver.begin_idle(self.task, connection)
+            has_come = await self.arrives.wait()
+        finally:
+            if (error := receiver.end(self.task, has_come=has_come)) is not None:
+                self.task.uncancel()
+                return error  # noqa: B012 - in the place of the cancellation
+        return None
+
+
+async def test_idle_streams_take_no_place_and_no_memory() -> None:
+    """A call gets the only place beside them; they are not late when its message arrives."""
+    receiver, budget = receiver_of(0)
+    streams = [IdleStream(receiver) for _ in range(3)]
+    await turn()
+    for _ in range(5):
+        call = Call(receiver)
+        await turn()
+        assert call.has_place
+        assert await call.arrive() is None
+    assert (receiver.num_receiving, budget.reserved_bytes) == (0, 0)
+    assert [await stream.arrive() for stream in streams] == [None] * 3
+
+
+async def test_one_idle_stream_too_many_ends_the_longest_of_the_connection_with_most() -> None:
+    """Another connection's only stream stays, although it has waited longer."""
+    receiver, _ = receiver_of(0)
+    single = IdleStream(receiver, "single")
+    many = [IdleStream(receiver, "many") for _ in range(MAX_IDLE_STREAMS)]
+    error = await many[0].task
+    assert isinstance(error, Overloaded)
+    assert [await stream.arrive() for stream in (single, *many[1:])] == [None] * MAX_IDLE_STREAMS
+
+
+async def test_idle_streams_end_when_memory_grows_without_a_message() -> None:
+    """One of them receives slowly, and has reserved nothing."""
+    receiver, budget = receiver_of(4)
+    stream, taken = IdleStream(receiver), []
+
+    def grow() -> None:
+        if len(taken) * PIECE_BYTES < 4 * MAX_GROWTH_BYTES:
+            taken.extend(bytes(PIECE_BYTES) for _ in range(MAX_GROWTH_BYTES // PIECE_BYTES // 4))
+
+    await until(lambda: grow() or stream.task.done())
+    error = await stream.task
+    assert isinstance(error, Overloaded)
+    assert "open a new one" in str(error)
+    assert budget.reserved_bytes == 0
+
+
+async def test_an_idle_stream_ends_at_its_time_limit_and_at_a_shutdown() -> None:
+    """Both are errors, which tell the client that its next request needs a new stream."""
+    receiver, _ = receiver_of(1, timeout_s=0.1)
+    assert isinstance(await IdleStream(receiver).task, DeadlineExceeded)
+    receiver, _ = receiver_of(1)
+    stream = IdleStream(receiver)
+    await turn()
+    receiver.stop(60)
+    assert isinstance(await stream.task, Unavailable)
 
 
 async def test_connections_get_places_in_turn() -> None:

@@ -218,6 +218,19 @@ def test_long_tensors_are_returned_whole(channel: grpc.Channel, raw: bool) -> No
     assert list(response.outputs[0].shape) == list(numbers.shape)
 
 
+def test_typed_requests_are_answered_raw_where_the_option_says_so(small_store: Path) -> None:
+    """Clients of Triton read raw contents only; a raw request is answered raw in any case."""
+    with (
+        running_server(small_store, "--grpc-raw-outputs", "on") as server,
+        grpc.insecure_channel(server.grpc) as opened,
+    ):
+        stub = inference_pb2_grpc.GRPCInferenceServiceStub(opened)
+        for raw in (True, False):
+            response = stub.ModelInfer(double_request(np.array([[1, 2]]), raw=raw))
+            assert np.frombuffer(response.raw_output_contents[0], np.int32).tolist() == [2, 4]
+            assert not response.outputs[0].HasField("contents")
+
+
 def test_a_connection_has_a_bounded_number_of_streams(small_store: Path, default_server: Server) -> None:
     """The server announces how many concurrent calls a connection may have."""
     with Http2Client(default_server.grpc) as client:
