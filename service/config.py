@@ -67,8 +67,9 @@ class ServiceConfig:
     max_connection_age_s: float = option(
         0.0, "maximum age of a gRPC connection, whose client then connects again; 0 for no limit"
     )
-    grpc_raw_outputs: Literal["off", "on"] = option(
-        "off", "on: answer typed gRPC requests in raw_output_contents too, as Triton does; off: in the request's form"
+    triton_compatible: Literal["off", "on"] = option(
+        "off",
+        "on: the server's metadata names it 'triton', and typed gRPC requests are answered in raw_output_contents",
     )
     default_timeout_s: float = option(60.0, "deadline of a request without one")
     load_timeout_s: float = option(300.0, "time to load and prove one model; a model that takes longer is not served")

@@ -238,6 +238,11 @@ class ModelRepository:
         if version:
             if (name, version) not in self.states:
                 known = ", ".join(self.versions(name)) or "none"
+                if not version.isdecimal():  # in the words of Triton, which clients compare
+                    raise NotFound(
+                        f"failed to get model version from specified version string {version!r} (a version is a whole"
+                        f" number); versions of {name!r}: {known}"
+                    )
                 raise NotFound(f"Request for unknown model: {name!r} version {version!r}; versions here: {known}")
             return self.states[name, version]
         newest_first = self._newest_first.get(name)

@@ -19,9 +19,14 @@ TRITON_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuratio
 class ModelCatalog:
     """Describes the models of a repository and tells which of them are ready."""
 
-    def __init__(self, repository: ModelRepository) -> None:
-        """Describe the models of `repository` in their state at the time of each call."""
-        self._repository = repository
+    def __init__(self, repository: ModelRepository, server_name: str) -> None:
+        """Describe the models of `repository` in their state at the time of each call.
+
+        Args:
+            repository: the models.
+            server_name: name of the server in its metadata.
+        """
+        self._repository, self.server_name = repository, server_name
 
     def describe(self, name: str, version: str = "") -> ModelDescription:
         """Return the metadata of a model.

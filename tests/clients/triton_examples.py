@@ -19,9 +19,9 @@ from PIL import Image
 from load_tests.page import MarkedPart, command_of, commit
 from tests.conftest import Server, running_server, write_onnx
 
-# Options of the server that make it look like Triton to clients that compare names and forms of answers.
-OPTIONS = ("--server-name", "triton", "--grpc-raw-outputs", "on")
-EXAMPLES_VARIABLE = "HEED_TRITON_EXAMPLES"
+# Some examples compare the name of the server with "triton", and read raw answers to typed requests.
+OPTIONS = ("--triton-compatible", "on")
+EXAMPLES_VARIABLE = "TRITON_EXAMPLES"
 TIMEOUT_S = 60
 # Addresses of examples that have no option for them.
 FIXED_ADDRESSES = {"localhost:8000": "http", "localhost:8001": "grpc"}

@@ -107,7 +107,7 @@ async def start_grpc(
     """
     receiver = MessageReceiver(bodies, config.max_body_bytes, config.grpc_message_timeout_s)
     handlers, activity, request_ids = Handlers(), Activity(), RequestIds()
-    infer_service = partial(StreamingInferenceService, raw_outputs=config.grpc_raw_outputs == "on")
+    infer_service = partial(StreamingInferenceService, raw_outputs=config.triton_compatible == "on")
     for service, add_to_server in (
         (infer_service, inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server),
         (HeedService, heed_pb2_grpc.add_HeedServicer_to_server),

@@ -21,7 +21,6 @@ from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translated, Translation
 from service.tensors import Arrays, TensorSpec, bytes_array
-from service.transport import SERVER_NAME
 from service.transport.extension_documents import check_not_streamed
 from service.transport.grpc.endpoint import Context, FramedService, bounded
 from service.transport.grpc.messages import EXPLAIN, IMAGE, TEXT
@@ -77,7 +76,9 @@ class InferenceService(ModelAdministration):
     ) -> inference_pb2.ServerMetadataResponse:
         """Return the name and the version of the server."""
         return inference_pb2.ServerMetadataResponse(
-            name=SERVER_NAME, version=installed_version(), extensions=self._predictor.catalog.extensions
+            name=self._predictor.catalog.server_name,
+            version=installed_version(),
+            extensions=self._predictor.catalog.extensions,
         )
 
     async def ModelMetadata(

@@ -10,7 +10,6 @@ from service.errors import InvalidRequest
 from service.prediction.messages import RequestOptions
 from service.process.memory_budget import Reservation
 from service.tensors import TensorSpec
-from service.transport import SERVER_NAME
 from service.transport.extension_documents import check_not_streamed
 from service.transport.http import open_inference_json as rest
 from service.transport.http.connection import MEMORY
@@ -97,9 +96,9 @@ class OpenInference:
         return json_response(rest.explain_response(options.model, message_id, explained.explanation, receipt))
 
     async def _server_metadata(self, request: Request, request_id: str) -> Response:
-        return json_response(
-            {"name": SERVER_NAME, "version": installed_version(), "extensions": self._predictor.catalog.extensions}
-        )
+        catalog = self._predictor.catalog
+        document = {"name": catalog.server_name, "version": installed_version(), "extensions": catalog.extensions}
+        return json_response(document)
 
     async def _live(self, request: Request, request_id: str) -> Response:
         return json_response({"live": True})

@@ -221,7 +221,7 @@ def test_long_tensors_are_returned_whole(channel: grpc.Channel, raw: bool) -> No
 def test_typed_requests_are_answered_raw_where_the_option_says_so(small_store: Path) -> None:
     """Clients of Triton read raw contents only; a raw request is answered raw in any case."""
     with (
-        running_server(small_store, "--grpc-raw-outputs", "on") as server,
+        running_server(small_store, "--triton-compatible", "on") as server,
         grpc.insecure_channel(server.grpc) as opened,
     ):
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(opened)
