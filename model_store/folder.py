@@ -19,7 +19,7 @@ A folder with `model.onnx` alone is a model too: tensors in, tensors out.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZE
     "target_tokenizer.json",
 )
 PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
+LABELS = "labels.txt"  # names of a bare graph's classes, one a line
 # Files that are used only in a folder with a manifest; `export load` writes such folders.
 NEEDS_MANIFEST = (
     "config.json",
@@ -231,6 +232,19 @@ class ModelFolder:
         except UnicodeDecodeError as error:
             raise FolderError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from error
 
+    def labels(self) -> Sequence[str]:
+        """Return the names of a bare graph's classes; empty if its folder has none.
+
+        Raises:
+            FolderError: the file of the names is not UTF-8, or has an empty line.
+        """
+        if LABELS not in self.files:
+            return ()
+        labels = tuple(line.strip() for line in self.read_text(LABELS).splitlines())
+        if "" in labels:
+            raise FolderError(f"{LABELS}: line {labels.index('') + 1} is empty; it has the name of one class a line")
+        return labels
+
     def in_half_precision(self) -> "ModelFolder | None":
         """Return this folder with its float16 graphs and their tolerance; None if it has none."""
         if self.manifest is None or self.manifest.float16 is None:
@@ -324,6 +338,8 @@ def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
     copied.copy(GRAPH)
     if not copied.has(MANIFEST):
         copied.graph(GRAPH)
+        if copied.has(LABELS):
+            copied.copy(LABELS)
         card = _card(copied)
         beside = [name for name in NEEDS_MANIFEST if copied.has(name)]
         remark = f"served as bare tensors: {', '.join(beside)} not used, for {MANIFEST} is missing" if beside else None

@@ -41,6 +41,8 @@ class TensorSpec:
     datatype: str
     shape: tuple[int, ...]
     any_rank: bool = False  # whether the model declares no shape; `shape` is then (-1,), for clients that need one
+    is_nchw: bool = False  # whether the axes are known to be those of images: rows, channels, height, width
+    ranked_by: str = ""  # output whose best classes stand in place of this one's; empty: its own
     labels: tuple[str, ...] = ()  # names of the classes along the last axis, where the model has them
 
     def admits(self, shape: Sequence[int]) -> bool:

@@ -1,10 +1,10 @@
 """The engine of a bare graph, with optional inputs and input properties that ONNX Runtime does not report."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from threading import Lock, Timer
 
-from model_store.folder import FolderError
+from model_store.folder import LABELS, FolderError
 from model_store.private_files import PrivateGraph
 from service.engines.onnx import Engine
 from service.engines.preemption import EngineCall, Preemption, Terminated
@@ -28,6 +28,11 @@ _DATATYPE_OF = {
     12: "UINT32",
     13: "UINT64",
 }
+# Operators whose first input has these axes, if it has four.
+_WINDOW_OPERATORS = {"Conv", "QLinearConv", "ConvInteger", "MaxPool", "AveragePool", "LpPool"}
+_WINDOW_OPERATORS |= {"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"}
+_ELEMENTWISE_OPERATORS = {"Add", "Sub", "Mul", "Div", "Cast", "Clip", "Neg", "Identity", "QuantizeLinear"}
+_IMAGE_RANK = 4
 # First IR version whose initializers a call may replace in ONNX Runtime, where they are inputs too.
 _FIRST_OVERRIDABLE_IR = 4
 # Appended to a serialized ModelProto, this sets `ir_version` (field 1, a varint): the last value of a field wins.
@@ -60,19 +65,30 @@ class BareEngine:
     constants. The first call that sets one opens a second session, in which they can be replaced.
     """
 
-    def __init__(self, engine: Engine, model: Model, open_overridable: Callable[[], Engine]) -> None:
+    def __init__(
+        self, engine: Engine, model: Model, open_overridable: Callable[[], Engine], labels: Sequence[str] = ()
+    ) -> None:
         """Set up.
 
         Args:
             engine: computes the graph.
             model: the decoded graph.
             open_overridable: opens the session for calls with optional inputs, where `engine` takes none.
+            labels: names of the classes along the last axis of an output; empty where they are not known.
+
+        Raises:
+            FolderError: no output has as many classes as there are names.
         """
         self._engine = engine
         self._overriding: Engine | None = None
         self._opening = Lock()
-        self.inputs = tuple(_declared(spec, model.graph) for spec in engine.inputs)
-        self.outputs = engine.outputs
+        images = image_tensors(model.graph)
+        self.inputs = tuple(
+            replace(_declared(spec, model.graph), is_nchw=spec.name in images) for spec in engine.inputs
+        )
+        self.outputs = tuple(_labelled(spec, tuple(labels)) for spec in engine.outputs)
+        if labels and not any(spec.labels for spec in self.outputs):
+            raise FolderError(f"{LABELS} has {len(labels)} names, and no output has as many classes in its last axis")
         self.optional_inputs = engine.optional_inputs
         self._open_overridable = None  # drops what the function refers to, such as the file's content
         if model.ir_version < _FIRST_OVERRIDABLE_IR and (optional_inputs := _initialized_inputs(model.graph)):
@@ -112,11 +128,32 @@ def run_within(engine: BareEngine, preemption: Preemption, feeds: Arrays, limit_
         timer.cancel()
 
 
+def image_tensors(graph: Graph) -> set[str]:
+    """Return the inputs whose axes are rows, channels, height and width.
+
+    ONNX defines these axes for the data of convolutions and poolings. Operators on single elements before them do not
+    change the axes.
+    """
+    found: set[str] = set()
+    for node in reversed(graph.nodes):
+        if node.domain:
+            continue
+        if node.op_type in _WINDOW_OPERATORS:
+            found.add(node.inputs[0])
+        elif node.op_type in _ELEMENTWISE_OPERATORS and not found.isdisjoint(node.outputs):
+            found.update(node.inputs)
+    return found & {name for name, shape in graph.inputs.items() if shape is not None and len(shape) == _IMAGE_RANK}
+
+
 def _declared(spec: TensorSpec, graph: Graph) -> TensorSpec:
     """Mark a tensor without a declared shape, which ONNX Runtime reports like a scalar."""
     if spec.name in graph.inputs and graph.inputs[spec.name] is None:
         return replace(spec, shape=(-1,), any_rank=True)
     return spec
+
+
+def _labelled(spec: TensorSpec, labels: tuple[str, ...]) -> TensorSpec:
+    return replace(spec, labels=labels) if spec.shape[-1:] == (len(labels),) else spec
 
 
 def _initialized_inputs(graph: Graph) -> tuple[TensorSpec, ...]:

@@ -128,8 +128,8 @@ class Loader:
             changed = PrivateFile.of_bytes(with_overridable_initializers(graph.read_bytes()))
             return OnnxEngine(PrivateGraph(graph.name, changed, graph.weights), self._threads, self._host)
 
-        opened = self._open_engine(folder, self._threads, self._host)
-        engine = BareEngine(opened, read_graph(graph), open_overridable)
+        opened, labels = self._open_engine(folder, self._threads, self._host), folder.labels()
+        engine = BareEngine(opened, read_graph(graph), open_overridable, labels)
         batching = self._batching_rule.of_bare_graph(
             graph,
             engine.inputs,
@@ -147,6 +147,7 @@ class Loader:
             max_rows=max_rows,
             joined=batching.joined,
             optional_inputs=engine.optional_inputs,
+            labels=labels,
             equal_sizes=batching.equal_sizes,
         )
         return OneCallModel(

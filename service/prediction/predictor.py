@@ -113,21 +113,22 @@ class Predictor:
             account.preprocessed(items)
             results = account.computed(await model.batcher.submit(items, account.deadline_s))
             outputs = model.task.to_tensors(results)
-            if requested_outputs:
-                outputs = {name: outputs[name] for name in requested_outputs}
             if num_classes:
                 outputs = await self._classified(model.task, outputs, num_classes, account.deadline_s)
+            if requested_outputs:
+                outputs = {name: outputs[name] for name in requested_outputs}
         return outputs, account.receipt
 
     async def _classified(
         self, task: Task[Any], outputs: Arrays, num_classes: Mapping[str, int], deadline_s: float
     ) -> Arrays:
         """Replace outputs by their best classes where these are asked for; long ones in a thread."""
-        classified = dict(outputs)
+        classified, specs = dict(outputs), {spec.name: spec for spec in task.outputs}
         for spec in task.outputs:
-            if (count := num_classes.get(spec.name)) is not None and spec.name in outputs:
-                array = outputs[spec.name]
-                rank = partial(top_classes, array, count, spec)
+            if (count := num_classes.get(spec.name)) is not None:
+                ranked = specs[spec.ranked_by or spec.name]
+                array = outputs[ranked.name]
+                rank = partial(top_classes, array, count, ranked)
                 if is_short(array, count):
                     classified[spec.name] = rank()
                 else:

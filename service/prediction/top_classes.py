@@ -29,7 +29,7 @@ def check_classes(spec: TensorSpec) -> None:
     Raises:
         InvalidRequest: names the output and its datatype.
     """
-    if spec.datatype in ("BYTES", "BOOL"):
+    if spec.datatype in ("BYTES", "BOOL") and not spec.ranked_by:
         raise InvalidRequest(f"output {spec.name!r}: classification is for numbers, the output is {spec.datatype}")
 
 

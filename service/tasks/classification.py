@@ -41,8 +41,8 @@ class Classifier:
         self.labels = list(labels)
         self._label_bytes = [label.encode() for label in self.labels]
         self.outputs = (
-            TensorSpec("label", "BYTES", (-1,)),
-            TensorSpec("score", "FP32", (-1,)),
+            TensorSpec("label", "BYTES", (-1,), ranked_by="probabilities"),
+            TensorSpec("score", "FP32", (-1,), ranked_by="probabilities"),
             TensorSpec("probabilities", "FP32", (-1, len(self.labels)), labels=tuple(self.labels)),
         )
 

@@ -48,6 +48,7 @@ class RawTensors:
         joined: bool,
         optional_inputs: Sequence[TensorSpec] = (),
         equal_sizes: Sequence[Sequence[tuple[str, int]]] = (),
+        labels: Sequence[str] = (),
     ) -> None:
         """Set up.
 
@@ -59,7 +60,9 @@ class RawTensors:
             optional_inputs: overridable initializers: inputs with a default value in the graph.
             equal_sizes: groups of dimensions, each an input's name and an axis. Rows are independent only if the
                 dimensions of a group are equal.
+            labels: names of the classes along the last axis of an output; empty where they are not known.
         """
+        self.labels = labels
         self.inputs, self.outputs, self.optional_inputs = tuple(inputs), tuple(outputs), tuple(optional_inputs)
         self.joined, self._max_rows = joined, max_rows
         self._equal_sizes = equal_sizes

@@ -4,7 +4,7 @@ The documents have Triton's JSON form. Over gRPC they become the messages of the
 """
 
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import msgspec
 
@@ -41,6 +41,12 @@ class ConfigTensor(msgspec.Struct):
     name: str
     data_type: str
     dims: list[int]
+
+
+class ConfigInput(ConfigTensor):
+    """An input in a model's configuration; `format` is FORMAT_NCHW if the axes are known to be those of images."""
+
+    format: Literal["FORMAT_NONE", "FORMAT_NCHW"]
 
 
 class InstanceGroup(msgspec.Struct):
@@ -81,7 +87,7 @@ class ModelConfig(msgspec.Struct):
     backend: str
     version_policy: dict[str, dict[str, int]]
     max_batch_size: int
-    input: list[ConfigTensor]
+    input: list[ConfigInput]
     output: list[ConfigTensor]
     instance_group: list[InstanceGroup]
     model_transaction_policy: TransactionPolicy
@@ -168,8 +174,8 @@ def config_document(model: ModelConfiguration) -> ModelConfig:
         backend=BACKEND,
         version_policy={"all": {}},
         max_batch_size=model.max_batch_size,
-        input=[_config_tensor(spec, is_batched) for spec in model.inputs],
-        output=[_config_tensor(spec, is_batched) for spec in model.outputs],
+        input=[_config_input(spec, is_batched) for spec in model.inputs],
+        output=[ConfigTensor(*_config_fields(spec, is_batched)) for spec in model.outputs],
         instance_group=[InstanceGroup(model.name, "KIND_GPU" if model.on_gpu else "KIND_CPU", model.instances)],
         model_transaction_policy=TransactionPolicy(),
         parameters=parameters,
@@ -177,9 +183,15 @@ def config_document(model: ModelConfiguration) -> ModelConfig:
     )
 
 
-def _config_tensor(spec: TensorSpec, is_batched: bool) -> ConfigTensor:
+def _config_input(spec: TensorSpec, is_batched: bool) -> ConfigInput:
+    # The format names the axes without that of the batch.
+    is_nchw = spec.is_nchw and is_batched
+    return ConfigInput(*_config_fields(spec, is_batched), format="FORMAT_NCHW" if is_nchw else "FORMAT_NONE")
+
+
+def _config_fields(spec: TensorSpec, is_batched: bool) -> tuple[str, str, list[int]]:
     data_type = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
-    return ConfigTensor(spec.name, data_type, list(spec.shape[1:] if is_batched else spec.shape))
+    return spec.name, data_type, list(spec.shape[1:] if is_batched else spec.shape)
 
 
 def statistics_document(models: list[ModelStatistics]) -> Statistics:

@@ -89,10 +89,13 @@ def test_classification(module: ModuleType, server: Server) -> None:
         wanted = [module.InferRequestedOutput("y", class_count=2)]
         best = client.infer("double", [floats], outputs=wanted).as_numpy("y")
         assert best.tolist() == [[b"6.000000:2", b"4.000000:1"], [b"12.000000:0", b"10.000000:1"]]
+        # A label is the best of the probabilities, so that all outputs of a classifier can be asked for in this form.
+        wanted = [module.InferRequestedOutput("label", class_count=1)]
+        best = client.infer("sentiment", [text_input(module)], outputs=wanted).as_numpy("label")
+        assert best.tolist() == [[b"%f:1:POSITIVE" % plain[0, 1]], [b"%f:0:NEGATIVE" % plain[1, 0]]]
+        wanted = [module.InferRequestedOutput("copy", class_count=1)]
         with pytest.raises(InferenceServerException, match="classification is for numbers"):
-            client.infer(
-                "sentiment", [text_input(module)], outputs=[module.InferRequestedOutput("label", class_count=1)]
-            )
+            client.infer("same", [text_input(module)], outputs=wanted)
 
 
 @pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])

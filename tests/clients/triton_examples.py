@@ -7,6 +7,8 @@ models that the examples name: ONNX graphs of a few nodes, made here.
 
 import argparse
 import importlib.metadata
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +19,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from load_tests.page import MarkedPart, command_of, commit
-from tests.conftest import Server, running_server, write_onnx
+from tests.conftest import ROOT, Server, running_server, write_onnx
 
 # Some examples compare the name of the server with "triton", and read raw answers to typed requests.
 OPTIONS = ("--triton-compatible", "on")
@@ -77,6 +79,8 @@ EXAMPLES = (
     Example("ensemble_image_client.py", "-u {http} -m file_classifier -c 3 {image}"),
     Example("ensemble_image_client.py", "-u {grpc} -i grpc -m file_classifier -c 3 {image}"),
 )
+# Packages that examples import beside tritonclient's.
+PACKAGES = ("attrdict",)
 NOT_RUN = {
     "reuse_infer_objects_client.py": "shared memory",
     "simple_grpc_cudashm_client.py": "shared memory",
@@ -130,19 +134,8 @@ def write_models(store: Path) -> None:
         {"data": (TensorProto.FLOAT, ["rows", 3, 32, 32])},
         scores,
     )
-    write_onnx(
-        store / "file_classifier/1",
-        [
-            classes,
-            helper.make_node("Constant", [], ["file"], value_string="a file"),
-            helper.make_node("Equal", ["image", "file"], ["is_text"]),
-            helper.make_node("Cast", ["is_text"], ["number"], to=TensorProto.FLOAT),
-            helper.make_node("Add", ["number", "classes"], ["scores"]),
-        ],
-        {"image": (TensorProto.STRING, ["rows", 1])},
-        scores,
-        opset=19,  # the first in which texts can be compared
-    )
+    (store / "image_classifier/1/labels.txt").write_text("".join(f"class {number}\n" for number in range(CLASSES)))
+    shutil.copytree(ROOT / "model_store/cifar10-vit", store / "file_classifier")
 
 
 def _sum_and_difference(element: int) -> list[Any]:
@@ -178,12 +171,16 @@ def run_example(example: Example, folder: Path, server: Server, scratch: Path) -
             source = source.replace(fixed, addresses[protocol])
     program.write_text(source)
     Image.new("RGB", (40, 30), "teal").save(image)
-    arguments = (
-        example.arguments.format(image=image, **addresses).split() if "--url" in source else (example.arguments.split())
-    )
+    packages = scratch / "packages"
+    for package in PACKAGES:
+        if package in source and not (packages / package).exists():
+            install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(packages), package]
+            subprocess.run(install, check=True)
+    arguments = example.arguments.format(image=image, **addresses).split()
     run = subprocess.run(
         [sys.executable, str(program), *arguments],
         cwd=scratch,
+        env=os.environ | {"PYTHONPATH": str(packages)},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

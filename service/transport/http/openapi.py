@@ -179,7 +179,8 @@ def _adapt_to_generators(schema: Any) -> None:
             schema.setdefault("additionalProperties", True)
         schema.pop("default", None)
         if "enum" in schema:
-            schema["enum"] = [each for each in schema["enum"] if each == each.lower()]
+            names = schema["enum"]
+            schema["enum"] = [each for each in names if each == each.lower() or each.lower() not in names]
         if any(each.get("type") == "integer" for each in schema.get("anyOf", ())):
             schema["anyOf"] = [each for each in schema["anyOf"] if each.get("type") != "number"]
     for part in schema.values() if isinstance(schema, dict) else schema if isinstance(schema, list) else ():

@@ -166,3 +166,18 @@ def test_batching_cannot_be_declared_for_a_translation_model(tmp_path: Path) -> 
     (tmp_path / "translation/policy.toml").write_text("[batching]\nrows_independent = false\n")
     with pytest.raises(FolderError, match="policy.toml: batching cannot be declared for a translation model"):
         Loader(8, 1, time.thread_time).load(FoundFolder("translation", "1", tmp_path / "translation/1"))
+
+
+def test_labels_beside_a_bare_graph_name_its_classes(tmp_path: Path) -> None:
+    """They belong to outputs with as many classes; without such an output, or with an empty line, it is refused."""
+    shape = (TensorProto.FLOAT, ["rows", 2])
+    write_onnx(tmp_path / "1", [helper.make_node("Neg", ["x"], ["y"])], {"x": shape}, {"y": shape})
+    loader, found = Loader(16, 1, time.perf_counter), FoundFolder("negative", "1", tmp_path / "1")
+    assert loader.load(found).task.labels == ()
+    (tmp_path / "1/labels.txt").write_text("cat\nüßer dog\n")
+    task = loader.load(found).task
+    assert (task.labels, task.outputs[0].labels) == (("cat", "üßer dog"),) * 2
+    for text, why in (("cat\n", "has 1 names, and no output has as many classes"), ("cat\n\n", "line 2 is empty")):
+        (tmp_path / "1/labels.txt").write_text(text)
+        with pytest.raises(FolderError, match=f"labels.txt.*{why}"):
+            loader.load(found)

@@ -60,7 +60,8 @@ def test_the_configuration_says_which_requests_are_accepted(http: httpx.Client) 
     assert config == http.get("/v2/models/sentiment/versions/1/config").json()
     assert (config["platform"], config["backend"]) == ("onnxruntime_onnx", "onnxruntime")
     assert config["max_batch_size"] == ROWS
-    assert tensor(config, "input", "text") == {"name": "text", "data_type": "TYPE_STRING", "dims": []}
+    text = {"name": "text", "data_type": "TYPE_STRING", "dims": [], "format": "FORMAT_NONE"}
+    assert tensor(config, "input", "text") == text
     assert tensor(config, "output", "probabilities")["dims"] == [2]
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 0}
     assert config["model_transaction_policy"] == {"decoupled": False}

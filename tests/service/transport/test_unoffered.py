@@ -88,9 +88,21 @@ def test_the_best_classes_of_an_output(oip: inference_pb2_grpc.GRPCInferenceServ
         assert (answer["name"], answer["datatype"], answer["shape"], answer["data"]) == (output, "BYTES", shape, flat)
         assert (returned.name, returned.datatype, [*returned.shape]) == (output, "BYTES", shape)
         assert [each.decode() for each in returned.contents.bytes_contents] == flat
+    names = ("label", "score", "probabilities")  # a label and its score are the best of the probabilities
+    body = {"inputs": [texts()], "outputs": [wanting(name, classification=2) for name in names]}
+    answers = http.post("/v2/models/sentiment/infer", json=body).raise_for_status().json()["outputs"]
+    assert [answer["name"] for answer in answers] == [*names]
+    assert [answer["shape"] for answer in answers] == [[2, 2]] * 3
+    assert answers[0]["data"] == answers[1]["data"] == answers[2]["data"]
     body = {"inputs": [texts()], "outputs": [wanting("score", classification=1), wanting("label")]}
     scores, labels = http.post("/v2/models/sentiment/infer", json=body).raise_for_status().json()["outputs"]
     assert (scores["shape"], labels["data"]) == ([2, 1], ["POSITIVE", "NEGATIVE"])
+    assert [written.split(":")[2] for written in scores["data"]] == labels["data"]
+    body = {"inputs": [texts()], "outputs": [wanting("copy", classification=1)]}
+    body["inputs"][0] |= {"name": "text"}
+    refused = http.post("/v2/models/same/infer", json=body)
+    assert refused.status_code == 400
+    assert "output 'copy': classification is for numbers, the output is BYTES" in refused.json()["error"]
     assert "classification" in oip.ServerMetadata(inference_pb2.ServerMetadataRequest()).extensions
 
 
@@ -131,11 +143,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         {"outputs": [wanting("score", classification=True)]},
         "INVALID_ARGUMENT",
         "must be an integer of at least 1, not True",
-    ),
-    "classes of texts": (
-        {"outputs": [wanting("label", classification=1)]},
-        "INVALID_ARGUMENT",
-        "output 'label': classification is for numbers, the output is BYTES",
     ),
     "an output in two forms": (
         {"outputs": [wanting("score"), wanting("score", classification=1)]},
