@@ -257,9 +257,9 @@ def translations(model: Record) -> list[str]:
         "",
         f"The best head (layer {layer + 1}, head {head + 1}) is aligned on {100 * aligned_LH.max():.0f} % of the"
         f" tokens; the mean attention of all heads and layers is aligned on {100 * cross['aligned_mean_of_heads']:.0f}"
-        f" %. The word at the same relative position is the reference word for {100 * cross['aligned_same_place']:.0f} % of"
-        f" the tokens, and a random word for {100 * cross['aligned_by_chance']:.0f} %. The heads of layer 1 are aligned"
-        f" on {100 * aligned_LH[0].mean():.0f} % of the tokens on average, those of layer 2 on"
+        f" %. The word at the same relative position is the reference word for {100 * cross['aligned_same_place']:.0f}"
+        f" % of the tokens, and a random word for {100 * cross['aligned_by_chance']:.0f} %. The heads of layer 1 are"
+        f" aligned on {100 * aligned_LH[0].mean():.0f} % of the tokens on average, those of layer 2 on"
         f" {100 * aligned_LH[1].mean():.0f} %. The mean distance of cross-attention from the diagonal is"
         f" {off_LH.mean():.2f} of the sentence length (uniform attention: {cross['even_off_the_diagonal']:.2f}), and"
         f" smallest in layer {straight[0] + 1}, head {straight[1] + 1} ({off_LH.min():.2f}). The end of the source"
@@ -324,8 +324,8 @@ def how_measured(record: Record) -> list[str]:
         "## How the figures were measured",
         "",
         f"- `{record['command']}` measured the figures. It was run until it was finished, on {record['machine']},"
-        f" at commit {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}. Every figure is"
-        " in [interpretability.json](interpretability.json).",
+        f" at commit {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}."
+        " Every figure is in [interpretability.json](interpretability.json).",
         "- Examples: "
         + "; ".join(
             f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of"
