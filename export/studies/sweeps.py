@@ -136,13 +136,7 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
         " both faster and more accurate.",
     ]
     if serving:
-        lines += [
-            "",
-            "Latency and throughput were measured on the running server over gRPC, with one sentence per request, by"
-            f" the command in [serving.json](serving.json) at commit {serving['commit']}, {serving['machine']}."
-            f" They are medians of {serving['rounds']} rounds. Steal time (CPU time that the host took from the"
-            f" machine) was {serving['steal_s']:.1f} CPU s in {serving['wall_s']:.0f} s.",
-        ]
+        lines += ["", _how_served(serving)]
     users = f"{serving['users']} users" if serving else "many users"
     columns = (
         "layers x width, heads",
@@ -172,6 +166,16 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
     _plot_sweep(settings, front, picture)
     lines += ["", f"![accuracy by latency and by parameters]({picture.name})"]
     return [*lines, "", "[what-mattered.md](what-mattered.md) interprets these tables."]
+
+
+def _how_served(serving: dict[str, Any]) -> str:
+    """Write how latency and throughput were measured."""
+    return (
+        "Latency and throughput were measured on the running server over gRPC, with one sentence per request, by the"
+        f" command in [serving.json](serving.json) at commit {serving['commit']}, {serving['machine']}. They are"
+        f" medians of {serving['rounds']} rounds. Steal time (CPU time that the host took from the machine) was"
+        f" {serving['steal_s']:.1f} CPU s in {serving['wall_s']:.0f} s."
+    )
 
 
 def swept_settings(records: Records, served: dict[str, dict[str, float]]) -> dict[Setting, Swept]:
