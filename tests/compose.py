@@ -314,7 +314,7 @@ def stopped_under_load(stack: Stack) -> str:
     log = stack.log("heed")
     events = [entry["event"] for entry in log]
     if "draining" not in events:
-        raise CheckFailed("the server does not say that it drains: it has not heard SIGTERM")
+        raise CheckFailed("the log has no event `draining`: the server has not received SIGTERM")
     late = [entry["request_id"] for entry in log[events.index("draining") :] if entry["event"] == "request answered"]
     told = {entry["request_id"] for entry in log if entry["event"] == "request answered"}
     if lost := sorted(told & {*report["refused"], *report["unanswered"]}):
@@ -322,12 +322,12 @@ def stopped_under_load(stack: Stack) -> str:
     if unknown := sorted(set(report["answered"]) - told):
         raise CheckFailed(f"answered, but not in the server's log: {', '.join(unknown)}")
     if not late:
-        raise CheckFailed("no request was under way when SIGTERM came: this run has shown nothing")
+        raise CheckFailed("no request was in flight at SIGTERM, so this run does not test the shutdown")
     reasons = sorted({re.split(r"[;(]", why)[0] for why in report["unanswered"].values()})
     return (
         f"{len(report['answered'])} answered, {len(late)} of them after SIGTERM, none lost;"
-        f" then {len(report['refused'])} told that it shuts down and not admitted,"
-        f" {len(report['unanswered'])} not reached it" + (f" ({'; '.join(reasons)})" if reasons else "")
+        f" then {len(report['refused'])} refused because of the shutdown,"
+        f" {len(report['unanswered'])} that did not reach the server" + (f" ({'; '.join(reasons)})" if reasons else "")
     )
 
 
@@ -410,7 +410,7 @@ def main() -> int:
     stack = Stack(f"heed-test-{os.getpid()}", services)
     not_here = {*SERVICES, TORCHSERVE} - set(services)
     checks = {name: check for name, check in CHECKS.items() if not any(one in name.lower() for one in not_here)}
-    table = Table("check", "passed", "seen", title=f"docker compose, engine {engine}")
+    table = Table("check", "passed", "result", title=f"docker compose, engine {engine}")
     passed = failed = 0
     with taken_down_in_the_end(stack):
         for name, check in checks.items():

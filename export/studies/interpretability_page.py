@@ -54,30 +54,23 @@ def page(record: Record) -> list[str]:
     """Write the lines of the page."""
     models = record["models"]
     return [
-        "# What the models attend to, and which explanation to trust",
+        "# Comparison of explanation methods, and attention patterns",
         "",
-        f"Written by `{record['command']}`, run until it was finished, on {record['machine']}, at commit"
-        f" {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}; every figure"
-        " is in [interpretability.json](interpretability.json). "
-        + "; ".join(
-            f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of"
-            f" {model['data']}"
-            for name, model in models.items()
-        )
-        + f", drawn by seed {record['seed']}. Intervals (±) are 95 % intervals, except in the picture of agreement. All"
-        " sentences and pictures shown are this repository's own.",
+        "An explanation gives each feature of the input (a word, or a patch of an image) a weight: its influence on the"
+        " model's answer. This page compares five methods that compute such weights (attention rollout, integrated"
+        " gradients, occlusion, LIME and KernelSHAP) on three served models, and describes where these models attend.",
         "",
-        *in_short(models),
+        *recommendations(models),
         *faithfulness(record),
         *agreement(record),
         *attended(models),
         *translations(models["translation-en-de"]),
         *wrong_answers(record),
-        *how_measured(),
+        *how_measured(record),
     ]
 
 
-def in_short(models: Record) -> list[str]:
+def recommendations(models: Record) -> list[str]:
     """Write the advice for users who choose a method of explanation."""
     words, pieces, images = models["sentiment"], models["translation-en-de"], models["cifar10-vit"]
     default, many = images["repeated"]
@@ -85,26 +78,29 @@ def in_short(models: Record) -> list[str]:
     return [
         "## Recommendations",
         "",
-        "- **For a classified text, use `shap` or `lime`**: these two rank best the words that the answer depends on."
-        f" With {words['features']['mean']:.0f} words a text and 256 samples, the default, the rankings of two seeds"
-        f" correlate with {few_of_text['lime']['mean']:.2f} and {few_of_text['shap']['mean']:.2f}; with `n_samples`"
+        "- **Text classification: use `shap` or `lime`.** These two methods rank the important words best. Their"
+        f" weights depend on random samples. For texts of {words['features']['mean']:.0f} words on average and 256"
+        " samples (the default), the weights of two seeds have a rank correlation of"
+        f" {few_of_text['lime']['mean']:.2f} (`lime`) and {few_of_text['shap']['mean']:.2f} (`shap`). With `n_samples`"
         f" of {many_of_text['n_samples']:,} it is {many_of_text['lime']['mean']:.2f} and"
-        f" {many_of_text['shap']['mean']:.2f}. `occlusion` takes one {cost_ratio(words):.0f}th of LIME's time"
-        f" but ranks worse (deletion area {words['areas']['occlusion']['deletion']['mean']:.2f} against"
-        f" {words['areas']['lime']['deletion']['mean']:.2f}): it gives no weight to two words that say the same.",
-        "- **For a translation, use `occlusion`**, the default: it ranks as well as the other two, takes one"
-        f" {cost_ratio(pieces):.0f}th of LIME's time, needs no random samples, and gives the weight of each word for"
-        " each token.",
-        "- **Integrated gradients** are as good as occlusion on sentiment and worse elsewhere. They need no random"
-        " samples, and explain the logit, not the probability.",
-        "- **Attention does not explain the classifier's answers**: on sentiment it ranks words hardly better than a"
-        " random order. On translation it is as good as gradients, and shows the source word of a token.",
-        f"- **For an image, use `lime` with `n_samples` of {many['n_samples']:,} or more.** Even with 256, the"
-        " default, its ranking of patches is the best, but do not trust single patches then: two seeds agree"
-        f" with a rank correlation of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f}); with"
-        f" {many['n_samples']:,} it is {many['lime']['mean']:.2f} ({many['shap']['mean']:.2f}). `occlusion` needs no"
-        " random samples, and ranks as well as `shap`.",
-        "- If two methods disagree about the most important feature, compare the `fidelity` of the two answers.",
+        f" {many_of_text['shap']['mean']:.2f}. `occlusion` takes 1/{cost_ratio(words):.0f} of LIME's time but ranks"
+        f" worse (deletion area {words['areas']['occlusion']['deletion']['mean']:.2f} against"
+        f" {words['areas']['lime']['deletion']['mean']:.2f}): it removes one word at a time, so it gives no weight to"
+        " two words with the same meaning.",
+        "- **Translation: use `occlusion`**, the default. It ranks words as well as LIME and KernelSHAP, takes"
+        f" 1/{cost_ratio(pieces):.0f} of LIME's time and needs no random samples. It gives a weight to each source word"
+        " for each target token.",
+        f"- **Image classification: use `lime` with `n_samples` of {many['n_samples']:,} or more.** With 256 samples"
+        " (the default) it already ranks patches best, but the weight of a single patch is not reliable: the weights of"
+        f" two seeds have a rank correlation of {default['lime']['mean']:.2f} (`shap`: {default['shap']['mean']:.2f})."
+        f" With {many['n_samples']:,} samples it is {many['lime']['mean']:.2f} (`shap`: {many['shap']['mean']:.2f})."
+        " `occlusion` needs no random samples, and ranks patches as well as `shap`.",
+        "- **Integrated gradients** rank words as well as occlusion on sentiment, and worse than occlusion on the other"
+        " two models. They need no random samples. They explain the logit, not the probability.",
+        "- **Attention does not explain the answers of the text classifier**: on sentiment it ranks words hardly better"
+        " than a random order. On translation it ranks words as well as integrated gradients, and shows which source"
+        " word belongs to a target token.",
+        "- If two methods disagree about the most important feature, compare the `fidelity` of their two responses.",
     ]
 
 
@@ -125,21 +121,31 @@ def faithfulness(record: Record) -> list[str]:
                 cells.append("" if method == "random" else f"{gain['mean']:+.3f} ± {gain['half_width']:.3f}")
             cells.append(f"{1000 * model['cpu_s'][method]:.0f}" if method in model["cpu_s"] else "")
             rows.append(cells)
-    columns = ("model", "order by", "deletion area", "less random", "insertion area", "less random", "ms of one core")
+    columns = (
+        "model",
+        "ranking by",
+        "deletion area",
+        "minus random",
+        "insertion area",
+        "minus random",
+        "CPU time, ms",
+    )
     return [
         "",
         "## Faithfulness of the weights",
         "",
-        "Features are removed, most important first (deletion: a smaller area is better), or added (insertion: a"
-        " larger area is better), as in `fidelity` of the service. The score is the probability of the answer; for a"
-        " translation it is the mean probability of its tokens. Differences to the random order use the same examples;"
-        " time is the median for one answer.",
+        "Faithful weights rank the features that the answer depends on first. The test removes features from the input,"
+        " or adds them to an empty input, in the order of their weights. The deletion area is the area under the"
+        " curve of the score over the fraction of removed features: smaller is better. The insertion area is the same"
+        " for added features: larger is better. `fidelity` of the service is computed in the same way. The score is the"
+        " probability of the answer; for a translation it is the mean probability of its tokens. `minus random` is the"
+        " mean difference to a random order on the same examples. The CPU time is the median for one answer.",
         "",
         "![deletion and insertion areas of each method](interpretability-faithfulness.png)",
         *table(columns, rows),
         "",
-        "The curves remove features as occlusion, LIME and KernelSHAP do. This gives these three an advantage over"
-        " attention and gradients, which no such test can avoid.",
+        "The test removes features in the same way as occlusion, LIME and KernelSHAP. This gives these three methods"
+        " an advantage over attention and gradients. No deletion or insertion test can avoid it.",
     ]
 
 
@@ -161,19 +167,20 @@ def agreement(record: Record) -> list[str]:
         "",
         "![rank correlations of all pairs of methods](interpretability-agreement.png)",
         "",
-        "How often two methods have the same most important feature:",
+        "Fraction of examples for which two methods give the largest weight to the same feature:",
         *table(("model", *(" and ".join(NAMES[method] for method in pair) for pair in pairs)), tops),
         "",
-        "Attention has no sign, but this does not explain its low correlations: with the absolute weights of the other"
-        " methods, its mean rank correlations are "
+        "Attention weights have no sign. This does not explain their low correlations with the other methods: computed"
+        " with absolute weights, the mean rank correlations of attention are "
         + "; ".join(
             f"{name} {least_and_most(np.array(model['rank_correlation_of_sizes'])[0, 1:])}"
             for name, model in record["models"].items()
         )
         + ".",
         "",
-        "The upper limit of agreement is that of a sampling method with itself under another seed:",
-        *table(("model", "samples", "n", "LIME", "KernelSHAP"), rows),
+        "LIME and KernelSHAP sample at random. The rank correlation of such a method with itself under another seed is"
+        " the upper limit of its agreement with other methods:",
+        *table(("model", "samples", "examples", "LIME", "KernelSHAP"), rows),
     ]
 
 
@@ -200,32 +207,36 @@ def attended(models: Record) -> list[str]:
         "",
         "## Attention patterns",
         "",
+        "The baseline of every attention figure is uniform attention: the same weight for every token.",
+        "",
         "![where the attention of each layer goes](interpretability-attention.png)",
         "",
         "![mean attention distance of each head](interpretability-distance.png)",
         "",
-        f"- **sentiment** (MiniLM, fine-tuned): from its second layer on the heads put {100 * first_LH[1:].mean():.0f}"
-        f" % of their weight on [CLS] (even attention: {100 * sentiment['even_shares'][0]:.0f} %). The answer is"
-        " computed from the mean of all vectors, so [CLS] counts no more than any other token. Heads attend to it when"
-        " they find no relevant token (Clark et al. 2019, arXiv 1906.04341, for BERT). Attention rollout is therefore"
-        " hardly informative here. The remaining weight is spread, except in a few heads: the mean distance of layer"
-        f" {near[0] + 1}, head {near[1] + 1} is {distance_LH.min():.1f} tokens (even:"
+        f"- **sentiment** (MiniLM, fine-tuned): from the second layer on, the heads put"
+        f" {100 * first_LH[1:].mean():.0f} % of their weight on [CLS] (uniform attention:"
+        f" {100 * sentiment['even_shares'][0]:.0f} %). The classifier uses the mean of all token vectors, so [CLS] has"
+        " no special role in the answer. BERT's heads attend to [CLS] when they find no relevant token (Clark et al."
+        " 2019, arXiv 1906.04341). For this reason attention rollout is hardly informative for this model. The"
+        " remaining weight is spread over many tokens, except in a few heads: the mean attention distance of layer"
+        f" {near[0] + 1}, head {near[1] + 1} is {distance_LH.min():.1f} tokens (uniform:"
         f" {sentiment['even_distance']:.1f}).",
-        "- **translation-en-de** attends to close tokens in early layers and to distant ones in later layers: the mean"
-        " distance in the encoder grows from"
+        "- **translation-en-de** attends to near tokens in early layers and to distant tokens in later layers: the mean"
+        " attention distance in the encoder grows from"
         f" {np.array(translation['distance']).mean(axis=1)[0]:.1f} to"
-        f" {np.array(translation['distance']).mean(axis=1)[-1]:.1f} tokens (even: {translation['even_distance']:.1f})."
+        f" {np.array(translation['distance']).mean(axis=1)[-1]:.1f} tokens (uniform:"
+        f" {translation['even_distance']:.1f})."
         f" Its most local head (layer {layer + 1}, head {head + 1}) has {100 * neighbours_LH.max():.0f} % of its"
-        f" weight on the two neighbours (even: {100 * even_neighbours:.0f} %). There is no [CLS], and the end of the"
-        " sentence does not take its role.",
-        "- **cifar10-vit** attends to the whole image from its first layer on: mean distances are"
+        f" weight on the two neighbouring tokens (uniform: {100 * even_neighbours:.0f} %). This model has no [CLS]"
+        " token, and the end-of-sentence token does not collect attention instead.",
+        "- **cifar10-vit** attends to the whole image from its first layer on: the mean attention distances are"
         f" {image_distance_LH[0].min():.1f} to {image_distance_LH[0].max():.1f} pixels in layer 1 and"
-        f" {image_distance_LH[-1].min():.1f} to {image_distance_LH[-1].max():.1f} in the last (even:"
+        f" {image_distance_LH[-1].min():.1f} to {image_distance_LH[-1].max():.1f} in the last layer (uniform:"
         f" {image['even_distance']:.1f}). The eight neighbouring patches get {100 * around_L[0]:.0f} % in the first"
-        f" layer and {100 * around_L[-1]:.0f} % in the last (even:"
-        f" {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %). The local heads of large vision"
-        " transformers (Dosovitskiy et al. 2021, figure 7) are missing, because the convolutions that make its tokens"
-        " already combine neighbouring pixels.",
+        f" layer and {100 * around_L[-1]:.0f} % in the last layer (uniform:"
+        f" {100 * image['even_shares'][IMAGE_KINDS.index('around')]:.0f} %). This model has no local heads"
+        " like those of large vision transformers (Dosovitskiy et al. 2021, figure 7), because the convolutions that"
+        " compute its tokens already combine neighbouring pixels.",
     ]
 
 
@@ -240,18 +251,20 @@ def translations(model: Record) -> list[str]:
         "",
         "## Cross-attention as word alignment",
         "",
-        "The reference is occlusion, token by token: the word whose removal costs the token most probability.",
+        "For each target token, the reference is the source word whose removal lowers the token's probability most"
+        " (occlusion). A head is aligned on a token if it attends most to this word.",
         "",
         "![alignment of each head with occlusion, and one sentence](interpretability-alignment.png)",
         "",
-        f"Layer {layer + 1}, head {head + 1} attends most to that word for {100 * aligned_LH.max():.0f} % of the"
-        f" tokens; the mean of all heads and layers for {100 * cross['aligned_mean_of_heads']:.0f} %, the word at the"
-        f" same place of the sentence for {100 * cross['aligned_same_place']:.0f} %, any word for"
-        f" {100 * cross['aligned_by_chance']:.0f} %. By layer, the heads reach {100 * aligned_LH[0].mean():.0f} and"
-        f" {100 * aligned_LH[1].mean():.0f} % on average. Attention to the source lies {off_LH.mean():.2f} of the"
-        f" sentence off the diagonal on average (even attention: {cross['even_off_the_diagonal']:.2f}), least in layer"
-        f" {straight[0] + 1}, head {straight[1] + 1} ({off_LH.min():.2f}); {100 * to_end_LH.mean():.0f} % goes to the"
-        " end of the sentence.",
+        f"The best head (layer {layer + 1}, head {head + 1}) is aligned on {100 * aligned_LH.max():.0f} % of the"
+        f" tokens; the mean attention of all heads and layers is aligned on {100 * cross['aligned_mean_of_heads']:.0f}"
+        f" %. The word at the same relative position is the reference word for {100 * cross['aligned_same_place']:.0f}"
+        f" % of the tokens, and a random word for {100 * cross['aligned_by_chance']:.0f} %. The heads of layer 1 are"
+        f" aligned on {100 * aligned_LH[0].mean():.0f} % of the tokens on average, those of layer 2 on"
+        f" {100 * aligned_LH[1].mean():.0f} %. The mean distance of cross-attention from the diagonal is"
+        f" {off_LH.mean():.2f} of the sentence length (uniform attention: {cross['even_off_the_diagonal']:.2f}), and"
+        f" smallest in layer {straight[0] + 1}, head {straight[1] + 1} ({off_LH.min():.2f}). The end of the source"
+        f" sentence gets {100 * to_end_LH.mean():.0f} % of the attention.",
     ]
 
 
@@ -265,21 +278,24 @@ def wrong_answers(record: Record) -> list[str]:
         "",
         "## Explained wrong answers",
         "",
-        "Red words support the answer, blue ones oppose it; colours are scaled to each line, scores are in brackets.",
+        "Red words support the answer, and blue words oppose it. Colours are scaled to the largest weight of each line."
+        " The number in brackets is the score of the answer.",
         "",
         "![sentences of our own, coloured by each method](interpretability-words.png)",
         "",
-        f'The three wrong answers depend on single words, "{first}", "{second}" and "{third}" (KernelSHAP): the'
-        " classifier follows such a word where the sentence says the opposite. All methods except attention show it."
-        ' The shortened translation omits that the book is not yet read: for methods that remove words, "not" and "yet"'
-        f" have at most {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the largest"
-        f" weight; attention gives them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
+        f'Each of the three wrong answers depends on a single word: "{first}", "{second}" and "{third}" (KernelSHAP).'
+        " The classifier follows this word although the sentence means the opposite of its answer. All methods except"
+        ' attention show this. The translation marked "shortened" omits that the book is not yet read. The methods that'
+        ' remove words (occlusion, LIME and KernelSHAP) give "not" and "yet" at most'
+        f" {100 * weight_of_lost(record, ('occlusion', 'lime', 'shap')):.0f} % of the largest weight; attention gives"
+        f" them up to {100 * weight_of_lost(record, ('attention',)):.0f} %.",
         "",
         "![pictures of our own under the weights of each method](interpretability-pictures.png)",
         "",
-        f"A house is not among CIFAR-10's classes; the classifier answers {article(house['answer'])} with a low score"
-        f" of {house['score']:.2f}. With 256 samples LIME and KernelSHAP are mostly noise"
-        " on 64 patches; with 2,048 they find hull, wheels and fuselage.",
+        f"CIFAR-10 has no class for a house: the classifier answers {article(house['answer'])}, with a low score of"
+        f" {house['score']:.2f}. The pictures have 64 patches. With 256 samples the weights of LIME and KernelSHAP are"
+        " mostly noise; with 2,048 samples they highlight the ship's hull, the truck's wheels and the airplane's"
+        " fuselage.",
     ]
 
 
@@ -301,26 +317,38 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def how_measured() -> list[str]:
+def how_measured(record: Record) -> list[str]:
     """Write the section on how the figures were measured."""
+    models = record["models"]
     return [
         "",
-        "## Methods",
+        "## How the figures were measured",
         "",
-        "- Features are the service's: words, or an 8 x 8 grid of patches; removed patches get the image's mean colour."
-        " Methods are those of `service/explanation/methods/`, with their defaults, on the committed graphs in one"
-        " thread.",
-        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), with equal weights for the"
-        " tokens of the last layer. For translations it is the mean attention to the source, combined with the"
-        " encoder's rollout (the service omits the rollout). Gradients are integrated over 32 steps (Sundararajan et"
-        " al. 2017; the service uses 64 or more) and summed over the tokens of a word.",
-        "- The baseline of every attention figure is even attention: the same weight for every token.",
+        f"- `{record['command']}` measured the figures. It was run until it was finished, on {record['machine']},"
+        f" at commit {', '.join(sorted({commit for model in models.values() for commit in model['commits']}))}."
+        " Every figure is in [interpretability.json](interpretability.json).",
+        "- Examples: "
+        + "; ".join(
+            f"{name} ({model['precision']}, version {model['version']}): {model['num_examples']} examples of"
+            f" {model['data']}"
+            for name, model in models.items()
+        )
+        + f". They were drawn by seed {record['seed']}. All sentences and pictures shown are this repository's own.",
+        "- Intervals (±) are 95 % intervals. In the figure of rank correlations ± is the standard deviation over"
+        " examples.",
+        "- The features are those of the service: words, or an 8 x 8 grid of patches. Removed patches get the image's"
+        " mean colour. The methods are those of `service/explanation/methods/`, with their defaults, on the committed"
+        " graphs in one thread.",
+        "- Attention is rolled out through the layers (Abnar and Zuidema 2020), with equal weights for the tokens of"
+        " the last layer. For translations the study uses the mean attention to the source, combined with the encoder's"
+        " rollout; the service omits the rollout. Gradients are integrated over 32 steps (Sundararajan et al. 2017; the"
+        " service uses 64 or more) and summed over the tokens of a word.",
         "- Tests compare the methods with lime, shap, captum and PyTorch:"
         " `tests/service/explanation/methods/test_oracles.py` and"
         " `tests/export/conversion/test_explanation_oracles.py`.",
-        "- There is one model of each kind, trained here on short sentences and small images; others may differ. The"
-        " sentiment model is served in int8, so its scores change a little with the batch; its gradients use the same"
-        " weights in float32.",
+        "- The study has one model of each task, trained in this repository on short sentences and small images. Other"
+        " models may differ. The sentiment model is served in int8, so its scores change a little with the other items"
+        " of the batch. Its gradients are computed with the same weights in float32.",
     ]
 
 

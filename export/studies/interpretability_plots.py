@@ -44,9 +44,9 @@ KIND_NAMES = {
     "last": "[SEP] or end of sentence",
     "mark": "punctuation",
     "itself": "itself",
-    "before": "token before",
-    "after": "token after",
-    "around": "the 8 patches around",
+    "before": "previous token",
+    "after": "next token",
+    "around": "the 8 neighbouring patches",
     "other": "all others",
 }
 KIND_COLOURS = {
@@ -68,7 +68,7 @@ def kinds_of(name: str) -> Sequence[str]:
 
 
 def plot_kinds(models: Record, path: Path) -> None:
-    """Plot the kinds of tokens that each layer attends to, one bar per layer, beside even attention."""
+    """Plot the kinds of tokens that each layer attends to, one bar per layer, beside uniform attention."""
     pyplot = pyplot_without_a_screen()
     figure, grid = pyplot.subplots(1, 3, figsize=(12, 3.9), layout="constrained")
     shown: dict[str, Any] = {}
@@ -84,9 +84,9 @@ def plot_kinds(models: Record, path: Path) -> None:
                 (f"{prefix}{layer + 1}", dict(zip(kinds, fractions, strict=True)))
                 for layer, fractions in enumerate(layers)
             ]
-            rows.append(("even", dict(zip(kinds, found["even_shares"], strict=True))))
+            rows.append(("uniform", dict(zip(kinds, found["even_shares"], strict=True))))
         for place, (label, fractions) in enumerate(rows):
-            left, faint = 0.0, 0.45 if label == "even" else 1.0
+            left, faint = 0.0, 0.45 if label == "uniform" else 1.0
             for kind, kind_name in KIND_NAMES.items():
                 fraction = fractions.get(kind, 0.0)
                 if not fraction:
@@ -102,7 +102,7 @@ def plot_kinds(models: Record, path: Path) -> None:
         axes.set(xlim=(0, 1), xticks=[], title=name)
     order = [name for name in KIND_NAMES.values() if name in shown]
     figure.legend([shown[name] for name in order], order, loc="outside lower center", ncols=8, fontsize=8)
-    figure.suptitle("Where attention goes, % of the weight, mean of heads and examples", fontsize=10)
+    figure.suptitle("Attention weight by kind of attended token, in %, mean of heads and examples", fontsize=10)
     save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
@@ -128,15 +128,15 @@ def plot_distances(models: Record, path: Path) -> None:
             zorder=3,
         )
         axes.plot(layers, distance_LH.mean(axis=1), color="#444444", linewidth=1, label="mean of heads")
-        axes.axhline(found["even_distance"], color="#b2182b", linestyle="--", linewidth=1, label="even attention")
+        axes.axhline(found["even_distance"], color="#b2182b", linestyle="--", linewidth=1, label="uniform attention")
         highest = max(distance_LH.max(), found["even_distance"])
         axes.set(title=name, xlabel="layer", xticks=layers, ylim=(0, 1.08 * highest))
         axes.set_ylabel("pixels" if name == "cifar10-vit" else "tokens")
         axes.grid(alpha=0.3)
     grid[0].legend(fontsize=8, loc="lower right")
-    bar = figure.colorbar(dots, ax=list(grid), label="entropy (1: even)")
+    bar = figure.colorbar(dots, ax=list(grid), label="entropy (1: uniform)")
     bar.ax.tick_params(labelsize=8)
-    figure.suptitle("How far each head looks: a dot a head, mean of examples", fontsize=10)
+    figure.suptitle("Mean attention distance, one dot per head, mean of examples", fontsize=10)
     save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
@@ -163,15 +163,15 @@ def plot_alignment(model: Record, path: Path) -> None:
         grid[0].text(order.mean(), -13, f"layer {number + 1}", ha="center", fontsize=9)
     cross = model["patterns"]["cross"]
     for key, label, colour in (
-        ("aligned_mean_of_heads", "all heads together", "#8c6bb1"),
-        ("aligned_same_place", "word at the same place", "#d95f02"),
-        ("aligned_by_chance", "any word", "#888888"),
+        ("aligned_mean_of_heads", "mean of all heads", "#8c6bb1"),
+        ("aligned_same_place", "word at the same position", "#d95f02"),
+        ("aligned_by_chance", "random word", "#888888"),
     ):
         grid[0].axhline(100 * cross[key], color=colour, linestyle="--", linewidth=1.2, label=label)
     ticks = [number * (H + 1) + h for number in range(len(aligned_LH)) for h in range(H)]
     grid[0].set_xticks(ticks, [str(h + 1) for _ in aligned_LH for h in range(H)], fontsize=7)
     grid[0].set(ylim=(0, 100), ylabel="% of target tokens")
-    grid[0].set_title("heads that look where occlusion says", fontsize=10)
+    grid[0].set_title("tokens aligned with occlusion, by head", fontsize=10)
     grid[0].legend(fontsize=8, loc="upper right")
     example = model["shown"][0]
     K = len(example["pieces"]) - 1
@@ -179,8 +179,8 @@ def plot_alignment(model: Record, path: Path) -> None:
     influence_KM = np.array(example["influence"]).T[:K]
     influence_KM = np.maximum(influence_KM, 0)
     for axes, matrix_KM, title in (
-        (grid[1], attention_KM, "attention, mean of all heads; each row by its largest"),
-        (grid[2], influence_KM, "occlusion; each row by its largest"),
+        (grid[1], attention_KM, "attention, mean of all heads; rows scaled to maximum 1"),
+        (grid[2], influence_KM, "occlusion; rows scaled to maximum 1"),
     ):
         shown_KM = matrix_KM / matrix_KM.max(axis=1, keepdims=True)
         axes.imshow(shown_KM, cmap="Greens", vmin=0, vmax=1, aspect="auto")
@@ -212,7 +212,9 @@ def plot_agreement(record: Record, path: Path) -> None:
         axes.set_yticks(range(len(labels)), labels if axes is grid[0] else [""] * len(labels), fontsize=8)
         axes.set_title(f"{TITLES[name]}, n = {model['num_examples']}", fontsize=10)
     figure.colorbar(drawn, ax=list(grid), label="rank correlation")
-    figure.suptitle("How far methods agree on one answer: mean rank correlation of weights ± deviation", fontsize=10)
+    figure.suptitle(
+        "Agreement of two methods: rank correlation of weights, mean ± standard deviation over examples", fontsize=10
+    )
     save_figure(figure, path, dpi=DPI)
     pyplot.close(figure)
 
@@ -222,7 +224,7 @@ def plot_areas(models: Record, path: Path) -> None:
     pyplot = pyplot_without_a_screen()
     figure, grid = pyplot.subplots(2, 3, figsize=(12, 4.8), layout="constrained")
     for column, (name, model) in enumerate(models.items()):
-        for row, (kind, better) in enumerate((("deletion", "less is better"), ("insertion", "more is better"))):
+        for row, (kind, better) in enumerate((("deletion", "lower is better"), ("insertion", "higher is better"))):
             axes = grid[row, column]
             areas = {method: area[kind] for method, area in model["areas"].items()}
             for place, (method, area) in enumerate(areas.items()):
@@ -314,7 +316,9 @@ def plot_pictures(record: Record, path: Path) -> None:
         picture, name = pictures[one["given"]], one["given"]
         grid[row, 0].imshow(np.asarray(picture))
         right = one["answer"] == name
-        title = f"{name} ({one['score']:.2f})" if right else f"{name}, taken for\n{one['answer']} ({one['score']:.2f})"
+        title = (
+            f"{name} ({one['score']:.2f})" if right else f"{name}, classified as\n{one['answer']} ({one['score']:.2f})"
+        )
         grid[row, 0].set_title(title, fontsize=8, color="black" if right else "#b2182b")
         for axes, column in zip(grid[row, 1:], columns, strict=True):
             weights_M = np.array(one["weights"][column])

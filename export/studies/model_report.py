@@ -21,9 +21,14 @@ from model_store.folder import EXPLAIN
 
 HEAD = """# Models
 
-Made by `python -m export report` from the records in `docs/runs/`: each has the command, commit, seed, hardware and
-duration of its run, and every figure below. A command belongs to its commit: recipes have changed since some of them
-ran. None of these runs had a GPU.
+The quality of the served models, and of all training runs by task. `python -m export report` writes this page from the
+records in `docs/runs/` and from the manifests of the model store.
+"""
+RECORDS = """
+## Records and training time
+
+The record of each run in `docs/runs/` has its command, commit, seed, hardware and duration, and every figure of its
+rows above. To repeat a run, use its command at its commit, because some recipes have changed since. No run used a GPU.
 """
 
 
@@ -45,7 +50,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     if not finished_runs(runs):
         console.print(f"no finished run in {runs}: the page shows the records in {kept}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
-    page = HEAD + budget(records)
+    page = HEAD + served_section(store)
     for task in sorted(all_tasks(), key=lambda task: task.report.place):
         chosen = {name: record for name, record in records.items() if record["task"] == task.name}
         alone = {name: record for name, record in chosen.items() if not is_of_a_study(name)}
@@ -56,7 +61,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
             if task.report.has_confusion:
                 plot_confusion(alone, docs / f"{pictures}-confusion.png")
         page += "".join(f"{line}\n" for line in studies(chosen, docs, pictures))
-    write_text(docs / "models.md", page + served_section(store))
+    write_text(docs / "models.md", page + RECORDS + budget(records))
     console.print(f"written: {docs / 'models.md'} ({len(records)} runs)")
 
 
@@ -70,8 +75,8 @@ def budget(records: dict[str, dict[str, Any]]) -> str:
             hours[device] = hours.get(device, 0.0) + int(threads or 1) * seconds / 3600
     taken = " and ".join(f"{value:.1f} {device}" for device, value in sorted(hours.items()))
     return (
-        "\nThe budget of all runs together is ten hours of two cores, 20 thread hours; the"
-        f" {len(records)} on this page took {taken or 'nothing'}, validation not counted.\n"
+        "\nThe budget for all runs together is ten hours on two cores, which is 20 thread hours. Time used by the"
+        f" {len(records)} runs on this page, without validation: {taken or 'none'}.\n"
     )
 
 
@@ -106,11 +111,11 @@ def served_section(store: Path) -> str:
         return ""
     lines = [
         "",
-        "## Served",
+        "## Served models",
         "",
-        "The folders of the model store, measured with their own graphs, tokenizers and preprocessing; their cards"
-        " have the rest. Standard errors in brackets.",
-        *table(("model", "precision", "graphs", "measured on", "what"), rows),
+        "Each model folder of the store was measured with its own graphs, tokenizer and preprocessing. The model card"
+        " in the folder has further details. Standard errors are in brackets.",
+        *table(("model", "precision", "size of graphs", "measured on", "result"), rows),
     ]
     return "\n".join(lines) + "\n"
 

@@ -60,8 +60,9 @@ def transfer_section(records: Records, picture: Path) -> list[str]:
         "",
         "### Transfer",
         "",
-        "Accuracy in percent on the validation sentences by starting point and by the number of training"
-        " examples: mean over the seeds, lowest and highest. Each seed also draws other examples.",
+        "Accuracy in percent on the validation sentences, by the weights at the start of training and by the number of"
+        " training examples. A cell has the mean over the seeds, with the lowest and the highest value in brackets."
+        " Each seed also draws a different subset of the training examples.",
         *table(["start", *(f"{size:,}" for size in sizes)], rows),
     ]
     _plot_transfer(accuracies, picture)
@@ -127,29 +128,26 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
         "",
         "### Sweep over layers, heads and width",
         "",
-        "The recipe `sentiment` with other shapes (inner width twice the width), every run with the same epochs."
-        " Accuracy in percent on the validation sentences: mean over the seeds, lowest and highest; about"
-        f" {100 * next(iter(records.values()))['quality']['accuracy_standard_error']:.1f} is its standard error from"
-        ' the number of sentences alone. "While training" is the accuracy of the last epoch, on phrases, with dropout.'
-        ' A setting is "on the front" if no other setting is both faster and more accurate.',
+        "The runs use the recipe `sentiment` with other numbers of layers and heads and other widths; the inner width"
+        " is twice the width, and the number of epochs is the same for all. The accuracy in percent on the validation"
+        " sentences is the mean over the seeds, with the lowest and the highest value in brackets. The number of"
+        " validation sentences alone gives an accuracy a standard error of about"
+        f" {100 * next(iter(records.values()))['quality']['accuracy_standard_error']:.1f} points. The training accuracy"
+        " is that of the last epoch, on phrases, with dropout. A setting is on the Pareto front if no other setting is"
+        " both faster and more accurate.",
     ]
     if serving:
-        lines += [
-            "",
-            f"Served: gRPC, one sentence a request, by the command in [serving.json](serving.json) at commit"
-            f" {serving['commit']}, {serving['machine']}; medians of {serving['rounds']} rounds,"
-            f" {serving['steal_s']:.1f} CPU s stolen by the host in {serving['wall_s']:.0f} s.",
-        ]
+        lines += ["", _how_served(serving)]
     users = f"{serving['users']} users" if serving else "many users"
     columns = (
         "layers x width, heads",
         "parameters",
         "accuracy %",
-        "while training %",
+        "training accuracy %",
         "minutes of training",
         "p50 ms at 1 user",
         f"requests/s at {users}",
-        "on the front",
+        "on the Pareto front",
     )
     rows = [
         [
@@ -168,7 +166,17 @@ def sweep_section(records: Records, serving: dict[str, Any] | None, picture: Pat
     lines += ["", *_effects(settings)]
     _plot_sweep(settings, front, picture)
     lines += ["", f"![accuracy by latency and by parameters]({picture.name})"]
-    return [*lines, "", "Interpretation: [what-mattered.md](what-mattered.md)."]
+    return [*lines, "", "[what-mattered.md](what-mattered.md) interprets these tables."]
+
+
+def _how_served(serving: dict[str, Any]) -> str:
+    """Write how latency and throughput were measured."""
+    return (
+        "Latency and throughput were measured on the running server over gRPC, with one sentence per request, by the"
+        f" command in [serving.json](serving.json) at commit {serving['commit']}, {serving['machine']}. They are"
+        f" medians of {serving['rounds']} rounds. Steal time (CPU time that the host took from the machine) was"
+        f" {serving['steal_s']:.1f} CPU s in {serving['wall_s']:.0f} s."
+    )
 
 
 def swept_settings(records: Records, served: dict[str, dict[str, float]]) -> dict[Setting, Swept]:
@@ -213,8 +221,9 @@ def _cost(swept: Swept) -> float:
 def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
     """Compute the effect of a step in one dimension, all else equal, beside the effect of another seed."""
     yield (
-        "Pairs of settings that differ in one dimension alone, the change of the mean accuracy in points (lowest to"
-        " highest), and of the latency:"
+        "The next table shows the effect of one dimension. Each row compares the pairs of settings that differ only in"
+        " this dimension: the mean change of accuracy in points (lowest to highest change), and the median ratio of the"
+        " p50 latencies."
     )
     rows = []
     for field in Setting._fields:
@@ -231,19 +240,22 @@ def _effects(settings: dict[Setting, Swept]) -> Iterable[str]:
             times = f"{statistics.median(ratios):.2f}" if ratios else ""
             gain = f"{_signed(statistics.mean(gains))} ({_signed(min(gains))} to {_signed(max(gains))})"
             rows.append([field, str(low), str(high), str(len(pairs)), gain, times])
-    yield from table(("dimension", "from", "to", "pairs", "accuracy", "times the latency"), rows)
+    yield from table(("dimension", "from", "to", "pairs", "accuracy", "latency ratio"), rows)
     repeated = {setting: swept for setting, swept in settings.items() if len(swept.accuracies) > 1}
     if repeated:
         between = [max(swept.accuracies) - min(swept.accuracies) for swept in repeated.values()]
         yield ""
         yield (
-            f"Two seeds of the same setting differ by {statistics.mean(between):.2f} points on average, by"
-            f" {max(between):.2f} at most: smaller differences may be due to the seed alone."
+            f"Two seeds of the same setting differ by {statistics.mean(between):.2f} points on average and by"
+            f" {max(between):.2f} points at most. Smaller differences between settings may be due to the seed alone."
         )
     narrowest = min((setting.d_model for setting in repeated), default=0)
     for which, chosen in (
         ("all settings", repeated),
-        (f"those wider than {narrowest}", {one: swept for one, swept in repeated.items() if one.d_model > narrowest}),
+        (
+            f"the settings wider than {narrowest}",
+            {one: swept for one, swept in repeated.items() if one.d_model > narrowest},
+        ),
     ):
         if len(chosen) > 1:
             yield ""
@@ -255,8 +267,8 @@ def _spread_of_means(which: str, settings: list[Swept]) -> str:
     means = [statistics.mean(swept.accuracies) for swept in settings]
     by_seeds = statistics.mean(statistics.variance(swept.accuracies) / len(swept.accuracies) for swept in settings)
     return (
-        f"Standard deviation of the means of {which} (n = {len(means)}): {statistics.stdev(means):.2f} points; the"
-        f" seeds alone would make it {by_seeds**0.5:.2f}."
+        f"The mean accuracies of {which} (n = {len(means)}) have a standard deviation of"
+        f" {statistics.stdev(means):.2f} points; differences between seeds alone would give {by_seeds**0.5:.2f} points."
     )
 
 
@@ -281,9 +293,9 @@ def _plot_sweep(settings: dict[Setting, Swept], front: set[Setting], picture: Pa
                 f"{setting.num_layers}L {setting.num_heads}H", (cost, mean), (4, 3), textcoords="offset points", size=7
             )
     corner = sorted((_cost(settings[setting]), statistics.mean(settings[setting].accuracies)) for setting in front)
-    axes.step(*zip(*corner, strict=True), where="post", color="grey", linestyle="--", label="front")
+    axes.step(*zip(*corner, strict=True), where="post", color="grey", linestyle="--", label="Pareto front")
     by_latency = all(swept.p50_ms is not None for swept in settings.values())
-    axes.set(xlabel="latency served, p50 ms at 1 user" if by_latency else "parameters")
+    axes.set(xlabel="latency of the server, p50 ms at 1 user" if by_latency else "parameters")
     axes.set(xscale="linear" if by_latency else "log", ylabel="validation accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right")

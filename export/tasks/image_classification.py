@@ -36,7 +36,7 @@ def report_section(records: Records) -> str:
         "network",
         "teacher",
         "parameters",
-        "products of one image",
+        "multiply-accumulates per image",
         "accuracy % (standard error)",
         "JPEG",
         "moved",
@@ -70,11 +70,15 @@ def report_section(records: Records) -> str:
         "",
         "## Images (CIFAR-10)",
         "",
-        "Images kept back from the training split chose the epoch; accuracy on the test split, and on the same images"
-        f" after JPEG compression (quality {of_any['quality_jpeg']['jpeg_quality']}) and moved by"
-        f" {of_any['quality_moved']['shift_pixels']} pixels both ways. Weights rounded to half precision, as they are"
-        " served.",
+        "The epoch of each run was chosen on images held out of the training split. Accuracy is measured on the test"
+        " split: in the first accuracy column on the original images, under `JPEG` on the same images after JPEG"
+        f" compression (quality {of_any['quality_jpeg']['jpeg_quality']}), under `moved` on the same images shifted by"
+        f" {of_any['quality_moved']['shift_pixels']} pixels down and to the right. The weights were rounded to half"
+        " precision before the measurement, as they are served. A run with a teacher also learns from the predictions"
+        " of that model.",
         *table(columns, rows),
+        "",
+        "Precision and recall of each class on the test split:",
         *table(("run", "class", "precision %", "recall %"), classes),
         "",
         "![validation accuracy by minutes of training](models-cifar10-curves.png)",

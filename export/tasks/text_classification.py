@@ -64,9 +64,15 @@ def report_section(records: Records) -> str:
         "",
         "## Sentiment (SST-2)",
         "",
-        "Trained on phrases and sentences of the GLUE training split; accuracy on its validation sentences, which"
-        " also chose the epoch, and the seed of sentiment-minilm: an optimistic figure. Weights rounded to half"
-        " precision, as they are served.",
+        "The runs were trained on the phrases and sentences of the training split of SST-2 (GLUE), and measured on its"
+        " validation sentences. The epoch of each run, and the seed of sentiment-minilm, were chosen on the same"
+        " validation sentences, so the accuracy is optimistic. The weights were rounded to half precision before the"
+        " measurement, as they are served.",
+        "",
+        "`weights from` names the weights at the start of training: `scratch` are random weights; `minilm` is the"
+        " pre-trained MiniLM; `minilm-shape` is a network of MiniLM's shape with random weights; `minilm-words` is a"
+        " smaller network that starts with part of MiniLM's word vectors and is random otherwise. A run with a"
+        " teacher learns the teacher's logits instead of the labels.",
         *table(columns, rows),
         "",
         "![validation accuracy by minutes of training](models-sentiment-curves.png)",

@@ -71,17 +71,20 @@ def report_section(records: Records) -> str:
         "",
         "## Translation (English to German)",
         "",
-        "The epoch was chosen by the fraction of validation tokens that are predicted when all before them are given."
-        " BLEU and chrF are those of the served text, cased and detokenised. The last BLEU is that of lower-case text,"
-        " tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5). The two must not"
-        " be compared. ± is half the width of the 95 % confidence interval (bootstrap). Weights are rounded to half"
-        " precision, as they are served.",
+        "The epoch of each run was chosen by the token accuracy on the validation split: the fraction of tokens that"
+        " are predicted correctly when all earlier tokens of the reference are given. The weights were rounded to half"
+        " precision before the measurement, as they are served.",
+        "",
+        "The columns BLEU and chrF are computed on the served text, cased and detokenised. The last column is BLEU of"
+        " lower-case text tokenised by Moses, as papers on Multi30k report it (Wu et al. 2021: 41.02 with beams of 5)."
+        " The two BLEU columns must not be compared with each other. ± is half the width of the 95 % confidence"
+        " interval (bootstrap).",
         *table(("run", "network", "trained on", "pairs", "parameters", *HOW), runs),
         *table(("run", "test split", "search", "BLEU", "chrF", "BLEU, lower case, tokenised"), measurements),
         "",
         *(f"- {key.replace('_', ' ')}: `{value}`" for key, value in signatures.items()),
         "",
-        "![fraction of validation tokens by minutes of training](models-translation-curves.png)",
+        "![token accuracy on the validation split by minutes of training](models-translation-curves.png)",
     ]
     return "\n".join(lines) + "\n"
 
@@ -95,7 +98,7 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
     float16_graphs = (GRAPH_FLOAT16, ENCODER_FLOAT16)
     score_name, answers_name = "translation score", "translations"
     report = ReportSection(
-        place=2, subject=TRANSLATION, curve_measure="tokens predicted", write=report_section, has_confusion=False
+        place=2, subject=TRANSLATION, curve_measure="token accuracy", write=report_section, has_confusion=False
     )
 
     def train(

@@ -33,7 +33,7 @@ REQUEST_TIMEOUT_S = 30.0
 
 # Sends a text with an id; raises one of the three errors below if no label comes back.
 Ask = Callable[[str, str], Awaitable[None]]
-Face = AbstractAsyncContextManager[Ask]
+Client = AbstractAsyncContextManager[Ask]
 
 
 class Refused(Exception):
@@ -88,9 +88,9 @@ async def drive(http: str, grpc_address: str, model: str, num_users: int, limit_
         number = next(numbers)
         return await one_request(ask, f"drain-{number}", texts[number % len(texts)], report)
 
-    async def work(face: Face) -> None:
+    async def work(client: Client) -> None:
         nonlocal num_at_work
-        async with face as ask:
+        async with client as ask:
             if await send_next(ask):
                 num_at_work += 1
                 if num_at_work == num_users:
@@ -98,8 +98,10 @@ async def drive(http: str, grpc_address: str, model: str, num_users: int, limit_
                 while await send_next(ask):
                     pass
 
-    faces = [http_face(http, model) if number % 2 else grpc_face(grpc_address, model) for number in range(num_users)]
-    users = [asyncio.create_task(work(face)) for face in faces]
+    clients = [
+        http_client(http, model) if number % 2 else grpc_client(grpc_address, model) for number in range(num_users)
+    ]
+    users = [asyncio.create_task(work(client)) for client in clients]
     done, late = await asyncio.wait(users, timeout=limit_s)
     for user in late:
         user.cancel()
@@ -127,8 +129,8 @@ async def one_request(ask: Ask, request_id: str, text: str, report: Report) -> b
 
 
 @asynccontextmanager
-async def http_face(base: str, model: str) -> AsyncIterator[Ask]:
-    """A user of the task API, on a connection that is kept."""
+async def http_client(base: str, model: str) -> AsyncIterator[Ask]:
+    """Open a client of the task API over HTTP, with one persistent connection."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(REQUEST_TIMEOUT_S)) as session:
 
         async def ask(request_id: str, text: str) -> None:
@@ -149,8 +151,8 @@ async def http_face(base: str, model: str) -> AsyncIterator[Ask]:
 
 
 @asynccontextmanager
-async def grpc_face(address: str, model: str) -> AsyncIterator[Ask]:
-    """A user of the typed call."""
+async def grpc_client(address: str, model: str) -> AsyncIterator[Ask]:
+    """Open a client of the typed gRPC call, with one channel."""
     async with grpc.aio.insecure_channel(address) as channel:
         stub = heed_pb2_grpc.HeedStub(channel)
 

@@ -1,6 +1,6 @@
 """`python -m load_tests.soak`: a million mixed requests while servers are restarted and files overwritten.
 
-Starts two servers on a store of its own. Users send requests of every task over every face, cancel some, set deadlines
+Starts two servers on a store of its own. Users send requests of every task over every API, cancel some, set deadlines
 that cannot be met and send bad input. Meanwhile servers are restarted one after the other, files of their models are
 overwritten and truncated, and their logs are not read. Every answer is compared with the one that the same model gave
 to a single request before the soak, and answers of bare graphs with numpy.

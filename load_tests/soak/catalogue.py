@@ -1,4 +1,4 @@
-"""The requests of a soak: every task over every interface, of mixed sizes; some are cancelled, some are invalid."""
+"""The requests of a soak: every task over every interprotocol, of mixed sizes; some are cancelled, some are invalid."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +90,8 @@ class Catalogue:
                 model_name=graph.name, inputs=[tensor], raw_input_contents=[x.tobytes()]
             )
             way = {"call": "ModelInfer", "message": message, "read": read_tensors}
-        face = "HTTP" if "path" in way else "gRPC"
-        return Request(kind=f"{graph.name}, {face}", expected=expected, relative=True, **way)
+        protocol = "HTTP" if "path" in way else "gRPC"
+        return Request(kind=f"{graph.name}, {protocol}", expected=expected, relative=True, **way)
 
     def _trained(self, rng: Random) -> Request:
         weights = [model.task.soak_weight for model in self._models.values()]

@@ -147,7 +147,7 @@ def unread(send: Send) -> Send:
     return send_unread
 
 
-def refusals(face: str) -> Send:
+def refusals(protocol: str) -> Send:
     """Return a sender of requests that are refused, and logged."""
     wrong = message("sentiment", "FP32", (1,), "nothing", fp32_contents=[1.0]).SerializeToString()
-    return in_turn(over_http(SENTIMENT, b"{}"), REFUSALS) if face == "HTTP" else over_grpc(wrong, times=REFUSALS)
+    return in_turn(over_http(SENTIMENT, b"{}"), REFUSALS) if protocol == "HTTP" else over_grpc(wrong, times=REFUSALS)

@@ -61,7 +61,7 @@ class Case:
     """A request or a fault.
 
     Attributes:
-        name: what it is, and over which face.
+        name: what is sent or goes wrong, and the protocol (HTTP or gRPC).
         prepare: makes the bytes, before anything is measured.
         permitted: whether it is within every limit, and must be answered.
         where: the server that it is sent to.

@@ -56,7 +56,7 @@ def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, 
         assert figure in page
     threads, processor = record["hardware"].split(" threads of ")
     hours = int(threads) * record["training_s"] / 3600
-    assert f"the 1 on this page took {hours:.1f} thread hours on {processor}, validation" in page
+    assert f"the 1 runs on this page, without validation: {hours:.1f} thread hours on {processor}." in page
     assert "unfinished" not in page
     assert sorted(path.suffix for path in docs.glob("*.png")) == [".png", ".png"]
     report(tmp_path / "nothing", docs, tmp_path / "store", quiet)

@@ -88,8 +88,14 @@ def test_the_sweep_states_the_effect_of_each_dimension(record: dict[str, Any], t
     assert "| d_model | 64 | 128 | 2 | +0.00 (+0.00 to +0.00) | 1.00 |" in page
     assert "differ by 1.00 points on average" in page
     # Means 76.5 and 81.5, twice each; two seeds that lie 1 apart have variance 0.5, their mean half of it.
-    assert "means of all settings (n = 4): 2.89 points; the seeds alone would make it 0.50." in page
-    assert "means of those wider than 64 (n = 2): 3.54 points; the seeds alone would make it 0.50." in page
+    assert (
+        "accuracies of all settings (n = 4) have a standard deviation of 2.89 points; differences between seeds alone"
+        " would give 0.50 points."
+    ) in page
+    assert (
+        "accuracies of the settings wider than 64 (n = 2) have a standard deviation of 3.54 points; differences between"
+        " seeds alone would give 0.50 points."
+    ) in page
     assert (tmp_path / "models-sentiment-sweep.png").exists()
 
 

@@ -1,4 +1,4 @@
-"""JSON that would take long to decode is refused first, on every face; large responses are encoded in slices."""
+"""Every route refuses JSON that would take long to decode before it is decoded; large responses go out in slices."""
 
 import json
 from collections.abc import Iterator
@@ -113,8 +113,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield running
 
 
-def bodies_of_faces() -> list[tuple[str, str, dict[str, str], bytes, str]]:
-    """Return an expensive document for each face that reads JSON: name, path, headers, body, error."""
+def costly_documents() -> list[tuple[str, str, dict[str, str], bytes, str]]:
+    """Return an expensive document for each route that reads JSON: name, path, headers, body, error."""
     lists, keys = COSTLY["empty lists"][0][9:-1], COSTLY["keys"][0][9:-1]
     tensor = b'{"inputs": [{"name": "x", "shape": [40000], "datatype": "FP32", "data": ' + lists + b"}]}"
     inputs = b",".join(b'{"name":"%d","shape":[0],"datatype":"FP32","data":[]}' % number for number in range(8_000))
@@ -131,10 +131,10 @@ def bodies_of_faces() -> list[tuple[str, str, dict[str, str], bytes, str]]:
     ]
 
 
-@pytest.mark.parametrize("face", bodies_of_faces(), ids=lambda face: face[0])
-def test_every_face_refuses_costly_json(face: tuple[str, str, dict[str, str], bytes, str], server: Server) -> None:
+@pytest.mark.parametrize("document", costly_documents(), ids=lambda document: document[0])
+def test_every_route_refuses_costly_json(document: tuple[str, str, dict[str, str], bytes, str], server: Server) -> None:
     """The error names the limit that the document exceeds."""
-    _, path, headers, body, expected = face
+    _, path, headers, body, expected = document
     response = httpx.post(f"{server.http}{path}", content=body, headers=headers, timeout=60)
     assert response.status_code == 400
     assert response.json()["error"].startswith(expected)
