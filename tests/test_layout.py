@@ -17,6 +17,7 @@ WHOLE = {
     "tests/clients/test_generated_clients.py": "a client that others generate from /openapi.json",
     "tests/clients/test_huggingface_hub.py": "a client of others against the server",
     "tests/clients/test_runtimes.py": "Heed and TorchServe by the same clients",
+    "tests/clients/test_triton_examples.py": "programs of others against the server",
     "tests/clients/test_tritonclient.py": "a client of others against the server",
     "tests/export/conversion/test_explanation_oracles.py": "explanation graphs of the store beside captum and PyTorch",
     "tests/export/conversion/test_images.py": "an image classifier from its run to its folder",
