@@ -43,7 +43,8 @@ class ReflectionService(FramedService):
                     text = f"the message has {len(message)} bytes, the limit of this call is {MAX_CONTROL_BYTES}"
                     raise TooLarge(text)
                 request = reflection_pb2.ServerReflectionRequest.FromString(message)
-                async for reply in self._library.ServerReflectionInfo(_only(request), context):
+                async for reply in self._library.ServerReflectionInfo(_only(_by_service(request)), context):
+                    reply.original_request.CopyFrom(request)
                     async with asyncio.timeout(self._receiver.timeout_s):
                         await context.write(reply.SerializeToString())
         except DecodeError as error:
@@ -61,6 +62,20 @@ def add_reflection_to_server(servicer: ReflectionService, server: Any) -> None:
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     call: Any = grpc.stream_stream_rpc_method_handler(servicer.ServerReflectionInfo)
     server.add_registered_method_handlers(descriptors.REFLECTION_V1_NAME, {"ServerReflectionInfo": call})
+
+
+def _by_service(request: Any) -> Any:
+    """Return the request with the service in place of one of its methods, or as it is.
+
+    The protocol lets a client ask for the file of a method (`grpcurl describe package.Service.Method`); the library
+    looks for messages, enumerations and services only.
+    """
+    service, _, method = request.file_containing_symbol.rpartition(".")
+    try:
+        descriptors.POOL.FindServiceByName(service).methods_by_name[method]
+    except KeyError:
+        return request
+    return reflection_pb2.ServerReflectionRequest(host=request.host, file_containing_symbol=service)
 
 
 async def _only(request: Any) -> AsyncIterator[Any]:

@@ -72,6 +72,17 @@ def test_both_versions_list_and_describe_every_service(version: str, channel: gr
         assert pool.FindServiceByName(service.name).methods
 
 
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_both_versions_describe_every_method(version: str, channel: grpc.Channel) -> None:
+    """`<package>.<service>.<method>` is a symbol of the protocol too; the answer repeats the question."""
+    for name in sorted(NAMES):
+        of_service = ask(channel, version, file_containing_symbol=name).file_descriptor_response
+        for method in descriptors.POOL.FindServiceByName(name).methods_by_name:
+            answer = ask(channel, version, file_containing_symbol=f"{name}.{method}")
+            assert answer.file_descriptor_response == of_service
+            assert answer.original_request.file_containing_symbol == f"{name}.{method}"
+
+
 def test_the_messages_of_v1_have_the_bytes_of_v1alpha() -> None:
     """The names of fields and their numbers are equal, so one handler serves both."""
     for name in reflection_pb2.DESCRIPTOR.message_types_by_name:
@@ -80,7 +91,8 @@ def test_the_messages_of_v1_have_the_bytes_of_v1alpha() -> None:
         assert [(f.name, f.number, f.type) for f in new.fields] == [(f.name, f.number, f.type) for f in old.fields]
 
 
-def test_a_symbol_that_no_service_has_is_not_found(channel: grpc.Channel) -> None:
+@pytest.mark.parametrize("symbol", ["no.Such", "inference.GRPCInferenceService.NoSuch", "NoDot", ""])
+def test_a_symbol_that_no_service_has_is_not_found(symbol: str, channel: grpc.Channel) -> None:
     """The error is an answer of the stream."""
-    answer = ask(channel, "v1", file_containing_symbol="no.Such")
+    answer = ask(channel, "v1", file_containing_symbol=symbol)
     assert answer.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]  # type: ignore[index]
