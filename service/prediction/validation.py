@@ -36,8 +36,9 @@ def require(model: ServedModel, kind: type[T]) -> T:
 def check_inputs(task: Task[Any], inputs: Arrays) -> None:
     """Refuse tensors whose name, datatype or shape does not fit the model's metadata.
 
-    BYTES of shape [n, 1] are replaced by the same elements of shape [n] where the model takes [n]: clients of servers
-    with a batch dimension of their own send one element a row. [1, n] is refused, because it is one row of n elements.
+    A tensor of shape [n, 1] is replaced by the same elements of shape [n] where the model takes [n] and n counts rows,
+    or where the elements are BYTES: clients of servers with a batch dimension of their own send one element a row, and
+    the model's configuration tells clients of Triton to. [1, n] is refused, because it is one row of n elements.
 
     Raises:
         InvalidRequest: names the input and what the model takes.
@@ -55,7 +56,8 @@ def check_inputs(task: Task[Any], inputs: Arrays) -> None:
             datatype = DATATYPE_OF_NUMPY[array.dtype]
             raise InvalidRequest(f"input {name!r} has datatype {datatype}, the model takes {spec.datatype}")
         if not spec.admits(array.shape):
-            if spec.datatype == "BYTES" and array.shape[1:] == (1,) and spec.admits(array.shape[:1]):
+            is_column = array.shape[1:] == (1,) and spec.admits(array.shape[:1])
+            if is_column and (spec.datatype == "BYTES" or task.max_inputs(1) > 0):
                 inputs[name] = array.reshape(-1)
                 continue
             raise InvalidRequest(

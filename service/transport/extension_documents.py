@@ -4,7 +4,7 @@ The documents have Triton's JSON form. Over gRPC they become the messages of the
 """
 
 from collections.abc import Mapping
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import msgspec
 
@@ -32,18 +32,26 @@ NO_LOG_SETTINGS = (
 ONE_REPOSITORY = "a repository cannot be chosen: the server has one store; leave repository_name empty"
 
 
-class ConfigTensor(msgspec.Struct):
+class ConfigReshape(msgspec.Struct):
+    """The shape of a tensor in the model, where it is not `dims`."""
+
+    shape: list[int]
+
+
+class ConfigTensor(msgspec.Struct, kw_only=True):
     """An input or output in a model's configuration.
 
-    `dims` leaves out the first dimension if `max_batch_size` is not 0; -1 stands for any size.
+    `dims` leaves out the first dimension if `max_batch_size` is not 0; -1 stands for any size. A tensor without further
+    dimensions has `dims` [1], which Triton never leaves empty, and an empty `reshape`.
     """
 
     name: str
     data_type: str
     dims: list[int]
+    reshape: ConfigReshape | msgspec.UnsetType = msgspec.UNSET
 
 
-class ConfigInput(ConfigTensor):
+class ConfigInput(ConfigTensor, kw_only=True):
     """An input in a model's configuration; `format` is FORMAT_NCHW if the axes are known to be those of images."""
 
     format: Literal["FORMAT_NONE", "FORMAT_NCHW"]
@@ -156,8 +164,8 @@ def config_document(model: ModelConfiguration) -> ModelConfig:
 
     `max_batch_size` is the number of inputs that a request may have, where the first dimension of every tensor counts
     them, else 0. Clients of Triton need it: perf_analyzer asks for shapes only if it is 0, and adds the first dimension
-    itself otherwise. `dims` of a tensor with no other dimension is then empty. Triton's own configurations would say
-    `[1]` with an empty `reshape`, which promises tensors of two dimensions to clients.
+    itself otherwise. `dims` of a tensor with no other dimension is then `[1]` with an empty `reshape`, as Triton writes
+    it: PyTriton's client refuses empty `dims`. An input of such a model may have shape [n] or [n, 1].
 
     `decoupled` is false even for models that stream, because a request has one answer unless it asks for a stream by
     itself. Clients refuse every other way to call a decoupled model: perf_analyzer without `--async --streaming`.
@@ -175,7 +183,7 @@ def config_document(model: ModelConfiguration) -> ModelConfig:
         version_policy={"all": {}},
         max_batch_size=model.max_batch_size,
         input=[_config_input(spec, is_batched) for spec in model.inputs],
-        output=[ConfigTensor(*_config_fields(spec, is_batched)) for spec in model.outputs],
+        output=[ConfigTensor(**_config_fields(spec, is_batched)) for spec in model.outputs],
         instance_group=[InstanceGroup(model.name, "KIND_GPU" if model.on_gpu else "KIND_CPU", model.instances)],
         model_transaction_policy=TransactionPolicy(),
         parameters=parameters,
@@ -186,12 +194,17 @@ def config_document(model: ModelConfiguration) -> ModelConfig:
 def _config_input(spec: TensorSpec, is_batched: bool) -> ConfigInput:
     # The format names the axes without that of the batch.
     is_nchw = spec.is_nchw and is_batched
-    return ConfigInput(*_config_fields(spec, is_batched), format="FORMAT_NCHW" if is_nchw else "FORMAT_NONE")
+    return ConfigInput(**_config_fields(spec, is_batched), format="FORMAT_NCHW" if is_nchw else "FORMAT_NONE")
 
 
-def _config_fields(spec: TensorSpec, is_batched: bool) -> tuple[str, str, list[int]]:
+def _config_fields(spec: TensorSpec, is_batched: bool) -> dict[str, Any]:
     data_type = "TYPE_STRING" if spec.datatype == "BYTES" else f"TYPE_{spec.datatype}"
-    return spec.name, data_type, list(spec.shape[1:] if is_batched else spec.shape)
+    fields: dict[str, Any] = {"name": spec.name, "data_type": data_type, "dims": list(spec.shape)}
+    if is_batched:
+        fields["dims"] = list(spec.shape[1:]) or [1]
+        if len(spec.shape) == 1:
+            fields["reshape"] = ConfigReshape([])
+    return fields
 
 
 def statistics_document(models: list[ModelStatistics]) -> Statistics:

@@ -10,10 +10,11 @@ import grpc
 import httpx
 import pytest
 from google.protobuf.json_format import MessageToDict
+from onnx import TensorProto, helper
 
 from proto import inference_pb2, inference_pb2_grpc
 from service.transport import extension_documents as documents
-from tests.conftest import Server, running_server, write_endless
+from tests.conftest import Server, running_server, write_endless, write_onnx
 
 ROWS = 64  # --max-request-rows of the server
 
@@ -60,8 +61,10 @@ def test_the_configuration_says_which_requests_are_accepted(http: httpx.Client) 
     assert config == http.get("/v2/models/sentiment/versions/1/config").json()
     assert (config["platform"], config["backend"]) == ("onnxruntime_onnx", "onnxruntime")
     assert config["max_batch_size"] == ROWS
-    text = {"name": "text", "data_type": "TYPE_STRING", "dims": [], "format": "FORMAT_NONE"}
+    text = {"name": "text", "data_type": "TYPE_STRING", "dims": [1], "reshape": {"shape": []}, "format": "FORMAT_NONE"}
     assert tensor(config, "input", "text") == text
+    assert tensor(config, "output", "score")["reshape"] == {"shape": []}
+    assert "reshape" not in tensor(config, "output", "probabilities")
     assert tensor(config, "output", "probabilities")["dims"] == [2]
     assert config["dynamic_batching"] == {"max_queue_delay_microseconds": 0}
     assert config["model_transaction_policy"] == {"decoupled": False}
@@ -82,6 +85,36 @@ def test_dimensions_of_tensors_without_a_batch_dimension_are_whole(http: httpx.C
     assert len(types) == 12
 
 
+def test_a_batched_model_without_further_dimensions_takes_both_shapes_of_its_configuration(tmp_path: Path) -> None:
+    """`dims` [1] is how Triton writes it: clients that read it send [n, 1], others send the [n] of the metadata."""
+    rows = (TensorProto.FLOAT, ["rows"])
+    write_onnx(tmp_path / "twice/1", [helper.make_node("Add", ["x", "x"], ["y"])], {"x": rows}, {"y": rows})
+    whole = (TensorProto.FLOAT, [2])
+    write_onnx(tmp_path / "whole/1", [helper.make_node("Add", ["x", "x"], ["y"])], {"x": whole}, {"y": whole})
+    with running_server(tmp_path) as server, httpx.Client(base_url=server.http, timeout=30) as client:
+        config = client.get("/v2/models/twice/config").json()
+        for each in (tensor(config, "input", "x"), tensor(config, "output", "y")):
+            assert (each["dims"], each["reshape"]) == ([1], {"shape": []})
+        assert client.get("/v2/models/twice").json()["inputs"][0]["shape"] == [-1]
+        config = client.get("/v2/models/whole/config").json()
+        assert (config["max_batch_size"], tensor(config, "input", "x")["dims"]) == (0, [2])
+        assert "reshape" not in tensor(config, "input", "x")
+        for model, shape, expected in (
+            ("twice", [2], 200),
+            ("twice", [2, 1], 200),
+            ("twice", [1, 2], 400),
+            ("twice", [2, 1, 1], 400),
+            ("whole", [2], 200),
+            ("whole", [2, 1], 400),  # here 2 does not count rows
+        ):
+            sent = {"name": "x", "shape": shape, "datatype": "FP32", "data": [1.5, 2.0]}
+            answer = client.post(f"/v2/models/{model}/infer", json={"inputs": [sent]})
+            assert answer.status_code == expected
+            if expected == 200:
+                (output,) = answer.json()["outputs"]
+                assert (output["shape"], output["data"]) == ([2], [3.0, 4.0])
+
+
 @pytest.mark.parametrize("model", ["sentiment", "double", "sum", "all-types"])
 def test_the_configuration_is_the_same_over_grpc(
     model: str, http: httpx.Client, oip: inference_pb2_grpc.GRPCInferenceServiceStub
@@ -94,6 +127,7 @@ def test_the_configuration_is_the_same_over_grpc(
     for part in ("input", "output"):
         for each, message in zip(told[part], getattr(config, part), strict=True):
             assert (message.name, list(message.dims)) == (each["name"], each["dims"])
+            assert message.HasField("reshape") == ("reshape" in each)
             assert (
                 inference_pb2.DESCRIPTOR.pool.FindEnumTypeByName("inference.DataType").values[message.data_type].name
                 == (each["data_type"])
