@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import ROOT, Server
 
 
-def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run Locust for three seconds."""
-    command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc, "--seconds", "3"]
-    command += ["--users", "4", "--results", str(folder), *options]
+def run(server: Server, folder: Path, *options: str, seconds: int = 3) -> subprocess.CompletedProcess[str]:
+    """Run Locust."""
+    command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc]
+    command += ["--seconds", str(seconds), "--users", "4", "--results", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
 
@@ -26,7 +26,8 @@ def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tm
     slo.write_text("\n".join(["[sentiment]", *(f"{name} = {value!r}" for name, value in limits.items())]))
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- load: begin -->old<!-- load: end -->\nAfter.\n")
-    done = run(server, tmp_path, "--slo", str(slo), "--document", str(page))
+    # On a busy machine the users of one protocol may have no answer in the first seconds.
+    done = run(server, tmp_path, "--slo", str(slo), "--document", str(page), seconds=8)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every limit of slo.toml was kept" in done.stdout
     assert page.read_text().startswith("Before.\n<!-- load: begin -->\n\n`python -m load_tests ")
