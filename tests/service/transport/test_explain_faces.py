@@ -605,7 +605,8 @@ def test_an_admitted_explanation_is_answered_after_sigterm(tmp_path: Path) -> No
     waits = ("--drain-timeout-s", str(START_S), "--default-timeout-s", str(2 * START_S))
     with running_server(tmp_path, *waits) as ending, httpx.Client(base_url=ending.http, timeout=PATIENCE_S) as http:
         with ThreadPoolExecutor(1) as pool:
-            explaining = pool.submit(httpx.post, f"{ending.http}/v2/models/cifar10-vit/explain", json=body, timeout=None)
+            url = f"{ending.http}/v2/models/cifar10-vit/explain"
+            explaining = pool.submit(httpx.post, url, json=body, timeout=None)
             wait_until_explaining(http, "cifar10-vit")
             assert ending.stop() == 0
             answer = explaining.result(PATIENCE_S)
