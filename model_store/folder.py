@@ -305,7 +305,7 @@ def scan(store: Path) -> list[FoundFolder]:
                 for path in sorted(versions, key=lambda path: int(path.name))
             ]
         else:
-            why = f"no version folder in it: put the files into {model.absolute()}/1/"
+            why = f"no version folder in it: put the files into {model.name}/1/"
             found.append(FoundFolder(model.name, "", model, why))
     return found
 

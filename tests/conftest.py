@@ -245,6 +245,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def committed_server() -> Iterator[Server]:
+    """Run one server on the models of the repository for all tests that only send requests."""
+    with running_server(ROOT / "model_store") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def server(store: Path) -> Iterator[Server]:
     """Run one server for all tests that only send requests."""
     with running_server(store, "--max-request-rows", "64", "--max-body-bytes", "1000000") as running:

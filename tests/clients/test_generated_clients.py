@@ -69,24 +69,22 @@ def test_infer_and_explain(package: Any, server: Server) -> None:
             assert explained.target == outputs["label"].data[0]
 
 
-def test_the_task_api(package: Any, server: Server, image_server: Server, translation_server: Server) -> None:
+def test_the_task_api(package: Any, committed_server: Server) -> None:
     """Each task's request has a type, an image is a file, and an error has its text."""
     models, answer = package.models, operation("answer")
-    with package.Client(base_url=server.http) as client:
+    with package.Client(base_url=committed_server.http) as client:
         asked = models.TextClassificationRequest(inputs="a fine film")
         (scores,) = answer.sync("sentiment", client=client, body=asked)
         assert {score.label for score in scores} == {"POSITIVE", "NEGATIVE"}
         refused = answer.sync("unknown", client=client, body=asked)
         assert isinstance(refused, models.ErrorBody)
         assert "unknown" in refused.error
-    with package.Client(base_url=translation_server.http) as client:
         search = models.TranslationParameters(num_beams=2)
-        asked = models.TranslationRequest(inputs="three blue dogs", parameters=search)
-        (translated,) = answer.sync("dogs", client=client, body=asked)
+        asked = models.TranslationRequest(inputs="The dog is asleep.", parameters=search)
+        (translated,) = answer.sync("translation-en-de", client=client, body=asked)
         assert translated.translation_text
-    with package.Client(base_url=image_server.http) as client:
         picture = importlib.import_module(f"{PACKAGE}.types").File(payload=BytesIO(noise_files(1)[0]))
-        assert len(answer.sync("vit", client=client, body=picture)) == 5
+        assert len(answer.sync("cifar10-vit", client=client, body=picture)) == 5
 
 
 def test_health_and_metadata(package: Any, server: Server) -> None:

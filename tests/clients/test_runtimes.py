@@ -195,7 +195,7 @@ def test_locust_loads_torchserve_and_judges_its_answers(torchserve: Runtime, tmp
     slo = tmp_path / "slo.toml"
     slo.write_text('[sentiment-small]\ntask = "text-classification"\nmin_accuracy = 0.8\nmax_refused_share = 0.0\n')
     command = [sys.executable, "-m", "load_tests", "--target", "torchserve", "--http", f"http://{torchserve.http}"]
-    command += ["--grpc", torchserve.grpc, "--users", "4", "--seconds", "2", "--slo", str(slo)]
+    command += ["--grpc", torchserve.grpc, "--users", "4", "--seconds", "8", "--slo", str(slo)]
     command += ["--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,5 +1,6 @@
 """NVIDIA's `tritonclient` works unchanged: HTTP, gRPC, asyncio and streams, binary and JSON tensors, administration."""
 
+import json
 import queue
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from onnx import TensorProto, helper
 from tritonclient.utils import InferenceServerException
 
 from export.conversion.golden_images import golden_images
-from tests.conftest import LABELS, Server, running_server, write_onnx
+from tests.conftest import ROOT, Server, running_server, write_onnx
 
 TEXTS = ["A wonderful film.", "An awful, tedious mess."]
 EXPECTED = [b"POSITIVE", b"NEGATIVE"]
@@ -174,15 +175,16 @@ async def test_asyncio_clients(module: ModuleType, server: Server) -> None:
 
 
 @pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
-def test_images(module: ModuleType, image_server: Server) -> None:
+def test_images(module: ModuleType, committed_server: Server) -> None:
     """Encoded image files are sent as BYTES."""
     files = list(golden_images().values())[:3]
     tensor = module.InferInput("image", [len(files)], "BYTES")
     tensor.set_data_from_numpy(np.array(files, dtype=object))
-    with module.InferenceServerClient(address(image_server, module)) as client:
-        result = client.infer("resnet9", [tensor])
+    with module.InferenceServerClient(address(committed_server, module)) as client:
+        result = client.infer("cifar10-vit", [tensor])
+    labels = json.loads((ROOT / "model_store/cifar10-vit/1/manifest.json").read_text())["labels"]
     best_B = result.as_numpy("probabilities").argmax(axis=1)
-    assert result.as_numpy("label").tolist() == [LABELS[number].encode() for number in best_B]
+    assert result.as_numpy("label").tolist() == [labels[number].encode() for number in best_B]
 
 
 @pytest.mark.parametrize("module", [tritonclient.http, tritonclient.grpc])
@@ -264,15 +266,16 @@ def test_a_stream_of_requests(server: Server) -> None:
         assert result.get_response().parameters["triton_final_response"].bool_param
 
 
-def test_a_translation_is_streamed_as_a_client_of_decoupled_models_reads_it(translation_server: Server) -> None:
+def test_a_translation_is_streamed_as_a_client_of_decoupled_models_reads_it(committed_server: Server) -> None:
     """The loop ends at the answer that is marked as the last one, and has the whole text by then."""
     module, answers, pieces = tritonclient.grpc, Answers(), []
-    with module.InferenceServerClient(address(translation_server, module)) as client:
-        whole = client.infer("dogs", [text_input(module, ["three blue dogs"])], parameters={"num_beams": 1})
+    with module.InferenceServerClient(address(committed_server, module)) as client:
+        text = text_input(module, ["The dog is asleep."])
+        whole = client.infer("translation-en-de", [text], parameters={"num_beams": 1})
         client.start_stream(answers)
         client.async_stream_infer(
-            "dogs",
-            [text_input(module, ["three blue dogs"])],
+            "translation-en-de",
+            [text],
             enable_empty_final_response=True,
             parameters={"stream": True},
         )

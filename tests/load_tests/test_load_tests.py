@@ -11,10 +11,10 @@ import pytest
 from tests.conftest import ROOT, Server
 
 
-def run(server: Server, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run Locust for three seconds."""
-    command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc, "--seconds", "3"]
-    command += ["--users", "4", "--results", str(folder), *options]
+def run(server: Server, folder: Path, *options: str, seconds: int = 3) -> subprocess.CompletedProcess[str]:
+    """Run Locust."""
+    command = [sys.executable, "-m", "load_tests", "--http", server.http, "--grpc", server.grpc]
+    command += ["--seconds", str(seconds), "--users", "4", "--results", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
 
 
@@ -26,7 +26,8 @@ def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tm
     slo.write_text("\n".join(["[sentiment]", *(f"{name} = {value!r}" for name, value in limits.items())]))
     page = tmp_path / "page.md"
     page.write_text("Before.\n<!-- load: begin -->old<!-- load: end -->\nAfter.\n")
-    done = run(server, tmp_path, "--slo", str(slo), "--document", str(page))
+    # On a busy machine the users of one protocol may have no answer in the first seconds.
+    done = run(server, tmp_path, "--slo", str(slo), "--document", str(page), seconds=8)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "every limit of slo.toml was kept" in done.stdout
     assert page.read_text().startswith("Before.\n<!-- load: begin -->\n\n`python -m load_tests ")
@@ -42,19 +43,17 @@ def test_locust_checks_speed_and_accuracy_over_both_protocols(server: Server, tm
 
 
 @pytest.mark.parametrize("model_task", ["translation", "image-classification"])
-def test_every_task_is_judged_by_its_own_measure(
-    model_task: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
-    """Translations have BLEU and images accuracy, which are low because the models are untrained."""
+def test_every_task_is_judged_by_its_own_measure(model_task: str, committed_server: Server, tmp_path: Path) -> None:
+    """Translations have BLEU, and images accuracy."""
     if model_task == "image-classification" and not os.environ.get("HEED_DATASETS"):
         pytest.skip("CIFAR-10 is not here: HEED_DATASETS is not set")
-    fixture, model, measure = {
-        "translation": ("translation_server", "endless", "bleu"),
-        "image-classification": ("image_server", "vit", "accuracy"),
+    model, measure = {
+        "translation": ("translation-en-de", "bleu"),
+        "image-classification": ("cifar10-vit", "accuracy"),
     }[model_task]
     slo = tmp_path / "slo.toml"
     slo.write_text(f"[{model}]\ntask = '{model_task}'\nmin_{measure} = 0\nmax_refused_share = 0\n")
-    done = run(request.getfixturevalue(fixture), tmp_path, "--model", model, "--slo", str(slo))
+    done = run(committed_server, tmp_path, "--model", model, "--slo", str(slo))
     assert done.returncode == 0, done.stdout + done.stderr
     (report_file,) = tmp_path.glob("*.json")
     report = json.loads(report_file.read_text())

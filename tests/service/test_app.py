@@ -20,7 +20,7 @@ from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
 from service.tensors import bytes_array
-from tests.conftest import ROOT, Server, running_server
+from tests.conftest import ROOT, Server
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")  # all tests share an app, which belongs to its event loop
 
@@ -37,13 +37,6 @@ async def app() -> AsyncIterator[App]:
     app = build(ServiceConfig(model_store=ROOT / "model_store", canary_interval_s=0.0), num_cores=2)
     async with app.running():
         yield app
-
-
-@pytest.fixture(scope="module")
-def server() -> Any:
-    """A server of another process, with the same models."""
-    with running_server(ROOT / "model_store") as server:
-        yield server
 
 
 def options(model: str) -> RequestOptions:
@@ -72,14 +65,14 @@ def options(model: str) -> RequestOptions:
     ],
 )
 async def test_http_answers_are_those_of_a_server(
-    app: App, server: Server, path: str, content: bytes | None, body: dict[str, Any] | None
+    app: App, committed_server: Server, path: str, content: bytes | None, body: dict[str, Any] | None
 ) -> None:
     """Status, body and headers are equal, but for times and ids."""
     method = "GET" if content is None and body is None else "POST"
     transport = httpx.ASGITransport(app.asgi)
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as here:
         embedded = await here.request(method, path, content=content, json=body)
-    async with httpx.AsyncClient(base_url=server.http) as there:
+    async with httpx.AsyncClient(base_url=committed_server.http) as there:
         served = await there.request(method, path, content=content, json=body)
     assert (embedded.status_code, content_of(embedded)) == (served.status_code, content_of(served))
     assert {*embedded.headers} - {*served.headers} <= TIMES
@@ -103,13 +96,13 @@ def without_times(document: Any) -> Any:
     return round(document, 5) if isinstance(document, float) else document
 
 
-async def test_predictor_answers_are_those_of_typed_calls(app: App, server: Server) -> None:
+async def test_predictor_answers_are_those_of_typed_calls(app: App, committed_server: Server) -> None:
     """Texts, images and translations, and the tensors of the Open Inference Protocol."""
     classified, _ = await app.predictor.answer(options("sentiment-small"), TextClassification, TEXTS)
     (recognised,), _ = await app.predictor.answer(options("cifar10-vit"), ImageClassification, [FILE])
     (translated,), receipt = await app.predictor.answer(options("translation-en-de"), Translation, [SOURCE])
     tensors, _ = await app.predictor.infer(options("cifar10-vit"), {"image": bytes_array([base64.b64encode(FILE)])})
-    async with grpc.aio.insecure_channel(server.grpc) as channel:
+    async with grpc.aio.insecure_channel(committed_server.grpc) as channel:
         call = heed_pb2_grpc.HeedStub(channel)
         for text, classification in zip(TEXTS, classified, strict=True):
             served = await call.ClassifyText(heed_pb2.ClassifyTextRequest(model="sentiment-small", text=text))

@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,21 +24,14 @@ from model_store.folder import read_explain_golden
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from service.tasks.decoding.search import GOLDEN_SEARCHES
 from service.tasks.translation import Translation
-from tests.conftest import ROOT, Server, running_server
+from tests.conftest import ROOT, Server
 
 EVERYDAY = [line.split("\t") for line in (ROOT / "tests/data/everyday_sentiment.tsv").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[Server]:
-    """Run a server on the repository's own store."""
-    with running_server(ROOT / "model_store") as server:
-        yield server
-
-
-def test_every_committed_model_is_ready(fresh: Server) -> None:
+def test_every_committed_model_is_ready(committed_server: Server) -> None:
     """Each passes its checksums, golden replay and tokenizer check."""
-    answer = httpx.get(f"{fresh.http}/readyz")
+    answer = httpx.get(f"{committed_server.http}/readyz")
     assert (answer.status_code, answer.json()["not_served"]) == (200, {})
 
 
@@ -55,9 +47,9 @@ def test_every_committed_model_has_a_valid_explanation_graph(folder: Path) -> No
     assert (folder / "explain.onnx").stat().st_size < 100_000
 
 
-def test_int8_models_are_listed_as_not_independent(fresh: Server) -> None:
+def test_int8_models_are_listed_as_not_independent(committed_server: Server) -> None:
     """Index and metadata give the largest change of the manifest; float32 models have none."""
-    with httpx.Client(base_url=fresh.http) as http:
+    with httpx.Client(base_url=committed_server.http) as http:
         listed = {model["name"]: model["batching"] for model in http.get("/v2/models").json()["models"]}
         described = {name: http.get(f"/v2/models/{name}").json()["properties"]["batching"] for name in listed}
     assert described == listed
@@ -86,10 +78,13 @@ def over_v2_grpc(channel: grpc.Channel, model: str, name: str, content: bytes) -
     return str(answer.outputs[0].contents.bytes_contents[0].decode())
 
 
-def test_every_face_gives_the_same_answer(fresh: Server) -> None:
+def test_every_face_gives_the_same_answer(committed_server: Server) -> None:
     """The interfaces are Open Inference Protocol over REST and gRPC, typed call, stream, and task API."""
     text = "Two children are playing in the snow."
-    with httpx.Client(base_url=fresh.http, timeout=60) as http, grpc.insecure_channel(fresh.grpc) as channel:
+    with (
+        httpx.Client(base_url=committed_server.http, timeout=60) as http,
+        grpc.insecure_channel(committed_server.grpc) as channel,
+    ):
         typed = heed_pb2_grpc.HeedStub(channel)
         for model in ("sentiment", "sentiment-small"):
             answers = {
@@ -126,26 +121,26 @@ def test_every_face_gives_the_same_answer(fresh: Server) -> None:
 
 
 @pytest.mark.parametrize(("model", "floor"), [("sentiment", 0.87), ("sentiment-small", 0.82)])
-def test_everyday_sentences_are_mostly_understood(fresh: Server, model: str, floor: float) -> None:
+def test_everyday_sentences_are_mostly_understood(committed_server: Server, model: str, floor: float) -> None:
     """The training texts are lower-cased reviews; the model cards state the accuracy on everyday spelling."""
     texts = [text for _, text in EVERYDAY]
-    answers = httpx.post(f"{fresh.http}/models/{model}", json={"inputs": texts}, timeout=60).json()
+    answers = httpx.post(f"{committed_server.http}/models/{model}", json={"inputs": texts}, timeout=60).json()
     right = sum(answer[0]["label"] == label for answer, (label, _) in zip(answers, EVERYDAY, strict=True))
     assert right / len(EVERYDAY) > floor
 
 
 @pytest.mark.parametrize("model", ["translation-en-de", "translation-en-de-int8"])
-def test_everyday_sentences_are_translated(fresh: Server, model: str) -> None:
+def test_everyday_sentences_are_translated(committed_server: Server, model: str) -> None:
     """Translations of our own sentences, which are not training data, come close to the references."""
     pairs = [line.split("\t") for line in OWN_PAIRS.read_text().splitlines()]
     body = {"inputs": [english for english, _ in pairs], "parameters": {"num_beams": 4}}
-    answers = httpx.post(f"{fresh.http}/models/{model}", json=body, timeout=60).json()
+    answers = httpx.post(f"{committed_server.http}/models/{model}", json=body, timeout=60).json()
     translations = [answer["translation_text"] for answer in answers]
     assert sacrebleu.corpus_chrf(translations, [[german for _, german in pairs]]).score > 80
 
 
 @pytest.mark.parametrize("search", list(GOLDEN_SEARCHES))
-def test_batched_translations_equal_those_of_the_conversion(fresh: Server, search: str) -> None:
+def test_batched_translations_equal_those_of_the_conversion(committed_server: Server, search: str) -> None:
     """Sentences in a running batch get the text that was proved equal to PyTorch's.
 
     Rounding depends on the batch, so two translations that are equally likely to four digits may change places.
@@ -170,7 +165,7 @@ def test_batched_translations_equal_those_of_the_conversion(fresh: Server, searc
     def ask(first: int) -> list[tuple[str, float]]:
         tensor = {"name": "text", "shape": [40], "datatype": "BYTES", "data": texts[first : first + 40]}
         body = {"inputs": [tensor], "parameters": {"num_beams": request.num_beams or 1}}
-        answer = httpx.post(f"{fresh.http}/v2/models/translation-en-de/infer", json=body, timeout=60)
+        answer = httpx.post(f"{committed_server.http}/v2/models/translation-en-de/infer", json=body, timeout=60)
         outputs = {output["name"]: output["data"] for output in answer.raise_for_status().json()["outputs"]}
         return list(zip(outputs["translation"], outputs["score"], strict=True))
 
@@ -183,12 +178,12 @@ def test_batched_translations_equal_those_of_the_conversion(fresh: Server, searc
     assert changed <= 2
 
 
-def test_images_are_recognised(fresh: Server) -> None:
+def test_images_are_recognised(committed_server: Server) -> None:
     """The first images of the test split are sent as files."""
     if not os.environ.get("HEED_DATASETS"):
         pytest.skip("HEED_DATASETS is not set: CIFAR-10 is not at hand")
     images = load_images(200)
-    with httpx.Client(base_url=fresh.http) as http:
+    with httpx.Client(base_url=committed_server.http) as http:
         headers = {"content-type": "image/png"}
         answers = [http.post("/models/cifar10-vit", content=file, headers=headers).json() for file in images.files]
     right = sum(answer[0]["label"] == label for answer, label in zip(answers, images.labels, strict=True))

@@ -28,7 +28,7 @@ from service.tasks.classification import Classifier, scores_of
 from service.tasks.decoding.search import SearchRequest
 from service.tasks.image_classification import ImageClassification
 from service.tasks.text_classification import TextClassification
-from tests.conftest import ROOT, Server, running_server
+from tests.conftest import ROOT, Server
 
 MAX_DIFFERENCE = 1e-5
 MAX_ROWS = 64
@@ -135,14 +135,7 @@ def test_translations_do_not_depend_on_other_rows(num_beams: int) -> None:
             assert score == pytest.approx(alone[text][1], abs=MAX_DIFFERENCE), text
 
 
-@pytest.fixture(scope="module")
-def fresh() -> Iterator[Server]:
-    """Run a server on the repository's own store."""
-    with running_server(ROOT / "model_store") as server:
-        yield server
-
-
-def test_answers_do_not_depend_on_other_clients(fresh: Server) -> None:
+def test_answers_do_not_depend_on_other_clients(committed_server: Server) -> None:
     """16 concurrent clients get the answers that the same requests get one after another."""
     images = [base64.b64encode(file).decode() for file in odd_images()]
     requests = [("sentiment-small", "text", text, {"truncate": True}) for text in [*ODD_TEXTS, *GOLDEN_TEXTS]]
@@ -152,7 +145,9 @@ def test_answers_do_not_depend_on_other_clients(fresh: Server) -> None:
         for text in made_up_sentences(6)
         for beams in (1, 4)
     ]
-    with httpx.Client(base_url=fresh.http, timeout=120, limits=httpx.Limits(max_connections=NUM_CLIENTS)) as http:
+    with httpx.Client(
+        base_url=committed_server.http, timeout=120, limits=httpx.Limits(max_connections=NUM_CLIENTS)
+    ) as http:
 
         def ask(request: tuple[str, str, str, dict[str, Any]]) -> dict[str, Any]:
             model, name, value, parameters = request
