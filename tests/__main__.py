@@ -4,7 +4,7 @@ Third-party clients have protobuf classes of the same names as ours, and two suc
 these tests run in a process of their own, beside the others. Two processes share the other tests, a file at a time in
 the order of `LONGEST_FILES` (tests/conftest.py), because most of them wait for servers and for time limits. The slow
 tests of conversions and of explanations use one core each: three processes share them. The slow tests that start
-servers and load them come last and have the machine to themselves.
+servers and load them have the machine to themselves. Clients that are installed for their tests come last.
 """
 
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 NO_TESTS = 5  # pytest's exit status if an option such as `-k` deselects every test
 # Suites of a group run at once, the groups one after another.
 SHARED = ("--numprocesses=2", "--dist=loadfile", "--no-loadscope-reorder")
-SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow", *SHARED], ["tests/clients"]),)
+SUITES = ((["tests", "--ignore=tests/clients", "-m", "not slow", *SHARED], ["tests/clients", "-m", "not slow"]),)
 # These take as long as all others together.
 EXPLAINED = sorted(map(str, Path("tests/export/conversion").glob("test_explanation_*.py")))
 SLOW = (
@@ -36,6 +36,7 @@ SLOW = (
             "slow",
         ],
     ),
+    (["tests/clients", "-m", "slow"],),
 )
 
 

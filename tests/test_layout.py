@@ -14,6 +14,7 @@ MAX_FUNCTION_LINES = 60
 MAX_MODULES = 12  # in one folder; its rooms, `__init__` and `__main__` are not counted
 # Tests that no single module or room owns, and what they cover.
 WHOLE = {
+    "tests/clients/test_foreign_environments.py": "clients of others, in environments of their own",
     "tests/clients/test_generated_clients.py": "a client that others generate from /openapi.json",
     "tests/clients/test_huggingface_hub.py": "a client of others against the server",
     "tests/clients/test_runtimes.py": "Heed and TorchServe by the same clients",
