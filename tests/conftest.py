@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 # train the toy translation stand between others: a second process that needs it would wait.
 LONGEST_FILES = (
     "tests/export/conversion/test_translation.py",
-    "tests/service/transport/test_explain_faces.py",
+    "tests/service/transport/test_explain_interfaces.py",
     "tests/service/transport/http/test_playground.py",
     "tests/export/conversion/test_classifier.py",
     "tests/export/conversion/test_hugging_face.py",

@@ -78,7 +78,7 @@ def over_v2_grpc(channel: grpc.Channel, model: str, name: str, content: bytes) -
     return str(answer.outputs[0].contents.bytes_contents[0].decode())
 
 
-def test_every_face_gives_the_same_answer(committed_server: Server) -> None:
+def test_every_interface_gives_the_same_answer(committed_server: Server) -> None:
     """The interfaces are Open Inference Protocol over REST and gRPC, typed call, stream, and task API."""
     text = "Two children are playing in the snow."
     with (

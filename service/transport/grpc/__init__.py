@@ -1,1 +1,1 @@
-"""The gRPC face: Open Inference Protocol, typed calls, health and reflection."""
+"""The gRPC APIs: Open Inference Protocol, typed calls, health and reflection."""

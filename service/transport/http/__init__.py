@@ -1,1 +1,1 @@
-"""The HTTP face: Open Inference Protocol, task API, operators' paths and the playground."""
+"""The HTTP APIs: Open Inference Protocol, task API, operators' paths and the playground."""

@@ -1,4 +1,4 @@
-"""The HTTP server's routes: each face is a module, and one line in `build_application`."""
+"""The HTTP server's routes: each API is a module, and one line in `build_application`."""
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -11,16 +11,16 @@ from service.transport.http.task_api import TaskApi
 
 
 def build_application(endpoint: Endpoint, metrics: Metrics) -> Starlette:
-    """Build the application with the routes of every face, those with the most requests first.
+    """Build the application with the routes of every API, those with the most requests first.
 
     Args:
         endpoint: the base of all calls.
         metrics: metrics exposed at /metrics.
     """
-    faces = (
+    apis = (
         OpenInference(endpoint),
         TaskApi(endpoint),
         Operators(endpoint, metrics),
     )
-    routes = [route for face in faces for route in face.routes()]
+    routes = [route for api in apis for route in api.routes()]
     return Starlette(routes=routes, exception_handlers={HTTPException: endpoint.no_such_route})

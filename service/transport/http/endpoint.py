@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 
 class Endpoint:
-    """The part that all HTTP calls share; each face of the server is given one.
+    """The part that all HTTP calls share; each API of the server is given one.
 
     Args:
         predictor: answers requests.

@@ -54,11 +54,11 @@ def test_sigterm_makes_a_server_unready_while_it_still_answers(models: Path) -> 
         running_server(models, "--unready-before-drain-s", "300", "--drain-timeout-s", "600") as server,
         grpc.insecure_channel(server.grpc) as channel,
     ):
-        health, faces = health_pb2_grpc.HealthStub(channel), inference_pb2_grpc.GRPCInferenceServiceStub(channel)
-        assert (readiness(server), faces.ServerReady(inference_pb2.ServerReadyRequest()).ready) == (200, True)
+        health, inference = health_pb2_grpc.HealthStub(channel), inference_pb2_grpc.GRPCInferenceServiceStub(channel)
+        assert (readiness(server), inference.ServerReady(inference_pb2.ServerReadyRequest()).ready) == (200, True)
         server.popen.send_signal(signal.SIGTERM)
         server.wait_for("unready")
-        assert (readiness(server), faces.ServerReady(inference_pb2.ServerReadyRequest()).ready) == (503, False)
+        assert (readiness(server), inference.ServerReady(inference_pb2.ServerReadyRequest()).ready) == (503, False)
         assert [health.Check(health_pb2.HealthCheckRequest(service=name)).status for name in ("", "double")] == [
             NOT_SERVING,
             NOT_SERVING,

@@ -86,7 +86,7 @@ def answers_of(response: httpx.Response) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("what", FILES)
-def test_every_face_gives_the_same_answer(
+def test_every_interface_gives_the_same_answer(
     what: str,
     model: str,
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,

@@ -165,7 +165,7 @@ ASKED: dict[str, dict[str, Any]] = {
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-def test_every_face_gives_the_same_explanation(
+def test_every_interface_gives_the_same_explanation(
     http: httpx.Client,
     typed: heed_pb2_grpc.HeedStub,
     method: str,
@@ -407,7 +407,7 @@ WRONG: list[tuple[str, str | bytes, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("model", "element", "parameters", "text"), WRONG, ids=[text for *_, text in WRONG])
-def test_every_face_gives_the_same_error(
+def test_every_interface_gives_the_same_error(
     http: httpx.Client,
     typed: heed_pb2_grpc.HeedStub,
     model: str,

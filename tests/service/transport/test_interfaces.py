@@ -85,7 +85,7 @@ def over_rest(http: httpx.Client, texts: list[str]) -> list[tuple[str, float]]:
     return list(zip(data["label"], data["score"], strict=True))
 
 
-def test_every_face_gives_the_same_answer(
+def test_every_interface_gives_the_same_answer(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
@@ -685,8 +685,8 @@ def test_metadata_and_readiness_over_both_protocols(
     document = http.get("/v2/models/sentiment").json()
     assert document["versions"] == list(model.versions) == ["1"]
     assert document["platform"] == model.platform == "onnxruntime_onnx"
-    for face, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
-        assert document[face] == [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
+    for side, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+        assert document[side] == [{"name": t.name, "datatype": t.datatype, "shape": list(t.shape)} for t in tensors]
     assert not model.properties  # MLServer's client cannot parse the field
     for name, ready in (("sentiment", True), ("damaged", False)):
         assert oip.ModelReady(inference_pb2.ModelReadyRequest(name=name)).ready is ready

@@ -76,7 +76,7 @@ def metric(http: httpx.Client, pattern: str) -> float:
 
 
 @pytest.mark.parametrize("search", [{}, {"num_beams": 4, "length_penalty": 0.5, "max_new_tokens": 20}])
-def test_every_face_gives_the_same_translation(
+def test_every_interface_gives_the_same_translation(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
@@ -161,7 +161,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("search", "text"), WRONG, ids=[text for _, text in WRONG])
-def test_every_face_gives_the_same_error(
+def test_every_interface_gives_the_same_error(
     oip: inference_pb2_grpc.GRPCInferenceServiceStub,
     typed: heed_pb2_grpc.HeedStub,
     http: httpx.Client,
