@@ -7,12 +7,16 @@ tests of conversions and of explanations use one core each: three processes shar
 servers and load them have the machine to themselves. Clients that are installed for their tests come last.
 """
 
+import os
 import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.conftest import SHARED_FOLDER
 
 NO_TESTS = 5  # pytest's exit status if an option such as `-k` deselects every test
 # Suites of a group run at once, the groups one after another.
@@ -40,13 +44,14 @@ SLOW = (
 )
 
 
-def run_suite(suite: list[str], shown: bool, options: list[str]) -> tuple[int, str]:
+def run_suite(suite: list[str], shown: bool, options: list[str], shared: str) -> tuple[int, str]:
     """Run a suite in a process of its own.
 
     Args:
         suite: arguments of pytest.
         shown: print each line at once instead of all of them at the end. One suite of a group is shown.
         options: further arguments of pytest.
+        shared: folder for what the suites make once.
 
     Returns:
         the exit status, and the line that counts the tests.
@@ -56,6 +61,7 @@ def run_suite(suite: list[str], shown: bool, options: list[str]) -> tuple[int, s
         stdout=subprocess.PIPE,
         text=True,
         bufsize=1,
+        env=os.environ | {SHARED_FOLDER: shared},
     )
     assert run.stdout
     last, kept = "", []
@@ -75,9 +81,9 @@ def main() -> int:
     counts = dict.fromkeys(("passed", "failed", "skipped"), 0)
     status = 0
     for group in SLOW if slow else SUITES:
-        with ThreadPoolExecutor(len(group)) as threads:
+        with TemporaryDirectory() as shared, ThreadPoolExecutor(len(group)) as threads:
             shown = [number == 0 for number in range(len(group))]
-            outcomes = list(threads.map(partial(run_suite, options=options), group, shown))
+            outcomes = list(threads.map(partial(run_suite, options=options, shared=shared), group, shown))
         for ended, last in outcomes:
             status |= ended if ended != NO_TESTS else 0
             for number, outcome in re.findall(r"(\d+) (passed|failed|error|skipped)", last):

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from filelock import FileLock
 from onnx import TensorProto, helper
 
 ROOT = Path(__file__).parent.parent
+SHARED_FOLDER = "TESTS_SHARED_FOLDER"  # variable with the path of a folder that processes of tests share
 # The files that take longest come first, so that no process has one of them left when the others have none. Files that
 # train the toy translation stand between others: a second process that needs it would wait.
 LONGEST_FILES = (
@@ -293,6 +294,25 @@ def noise_files(count: int, side: int = 32) -> list[bytes]:
     return encoded(LabelledImages(pixels, np.zeros(count, np.int64)), "PNG").inputs
 
 
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """Make a folder once for all processes that share the tests; return a copy for this process.
+
+    `python -m tests` names the folder that its processes share; those of pytest-xdist have one in any case.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if SHARED_FOLDER in os.environ:
+        shared = Path(os.environ[SHARED_FOLDER])
+    elif "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, is_made = shared / f"{name}.once" / name, shared / f"{name}.made"
+    with FileLock(shared / f"{name}.lock"):
+        if not is_made.exists():
+            folder.parent.mkdir(exist_ok=True)
+            make(folder)
+            is_made.touch()
+    return Path(shutil.copytree(folder, tmp_path_factory.mktemp(name) / name))
+
+
 @pytest.fixture(scope="session")
 def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Convert both kinds of image classifier, beside the sentiment model."""
@@ -301,23 +321,24 @@ def image_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.conversion.classifier import convert
     from export.tasks.task import task_of
 
-    store = tmp_path_factory.mktemp("images") / "models"
-    for name, source in untrained_image_sources().items():
-        convert(
-            source,
-            task_of("image-classification"),
-            name=name,
-            store=store,
-            compare_on=noise_files(500),
-            labelled=None,
-            precision="float32",
-            about={"licence": "none"},
-            console=Console(quiet=True),
-            explained=False,
-            halved=False,
-        )
-    shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
-    return store
+    def convert_all(store: Path) -> None:
+        for name, source in untrained_image_sources().items():
+            convert(
+                source,
+                task_of("image-classification"),
+                name=name,
+                store=store,
+                compare_on=noise_files(500),
+                labelled=None,
+                precision="float32",
+                about={"licence": "none"},
+                console=Console(quiet=True),
+                explained=False,
+                halved=False,
+            )
+        shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
+
+    return made_once(tmp_path_factory, "image-models", convert_all)
 
 
 @pytest.fixture(scope="session")
@@ -335,15 +356,10 @@ def toy_translation_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export.training.translation import train_translation
     from tests.toy_translation import toy_config, toy_data
 
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # processes that share the tests train once, and each has a copy
-        shared = shared.parent
-    run_dir, is_trained = shared / "toy-run" / "dogs", shared / "toy-run.trained"
-    with FileLock(shared / "toy-run.lock"):
-        if not is_trained.exists():
-            assert train_translation(toy_data(), toy_config(), run_dir, Console(quiet=True))
-            is_trained.touch()
-    return Path(shutil.copytree(run_dir, tmp_path_factory.mktemp("runs") / "dogs"))
+    def train(run_dir: Path) -> None:
+        assert train_translation(toy_data(), toy_config(), run_dir, Console(quiet=True))
+
+    return made_once(tmp_path_factory, "dogs", train)
 
 
 @pytest.fixture(scope="session")
@@ -356,23 +372,24 @@ def translation_store(tmp_path_factory: pytest.TempPathFactory, toy_translation_
     from export.tasks.task import task_of
     from tests.toy_translation import endless_source, toy_pairs
 
-    store = tmp_path_factory.mktemp("translation") / "models"
-    toy = translation_source_of_run(toy_translation_run)
-    for name, source in {"dogs": toy, "endless": endless_source(toy.tokenizer_json)}.items():
-        convert_translation(
-            source,
-            task_of("translation"),
-            name=name,
-            store=store,
-            compare_on={"dogs": toy_pairs(300, 4), "more dogs": toy_pairs(200, 5)},
-            precision="float32",
-            about={"licence": "none"},
-            console=Console(quiet=True),
-            explained=False,
-            halved=False,
-        )
-    shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
-    return store
+    def convert_all(store: Path) -> None:
+        toy = translation_source_of_run(toy_translation_run)
+        for name, source in {"dogs": toy, "endless": endless_source(toy.tokenizer_json)}.items():
+            convert_translation(
+                source,
+                task_of("translation"),
+                name=name,
+                store=store,
+                compare_on={"dogs": toy_pairs(300, 4), "more dogs": toy_pairs(200, 5)},
+                precision="float32",
+                about={"licence": "none"},
+                console=Console(quiet=True),
+                explained=False,
+                halved=False,
+            )
+        shutil.copytree(ROOT / "model_store" / "sentiment-small", store / "sentiment")
+
+    return made_once(tmp_path_factory, "translation-models", convert_all)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from export.data.text_classification import LabelledTexts, TextClassificationDat
 from export.networks.transformer import EncoderConfig
 from export.training.text_classifier import train_text_classifier
 from export.training.text_recipes import TextTrainConfig
+from tests.conftest import made_once
 
 NUM_THREADS = torch.get_num_threads()  # before any test changes it
 GOOD = {"wonderful", "moving", "funny", "clever", "rich"}
@@ -67,6 +68,8 @@ def quiet() -> Console:
 @pytest.fixture(scope="session")
 def toy_run(tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Path:
     """A finished run."""
-    run_dir = tmp_path_factory.mktemp("runs") / "toy"
-    train_text_classifier(toy_data(), toy_config(), run_dir, quiet)
-    return run_dir
+
+    def train(run_dir: Path) -> None:
+        train_text_classifier(toy_data(), toy_config(), run_dir, quiet)
+
+    return made_once(tmp_path_factory, "toy", train)
