@@ -69,7 +69,7 @@ class ServiceConfig:
     )
     triton_compatible: Literal["off", "on"] = option(
         "off",
-        "on: the server's metadata names it 'triton', and typed gRPC requests are answered in raw_output_contents",
+        "on: answer typed gRPC requests in raw form, name the server 'triton', show inputs [n] as [n, 1]",
     )
     default_timeout_s: float = option(60.0, "deadline of a request without one")
     load_timeout_s: float = option(300.0, "time to load and prove one model; a model that takes longer is not served")

@@ -1,5 +1,6 @@
 """The models of the store as clients see them: index, metadata, cards, readiness."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 from service.errors import InvalidRequest, NotFound, Unavailable
@@ -10,6 +11,7 @@ from service.prediction.messages import IndexedModel, IndexedVersion, ModelConfi
 from service.prediction.statistics import ModelStatistics, model_statistics
 from service.tasks.stored_task import StoredTask
 from service.tasks.table import TASKS
+from service.tensors import TensorSpec
 
 PLATFORM = "onnxruntime_onnx"
 # By Triton's names. "model_repository" is not among them, because it promises to load and unload models.
@@ -19,14 +21,15 @@ TRITON_EXTENSIONS = ("binary_tensor_data", "classification", "model_configuratio
 class ModelCatalog:
     """Describes the models of a repository and tells which of them are ready."""
 
-    def __init__(self, repository: ModelRepository, server_name: str) -> None:
-        """Describe the models of `repository` in their state at the time of each call.
+    def __init__(self, repository: ModelRepository) -> None:
+        """Describe the models of `repository` in their state at the time of each call."""
+        self._repository = repository
+        self._triton_compatible = repository.config.triton_compatible == "on"
 
-        Args:
-            repository: the models.
-            server_name: name of the server in its metadata.
-        """
-        self._repository, self.server_name = repository, server_name
+    @property
+    def server_name(self) -> str:
+        """Name of the server in its metadata."""
+        return "triton" if self._triton_compatible else "heed"
 
     def describe(self, name: str, version: str = "") -> ModelDescription:
         """Return the metadata of a model.
@@ -35,11 +38,14 @@ class ModelCatalog:
             NotFound, Unavailable: as for a request.
         """
         model = self._repository.get(name, version)
+        inputs = model.task.inputs
+        if self._triton_compatible and model.task.max_inputs(1) > 0:
+            inputs = tuple(map(_as_column, inputs))
         return ModelDescription(
             name,
             self._repository.versions(name),
             PLATFORM,
-            model.task.inputs,
+            inputs,
             model.task.outputs,
             _properties(model),
         )
@@ -188,6 +194,11 @@ class ModelCatalog:
         if task.name not in TASKS:
             raise InvalidRequest(f"model {name!r} has no task API; it takes {task.accepts}")
         return cast("StoredTask[Any]", task)
+
+
+def _as_column(spec: TensorSpec) -> TensorSpec:
+    """Describe an input [n] as [n, 1], which is taken too: perf_analyzer sends no input without a second dimension."""
+    return replace(spec, shape=(-1, 1)) if spec.shape == (-1,) and not spec.any_rank else spec
 
 
 def _properties(model: ServedModel) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Predictor:
         self._preprocessor = Preprocessor(config, pool, self._image_memory)
         self._idle_executor = IdleExecutor(repository.num_cores, repository.host.preemption, repository.watchdog)
         self._explainer = Explainer(config.max_queue, self._idle_executor)
-        self.catalog = ModelCatalog(repository, "triton" if config.triton_compatible == "on" else "heed")
+        self.catalog = ModelCatalog(repository)
         self.accounting = Accounting(repository, metrics, config, self._idle_executor, tracing)
 
     async def infer(

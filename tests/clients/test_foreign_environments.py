@@ -4,18 +4,22 @@
 Skipped where they cannot be installed: without a registry, or without node.
 """
 
+import ctypes.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.conftest import ROOT, Server
+from tests.conftest import ROOT, Server, running_server
 
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(__file__).parent / "programs"
@@ -34,9 +38,17 @@ def install(what: str, command: list[str | Path], folder: Path) -> None:
         pytest.skip(f"{what} cannot be installed: {(run.stderr or run.stdout).strip()[-500:]}")
 
 
-def output_of(command: list[str | Path], folder: Path) -> str:
+def output_of(command: list[str | Path], folder: Path, variables: Mapping[str, str] = MappingProxyType({})) -> str:
     """Return what a program prints; fail with its errors if its status is not 0."""
-    run = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=RUN_S)
+    run = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=RUN_S,
+    )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
@@ -120,6 +132,30 @@ def test_the_protocols_generated_clients(environment: Callable[[str], Path], com
         assert (each["inputs"], each["id"], each["labels"]) == (["text"], "typed", LABELS)
     assert answers["grpc"]["ready"]
     assert "'unknown' is not in the store" in answers["http"]["refused"]["error"]
+
+
+def test_perf_analyzer(environment: Callable[[str], Path], tmp_path: Path) -> None:
+    """Triton's load generator reads configuration, metadata and statistics, over both protocols and on a stream."""
+    if ctypes.util.find_library("b64") is None:
+        pytest.skip("perf_analyzer needs libb64, which is not here (Debian: libb64-0d)")
+    folder = environment("perf_analyzer").parent
+    libraries = {path.parent for path in folder.rglob("libcudart.so*")}
+    path = {"LD_LIBRARY_PATH": ":".join(map(str, libraries))}
+    for name in ("sentiment-small", "translation-en-de"):
+        (tmp_path / name).symlink_to(ROOT / "model_store" / name)
+    with running_server(tmp_path, "--triton-compatible", "on") as server:
+        http, grpc = ["-i", "http", "-u", server.http.removeprefix("http://")], ["-i", "grpc", "-u", server.grpc]
+        for model, options in (
+            ("sentiment-small", http),
+            ("sentiment-small", [*grpc, "-b", "4"]),
+            ("sentiment-small", [*grpc, "--async", "--concurrency-range", "4:4"]),
+            ("translation-en-de", http),
+            ("translation-en-de", [*grpc, "--async", "--streaming"]),
+        ):
+            command = [folder / "bin/perf_analyzer", "-m", model, *options]
+            command += ["--string-data", "A wonderful film.", "--request-count", "20", "--max-trials", "1"]
+            printed = output_of(command, tmp_path, path)
+            assert re.search("Successful request count: 20", printed), (model, options, printed)
 
 
 def test_grpcurl(environment: Callable[[str], Path], committed_server: Server) -> None:

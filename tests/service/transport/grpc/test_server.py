@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -218,10 +219,12 @@ def test_long_tensors_are_returned_whole(channel: grpc.Channel, raw: bool) -> No
     assert list(response.outputs[0].shape) == list(numbers.shape)
 
 
-def test_typed_requests_are_answered_raw_where_the_option_says_so(small_store: Path) -> None:
-    """Clients of Triton read raw contents only; a raw request is answered raw in any case."""
+def test_a_server_that_is_compatible_with_triton(small_store: Path, tmp_path: Path) -> None:
+    """Typed requests are answered raw, it has Triton's name, and inputs [n] are shown as [n, 1], which is taken."""
+    shutil.copytree(small_store, tmp_path / "models")
+    shutil.copytree(ROOT / "model_store/sentiment-small", tmp_path / "models/sentiment")
     with (
-        running_server(small_store, "--triton-compatible", "on") as server,
+        running_server(tmp_path / "models", "--triton-compatible", "on") as server,
         grpc.insecure_channel(server.grpc) as opened,
     ):
         stub = inference_pb2_grpc.GRPCInferenceServiceStub(opened)
@@ -229,6 +232,13 @@ def test_typed_requests_are_answered_raw_where_the_option_says_so(small_store: P
             response = stub.ModelInfer(double_request(np.array([[1, 2]]), raw=raw))
             assert np.frombuffer(response.raw_output_contents[0], np.int32).tolist() == [2, 4]
             assert not response.outputs[0].HasField("contents")
+        assert stub.ServerMetadata(inference_pb2.ServerMetadataRequest()).name == "triton"
+        (text,) = stub.ModelMetadata(inference_pb2.ModelMetadataRequest(name="sentiment")).inputs
+        assert [*text.shape] == [-1, 1]
+        request = inference_pb2.ModelInferRequest(model_name="sentiment")
+        tensor = request.inputs.add(name="text", datatype="BYTES", shape=[2, 1])
+        tensor.contents.bytes_contents.extend([b"fine", b"dreadful"])
+        assert [[*output.shape] for output in stub.ModelInfer(request).outputs] == [[2], [2], [2, 2]]
 
 
 def test_a_connection_has_a_bounded_number_of_streams(small_store: Path, default_server: Server) -> None:
