@@ -3,8 +3,8 @@
 Third-party clients have protobuf classes of the same names as ours, and two such classes cannot be in one process, so
 these tests run in a process of their own, beside the others. Two processes share the other tests, a file at a time in
 the order of `LONGEST_FILES` (tests/conftest.py), because most of them wait for servers and for time limits. The slow
-tests of conversions and of explanations use one core each: three processes share them. The slow tests that start
-servers and load them have the machine to themselves. Clients that are installed for their tests come last.
+tests of conversions and of explanations use one core each: three processes share them, and a fourth one installs
+clients and runs them. The slow tests that start servers and load them come last and have the machine to themselves.
 """
 
 import os
@@ -29,6 +29,7 @@ SLOW = (
         [*EXPLAINED, "-m", "slow"],
         ["tests/export", *(f"--ignore={path}" for path in EXPLAINED), "-m", "slow"],
         ["tests/service/explanation/methods", "-m", "slow"],
+        ["tests/clients", "-m", "slow"],
     ),
     (
         [
@@ -40,7 +41,6 @@ SLOW = (
             "slow",
         ],
     ),
-    (["tests/clients", "-m", "slow"],),
 )
 
 
