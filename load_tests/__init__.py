@@ -1,5 +1,6 @@
 """Load tests of a running server: speed, and whether the answers stay right."""
 
+import errno
 import os
 import sys
 from types import TracebackType
@@ -8,7 +9,7 @@ from types import TracebackType
 os.environ["ORT_DISABLE_TELEMETRY"] = os.environ.get("ORT_DISABLE_TELEMETRY") or "1"
 
 OURS = ("export", "load_tests", "model_store", "proto", "service")  # packages of this repository
-NO_SPACE = (28, 27, 122)  # errno(3): ENOSPC, EFBIG, EDQUOT
+NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 def ending_of(error: BaseException) -> str | None:

@@ -236,11 +236,13 @@ class ModelFolder:
         """Return the names of a bare graph's classes; empty if its folder has none.
 
         Raises:
-            FolderError: the file of the names is not UTF-8, or has an empty line.
+            FolderError: the file of the names is empty, is not UTF-8, or has an empty line.
         """
         if LABELS not in self.files:
             return ()
         labels = tuple(line.strip() for line in self.read_text(LABELS).splitlines())
+        if not labels:
+            raise FolderError(f"{LABELS} is empty; it has the name of one class a line")
         if "" in labels:
             raise FolderError(f"{LABELS}: line {labels.index('') + 1} is empty; it has the name of one class a line")
         return labels

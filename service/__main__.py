@@ -45,7 +45,7 @@ def start() -> int:
     try:
         return run(config, logs)
     except ModuleNotFoundError:
-        raise
+        raise  # `main` says what installs the package
     except Exception:
         log_uncaught(*sys.exc_info())
         return 1

@@ -119,7 +119,7 @@ def test_training_that_is_stopped_saves_a_checkpoint_and_resumes(
 def test_training_that_is_interrupted_outside_of_its_steps_goes_on(
     phase: str, kept: str, environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """The same command finishes the run."""
+    """The command that was interrupted finishes the run when it is started again."""
     command = [*TRAIN, str(tmp_path / "run"), "--set", *SMALL, "epochs=1"]
     returned, errors = stopped_at(environment, phase, signal.SIGINT, *command)
     assert returned == INTERRUPTED, errors

@@ -122,6 +122,8 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
     raw, tensors = message.raw, message.request.inputs
     is_raw = len(raw) > 0
     if is_raw and len(raw) != len(tensors):
+        for tensor in tensors:
+            _check_no_contents(tensor, message.model_name)
         raise InvalidRequest(f"raw_input_contents has {len(raw)} entries for {len(tensors)} inputs")
     arrays: Arrays = {}
     left = math.inf if at_most is None else at_most
@@ -132,8 +134,8 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
             raise InvalidRequest(f"tensor {name!r} is given twice")
         if given := tensor.parameters:
             check_tensor_parameters("input", name, values_of(given))
-        if is_raw and tensor.HasField("contents") and tensor.contents.ByteSize():  # an empty message is no contents
-            raise InvalidRequest(f"tensor {name!r} has contents beside raw_input_contents; use one of them")
+        if is_raw and tensor.HasField("contents"):
+            _check_no_contents(tensor, message.model_name)
         if len(shape) <= MAX_DIMENSIONS:  # a tensor with more is refused below
             shape = tuple(shape)
             if datatype == "BYTES" or not is_raw:
@@ -150,6 +152,15 @@ def read_inputs(message: InferMessage, at_most: int | None = None) -> Arrays | N
         is_part = isinstance(raw[number], memoryview) and not array.dtype.hasobject
         arrays[name] = array.copy() if is_part else array
     return arrays
+
+
+def _check_no_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor, model_name: str) -> None:
+    """Refuse typed contents beside raw ones; an empty message is no contents."""
+    if tensor.contents.ByteSize():
+        raise InvalidRequest(  # in the words of Triton, which clients compare
+            f"contents field must not be specified when using raw_input_contents for {tensor.name!r} for model"
+            f" {model_name!r}; use one of them"
+        )
 
 
 def _decode_contents(tensor: inference_pb2.ModelInferRequest.InferInputTensor) -> NDArray[Any]:

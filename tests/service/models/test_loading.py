@@ -177,7 +177,11 @@ def test_labels_beside_a_bare_graph_name_its_classes(tmp_path: Path) -> None:
     (tmp_path / "1/labels.txt").write_text("cat\nüßer dog\n")
     task = loader.load(found).task
     assert (task.labels, task.outputs[0].labels) == (("cat", "üßer dog"),) * 2
-    for text, why in (("cat\n", "has 1 names, and no output has as many classes"), ("cat\n\n", "line 2 is empty")):
+    for text, why in (
+        ("", "is empty"),
+        ("cat\n", "has 1 names, and no output has as many classes"),
+        ("cat\n\n", "line 2 is empty"),
+    ):
         (tmp_path / "1/labels.txt").write_text(text)
         with pytest.raises(FolderError, match=f"labels.txt.*{why}"):
             loader.load(found)

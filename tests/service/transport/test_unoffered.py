@@ -343,7 +343,7 @@ def test_an_empty_form_beside_the_one_in_use(oip: inference_pb2_grpc.GRPCInferen
     assert tensor.HasField("contents")
     assert np.frombuffer(oip.ModelInfer(request).raw_output_contents[0], "<f4").tolist() == [2, 2, 2]
     tensor.contents.fp32_contents.extend([1, 1, 1])
-    with pytest.raises(grpc.RpcError, match="contents beside raw_input_contents"):
+    with pytest.raises(grpc.RpcError, match="contents field must not be specified when using raw_input_contents for "):
         oip.ModelInfer(request)
     del request.raw_input_contents[:]
     assert [*oip.ModelInfer(request).outputs[0].contents.fp32_contents] == [2, 2, 2]
