@@ -8,12 +8,14 @@ TEXT_CLASSIFICATION = "text-classification"
 IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
 FEATURE_EXTRACTION = "feature-extraction"
+TOKEN_CLASSIFICATION = "token-classification"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
     IMAGE_CLASSIFICATION: "export.tasks.image_classification",
     TRANSLATION: "export.tasks.translation",
     FEATURE_EXTRACTION: "export.tasks.feature_extraction",
+    TOKEN_CLASSIFICATION: "export.tasks.text.token_classification",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

@@ -34,8 +34,8 @@ NEUTRAL: Mapping[str, tuple[bool | float, ...]] = {
 # Tasks by the parameters that belong to them alone.
 PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     "text-classification and image-classification": ("function_to_apply", "top_k"),
-    "text-classification, translation and feature-extraction": ("truncation",),
-    "text-classification, image-classification and translation": ("explain",),
+    "tasks that read texts": ("truncation",),
+    "tasks whose answers can be explained": ("explain",),
     "translation": (
         "clean_up_tokenization_spaces",
         "generate_parameters",

@@ -6,8 +6,15 @@ from service.tasks.image_classification import ImageClassification
 from service.tasks.stored_task import StoredTask
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import FeatureExtraction
+from service.tasks.text.token_classification import TokenClassification
 from service.tasks.translation import Translation
 
-_TASKS: tuple[type[StoredTask[Any]], ...] = (TextClassification, ImageClassification, Translation, FeatureExtraction)
+_TASKS: tuple[type[StoredTask[Any]], ...] = (
+    TextClassification,
+    ImageClassification,
+    Translation,
+    FeatureExtraction,
+    TokenClassification,
+)
 
 TASKS = {task.name: task for task in _TASKS}

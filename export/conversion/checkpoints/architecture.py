@@ -4,11 +4,12 @@ from typing import Any
 
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
 from export.conversion.checkpoints.sentence_transformers import MODULES
-from export.task_table import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION, TRANSLATION
+from export.task_table import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, TRANSLATION
 
 # Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
 TASK_OF_ENDING = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,
     "Model": FEATURE_EXTRACTION,
