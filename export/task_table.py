@@ -9,6 +9,8 @@ IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
 FEATURE_EXTRACTION = "feature-extraction"
 TOKEN_CLASSIFICATION = "token-classification"
+TEXT_RANKING = "text-ranking"
+QUESTION_ANSWERING = "question-answering"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
@@ -16,6 +18,8 @@ TASKS = {
     TRANSLATION: "export.tasks.translation",
     FEATURE_EXTRACTION: "export.tasks.feature_extraction",
     TOKEN_CLASSIFICATION: "export.tasks.text.token_classification",
+    TEXT_RANKING: "export.tasks.text.text_ranking",
+    QUESTION_ANSWERING: "export.tasks.text.question_answering",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

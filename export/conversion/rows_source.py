@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from export.conversion.text_source import TextSource
 from service.tasks.text.encoding import Tokens
-from service.tasks.text.rows import RowsTask, golden_tensors
+from service.tasks.text.rows import RowsTask, TextRows, golden_tensors
 from service.tasks.text.tokenization import Text
 from service.tensors import TensorSpec
 
@@ -79,8 +79,7 @@ class RowsSource(TextSource):
 
     def item(self, given: Any) -> Any:
         """Tokenize an input to its rows."""
-        given = given.given if isinstance(given, RawInput) else given
-        return self.served.rows_of(given, truncate=False, field="the input", max_rows=MAX_ROWS)
+        return rows_of(self.served, given.given if isinstance(given, RawInput) else given)
 
     def golden_inputs(self) -> list[Any]:
         """Return the inputs of the golden examples."""
@@ -88,12 +87,18 @@ class RowsSource(TextSource):
 
     def golden_example(self, given: RawInput) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the input, and the ids of its rows."""
-        return dict(given.raw), golden_tensors(self.item(given))
+        item = self.item(given)
+        return dict(given.raw) | ({"truncate": "true"} if item.truncated else {}), golden_tensors(item)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return two rows of 16 tokens."""
         filled = {"token_type_ids": 0}
         return tuple(torch.full((2, 16), filled.get(name, 1), dtype=torch.int64) for name in self.input_names)
+
+
+def rows_of(served: RowsTask, given: Any) -> TextRows:
+    """Tokenize an input to its rows, truncated where the task cuts no windows."""
+    return served.rows_of(given, truncate=not served.cuts_windows, field="the input", max_rows=MAX_ROWS)
 
 
 class TokenLogits(nn.Module):

@@ -63,6 +63,7 @@ PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     ),
     "zero-shot-classification": ("candidate_labels", "hypothesis_template", "multi_label"),
     "token-classification": ("aggregation_strategy", "ignore_labels", "stride"),
+    "text-ranking": ("raw_scores", "return_text"),
     "fill-mask": ("targets",),
     "question-answering": (
         "align_to_words",

@@ -6,7 +6,9 @@ from service.tasks.image_classification import ImageClassification
 from service.tasks.stored_task import StoredTask
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import FeatureExtraction
+from service.tasks.text.ranking import TextRanking
 from service.tasks.text.token_classification import TokenClassification
+from service.tasks.text.question_answering import QuestionAnswering
 from service.tasks.translation import Translation
 
 _TASKS: tuple[type[StoredTask[Any]], ...] = (
@@ -15,6 +17,8 @@ _TASKS: tuple[type[StoredTask[Any]], ...] = (
     Translation,
     FeatureExtraction,
     TokenClassification,
+    TextRanking,
+    QuestionAnswering,
 )
 
 TASKS = {task.name: task for task in _TASKS}

@@ -4,16 +4,27 @@ from typing import Any
 
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
 from export.conversion.checkpoints.sentence_transformers import MODULES
-from export.task_table import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION, TOKEN_CLASSIFICATION, TRANSLATION
+from export.task_table import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    TASKS,
+    QUESTION_ANSWERING,
+    TEXT_CLASSIFICATION,
+    TEXT_RANKING,
+    TOKEN_CLASSIFICATION,
+    TRANSLATION,
+)
 
 # Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
 TASK_OF_ENDING = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForQuestionAnswering": QUESTION_ANSWERING,
     "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,
     "Model": FEATURE_EXTRACTION,
 }
+CROSS_ENCODER = "sentence_transformers"  # a field of `config.json` that sentence-transformers writes
 
 
 def task_of_checkpoint(name_or_path: str) -> str:
@@ -35,6 +46,8 @@ def task_of_config(config: dict[str, Any]) -> str:
         LoadRefused: they tell none.
     """
     named = config.get("architectures")
+    if CROSS_ENCODER in config and any("ForSequenceClassification" in str(each) for each in named or []):
+        return TEXT_RANKING
     for architecture in named if isinstance(named, list) else []:
         for ending, task in TASK_OF_ENDING.items():
             if str(architecture).endswith(ending):

@@ -21,7 +21,7 @@ from export.conversion.float16 import HalfPrecisionRefused, float16_outputs
 from export.conversion.model_folder.opening import served_task_of
 from export.conversion.model_folder.task import OneGraphTask
 from export.conversion.model_source import Source
-from export.conversion.rows_source import MAX_ROWS
+from export.conversion.rows_source import rows_of
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.onnx_graphs.passes import cpu_session
@@ -142,7 +142,7 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
         """Measure the agreement of the float16 graph with the same weights in float32."""
         task, worst, quality = self.opened(folder, manifest), 0.0, dict[str, Any]()
         for split, inputs in measured_on.items():
-            items = [_item(task, given) for given in inputs.inputs]
+            items = [rows_of(task, given) for given in inputs.inputs]
             rows = float16_outputs(folder, manifest.outputs[0].name, items, task.collate)
             half, whole = (_numbers(task, items, each) for each in rows)
             if not all(np.isfinite(each).all() for each in half):
@@ -173,7 +173,7 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
             return [self.answer_of(result) for result in task.split_batch({output: computed}, items)]
 
         invented = self.made_up(invented_texts(folder, NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS))
-        items, unusual = ([_item(task, given) for given in each] for each in (inputs, invented))
+        items, unusual = ([rows_of(task, given) for given in each] for each in (inputs, invented))
         return effort, [search_company(answer, items, unusual, attrgetter("length"), effort)]
 
     def answer_of(self, result: RowResults) -> Answer:
@@ -187,10 +187,6 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
         """Open the served task of a folder."""
         task: RowsTask = served_task_of(folder, manifest)
         return task
-
-
-def _item(task: RowsTask, given: Any) -> TextRows:
-    return task.rows_of(given, truncate=False, field="the input", max_rows=MAX_ROWS)
 
 
 def _numbers(task: RowsTask, items: Sequence[TextRows], rows: Sequence[Numbers]) -> list[Numbers]:

@@ -24,10 +24,10 @@ from service.tasks.hub_messages import (
     truncates,
     whole,
 )
-from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles, Tolerance
+from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, ScoreFunction
-from service.tasks.text.encoding import TextEncoding, Tokens
 from service.tasks.text.pairs import pair_parts, part_of_pair
+from service.tasks.text.rows import RowResults, RowsTask, TextRows
 from service.tasks.text.tokenization import TEXT_PAIR, Pair, texts_or_pairs_of
 from service.tensors import Arrays, TensorSpec
 
@@ -104,7 +104,7 @@ class RankedText(msgspec.Struct, omit_defaults=True):
     text: str | msgspec.UnsetType = msgspec.UNSET
 
 
-class TextRanking(TextEncoding):
+class TextRanking(RowsTask):
     """Pairs of texts to scores."""
 
     name: ClassVar[str] = "text-ranking"
@@ -159,16 +159,23 @@ class TextRanking(TextEncoding):
         """Return the pairs of the tensors `text` (the queries) and `text_pair`."""
         return texts_or_pairs_of(inputs)
 
-    def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
-        """Split the outputs of a call into the logits of each pair, float32 [C]."""
-        return list(outputs["logits"])
+    def all_rows(
+        self, inputs: Sequence[Pair], *, first: int = 0, truncate: bool, field: str, max_rows: int
+    ) -> list[TextRows]:
+        """Tokenize pairs in one call of the tokenizer; each is one row."""
+        tokens = self.preprocess_all(inputs, truncate=truncate, field=field, first=first)
+        return [TextRows([row], pair, None, row.truncated) for row, pair in zip(tokens, inputs, strict=True)]
 
-    def finish(self, result: NDArray[np.float32], options: AnswerOptions = DEFAULT_ANSWER) -> Ranking:
-        """Convert logits, float32 [C], to scores."""
-        scores = scores_of(result.tolist(), options.function or self.settings.function)
+    def rows_of(self, given: Pair, *, truncate: bool, field: str, max_rows: int) -> TextRows:
+        """Tokenize a pair."""
+        return self.all_rows([given], truncate=truncate, field=field, max_rows=max_rows)[0]
+
+    def finish(self, result: RowResults, options: AnswerOptions = DEFAULT_ANSWER) -> Ranking:
+        """Convert the logits of a pair to scores."""
+        scores = scores_of(result.rows[0].tolist(), options.function or self.settings.function)
         return Ranking(np.array(scores, dtype=np.float32))
 
-    def to_tensors(self, results: Sequence[NDArray[np.float32]]) -> Arrays:
+    def to_tensors(self, results: Sequence[RowResults]) -> Arrays:
         """Make the output tensors of n pairs."""
         scores_nC = np.stack([self.finish(result).scores_C for result in results])
         return {"score": scores_nC[:, -1], "scores": scores_nC}
@@ -193,45 +200,30 @@ class TextRanking(TextEncoding):
         """Make the task API's answer for one text."""
         return ranked([answer])
 
-    def check_example(self, example: Example) -> None:
-        """Check that a golden example has a logit for each class.
-
-        Raises:
-            TaskError: the number of logits is wrong.
-        """
-        if (found := len(example.outputs.get("logits", []))) != len(self.labels):
-            raise TaskError(f"{found} logits, but {len(self.labels)} labels in manifest.json")
-
-    def golden_difference(
-        self, example: Example, result: NDArray[np.float32], tolerance: Tolerance, search: str = ""
-    ) -> float:
-        """Return the largest absolute difference of logits, float32 [C], from the golden ones.
-
-        Raises:
-            TaskError: it exceeds the tolerance.
-        """
-        off_by = float(np.abs(result - np.array(example.outputs["logits"])).max())
-        if not off_by <= tolerance.max_abs_logit_difference:
-            raise TaskError(f"logits differ by {off_by:.3g}, the manifest allows {tolerance.max_abs_logit_difference:g}")
-        return off_by
+    def golden_given(self, example: Example) -> Pair:
+        """Return the pair of a golden example."""
+        return Pair(example.inputs["text"], example.inputs[TEXT_PAIR])
 
     # --- explanations ------------------------------------------------------------------------------------------------
 
     def parts(
-        self, given: Pair, item: Tokens, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
+        self, given: Pair, item: TextRows, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
         """Split both texts into their tokens; a token is named by its place in the pair."""
-        return pair_parts(self.encoder, given, item, truncate=truncate)
+        return pair_parts(self.encoder, given, item.parts[0], truncate=truncate)
 
-    def value_function(self, item: Tokens, result: NDArray[np.float32], target: int | None) -> ValueFunction:
+    def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
         """Return the score of the pair as a function of the tokens that are kept."""
         number = len(self.labels) - 1 if target is None else target
 
-        def values_of(logits_C: NDArray[np.float32]) -> list[float]:
-            return [float(self.finish(logits_C).scores_C[number])]
+        def item_of(kept: Sequence[int]) -> TextRows:
+            return TextRows([part_of_pair(item.parts[0], self.pad_id, kept)], item.given)
+
+        def values_of(part: RowResults) -> list[float]:
+            return [float(self.finish(part).scores_C[number])]
 
         return ValueFunction(
-            partial(part_of_pair, item, self.pad_id),
+            item_of,
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
             whole=values_of(result),
@@ -239,7 +231,7 @@ class TextRanking(TextEncoding):
             row=dict,
         )
 
-    def golden_row(self, item: Tokens, example: Example, target: int | None) -> Arrays:
+    def golden_row(self, item: TextRows, example: Example, target: int | None) -> Arrays:
         """No folder of this task has an explanation graph."""
         raise NotImplementedError
 

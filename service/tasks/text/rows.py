@@ -128,6 +128,7 @@ class RowsTask(TextEncoding):
 
     output_name: ClassVar[str] = "logits"
     per_token: ClassVar[bool] = False  # whether each token of a row has numbers
+    cuts_windows: ClassVar[bool] = False  # whether a long input is cut into windows
 
     def rows_of(self, given: Any, *, truncate: bool, field: str, max_rows: int) -> TextRows:
         """Tokenize an input to its rows. May be called in any thread.
@@ -158,16 +159,20 @@ class RowsTask(TextEncoding):
         """Plan the tokenization of inputs."""
         check_num_rows(len(inputs), limits.max_request_rows)
         work = partial(
-            self._all_rows,
+            self.all_rows,
             truncate=options.truncate,
             field=field,
             max_rows=min(limits.max_batch_rows, limits.max_request_rows),
         )
         return tokenization(inputs, work, self.characters_of)
 
-    def _all_rows(self, inputs: Sequence[Any], *, first: int = 0, field: str, **options: Any) -> list[TextRows]:
+    def all_rows(
+        self, inputs: Sequence[Any], *, first: int = 0, truncate: bool, field: str, max_rows: int
+    ) -> list[TextRows]:
+        """Tokenize inputs; arguments and errors are those of `rows_of`, `first` is the number of the first input."""
         return [
-            self.rows_of(given, field=field.format(number), **options) for number, given in enumerate(inputs, first)
+            self.rows_of(given, truncate=truncate, field=field.format(number), max_rows=max_rows)
+            for number, given in enumerate(inputs, first)
         ]
 
     def collate(self, items: Sequence[Any]) -> Arrays:

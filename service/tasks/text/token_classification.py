@@ -101,6 +101,7 @@ class TokenClassification(RowsTask):
     example: ClassVar[str | None] = """-d '{"inputs": "Ada Lovelace lived in London."}'"""
     attention_outputs: ClassVar[Mapping[str, str]] = {}
     per_token: ClassVar[bool] = True
+    cuts_windows: ClassVar[bool] = True
     outputs = (TensorSpec("entities", "BYTES", (-1,)),)
 
     def __init__(

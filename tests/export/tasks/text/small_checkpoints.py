@@ -73,8 +73,10 @@ def save_checkpoint(kind: str, model_class: Any, folder: Path, **options: Any) -
         options: further fields of `config.json`.
     """
     tokenizer, marks = {"bert": _word_pieces, "roberta": _byte_pairs, "xlm-roberta": _unigrams}[kind]()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, **marks)
-    fast.model_input_names = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if kind == "bert" else [])]
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=MAX_TOKENS, model_input_names=names, **marks
+    )
     fast.save_pretrained(folder)
     torch.manual_seed(1)
     config = {"bert": BertConfig, "roberta": RobertaConfig, "xlm-roberta": XLMRobertaConfig}[kind]
