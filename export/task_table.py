@@ -11,6 +11,7 @@ FEATURE_EXTRACTION = "feature-extraction"
 TOKEN_CLASSIFICATION = "token-classification"
 TEXT_RANKING = "text-ranking"
 QUESTION_ANSWERING = "question-answering"
+ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
@@ -20,6 +21,7 @@ TASKS = {
     TOKEN_CLASSIFICATION: "export.tasks.text.token_classification",
     TEXT_RANKING: "export.tasks.text.text_ranking",
     QUESTION_ANSWERING: "export.tasks.text.question_answering",
+    ZERO_SHOT_CLASSIFICATION: "export.tasks.text.zero_shot_classification",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

@@ -9,6 +9,7 @@ from service.tasks.text.embeddings import FeatureExtraction
 from service.tasks.text.ranking import TextRanking
 from service.tasks.text.token_classification import TokenClassification
 from service.tasks.text.question_answering import QuestionAnswering
+from service.tasks.text.zero_shot import ZeroShotClassification
 from service.tasks.translation import Translation
 
 _TASKS: tuple[type[StoredTask[Any]], ...] = (
@@ -19,6 +20,7 @@ _TASKS: tuple[type[StoredTask[Any]], ...] = (
     TokenClassification,
     TextRanking,
     QuestionAnswering,
+    ZeroShotClassification,
 )
 
 TASKS = {task.name: task for task in _TASKS}
