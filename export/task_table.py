@@ -12,6 +12,7 @@ TOKEN_CLASSIFICATION = "token-classification"
 TEXT_RANKING = "text-ranking"
 QUESTION_ANSWERING = "question-answering"
 ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
+FILL_MASK = "fill-mask"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
@@ -22,6 +23,7 @@ TASKS = {
     TEXT_RANKING: "export.tasks.text.text_ranking",
     QUESTION_ANSWERING: "export.tasks.text.question_answering",
     ZERO_SHOT_CLASSIFICATION: "export.tasks.text.zero_shot_classification",
+    FILL_MASK: "export.tasks.text.fill_mask",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

@@ -10,6 +10,7 @@ from service.tasks.text.ranking import TextRanking
 from service.tasks.text.token_classification import TokenClassification
 from service.tasks.text.question_answering import QuestionAnswering
 from service.tasks.text.zero_shot import ZeroShotClassification
+from service.tasks.text.fill_mask import FillMask
 from service.tasks.translation import Translation
 
 _TASKS: tuple[type[StoredTask[Any]], ...] = (
@@ -21,6 +22,7 @@ _TASKS: tuple[type[StoredTask[Any]], ...] = (
     TextRanking,
     QuestionAnswering,
     ZeroShotClassification,
+    FillMask,
 )
 
 TASKS = {task.name: task for task in _TASKS}

@@ -8,6 +8,7 @@ from export.task_table import (
     FEATURE_EXTRACTION,
     IMAGE_CLASSIFICATION,
     TASKS,
+    FILL_MASK,
     QUESTION_ANSWERING,
     TEXT_CLASSIFICATION,
     TEXT_RANKING,
@@ -19,6 +20,7 @@ from export.task_table import (
 TASK_OF_ENDING = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
     "ForQuestionAnswering": QUESTION_ANSWERING,
+    "ForMaskedLM": FILL_MASK,
     "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,

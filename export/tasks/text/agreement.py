@@ -20,8 +20,7 @@ from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRe
 from export.conversion.float16 import HalfPrecisionRefused, float16_outputs
 from export.conversion.model_folder.opening import served_task_of
 from export.conversion.model_folder.task import OneGraphTask
-from export.conversion.model_source import Source
-from export.conversion.rows_source import rows_of
+from export.conversion.rows_source import RowsSource, rows_of
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.onnx_graphs.passes import cpu_session
@@ -53,15 +52,19 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
     def made_up(self, texts: Sequence[str]) -> list[Any]:
         """Make inputs of generated texts, as the served task takes them."""
 
+    def adapted(self, served: RowsTask, given: Any) -> Any:
+        """Write a generated input as a model needs it."""
+        return given
+
     def compared(self, count: int) -> list[Any]:
         """Make inputs to compare and measure on."""
         from export.conversion.golden_texts import made_up_sentences
 
         return self.made_up(made_up_sentences(count))
 
-    def write(self, source: Source, target: Target, console: Console) -> None:
+    def write(self, source: RowsSource, target: Target, console: Console) -> None:
         """Convert a source; what a lossy precision costs is measured on generated texts."""
-        inputs = Inputs(self.compared(MIN_COMPARED))
+        inputs = Inputs([self.adapted(source.served, given) for given in self.compared(MIN_COMPARED)])
         convert(
             source,
             self,
@@ -142,7 +145,7 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
         """Measure the agreement of the float16 graph with the same weights in float32."""
         task, worst, quality = self.opened(folder, manifest), 0.0, dict[str, Any]()
         for split, inputs in measured_on.items():
-            items = [rows_of(task, given) for given in inputs.inputs]
+            items = [rows_of(task, self.adapted(task, given)) for given in inputs.inputs]
             rows = float16_outputs(folder, manifest.outputs[0].name, items, task.collate)
             half, whole = (_numbers(task, items, each) for each in rows)
             if not all(np.isfinite(each).all() for each in half):
@@ -173,7 +176,7 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
             return [self.answer_of(result) for result in task.split_batch({output: computed}, items)]
 
         invented = self.made_up(invented_texts(folder, NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS))
-        items, unusual = ([rows_of(task, given) for given in each] for each in (inputs, invented))
+        items, unusual = ([rows_of(task, self.adapted(task, given)) for given in each] for each in (inputs, invented))
         return effort, [search_company(answer, items, unusual, attrgetter("length"), effort)]
 
     def answer_of(self, result: RowResults) -> Answer:

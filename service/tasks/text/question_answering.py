@@ -299,9 +299,13 @@ class QuestionAnswering(RowsTask):
         """Return the score of the best answer's tokens as a function of the tokens that are kept."""
         (places,) = item.places
         starts_T, ends_T, _ = _probabilities(places, result.rows[0])
-        (first, last, score), *_ = _spans(starts_T, ends_T, 1, item.given.max_answer_len)
-        start, end = _characters(places, first, last, words=item.given.align_to_words)
-        window = places.window
+        given: Question = item.given
+        best = next((each for each in self.finish(result) if each.answer), None)
+        spans = _spans(starts_T, ends_T, 2 * given.top_k + EXTRA_SPANS, given.max_answer_len)
+        words = [given.context[slice(*_characters(places, *span[:2], words=given.align_to_words))] for span in spans]
+        # Several spans may be one answer; the likeliest of them is explained.
+        number = next((each for each, text in enumerate(words) if best and text == best.answer), 0)
+        (first, last, score), window = spans[number], places.window
 
         def item_of(kept: Sequence[int]) -> TextRows:
             row = part_of_pair(window.tokens, self.pad_id, kept)
@@ -323,7 +327,7 @@ class QuestionAnswering(RowsTask):
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
             whole=[score],
-            target=item.given.context[start:end],
+            target=words[number],
             row=dict,
         )
 
