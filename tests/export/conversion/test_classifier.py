@@ -19,9 +19,9 @@ from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import text_source_of_run
-from export.conversion.random_weights import write_random_weights
 from export.conversion.text_source import TextClassifierSource
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
+from export.studies.random_weights import write_random_weights
 from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
 from service.models.loaded import OneCallModel
