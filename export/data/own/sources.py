@@ -69,37 +69,46 @@ class Request:
         return replace(request, **found)
 
 
-def read_sources(request: Request, columns: Sequence[str]) -> dict[str, Table]:
-    """Read the tables of a request by split.
+def read_sources(sources: Mapping[str, str], columns: Sequence[str]) -> dict[str, Table]:
+    """Read the tables of a data set by split.
 
-    A data set of the hub as training source also gives the validation and test splits that it has and that the request
-    does not name.
+    A data set of the hub as training source also gives the validation and test splits that it has and that have no
+    source of their own.
 
     Raises:
         DataRefused: a source cannot be read, or lacks the split.
     """
     tables: dict[str, Table] = {}
-    for name, source in request.sources.items():
-        if Path(source).is_dir() or is_hub_id(source):
-            splits = read_hub(source)
-            wanted = HUB_NAMES if name == TRAIN else {name: (*HUB_NAMES[name], *splits)}
-            for split, names in wanted.items():
-                for each in names:
-                    if each in splits and split not in tables:
-                        tables[split] = _with_digest(splits[each], columns)
-            if name not in tables:
-                raise DataRefused(f"the data set {source} has no split {name!r}; it has {listed(map(repr, splits))}")
-        else:
+    for name, source in sources.items():
+        if not Path(source).is_dir() and not is_hub_id(source):
             tables[name] = read_table(Path(source), columns)
+            continue
+        splits = read_hub(source)
+        if name == TRAIN:
+            wanted = {split: names for split, names in HUB_NAMES.items() if split == TRAIN or split not in sources}
+        else:
+            wanted = {name: (*HUB_NAMES[name], *splits)}  # the only split of a data set may have any name
+        for split, names in wanted.items():
+            found = [each for each in names if each in splits]
+            if found:
+                tables[split] = _with_digest(splits[found[0]], columns)
+            elif split == name:
+                raise DataRefused(f"the data set {source} has no split {name!r}; it has {listed(map(repr, splits))}")
     return tables
 
 
 def _with_digest(table: Table, columns: Sequence[str]) -> Table:
     # The hub has no file of its own for a split, so the rows themselves are what is recorded.
-    rows = list(zip(*(table.column(column) for column in columns), strict=True))
+    rows = list(zip(*(table.column(column) for column in columns or table.columns), strict=True))
     return replace(table, record=table.record | {"sha256": digest([[str(value) for value in row] for row in rows])})
 
 
 def licence_of(request: Request, tables: Mapping[str, Table]) -> str:
     """Return the licence as the request or the hub gives it, or NOT_STATED."""
     return request.licence or tables[TRAIN].licence or NOT_STATED
+
+
+def name_of(request: Request) -> str:
+    """Return a name for the data set: that of its training file without the ending, or the name on the hub."""
+    path = Path(request.train)
+    return path.stem if path.is_file() else path.resolve().name if path.is_dir() else request.train

@@ -19,7 +19,7 @@ from export.data.own.labels import (
     read_labels,
 )
 from export.data.own.refusals import DataRefused
-from export.data.own.sources import Request, licence_of, read_sources
+from export.data.own.sources import Request, licence_of, name_of, read_sources
 from export.data.own.splits import (
     TEST,
     TRAIN,
@@ -75,7 +75,7 @@ def load_texts(request: TextRequest) -> TextClassificationData:
     """
     if request.problem is not None and request.problem not in PROBLEMS:
         raise DataRefused(f"the problem {request.problem!r} is unknown; it is one of {', '.join(PROBLEMS)}")
-    tables = read_sources(request, request.columns)
+    tables = read_sources(request.sources, request.columns)
     notes = _leave_out_unlabelled_test(tables, request)
     problem = find_problem(tables[TRAIN].column(request.label_column), request.label_column)
     kind, reason = (request.problem, "it was asked for") if request.problem else (problem.kind, problem.reason)
@@ -115,8 +115,7 @@ def load_texts(request: TextRequest) -> TextClassificationData:
     )
     document["problem"] = {"kind": kind, "reason": reason}
     test = parts[TEST] if len(parts[TEST]) else None
-    name = Path(request.train).stem if Path(request.train).exists() else request.train
-    return TextClassificationData(name, names, parts[TRAIN], parts[VALIDATION], kind, test, document)
+    return TextClassificationData(name_of(request), names, parts[TRAIN], parts[VALIDATION], kind, test, document)
 
 
 _NAMES = (TRAIN, VALIDATION, TEST)

@@ -16,7 +16,7 @@ TICKETS = ROOT / "tests" / "data" / "own" / "tickets.csv"
 
 def document_of(request: Request) -> dict[str, object]:
     """Record a request as a task does."""
-    tables = read_sources(request, ["text", "label"])
+    tables = read_sources(request.sources, ["text", "label"])
     files = {name: table.record for name, table in tables.items()}
     return {"format": 1, "request": request.as_dict(), "files": files, "splits": {}}
 
@@ -61,15 +61,16 @@ def test_a_data_set_gives_the_splits_that_it_has(
         rows = datasets.Dataset.from_dict({"text": texts, "label": ["x"] * len(texts)})
         (tmp_path / "toys").mkdir(exist_ok=True)
         rows.to_parquet(tmp_path / "toys" / f"{split}.parquet")
-    tables = read_sources(Request(train="someone/toys", test=str(TICKETS)), ["text", "label"])
+    tables = read_sources({TRAIN: "someone/toys", TEST: str(TICKETS)}, ["text", "label"])
     assert {name: len(table) for name, table in tables.items()} == {TRAIN: 2, VALIDATION: 1, TEST: 150}
     assert len(tables[TRAIN].record["sha256"]) == 64 and "path" not in tables[TRAIN].record
+    assert len(read_sources({TRAIN: str(TICKETS), TEST: "someone/toys"}, ["text"])[TEST]) == 2
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        read_sources(Request(train="someone/other"), ["text"])
+        read_sources({TRAIN: "someone/other"}, ["text"])
 
 
 def test_the_licence_is_the_given_one_or_not_stated() -> None:
     """Nothing is guessed."""
-    tables = read_sources(Request(train=str(TICKETS)), ["text"])
+    tables = read_sources({TRAIN: str(TICKETS)}, ["text"])
     assert licence_of(Request(train=str(TICKETS)), tables) == NOT_STATED
     assert licence_of(Request(train=str(TICKETS), licence="CC0-1.0"), tables) == "CC0-1.0"
