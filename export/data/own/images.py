@@ -22,7 +22,7 @@ from export.data.own.labels import (
     SINGLE_LABEL,
     Problem,
     check_known,
-    check_number_of_labels,
+    check_labels_differ,
     counts_by_label,
     find_problem,
     lacks_label,
@@ -33,10 +33,10 @@ from export.data.own.refusals import DataRefused, listed
 from export.data.own.sources import Request, licence_of, name_of, read_sources
 from export.data.own.splits import TEST, TRAIN, VALIDATION, arrange, digest
 from export.data.own.tables import Table
+from export.task_table import IMAGE_CLASSIFICATION
 from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
 from service.tasks.images.image_file import FORMATS, JPEGS, size_upright
 
-TASK = "image-classification"
 SPLITS = (TRAIN, VALIDATION, TEST)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of FORMATS, which the server takes
 FOLDER_NAMES = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val"), TEST: ("test",)}
@@ -141,7 +141,7 @@ def load_images(request: ImageRequest) -> ImageFilesData:
     request = replace(request, problem=kind)
     checked = {name: _check(table, request, kind) for name, table in tables.items()}
     names = names_of([name for each in checked[TRAIN].sets for name in each])
-    check_number_of_labels(names, kind, tables[TRAIN].name)
+    check_labels_differ(checked[TRAIN].sets, kind, tables[TRAIN].name)
     for name in set(checked) - {TRAIN}:
         check_known(tables[name], request.label_column, checked[name].rows, checked[name].sets, set(names))
     arrangement = arrange(
@@ -165,7 +165,7 @@ def load_images(request: ImageRequest) -> ImageFilesData:
         splits |= {name: {"rows": len(part), "sha256": sums, "labels": counts}} if len(part) else {}
     _check_not_empty(parts, tables[TRAIN])
     document = write_document(
-        task=TASK,
+        task=IMAGE_CLASSIFICATION,
         request=request.as_dict(),
         files={name: _record(table, checked[name]) for name, table in tables.items()},
         labels=names,
@@ -266,7 +266,9 @@ def _problem(train: Table, request: ImageRequest) -> Problem:
     else:
         problem = find_problem(train.column(request.label_column), request.label_column)
     if problem.kind not in {SINGLE_LABEL, MULTI_LABEL}:
-        raise DataRefused(f"{problem.reason}: {TASK} takes {SINGLE_LABEL} and {MULTI_LABEL}, not {problem.kind}")
+        raise DataRefused(
+            f"{problem.reason}: {IMAGE_CLASSIFICATION} takes {SINGLE_LABEL} and {MULTI_LABEL}, not {problem.kind}"
+        )
     return problem
 
 

@@ -11,7 +11,7 @@ from export.data.own.labels import (
     PROBLEMS,
     REGRESSION,
     check_known,
-    check_number_of_labels,
+    check_labels_differ,
     counts_by_label,
     find_problem,
     lacks_label,
@@ -31,8 +31,7 @@ from export.data.own.splits import (
 )
 from export.data.own.tables import Table
 from export.data.text_classification import LabelledTexts, TextClassificationData
-
-TASK = "text-classification"
+from export.task_table import TEXT_CLASSIFICATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +81,8 @@ def load_texts(request: TextRequest) -> TextClassificationData:
     request = replace(request, problem=kind)
     rows = {name: _read_rows(table, request, kind) for name, table in tables.items()}
     names = _label_names(rows[TRAIN], kind, request)
+    check_labels_differ(rows[TRAIN].labels, kind, tables[TRAIN].name)
     if kind != REGRESSION:
-        check_number_of_labels(names, kind, tables[TRAIN].name)
         for name in set(rows) - {TRAIN}:
             sets = [each if kind == MULTI_LABEL else [each] for each in rows[name].labels]
             check_known(tables[name], request.label_column, rows[name].places, sets, set(names))
@@ -103,7 +102,7 @@ def load_texts(request: TextRequest) -> TextClassificationData:
                 " different texts of one label are needed"
             )
     document = write_document(
-        task=TASK,
+        task=TEXT_CLASSIFICATION,
         request=request.as_dict(),
         files={name: table.record for name, table in tables.items()},
         labels=names,
