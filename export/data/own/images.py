@@ -29,7 +29,7 @@ from export.data.own.labels import (
     names_of,
     read_labels,
 )
-from export.data.own.refusals import DataRefused, listed
+from export.data.own.refusals import DataRefused, first_line, listed
 from export.data.own.sources import Request, licence_of, name_of, read_sources
 from export.data.own.splits import TEST, TRAIN, VALIDATION, arrange, digest
 from export.data.own.tables import Table
@@ -319,7 +319,7 @@ def decoded_size(file: ImageFile) -> tuple[tuple[int, int], str]:
             image.load()
             width, height = size_upright(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataRefused(f"{name} is no whole image ({str(error).splitlines()[0]})") from error
+        raise DataRefused(f"{name} is no whole image ({first_line(error)})") from error
     if image_format not in {*FORMATS, *JPEGS}:
         raise DataRefused(f"{name} is {image_format}; {', '.join(FORMATS)} are taken")
     return (height, width), hashlib.sha256(content).hexdigest()
