@@ -15,7 +15,6 @@ from rich.console import Console
 
 from export.conversion.classifier import convert, export_onnx
 from export.conversion.comparison import classifier as comparison
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import text_source_of_run
@@ -28,6 +27,7 @@ from service.models.loaded import OneCallModel
 from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
+from tests.export.conversion.outputs import onnx_logits
 from tests.export.networks.test_transformer import VARIANTS
 
 

@@ -29,12 +29,12 @@ from transformers import (
 
 from export.conversion.checkpoints.image_processors import load_processor
 from export.conversion.checkpoints.reading import LoadRefused
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_images import golden_images, gradient
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.hugging_face import image_source_of_hugging_face
 from export.conversion.text_checkpoint import classifier_of_hugging_face
 from tests.conftest import ROOT, running_server
+from tests.export.conversion.outputs import onnx_logits
 from tests.export.conversion.random_checkpoints import FAMILIES, save_model
 from tests.service.tasks.test_image_classification import file_of
 
