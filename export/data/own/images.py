@@ -19,6 +19,7 @@ from export.data.image_classification import LabelledImages
 from export.data.own.documents import check_same_splits, write_document
 from export.data.own.labels import (
     MULTI_LABEL,
+    REGRESSION,
     SINGLE_LABEL,
     Problem,
     check_known,
@@ -265,6 +266,8 @@ def _problem(train: Table, request: ImageRequest) -> Problem:
         problem = Problem(SINGLE_LABEL, "each folder is a label")
     else:
         problem = find_problem(train.column(request.label_column), request.label_column)
+        if problem.kind == REGRESSION:
+            problem = Problem(SINGLE_LABEL, f"numbers in column {request.label_column!r} are labels of images")
     if problem.kind not in {SINGLE_LABEL, MULTI_LABEL}:
         raise DataRefused(
             f"{problem.reason}: {IMAGE_CLASSIFICATION} takes {SINGLE_LABEL} and {MULTI_LABEL}, not {problem.kind}"

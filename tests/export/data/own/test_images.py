@@ -59,12 +59,15 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
     assert rebuild_images(json.loads(json.dumps(data.document))) == data
 
 
-def test_folders_that_are_numbers_are_labels(tmp_path: Path) -> None:
-    """Never a regression."""
+def test_numbers_are_labels(tmp_path: Path) -> None:
+    """Names of folders and columns of tables alike: there is no regression of images."""
     for number in range(60):
         for copy in range(2):
             draw(tmp_path / "a" / f"{number}.5" / f"{copy}.png", (number, 0, copy * 99), number, (4, 4))
     assert len(load_images(ImageRequest(train=str(tmp_path / "a"))).label_names) == 60
+    rows = [(f"a/{number}.5/{copy}.png", str(number)) for number in range(60) for copy in range(2)]
+    data = load_images(ImageRequest(train=csv_file(tmp_path / "a.csv", rows)))
+    assert data.label_names == [str(number) for number in range(60)]
 
 
 def test_folders_of_splits_are_the_splits(tmp_path: Path) -> None:
