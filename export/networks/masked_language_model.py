@@ -30,17 +30,18 @@ class MarkedTokenLogits(nn.Module):
         self.head = head
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, *more: Tensor
+        self, input_ids: Tensor, attention_mask: Tensor, types_or_marks: Tensor, marks: Tensor | None = None
     ) -> Tensor:
         """Compute logits, [B, V].
 
         Args:
             input_ids: int64 [B, T].
             attention_mask: 1 for real tokens, int64 [B, T].
-            more: token types where the encoder takes them; then the marks: 1 at the token that is asked for.
+            types_or_marks: token types, int64 [B, T], where the encoder takes them; else the marks.
+            marks: 1 at the token that is asked for, int64 [B, T].
         """
-        *types, marks_BT = more
-        given = {"token_type_ids": types[0]} if types else {}
+        given = {} if marks is None else {"token_type_ids": types_or_marks}
+        marks_BT = types_or_marks if marks is None else marks
         x_BTD = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **given).last_hidden_state
         x_B1D = (x_BTD * marks_BT.unsqueeze(-1).to(x_BTD.dtype)).sum(1, keepdim=True)
         logits_BV: Tensor = self.head(inputs_embeds=x_B1D).logits[:, 0]

@@ -323,7 +323,7 @@ class Predictor:
         items = prepared if isinstance(prepared, list) else await prepared
         planning = partial(
             plan_explanation,
-            *(task, account.model.loaded.graph, request, items[0], given[0]),
+            *(task, account.model.loaded.graph, request, items[0], given[0], f"model {account.model.name!r}"),
             truncate=account.options.truncate,
             field=field,
             max_image_pixels=self._config.max_image_pixels,

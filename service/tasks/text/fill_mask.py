@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, refuse_target
 from service.tasks.hub_messages import (
     ExplainParameters,
     HubOptions,
@@ -297,6 +297,8 @@ class FillMask(RowsTask):
         spans = self.spans(given.text, truncate=truncate)
         kept = [None if token == self._mask_id else span for token, span in zip(ids, spans, strict=True)]
         return TextParts(given.text, [*range(len(ids))], kept, self.names(ids))
+
+    target_of = refuse_target
 
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
         """Return the probability of the first gap's likeliest token as a function of the tokens that are kept."""

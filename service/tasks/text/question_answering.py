@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from service.errors import InvalidRequest
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, refuse_target
 from service.tasks.hub_messages import ExplainParameters, HubOptions, PositiveWhole, Whole, inputs_and_field, whole
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
@@ -294,6 +294,8 @@ class QuestionAnswering(RowsTask):
                 found.append(in_question[place] if place < window.start and start < end else None)
         text = BETWEEN.join((given.question, given.context))
         return TextParts(text, [*range(window.tokens.length)], found, self.names(window.tokens.ids))
+
+    target_of = refuse_target
 
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
         """Return the score of the best answer's tokens as a function of the tokens that are kept."""

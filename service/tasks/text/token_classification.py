@@ -7,6 +7,7 @@ A text that is longer than the model takes is cut into windows that overlap; it 
 Shapes: T tokens, C classes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, class_number
 from service.tasks.hub_messages import (
     ExplainParameters,
     HubOptions,
@@ -35,6 +36,7 @@ from service.tensors import Arrays, TensorSpec, bytes_array
 OUTSIDE = "O"  # the label of tokens that belong to no entity
 STRIDE_FRACTION = 4  # windows share a quarter of their tokens where a request does not say
 
+PLACED_TARGET = re.compile(r"(.+) at (\d+):(\d+)")  # a label, the first character, and the one after the last
 HubStrategy = Literal["none", "simple", "first", "average", "max", "NONE", "SIMPLE", "FIRST", "AVERAGE", "MAX"]
 STRATEGIES: Mapping[str, Strategy] = {
     "none": "none",
@@ -59,6 +61,13 @@ class EntityText(NamedTuple):
     strategy: Strategy = "simple"
     ignored: frozenset[str] = frozenset({OUTSIDE})
     stride: int | None = None
+
+
+class EntityTarget(NamedTuple):
+    """What an explanation of entities explains: a class by its number, at some characters or where it is likeliest."""
+
+    number: int
+    span: tuple[int, int] | None
 
 
 class HubEntity(msgspec.Struct, omit_defaults=True):
@@ -236,40 +245,65 @@ class TokenClassification(RowsTask):
         ]
         return TextParts(given.text, [*range(window.tokens.length)], spans, self.names(window.tokens.ids))
 
-    def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
-        """Return the probability of the likeliest entity's label as a function of the tokens that are kept.
+    def target_of(self, given: EntityText, target: str, name: str) -> EntityTarget:
+        """Return the label and the characters of a target: "B-LOC", or "B-LOC at 13:19"."""
+        if target in self.labels:
+            return EntityTarget(self.labels.index(target), None)
+        if (placed := PLACED_TARGET.fullmatch(target)) is None:
+            return EntityTarget(class_number(self.labels, target, name), None)
+        span = int(placed[2]), int(placed[3])
+        if not 0 <= span[0] < span[1] <= len(given.text):
+            raise InvalidRequest(f"target {target!r} lies outside of the text, which has {len(given.text)} characters")
+        return EntityTarget(class_number(self.labels, placed[1], name), span)
 
-        The entity is the token whose label is the likeliest of all tokens' labels, or the one where the target is the
-        likeliest; labels that are left out of answers do not count. A removed word leaves the row; without the
-        entity's own token the probability is 0.
+    def value_function(self, item: TextRows, result: RowResults, target: EntityTarget | None) -> ValueFunction:
+        """Return the probability of an entity's label as a function of the tokens that are kept.
+
+        The value is the mean over the entity's tokens, in which a removed token counts as 0. Without a target the
+        entity is the token with the likeliest label, labels that are left out of answers excepted; of a label without
+        characters it is the token where the label is the likeliest.
         """
         (window,) = item.places
         scores_TC = probabilities(result.rows[0])
-        ignored = [number for number, label in enumerate(self.labels) if label in item.given.ignored]
-        asked = [number for number in range(len(self.labels)) if number not in ignored] if target is None else [target]
-        asked = asked or [*range(len(self.labels))]
-        inner_TC = scores_TC[window.start : window.end][:, asked]
-        place, column = divmod(int(inner_TC.argmax()), len(asked))
-        token, number = window.start + place, asked[column]
+        tokens, number = self._explained(window, scores_TC, target, item.given)
 
         def item_of(kept: Sequence[int]) -> TextRows:
             row = self.part([window.tokens.ids[each] for each in kept])
-            return TextRows([row], item.given, kept.index(token) if token in kept else None)
+            return TextRows([row], item.given, [kept.index(token) for token in tokens if token in kept])
 
         def values_of(part: RowResults) -> list[float]:
-            if part.item.places is None:
-                return [0.0]
-            return [float(probabilities(part.rows[0])[part.item.places, number])]
+            scores_TC = probabilities(part.rows[0])
+            return [sum(float(scores_TC[place, number]) for place in part.item.places) / len(tokens)]
 
-        start, end = window.spans[token]
+        start, end = window.spans[tokens[0]][0], window.spans[tokens[-1]][1]
         return ValueFunction(
             item_of,
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
-            whole=[float(scores_TC[token, number])],
+            whole=[float(scores_TC[tokens, number].mean())],
             target=f"{self.labels[number]} at {start}:{end}",
             row=dict,
         )
+
+    def _explained(
+        self, window: Window, scores_TC: NDArray[np.float32], target: EntityTarget | None, given: EntityText
+    ) -> tuple[list[int], int]:
+        """Return the tokens and the class that are explained.
+
+        Raises:
+            InvalidRequest: no token has a character of the target.
+        """
+        if target is not None and target.span is not None:
+            start, end = target.span
+            inner = range(window.start, window.end)
+            tokens = [place for place in inner if window.spans[place][0] < end and window.spans[place][1] > start]
+            if not tokens:
+                raise InvalidRequest(f"no token of the text has a character of {start}:{end}")
+            return tokens, target.number
+        named = [number for number, label in enumerate(self.labels) if label not in given.ignored]
+        asked = (named or [*range(len(self.labels))]) if target is None else [target.number]
+        place, column = divmod(int(scores_TC[window.start : window.end][:, asked].argmax()), len(asked))
+        return [window.start + place], asked[column]
 
     def golden_row(self, item: TextRows, example: Example, target: int | None) -> Arrays:
         """No folder of this task has an explanation graph."""

@@ -19,7 +19,7 @@ from tokenizers import Encoding
 
 from service.errors import InvalidRequest
 from service.tasks.classification import Classification
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, class_number
 from service.tasks.hub_messages import (
     ExplainParameters,
     HubOptions,
@@ -283,11 +283,15 @@ class ZeroShotClassification(RowsTask):
             spans = spans[: end - (len(spans) - len(first.ids))] + spans[end:]
         return TextParts(text, [*range(len(first.ids))], spans, self.names(first.ids))
 
+    def target_of(self, given: LabelledText, target: str, name: str) -> int:
+        """Return the number of the request's label that is explained."""
+        return class_number(given.labels, target, f"the request to {name}")
+
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
-        """Return the score of the best label as a function of the tokens of the text that are kept."""
+        """Return the score of a label, the best one if none is named, as a function of the tokens of the text that are kept."""
         given: LabelledText = item.given
         scores_R = self._scores(result, given.multi_label)
-        number, first = int(scores_R.argmax()), item.parts[0]
+        number, first = int(scores_R.argmax()) if target is None else target, item.parts[0]
 
         def item_of(kept: Sequence[int]) -> TextRows:
             gone = {*range(len(first.ids))} - {*kept}
