@@ -6,10 +6,10 @@ from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, 
 from export.conversion.checkpoints.sentence_transformers import MODULES
 from export.task_table import (
     FEATURE_EXTRACTION,
-    IMAGE_CLASSIFICATION,
-    TASKS,
     FILL_MASK,
+    IMAGE_CLASSIFICATION,
     QUESTION_ANSWERING,
+    TASKS,
     TEXT_CLASSIFICATION,
     TEXT_RANKING,
     TOKEN_CLASSIFICATION,

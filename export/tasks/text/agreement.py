@@ -133,8 +133,8 @@ class AgreementTask(OneGraphTask[Inputs], ExportTask[Inputs]):
             if isinstance(measured, dict) and "agreement" in measured:
                 lines += [
                     f"On {split}, n = {measured['num_examples']}, with the graph of this folder:"
-                    f" {100 * measured['agreement']:.2f} % of {measured['num_answers']} {self.answers_name} are those of"
-                    " PyTorch in float32. Nothing was measured on labelled inputs.",
+                    f" {100 * measured['agreement']:.2f} % of {measured['num_answers']} {self.answers_name} are those"
+                    " of PyTorch in float32. Nothing was measured on labelled inputs.",
                     "",
                 ]
         return [*lines, "Compared with the model before conversion:", ""]

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from service.tasks.explainable import TextParts
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, Padding, TaskError, TaskFiles
 from service.tasks.task import Preparation, PrepareOptions, RequestLimits, check_num_rows
@@ -27,6 +28,8 @@ from service.tasks.text.tokenization import (
     tokenization,
 )
 from service.tensors import Arrays, TensorSpec
+
+BETWEEN = "\n"  # stands between the two texts of a pair where characters are counted over both
 
 
 class HubConfig(msgspec.Struct):
@@ -191,3 +194,22 @@ class TextEncoding:
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return the tokenizer's name of each token."""
         return self.encoder.names(ids)
+
+
+def pair_parts(encoder: TextEncoder, pair: Pair, item: Tokens, *, truncate: bool) -> TextParts:
+    """Split a pair into its tokens, for an explanation; each is named by its place in the ids.
+
+    Characters are counted over the first text, a line feed, and the second text.
+    """
+    before = len(pair.first) + len(BETWEEN)
+    spans = [
+        None if span is None else (span[1][0] + before * span[0], span[1][1] + before * span[0])
+        for span in encoder.pair_spans(pair, truncate=truncate)
+    ]
+    return TextParts(BETWEEN.join(pair), [*range(len(item.ids))], spans, encoder.names(item.ids))
+
+
+def part_of_pair(item: Tokens, pad_id: int, kept: Sequence[int]) -> Tokens:
+    """Make an item of the tokens at some places of a pair, or of a padding token if there are none."""
+    types = None if item.type_ids is None else [item.type_ids[place] for place in kept] or [0]
+    return Tokens([item.ids[place] for place in kept] or [pad_id], truncated=False, type_ids=types)

@@ -206,7 +206,6 @@ def _prefix_and_name(label: str) -> tuple[bool, str]:
 
 def without_overlaps(entities: Sequence[Entity]) -> list[Entity]:
     """Keep of entities that overlap, because two windows have both, the longest and then the likeliest one."""
-
     kept: list[Entity] = []
     for entity in sorted(entities, key=attrgetter("start")):
         if not kept or not kept[-1].start <= entity.start < kept[-1].end:

@@ -10,7 +10,6 @@ Shapes: B rows, T tokens, V tokens of the vocabulary.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -68,26 +67,7 @@ class MaskedText(NamedTuple):
     targets: tuple[str, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """A token that may stand in a gap: its probability, and the text with it."""
-
-    score: float
-    token: int
-    token_str: str
-    sequence: str
-
-    def document(self) -> dict[str, Any]:
-        """Return the filling as the task API writes it."""
-        return {
-            "score": self.score,
-            "token": self.token,
-            "token_str": self.token_str,
-            "sequence": self.sequence,
-        }
-
-
-class HubFilling(msgspec.Struct):
+class Filling(msgspec.Struct, frozen=True):
     """A token that may stand in a gap: its probability, and the text with it."""
 
     score: float
@@ -119,7 +99,7 @@ class FillMask(RowsTask):
     name: ClassVar[str] = "fill-mask"
     answers_lists: ClassVar[bool] = False
     hub_request: ClassVar[type[msgspec.Struct]] = FillMaskRequest
-    hub_answer: ClassVar[Any] = list[HubFilling] | list[list[HubFilling]]
+    hub_answer: ClassVar[Any] = list[Filling] | list[list[Filling]]
     example: ClassVar[str | None] = """-d '{"inputs": "Paris is the [MASK] of France."}'"""
     attention_outputs: ClassVar[Mapping[str, str]] = {}
     labels: Sequence[str] = ()
@@ -280,8 +260,7 @@ class FillMask(RowsTask):
 
     def hub_document(self, answer: Sequence[Sequence[Filling]]) -> list[Any]:
         """Make the task API's answer for one text: a list of fillings, or one for each gap where there are several."""
-        documents = [[filling.document() for filling in fillings] for fillings in answer]
-        return documents[0] if len(documents) == 1 else documents
+        return [*answer[0]] if len(answer) == 1 else [*answer]
 
     def golden_given(self, example: Example) -> MaskedText:
         """Return the text of a golden example."""

@@ -9,7 +9,6 @@ Shapes: T tokens of a window; 2: logits of the start and of the end.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -23,7 +22,7 @@ from service.tasks.explainable import TextParts, ValueFunction, refuse_target
 from service.tasks.hub_messages import ExplainParameters, HubOptions, PositiveWhole, Whole, inputs_and_field, whole
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
-from service.tasks.text.pairs import BETWEEN, part_of_pair
+from service.tasks.text.encoding import BETWEEN, part_of_pair
 from service.tasks.text.rows import Body, RowResults, RowsTask, Span, TextRows, Window, windows_of
 from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, Pair, characters_of, texts_of
 from service.tensors import Arrays, TensorSpec, bytes_array
@@ -59,18 +58,13 @@ class Question(NamedTuple):
     align_to_words: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FoundAnswer:
-    """A span of the context with its score; `start` and `end` are characters, equal for "no answer"."""
+class FoundAnswer(msgspec.Struct, frozen=True):
+    """A part of the context with its score; `start` and `end` are characters, equal for "no answer"."""
 
-    answer: str
     score: float
     start: int
     end: int
-
-    def document(self) -> dict[str, Any]:
-        """Return the answer as the task API writes it."""
-        return {"score": self.score, "start": self.start, "end": self.end, "answer": self.answer}
+    answer: str
 
 
 class QuestionPlaces(NamedTuple):
@@ -115,15 +109,6 @@ class QuestionAnsweringRequest(msgspec.Struct, forbid_unknown_fields=True):
     options: HubOptions | None = None
 
 
-class HubAnswer(msgspec.Struct):
-    """An answer: a part of the context, its characters and its score."""
-
-    answer: str
-    score: float
-    start: int
-    end: int
-
-
 class QuestionAnswering(RowsTask):
     """Questions and contexts to spans of the contexts."""
 
@@ -133,7 +118,7 @@ class QuestionAnswering(RowsTask):
     request_options: ClassVar[frozenset[str]] = frozenset()
     answers_lists: ClassVar[bool] = False
     hub_request: ClassVar[type[msgspec.Struct]] = QuestionAnsweringRequest
-    hub_answer: ClassVar[Any] = HubAnswer | list[HubAnswer]
+    hub_answer: ClassVar[Any] = FoundAnswer | list[FoundAnswer]
     example: ClassVar[str | None] = (
         """-d '{"inputs": {"question": "Who lived in London?", "context": "Ada lived in London."}}'"""
     )
@@ -209,7 +194,7 @@ class QuestionAnswering(RowsTask):
         # The stride is bounded so that windows advance where the question is long.
         stride = min(longest // 2, DEFAULT_STRIDE, size - 1) if given.doc_stride is None else given.doc_stride
         if not 0 <= stride < size:
-            raise InvalidRequest(f"doc_stride is {stride}; it must lie between 0 and {size - 1}, the context's tokens less 1")
+            raise InvalidRequest(f"doc_stride is {stride}; it must lie between 0 and {size - 1}, a window's tokens")
         windows = windows_of(body, size, stride)
         can_be_none = encoding.sequence_ids[0] is None
         places = [QuestionPlaces(window, _words_of(encoding, window), can_be_none) for window in windows]
@@ -227,14 +212,11 @@ class QuestionAnswering(RowsTask):
             for first, last, score in _spans(starts_T, ends_T, count, given.max_answer_len):
                 start, end = _characters(places, first, last, words=given.align_to_words)
                 words = given.context[start:end]
-                known = answers.get(words.lower())
-                if known is None:
-                    answers[words.lower()] = FoundAnswer(words, score, start, end)
-                else:
-                    answers[words.lower()] = FoundAnswer(known.answer, known.score + score, known.start, known.end)
+                known = answers.get(words.lower(), FoundAnswer(0.0, start, end, words))
+                answers[words.lower()] = msgspec.structs.replace(known, score=known.score + score)
         found = [*answers.values()]
         if given.handle_impossible_answer:
-            found.append(FoundAnswer("", none_score, 0, 0))
+            found.append(FoundAnswer(none_score, 0, 0, ""))
         return sorted(found, key=lambda answer: -answer.score)[: given.top_k]
 
     def to_tensors(self, results: Sequence[RowResults]) -> Arrays:
@@ -266,7 +248,7 @@ class QuestionAnswering(RowsTask):
 
     def hub_document(self, answer: Sequence[FoundAnswer]) -> Any:
         """Make the task API's answer for one question: an answer, or a list where there are several."""
-        return answer[0].document() if len(answer) == 1 else [each.document() for each in answer]
+        return answer[0] if len(answer) == 1 else [*answer]
 
     def golden_given(self, example: Example) -> Question:
         """Return the question and the context of a golden example."""
@@ -351,9 +333,8 @@ def _body_of(encoding: Encoding, max_question: int | None) -> tuple[Body, bool]:
     kept = [place for place in range(len(numbers)) if place not in dropped]
     own = [place for place, number in enumerate(kept) if numbers[number] == 1]
     start, end = (own[0], own[-1] + 1) if own else (len(kept), len(kept))
-    ids, types, spans = encoding.ids, encoding.type_ids, encoding.offsets
-    body = Body([ids[each] for each in kept], [types[each] for each in kept], [spans[each] for each in kept], start, end)
-    return body, bool(dropped)
+    lists: Any = (encoding.ids, encoding.type_ids, encoding.offsets)
+    return Body(*([each[place] for place in kept] for each in lists), start, end), bool(dropped)
 
 
 def _words_of(encoding: Encoding, window: Window) -> list[Span]:

@@ -26,7 +26,7 @@ from service.tasks.hub_messages import (
 )
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, ScoreFunction
-from service.tasks.text.pairs import pair_parts, part_of_pair
+from service.tasks.text.encoding import pair_parts, part_of_pair
 from service.tasks.text.rows import RowResults, RowsTask, TextRows
 from service.tasks.text.tokenization import TEXT_PAIR, Pair, texts_or_pairs_of
 from service.tensors import Arrays, TensorSpec

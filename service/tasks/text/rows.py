@@ -278,7 +278,5 @@ def golden_tensors(item: TextRows) -> dict[str, Any]:
     """Return the tensors of a golden example: the ids of all rows, one behind the other, and their types."""
     tensors = {"input_ids": [number for part in item.parts for number in part.ids]}
     if any(part.type_ids is not None for part in item.parts):
-        tensors["token_type_ids"] = [
-            number for part in item.parts for number in part.type_ids or [0] * len(part.ids)
-        ]
+        tensors["token_type_ids"] = [number for part in item.parts for number in part.type_ids or [0] * len(part.ids)]
     return tensors

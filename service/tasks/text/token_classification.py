@@ -159,7 +159,9 @@ class TokenClassification(RowsTask):
         self.check_characters(text, max_rows, field)
         stride = size // STRIDE_FRACTION if given.stride is None else given.stride
         if not 0 <= stride < size:
-            raise InvalidRequest(f"stride is {stride}; it must lie between 0 and {size - 1}, the tokens of a window less 1")
+            raise InvalidRequest(
+                f"stride is {stride}; it must lie between 0 and {size - 1}, the tokens of a window less 1"
+            )
         encoding = self.encoder.body(text)
         own = [place for place, number in enumerate(encoding.sequence_ids) if number is not None]
         if not own:
@@ -178,7 +180,9 @@ class TokenClassification(RowsTask):
         if given.strategy == "none":
             return self._kept(self._grouping.group(_central(windows, per_window), "none"), given)
         entities = [
-            entity for tokens in per_window for entity in self._kept(self._grouping.group(tokens, given.strategy), given)
+            entity
+            for tokens in per_window
+            for entity in self._kept(self._grouping.group(tokens, given.strategy), given)
         ]
         return without_overlaps(entities) if len(windows) > 1 else entities
 
@@ -186,9 +190,7 @@ class TokenClassification(RowsTask):
         """Return the tokens of a window with their probabilities."""
         inner = slice(window.start, window.end)
         spans, ids = window.spans[inner], window.tokens.ids[inner]
-        return self._grouping.tokens(
-            text, ids, spans, probabilities(logits_TC[inner]), window.start + window.first
-        )
+        return self._grouping.tokens(text, ids, spans, probabilities(logits_TC[inner]), window.start + window.first)
 
     def _kept(self, entities: Sequence[Entity], given: EntityText) -> list[Entity]:
         return [entity for entity in entities if entity.label not in given.ignored]
@@ -240,9 +242,7 @@ class TokenClassification(RowsTask):
                 f" {TRUNCATE_HINT}"
             )
         (window,) = item.places
-        spans = [
-            span if window.start <= place < window.end else None for place, span in enumerate(window.spans)
-        ]
+        spans = [span if window.start <= place < window.end else None for place, span in enumerate(window.spans)]
         return TextParts(given.text, [*range(window.tokens.length)], spans, self.names(window.tokens.ids))
 
     def target_of(self, given: EntityText, target: str, name: str) -> EntityTarget:

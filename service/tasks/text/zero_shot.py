@@ -38,8 +38,7 @@ from service.tasks.task import (
     PrepareOptions,
     RequestLimits,
 )
-from service.tasks.text.encoding import Tokens
-from service.tasks.text.pairs import part_of_pair
+from service.tasks.text.encoding import Tokens, part_of_pair
 from service.tasks.text.rows import RowResults, RowsTask, TextRows
 from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, TRUNCATE_HINT, Pair, characters_of, texts_of
 from service.tensors import Arrays, TensorSpec, bytes_array
@@ -157,15 +156,15 @@ class ZeroShotClassification(RowsTask):
         texts = texts_of(inputs)
         if odd := next((name for name, array in inputs.items() if len(array) != len(texts)), None):
             raise InvalidRequest(f"text has {len(texts)} elements, {odd} has {len(inputs[odd])}")
-        templates = texts_of(inputs, "hypothesis_template") if "hypothesis_template" in inputs else [TEMPLATE] * len(texts)
+        templates = (
+            texts_of(inputs, "hypothesis_template") if "hypothesis_template" in inputs else [TEMPLATE] * len(texts)
+        )
         flags = inputs["multi_label"].tolist() if "multi_label" in inputs else [False] * len(texts)
         lists = [
             _labels_of(given, f"candidate_labels[{number}]")
             for number, given in enumerate(texts_of(inputs, "candidate_labels"))
         ]
-        return [
-            _checked(LabelledText(*each)) for each in zip(texts, lists, templates, flags, strict=True)
-        ]
+        return [_checked(LabelledText(*each)) for each in zip(texts, lists, templates, flags, strict=True)]
 
     def characters_of(self, given: LabelledText) -> int:
         """Return the length of a text for each of its labels, weighted by what a character costs to tokenize."""
@@ -229,8 +228,7 @@ class ZeroShotClassification(RowsTask):
             scores_R: NDArray[np.float64] = 1 / (1 + np.exp(logits_RC[:, self._contradiction] - of_labels_R))
             return scores_R
         weights_R = np.exp(of_labels_R - of_labels_R.max())
-        scores_R = weights_R / weights_R.sum()
-        return scores_R
+        return np.asarray(weights_R / weights_R.sum())
 
     def to_tensors(self, results: Sequence[RowResults]) -> Arrays:
         """Make the output tensors of n texts: the best label and its score, and all labels as JSON."""
@@ -273,9 +271,7 @@ class ZeroShotClassification(RowsTask):
         """Split the text into its tokens; a token is named by its place in the row of the first label."""
         text, hypothesis = item.given.pairs()[0]
         found = self.encoder.pair_body(Pair(text, hypothesis))
-        spans = [
-            span if number == 0 else None for span, number in zip(found.offsets, found.sequence_ids, strict=True)
-        ]
+        spans = [span if number == 0 else None for span, number in zip(found.offsets, found.sequence_ids, strict=True)]
         first = item.parts[0]
         if len(spans) > len(first.ids):  # a text that was cut keeps its beginning
             own = [place for place, number in enumerate(found.sequence_ids) if number == 0]
@@ -288,7 +284,7 @@ class ZeroShotClassification(RowsTask):
         return class_number(given.labels, target, f"the request to {name}")
 
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
-        """Return the score of a label, the best one if none is named, as a function of the tokens of the text that are kept."""
+        """Return the score of a label, by default of the best one, as a function of the text's tokens that are kept."""
         given: LabelledText = item.given
         scores_R = self._scores(result, given.multi_label)
         number, first = int(scores_R.argmax()) if target is None else target, item.parts[0]

@@ -28,7 +28,9 @@ def test_fillings_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
             gaps = theirs if isinstance(theirs[0], list) else [theirs]
             assert len(answer) == len(gaps)
             for fillings, expected in zip(answer, gaps, strict=True):
-                assert [each.score for each in fillings] == pytest.approx([each["score"] for each in expected], abs=1e-4)
+                assert [each.score for each in fillings] == pytest.approx(
+                    [each["score"] for each in expected], abs=1e-4
+                )
                 for ours, other in zip(fillings, expected, strict=True):
                     assert (ours.token, ours.token_str, ours.sequence) == (
                         other["token"], other["token_str"], other["sequence"]

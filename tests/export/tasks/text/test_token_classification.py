@@ -49,8 +49,6 @@ def test_entities_are_those_of_transformers(folder: Path) -> None:
     (answer,) = answers_of(source, [EntityText(TEXTS[0], "simple", frozenset({"PER"}))])
     close(task.hub_document(answer), expected)
     for strategy in ("simple", "average"):
-        striding = pipeline(
-            "token-classification", model=str(folder), aggregation_strategy=strategy, stride=7
-        )
+        striding = pipeline("token-classification", model=str(folder), aggregation_strategy=strategy, stride=7)
         (answer,) = answers_of(source, [EntityText(LONG, strategy, stride=7)])  # type: ignore[arg-type]
         close(task.hub_document(answer), striding(LONG))
