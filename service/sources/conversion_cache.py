@@ -1,0 +1,300 @@
+"""Converts each checkpoint once: a cache of model folders, filled by a process that has torch.
+
+    checkpoint ── sha256 of its files, options ──> <cache>/models/<key>/<converter>/  (a model folder: 1/)
+                                                        ^
+                              `python -m export load` ──┘ renamed into its place when it is proved
+
+The second part of the path is a hash of the converting code and of the packages that it computes with, so that new code
+converts again. An installation without the extra `train` serves what another one has converted.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from model_store.folder import sha256
+from service.sources.kinds import CONFIG, SourceRefused, task_of_config
+
+CONVERTING_PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tokenizers", "torch", "transformers")
+CONVERTING_CODE = ("export", "model_store", "service")
+STOP_S = 20.0  # time for a conversion to remove what is half made
+KEY_DIGITS = 32
+INTERRUPTED, TERMINATED, NOT_INSTALLED = 130, 143, 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint and how it is converted.
+
+    Attributes:
+        given: the text of the command line.
+        folder: the folder; None for a model of the hub, whose id is `given`.
+        name: name of the model.
+        task: name of the task; None: the checkpoint tells.
+        precision: precision of the graph's products.
+        validate_on: labelled data to measure quality on; None: none.
+    """
+
+    given: str
+    folder: Path | None
+    name: str
+    task: str | None
+    precision: str
+    validate_on: str | None
+
+
+class ConversionCache:
+    """Model folders of converted checkpoints, by the checkpoints' content; safe for several processes."""
+
+    def __init__(self, root: Path, say: Callable[[str], None]) -> None:
+        """Use the folder `root`, which need not exist; `say` prints a line about what is done."""
+        self._root, self._say = root / "models", say
+
+    def converted(self, checkpoint: Checkpoint) -> Path:
+        """Return the model folder of a checkpoint, which is converted unless the cache has it.
+
+        Raises:
+            SourceRefused: the conversion failed or was stopped, or needs packages that are not installed.
+            OSError: the checkpoint cannot be read, or the cache cannot be written.
+        """
+        content = fingerprint(checkpoint)
+        if content is None:  # never downloaded; afterwards the commit is known
+            return self._convert_unknown(checkpoint)
+        with self._locked(content, checkpoint) as place:
+            return self._found(place, checkpoint) or self._convert(place, checkpoint)
+
+    def _found(self, place: Path, checkpoint: Checkpoint) -> Path | None:
+        """Return the entry that this installation may serve, or None."""
+        converter = converter_hash()
+        if converter is None:
+            entries = [path for path in place.iterdir() if path.is_dir() and not path.name.startswith(".")]
+            entry = max(entries, key=lambda path: path.stat().st_mtime, default=None)
+        else:
+            entry = place / converter
+        if entry is None or not entry.is_dir():
+            return None
+        self._say(f"{checkpoint.given} is converted already: {entry}")
+        return entry
+
+    def _convert(self, place: Path, checkpoint: Checkpoint) -> Path:
+        """Convert into a folder beside the entry, and rename it when it is whole."""
+        require_converter(checkpoint.given)
+        entry, unfinished = place / str(converter_hash()), place / ".unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
+        try:
+            self._say(f"converting {checkpoint.given}, once; its files and options are the key of the cache {place}")
+            run_conversion(checkpoint, unfinished)
+            (unfinished / checkpoint.name).rename(entry)
+            self._say(f"converted {checkpoint.given}: {entry}")
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return entry
+
+    def _convert_unknown(self, checkpoint: Checkpoint) -> Path:
+        """Convert a model of the hub that must be downloaded first, whose commit is not known yet."""
+        with self._locked(_key([checkpoint.given, "not downloaded"]), checkpoint) as place:
+            if (content := fingerprint(checkpoint)) is not None:  # another process has downloaded it meanwhile
+                with self._locked(content, checkpoint) as known:
+                    return self._found(known, checkpoint) or self._convert(known, checkpoint)
+            entry = self._convert(place, checkpoint)
+            if (content := fingerprint(checkpoint)) is None:
+                return entry
+            with self._locked(content, checkpoint) as known:
+                target = known / entry.name
+                if not target.is_dir():
+                    entry.rename(target)
+                shutil.rmtree(entry, ignore_errors=True)
+                return target
+
+    @contextlib.contextmanager
+    def _locked(self, content: str, checkpoint: Checkpoint) -> Iterator[Path]:
+        """Hold the lock of a checkpoint's place in the cache; it ends with the process, however that ends."""
+        place = self._root / content
+        place.mkdir(parents=True, exist_ok=True)
+        with (place / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                self._say(f"another process converts {checkpoint.given}; waiting for it")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield place
+
+
+def fingerprint(checkpoint: Checkpoint) -> str | None:
+    """Return the hash of a checkpoint's files and options; None for a model of the hub that was never downloaded.
+
+    A downloaded model counts as its commit, since the hub never changes a commit's files.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    options = [checkpoint.name, checkpoint.task, checkpoint.precision, _content_of(checkpoint.validate_on)]
+    if checkpoint.folder is not None:
+        return _key([files_of(checkpoint.folder), *options])
+    snapshot = hub_snapshot(checkpoint.given)
+    return None if snapshot is None else _key([checkpoint.given, snapshot.name, *options])
+
+
+def _content_of(validate_on: str | None) -> str | None:
+    """Return what measured data is known by: the name of a data set, or the hash of a file."""
+    return sha256(Path(validate_on)) if validate_on and Path(validate_on).is_file() else validate_on
+
+
+def _key(parts: object) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:KEY_DIGITS]
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Return the sha256 of each file of a checkpoint, by its path in the folder.
+
+    Hidden files and the intermediate checkpoints of a training (`checkpoint-500/`) are left out.
+    """
+    found = {}
+    for path, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "checkpoint-")))
+        for name in sorted(names):
+            if not name.startswith("."):
+                file = Path(path, name)
+                found[file.relative_to(folder).as_posix()] = sha256(file)
+    return found
+
+
+def hub_snapshot(hub_id: str) -> Path | None:
+    """Return the folder of a model's main commit in the cache of the Hugging Face hub; None if it is not there."""
+    variables = os.environ
+    home = variables.get("HF_HOME") or str(_user_cache() / "huggingface")
+    cache = Path(variables.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    model = cache / f"models--{hub_id.replace('/', '--')}"
+    try:
+        snapshot = model / "snapshots" / (model / "refs/main").read_text().strip()
+    except OSError:
+        return None
+    return snapshot if (snapshot / CONFIG).is_file() else None
+
+
+def default_cache() -> Path:
+    """Return the folder of the cache: `$XDG_CACHE_HOME/heed`, or `~/.cache/heed`."""
+    return _user_cache() / "heed"
+
+
+def _user_cache() -> Path:
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # By the XDG base directory specification, a relative path counts as none.
+    return given if given.is_absolute() else Path.home() / ".cache"
+
+
+def converter_hash() -> str | None:
+    """Return the hash of the code and the packages that convert; None if they are not installed."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return None
+    parts: list[object] = [sys.version_info[:2]]
+    for package in CONVERTING_CODE:
+        if (folder := _folder_of(package)) is None:
+            return None
+        parts += [[path.relative_to(folder).as_posix(), sha256(path)] for path in sorted(folder.rglob("*.py"))]
+    for package in CONVERTING_PACKAGES:
+        try:
+            parts.append([package, version(package)])
+        except PackageNotFoundError:  # onnxruntime-gpu in place of onnxruntime
+            parts.append([package, None])
+    return _key(parts)
+
+
+def _folder_of(package: str) -> Path | None:
+    spec = find_spec(package)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def require_converter(given: str) -> None:
+    """Check that this installation can convert.
+
+    Raises:
+        SourceRefused: it cannot; says what to install.
+    """
+    if converter_hash() is None:
+        raise SourceRefused(
+            f"{given} is a checkpoint that the cache does not have, and this installation can only serve;"
+            " `pip install 'heed[train]'` installs what its conversion needs",
+            NOT_INSTALLED,
+        )
+
+
+def run_conversion(checkpoint: Checkpoint, store: Path) -> None:
+    """Run `python -m export load` to its end; its lines go to standard error.
+
+    Raises:
+        SourceRefused: it failed, or this process was told to stop.
+    """
+    source = checkpoint.given if checkpoint.folder is None else str(checkpoint.folder)
+    command = [sys.executable, "-P", "-m", "export", "load", source, "--name", checkpoint.name]
+    command += ["--model-store", str(store), "--precision", checkpoint.precision, "--task", task_of(checkpoint)]
+    command += ["--validate-on", checkpoint.validate_on] if checkpoint.validate_on else []
+    # A folder `export` in the working folder must not be taken for the package (-P), which may lie on the path only.
+    folder = _folder_of("export")
+    path = os.pathsep.join(filter(None, [str(folder.parent if folder else ""), os.environ.get("PYTHONPATH", "")]))
+    store.mkdir(parents=True, exist_ok=True)
+    # In a session of its own, a terminal's Ctrl-C reaches it once, through `_stop`.
+    child = subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
+    )
+    try:
+        with _raising_on_sigterm():
+            status = child.wait()
+    except KeyboardInterrupt as stop:
+        _stop(child)
+        word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
+        raise SourceRefused(f"{word} while {checkpoint.given} was converted; the cache is as before", code) from None
+    if status:
+        raise SourceRefused(f"{checkpoint.given} was not converted, see above", status if status > 0 else 1)
+
+
+def task_of(checkpoint: Checkpoint) -> str:
+    """Return the task of a checkpoint: as given, else as its `config.json` tells.
+
+    Raises:
+        SourceRefused: it is not given, and `config.json` does not tell.
+    """
+    if checkpoint.task is not None:
+        return checkpoint.task
+    folder = checkpoint.folder or hub_snapshot(checkpoint.given)
+    if folder is not None and (found := task_of_config(folder / CONFIG)) is not None:
+        return found
+    raise SourceRefused(f"{checkpoint.given}: `architectures` in {CONFIG} does not tell the task; give it with --task")
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM was received."""
+
+
+@contextlib.contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    def raise_terminated(number: int, frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """Ask a conversion to end, and kill it with its own processes if it does not."""
+    child.terminate()
+    try:
+        child.wait(STOP_S)
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
