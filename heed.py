@@ -27,7 +27,7 @@ EXPORT = {
     "archive": "pack models of the store for TorchServe",
     "export": "show the help of all commands of training and conversion",
 }
-MISTAKE = 2  # exit status of argparse for a wrong command line
+MISTAKE, INTERRUPTED = 2, 130  # exit statuses of argparse for a wrong command line, and of a shell for Ctrl-C
 
 
 def main() -> int:
@@ -110,12 +110,17 @@ def serve(options: list[str]) -> int:
     sources, models = source_options(arguments), vars(arguments).pop("models")
     try:
         if models:
+            if any(word.partition("=")[0] == "--model-store" for word in options):
+                raise ValueError(f"--model-store and models ({', '.join(models)}): name the store as one of the models")
             config_of(arguments)  # a wrong option is refused before a conversion that takes minutes
             arguments.model_store = open_store(models, sources, say)
         config = config_of(arguments)
     except SourceRefused as error:
         print(f"heed serve: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:  # while it waited for another process
+        print("heed serve: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except ValueError as error:
         print(f"heed serve: {error}", file=sys.stderr)
         return MISTAKE

@@ -237,9 +237,7 @@ def _is_of_kubernetes(name: str, value: str) -> bool:
     return re.fullmatch(r"HEED_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)", name) is not None
 
 
-def option_parser(
-    prog: str, description: str, environment: Mapping[str, str] = os.environ
-) -> argparse.ArgumentParser:
+def option_parser(prog: str, description: str, environment: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
     """Make a parser with a flag for each option; its default is the option's HEED_* variable, if that is set."""
     parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--version", action="version", version=f"heed {installed_version()}")

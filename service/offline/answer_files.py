@@ -101,12 +101,12 @@ class JsonLinesWriter:
         Raises:
             FileRefused: a value of the row has no form in JSON, or a field has the name of the answer's.
         """
-        check_columns([*row.columns], (PREDICTED, ERROR), f"row {row.number}")
+        check_columns([*row.columns], (PREDICTED, ERROR), row.place)
         given: Mapping[str, Any] = {**row.columns, PREDICTED: document, ERROR: problem}
         try:
             self._file.write(msgspec.json.encode(given).decode() + "\n")
         except (TypeError, ValueError) as error:
-            raise FileRefused(f"row {row.number} cannot be written as JSON: {error}") from error
+            raise FileRefused(f"{row.place} cannot be written as JSON: {error}") from error
 
 
 class AnswerFile:

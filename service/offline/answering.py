@@ -1,6 +1,6 @@
 """Answers rows in order, with many of them in flight, so that batches fill and memory stays bounded.
 
-    rows ──> in flight: at most `max_in_flight` ──> answers, in the order of the rows
+rows ──> in flight: at most `max_in_flight` ──> answers, in the order of the rows
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The command `heed predict`: options, progress, exit status.
 
-    file ── `open_rows` ──> rows ── `answer_rows` ──> answers ── `writer_of` ──> file of answers
-                                        ^
-                  model of this process, or of a server (--url)
+file ── `open_rows` ──> rows ── `answer_rows` ──> answers ── `writer_of` ──> file of answers
+                                    ^
+              model of this process, or of a server (--url)
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from model_store.folder import NAME, FolderError, scan
-from service.engines.device import DeviceMissing, choose_device
+from service.engines.device import Device, DeviceMissing, choose_device
 from service.errors import HeedError
 from service.offline.answer_files import AnswerColumns, AnswerFile, form_of, writer_of
 from service.offline.answering import answer_rows
@@ -47,7 +47,7 @@ def main(options: Sequence[str]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     report = Report()
     try:
-        return asyncio.run(predict(arguments, sources, report))
+        return predict(arguments, sources, report)
     except SourceRefused as error:
         return report.fail(str(error), error.exit_status)
     except (FileRefused, DeviceMissing) as error:
@@ -110,26 +110,54 @@ def positive(text: str) -> int:
     return int(text)
 
 
-async def predict(arguments: argparse.Namespace, sources: SourceOptions, report: "Report") -> int:
+def predict(arguments: argparse.Namespace, sources: SourceOptions, report: "Report") -> int:
     """Answer a file with parsed options, and return the exit status.
 
     Raises:
         FileRefused, SourceRefused: the file, the model or an option is wrong.
         HeedError, FolderError, OSError: the model cannot be served, or a file cannot be written.
     """
-    file = open_rows(arguments.file, Columns(arguments.column, arguments.pair_column), arguments.encoding)
-    form = form_of(arguments.out, arguments.file, file.columns is not None)
-    if arguments.out is not None and arguments.out.exists() and arguments.out.samefile(arguments.file):
-        raise FileRefused(f"--out {arguments.out} is the file that is read")
+    path: Path = arguments.file
+    out: Path | None = arguments.out
+    file = open_rows(path, Columns(arguments.column, arguments.pair_column), arguments.encoding)
+    form = form_of(out, path, file.columns is not None)
+    if out is not None and out.exists() and out.samefile(path):
+        raise FileRefused(f"--out {out} is the file that is read")
     if file.remark:
         report.say(file.remark)
+    device = choose_device(arguments.device)
+    # Outside of the event loop, which would hold back a Ctrl-C during the conversion.
+    store = None if arguments.url is not None else opened_store(arguments.model, arguments.model_store, sources, report)
     settings = RequestSettings(arguments.top_k, arguments.truncate)
-    async with opened_model(arguments, sources, settings, report) as model:
-        check_settings(model.task, settings, file, arguments.pair_column is not None)
-        columns = AnswerColumns(model.task.hub_answer, settings.top_k)
-        await answer_file(file, model, columns, form, arguments.out, report)
+
+    async def answer() -> None:
+        async with opened_model(store, arguments, device, settings) as model:
+            check_settings(model.task, settings, file, arguments.pair_column is not None)
+            columns = AnswerColumns(model.task.hub_answer, settings.top_k)
+            await answer_file(file, model, columns, form, out, report)
+
+    asyncio.run(answer())
     report.end()
     return ROWS_FAILED if report.num_failed and not arguments.keep_going else 0
+
+
+def opened_store(given: str, store: Path, sources: SourceOptions, report: "Report") -> Path:
+    """Return a store with the named model alone; raises the errors of `predict`.
+
+    Args:
+        given: a model of the store, or anything that `heed serve` takes.
+        store: the model store.
+        sources: how a checkpoint is converted.
+        report: says what is done.
+    """
+    if not NAME.fullmatch(given):
+        return open_store([given], sources, report.say)
+    if (store / given).is_dir():
+        return open_store([str(store / given)], sources, report.say)
+    if Path(given).exists():
+        return open_store([given], sources, report.say)
+    known = [found.name for found in scan(store)] if store.is_dir() else []
+    raise FileRefused(f"there is no model {given!r} in {store}, and no such folder; models: {closest(given, known)}")
 
 
 async def answer_file(
@@ -142,7 +170,7 @@ async def answer_file(
 ) -> None:
     """Write the answer to each row; raises the errors of `predict`."""
     with AnswerFile(out) as answers:
-        report.path = answers.path
+        report.begin(answers.path)
         writer = writer_of(form, answers.file, file.columns, columns)
         writer.begin()
         async for row, document, problem in answer_rows(file.rows, file.folder, model):
@@ -153,21 +181,13 @@ async def answer_file(
 
 @contextlib.asynccontextmanager
 async def opened_model(
-    arguments: argparse.Namespace, sources: SourceOptions, settings: RequestSettings, report: "Report"
+    store: Path | None, arguments: argparse.Namespace, device: Device, settings: RequestSettings
 ) -> AsyncIterator[EmbeddedModel | RemoteModel]:
-    """Open the model that the command line names; raises the errors of `predict`."""
-    given: str = arguments.model
-    if arguments.url is not None:
-        yield RemoteModel(arguments.url, given, settings)
+    """Open the only model of a store, or without a store that of the server; raises the errors of `predict`."""
+    if store is None:
+        yield RemoteModel(arguments.url, arguments.model, settings)
         return
-    device = choose_device(arguments.device)
-    store: Path = arguments.model_store
-    if NAME.fullmatch(given) and not Path(given).is_dir() and not (store / given).is_dir():
-        known = [found.name for found in scan(store)] if store.is_dir() else []
-        raise FileRefused(f"there is no model {given!r} in {store}, and no such folder; models: {closest(given, known)}")
-    inside = NAME.fullmatch(given) and (store / given).is_dir()
-    opened = open_store([str(store / given) if inside else given], sources, report.say)
-    async with embedded_model(opened, None, device, settings) as model:
+    async with embedded_model(store, device, settings) as model:
         yield model
 
 
@@ -193,11 +213,14 @@ class Report:
         print("\n" * self._has_line + line, file=sys.stderr, flush=True)
         self._has_line = False
 
+    def begin(self, path: Path | None) -> None:
+        """Start the clock: rows will be written to `path`; None: to standard output."""
+        self.path = path
+        self._started_s = self._said_s = time.monotonic()
+
     def count(self, problem: str | None) -> None:
         """Count a row that has been written, and report from time to time."""
         now_s = time.monotonic()
-        if not self.num_rows:
-            self._started_s = self._said_s = now_s  # without the time to load the model
         self.num_rows += 1
         if problem is not None:
             self.num_failed += 1

@@ -39,22 +39,18 @@ class EmbeddedModel:
         document = {"inputs": inputs_of(row, folder, self.task.takes_files), "parameters": self._settings.parameters}
         call = self.task.read_hub(msgspec.convert(document, self.task.hub_request))
         options = RequestOptions(
-            model=self._name, version="", protocol="http", request_id=f"row {row.number}", truncate=call.truncate
+            model=self._name, version="", protocol="http", request_id=row.place, truncate=call.truncate
         )
-        field = f"row {row.number}"
-        (answer,), _ = await self._app.predictor.answer(options, type(self.task), call.inputs, field, call.answer)
+        (answer,), _ = await self._app.predictor.answer(options, type(self.task), call.inputs, row.place, call.answer)
         return self.task.hub_document(answer)
 
 
 @contextlib.asynccontextmanager
-async def embedded_model(
-    store: Path, name: str | None, device: Device, settings: RequestSettings
-) -> AsyncIterator[EmbeddedModel]:
-    """Load the models of a store, and answer with one of them.
+async def embedded_model(store: Path, device: Device, settings: RequestSettings) -> AsyncIterator[EmbeddedModel]:
+    """Load the only model of a store, and answer with it.
 
     Args:
-        store: a store with little more than the model.
-        name: name of the model; None: the only one of the store.
+        store: the model store.
         device: device that computes.
         settings: settings of all requests.
 
@@ -67,9 +63,8 @@ async def embedded_model(
     app = build(config, available_cores(), device)
     async with app.running():
         names = sorted({state.name for state in app.repository.states.values()})
-        if name is None and len(names) != 1:
-            raise FileRefused(f"{store} has the models {', '.join(names) or 'none'}; name one of them")
-        chosen = name or names[0]
-        if (problem := app.predictor.catalog.problem_of(chosen)) is not None:
-            raise FileRefused(f"model {chosen!r} cannot be served: {problem}")
-        yield EmbeddedModel(app, chosen, settings)
+        if len(names) != 1:
+            raise FileRefused(f"{store} has the models {', '.join(names) or 'none'}; name the folder of one of them")
+        if (problem := app.predictor.catalog.problem_of(names[0])) is not None:
+            raise FileRefused(f"model {names[0]!r} cannot be served: {problem}")
+        yield EmbeddedModel(app, names[0], settings)

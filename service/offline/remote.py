@@ -35,8 +35,8 @@ class RemoteModel:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise FileRefused(f"--url {url!r} is not a server's address such as http://127.0.0.1:8080")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connect = lambda: kind(parts.netloc, timeout=TIMEOUT_S)
+        self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._netloc = parts.netloc
         self._url, self._prefix, self._name = url, parts.path.rstrip("/"), name
         self._settings, self._own = settings, threading.local()
         self._threads = ThreadPoolExecutor(CONNECTIONS, "row")
@@ -48,13 +48,17 @@ class RemoteModel:
         try:
             models = {model["name"]: model for model in json.loads(body)["models"]}
         except (ValueError, KeyError, TypeError) as error:
-            raise FileRefused(f"{self._url} answers {status} with no list of models; is it a server of Heed?") from error
+            raise FileRefused(
+                f"{self._url} answers {status} with no list of models; is it a server of Heed?"
+            ) from error
         if self._name not in models:
             raise FileRefused(f"{self._url} has no model {self._name!r}; it has {closest(self._name, models)}")
         task = models[self._name]["task"]
         if task not in TASKS:
             reason = models[self._name]["reason"] or "it is a bare graph"
-            raise FileRefused(f"model {self._name!r} of {self._url} has no task that a file can be answered with: {reason}")
+            raise FileRefused(
+                f"model {self._name!r} of {self._url} has no task that a file can be answered with: {reason}"
+            )
         return TASKS[task]
 
     async def ask(self, row: Row, folder: Path) -> Any:
@@ -74,7 +78,7 @@ class RemoteModel:
                 break
             await asyncio.sleep(retry_after_s or FIRST_PAUSE_S * 2 ** (tried - 1))
         if status != http.HTTPStatus.OK:
-            raise _error_of(status, answer, row.number)
+            raise _error_of(status, answer, row.place)
         document = json.loads(answer)
         return document[0] if self.task.answers_lists else document
 
@@ -87,7 +91,7 @@ class RemoteModel:
         for fresh in (False, True):
             connection = getattr(self._own, "connection", None)
             if fresh or connection is None:
-                connection = self._own.connection = self._connect()
+                connection = self._own.connection = self._kind(self._netloc, timeout=TIMEOUT_S)
             try:
                 connection.request(method, self._prefix + path, body, JSON_HEADERS if body else {})
                 response = connection.getresponse()
@@ -106,11 +110,11 @@ def _seconds(text: str | None) -> float:
     return float(text) if text and text.isdecimal() else 0.0
 
 
-def _error_of(status: int, body: bytes, number: int) -> HeedError:
-    """Return the error of a response that is not 200, with the number of its row."""
+def _error_of(status: int, body: bytes, place: str) -> HeedError:
+    """Return the error of a response that is not 200, with the place of its row."""
     try:
         text = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         text = body[:200].decode(errors="replace")
     kind = Unavailable if status in BUSY else InvalidRequest
-    return kind(f"row {number}: the server answered {status}: {text}")
+    return kind(f"{place}: the server answered {status}: {text}")

@@ -46,7 +46,7 @@ def inputs_of(row: Row, folder: Path, takes_files: bool) -> str | dict[str, str]
         try:
             return base64.b64encode((folder / row.given).read_bytes()).decode()
         except OSError as error:
-            raise InvalidRequest(f"row {row.number}: {row.given}: {error.strerror}") from error
+            raise InvalidRequest(f"{row.place}: {row.given}: {error.strerror}") from error
     return row.given if row.pair is None else {"text": row.given, "text_pair": row.pair}
 
 
@@ -62,7 +62,11 @@ def check_settings(
         raise FileRefused(f"a {task.name} model takes {task.accepts}; the file is a folder of images")
     inputs: Any = {"text": "a", "text_pair": "b"} if has_pairs else "a"
     try:
-        msgspec.convert({"inputs": inputs, "parameters": settings.parameters}, task.hub_request)
+        request = msgspec.convert({"inputs": inputs, "parameters": settings.parameters}, task.hub_request)
+        if not isinstance(task, type):  # the task of a model in this process, which also knows the values it takes
+            task.read_hub(request)
+    except InvalidRequest as error:
+        raise FileRefused(f"a {task.name} model does not take these parameters: {error}") from error
     except msgspec.ValidationError as error:
         what = "pairs of texts (--pair-column)" if has_pairs and "$.inputs" in str(error) else "these parameters"
         raise FileRefused(f"a {task.name} model does not take {what}: {error}") from error

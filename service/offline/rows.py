@@ -31,14 +31,15 @@ class Row:
     """One row of a file.
 
     Attributes:
-        number: line of the file in which it begins; number of the row where the file has no lines; both from 1 on.
+        place: its place in the file, for messages: "line 3" in a file of lines, "row 3" in
+            others, from 1 on; the path of an image in a folder.
         columns: its values by column, as they are written beside the answer.
         given: the input: a text, or the path of an image.
         pair: the second text of a pair; None: there is none.
         problem: why the row cannot be answered; None if it can be.
     """
 
-    number: int
+    place: str
     columns: Mapping[str, Any]
     given: str = ""
     pair: str | None = None
@@ -94,17 +95,17 @@ class Columns:
             return known[0]
         raise FileRefused(f"{path} has the columns {', '.join(known)}; say with --column which of them is the input")
 
-    def row(self, number: int, values: Mapping[str, Any], name: str, problem: str | None = None) -> Row:
+    def row(self, place: str, values: Mapping[str, Any], name: str, problem: str | None = None) -> Row:
         """Make a row of its values; a value that is not a text is a problem."""
         given, pair = values.get(name), values.get(self.pair) if self.pair else None
         for column, value in ((name, given), (self.pair, pair)):
             if problem is None and column is not None and not isinstance(value, str):
                 found = "missing" if value is None else f"{type(value).__name__} {str(value)[:MAX_SHOWN]}, not a text"
-                problem = f"row {number}: column {column!r} is {found}"
+                problem = f"{place}: column {column!r} is {found}"
         if problem is not None:
-            return Row(number, values, problem=problem)
+            return Row(place, values, problem=problem)
         assert isinstance(given, str)
-        return Row(number, values, given, pair)
+        return Row(place, values, given, pair)
 
 
 def open_rows(path: Path, columns: Columns, encoding: str = "utf-8") -> RowFile:
@@ -167,11 +168,12 @@ def _delimited(path: Path, columns: Columns, encoding: str) -> RowFile:
     name = columns.chosen(path, names)
 
     def rows() -> Iterator[Row]:
-        first = reader.line_num + 1
+        place = f"line {reader.line_num + 1}"
         for values in _strict(path, reader):
             if values:  # csv gives no fields for an empty line
-                yield columns.row(first, dict(zip(names, values, strict=False)), name, _miscounted(names, values, first))
-            first = reader.line_num + 1
+                problem = _miscounted(names, values, place)
+                yield columns.row(place, dict(zip(names, values, strict=False)), name, problem)
+            place = f"line {reader.line_num + 1}"
 
     return RowFile(names, rows(), path.parent)
 
@@ -183,12 +185,12 @@ def _strict(path: Path, reader: Any) -> Iterator[list[str]]:
         raise FileRefused(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def _miscounted(names: Sequence[str], values: Sequence[str], number: int) -> str | None:
+def _miscounted(names: Sequence[str], values: Sequence[str], place: str) -> str | None:
     """Say that a row has too many or too few fields; None if it has as many as the header."""
     if len(values) == len(names):
         return None
     more = f"; beyond the header: {values[len(names) :]!r}" if len(values) > len(names) else ""
-    return f"row {number} has {len(values)} fields, the header names {len(names)} columns{more}"
+    return f"{place} has {len(values)} fields, the header names {len(names)} columns{more}"
 
 
 def _json_lines(path: Path, columns: Columns, encoding: str) -> RowFile:
@@ -207,9 +209,9 @@ def _json_lines(path: Path, columns: Columns, encoding: str) -> RowFile:
         for number, line in itertools.chain([first], numbered):
             values = _parsed(number, line)
             if isinstance(values, str):
-                yield Row(number, {LINE_COLUMN: line.rstrip("\r\n")}, problem=values)
+                yield Row(f"line {number}", {LINE_COLUMN: line.rstrip("\r\n")}, problem=values)
             else:
-                yield columns.row(number, values, name)
+                yield columns.row(f"line {number}", values, name)
 
     return RowFile(None, rows(), path.parent)
 
@@ -219,14 +221,14 @@ def _parsed(number: int, line: str) -> dict[str, Any] | str:
     try:
         return msgspec.json.decode(line, type=dict[str, Any])
     except (msgspec.DecodeError, RecursionError) as error:
-        return f"row {number} is not a JSON object: {error}"
+        return f"line {number} is not a JSON object: {error}"
 
 
 def _lines(path: Path, columns: Columns, encoding: str) -> RowFile:
     """Read one text a line, into the column `text`."""
     name = columns.chosen(path, [TEXT_COLUMN])
     lines = enumerate(_text_lines(path, encoding), 1)
-    rows = (columns.row(number, {TEXT_COLUMN: line.rstrip("\r\n")}, name) for number, line in lines)
+    rows = (columns.row(f"line {number}", {TEXT_COLUMN: line.rstrip("\r\n")}, name) for number, line in lines)
     return RowFile([TEXT_COLUMN], rows, path.parent)
 
 
@@ -251,7 +253,7 @@ def _parquet(path: Path, columns: Columns, encoding: str) -> RowFile:
         batches: Iterable[Any] = file.iter_batches(PARQUET_ROWS)
         values = (each for batch in batches for each in batch.to_pylist())
         for number, each in enumerate(values, 1):
-            yield columns.row(number, each, name)
+            yield columns.row(f"row {number}", each, name)
 
     return RowFile(names, rows(), path.parent)
 
@@ -265,5 +267,5 @@ def _images(folder: Path) -> RowFile:
     others = len(files) - len(images)
     remark = f"{folder}: {others} files are left out, whose names do not end like an image's" if others else None
     paths = (path.relative_to(folder).as_posix() for path in images)
-    rows = (Row(number, {PATH_COLUMN: path}, path) for number, path in enumerate(paths, 1))
+    rows = (Row(path, {PATH_COLUMN: path}, path) for path in paths)
     return RowFile([PATH_COLUMN], rows, folder, holds_images=True, remark=remark)

@@ -12,24 +12,29 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 from model_store.folder import sha256
 from service.sources.kinds import CONFIG, SourceRefused, task_of_config
 
 CONVERTING_PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tokenizers", "torch", "transformers")
-CONVERTING_CODE = ("export", "model_store", "service")
+# `export` and what it uses of the others.
+CONVERTING_CODE = ("export", "model_store", "service.tasks", "service.explanation.methods")
 STOP_S = 20.0  # time for a conversion to remove what is half made
+WAKE_S = 0.5
 KEY_DIGITS = 32
 INTERRUPTED, TERMINATED, NOT_INSTALLED = 130, 143, 2
 
@@ -93,13 +98,14 @@ class ConversionCache:
         require_converter(checkpoint.given)
         entry, unfinished = place / str(converter_hash()), place / ".unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed; the lock is ours
-        try:
-            self._say(f"converting {checkpoint.given}, once; its files and options are the key of the cache {place}")
-            run_conversion(checkpoint, unfinished)
-            (unfinished / checkpoint.name).rename(entry)
-            self._say(f"converted {checkpoint.given}: {entry}")
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+        with _Stop() as stop:
+            try:
+                self._say(f"converting {checkpoint.given}, once, for the cache {place}")
+                run_conversion(checkpoint, unfinished, stop)
+                (unfinished / checkpoint.name).rename(entry)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        self._say(f"converted {checkpoint.given}: {entry}")
         return entry
 
     def _convert_unknown(self, checkpoint: Checkpoint) -> Path:
@@ -231,8 +237,13 @@ def require_converter(given: str) -> None:
         )
 
 
-def run_conversion(checkpoint: Checkpoint, store: Path) -> None:
+def run_conversion(checkpoint: Checkpoint, store: Path, stop: "_Stop") -> None:
     """Run `python -m export load` to its end; its lines go to standard error.
+
+    Args:
+        checkpoint: what is converted.
+        store: model store to convert into.
+        stop: passes signals to the conversion.
 
     Raises:
         SourceRefused: it failed, or this process was told to stop.
@@ -245,19 +256,16 @@ def run_conversion(checkpoint: Checkpoint, store: Path) -> None:
     folder = _folder_of("export")
     path = os.pathsep.join(filter(None, [str(folder.parent if folder else ""), os.environ.get("PYTHONPATH", "")]))
     store.mkdir(parents=True, exist_ok=True)
-    # In a session of its own, a terminal's Ctrl-C reaches it once, through `_stop`.
-    child = subprocess.Popen(
+    # In a session of its own, a terminal's Ctrl-C reaches it once, through `stop`.
+    with subprocess.Popen(
         command, env=os.environ | {"PYTHONPATH": path}, stdin=subprocess.DEVNULL, stdout=2, start_new_session=True
-    )
-    try:
-        with _raising_on_sigterm():
-            status = child.wait()
-    except KeyboardInterrupt as stop:
-        _stop(child)
-        word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
-        raise SourceRefused(f"{word} while {checkpoint.given} was converted; the cache is as before", code) from None
+    ) as child:
+        status = stop.wait(child)
+    if stop.number is not None:
+        word, code = ("interrupted", INTERRUPTED) if stop.number == signal.SIGINT else ("terminated", TERMINATED)
+        raise SourceRefused(f"{word} while {checkpoint.given} was converted; the cache is as before", code)
     if status:
-        raise SourceRefused(f"{checkpoint.given} was not converted, see above", status if status > 0 else 1)
+        raise SourceRefused(f"{checkpoint.given} was not converted, see above", max(1, status))
 
 
 def task_of(checkpoint: Checkpoint) -> str:
@@ -274,27 +282,43 @@ def task_of(checkpoint: Checkpoint) -> str:
     raise SourceRefused(f"{checkpoint.given}: `architectures` in {CONFIG} does not tell the task; give it with --task")
 
 
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM was received."""
+class _Stop:
+    """Notes SIGINT and SIGTERM while the block runs, and passes the first one to a conversion as SIGTERM.
 
+    Nothing is raised, so that no moment exists in which a signal leaves a process or a half made folder behind.
+    """
 
-@contextlib.contextmanager
-def _raising_on_sigterm() -> Iterator[None]:
-    def raise_terminated(number: int, frame: FrameType | None) -> None:
-        raise _Terminated
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._child: subprocess.Popen[bytes] | None = None
+        self._until_s = math.inf
 
-    before = signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __enter__(self) -> Self:
+        self._before = {each: signal.signal(each, self._note) for each in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
-def _stop(child: subprocess.Popen[bytes]) -> None:
-    """Ask a conversion to end, and kill it with its own processes if it does not."""
-    child.terminate()
-    try:
-        child.wait(STOP_S)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is None:
+            self.number, self._until_s = number, time.monotonic() + STOP_S
+            self._pass_on()
+        else:
+            self._until_s = 0.0  # asked twice: at once
+
+    def _pass_on(self) -> None:
+        if self._child is not None and self.number is not None:
+            self._child.terminate()
+
+    def wait(self, child: subprocess.Popen[bytes]) -> int:
+        """Return the exit status of a conversion; one that does not stop in time is killed with its own processes."""
+        self._child = child
+        self._pass_on()  # a signal may have come before the process was there
+        while True:
+            try:
+                return child.wait(WAKE_S)
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > self._until_s:
+                    os.killpg(child.pid, signal.SIGKILL)

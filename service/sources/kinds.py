@@ -72,12 +72,12 @@ def recognize(given: str) -> Source:
         if path.suffix == ".onnx":
             return _of_graph(given, path.resolve())
         raise SourceRefused(f"{given} is a file; a model is a folder, or a graph in a file that ends in .onnx")
-    if HUB_ID.fullmatch(given):
-        return Source(given, "hub", None, given.partition("/")[2])
+    if HUB_ID.fullmatch(given) and not path.parent.is_dir():  # else a folder of this name is more likely misspelt
+        return Source(given, "hub", None, path.name)
     beside = sorted(str(each) for each in path.parent.iterdir() if each.is_dir()) if path.parent.is_dir() else []
     raise SourceRefused(
-        f"{given} is not there; a model of the Hugging Face hub is named owner/name;"
-        f" folders beside it: {closest(given, beside)}"
+        f"{given} is not there; folders beside it: {closest(given, beside)} (a model of the Hugging Face hub is named"
+        " owner/name)"
     )
 
 

@@ -1,8 +1,8 @@
 """Makes one model store of everything that a command line names: a folder of links to model folders.
 
-    checkpoints, hub ids ── `ConversionCache` ──> model folders ─┐
-    ONNX files ── copied ──> version folders ────────────────────┼─ links ──> <cache>/stores/<key>/<name>/<version>/
-    model folders, stores ───────────────────────────────────────┘
+checkpoints, hub ids ── `ConversionCache` ──> model folders ─┐
+ONNX files ── copied ──> version folders ────────────────────┼─ links ──> <cache>/stores/<key>/<name>/<version>/
+model folders, stores ───────────────────────────────────────┘
 """
 
 import argparse
@@ -49,9 +49,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="precision of a converted graph; default: float32"
     )
-    group.add_argument(
-        "--validate-on", metavar="NAME", help="labelled data to measure a conversion on; int8 needs it"
-    )
+    group.add_argument("--validate-on", metavar="NAME", help="labelled data to measure a conversion on; int8 needs it")
     group.add_argument(
         "--cache",
         type=Path,
@@ -108,9 +106,7 @@ def _placed(source: Source, options: SourceOptions, say: Callable[[str], None]) 
         return {Path(found.name): found.path.parent for found in scan(source.path) if not found.problem}
     name = checked_name(options.name or source.name, source.given)
     if source.kind in {"checkpoint", "hub"}:
-        checkpoint = Checkpoint(
-            source.given, source.path, name, options.task, options.precision, options.validate_on
-        )
+        checkpoint = Checkpoint(source.given, source.path, name, options.task, options.precision, options.validate_on)
         return {Path(name): ConversionCache(options.cache, say).converted(checkpoint)}
     assert source.path is not None
     if source.kind == "onnx":
