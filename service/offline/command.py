@@ -185,7 +185,8 @@ async def opened_model(
 ) -> AsyncIterator[EmbeddedModel | RemoteModel]:
     """Open the only model of a store, or without a store that of the server; raises the errors of `predict`."""
     if store is None:
-        yield RemoteModel(arguments.url, arguments.model, settings)
+        with contextlib.closing(RemoteModel(arguments.url, arguments.model, settings)) as remote:
+            yield remote
         return
     async with embedded_model(store, device, settings) as model:
         yield model

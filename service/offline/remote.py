@@ -40,8 +40,19 @@ class RemoteModel:
         self._url, self._prefix, self._name = url, parts.path.rstrip("/"), name
         self._settings, self._own = settings, threading.local()
         self._threads = ThreadPoolExecutor(CONNECTIONS, "row")
-        self.task = self._task()
+        self._connections: list[http.client.HTTPConnection] = []
         self.max_in_flight = CONNECTIONS
+        try:
+            self.task = self._task()
+        except FileRefused:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close all connections, once the requests that were sent are answered."""
+        self._threads.shutdown()
+        for connection in self._connections:
+            connection.close()
 
     def _task(self) -> type[StoredTask[Any]]:
         status, _, body = self._send("GET", "/v2/models", None)
@@ -92,6 +103,7 @@ class RemoteModel:
             connection = getattr(self._own, "connection", None)
             if fresh or connection is None:
                 connection = self._own.connection = self._kind(self._netloc, timeout=TIMEOUT_S)
+                self._connections.append(connection)
             try:
                 connection.request(method, self._prefix + path, body, JSON_HEADERS if body else {})
                 response = connection.getresponse()
