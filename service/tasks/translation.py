@@ -33,14 +33,14 @@ from service.tasks.hub_messages import (
     TranslatedText,
     TranslationParameters,
     TranslationRequest,
-    texts_and_field,
+    inputs_and_field,
     translation_text,
     whole,
 )
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
+from service.tasks.text.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"
@@ -344,7 +344,7 @@ class Translation:
         search, streams = parameters.search, request.check_stream()
         search.check(self.defaults.early_stopping, 1 if streams else self.defaults.num_beams, self.max_tokens)
         self.check_languages(parameters.src_lang, parameters.tgt_lang)
-        texts, field = texts_and_field(request.inputs)
+        texts, field = inputs_and_field(request.inputs)
         return HubCall(
             texts,
             field,
