@@ -2,7 +2,8 @@
 
 In CSV the answer has columns of its own, which depend on the task: `predicted_label` and `predicted_score` of a
 classifier, with `--top-k` also `predicted_label_2` and so on, `predicted_translation_text` of a translation, else
-`predicted` with JSON. In JSONL `predicted` is the answer of the task API. `prediction_error` says why a row has none.
+`predicted` with JSON. Several labels that reach their thresholds stand in one field, as `a|b`. In JSONL `predicted` is
+the answer of the task API. `prediction_error` says why a row has none.
 """
 
 import csv
@@ -22,22 +23,25 @@ PREDICTED, ERROR = "predicted", "prediction_error"
 PARTIAL = ".partial"  # ends the name of a file that is not finished
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSONL = ".jsonl"
+LABEL_COLUMNS = ("label", "score")
+SEPARATOR = "|"  # between the labels of one row, as in files of training
 
 
 class AnswerColumns:
     """The columns of a task's answers in CSV."""
 
-    def __init__(self, hub_answer: Any, top_k: int | None) -> None:
+    def __init__(self, hub_answer: Any, top_k: int | None, num_values: int = 1) -> None:
         """Derive the columns from the form of an answer.
 
         Args:
             hub_answer: message of the task API's answer to one input.
-            top_k: number of classes in an answer; None: the best one.
+            top_k: number of classes in an answer; None: the predicted ones.
+            num_values: numbers of a regression, each with columns of its own; 1 for other models.
         """
         self._fields: tuple[str, ...] = ()
-        self._ranks = 0
+        self._ranks, self._joins = 0, top_k is None
         if hub_answer == list[LabelScore]:
-            self._fields, self._ranks = LabelScore.__struct_fields__, top_k or 1
+            self._fields, self._ranks = LABEL_COLUMNS, top_k or num_values
         elif isinstance(hub_answer, type) and issubclass(hub_answer, msgspec.Struct):
             self._fields = hub_answer.__struct_fields__
 
@@ -53,6 +57,9 @@ class AnswerColumns:
         """Return the values of the columns for an answer; empty where it has fewer classes than there are columns."""
         if not self._fields:
             return [msgspec.json.encode(document).decode()]
+        if self._ranks and self._joins and document and "predicted" in document[0]:
+            predicted = [each for each in document if each["predicted"]]
+            return [SEPARATOR.join(str(each[name]) for each in predicted) for name in self._fields]
         ranked = document[: self._ranks] if self._ranks else [document]
         values = [each.get(name, "") for each in ranked for name in self._fields]
         return values + [""] * (len(self.names) - len(values))

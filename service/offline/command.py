@@ -133,7 +133,7 @@ def predict(arguments: argparse.Namespace, sources: SourceOptions, report: "Repo
     async def answer() -> None:
         async with opened_model(store, arguments, device, settings) as model:
             check_settings(model.task, settings, file, arguments.pair_column is not None)
-            columns = AnswerColumns(model.task.hub_answer, settings.top_k)
+            columns = AnswerColumns(model.task.hub_answer, settings.top_k, model.num_values)
             await answer_file(file, model, columns, form, out, report)
 
     asyncio.run(answer())

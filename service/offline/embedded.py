@@ -10,7 +10,7 @@ import msgspec
 from service.app import App, build
 from service.config import ServiceConfig, available_cores
 from service.engines.device import Device
-from service.offline.requests import RequestSettings, inputs_of
+from service.offline.requests import RequestSettings, inputs_of, num_values_of
 from service.offline.rows import FileRefused, Row
 from service.prediction.messages import RequestOptions
 from service.tasks.stored_task import StoredTask
@@ -27,6 +27,7 @@ class EmbeddedModel:
         """Use the model `name` of a running app."""
         self._app, self._name, self._settings = app, name, settings
         self.task: StoredTask[Any] = app.predictor.catalog.hub_task(name)
+        self.num_values = num_values_of({spec.name for spec in self.task.outputs}, self.task.labels)
         # Rows in the queue and in engine calls; a search takes a row for each of its beams.
         self.max_in_flight = max(1, min(MAX_IN_FLIGHT, self.task.max_inputs(app.config.max_queue) // 2))
 

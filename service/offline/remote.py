@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from service.errors import HeedError, InvalidRequest, Unavailable
-from service.offline.requests import RequestSettings, inputs_of
+from service.offline.requests import RequestSettings, inputs_of, num_values_of
 from service.offline.rows import FileRefused, Row
 from service.sources.kinds import closest
 from service.tasks.stored_task import StoredTask
@@ -43,7 +43,7 @@ class RemoteModel:
         self._connections: list[http.client.HTTPConnection] = []
         self.max_in_flight = CONNECTIONS
         try:
-            self.task = self._task()
+            self.task, self.num_values = self._described()
         except FileRefused:
             self.close()
             raise
@@ -54,7 +54,12 @@ class RemoteModel:
         for connection in self._connections:
             connection.close()
 
-    def _task(self) -> type[StoredTask[Any]]:
+    def _described(self) -> tuple[type[StoredTask[Any]], int]:
+        """Return the task of the model, and the numbers that it answers with.
+
+        Raises:
+            FileRefused: the server has no such model with a task.
+        """
         status, _, body = self._send("GET", "/v2/models", None)
         try:
             models = {model["name"]: model for model in json.loads(body)["models"]}
@@ -70,7 +75,9 @@ class RemoteModel:
             raise FileRefused(
                 f"model {self._name!r} of {self._url} has no task that a file can be answered with: {reason}"
             )
-        return TASKS[task]
+        _, _, body = self._send("GET", f"/v2/models/{quote(self._name)}", None)
+        names = {output["name"] for output in json.loads(body).get("outputs", [])}
+        return TASKS[task], num_values_of(names, models[self._name]["labels"])
 
     async def ask(self, row: Row, folder: Path) -> Any:
         """Return the task API's answer to a row; a busy server is asked again.

@@ -1,6 +1,7 @@
 """Turns a row into a request of the Hugging Face task API, for a model in this process or on a server."""
 
 import base64
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,16 @@ def inputs_of(row: Row, folder: Path, takes_files: bool) -> str | dict[str, str]
         except OSError as error:
             raise InvalidRequest(f"{row.place}: {row.given}: {error.strerror}") from error
     return row.given if row.pair is None else {"text": row.given, "text_pair": row.pair}
+
+
+def num_values_of(output_names: Collection[str], labels: Sequence[str]) -> int:
+    """Return the numbers that a regression answers with; 1 for other models.
+
+    Args:
+        output_names: names of the model's output tensors.
+        labels: names of its classes or numbers.
+    """
+    return max(1, len(labels)) if "values" in output_names else 1
 
 
 def check_settings(

@@ -28,7 +28,7 @@ from types import FrameType
 from typing import Self
 
 from model_store.folder import sha256
-from service.sources.kinds import CONFIG, SourceRefused, task_of_config
+from service.sources.kinds import CONFIG, SourceRefused
 
 CONVERTING_PACKAGES = ("onnx", "onnxscript", "onnxruntime", "tokenizers", "torch", "transformers")
 # `export` and what it uses of the others.
@@ -47,7 +47,7 @@ class Checkpoint:
         given: the text of the command line.
         folder: the folder; None for a model of the hub, whose id is `given`.
         name: name of the model.
-        task: name of the task; None: the checkpoint tells.
+        task: name of the task; None: the checkpoint's architecture tells.
         precision: precision of the graph's products.
         validate_on: labelled data to measure quality on; None: none.
     """
@@ -250,7 +250,8 @@ def run_conversion(checkpoint: Checkpoint, store: Path, stop: "_Stop") -> None:
     """
     source = checkpoint.given if checkpoint.folder is None else str(checkpoint.folder)
     command = [sys.executable, "-P", "-m", "export", "load", source, "--name", checkpoint.name]
-    command += ["--model-store", str(store), "--precision", checkpoint.precision, "--task", task_of(checkpoint)]
+    command += ["--model-store", str(store), "--precision", checkpoint.precision]
+    command += ["--task", checkpoint.task] if checkpoint.task else []
     command += ["--validate-on", checkpoint.validate_on] if checkpoint.validate_on else []
     # A folder `export` in the working folder must not be taken for the package (-P), which may lie on the path only.
     folder = _folder_of("export")
@@ -266,20 +267,6 @@ def run_conversion(checkpoint: Checkpoint, store: Path, stop: "_Stop") -> None:
         raise SourceRefused(f"{word} while {checkpoint.given} was converted; the cache is as before", code)
     if status:
         raise SourceRefused(f"{checkpoint.given} was not converted, see above", max(1, status))
-
-
-def task_of(checkpoint: Checkpoint) -> str:
-    """Return the task of a checkpoint: as given, else as its `config.json` tells.
-
-    Raises:
-        SourceRefused: it is not given, and `config.json` does not tell.
-    """
-    if checkpoint.task is not None:
-        return checkpoint.task
-    folder = checkpoint.folder or hub_snapshot(checkpoint.given)
-    if folder is not None and (found := task_of_config(folder / CONFIG)) is not None:
-        return found
-    raise SourceRefused(f"{checkpoint.given}: `architectures` in {CONFIG} does not tell the task; give it with --task")
 
 
 class _Stop:

@@ -7,8 +7,6 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
-import msgspec
-
 from model_store.folder import GRAPH, MANIFEST, NAME, scan
 
 # checkpoint  a folder in Hugging Face form, which must be converted
@@ -22,12 +20,6 @@ Kind = Literal["checkpoint", "hub", "onnx", "version", "model", "store"]
 CONFIG, ADAPTER_CONFIG = "config.json", "adapter_config.json"
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-# Tasks by the ends of the names of architectures in `config.json`.
-TASK_OF_HEAD = {
-    "ForSequenceClassification": "text-classification",
-    "ForImageClassification": "image-classification",
-    "MarianMTModel": "translation",
-}
 
 
 class SourceRefused(ValueError):
@@ -130,20 +122,6 @@ def checked_name(name: str, given: str) -> str:
             " give another one with --name"
         )
     return name
-
-
-def task_of_config(config: Path) -> str | None:
-    """Return the task of a checkpoint by `architectures` in its `config.json`; None if it does not tell."""
-    try:
-        document = msgspec.json.decode(config.read_bytes(), type=dict[str, object])
-    except (OSError, msgspec.DecodeError):
-        return None
-    architectures = document.get("architectures")
-    for architecture in architectures if isinstance(architectures, list) else []:
-        for head, task in TASK_OF_HEAD.items():
-            if isinstance(architecture, str) and architecture.endswith(head):
-                return task
-    return None
 
 
 def closest(given: str, known: Iterable[str], count: int = 5) -> str:

@@ -45,7 +45,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `SourceOptions` to a command."""
     group = parser.add_argument_group("conversion of checkpoints")
     group.add_argument("--name", metavar="NAME", help="name of the model; default: the name of its folder")
-    group.add_argument("--task", metavar="NAME", help="task of a checkpoint; default: as its config.json tells")
+    group.add_argument("--task", metavar="NAME", help="task of a checkpoint; default: what its architecture tells")
     group.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="precision of a converted graph; default: float32"
     )

@@ -43,6 +43,24 @@ def test_the_columns_follow_the_form_of_the_answer(
     assert dict(zip(columns.names, columns.cells(document), strict=True)) == expected
 
 
+def test_several_predicted_labels_stand_in_one_field() -> None:
+    """They are those that reach their thresholds, as training reads them; with `--top-k` each has its own columns."""
+    document = [
+        {"label": name, "score": score, "predicted": score > 0.5}
+        for name, score in zip("abc", (0.9, 0.8, 0.1), strict=True)
+    ]
+    assert AnswerColumns(list[LabelScore], None).cells(document) == ["a|b", "0.9|0.8"]
+    assert AnswerColumns(list[LabelScore], None).cells(document[2:]) == ["", ""]
+    assert AnswerColumns(list[LabelScore], 2).cells(document) == ["a", 0.9, "b", 0.8]
+
+
+def test_each_number_of_a_regression_has_columns() -> None:
+    """No number is lost, though the task API sorts them."""
+    columns = AnswerColumns(list[LabelScore], None, num_values=2)
+    assert columns.names == ["predicted_label", "predicted_score", "predicted_label_2", "predicted_score_2"]
+    assert columns.cells(SCORES) == ["a", 0.75, "b", 0.25]
+
+
 def test_csv_and_json_lines_hold_row_answer_and_problem() -> None:
     """Separators and quotes survive."""
     columns = AnswerColumns(list[LabelScore], None)

@@ -87,6 +87,21 @@ def test_long_texts_are_cut_only_if_asked(tmp_path: Path, capsys: pytest.Capture
     assert ",POSITIVE," in capsys.readouterr().out
 
 
+def test_pairs_are_read_from_two_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], committed_server: Server
+) -> None:
+    """Both texts count: each kind of model refuses an empty second one, and answers the others alike."""
+    (tmp_path / "pairs.tsv").write_text("a\tb\nA wonderful film.\tIt is not.\nA wonderful film.\t\n")
+    answers = []
+    for server in ([], ["--url", committed_server.http]):
+        options = ["--column", "a", "--pair-column", "b", *server]
+        assert predict("sentiment-small", tmp_path / "pairs.tsv", *options) == 1
+        first, second = capsys.readouterr().out.splitlines()[1:]
+        assert "is empty" in second
+        answers.append(first.split("\t")[:3])
+    assert answers[0] == answers[1]
+
+
 def test_images_are_answered_from_a_folder_and_from_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], committed_server: Server
 ) -> None:
@@ -109,7 +124,7 @@ def test_images_are_answered_from_a_folder_and_from_paths(
     [
         ("sentimet", [], "there is no model 'sentimet' in .*; models: sentiment, "),
         ("sentiment-small", ["--column", "txt"], "has no column 'txt'; it has text, id"),
-        ("sentiment-small", ["--column", "text", "--pair-column", "id"], "does not take pairs of texts"),
+        ("cifar10-vit", ["--column", "text", "--pair-column", "id"], "does not take pairs of texts"),
         ("translation-en-de", ["--top-k", "2"], "does not take these parameters: parameter 'top_k' is 2"),
         ("sentiment-small", ["--url", "http://127.0.0.1:1"], "http://127.0.0.1:1 does not answer: .*refused"),
         ("sentiment-small", ["--url", "ftp://x"], "is not a server's address"),

@@ -1,11 +1,10 @@
 """What a command line names is recognized by the files that are there."""
 
-import json
 from pathlib import Path
 
 import pytest
 
-from service.sources.kinds import SourceRefused, checked_name, recognize, task_of_config
+from service.sources.kinds import SourceRefused, checked_name, recognize
 
 
 def touched(folder: Path, *names: str) -> Path:
@@ -68,21 +67,3 @@ def test_a_models_name_is_checked() -> None:
     assert checked_name("net-1.0", "folder") == "net-1.0"
     with pytest.raises(SourceRefused, match=r"'my net' cannot be a model's name, .* --name"):
         checked_name("my net", "my net")
-
-
-@pytest.mark.parametrize(
-    ("architectures", "task"),
-    [
-        (["BertForSequenceClassification"], "text-classification"),
-        (["ViTForImageClassification"], "image-classification"),
-        (["MarianMTModel"], "translation"),
-        (["BertModel"], None),
-        (None, None),
-        ([1], None),
-    ],
-)
-def test_the_task_is_read_from_the_architecture(architectures: object, task: str | None, tmp_path: Path) -> None:
-    """An architecture without a head tells no task."""
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": architectures}))
-    assert task_of_config(tmp_path / "config.json") == task
-    assert task_of_config(tmp_path / "missing.json") is None
