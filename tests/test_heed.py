@@ -94,6 +94,17 @@ def test_an_installation_that_only_serves_names_the_extra(missing: str) -> None:
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize(
+    "words", [["serve"], ["serve", "model_store/sentiment"], ["predict", "a", "b.csv"]], ids=" ".join
+)
+def test_an_installation_without_packages_says_what_to_install(words: list[str]) -> None:
+    """It is one sentence with the missing package."""
+    command = [sys.executable, "-S", "-m", "heed", *words]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    (sentence,) = run.stderr.splitlines()
+    assert (run.returncode, "is not installed for" in sentence, "`make serve`" in sentence) == (2, True, True), sentence
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a random BERT classifier with its tokenizer, in Hugging Face form."""
@@ -200,6 +211,25 @@ def test_a_failed_conversion_ends_with_its_sentence(checkpoint: Path, tmp_path: 
     assert "load: model.safetensors is damaged or incomplete" in run.stderr
     assert run.stderr.splitlines()[-1] == f"heed serve: {broken} was not converted, see above"
     assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
+
+
+@pytest.mark.slow  # converts in a process of its own
+def test_a_downloaded_model_of_the_hub_is_converted_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commit is the key; nothing is downloaded."""
+    model = tmp_path / "hub/models--me--net"
+    shutil.copytree(checkpoint, model / "snapshots/0a1b")
+    (model / "refs").mkdir()
+    (model / "refs/main").write_text("0a1b")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "one.txt").write_text("A wonderful film.\n")
+    arguments = ["predict", "me/net", str(tmp_path / "one.txt"), "--cache", str(tmp_path / "cache")]
+    first, second = heed(*arguments), heed(*arguments)
+    assert first.stdout == second.stdout
+    assert ("converting me/net" in first.stderr, "converting me/net" in second.stderr) == (True, False)
+    assert second.stderr.startswith("me/net is converted already: ")
 
 
 def test_serve_takes_graphs_and_model_folders(tmp_path: Path) -> None:

@@ -110,19 +110,17 @@ class ConversionCache:
 
     def _convert_unknown(self, checkpoint: Checkpoint) -> Path:
         """Convert a model of the hub that must be downloaded first, whose commit is not known yet."""
-        with self._locked(_key([checkpoint.given, "not downloaded"]), checkpoint) as place:
-            if (content := fingerprint(checkpoint)) is not None:  # another process has downloaded it meanwhile
+        unknown = _key([checkpoint.given, "not downloaded", *_options_of(checkpoint)])
+        with self._locked(unknown, checkpoint) as place:
+            if fingerprint(checkpoint) is None:
+                entry = self._found(place, checkpoint) or self._convert(place, checkpoint)
+                if (content := fingerprint(checkpoint)) is None:  # it was downloaded to a place that is not known here
+                    return entry
                 with self._locked(content, checkpoint) as known:
-                    return self._found(known, checkpoint) or self._convert(known, checkpoint)
-            entry = self._convert(place, checkpoint)
-            if (content := fingerprint(checkpoint)) is None:
-                return entry
-            with self._locked(content, checkpoint) as known:
-                target = known / entry.name
-                if not target.is_dir():
-                    entry.rename(target)
+                    if not (known / entry.name).is_dir():
+                        entry.rename(known / entry.name)
                 shutil.rmtree(entry, ignore_errors=True)
-                return target
+        return self.converted(checkpoint)
 
     @contextlib.contextmanager
     def _locked(self, content: str, checkpoint: Checkpoint) -> Iterator[Path]:
@@ -146,11 +144,14 @@ def fingerprint(checkpoint: Checkpoint) -> str | None:
     Raises:
         OSError: a file cannot be read.
     """
-    options = [checkpoint.name, checkpoint.task, checkpoint.precision, _content_of(checkpoint.validate_on)]
     if checkpoint.folder is not None:
-        return _key([files_of(checkpoint.folder), *options])
+        return _key([files_of(checkpoint.folder), *_options_of(checkpoint)])
     snapshot = hub_snapshot(checkpoint.given)
-    return None if snapshot is None else _key([checkpoint.given, snapshot.name, *options])
+    return None if snapshot is None else _key([checkpoint.given, snapshot.name, *_options_of(checkpoint)])
+
+
+def _options_of(checkpoint: Checkpoint) -> list[str | None]:
+    return [checkpoint.name, checkpoint.task, checkpoint.precision, _content_of(checkpoint.validate_on)]
 
 
 def _content_of(validate_on: str | None) -> str | None:
