@@ -31,6 +31,7 @@ LONGEST_FILES = (
     "tests/export/conversion/test_hugging_face.py",
     "tests/load_tests/test_load_tests.py",
     "tests/service/telemetry/test_tracing.py",
+    "tests/test_heed.py",
     "tests/export/torchserve/test_handler.py",
     "tests/service/transport/http/test_openapi.py",
     "tests/export/conversion/test_explanation_graph.py",

@@ -36,8 +36,8 @@ ROWS_FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 def main(options: Sequence[str]) -> int:
     """Answer a file, and return the exit status.
 
-    0: every row has an answer, or `--keep-going` was given. 1: rows have none, the model cannot be served, or the
-    file cannot be read to its end. 2: nothing was done, for an option or the file is wrong. 130: interrupted.
+    0: every row has an answer, or `--keep-going` was given. 1: rows have none, the file cannot be read to its end, or
+    the conversion failed. 2: nothing was answered: an option, the file or the model is wrong. 130: interrupted.
     """
     parser = command_parser()
     arguments = parser.parse_intermixed_args(options)
@@ -50,12 +50,11 @@ def main(options: Sequence[str]) -> int:
         return predict(arguments, sources, report)
     except SourceRefused as error:
         return report.fail(str(error), error.exit_status)
-    except (FileRefused, DeviceMissing) as error:
-        return report.fail(str(error), ROWS_FAILED if report.num_rows else REFUSED)
-    except (FolderError, HeedError) as error:
-        return report.fail(str(error), ROWS_FAILED)
-    except OSError as error:
-        return report.fail(f"{error.strerror}: {error.filename}" if error.filename else str(error), ROWS_FAILED)
+    except (FileRefused, DeviceMissing, FolderError, HeedError, OSError) as error:
+        sentence = str(error)
+        if isinstance(error, OSError) and error.filename:
+            sentence = f"{error.strerror}: {error.filename}"
+        return report.fail(sentence, ROWS_FAILED if report.num_rows else REFUSED)
     except KeyboardInterrupt:
         return report.fail("interrupted", INTERRUPTED)
 

@@ -36,7 +36,7 @@ CONVERTING_CODE = ("export", "model_store", "service.tasks", "service.explanatio
 STOP_S = 20.0  # time for a conversion to remove what is half made
 WAKE_S = 0.5
 KEY_DIGITS = 32
-INTERRUPTED, TERMINATED, NOT_INSTALLED = 130, 143, 2
+INTERRUPTED, TERMINATED = 130, 143
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,7 @@ def require_converter(given: str) -> None:
     if converter_hash() is None:
         raise SourceRefused(
             f"{given} is a checkpoint that the cache does not have, and this installation can only serve;"
-            " `pip install 'heed[train]'` installs what its conversion needs",
-            NOT_INSTALLED,
+            " `pip install 'heed[train]'` installs what its conversion needs"
         )
 
 

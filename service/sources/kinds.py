@@ -29,7 +29,7 @@ class SourceRefused(ValueError):
         exit_status: exit status of the command.
     """
 
-    def __init__(self, message: str, exit_status: int = 1) -> None:
+    def __init__(self, message: str, exit_status: int = 2) -> None:
         super().__init__(message)
         self.exit_status = exit_status
 

@@ -5,15 +5,25 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
+from onnx import TensorProto, helper
 
 from service.offline.command import main
-from tests.conftest import ROOT, START_S, Server
+from tests.conftest import ROOT, START_S, Server, write_onnx
 
 TEXTS = ["A wonderful film.", "A dreadful film.", "", "Two hours, wasted."] * 300
 STORE = ["--model-store", str(ROOT / "model_store")]
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[None]:
+    """Undo the command's settings of the log, which are meant for a process of its own."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -140,6 +150,19 @@ def test_what_cannot_be_done_is_said_before_the_first_row(
     (sentence,) = captured.err.splitlines()
     assert sentence.startswith("heed predict: ")
     assert re.search(said, sentence)
+
+
+def test_a_file_of_answers_that_cannot_be_written_is_said(
+    texts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So is a bare graph, which has no task."""
+    assert predict("sentiment-small", texts, "--out", tmp_path / "nowhere/out.csv") == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence == f"heed predict: No such file or directory: {tmp_path}/nowhere/out.csv.partial"
+    floats = (TensorProto.FLOAT, ["rows", 3])
+    write_onnx(tmp_path / "double", [helper.make_node("Add", ["x", "x"], ["y"])], {"x": floats}, {"y": floats})
+    assert predict(tmp_path / "double", texts) == 2
+    assert "model 'double' has no task API" in capsys.readouterr().err
 
 
 def test_the_file_that_is_read_is_not_written(texts: Path, capsys: pytest.CaptureFixture[str]) -> None:
