@@ -209,6 +209,20 @@ def test_a_stopped_conversion_leaves_nothing(
     ] == []
 
 
+@pytest.mark.slow  # converts
+def test_a_checkpoint_that_changes_during_its_conversion_is_not_kept(checkpoint: Path, tmp_path: Path) -> None:
+    """Nobody could say which of its states was converted."""
+    changing = Path(shutil.copytree(checkpoint, tmp_path / "mine"))
+    command = [sys.executable, "-m", "heed", *SERVE, str(changing), "--cache", str(tmp_path / "cache")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as popen:
+        assert popen.stderr
+        for line in popen.stderr:
+            if line.startswith("exporting"):
+                (changing / "README.md").write_text("changed")
+    assert (popen.returncode, line) == (1, f"heed serve: {changing} changed while it was converted; start again\n")
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [".lock"]
+
+
 @pytest.mark.slow  # imports transformers in a process of its own
 def test_a_failed_conversion_ends_with_its_sentence(checkpoint: Path, tmp_path: Path) -> None:
     """The exit status is the conversion's, and the cache has no half entry."""

@@ -36,7 +36,7 @@ CONVERTING_CODE = ("export", "model_store", "service.tasks", "service.explanatio
 STOP_S = 20.0  # time for a conversion to remove what is half made
 WAKE_S = 0.5
 KEY_DIGITS = 32
-INTERRUPTED, TERMINATED = 130, 143
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,13 @@ class ConversionCache:
         if content is None:  # never downloaded; afterwards the commit is known
             return self._convert_unknown(checkpoint)
         with self._locked(content, checkpoint) as place:
-            return self._found(place, checkpoint) or self._convert(place, checkpoint)
+            if (entry := self._found(place, checkpoint)) is not None:
+                return entry
+            entry = self._convert(place, checkpoint)
+            if fingerprint(checkpoint) != content:
+                shutil.rmtree(entry)
+                raise SourceRefused(f"{checkpoint.given} changed while it was converted; start again", FAILED)
+            return entry
 
     def _found(self, place: Path, checkpoint: Checkpoint) -> Path | None:
         """Return the entry that this installation may serve, or None."""
@@ -266,7 +272,7 @@ def run_conversion(checkpoint: Checkpoint, store: Path, stop: "_Stop") -> None:
         word, code = ("interrupted", INTERRUPTED) if stop.number == signal.SIGINT else ("terminated", TERMINATED)
         raise SourceRefused(f"{word} while {checkpoint.given} was converted; the cache is as before", code)
     if status:
-        raise SourceRefused(f"{checkpoint.given} was not converted, see above", max(1, status))
+        raise SourceRefused(f"{checkpoint.given} was not converted, see above", max(FAILED, status))
 
 
 class _Stop:
@@ -284,9 +290,11 @@ class _Stop:
         self._before = {each: signal.signal(each, self._note) for each in (signal.SIGINT, signal.SIGTERM)}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
+        if self.number is not None and kind is None:  # it came after the end of the conversion
+            signal.raise_signal(self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:

@@ -7,7 +7,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
-from model_store.folder import GRAPH, MANIFEST, NAME, scan
+from model_store.folder import GRAPH, MANIFEST, NAME
 
 # checkpoint  a folder in Hugging Face form, which must be converted
 # hub         a checkpoint of the Hugging Face hub, by its id
@@ -85,13 +85,17 @@ def _recognize_folder(given: str, folder: Path) -> Source:
     graphs = sorted(folder.glob("*.onnx"))
     if len(graphs) == 1:
         return Source(given, "onnx", graphs[0], _name_of(folder))
-    found = [each for each in scan(folder.parent) if each.name == folder.name and not each.problem]
-    if found:
+    if _has_version(folder):
         return Source(given, "model", folder, folder.name)
-    if any(each.problem is None for each in scan(folder)):
+    if any(_has_version(each) for each in folder.iterdir() if each.is_dir()):
         return Source(given, "store", folder, "")
     files = ", ".join(graph.name for graph in graphs) or f"no {CONFIG}, no {MANIFEST} and no {GRAPH}"
     raise SourceRefused(f"{given} is neither a checkpoint nor a model: it has {files}; give one file or model folder")
+
+
+def _has_version(folder: Path) -> bool:
+    """Whether a folder is a model's: it has a folder with a graph, named by a number."""
+    return any(graph.parent.name.isdecimal() for graph in folder.glob(f"*/{GRAPH}"))
 
 
 def _of_graph(given: str, graph: Path) -> Source:
