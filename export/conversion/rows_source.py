@@ -85,7 +85,7 @@ class RowsSource(TextSource):
         """Return the inputs of the golden examples."""
         return [*self.golden]
 
-    def golden_example(self, given: RawInput) -> tuple[dict[str, str], dict[str, Any]]:
+    def golden_example(self, given: Any) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the input, and the ids of its rows."""
         item = self.item(given)
         return dict(given.raw) | ({"truncate": "true"} if item.truncated else {}), golden_tensors(item)

@@ -15,7 +15,7 @@ class _GivenVectors(nn.Module):
 
     def forward(self, input_ids: Any = None, *, inputs_embeds: Tensor, **_: Any) -> BaseModelOutput:
         """Return the vectors, [B, T, D]."""
-        return BaseModelOutput(last_hidden_state=inputs_embeds)  # type: ignore[arg-type]
+        return BaseModelOutput(last_hidden_state=inputs_embeds)
 
 
 class MarkedTokenLogits(nn.Module):

@@ -163,7 +163,7 @@ class FeatureExtraction(TextEncoding):
     def finish(self, result: NDArray[np.float32], options: AnswerOptions = DEFAULT_ANSWER) -> NDArray[np.float32]:
         """Return the vector as a request wants it, float32 [D] or shorter; of two texts, their similarity, float32."""
         if result.ndim == 2:
-            return np.array(self.similarities(self.vectors([*result], options))[0], dtype=np.float32)
+            return np.array(self.similarities([*self.vectors([*result], options)])[0], dtype=np.float32)
         vector_D: NDArray[np.float32] = self.vectors([result], options)[0]
         return vector_D
 
@@ -299,7 +299,7 @@ class FeatureExtraction(TextEncoding):
             return TextRows([first, second], item.given)
 
         def values_of(vectors_2D: NDArray[np.float32]) -> list[float]:
-            return self.similarities(self.vectors([*vectors_2D], DEFAULT_ANSWER))
+            return self.similarities([*self.vectors([*vectors_2D], DEFAULT_ANSWER)])
 
         return ValueFunction(
             item_of,

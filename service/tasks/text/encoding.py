@@ -68,7 +68,7 @@ class TextEncoding:
     takes_files: ClassVar[bool] = False
     pads_rows: ClassVar[bool] = True
     golden_searches: ClassVar[Sequence[str]] = ("",)
-    inputs = (TensorSpec("text", "BYTES", (-1,)),)
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("text", "BYTES", (-1,)),)
 
     def __init__(self, tokenizer_json: str, *, max_tokens: int, pad_id: int, graph_inputs: Sequence[str]) -> None:
         """Set up.
@@ -110,13 +110,13 @@ class TextEncoding:
         """Return the limit on rows: each text or pair is one."""
         return max_request_rows
 
-    def read(self, inputs: Arrays) -> Sequence[Text]:
+    def read(self, inputs: Arrays) -> Sequence[Any]:
         """Return the texts of the tensor `text`, or pairs where there is `text_pair`."""
         return texts_or_pairs_of(inputs)
 
     def prepare(
         self,
-        inputs: Sequence[Text],
+        inputs: Sequence[Any],
         options: PrepareOptions,
         field: str,
         limits: RequestLimits,
@@ -148,7 +148,7 @@ class TextEncoding:
         """Make an item of some tokens of a text, or of a padding token if there are none, because a graph needs one."""
         return Tokens(ids or [self.pad_id], truncated=False)
 
-    def collate(self, items: Sequence[Tokens]) -> Arrays:
+    def collate(self, items: Sequence[Any]) -> Arrays:
         """Batch items into the feeds of one engine call, int64 [B, T]: padded ids, the mask of real tokens, types."""
         longest = max(len(item.ids) for item in items)
         ids_BT = np.full((len(items), longest), self.pad_id, dtype=np.int64)

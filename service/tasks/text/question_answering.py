@@ -334,7 +334,8 @@ def _body_of(encoding: Encoding, max_question: int | None) -> tuple[Body, bool]:
     own = [place for place, number in enumerate(kept) if numbers[number] == 1]
     start, end = (own[0], own[-1] + 1) if own else (len(kept), len(kept))
     lists: Any = (encoding.ids, encoding.type_ids, encoding.offsets)
-    return Body(*([each[place] for place in kept] for each in lists), start, end), bool(dropped)
+    ids, types, spans = ([each[place] for place in kept] for each in lists)
+    return Body(ids, types, spans, start, end), bool(dropped)
 
 
 def _words_of(encoding: Encoding, window: Window) -> list[Span]:

@@ -51,7 +51,8 @@ class TextRows:
     @property
     def length(self) -> int:
         """The number of tokens of the longest row, including special ones."""
-        return max(part.length for part in self.parts)
+        lengths: list[int] = [part.length for part in self.parts]
+        return max(lengths)
 
 
 class RowResults(NamedTuple):

@@ -325,6 +325,6 @@ def _central(windows: Sequence[Window], per_window: Sequence[Sequence[TokenScore
         if number + 1 < len(windows):
             following = windows[number + 1].first
             end = following + (end - following) // 2
-        first = (kept[-1].index + 1 - window.start if kept else 0) - window.first
+        first = (kept[-1].place + 1 - window.start if kept else 0) - window.first
         kept += tokens[first : end - window.first]
     return kept
