@@ -8,7 +8,7 @@ class in this module and its place in `TASKS`.
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,9 @@ from load_tests.wire import (
     Request,
     infer_path,
     json_tensor,
+    read_best_of,
     read_chunks,
+    read_document,
     read_events,
     read_labels,
     read_tensors,
@@ -28,6 +30,7 @@ from load_tests.wire import (
     refused_http,
     v2_body,
     v2_message,
+    v2_tensors,
 )
 from proto import heed_pb2
 
@@ -82,13 +85,17 @@ class ModelTask(ABC):
         """Return the body of a request of the task API."""
         return json.dumps({"inputs": given} | ({"parameters": parameters} if parameters else {})).encode()
 
+    def tensors(self, rows: Sequence[Any]) -> dict[str, Sequence[Any]]:
+        """Return the tensors of a request of the Open Inference Protocol, by name."""
+        return {self.input_name: rows}
+
     @abstractmethod
     def answer(self, document: Any) -> str:
         """Read the label or the translation out of a response of the task API."""
 
     def typed_message(self, model: str, given: Any, parameters: Mapping[str, Any]) -> Any:
         """Return the message of the typed call, or of `ModelInfer` for a task without one."""
-        return v2_message(model, self.input_name, [given], raw=True, **parameters)
+        return v2_tensors(model, self.tensors([given]), raw=True, **parameters)
 
     def typed_answer(self, reply: Any) -> str:
         """Read the label or the translation out of the reply to the typed call."""
@@ -321,12 +328,120 @@ class FeatureExtraction(ModelTask):
         ]
 
 
+class SentenceTask(ModelTask):
+    """A task that is asked about sentences, beside which it may get a fixed text. Nobody has labelled its answers."""
+
+    measures = ("answered",)
+    beside: tuple[str, str] | None = None  # the other tensor's name, and its text in every request
+    reader: Callable[[bytes], Answer] = staticmethod(read_document)
+
+    @cached_property
+    def material(self) -> Material:
+        """Sentences."""
+        sentences = load_sentences()
+        return Material(sentences.source, sentences.texts, [])
+
+    def tensors(self, rows: Sequence[Any]) -> dict[str, Sequence[Any]]:
+        """Return the sentences, and the fixed text for each."""
+        return {self.input_name: rows} | ({self.beside[0]: [self.beside[1]] * len(rows)} if self.beside else {})
+
+    def answer(self, document: Any) -> str:
+        """Return the answer as it is."""
+        return json.dumps(document)
+
+    def typed_answer(self, reply: Any) -> str:
+        """Return the texts and numbers of the answer."""
+        return json.dumps(read_tensors(reply))
+
+    def quality(self, answers: Sequence[AnswerPair]) -> dict[str, float]:
+        """Return the fraction of requests that got an answer."""
+        return {"answered": sum(bool(answer.given) for answer in answers) / max(1, len(answers))}
+
+    def soak_request(self, model: str, sent: SoakInput) -> dict[str, Any]:
+        """Return the fields of a `Request` over the task API."""
+        return super().soak_request(model, sent) | {"read": self.reader}
+
+    def bad_requests(self, model: str) -> list[Request]:
+        """Return requests that a server must refuse."""
+        empty = v2_body(*(json_tensor(name, rows) for name, rows in self.tensors([""]).items()))
+        return [
+            refused_http("empty text", infer_path(model), empty),
+            refused_grpc("not UTF-8", v2_tensors(model, self.tensors([b"\xff"]), raw=True)),
+        ]
+
+
+class TokenClassification(SentenceTask):
+    """Entities of sentences."""
+
+    name = "token-classification"
+
+
+class TextRanking(SentenceTask):
+    """The score of a sentence for a fixed query."""
+
+    name = "text-ranking"
+    input_name = "text_pair"
+    beside = ("text", "Is it any good?")
+
+    def body(self, given: Any, parameters: Mapping[str, Any] | None = None) -> bytes:
+        """Return the query with one text."""
+        return super().body({"query": "Is it any good?", "texts": [given]}, parameters)
+
+
+class QuestionAnswering(SentenceTask):
+    """The answer that a sentence has to a fixed question."""
+
+    name = "question-answering"
+    input_name = "context"
+    beside = ("question", "What is it about?")
+
+    def body(self, given: Any, parameters: Mapping[str, Any] | None = None) -> bytes:
+        """Return the question with its context."""
+        return super().body({"question": "What is it about?", "context": given}, parameters)
+
+
+class ZeroShotClassification(SentenceTask):
+    """Scores of two fixed labels for a sentence."""
+
+    name = "zero-shot-classification"
+    beside = ("candidate_labels", "praise, complaint")
+    reader = staticmethod(read_best_of)
+
+    def body(self, given: Any, parameters: Mapping[str, Any] | None = None) -> bytes:
+        """Return the sentence with its labels."""
+        return super().body(given, {"candidate_labels": "praise, complaint"} | dict(parameters or {}))
+
+
+class FillMask(SentenceTask):
+    """What may stand behind a sentence, for models whose mask is BERT's."""
+
+    name = "fill-mask"
+    reader = staticmethod(read_best_of)
+
+    @cached_property
+    def material(self) -> Material:
+        """Sentences with a gap at their end."""
+        sentences = load_sentences()
+        return Material(sentences.source, [f"{text} [MASK]" for text in sentences.texts], [])
+
+
 def accuracy(answers: Sequence[AnswerPair]) -> float:
     """Return the fraction of right answers."""
     return sum(answer.given == answer.expected for answer in answers) / max(1, len(answers))
 
 
 TASKS: dict[str, ModelTask] = {
-    task.name: task for task in (TextClassification(), ImageClassification(), Translation(), FeatureExtraction())
+    task.name: task
+    for task in (
+        TextClassification(),
+        ImageClassification(),
+        Translation(),
+        FeatureExtraction(),
+        TokenClassification(),
+        TextRanking(),
+        QuestionAnswering(),
+        ZeroShotClassification(),
+        FillMask(),
+    )
 }
 MEASURES = tuple(dict.fromkeys(measure for task in TASKS.values() for measure in task.measures))
