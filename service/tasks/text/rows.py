@@ -111,8 +111,10 @@ def windows_of(body: Body, size: int, stride: int) -> list[Window]:
         size: tokens of the body in a window.
         stride: tokens that two windows share; below `size`.
     """
-    found, length = [], body.end - body.start
-    for first in range(0, max(1, length), size - stride):
+    found, length = list[Window](), body.end - body.start
+    if length <= size:
+        return [Window(Tokens(body.ids, False, body.types), body.spans, body.start, body.end, 0)]
+    for first in range(0, length, size - stride):
         last = min(first + size, length)
         kept = [*range(body.start), *range(body.start + first, body.start + last), *range(body.end, len(body.ids))]
         types = None if body.types is None else [body.types[place] for place in kept]
