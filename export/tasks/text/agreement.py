@@ -20,11 +20,11 @@ from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRe
 from export.conversion.float16 import HalfPrecisionRefused, float16_outputs
 from export.conversion.model_folder.opening import served_task_of
 from export.conversion.model_folder.task import OneGraphTask
-from export.conversion.rows_source import RowsSource, rows_of
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.onnx_graphs.passes import cpu_session
 from export.tasks.task import ExportTask, Target
+from export.tasks.text.rows_source import RowsSource, rows_of
 from export.training.quality import MIN_FLOAT16_TOLERANCE, softmax, twice
 from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest, Tolerance
 from service.tasks.text.rows import RowResults, RowsTask, TextRows

@@ -5,10 +5,10 @@ from typing import Any
 
 from rich.console import Console
 
-from export.conversion.rows_source import RawInput, RowsSource
 from export.task_table import FILL_MASK
 from export.tasks.task import Target
 from export.tasks.text.agreement import AgreementTask
+from export.tasks.text.rows_source import RawInput, RowsSource, rows_source_of_hugging_face, served_arguments
 from service.tasks.text.fill_mask import ANSWER_MASK, FillMaskSettings, MaskedText
 from service.tasks.text.fill_mask import FillMask as Served
 from service.tasks.text.rows import RowsTask
@@ -27,11 +27,7 @@ def masked_language_model_of_hugging_face(name_or_path: str) -> RowsSource:
     from transformers import AutoModelForMaskedLM
 
     from export.conversion.checkpoints.reading import LoadRefused
-    from export.conversion.text_checkpoint import (
-        read_text_checkpoint,
-        rows_source_of_hugging_face,
-        served_arguments,
-    )
+    from export.conversion.text_checkpoint import read_text_checkpoint
     from export.networks.masked_language_model import MarkedTokenLogits
 
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForMaskedLM)

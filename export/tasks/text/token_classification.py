@@ -7,10 +7,16 @@ from typing import Any
 from rich.console import Console
 
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
-from export.conversion.rows_source import RawInput, RowsSource, TokenLogits
 from export.task_table import TOKEN_CLASSIFICATION
 from export.tasks.task import Target
 from export.tasks.text.agreement import AgreementTask
+from export.tasks.text.rows_source import (
+    RawInput,
+    RowsSource,
+    TokenLogits,
+    rows_source_of_hugging_face,
+    served_arguments,
+)
 from service.tasks.text.token_classification import EntityText
 from service.tasks.text.token_classification import TokenClassification as Served
 
@@ -24,11 +30,7 @@ def token_classifier_of_hugging_face(name_or_path: str) -> RowsSource:
     from transformers import AutoModelForTokenClassification
 
     from export.conversion.checkpoints.reading import labels_of
-    from export.conversion.text_checkpoint import (
-        read_text_checkpoint,
-        rows_source_of_hugging_face,
-        served_arguments,
-    )
+    from export.conversion.text_checkpoint import read_text_checkpoint
 
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForTokenClassification)
     labels = labels_of(checkpoint.document, checkpoint.model.config.num_labels)

@@ -7,10 +7,10 @@ from typing import Any
 from rich.console import Console
 
 from export.conversion.golden_texts import GOLDEN_TEXTS
-from export.conversion.rows_source import RawInput, RowsSource
 from export.task_table import ZERO_SHOT_CLASSIFICATION
 from export.tasks.task import Target
 from export.tasks.text.agreement import AgreementTask
+from export.tasks.text.rows_source import RawInput, RowsSource, rows_source_of_hugging_face, served_arguments
 from service.tasks.text.zero_shot import LabelledText
 from service.tasks.text.zero_shot import ZeroShotClassification as Served
 
@@ -27,12 +27,7 @@ def entailment_model_of_hugging_face(name_or_path: str) -> RowsSource:
     from transformers import AutoModelForSequenceClassification
 
     from export.conversion.checkpoints.reading import LoadRefused, labels_of
-    from export.conversion.text_checkpoint import (
-        Positional,
-        read_text_checkpoint,
-        rows_source_of_hugging_face,
-        served_arguments,
-    )
+    from export.conversion.text_checkpoint import Positional, read_text_checkpoint
 
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification)
     labels = labels_of(checkpoint.document, checkpoint.model.config.num_labels)
