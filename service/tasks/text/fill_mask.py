@@ -99,7 +99,7 @@ class FillMask(RowsTask):
     name: ClassVar[str] = "fill-mask"
     answers_lists: ClassVar[bool] = False
     hub_request: ClassVar[type[msgspec.Struct]] = FillMaskRequest
-    hub_answer: ClassVar[Any] = list[Filling] | list[list[Filling]]
+    hub_answer: ClassVar[Any] = list[Filling | list[Filling]]
     example: ClassVar[str | None] = """-d '{"inputs": "Paris is the [MASK] of France."}'"""
     attention_outputs: ClassVar[Mapping[str, str]] = {}
     labels: Sequence[str] = ()
