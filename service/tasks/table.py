@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
 from service.tasks.stored_task import StoredTask
 from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation

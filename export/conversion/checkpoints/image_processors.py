@@ -19,7 +19,8 @@ from transformers import AutoImageProcessor
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, check_files, quiet, read_object, reading
 from export.conversion.golden_images import golden_images
 from model_store.folder import PREPROCESSOR
-from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.preprocessing import PreprocessorConfig
 
 # Steps that the service does, or that change nothing because it decodes every image to RGB.
 OFFERED_STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}

@@ -18,7 +18,8 @@ from model_store.folder import (
     read,
 )
 from service.tasks.decoding.search import SearchDefaults
-from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.preprocessing import PreprocessorConfig
 from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation
 

@@ -42,7 +42,7 @@ from export.conversion.golden_texts import made_up_sentences
 from export.conversion.hugging_face import image_source_of_hugging_face, source_of_hugging_face
 from export.data.tokenizers import train_tokenizer
 from tests.conftest import ROOT, running_server
-from tests.service.tasks.test_image_classification import file_of
+from tests.service.tasks.images.test_image_classification import file_of
 
 FAMILIES = {
     "bert": (BertConfig, BertForSequenceClassification),

@@ -17,7 +17,7 @@ from PIL import Image
 from export.conversion.golden_images import golden_images, gradient, shapes
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tests.conftest import LABELS, Server, running_server
-from tests.service.tasks.test_image_classification import file_of, png_header
+from tests.service.tasks.images.test_image_classification import file_of, png_header
 
 MODELS = ("vit", "resnet9")
 FILES = golden_images()
