@@ -1,9 +1,5 @@
-"""Loads Hugging Face classifiers as sources for conversion.
+"""Loads Hugging Face text classifiers of the BERT, DistilBERT and RoBERTa families as sources for conversion."""
 
-Text models are of the BERT, DistilBERT and RoBERTa families, image models are ViT and DeiT.
-"""
-
-from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,11 +10,9 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoModelForImageClassification,
     AutoModelForSequenceClassification,
 )
 
-from export.conversion.checkpoints.image_processors import check_same_pixels, load_processor, served_processor
 from export.conversion.checkpoints.reading import (
     CONFIG,
     LoadRefused,
@@ -31,7 +25,7 @@ from export.conversion.checkpoints.reading import (
     read_config,
     reading,
 )
-from export.conversion.model_source import ImageClassifierSource, Source, TextClassifierSource
+from export.conversion.model_source import Source, TextClassifierSource
 from export.networks.transformer import fused_attention, padding_bias
 
 # The graph's inputs by model type, for the families that conversion is tested with.
@@ -41,7 +35,6 @@ INPUTS_OF = {
     "roberta": ("input_ids", "attention_mask"),
     "xlm-roberta": ("input_ids", "attention_mask"),
 }
-IMAGE_MODEL_TYPES = ("vit", "deit")
 FUSED = "heed_fused"
 
 
@@ -80,34 +73,7 @@ def source_of_hugging_face(name_or_path: str) -> TextClassifierSource:
     )
     with reading("the tokenizer cannot be served"):
         check_same_tokens(source.task, tokenizer, max_tokens)
-    _check_computes(source)
-    return source
-
-
-def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
-    """Load an image classifier from a saved folder or a hub id.
-
-    Raises:
-        LoadRefused: not a complete single-label image classifier of a known family, or unknown preprocessing.
-    """
-    document = read_config(name_or_path, IMAGE_MODEL_TYPES)
-    labels_of(document, 0)
-    model, said = load_weights(AutoModelForImageClassification, name_or_path, attn_implementation="eager")
-    config = model.config
-    check_single_label(document, config.num_labels)
-    processor = load_processor(name_or_path, config.model_type)
-    preprocessor = served_processor(processor)
-    _check_image_size(config, preprocessor)
-    source = ImageClassifierSource(
-        module=_ImageLogits(model),
-        labels=labels_of(document, config.num_labels),
-        image_size=config.image_size,
-        model_type=config.model_type,
-        loaded_preprocessor=preprocessor,
-        provenance=provenance_of_loaded(name_or_path, model) | said,
-    )
-    check_same_pixels(source.task, processor)
-    _check_computes(source)
+    check_computes(source)
     return source
 
 
@@ -118,21 +84,7 @@ def _tokenizer_json(tokenizer: Any, max_tokens: int) -> str:
     return str(backend.to_str())
 
 
-def _check_image_size(config: Any, preprocessor: Mapping[str, Any]) -> None:
-    if not isinstance(config.image_size, int) or config.num_channels != 3:
-        raise LoadRefused(
-            f"{CONFIG}: image_size {config.image_size} with num_channels {config.num_channels}; only square images of 3"
-            " channels are offered"
-        )
-    size = preprocessor["crop_size"] if preprocessor["do_center_crop"] else preprocessor["size"]
-    if (size["height"], size["width"]) != (config.image_size, config.image_size):
-        raise LoadRefused(
-            f"the image processor prepares {size['height']} x {size['width']} pixels, the model takes"
-            f" {config.image_size} x {config.image_size}"
-        )
-
-
-def _check_computes(source: Source) -> None:
+def check_computes(source: Source) -> None:
     """Compute a few golden examples with the loaded network.
 
     Raises:
@@ -157,19 +109,6 @@ def provenance_of_loaded(name_or_path: str, model: Any) -> dict[str, Any]:
         "num_parameters": model.num_parameters(),
         "transformers": transformers.__version__,
     }
-
-
-class _ImageLogits(nn.Module):
-    """A Hugging Face image classifier that returns only its logits."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """Classify pixels, float32 [B, 3, H, W]; return logits [B, C]."""
-        logits: Tensor = self.model(pixel_values=pixel_values).logits
-        return logits
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.conversion.families.images import NO_INT8_CONVOLUTIONS
 from export.conversion.golden_images import golden_images
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.networks.transformer import PackedTextClassifier
@@ -30,9 +31,6 @@ from service.tasks.text.classification import TextClassification
 
 IMAGES_PER_CALL = 50  # per call of the PyTorch network
 CIFAR10_IMAGE_SIZE = 32
-# Measured on one thread of a CPU: the network of `cifar10-cnn` takes 0.95 ms an image in float32, 1.03 in int8 (4.8
-# with signed weights). A vision transformer's linear maps gain: 1.07 ms instead of 1.74 for `cifar10-vit`.
-NO_INT8_CONVOLUTIONS = "the network is made of convolutions, which are no faster so; convert it in float32"
 
 
 class Labelled(Protocol):

@@ -1,4 +1,4 @@
-"""Image classification: CIFAR-10, vision transformers and convolutional networks, and Hugging Face's ViT and DeiT."""
+"""Image classification: CIFAR-10, vision transformers and convolutional networks, and image models of Hugging Face."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -133,7 +133,7 @@ class ImageClassification(ClassificationTask[ImageTrainConfig]):
 
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
         """Convert a Hugging Face image classifier."""
-        from export.conversion.hugging_face import (
+        from export.conversion.checkpoints.image_models import (
             image_source_of_hugging_face,  # imports transformers, which takes seconds
         )
 
