@@ -1,9 +1,11 @@
-"""Loads image models of Hugging Face checkpoints as sources for conversion.
+"""Loads image models of Hugging Face and of timm as sources for conversion.
 
 Shapes: B images, C classes or channels, H height, W width.
 """
 
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,18 +19,45 @@ from export.conversion.checkpoints.reading import (
     labels_of,
     load_weights,
     read_config,
+    read_object,
 )
+from export.conversion.checkpoints.timm import is_timm, rewrite_timm
 from export.conversion.families.images import IMAGE_FAMILIES, ImageFamily
 from export.conversion.hugging_face import check_computes, provenance_of_loaded
 from export.conversion.model_source import ImageClassifierSource
 
 
-def image_source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
-    """Load an image classifier from a saved folder or a hub id.
+def image_source_of(name_or_path: str) -> ImageClassifierSource:
+    """Load an image classifier of Hugging Face or of timm from a saved folder or a hub id.
 
     Raises:
         LoadRefused: not a complete single-label image classifier of a known family, or unknown preprocessing.
     """
+    return _source_of_timm(name_or_path) if is_timm(name_or_path) else _source_of_hugging_face(name_or_path)
+
+
+def _source_of_timm(name_or_path: str) -> ImageClassifierSource:
+    document = read_object(name_or_path, CONFIG)
+    with tempfile.TemporaryDirectory() as temporary:
+        preprocessor = rewrite_timm(name_or_path, Path(temporary), with_head=True)
+        model, _ = load_weights(AutoModelForImageClassification, temporary, attn_implementation="eager")
+    config = model.config
+    check_single_label({}, config.num_labels)
+    family = IMAGE_FAMILIES[config.model_type]
+    source = ImageClassifierSource(
+        module=ImageLogits(model),
+        labels=[config.id2label[number] for number in range(config.num_labels)],
+        image_size=image_size_of(config, family, preprocessor),
+        model_type=config.model_type,
+        loaded_preprocessor=preprocessor,
+        not_quantized_because=family.not_quantized_because,
+        provenance=provenance_of_loaded(name_or_path, model) | {"timm_architecture": document["architecture"]},
+    )
+    check_computes(source)
+    return source
+
+
+def _source_of_hugging_face(name_or_path: str) -> ImageClassifierSource:
     document = read_config(name_or_path, IMAGE_FAMILIES)
     labels_of(document, 0)
     model, said = load_weights(AutoModelForImageClassification, name_or_path, attn_implementation="eager")

@@ -17,7 +17,7 @@ from PIL import Image
 from rich.console import Console
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from export.conversion.checkpoints.image_models import image_source_of_hugging_face
+from export.conversion.checkpoints.image_models import image_source_of
 from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.classifier import write_graph, write_torchscript
 from export.conversion.comparison.classifier import onnx_logits
@@ -98,7 +98,7 @@ def logits_of_transformers(folder: Path, files: list[bytes]) -> np.ndarray[Any, 
 def test_graph_and_torchscript_answer_like_transformers(kind: str, tmp_path: Path) -> None:
     """In batches of every size, for images of several sizes; the images do get different answers."""
     folder = save_image_model(kind, tmp_path / kind)
-    source = image_source_of_hugging_face(str(folder))
+    source = image_source_of(str(folder))
     files = [*made_up_images(5), golden_images()["a tall PNG"], *made_up_images(2, side=33)]
     expected_BC = logits_of_transformers(folder, files)
     assert np.ptp(expected_BC, axis=0).min() > 1e-3
@@ -117,7 +117,7 @@ def test_graph_and_torchscript_answer_like_transformers(kind: str, tmp_path: Pat
 def test_lossy_graphs_stay_close_to_transformers(kind: str, precision: Any, tmp_path: Path) -> None:
     """Half precision and int8, for families that gain from it; others say why not."""
     folder = save_image_model(kind, tmp_path / kind)
-    source = image_source_of_hugging_face(str(folder))
+    source = image_source_of(str(folder))
     if precision == "int8" and source.not_quantized_because:
         assert "convolutions" in source.not_quantized_because
         return
@@ -170,7 +170,7 @@ def test_unsupported_image_models_are_refused(tmp_path: Path) -> None:
     ):
         (folder / "config.json").write_text(json.dumps(described | changes))
         with pytest.raises(LoadRefused, match=text):
-            image_source_of_hugging_face(str(folder))
+            image_source_of(str(folder))
     for kind, labels, text in (
         (transformers.ViTModel, 3, "classifier.bias, classifier.weight"),
         (ViTForImageClassification, 1, "with 1 labels"),
@@ -179,23 +179,23 @@ def test_unsupported_image_models_are_refused(tmp_path: Path) -> None:
             folder
         )
         with pytest.raises(LoadRefused, match=text):
-            image_source_of_hugging_face(str(folder))
+            image_source_of(str(folder))
     with pytest.raises(LoadRefused, match="nowhere"):
-        image_source_of_hugging_face(str(tmp_path / "nowhere"))
+        image_source_of(str(tmp_path / "nowhere"))
 
 
 def test_networks_of_one_size_need_their_image_processors_size(tmp_path: Path) -> None:
     """A vision transformer has as many positions as patches; a residual network takes any size."""
     folder = save_image_model("vit", tmp_path / "vit", image_size=48)
     with pytest.raises(LoadRefused, match="prepares 32 x 32 pixels, the model takes 48 x 48"):
-        image_source_of_hugging_face(str(folder))
+        image_source_of(str(folder))
     folder = save_image_model("resnet", tmp_path / "resnet")
     path = folder / "preprocessor_config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"size": {"shortest_edge": 400}}))
-    source = image_source_of_hugging_face(str(folder))
+    source = image_source_of(str(folder))
     assert source.input_form == ("FP32", [-1, 3, 400, 400])
     changed = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 48}}
     path.write_text(json.dumps(config | changed | {"crop_pct": None}))
     with pytest.raises(LoadRefused, match="prepares 32 x 48 pixels; only square images are offered"):
-        image_source_of_hugging_face(str(folder))
+        image_source_of(str(folder))

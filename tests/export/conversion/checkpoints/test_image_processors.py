@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from export.conversion.checkpoints.image_models import image_source_of_hugging_face
+from export.conversion.checkpoints.image_models import image_source_of
 from export.conversion.checkpoints.image_processors import load_processor
 from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.golden_images import gradient, shapes
@@ -76,7 +76,7 @@ def test_image_processors_of_every_form_make_the_same_pixels(form: str, tmp_path
     if kind != "vit":
         save_image_model(kind, folder)
     path.write_text(json.dumps({key: value for key, value in document.items() if value is not None or "crop" in key}))
-    source = image_source_of_hugging_face(str(folder))
+    source = image_source_of(str(folder))
     processor = load_processor(str(folder), kind)
     for image in (gradient(50, 70), shapes(71, 39)):
         theirs_BCHW = processor(image, return_tensors="np")["pixel_values"]
@@ -107,11 +107,11 @@ def test_preprocessing_that_is_not_offered_is_refused(tmp_path: Path) -> None:
     ):
         path.write_text(json.dumps(config | changes))
         with pytest.raises(LoadRefused, match=text):
-            image_source_of_hugging_face(str(folder))
+            image_source_of(str(folder))
     for wrong in ("{", "[]"):
         path.write_text(wrong)
         with pytest.raises(LoadRefused, match="preprocessor_config.json is not a JSON object"):
-            image_source_of_hugging_face(str(folder))
+            image_source_of(str(folder))
     path.unlink()
     with pytest.raises(LoadRefused, match="has no preprocessor_config.json"):
-        image_source_of_hugging_face(str(folder))
+        image_source_of(str(folder))
