@@ -15,7 +15,9 @@ import torch
 import transformers
 from PIL import Image
 from rich.console import Console
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from export.conversion.checkpoints.image_models import image_source_of
 from export.conversion.checkpoints.reading import LoadRefused
@@ -64,11 +66,16 @@ def save_image_model(kind: str, folder: Path, auto_class: Any = AutoModelForImag
     """Save a random model, with three classes if it classifies, with its image processor."""
     settings, processor, sizes = CHECKPOINTS[kind]
     torch.manual_seed(1)
-    config = transformers.CONFIG_MAPPING[kind](**LABELS | settings | more)
+    classifier = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[kind]
+    architecture = classifier if isinstance(classifier, str) else classifier[0]
+    config = transformers.CONFIG_MAPPING[kind](**LABELS | {"architectures": [architecture]} | settings | more)
     model = auto_class.from_config(config)
-    for name, buffer in model.named_buffers():  # batch normalisation that does something
-        if buffer.is_floating_point() and name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand_like(buffer) * 0.5 + 0.1)
+    if kind in ("resnet", "regnet", "mobilenet_v2"):  # as initialised, all images would get the same answer
+        for name, tensor in model.state_dict().items():
+            if tensor.ndim == 4:
+                nn.init.normal_(tensor, std=1.5 / tensor[0].numel() ** 0.5)
+            elif name.endswith(("running_mean", "running_var")):
+                tensor.copy_(torch.rand_like(tensor) * 0.5 + 0.1)
     model.save_pretrained(folder)
     getattr(transformers, f"{processor}ImageProcessorPil")(**sizes).save_pretrained(folder)
     return folder
