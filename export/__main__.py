@@ -142,10 +142,10 @@ def convert(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a finished run."""
     run_dir = run_dir_of(arguments)
     require_finished(run_dir)
-    from export.tasks.task import task_of
+    from export.tasks.task import trained_task_of
     from export.training.run_folder import read_result
 
-    task = task_of(read_result(run_dir)["task"])
+    task = trained_task_of(read_result(run_dir)["task"])
     task.convert(run_dir, target_of(arguments, arguments.model), console)
 
 
@@ -227,10 +227,15 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
     from export.tasks.task import task_of
 
+    if arguments.task is None:
+        from export.conversion.checkpoints.architecture import task_of_checkpoint
+
+        arguments.task = task_of_checkpoint(arguments.source)
+        console.print(f"task: {arguments.task}")
     task = task_of(arguments.task)
     if arguments.validate_on and arguments.validate_on not in task.validation_sets:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
-    if arguments.precision != "float32" and not arguments.validate_on:
+    if arguments.precision != "float32" and not arguments.validate_on and task.needs_labels:
         raise ValueError(
             f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for text"
             " classifiers"
@@ -242,11 +247,10 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
 def random_weights(arguments: argparse.Namespace, console: "Console") -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
     from export.conversion.random_weights import write_random_weights
-    from export.task_table import TEXT_CLASSIFICATION
-    from export.tasks.task import task_of
+    from export.tasks.text_classification import TASK
 
     write_random_weights(
-        task_of(TEXT_CLASSIFICATION),
+        TASK,
         name=arguments.name or "untrained",
         store=arguments.model_store,
         layers=arguments.layers,

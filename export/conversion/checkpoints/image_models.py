@@ -18,13 +18,14 @@ from export.conversion.checkpoints.reading import (
     check_single_label,
     labels_of,
     load_weights,
+    provenance_of_loaded,
     read_config,
     read_object,
 )
 from export.conversion.checkpoints.timm import is_timm, rewrite_timm
 from export.conversion.families.images import IMAGE_FAMILIES, ImageFamily
-from export.conversion.hugging_face import check_computes, provenance_of_loaded
 from export.conversion.model_source import ImageClassifierSource
+from export.conversion.text_checkpoint import check_computes
 
 
 def image_source_of(name_or_path: str) -> ImageClassifierSource:

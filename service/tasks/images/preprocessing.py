@@ -155,6 +155,7 @@ class Pixels:
 class ImagePreprocessing:
     """The inputs and the preprocessing that all tasks of images share."""
 
+    optional_inputs: tuple[TensorSpec, ...] = ()
     accepts: ClassVar[str] = "images"
     input_field: ClassVar[str] = "image[{}]"
     request_options: ClassVar[frozenset[str]] = frozenset()
