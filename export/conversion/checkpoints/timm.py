@@ -37,8 +37,24 @@ KNOWN_ARGUMENTS = {"img_size", "patch_size", "embed_dim", "depth", "depths", "di
 def is_timm(name_or_path: str) -> bool:
     """Whether `config.json` is of the package timm."""
     check_files(name_or_path)
-    document = read_object(name_or_path, CONFIG)
+    return is_timm_config(read_object(name_or_path, CONFIG))
+
+
+def is_timm_config(document: Mapping[str, Any]) -> bool:
+    """Whether the contents of `config.json` are of the package timm."""
     return "architecture" in document and document.get("model_type") in (None, "timm_wrapper")
+
+
+def has_timm_classifier(document: Mapping[str, Any]) -> bool:
+    """Whether a model of timm is a classifier that can be loaded; the backbones of others answer with vectors."""
+    family = ARCHITECTURES.get(document["architecture"])
+    return bool(_num_classes(document)) and (family is None or family.has_head)
+
+
+def _num_classes(document: Mapping[str, Any]) -> int:
+    pretrained = document.get("pretrained_cfg")
+    inner = pretrained.get("num_classes", 1000) if isinstance(pretrained, dict) else 1000
+    return int(document.get("num_classes", inner))
 
 
 def rewrite_timm(name_or_path: str, folder: Path, with_head: bool) -> dict[str, Any]:
@@ -63,8 +79,8 @@ def rewrite_timm(name_or_path: str, folder: Path, with_head: bool) -> dict[str, 
     arguments = _arguments(document, family)
     pretrained = _pretrained(document)
     weights = _weights(name_or_path)
-    num_classes = int(document.get("num_classes", pretrained.get("num_classes", 1000)))
-    if with_head and not (num_classes and family.has_head):
+    num_classes = _num_classes(document)
+    if with_head and not has_timm_classifier(document):
         raise LoadRefused(
             f"{CONFIG}: architecture {architecture!r} with num_classes {num_classes} has no classifier that is offered;"
             " load it with --task image-feature-extraction"
@@ -77,12 +93,13 @@ def rewrite_timm(name_or_path: str, folder: Path, with_head: bool) -> dict[str, 
         renamed = renamed_weights(weights, family)
     if not with_head:
         renamed = {name: weight for name, weight in renamed.items() if "classifier" not in name}
-    crop = processor["crop_size"]
-    config = (
-        {"model_type": family.model_type, "image_size": crop["height"]} | described | _labels(document, num_classes)
-    )
-    if family.model_type.startswith("dinov2"):
-        config["image_size"] = _trained_size(weights, described["patch_size"])
+    side = processor["crop_size"]["height"]
+    if family.model_type.startswith("dinov2") and (trained := _trained_size(weights, described["patch_size"])) != side:
+        raise LoadRefused(
+            f"{CONFIG}: input_size {side} x {side}, but the weights have positions for {trained} x {trained} pixels,"
+            " which timm interpolates in a way of its own; not offered"
+        )
+    config = {"model_type": family.model_type, "image_size": side} | described | _labels(document, num_classes)
     (folder / CONFIG).write_text(json.dumps(config))
     save_file(renamed, folder / WEIGHTS, metadata={"format": "pt"})
     return processor

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.tasks.classification import Classifier
+from service.tasks.classification import SINGLE_LABEL, Classifier, ClassifierSettings
 from service.tasks.explainable import ImageParts, ValueFunction
 from service.tasks.hub_messages import (
     HUB_TOP_K,
@@ -36,22 +36,31 @@ class ImageClassification(ImagePreprocessing, Classifier):
     hub_request: ClassVar[type[msgspec.Struct]] = ImageClassificationRequest
     example: ClassVar[str | None] = "--data-binary @docs/ship.jpg"
 
-    def __init__(self, config: PreprocessorConfig, *, labels: Sequence[str], graph_input: str) -> None:
+    def __init__(
+        self,
+        config: PreprocessorConfig,
+        *,
+        labels: Sequence[str],
+        graph_input: str,
+        settings: ClassifierSettings = SINGLE_LABEL,
+    ) -> None:
         """Set up from the contents of a model folder.
 
         Args:
             config: how images are resized, cropped and normalised.
             labels: names of the classes, in the order of their numbers.
             graph_input: the name of the graph's only input.
+            settings: what the logits are.
         """
         ImagePreprocessing.__init__(self, config, graph_input)
-        Classifier.__init__(self, labels)
+        Classifier.__init__(self, labels, settings)
 
     @classmethod
     def open(cls, files: TaskFiles, graph_inputs: Sequence[str]) -> Self:
         """Set up the task of a model from its folder."""
         config, graph_input = cls.preprocessor_of(files, graph_inputs)
-        return cls(config, labels=files.labels, graph_input=graph_input)
+        settings = files.settings(ClassifierSettings)
+        return cls(config, labels=files.labels, graph_input=graph_input, settings=settings)
 
     @property
     def explainable(self) -> Self:
