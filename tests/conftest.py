@@ -28,7 +28,7 @@ LONGEST_FILES = (
     "tests/service/transport/test_explain_interfaces.py",
     "tests/service/transport/http/test_playground.py",
     "tests/export/conversion/test_classifier.py",
-    "tests/export/conversion/test_text_checkpoint.py",
+    "tests/export/conversion/test_hugging_face.py",
     "tests/load_tests/test_load_tests.py",
     "tests/service/telemetry/test_tracing.py",
     "tests/export/torchserve/test_handler.py",

@@ -22,10 +22,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATIO
 from export.conversion.checkpoints.image_models import image_source_of
 from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.classifier import write_graph, write_torchscript
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.families.images import IMAGE_FAMILIES
 from export.conversion.golden_images import golden_images, made_up_images
 from tests.conftest import ROOT, running_server
+from tests.export.conversion.outputs import onnx_logits
 
 TRANSFORMER = {
     "hidden_size": 32,
