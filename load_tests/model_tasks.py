@@ -350,7 +350,7 @@ class ImageFeatureExtraction(ModelTask):
 
     def quality(self, answers: Sequence[AnswerPair]) -> dict[str, float]:
         """Return the fraction of vectors that are not zero."""
-        return {"positive_length": sum(float(answer.given) > 0 for answer in answers) / max(1, len(answers))}
+        return {"positive_length": sum(answer.given != "0.000" for answer in answers) / max(1, len(answers))}
 
     def soak_request(self, model: str, sent: SoakInput) -> dict[str, Any]:
         """Return the fields of a `Request` over the task API."""
