@@ -54,7 +54,11 @@ CHECKPOINTS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
     "dinov2_with_registers": (TRANSFORMER | {"image_size": 56}, "Bit", CROPPED),
     "swin": (WINDOWS | {"image_size": 48, "patch_size": 4}, "ViT", SQUARE),
     "swinv2": (WINDOWS | {"image_size": 32, "patch_size": 2}, "ViT", SQUARE),
-    "convnext": (STAGES | {"initializer_range": 0.3}, "ConvNext", {"size": {"shortest_edge": 32}}),
+    "convnext": (
+        STAGES | {"initializer_range": 0.3, "layer_scale_init_value": 0.5},
+        "ConvNext",
+        {"size": {"shortest_edge": 32}},
+    ),
     "convnextv2": (STAGES | {"initializer_range": 0.3}, "ConvNext", {"size": {"shortest_edge": 32}}),
     "resnet": (STAGES | {"embedding_size": 8, "layer_type": "basic"}, "ConvNext", {"size": {"shortest_edge": 32}}),
     "regnet": (STAGES | {"embedding_size": 8, "groups_width": 8}, "ConvNext", {"size": {"shortest_edge": 32}}),
@@ -77,6 +81,9 @@ def save_image_model(kind: str, folder: Path, auto_class: Any = AutoModelForImag
                 nn.init.normal_(tensor, std=1.3 / tensor[0].numel() ** 0.5)
             elif name.endswith(("running_mean", "running_var")):
                 tensor.add_(torch.rand_like(tensor) * 0.4 - 0.2)
+    for name, tensor in model.state_dict().items():
+        if ".grn." in name:  # zero as initialised
+            nn.init.normal_(tensor, std=0.5)
     model.save_pretrained(folder)
     getattr(transformers, f"{processor}ImageProcessorPil")(**sizes).save_pretrained(folder)
     return folder
