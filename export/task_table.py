@@ -13,6 +13,7 @@ TEXT_RANKING = "text-ranking"
 QUESTION_ANSWERING = "question-answering"
 ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
 FILL_MASK = "fill-mask"
+IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
@@ -24,6 +25,7 @@ TASKS = {
     QUESTION_ANSWERING: "export.tasks.text.question_answering",
     ZERO_SHOT_CLASSIFICATION: "export.tasks.text.zero_shot_classification",
     FILL_MASK: "export.tasks.text.fill_mask",
+    IMAGE_FEATURE_EXTRACTION: "export.tasks.image_feature_extraction",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

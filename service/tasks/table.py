@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.image_feature_extraction import ImageFeatureExtraction
 from service.tasks.stored_task import StoredTask
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import FeatureExtraction
@@ -23,6 +24,7 @@ _TASKS: tuple[type[StoredTask[Any]], ...] = (
     QuestionAnswering,
     ZeroShotClassification,
     FillMask,
+    ImageFeatureExtraction,
 )
 
 TASKS = {task.name: task for task in _TASKS}

@@ -4,10 +4,13 @@ from typing import Any
 
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
 from export.conversion.checkpoints.sentence_transformers import MODULES
+from export.conversion.checkpoints.timm import has_timm_classifier, is_timm_config
+from export.conversion.families.images import IMAGE_FAMILIES
 from export.task_table import (
     FEATURE_EXTRACTION,
     FILL_MASK,
     IMAGE_CLASSIFICATION,
+    IMAGE_FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
     TASKS,
     TEXT_CLASSIFICATION,
@@ -47,13 +50,16 @@ def task_of_config(config: dict[str, Any]) -> str:
     Raises:
         LoadRefused: they tell none.
     """
+    if is_timm_config(config):
+        return IMAGE_CLASSIFICATION if has_timm_classifier(config) else IMAGE_FEATURE_EXTRACTION
     named = config.get("architectures")
     if CROSS_ENCODER in config and any("ForSequenceClassification" in str(each) for each in named or []):
         return TEXT_RANKING
     for architecture in named if isinstance(named, list) else []:
         for ending, task in TASK_OF_ENDING.items():
             if str(architecture).endswith(ending):
-                return task
+                images = task == FEATURE_EXTRACTION and config.get("model_type") in IMAGE_FAMILIES
+                return IMAGE_FEATURE_EXTRACTION if images else task
     found = ", ".join(map(str, named)) if isinstance(named, list) and named else "none"
     raise LoadRefused(
         f"{CONFIG}: architectures ({found}) does not tell the task; give it with --task: {', '.join(TASKS)}"
