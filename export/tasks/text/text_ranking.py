@@ -79,7 +79,7 @@ class TextRanking(AgreementTask):
     """Cross-encoders."""
 
     name = TEXT_RANKING
-    score_name, answers_name = "score", "orders of two texts"
+    score_name, answers_name = "score", "classes of pairs"
 
     def made_up(self, texts: Sequence[str]) -> list[Any]:
         """Put each text behind the one before it."""
