@@ -220,5 +220,5 @@ def is_close(measured: Mapping[str, Any]) -> bool:
 
 def rank_correlation(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Compute Spearman's correlation of two lists of scores."""
-    ranks = [np.argsort(np.argsort(scores, kind="stable")).astype(np.float64) for scores in (found, expected)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ours, theirs = (np.argsort(np.argsort(scores, kind="stable")).astype(np.float64) for scores in (found, expected))
+    return float(np.corrcoef(ours, theirs)[0, 1])

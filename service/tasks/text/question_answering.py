@@ -198,8 +198,8 @@ class QuestionAnswering(RowsTask):
         windows = windows_of(body, size, stride)
         can_be_none = encoding.sequence_ids[0] is None
         places = [QuestionPlaces(window, _words_of(encoding, window), can_be_none) for window in windows]
-        item = self.window_rows(windows, given, places=places, truncate=False, field=field, max_rows=max_rows)
-        return TextRows(item.parts, given, places, cut)
+        item = self.window_rows(windows, given, body, truncate=False, field=field, max_rows=max_rows)
+        return TextRows(item.parts, given, places, cut, body)
 
     def finish(self, result: RowResults, options: AnswerOptions = DEFAULT_ANSWER) -> list[FoundAnswer]:
         """Find the answers in all windows, best first; equal words are one answer, whose scores are added."""
@@ -259,39 +259,39 @@ class QuestionAnswering(RowsTask):
     def parts(
         self, given: Question, item: TextRows, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
-        """Split question and context into their tokens; a token is named by its place in the row."""
-        if item.rows > 1:
-            raise InvalidRequest(f"{field} takes {item.rows} windows; an explanation covers one: shorten it")
-        (places,) = item.places
-        window, before = places.window, len(given.question) + len(BETWEEN)
-        spans = self.encoder.pair_body(Pair(given.question, given.context))
-        in_question = [
-            span if number == 0 else None for span, number in zip(spans.offsets, spans.sequence_ids, strict=True)
-        ]
-        found: list[Span | None] = []
-        for place, (start, end) in enumerate(window.spans):
-            if window.start <= place < window.end:
-                found.append((start + before, end + before))
-            else:  # a question that was cut keeps its first tokens
-                found.append(in_question[place] if place < window.start and start < end else None)
-        text = BETWEEN.join((given.question, given.context))
-        return TextParts(text, [*range(window.tokens.length)], found, self.names(window.tokens.ids))
+        """Split question and context into their tokens; a token is named by its place in the ids of both."""
+        body, before = item.body, len(given.question) + len(BETWEEN)
+        spans: list[Span | None] = []
+        for place, (start, end) in enumerate(body.spans):
+            if body.start <= place < body.end:
+                spans.append((start + before, end + before))
+            else:  # a token of the question, or a special one, which has no characters
+                spans.append((start, end) if place < body.start and start < end else None)
+        return TextParts(BETWEEN.join(given[:2]), [*range(len(body.ids))], spans, self.names(body.ids))
 
     target_of = refuse_target
 
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
-        """Return the score of the best answer's tokens as a function of the tokens that are kept."""
-        (places,) = item.places
-        starts_T, ends_T, _ = _probabilities(places, result.rows[0])
+        """Return the score of the best answer's tokens as a function of the tokens that are kept.
+
+        Of a long context the answer's window alone is computed: words outside of it have no weight.
+        """
         given: Question = item.given
-        best = next((each for each in self.finish(result) if each.answer), None)
-        spans = _spans(starts_T, ends_T, 2 * given.top_k + EXTRA_SPANS, given.max_answer_len)
-        words = [given.context[slice(*_characters(places, *span[:2], words=given.align_to_words))] for span in spans]
+        best = next((each.answer for each in self.finish(result) if each.answer), None)
+        found = [
+            (given.context[slice(*_characters(places, first, last, words=given.align_to_words))] == best, score,
+             row, first, last)
+            for row, (places, logits_T2) in enumerate(zip(item.places, result.rows, strict=True))
+            for first, last, score in _spans(
+                *_probabilities(places, logits_T2)[:2], 2 * given.top_k + EXTRA_SPANS, given.max_answer_len
+            )
+        ]  # fmt: skip
         # Several spans may be one answer; the likeliest of them is explained.
-        number = next((each for each, text in enumerate(words) if best and text == best.answer), 0)
-        (first, last, score), window = spans[number], places.window
+        _, score, row, first, last = max(found)
+        places, window = item.places[row], item.places[row].window
 
         def item_of(kept: Sequence[int]) -> TextRows:
+            kept = window.kept(kept)
             row = part_of_pair(window.tokens, self.pad_id, kept)
             inner = [number for number, place in enumerate(kept) if window.start <= place < window.end]
             bounds = (inner[0], inner[-1] + 1) if inner else (0, 0)
@@ -311,7 +311,7 @@ class QuestionAnswering(RowsTask):
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
             whole=[score],
-            target=words[number],
+            target=given.context[slice(*_characters(places, first, last, words=given.align_to_words))],
             row=dict,
         )
 

@@ -30,7 +30,7 @@ from service.tasks.stored_task import Example, HubCall, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
 from service.tasks.text.entities import Entity, EntityGrouping, Strategy, TokenScores, without_overlaps
 from service.tasks.text.rows import Body, RowResults, RowsTask, TextRows, Window, windows_of
-from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, TRUNCATE_HINT, characters_of, texts_of
+from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, characters_of, texts_of
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 OUTSIDE = "O"  # the label of tokens that belong to no entity
@@ -68,6 +68,15 @@ class EntityTarget(NamedTuple):
 
     number: int
     span: tuple[int, int] | None
+
+
+class ExplainedEntity(NamedTuple):
+    """The tokens of a window whose label is explained, by their places in the row, and the label's score."""
+
+    window: Window
+    tokens: list[int]
+    number: int
+    score: float
 
 
 class HubEntity(msgspec.Struct, omit_defaults=True):
@@ -168,7 +177,7 @@ class TokenClassification(RowsTask):
             raise InvalidRequest(f"{field} has no character that the model can read")
         body = Body(encoding.ids, None, encoding.offsets, own[0], own[-1] + 1)
         windows = windows_of(body, size, stride)
-        return self.window_rows(windows, given, truncate=truncate, field=field, max_rows=max_rows)
+        return self.window_rows(windows, given, body, truncate=truncate, field=field, max_rows=max_rows)
 
     def finish(self, result: RowResults, options: AnswerOptions = DEFAULT_ANSWER) -> list[Entity]:
         """Make the entities of a text, in the text's order."""
@@ -235,15 +244,11 @@ class TokenClassification(RowsTask):
     def parts(
         self, given: EntityText, item: TextRows, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
-        """Split a text into its tokens and their places; a token is named by its place in the row."""
-        if item.rows > 1:
-            raise InvalidRequest(
-                f"{field} is longer than the model takes; an explanation of its entities covers one window:"
-                f" {TRUNCATE_HINT}"
-            )
-        (window,) = item.places
-        spans = [span if window.start <= place < window.end else None for place, span in enumerate(window.spans)]
-        return TextParts(given.text, [*range(window.tokens.length)], spans, self.names(window.tokens.ids))
+        """Split a text into its tokens and their places; a token is named by its place in the whole text."""
+        body: Body = item.body
+        present = {place for window in item.places for place in window.places[window.start : window.end]}
+        spans = [span if place in present else None for place, span in enumerate(body.spans)]
+        return TextParts(given.text, [*range(len(body.ids))], spans, self.names(body.ids))
 
     def target_of(self, given: EntityText, target: str, name: str) -> EntityTarget:
         """Return the label and the characters of a target: "B-LOC", or "B-LOC at 13:19"."""
@@ -261,15 +266,21 @@ class TokenClassification(RowsTask):
 
         The value is the mean over the entity's tokens, in which a removed token counts as 0. Without a target the
         entity is the token with the likeliest label, labels that are left out of answers excepted; of a label without
-        characters it is the token where the label is the likeliest.
+        characters it is the token where the label is the likeliest. Of a long text the entity's window alone is
+        computed: words outside of it have no weight.
         """
-        (window,) = item.places
-        scores_TC = probabilities(result.rows[0])
-        tokens, number = self._explained(window, scores_TC, target, item.given)
+        found = [
+            self._explained(window, probabilities(row_TC), target, item.given)
+            for window, row_TC in zip(item.places, result.rows, strict=True)
+        ]
+        window, tokens, number, _ = max(found, key=lambda each: (len(each.tokens), each.score))
+        if not tokens:
+            raise InvalidRequest("no token of the text has a character of the target")
 
         def item_of(kept: Sequence[int]) -> TextRows:
-            row = self.part([window.tokens.ids[each] for each in kept])
-            return TextRows([row], item.given, [kept.index(token) for token in tokens if token in kept])
+            own = window.kept(kept)
+            row = self.part([window.tokens.ids[each] for each in own])
+            return TextRows([row], item.given, [own.index(token) for token in tokens if token in own])
 
         def values_of(part: RowResults) -> list[float]:
             scores_TC = probabilities(part.rows[0])
@@ -280,30 +291,25 @@ class TokenClassification(RowsTask):
             item_of,
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
-            whole=[float(scores_TC[tokens, number].mean())],
+            whole=None,
             target=f"{self.labels[number]} at {start}:{end}",
             row=dict,
         )
 
     def _explained(
         self, window: Window, scores_TC: NDArray[np.float32], target: EntityTarget | None, given: EntityText
-    ) -> tuple[list[int], int]:
-        """Return the tokens and the class that are explained.
-
-        Raises:
-            InvalidRequest: no token has a character of the target.
-        """
+    ) -> ExplainedEntity:
+        """Return the tokens and the class to explain in a window; no tokens where the target lies outside of it."""
         if target is not None and target.span is not None:
             start, end = target.span
             inner = range(window.start, window.end)
             tokens = [place for place in inner if window.spans[place][0] < end and window.spans[place][1] > start]
-            if not tokens:
-                raise InvalidRequest(f"no token of the text has a character of {start}:{end}")
-            return tokens, target.number
+            return ExplainedEntity(window, tokens, target.number, 0.0)
         named = [number for number, label in enumerate(self.labels) if label not in given.ignored]
         asked = (named or [*range(len(self.labels))]) if target is None else [target.number]
         place, column = divmod(int(scores_TC[window.start : window.end][:, asked].argmax()), len(asked))
-        return [window.start + place], asked[column]
+        token, number = window.start + place, asked[column]
+        return ExplainedEntity(window, [token], number, float(scores_TC[token, number]))
 
     def golden_row(self, item: TextRows, example: Example, target: int | None) -> Arrays:
         """No folder of this task has an explanation graph."""

@@ -58,8 +58,6 @@ def test_an_entity_is_explained_at_its_characters(task: TokenClassification) -> 
     placed = task.target_of(given, "B-LOC at 0:3", "model 'm'")
     function = task.value_function(result.item, result, placed)
     assert function.target == "B-LOC at 0:3"
-    assert function.whole is not None
-    assert function.whole[0] < 0.01
     without = function.item_of([0, 2, 3, 4, 5])
     (part,) = task.split_batch({"logits": logits_of(task.collate([without])["input_ids"])}, [without])
     assert function.values_of(part) == [0.0]
@@ -67,6 +65,21 @@ def test_an_entity_is_explained_at_its_characters(task: TokenClassification) -> 
         task.target_of(given, "B-LOC at 3:99", "model 'm'")
     with pytest.raises(InvalidRequest, match="'X' is not a class of model 'm'; it has O, B-PER, B-LOC"):
         task.target_of(given, "X", "model 'm'")
+
+
+def test_an_entity_of_a_long_text_is_explained_in_its_window(task: TokenClassification) -> None:
+    """All words are features; a part has the tokens of the entity's window that are kept."""
+    given = EntityText(LONG)
+    result = answered(task, given)
+    parts = task.parts(given, result.item, truncate=False, field="text", max_image_pixels=1, memory=None)
+    assert [LONG[slice(*span)] for span in parts.spans if span is not None] == LONG.split()
+    target = task.target_of(given, f"B-LOC at {LONG.rindex('london')}:{LONG.rindex('london') + 6}", "model 'm'")
+    function = task.value_function(result.item, result, target)
+    whole, part = function.item_of(parts.ids), function.item_of(parts.ids[4:])
+    assert NUMBER["london"] in whole.parts[0].ids
+    assert 0 < part.length <= whole.length <= 8
+    (found,) = task.split_batch({"logits": logits_of(task.collate([whole])["input_ids"])}, [whole])
+    assert function.values_of(found)[0] > 0.9
 
 
 def test_a_stride_as_long_as_a_window_is_refused(task: TokenClassification) -> None:
