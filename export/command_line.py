@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from export.option_types import positive, recipe, seconds_of
-from export.task_table import RECIPES, TASKS
+from export.recipes.files import built_in_recipes
+from export.task_table import TASKS
 from service.version import installed_version
 
 
@@ -244,5 +245,6 @@ def add_version_folders(command: argparse.ArgumentParser) -> None:
 
 def recipe_lines() -> str:
     """List the recipes, one a line, with what each trains."""
-    width = max(map(len, RECIPES))
-    return textwrap.indent("\n".join(f"{name:<{width}}  {what}" for name, what in RECIPES.items()), "  ")
+    recipes = built_in_recipes()
+    width = max(map(len, recipes))
+    return textwrap.indent("\n".join(f"{name:<{width}}  {each.description}" for name, each in recipes.items()), "  ")

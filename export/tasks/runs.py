@@ -8,13 +8,11 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from export.closest import closest_first
 from export.finished_runs import is_finished
+from export.recipes.files import built_in_recipe
 from export.tasks.settings import with_changes
-from export.tasks.task import all_tasks, task_of
+from export.tasks.task import task_of
 from export.training.run_folder import RunIsBusyError, read_result, sole_trainer, write_measured
-
-TASK_OF_RECIPE = {recipe: task for task in all_tasks() for recipe in task.recipes}
 
 
 class Run(NamedTuple):
@@ -65,10 +63,8 @@ def recipe_of(run: Run) -> Any:
     Raises:
         ValueError: the recipe does not exist.
     """
-    if run.recipe not in TASK_OF_RECIPE:
-        known = ", ".join(closest_first(run.recipe, TASK_OF_RECIPE))
-        raise ValueError(f"there is no recipe {run.recipe!r}; there are {known}")
-    return TASK_OF_RECIPE[run.recipe].recipes[run.recipe]
+    recipe = built_in_recipe(run.recipe)
+    return task_of(recipe.task).configuration(recipe)
 
 
 def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
@@ -85,7 +81,8 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         return True
     with sole_trainer(run_dir):
         console.print(f"reading the data set of {run.recipe}")
-        return TASK_OF_RECIPE[run.recipe].train(config, run_dir, console, time_budget_s, run.command)
+        recipe = built_in_recipe(run.recipe)
+        return task_of(recipe.task).train(recipe.data, config, run_dir, console, time_budget_s, run.command)
 
 
 def measure_run(run_dir: Path, console: Console) -> None:

@@ -9,9 +9,12 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
+from export.closest import closest_first
 from export.conversion.comparison.requirements import Precision
 from export.conversion.model_folder.task import FolderTask, S
+from export.recipes.files import Recipe
 from export.task_table import TASKS
+from export.tasks.settings import configured
 from export.training.trainer import TrainerConfig
 
 Records = dict[str, dict[str, Any]]  # records of finished runs, by the run's name
@@ -49,13 +52,25 @@ class ReportSection:
 class ExportTask(FolderTask[S], Generic[S, C]):
     """A task: data, networks, conversion and quality. `C` is the type of its training settings."""
 
-    recipes: Mapping[str, C]  # by the name of the run
+    networks: Mapping[str, tuple[type[C], type]]  # settings of training and of the network, by the network's name
     validation_sets: Collection[str] = ()  # values of `load --validate-on`
     report: ReportSection
 
+    def configuration(self, recipe: Recipe) -> C:
+        """Make the settings of a recipe.
+
+        Raises:
+            ValueError: the task has no such network, or the network or its training no such setting.
+        """
+        if recipe.network not in self.networks:
+            known = ", ".join(closest_first(recipe.network, self.networks))
+            raise ValueError(f"{recipe.where}: {self.name} has no network {recipe.network!r}; there are {known}")
+        config: C = configured(recipe, *self.networks[recipe.network])
+        return config
+
     @abstractmethod
-    def train(self, config: C, run_dir: Path, console: Console, time_budget_s: float, command: str) -> bool:
-        """Train or resume one run; return whether it is finished."""
+    def train(self, data: str, config: C, run_dir: Path, console: Console, time_budget_s: float, command: str) -> bool:
+        """Train or resume one run on the data set with the key `data`; return whether it is finished."""
 
     @abstractmethod
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:

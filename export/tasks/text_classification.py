@@ -14,7 +14,9 @@ from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import Labelled, TextClassifierSource, text_source_of_run
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
-from export.data.text_classification import SST2, LabelledTexts, load_everyday, load_sst2
+from export.data.sets.description import DataSet, data_set
+from export.data.sets.texts import also_measured_on, load_text_set, read_texts
+from export.data.text_classification import LabelledTexts
 from export.markdown import table
 from export.networks.transformer import TextClassifier
 from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
@@ -23,8 +25,8 @@ from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import Records, ReportSection, Target
-from export.training.text_classifier import measure, train_text_classifier
-from export.training.text_recipes import RECIPES, TextTrainConfig
+from export.training.text_classifier import NETWORKS, measure, train_text_classifier
+from export.training.text_recipes import TextTrainConfig
 from export.training.trainer import this_device
 from model_store.folder import GoldenExample, Manifest
 
@@ -86,8 +88,9 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
     """Text classifiers."""
 
     name = TEXT_CLASSIFICATION
-    data_name = SST2
-    recipes = RECIPES
+    networks = {  # noqa: RUF012, a field of the protocol
+        name: (TextTrainConfig, shape) for shape, (name, _) in NETWORKS.items()
+    }
     validation_sets = ("sst2",)
     explained_network = TextClassifier
     report = ReportSection(
@@ -95,27 +98,26 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
     )
 
     def train(
-        self, config: TextTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
+        self, data: str, config: TextTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
     ) -> bool:
-        """Train on SST-2."""
-        return train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s, command)
+        """Train on a described data set."""
+        return train_text_classifier(load_text_set(data), config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
         """Measure on the validation split."""
-        self.require_known_data(run_dir, result)
-        return measure(run_dir, load_sst2(), this_device())
+        return measure(run_dir, read_texts(self.known_data(run_dir, result)), this_device())
 
     def source_of_run(self, run_dir: Path) -> TextClassifierSource:
         """Load a finished run."""
         return text_source_of_run(run_dir)
 
-    def measured_inputs(self) -> dict[str, Any]:
-        """Load SST-2's validation split and the everyday sentences."""
-        validation = load_sst2().validation
+    def measured_inputs(self, described: DataSet) -> dict[str, Any]:
+        """Load the validation split, and the further texts that the description names."""
+        data = read_texts(described)
         return {
-            "compare_on": validation.texts,
-            "labelled": validation,
-            "also_measured_on": {"everyday sentences (tests/data)": load_everyday()},
+            "compare_on": data.validation.texts,
+            "labelled": data.validation,
+            "also_measured_on": also_measured_on(described, data.label_names),
         }
 
     def made_up_inputs(self, count: int) -> list[str]:
@@ -123,7 +125,7 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         return made_up_sentences(count)
 
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
-        """Convert a Hugging Face text classifier, and measure it on SST-2 if `validate_on` says so.
+        """Convert a Hugging Face text classifier, and measure it on the data set that `validate_on` names.
 
         Raises:
             ValueError: the model's classes are not those of the data set.
@@ -133,18 +135,21 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         loaded = source_of_hugging_face(source)
         labelled: LabelledTexts | None = None
         about = {}
-        if validate_on == "sst2":
-            data = load_sst2()
+        if validate_on:
+            data = read_texts(data_set(validate_on, self.name))
             if [label.upper() for label in loaded.labels] != data.label_names:
                 classes = ", ".join(loaded.labels)
-                raise ValueError(f"--validate-on sst2 has {', '.join(data.label_names)}; this model has {classes}")
+                raise ValueError(
+                    f"--validate-on {validate_on} has {', '.join(data.label_names)}; this model has {classes}"
+                )
             labelled, about = data.validation, {"measured_on": data.name}
         compare_on = labelled.texts if labelled else made_up_sentences(MIN_COMPARED)
         self.write_model(loaded, target, console, compare_on=compare_on, labelled=labelled, about=about)
 
     def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
-        """Load SST-2's validation split."""
-        return {"validation": load_sst2().validation} if SST2 in known else None
+        """Load the validation split."""
+        described = self.known_among(known)
+        return {"validation": read_texts(described).validation} if described else None
 
     def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedTextClassifier:
         """Explain a class by tokens."""

@@ -18,6 +18,8 @@ from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import TranslationSource, translation_source_of_run
+from export.data.sets.description import data_set_named, data_sets
+from export.data.sets.translations import load_translation_set, read_translations
 from export.data.translation import ParallelTexts
 from export.markdown import table
 from export.networks.translation import TranslationTransformer
@@ -93,7 +95,9 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
     """Translation models."""
 
     name = TRANSLATION
-    recipes = training.RECIPES
+    networks = {  # noqa: RUF012, a field of the protocol
+        name: (training.TranslationTrainConfig, shape) for shape, (name, _) in training.NETWORKS.items()
+    }
     explained_network = TranslationTransformer
     float16_graphs = (GRAPH_FLOAT16, ENCODER_FLOAT16)
     score_name, answers_name = "translation score", "translations"
@@ -103,27 +107,28 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
 
     def train(
         self,
+        data: str,
         config: training.TranslationTrainConfig,
         run_dir: Path,
         console: Console,
         time_budget_s: float,
         command: str,
     ) -> bool:
-        """Train on the recipe's data set."""
-        data = training.LOADERS[config.data]()
-        return training.train_translation(data, config, run_dir, console, time_budget_s, command)
+        """Train on a described data set, which is a setting here: `--set data=` names another one."""
+        return training.train_translation(
+            load_translation_set(config.data), config, run_dir, console, time_budget_s, command
+        )
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
         """Measure on the test splits."""
-        return training.measure(run_dir, training.LOADERS[result["config"]["data"]](), this_device(), console)
+        return training.measure(run_dir, load_translation_set(result["config"]["data"]), this_device(), console)
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run, compared and measured on its own test splits where they are known."""
         result = read_result(run_dir)
         source = translation_source_of_run(run_dir)
-        load_data = training.LOADERS.get(result["config"]["data"])
-        data = load_data() if load_data else None
-        if data is not None and data.name == result["data"]:
+        if described := data_set_named(result["data"], self.name):
+            data = read_translations(described)
             self._write_model(source, target, console, data.test, {"licence": data.licence})
         else:
             console.print(
@@ -158,10 +163,8 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
 
     def material(self, known: Collection[Any]) -> Mapping[str, ParallelTexts] | None:
         """Load the test splits of the data set."""
-        for load_data in training.LOADERS.values():
-            if (data := load_data()).name in known:
-                return data.test
-        return None
+        described = next((each for each in data_sets(self.name) if each.name in known), None)
+        return read_translations(described).test if described else None
 
     def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedTranslation:
         """Explain a translation by source tokens."""

@@ -20,8 +20,8 @@ def test_every_task_is_complete(name: str) -> None:
     """Each entry has all fields; its methods are checked when the class is instantiated."""
     task = task_of(name)
     assert task.name == name
-    assert task.recipes
-    assert all(isinstance(config, TrainerConfig) for config in task.recipes.values())
+    assert task.networks
+    assert all(issubclass(config, TrainerConfig) for config, _ in task.networks.values())
     assert isinstance(task.report, ReportSection)
     assert task.float16_graphs
     assert task.explained_network is not None
@@ -29,11 +29,9 @@ def test_every_task_is_complete(name: str) -> None:
     assert task.answers_name
 
 
-def test_tasks_share_no_recipe_picture_or_place_in_the_report() -> None:
-    """A recipe names one task; sections of the report do not overwrite each other."""
+def test_tasks_share_no_picture_or_place_in_the_report() -> None:
+    """Sections of the report do not overwrite each other."""
     tasks = all_tasks()
-    recipes = [recipe for task in tasks for recipe in task.recipes]
-    assert len(recipes) == len(set(recipes))
     assert len({task.report.place for task in tasks}) == len(tasks)
     assert len({task.report.subject for task in tasks}) == len(tasks)
 
