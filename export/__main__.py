@@ -7,7 +7,6 @@ explain | load | untrained | archive`.
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from export.closest import closest_first
 from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
 from export.outcome import FAILED, INTERRUPTED, NOT_INSTALLED, TERMINATED, lacks_space, sentence_of, stopped
-from export.stopping import terminate
+from export.stopping import stop_on_signals
 from service.version import not_installed
 
 if TYPE_CHECKING:
@@ -295,6 +294,5 @@ def leave(status: int) -> None:
 
 
 if __name__ == "__main__":
-    # On SIGTERM a command cleans up, as it does on an interrupt.
-    signal.signal(signal.SIGTERM, terminate)
+    stop_on_signals()
     leave(main())

@@ -25,7 +25,7 @@ from export.training import text_classifier as train_text_classifier
 from export.training.run_folder import read_result
 from model_store.folder import PREPROCESSOR, TOKENIZER, Limits
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 
 IMAGES_PER_CALL = 50  # per call of the PyTorch network
 CIFAR10_IMAGE_SIZE = 32

@@ -17,6 +17,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.fusion_options import FusionOptions
 from torch import nn
 
+from export.stopping import raise_if_stopped
 from service.engines.int8_products import session_entries
 
 OPSET = 20
@@ -58,6 +59,7 @@ def export_graph(
         )
         assert program is not None
         program.save(path)
+    raise_if_stopped()  # the exporter runs Python from C, where exceptions are dropped
     keep_tanh_gelu(path)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from service.tasks.image_classification import ImageClassification
 from service.tasks.stored_task import StoredTask
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation
 
 _TASKS: tuple[type[StoredTask[Any]], ...] = (TextClassification, ImageClassification, Translation)

@@ -40,7 +40,7 @@ from service.tasks.hub_messages import (
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
+from service.tasks.text.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"

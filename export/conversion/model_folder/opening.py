@@ -19,7 +19,7 @@ from model_store.folder import (
 )
 from service.tasks.decoding.search import SearchDefaults
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation
 
 

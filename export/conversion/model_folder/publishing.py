@@ -11,6 +11,7 @@ from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, 
 from export.conversion.model_folder.task import FolderTask, S
 from export.conversion.sensitivity.batch_sensitivity import card_of_batch_sensitivity
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
+from export.stopping import raise_if_stopped
 from model_store.folder import CARD, Manifest, next_version, write_manifest
 
 
@@ -27,6 +28,7 @@ def put_into_store(
     )
     write_manifest(folder, manifest)
     target = store / manifest.name / str(version)
+    raise_if_stopped()
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
     return target

@@ -38,7 +38,7 @@ from export.data.tokenizers import train_tokenizer
 from export.tasks.task import task_of
 from model_store.folder import FolderError, FoundFolder, read, write_manifest
 from service.models.loading import Loader
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from tests.conftest import ROOT
 
 SMALL = {

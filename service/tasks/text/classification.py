@@ -26,7 +26,7 @@ from service.tasks.hub_messages import (
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
 from service.tasks.task import Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
+from service.tasks.text.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec
 
 
