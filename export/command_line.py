@@ -38,8 +38,13 @@ def add_run_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="recipes:\n" + recipe_lines(),
     )
-    one.add_argument("model", metavar="RECIPE", type=recipe, help="name of a recipe in the list below")
-    add_run_dir(one, "folder of the run; default: runs/RECIPE")
+    one.add_argument("model", metavar="RECIPE", type=recipe, nargs="?", help="name of a recipe in the list below")
+    one.add_argument("--recipe", metavar="FILE", help="recipe of your own, a .toml file; with --data also a name")
+    one.add_argument(
+        "--name", metavar="NAME", help="name of the run; default: that of the recipe or of the data's file"
+    )
+    add_run_dir(one, "folder of the run; default: runs/NAME")
+    add_own_data(one)
     one.add_argument(
         "--set",
         nargs="+",
@@ -68,6 +73,38 @@ def add_run_commands(commands: Any) -> None:
     add_runs(one)
     add_docs(one)
     add_store(one)
+
+
+def add_own_data(command: argparse.ArgumentParser) -> None:
+    """Add the options of training on data of one's own."""
+    own = command.add_argument_group("options for your own data")
+    own.add_argument("--task", choices=list(TASKS), help="task of the model; with --data")
+    own.add_argument(
+        "--data",
+        metavar="FILE",
+        help="training rows: CSV, TSV, JSONL or Parquet, or the id of a data set on the hub such as owner/name",
+    )
+    own.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="rows that choose the epoch, the temperature and thresholds; default: a part of the training rows",
+    )
+    own.add_argument("--test", metavar="FILE", help="rows that figures are reported on; default: a part likewise")
+    for name, default in (("text", "text"), ("text-pair", "none"), ("label", "label")):
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: {default}")
+    own.add_argument(
+        "--problem",
+        choices=["single_label_classification", "multi_label_classification", "regression"],
+        help="what labels are; default: found from the labels",
+    )
+    own.add_argument("--skip-empty-rows", action="store_true", help="leave out rows without a text or a label")
+    own.add_argument("--licence", metavar="TEXT", help="licence of the data, for the model card; default: not stated")
+    own.add_argument(
+        "--start-from",
+        metavar="NAME",
+        help="scratch, minilm, or the folder of an encoder in Hugging Face form; default: by the number of rows",
+    )
+    own.add_argument("--class-weights", choices=["balanced"], help="let rare labels weigh more in training")
 
 
 def add_convert(commands: Any) -> None:

@@ -42,3 +42,13 @@ class TextClassificationData:
     problem: str = "single_label_classification"
     test: LabelledTexts | None = None
     document: dict[str, Any] | None = None
+
+    @property
+    def reported(self) -> LabelledTexts:
+        """The split that figures are reported on: the test split, if there is one."""
+        return self.validation if self.test is None else self.test
+
+    @property
+    def reported_name(self) -> str:
+        """The name of the split that figures are reported on."""
+        return "validation" if self.test is None else "test"

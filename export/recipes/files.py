@@ -71,6 +71,16 @@ def built_in_recipes() -> dict[str, Recipe]:
     return dict(sorted(recipes.items(), key=lambda entry: order.index(entry[1].task)))
 
 
+def find_recipe(name_or_file: str) -> Recipe:
+    """Read a recipe of this repository by its name, or any other by its file, which ends with `.toml`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such name, or the file is not a recipe.
+    """
+    return read_recipe(Path(name_or_file)) if name_or_file.endswith(".toml") else built_in_recipe(name_or_file)
+
+
 def built_in_recipe(name: str) -> Recipe:
     """Read the recipe of this repository with this name.
 

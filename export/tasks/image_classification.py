@@ -12,7 +12,7 @@ from export.conversion.golden_images import golden_images, made_up_images
 from export.conversion.model_folder.opening import image_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import ImageClassifierSource, Labelled, image_source_of_run
-from export.data.image_classification import encoded
+from export.data.image_classification import ImageClassificationData, encoded
 from export.data.sets.description import DataSet
 from export.data.sets.images import load_image_set, read_images
 from export.markdown import table
@@ -102,11 +102,21 @@ class ImageClassification(ClassificationTask[ImageTrainConfig]):
         place=3, subject="cifar10", curve_measure="accuracy", write=report_section, has_confusion=True
     )
 
+    def load_data(self, key: str) -> ImageClassificationData:
+        """Load a described data set."""
+        return load_image_set(key)
+
     def train(
-        self, data: str, config: ImageTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
+        self,
+        data: ImageClassificationData,
+        config: ImageTrainConfig,
+        run_dir: Path,
+        console: Console,
+        time_budget_s: float,
+        command: str,
     ) -> bool:
-        """Train on a described data set."""
-        return train_image_classifier(load_image_set(data), config, run_dir, console, time_budget_s, command)
+        """Train a network of this repository."""
+        return train_image_classifier(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
         """Measure on the test split."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from export.finished_runs import is_finished
-from export.recipes.files import built_in_recipe
+from export.recipes.files import find_recipe
 from export.tasks.settings import with_changes
 from export.tasks.task import task_of
 from export.training.run_folder import RunIsBusyError, read_result, sole_trainer, write_measured
@@ -19,14 +19,15 @@ class Run(NamedTuple):
     """One training run."""
 
     name: str  # name of its folder
-    recipe: str
+    recipe: str  # its name, or its file
     changes: list[str]  # NAME=VALUE
 
     @property
     def command(self) -> str:
         """The command that trains only this run."""
-        words = ["python", "-m", "export", "train", self.recipe]
-        if self.name != self.recipe:
+        given = ["--recipe", self.recipe] if self.recipe.endswith(".toml") else [self.recipe]
+        words = ["python", "-m", "export", "train", *given]
+        if self.name != Path(self.recipe).stem:
             words += ["--run-dir", f"runs/{self.name}"]
         return shlex.join([*words, "--set", *self.changes] if self.changes else words)
 
@@ -61,9 +62,12 @@ def recipe_of(run: Run) -> Any:
     """Return the recipe's unchanged configuration.
 
     Raises:
-        ValueError: the recipe does not exist.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such recipe, or it names no data.
     """
-    recipe = built_in_recipe(run.recipe)
+    recipe = find_recipe(run.recipe)
+    if not recipe.data:
+        raise ValueError(f"the recipe {run.recipe} is for data of one's own: add --task {recipe.task} and --data FILE")
     return task_of(recipe.task).configuration(recipe)
 
 
@@ -81,8 +85,10 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         return True
     with sole_trainer(run_dir):
         console.print(f"reading the data set of {run.recipe}")
-        recipe = built_in_recipe(run.recipe)
-        return task_of(recipe.task).train(recipe.data, config, run_dir, console, time_budget_s, run.command)
+        recipe = find_recipe(run.recipe)
+        task = task_of(recipe.task)
+        data = task.load_data(getattr(config, "data", recipe.data))
+        return task.train(data, config, run_dir, console, time_budget_s, run.command)
 
 
 def measure_run(run_dir: Path, console: Console) -> None:

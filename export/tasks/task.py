@@ -49,6 +49,21 @@ class ReportSection:
     has_confusion: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions:
+    """The options of `train --data`, for all tasks; a task refuses those that it has no use for."""
+
+    data: str
+    validation: str | None = None
+    test: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    problem: str | None = None
+    skip_empty: bool = False
+    licence: str | None = None
+
+
 class ExportTask(FolderTask[S], Generic[S, C]):
     """A task: data, networks, conversion and quality. `C` is the type of its training settings."""
 
@@ -69,8 +84,28 @@ class ExportTask(FolderTask[S], Generic[S, C]):
         return config
 
     @abstractmethod
-    def train(self, data: str, config: C, run_dir: Path, console: Console, time_budget_s: float, command: str) -> bool:
-        """Train or resume one run on the data set with the key `data`; return whether it is finished."""
+    def load_data(self, key: str) -> Any:
+        """Load a described data set.
+
+        Raises:
+            ValueError: the task has no data set with this key.
+        """
+
+    def load_own(self, options: OwnOptions) -> Any:
+        """Read data of one's own; the result has `document`, the record of its sources and splits.
+
+        Raises:
+            ValueError: the task is not offered with own data, or the data cannot be used.
+        """
+        raise ValueError(f"--data is not offered for {self.name}; give the name of a recipe instead")
+
+    def recipe_for(self, data: Any, start_from: str) -> tuple[str, str]:
+        """Choose the name of a recipe for data of one's own, and say why."""
+        raise NotImplementedError(f"{self.name} takes no data of one's own")
+
+    @abstractmethod
+    def train(self, data: Any, config: C, run_dir: Path, console: Console, time_budget_s: float, command: str) -> bool:
+        """Train or resume one run on a loaded data set; return whether it is finished."""
 
     @abstractmethod
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:

@@ -14,9 +14,10 @@ from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import Labelled, TextClassifierSource, text_source_of_run
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
+from export.data.own.texts import TextRequest, load_texts, rebuild_texts
 from export.data.sets.description import DataSet, data_set
 from export.data.sets.texts import also_measured_on, load_text_set, read_texts
-from export.data.text_classification import LabelledTexts
+from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.markdown import table
 from export.networks.transformer import TextClassifier
 from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
@@ -24,7 +25,11 @@ from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
 from export.tasks.run_tables import HOW, accuracy, best_first, how
-from export.tasks.task import Records, ReportSection, Target
+from export.tasks.task import OwnOptions, Records, ReportSection, Target
+from export.training.fine_tuning.run import fine_tune
+from export.training.fine_tuning.run import measure as measure_encoder
+from export.training.fine_tuning.saved_model import HUGGING_FACE
+from export.training.fine_tuning.settings import EncoderShape, FineTuneConfig, recipe_for
 from export.training.text_classifier import NETWORKS, measure, train_text_classifier
 from export.training.text_recipes import TextTrainConfig
 from export.training.trainer import this_device
@@ -84,12 +89,12 @@ def report_section(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-class TextClassification(ClassificationTask[TextTrainConfig]):
+class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
     """Text classifiers."""
 
     name = TEXT_CLASSIFICATION
-    networks = {  # noqa: RUF012, a field of the protocol
-        name: (TextTrainConfig, shape) for shape, (name, _) in NETWORKS.items()
+    networks = {name: (TextTrainConfig, shape) for shape, (name, _) in NETWORKS.items()} | {
+        "encoder": (FineTuneConfig, EncoderShape)
     }
     validation_sets = ("sst2",)
     explained_network = TextClassifier
@@ -97,14 +102,53 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         place=1, subject="sentiment", curve_measure="accuracy", write=report_section, has_confusion=True
     )
 
+    def load_data(self, key: str) -> TextClassificationData:
+        """Load a described data set."""
+        return load_text_set(key)
+
+    def load_own(self, options: OwnOptions) -> TextClassificationData:
+        """Read labelled texts, or pairs of texts, of one's own."""
+        columns = {
+            name: column
+            for name in ("text_column", "text_pair_column", "label_column")
+            if (column := getattr(options, name)) is not None
+        }
+        return load_texts(
+            TextRequest(
+                train=options.data,
+                validation=options.validation,
+                test=options.test,
+                problem=options.problem,
+                skip_empty=options.skip_empty,
+                licence=options.licence,
+                **columns,
+            )
+        )
+
+    def recipe_for(self, data: TextClassificationData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training rows and by the start."""
+        return recipe_for(len(data.train), start_from)
+
     def train(
-        self, data: str, config: TextTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
+        self,
+        data: TextClassificationData,
+        config: TextTrainConfig | FineTuneConfig,
+        run_dir: Path,
+        console: Console,
+        time_budget_s: float,
+        command: str,
     ) -> bool:
-        """Train on a described data set."""
-        return train_text_classifier(load_text_set(data), config, run_dir, console, time_budget_s, command)
+        """Train a network of this repository, or an encoder of `transformers`."""
+        if isinstance(config, FineTuneConfig):
+            return fine_tune(data, config, run_dir, console, time_budget_s, command)
+        return train_text_classifier(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
-        """Measure on the validation split."""
+        """Measure on the split that is reported: of own data, the test split."""
+        if document := result.get("data_document"):
+            data = rebuild_texts(document)
+            measure_saved = measure_encoder if (run_dir / HUGGING_FACE).is_dir() else measure
+            return measure_saved(run_dir, data, this_device())
         return measure(run_dir, read_texts(self.known_data(run_dir, result)), this_device())
 
     def source_of_run(self, run_dir: Path) -> TextClassifierSource:

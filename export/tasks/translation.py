@@ -20,7 +20,7 @@ from export.conversion.translation import convert_translation
 from export.conversion.translation_source import TranslationSource, translation_source_of_run
 from export.data.sets.description import data_set_named, data_sets
 from export.data.sets.translations import load_translation_set, read_translations
-from export.data.translation import ParallelTexts
+from export.data.translation import ParallelTexts, TranslationData
 from export.markdown import table
 from export.networks.translation import TranslationTransformer
 from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslation
@@ -105,16 +105,20 @@ class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
         place=2, subject=TRANSLATION, curve_measure="token accuracy", write=report_section, has_confusion=False
     )
 
+    def load_data(self, key: str) -> TranslationData:
+        """Load a described data set."""
+        return load_translation_set(key)
+
     def train(
         self,
-        data: str,
+        data: TranslationData,
         config: training.TranslationTrainConfig,
         run_dir: Path,
         console: Console,
         time_budget_s: float,
         command: str,
     ) -> bool:
-        """Train on a described data set, which is a setting here: `--set data=` names another one."""
+        """Train a network of this repository."""
         return training.train_translation(
             load_translation_set(config.data), config, run_dir, console, time_budget_s, command
         )

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from export.data.own.labels import SINGLE_LABEL
 from export.data.text_augmentation import augment_texts, neighbours_of
 from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.finished_runs import require_finished
@@ -71,6 +72,9 @@ def train_text_classifier(
         ValueError: `run_dir` holds a run with another configuration, or settings contradict each other.
     """
     check_settings(config)
+    if data.problem != SINGLE_LABEL or data.train.pairs is not None:
+        what = "pairs of texts" if data.train.pairs is not None else data.problem
+        raise ValueError(f"this network takes single texts with one label each, not {what}; choose a recipe text-...")
     data = dataclasses.replace(data, train=fraction_of(data.train, config.train_share, config.seed))
     console.print(f"tokenizing {len(data.train):,} training texts")
     start = starting_point(data, config)
@@ -134,7 +138,8 @@ def fraction_of(examples: LabelledTexts, fraction: float, seed: int) -> Labelled
         return examples
     count = max(1, round(fraction * len(examples)))
     members = np.sort(np.random.default_rng(seed).permutation(len(examples))[:count])
-    return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members])
+    pairs = None if examples.pairs is None else [examples.pairs[n] for n in members]
+    return LabelledTexts([examples.texts[n] for n in members], [examples.labels[n] for n in members], pairs)
 
 
 class TextBatch(NamedTuple):
@@ -276,18 +281,18 @@ def finish(trainer: Trainer, task: TextTrainingTask, command: str, console: Cons
         "num_training_examples": len(data.train),
         "labels": data.label_names,
         "bf16": task.autocast_bf16,
-    }
+    } | ({"data_document": data.document} if data.document else {})
     plot_curves(trainer.history, run_dir / "curves.png")
     measured = measure(run_dir, data, trainer.device)
     end_run(trainer, command=command, about=about, measured=measured, console=console)
 
 
 def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -> dict[str, Any]:
-    """Measure a run's weights on the validation split."""
-    model = load_run_model(run_dir).to(device)
+    """Measure a run's weights on the split that figures are reported on."""
+    model, split = load_run_model(run_dir).to(device), data.reported
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
-    logits_BC = predict(model, encode(tokenizer, data.validation, model.config.max_tokens), device)
-    return {"quality": classification_quality(logits_BC, np.array(data.validation.labels)).as_dict()}
+    logits_BC = predict(model, encode(tokenizer, split, model.config.max_tokens), device)
+    return {"quality": classification_quality(logits_BC, np.array(split.labels)).as_dict()}
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:
