@@ -1,6 +1,7 @@
 """Parallel texts."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,11 @@ class ParallelTexts:
 
 @dataclass(frozen=True)
 class TranslationData:
-    """A data set for translation; `test` has a split for each of its sources, by name."""
+    """A data set for translation; `test` has a split for each of its sources, by name.
+
+    `document` records a data set of one's own, so that `rebuild_pairs` (export/data/own/translation.py) reads the same
+    splits again.
+    """
 
     name: str
     licence: str
@@ -33,3 +38,4 @@ class TranslationData:
     train: ParallelTexts
     validation: ParallelTexts
     test: dict[str, ParallelTexts]
+    document: dict[str, Any] | None = None

@@ -3,17 +3,16 @@
 Their record tells whether they are the same later.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
+from export.data.own.documents import DOCUMENT_FORMAT, check_unchanged
 from export.data.own.refusals import DataRefused, listed
 from export.data.own.splits import TEST, TRAIN, VALIDATION, digest
 from export.data.own.tables import Table, is_hub_id, read_hub, read_table
 
-DOCUMENT_FORMAT = 1
 NOT_STATED = "not stated"
 # The names that data sets of the hub give their splits.
 HUB_NAMES = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val", "dev"), TEST: ("test",)}
@@ -31,8 +30,10 @@ class Request:
     validation: str | None = None
     test: str | None = None
     seed: int = 0
-    skip_empty: bool = False  # leave out rows without a text or a label, and count them, instead of a refusal
+    skip_bad_rows: bool = False  # leave out rows without an input or a label, and count them, instead of a refusal
     licence: str | None = None
+
+    PATHS: ClassVar[tuple[str, ...]] = (TRAIN, VALIDATION, TEST)  # the fields that may be paths
 
     @property
     def sources(self) -> dict[str, str]:
@@ -42,10 +43,9 @@ class Request:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields for JSON, with absolute paths."""
-        return asdict(self) | {
-            name: str(Path(source).resolve()) if Path(source).exists() else source
-            for name, source in self.sources.items()
-        }
+        fields = asdict(self)
+        found = {name: Path(fields[name]) for name in self.PATHS if fields[name] and Path(fields[name]).exists()}
+        return fields | {name: str(path.resolve()) for name, path in found.items()}
 
     @classmethod
     def of_document(cls, document: Mapping[str, Any], folder: Path | None) -> Self:
@@ -66,54 +66,40 @@ class Request:
             path = folder / record["name"] if folder else Path(record["path"])
             check_unchanged(path, record["sha256"])
             found[name] = str(path)
-        return replace(request, **{name: found[name] for name in request.sources if name in found})
+        return replace(request, **found)
 
 
-def check_unchanged(path: Path, sha256: str) -> None:
-    """Compare a file with the sum that was recorded.
+def read_sources(sources: Mapping[str, str], columns: Sequence[str]) -> dict[str, Table]:
+    """Read the tables of a data set by split.
 
-    Raises:
-        DataRefused: the file is gone or has changed.
-    """
-    if not path.is_file():
-        raise DataRefused(f"{path}: the file that the splits were made of is gone")
-    with path.open("rb") as file:
-        now = hashlib.file_digest(file, "sha256").hexdigest()
-    if now != sha256:
-        raise DataRefused(
-            f"{path} has changed since the splits were made (its sha256 was {sha256[:12]}..., now it is {now[:12]}...):"
-            " the held-out rows would no longer be the same"
-        )
-
-
-def read_sources(request: Request, columns: Sequence[str]) -> dict[str, Table]:
-    """Read the tables of a request by split.
-
-    A data set of the hub as training source also gives the validation and test splits that it has and that the request
-    does not name.
+    A data set of the hub as training source also gives the validation and test splits that it has and that have no
+    source of their own.
 
     Raises:
         DataRefused: a source cannot be read, or lacks the split.
     """
     tables: dict[str, Table] = {}
-    for name, source in request.sources.items():
-        if Path(source).is_dir() or is_hub_id(source):
-            splits = read_hub(source)
-            wanted = HUB_NAMES if name == TRAIN else {name: (*HUB_NAMES[name], *splits)}
-            for split, names in wanted.items():
-                for each in names:
-                    if each in splits and split not in tables:
-                        tables[split] = _with_digest(splits[each], columns)
-            if name not in tables:
-                raise DataRefused(f"the data set {source} has no split {name!r}; it has {listed(map(repr, splits))}")
-        else:
+    for name, source in sources.items():
+        if not Path(source).is_dir() and not is_hub_id(source):
             tables[name] = read_table(Path(source), columns)
+            continue
+        splits = read_hub(source)
+        if name == TRAIN:
+            wanted = {split: names for split, names in HUB_NAMES.items() if split == TRAIN or split not in sources}
+        else:
+            wanted = {name: (*HUB_NAMES[name], *splits)}  # the only split of a data set may have any name
+        for split, names in wanted.items():
+            found = [each for each in names if each in splits]
+            if found:
+                tables[split] = _with_digest(splits[found[0]], columns)
+            elif split == name:
+                raise DataRefused(f"the data set {source} has no split {name!r}; it has {listed(map(repr, splits))}")
     return tables
 
 
 def _with_digest(table: Table, columns: Sequence[str]) -> Table:
     # The hub has no file of its own for a split, so the rows themselves are what is recorded.
-    rows = list(zip(*(table.column(column) for column in columns), strict=True))
+    rows = list(zip(*(table.column(column) for column in columns or table.columns), strict=True))
     return replace(table, record=table.record | {"sha256": digest([[str(value) for value in row] for row in rows])})
 
 
@@ -122,17 +108,7 @@ def licence_of(request: Request, tables: Mapping[str, Table]) -> str:
     return request.licence or tables[TRAIN].licence or NOT_STATED
 
 
-def check_same_splits(document: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> None:
-    """Compare rebuilt splits with a document.
-
-    Raises:
-        DataRefused: a source or a split differs.
-    """
-    for part in ("files", "splits"):
-        for name, before in document[part].items():
-            now = rebuilt[part].get(name, {})
-            if now.get("sha256") != before["sha256"]:
-                raise DataRefused(
-                    f"the {name} {'source' if part == 'files' else 'split'} has other rows than when its document was"
-                    f" written ({now.get('rows')} rows now, {before['rows']} then)"
-                )
+def name_of(request: Request) -> str:
+    """Return a name for the data set: that of its training file without the ending, or the name on the hub."""
+    path = Path(request.train)
+    return path.stem if path.is_file() else path.resolve().name if path.is_dir() else request.train

@@ -60,7 +60,13 @@ def groups_of(keys: Sequence[str], labels: Sequence[frozenset[Hashable]]) -> tup
 
 
 def split(
-    keys: Sequence[str], labels: Sequence[frozenset[Hashable]], held_out: Sequence[str], seed: int, *, several: bool
+    keys: Sequence[str],
+    labels: Sequence[frozenset[Hashable]],
+    held_out: Sequence[str],
+    seed: int,
+    *,
+    several: bool,
+    max_rows: int = MAX_HELD_OUT_ROWS,
 ) -> dict[str, list[int]]:
     """Split rows into training rows and the held-out splits that are asked for.
 
@@ -71,11 +77,12 @@ def split(
         seed: another seed gives other splits.
         several: rows may have several labels. Then rows are distributed by iterative stratification (Sechidis et al.
             2011, "On the Stratification of Multi-label Data"), rarest label first.
+        max_rows: the most rows of a held-out split, but for copies and the one row of each label.
     """
     groups, _ = groups_of(keys, labels)
     by_key = {group.key: group for group in groups}
     ordered = [by_key[key] for key in in_order([group.key for group in groups], seed)]
-    fraction = min(HELD_OUT_FRACTION, MAX_HELD_OUT_ROWS / max(len(groups), 1))
+    fraction = min(HELD_OUT_FRACTION, max_rows / max(len(groups), 1))
     place = _iterative if several else _by_stratum
     chosen = place(ordered, held_out, fraction)
     names = (TRAIN, *held_out)
@@ -162,6 +169,7 @@ def arrange(
     *,
     several: bool = False,
     strata: Sequence[frozenset[Hashable]] | None = None,
+    max_rows: int = MAX_HELD_OUT_ROWS,
 ) -> Arrangement:
     """Complete the given sources to training, validation and test rows.
 
@@ -174,6 +182,7 @@ def arrange(
         seed: the seed of the splits that are made.
         several: see `split`.
         strata: what the training rows are stratified by, if not by their labels.
+        max_rows: see `split`.
     """
     test = set(keys.get(TEST, ()))
     rows = {name: [row for row, key in enumerate(keys[name]) if name == TEST or key not in test] for name in keys}
@@ -192,6 +201,7 @@ def arrange(
         [name for name in (VALIDATION, TEST) if name not in keys],
         seed,
         several=several,
+        max_rows=max_rows,
     )
     own = rows[TRAIN]
     rows |= {name: [own[number] for number in numbers] for name, numbers in made.items()}

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.data.own.documents import check_same_splits, write_document
 from export.data.own.labels import (
     MULTI_LABEL,
     PROBLEMS,
@@ -18,17 +19,15 @@ from export.data.own.labels import (
     read_labels,
 )
 from export.data.own.refusals import DataRefused
-from export.data.own.sources import DOCUMENT_FORMAT, Request, check_same_splits, licence_of, read_sources
+from export.data.own.sources import Request, licence_of, name_of, read_sources
 from export.data.own.splits import (
     TEST,
     TRAIN,
     VALIDATION,
-    Arrangement,
     arrange,
     digest,
     normalised,
     quantile_strata,
-    rare_label_notes,
 )
 from export.data.own.tables import Table
 from export.data.text_classification import LabelledTexts, TextClassificationData
@@ -76,7 +75,7 @@ def load_texts(request: TextRequest) -> TextClassificationData:
     """
     if request.problem is not None and request.problem not in PROBLEMS:
         raise DataRefused(f"the problem {request.problem!r} is unknown; it is one of {', '.join(PROBLEMS)}")
-    tables = read_sources(request, request.columns)
+    tables = read_sources(request.sources, request.columns)
     notes = _leave_out_unlabelled_test(tables, request)
     problem = find_problem(tables[TRAIN].column(request.label_column), request.label_column)
     kind, reason = (request.problem, "it was asked for") if request.problem else (problem.kind, problem.reason)
@@ -103,12 +102,20 @@ def load_texts(request: TextRequest) -> TextClassificationData:
                 f"{tables[TRAIN].name}: {len(rows[TRAIN].texts)} rows are too few to keep any for {name}; at least two"
                 " different texts of one label are needed"
             )
-    document = _document(request, tables, rows, arrangement, parts, names)
-    document |= {"problem": {"kind": kind, "reason": reason}, "licence": licence_of(request, tables)}
-    document["notes"] = notes + document["notes"]
+    document = write_document(
+        task=TASK,
+        request=request.as_dict(),
+        files={name: table.record for name, table in tables.items()},
+        labels=names,
+        licence=licence_of(request, tables),
+        arrangement=arrangement,
+        splits={name: _record(part, names, kind) for name, part in parts.items() if len(part)},
+        counts={"skipped_rows": sum(each.skipped for each in rows.values())},
+        notes=notes,
+    )
+    document["problem"] = {"kind": kind, "reason": reason}
     test = parts[TEST] if len(parts[TEST]) else None
-    name = Path(request.train).stem if Path(request.train).exists() else request.train
-    return TextClassificationData(name, names, parts[TRAIN], parts[VALIDATION], kind, test, document)
+    return TextClassificationData(name_of(request), names, parts[TRAIN], parts[VALIDATION], kind, test, document)
 
 
 _NAMES = (TRAIN, VALIDATION, TEST)
@@ -158,7 +165,7 @@ def _read_rows(table: Table, request: TextRequest, kind: str) -> _Rows:
         bad += lacking[:1]
         if not lacking:
             used.append(row)
-    if bad and not request.skip_empty:
+    if bad and not request.skip_bad_rows:
         row, column, what = bad[0]
         more = f" ({len(bad)} rows of the file lack a text or a label)" if len(bad) > 1 else ""
         raise DataRefused(
@@ -195,47 +202,9 @@ def _part(rows: _Rows, chosen: Sequence[int], numbers: Mapping[str, int], kind: 
     return LabelledTexts([rows.texts[row] for row in chosen], [label(rows.labels[row]) for row in chosen], pairs)
 
 
-def _document(
-    request: TextRequest,
-    tables: Mapping[str, Table],
-    rows: Mapping[str, _Rows],
-    arrangement: Arrangement,
-    parts: Mapping[str, LabelledTexts],
-    names: Sequence[str],
-) -> dict[str, Any]:
-    kind = request.problem or ""
-    counts = {name: counts_by_label(names, part.labels, kind) for name, part in parts.items()}
-    splits = {
-        name: {
-            "rows": len(part),
-            "made_of": arrangement.sources[name],
-            "sha256": digest([part.texts, part.pairs, part.labels]),
-            "labels": counts[name],
-        }
-        for name, part in parts.items()
-        if len(part)
-    }
-    facts = arrangement.facts | {"skipped_rows": sum(each.skipped for each in rows.values())}
+def _record(part: LabelledTexts, names: Sequence[str], kind: str) -> dict[str, Any]:
     return {
-        "format": DOCUMENT_FORMAT,
-        "task": TASK,
-        "request": request.as_dict(),
-        "files": {name: table.record for name, table in tables.items()},
-        "labels": list(names),
-        "splits": splits,
-        "counts": facts,
-        "notes": [*notes_of(facts), *rare_label_notes({name: counts[name] for name in splits})],
+        "rows": len(part),
+        "sha256": digest([part.texts, part.pairs, part.labels]),
+        "labels": counts_by_label(names, part.labels, kind),
     }
-
-
-def notes_of(facts: Mapping[str, int]) -> list[str]:
-    """Return a sentence for each count that is not zero."""
-    sentences = {
-        "duplicate_rows": "{} rows have the input of another row (case and spaces aside); all copies are in one split",
-        "contradictory_inputs": "{} inputs stand there several times with different labels",
-        "skipped_rows": "{} rows without a text or a label were skipped",
-        "train_rows_also_in_test": "{} training rows were removed, because the test rows have their inputs too",
-        "validation_rows_also_in_test": "{} validation rows were removed, because the test rows have their inputs too",
-        "train_rows_also_in_validation": "{} training rows were removed, because the validation rows have their inputs",
-    }
-    return [sentences[name].format(count) for name, count in facts.items() if count]
