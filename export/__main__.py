@@ -118,7 +118,7 @@ def train(arguments: argparse.Namespace, console: "Console") -> None:
     if not recipe or (arguments.model and arguments.recipe):
         raise ValueError("give the name of a recipe, or --recipe FILE, or --task and --data for data of your own")
     own = ("task", "validation", "test", "text_column", "text_pair_column", "label_column", "problem")
-    for name in (*own, "skip_empty_rows", "licence", "start_from", "class_weights"):
+    for name in (*own, "skip_bad_rows", "licence", "start_from", "class_weights"):
         if getattr(arguments, name):
             raise ValueError(f"--{name.replace('_', '-')} is for data of your own: add --data; the recipe has its own")
     from export.tasks.runs import Run, train_run
@@ -143,7 +143,7 @@ def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Co
         text_pair_column=arguments.text_pair_column,
         label_column=arguments.label_column,
         problem=arguments.problem,
-        skip_empty=arguments.skip_empty_rows,
+        skip_bad_rows=arguments.skip_bad_rows,
         licence=arguments.licence,
     )
     weights = [f"class_weights={arguments.class_weights}"] if arguments.class_weights else []
@@ -183,10 +183,10 @@ def convert(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a finished run."""
     run_dir = run_dir_of(arguments)
     require_finished(run_dir)
-    from export.tasks.task import task_of
+    from export.tasks.task import trained_task_of
     from export.training.run_folder import read_result
 
-    task = task_of(read_result(run_dir)["task"])
+    task = trained_task_of(read_result(run_dir)["task"])
     task.convert(run_dir, target_of(arguments, arguments.model), console)
 
 
@@ -268,10 +268,15 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
     from export.tasks.task import task_of
 
+    if arguments.task is None:
+        from export.conversion.checkpoints.architecture import task_of_checkpoint
+
+        arguments.task = task_of_checkpoint(arguments.source)
+        console.print(f"task: {arguments.task}")
     task = task_of(arguments.task)
     if arguments.validate_on and arguments.validate_on not in task.validation_sets:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
-    if arguments.precision != "float32" and not arguments.validate_on:
+    if arguments.precision != "float32" and not arguments.validate_on and task.needs_labels:
         raise ValueError(
             f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for text"
             " classifiers"
@@ -283,11 +288,10 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
 def random_weights(arguments: argparse.Namespace, console: "Console") -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
     from export.conversion.random_weights import write_random_weights
-    from export.task_table import TEXT_CLASSIFICATION
-    from export.tasks.task import task_of
+    from export.tasks.text_classification import TASK
 
     write_random_weights(
-        task_of(TEXT_CLASSIFICATION),
+        TASK,
         name=arguments.name or "untrained",
         store=arguments.model_store,
         layers=arguments.layers,

@@ -97,7 +97,7 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
         choices=["single_label_classification", "multi_label_classification", "regression"],
         help="what labels are; default: found from the labels",
     )
-    own.add_argument("--skip-empty-rows", action="store_true", help="leave out rows without a text or a label")
+    own.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without a text or a label")
     own.add_argument("--licence", metavar="TEXT", help="licence of the data, for the model card; default: not stated")
     own.add_argument(
         "--start-from",
@@ -156,7 +156,7 @@ def add_load(commands: Any) -> None:
         help="convert a Hugging Face model to the next version in the model store",
     )
     one.add_argument("source", metavar="SOURCE", help="a folder with a saved model, or a hub id such as owner/name")
-    one.add_argument("--task", required=True, choices=list(TASKS), help="task of the model")
+    one.add_argument("--task", choices=list(TASKS), help="task of the model; default: what its architecture tells")
     one.add_argument(
         "--validate-on",
         choices=["sst2"],

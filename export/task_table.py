@@ -7,9 +7,11 @@ The module imports nothing, so that every room may use the names and `python -m 
 TEXT_CLASSIFICATION = "text-classification"
 IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
+FEATURE_EXTRACTION = "feature-extraction"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
     IMAGE_CLASSIFICATION: "export.tasks.image_classification",
     TRANSLATION: "export.tasks.translation",
+    FEATURE_EXTRACTION: "export.tasks.feature_extraction",
 }

@@ -20,6 +20,7 @@ from export.conversion.checkpoints.reading import (
     check_vocabulary,
     load_weights,
     path_of,
+    provenance_of_loaded,
     provide_sentencepiece_messages,
     quiet,
     read_config,
@@ -27,7 +28,6 @@ from export.conversion.checkpoints.reading import (
     reading,
 )
 from export.conversion.comparison.classifier import MAX_LOGIT_DIFFERENCE
-from export.conversion.hugging_face import provenance_of_loaded
 from export.conversion.translation_source import TranslationSource
 from export.networks.transformer import NEGATIVE
 from export.networks.translation import TranslationConfig, TranslationTransformer

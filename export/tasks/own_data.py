@@ -13,11 +13,11 @@ from typing import Any
 
 from rich.console import Console
 
-from export.data.own.sources import check_same_splits
+from export.data.own.documents import check_same_splits
 from export.finished_runs import is_finished
 from export.recipes.files import find_recipe
 from export.tasks.settings import with_changes
-from export.tasks.task import OwnOptions, task_of
+from export.tasks.task import OwnOptions, trained_task_of
 from export.training.run_folder import sole_trainer
 from export.whole_files import write_text
 
@@ -51,7 +51,7 @@ def train_own(own: OwnRun, run_dir: Path, console: Console, time_budget_s: float
         RunIsBusyError: another process trains it.
         FileNotFoundError: a file is missing.
     """
-    task = task_of(own.task)
+    task = trained_task_of(own.task)
     if is_finished(run_dir):
         console.print(f"{run_dir} has a finished run; to train again, remove the folder or name another one")
         return True

@@ -11,7 +11,7 @@ from rich.console import Console
 from export.finished_runs import is_finished
 from export.recipes.files import find_recipe
 from export.tasks.settings import with_changes
-from export.tasks.task import task_of
+from export.tasks.task import trained_task_of
 from export.training.run_folder import RunIsBusyError, read_result, sole_trainer, write_measured
 
 
@@ -68,7 +68,7 @@ def recipe_of(run: Run) -> Any:
     recipe = find_recipe(run.recipe)
     if not recipe.data:
         raise ValueError(f"the recipe {run.recipe} is for data of one's own: add --task {recipe.task} and --data FILE")
-    return task_of(recipe.task).configuration(recipe)
+    return trained_task_of(recipe.task).configuration(recipe)
 
 
 def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
@@ -86,7 +86,7 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
     with sole_trainer(run_dir):
         console.print(f"reading the data set of {run.recipe}")
         recipe = find_recipe(run.recipe)
-        task = task_of(recipe.task)
+        task = trained_task_of(recipe.task)
         data = task.load_data(getattr(config, "data", recipe.data))
         return task.train(data, config, run_dir, console, time_budget_s, run.command)
 
@@ -99,7 +99,7 @@ def measure_run(run_dir: Path, console: Console) -> None:
         ValueError: it was trained on an unknown data set.
     """
     result = read_result(run_dir)
-    write_measured(run_dir, result, task_of(result["task"]).measure(run_dir, result, console), console)
+    write_measured(run_dir, result, trained_task_of(result["task"]).measure(run_dir, result, console), console)
 
 
 def run_all(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:

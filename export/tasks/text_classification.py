@@ -12,8 +12,9 @@ from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
-from export.conversion.model_source import Labelled, TextClassifierSource, text_source_of_run
+from export.conversion.model_source import Labelled, text_source_of_run
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
+from export.conversion.text_source import TextClassifierSource
 from export.data.own.texts import TextRequest, load_texts, rebuild_texts
 from export.data.sets.description import DataSet, data_set
 from export.data.sets.texts import also_measured_on, load_text_set, read_texts
@@ -119,7 +120,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
                 validation=options.validation,
                 test=options.test,
                 problem=options.problem,
-                skip_empty=options.skip_empty,
+                skip_bad_rows=options.skip_bad_rows,
                 licence=options.licence,
                 **columns,
             )
@@ -174,9 +175,9 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
         Raises:
             ValueError: the model's classes are not those of the data set.
         """
-        from export.conversion.hugging_face import source_of_hugging_face  # imports transformers, which takes seconds
+        from export.conversion.text_checkpoint import classifier_of_hugging_face  # imports transformers: seconds
 
-        loaded = source_of_hugging_face(source)
+        loaded = classifier_of_hugging_face(source)
         labelled: LabelledTexts | None = None
         about = {}
         if validate_on:

@@ -34,7 +34,7 @@ NEUTRAL: Mapping[str, tuple[bool | float, ...]] = {
 # Tasks by the parameters that belong to them alone.
 PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     "text-classification and image-classification": ("function_to_apply", "top_k"),
-    "text-classification and translation": ("truncation",),
+    "text-classification, translation and feature-extraction": ("truncation",),
     "text-classification, image-classification and translation": ("explain",),
     "translation": (
         "clean_up_tokenization_spaces",
@@ -72,7 +72,7 @@ PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
         "max_question_len",
         "max_seq_len",
     ),
-    "feature-extraction": ("normalize", "prompt_name", "truncation_direction"),
+    "feature-extraction": ("dimensions", "normalize", "prompt_name", "truncate", "truncation_direction"),
     "object-detection and image-segmentation": (
         "mask_threshold",
         "overlap_mask_area_threshold",

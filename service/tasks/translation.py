@@ -33,7 +33,7 @@ from service.tasks.hub_messages import (
     TranslatedText,
     TranslationParameters,
     TranslationRequest,
-    texts_and_field,
+    inputs_and_field,
     translation_text,
     whole,
 )
@@ -344,7 +344,7 @@ class Translation:
         search, streams = parameters.search, request.check_stream()
         search.check(self.defaults.early_stopping, 1 if streams else self.defaults.num_beams, self.max_tokens)
         self.check_languages(parameters.src_lang, parameters.tgt_lang)
-        texts, field = texts_and_field(request.inputs)
+        texts, field = inputs_and_field(request.inputs)
         return HubCall(
             texts,
             field,

@@ -10,6 +10,7 @@ from export.closest import closest_first
 from model_store.folder import (
     PREPROCESSOR,
     TARGET_TOKENIZER,
+    TASK_SETTINGS,
     TOKENIZER,
     FolderError,
     FoundFolder,
@@ -17,9 +18,11 @@ from model_store.folder import (
     ModelFolder,
     read,
 )
+from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
 from service.tasks.decoding.search import SearchDefaults
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
 from service.tasks.text.classification import TextClassification
+from service.tasks.text.embeddings import EmbeddingSettings, FeatureExtraction
 from service.tasks.translation import Translation
 
 
@@ -45,14 +48,29 @@ def generation_of(folder: Path) -> dict[str, Any]:
 
 def text_classification_of(folder: Path, manifest: Manifest) -> TextClassification:
     """Build the pre- and postprocessing of a text classifier's folder."""
-    assert manifest.limits.max_tokens is not None
-    return TextClassification(
-        (folder / TOKENIZER).read_text(),
-        labels=manifest.labels,
-        max_tokens=manifest.limits.max_tokens,
-        pad_id=json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
-        graph_inputs=[tensor.name for tensor in manifest.inputs],
+    settings = SINGLE_LABEL
+    if (folder / TASK_SETTINGS).is_file():
+        settings = msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=ClassifierSettings)
+    return TextClassification(**_text_arguments(folder, manifest), labels=manifest.labels, settings=settings)
+
+
+def feature_extraction_of(folder: Path, manifest: Manifest) -> FeatureExtraction:
+    """Build the pre- and postprocessing of an embedding model's folder."""
+    return FeatureExtraction(
+        **_text_arguments(folder, manifest),
+        settings=msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=EmbeddingSettings),
     )
+
+
+def _text_arguments(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the arguments that the tasks of all texts have."""
+    assert manifest.limits.max_tokens is not None
+    return {
+        "tokenizer_json": (folder / TOKENIZER).read_text(),
+        "max_tokens": manifest.limits.max_tokens,
+        "pad_id": json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
+        "graph_inputs": [tensor.name for tensor in manifest.inputs],
+    }
 
 
 def image_classification_of(folder: Path, manifest: Manifest) -> ImageClassification:

@@ -31,8 +31,7 @@ from export.data.own.splits import (
 )
 from export.data.own.tables import Table
 from export.data.text_classification import LabelledTexts, TextClassificationData
-
-TASK = "text-classification"
+from export.task_table import TEXT_CLASSIFICATION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +102,7 @@ def load_texts(request: TextRequest) -> TextClassificationData:
                 " different texts of one label are needed"
             )
     document = write_document(
-        task=TASK,
+        task=TEXT_CLASSIFICATION,
         request=request.as_dict(),
         files={name: table.record for name, table in tables.items()},
         labels=names,

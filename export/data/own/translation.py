@@ -12,8 +12,8 @@ from export.data.own.splits import TEST, TRAIN, VALIDATION, arrange, digest, nor
 from export.data.own.tables import Table
 from export.data.own.text_files import lines_of, read_text
 from export.data.translation import ParallelTexts, TranslationData
+from export.task_table import TRANSLATION
 
-TASK = "translation"
 MAX_HELD_OUT_PAIRS = 2_000  # as many as the test sets of WMT; every one is translated with beam search
 SPLITS = (TRAIN, VALIDATION, TEST)
 
@@ -67,7 +67,7 @@ def load_pairs(request: TranslationRequest) -> TranslationData:
             raise DataRefused(f"{tables[TRAIN].name}: {whole} pairs are too few to keep any for {name}")
     licence = licence_of(request, tables)
     document = write_document(
-        task=TASK,
+        task=TRANSLATION,
         request=request.as_dict(),
         files=files,
         labels=[],

@@ -21,7 +21,8 @@ from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import Precision
 from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, add_to_store, in_float32
 from export.conversion.golden_texts import made_up_sentences
-from export.conversion.model_source import TextClassifierSource, text_source_of_run
+from export.conversion.model_source import text_source_of_run
+from export.conversion.text_source import TextClassifierSource
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.onnx_graphs.import_weights import StoredGraph

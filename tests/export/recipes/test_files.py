@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export.recipes.files import built_in_recipe, built_in_recipes, read_recipe
-from export.tasks.task import task_of
+from export.tasks.task import trained_task_of
 from tests.conftest import ROOT
 
 # The settings of the recipes that the runs of docs/runs were trained with.
@@ -18,7 +18,7 @@ TRAINED = json.loads((ROOT / "tests" / "data" / "recipes.json").read_text())
 def test_recipes_have_the_settings_that_the_committed_runs_were_trained_with(name: str) -> None:
     """Every value is compared, with its type; so are task, data set, network and description."""
     recipe, expected = built_in_recipe(name), TRAINED[name]
-    task = task_of(recipe.task)
+    task = trained_task_of(recipe.task)
     config = task.configuration(recipe)
     found = json.loads(json.dumps(dataclasses.asdict(config)))
     assert found == expected["config"]
@@ -35,7 +35,7 @@ def test_every_recipe_can_be_configured() -> None:
     assert TRAINED.keys() <= recipes.keys()
     for recipe in recipes.values():
         assert recipe.description
-        assert task_of(recipe.task).configuration(recipe)
+        assert trained_task_of(recipe.task).configuration(recipe)
 
 
 SOUND = """task = "text-classification"
@@ -53,7 +53,7 @@ def test_a_recipe_of_ones_own_needs_only_what_it_changes(tmp_path: Path) -> None
     path = tmp_path / "mine.toml"
     path.write_text(SOUND.format(training="learning_rate = 1", model="d_model = 8\nnum_heads = 2"))
     recipe = read_recipe(path)
-    config = task_of(recipe.task).configuration(recipe)
+    config = trained_task_of(recipe.task).configuration(recipe)
     assert (type(config.learning_rate), config.learning_rate, config.model.d_model) == (float, 1.0, 8)
     assert (recipe.data, str(path) in recipe.description) == ("", True)
 
@@ -82,6 +82,6 @@ def test_a_mistake_is_one_sentence_with_the_file_and_the_field(text: str, expect
     path = tmp_path / "mine.toml"
     path.write_text(text)
     with pytest.raises(ValueError, match="mine.toml") as raised:
-        task_of(read_recipe(path).task).configuration(read_recipe(path))
+        trained_task_of(read_recipe(path).task).configuration(read_recipe(path))
     assert expected in str(raised.value)
     assert "\n" not in str(raised.value)

@@ -6,7 +6,7 @@ import pytest
 
 from export.recipes.files import built_in_recipes
 from export.tasks.settings import keys_of, with_changes
-from export.tasks.task import task_of
+from export.tasks.task import trained_task_of
 from export.training.text_recipes import TextTrainConfig
 
 
@@ -44,6 +44,6 @@ def test_a_wrong_change_names_the_key_and_what_it_takes(change: str, expected: s
 def test_every_recipe_lists_its_keys() -> None:
     """Networks of all kinds have types that have a name."""
     for recipe in built_in_recipes().values():
-        config = task_of(recipe.task).configuration(recipe)
+        config = trained_task_of(recipe.task).configuration(recipe)
         with pytest.raises(ValueError, match="there are .*epochs=INTEGER"):
             with_changes(config, ["nothing=1"])
