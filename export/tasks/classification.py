@@ -181,6 +181,12 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
             f" {measured['max_abs_logit_difference_to_float32']:.2g} from those of the same weights in float32"
         ]
 
+    def scores_of_folder(
+        self, folder: Path, manifest: Manifest
+    ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Return the function from logits [B, C] to scores [B, C]."""
+        return softmax
+
     def search_company(
         self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
     ) -> tuple[SearchEffort, list[Found]]:
@@ -191,9 +197,11 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
             SearchEffort(),
         )
 
+        scores = self.scores_of_folder(folder, manifest)
+
         def answer(items: Sequence[Any]) -> list[Answer]:
-            probabilities_BC = softmax(session.run(["logits"], preprocessing.collate(items))[0])
-            return [Answer((int(np.argmax(row_C)),), tuple(row_C.tolist())) for row_C in probabilities_BC]
+            scores_BC = scores(session.run(["logits"], preprocessing.collate(items))[0])
+            return [Answer((int(np.argmax(row_C)),), tuple(row_C.tolist())) for row_C in scores_BC]
 
         items, invented = (
             [preprocessing.item(given) for given in each] for each in (inputs, self.invented_inputs(folder))

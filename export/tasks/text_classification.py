@@ -1,14 +1,15 @@
 """Text classification: SST-2, encoders, and Hugging Face's BERT, DistilBERT and RoBERTa."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from export.conversion.comparison.explanation import Arrays
-from export.conversion.comparison.requirements import MIN_COMPARED
+from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
@@ -25,16 +26,19 @@ from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
+from export.tasks.own_texts import NAMES, OwnSplit, card_of_quality, conversion_of_own_run, loss_of_own
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target
 from export.training.fine_tuning.run import fine_tune
 from export.training.fine_tuning.run import measure as measure_encoder
 from export.training.fine_tuning.saved_model import HUGGING_FACE
 from export.training.fine_tuning.settings import EncoderShape, FineTuneConfig, recipe_for
+from export.training.run_folder import read_result
 from export.training.text_classifier import NETWORKS, measure, train_text_classifier
 from export.training.text_recipes import TextTrainConfig
 from export.training.trainer import this_device
 from model_store.folder import GoldenExample, Manifest
+from service.tasks.text.tokenization import TEXT_PAIR, Pair, Text
 
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 6, 96  # texts of each kind, and words of a long one
 
@@ -88,6 +92,12 @@ def report_section(records: Records) -> str:
         "![confusion matrices](models-sentiment-confusion.png)",
     ]
     return "\n".join(lines) + "\n"
+
+
+def golden_text(example: GoldenExample) -> Text:
+    """Return the text or pair of a golden example."""
+    text, pair = example.inputs["text"], example.inputs.get(TEXT_PAIR)
+    return text if pair is None else Pair(text, pair)
 
 
 class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
@@ -152,6 +162,59 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
             return measure_saved(run_dir, data, this_device())
         return measure(run_dir, read_texts(self.known_data(run_dir, result)), this_device())
 
+    def convert(self, run_dir: Path, target: Target, console: Console) -> None:
+        """Convert a finished run; one on data of one's own is compared and measured on its own held-out rows."""
+        result = read_result(run_dir)
+        if not result.get("data_document"):
+            super().convert(run_dir, target, console)
+            return
+        source, options = conversion_of_own_run(run_dir, result)
+        self.write_model(source, target, console, **options)
+
+    def quality(
+        self,
+        results: Sequence[NDArray[np.float32]],
+        split: Labelled,
+        expected: Callable[[], Sequence[NDArray[np.float32]]],
+    ) -> dict[str, Any]:
+        """Measure by the problem of the data."""
+        return split.quality(results) if isinstance(split, OwnSplit) else super().quality(results, split, expected)
+
+    def check_loss(
+        self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
+    ) -> dict[str, Any]:
+        """Compute the loss in the figure of the problem, and refuse one that is too large."""
+        is_own = "labels" in measured or "r2" in measured
+        return loss_of_own(measured, before, precision) if is_own else super().check_loss(measured, before, precision)
+
+    def quality_lines(self, manifest: Manifest) -> list[str]:
+        """Write the measured quality; of a model of one's own, with intervals and each label."""
+        own = {
+            split: measured
+            for split, measured in manifest.quality.items()
+            if isinstance(measured, dict) and ("labels" in measured or "r2" in measured)
+        }
+        if not own:
+            return super().quality_lines(manifest)
+        lines = [line for split, measured in own.items() for line in card_of_quality(split, measured)]
+        by = "quantization" if manifest.precision == "int8" else manifest.precision
+        lost = [
+            f"- {NAMES[name]} lost by {by}: {100 * manifest.quality[f'{name}_loss']:.2f} points"
+            for name in NAMES
+            if f"{name}_loss" in manifest.quality
+        ]
+        return [*lines, "Compared with the model before conversion:", "", *lost]
+
+    def scores_of_folder(
+        self, folder: Path, manifest: Manifest
+    ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Return the function of the folder's settings."""
+        task = text_classification_of(folder, manifest)
+        numbers = range(len(manifest.labels))
+        return lambda logits_BC: np.array(
+            [[task.probability(logits_C, number) for number in numbers] for logits_C in logits_BC], dtype=np.float32
+        )
+
     def source_of_run(self, run_dir: Path) -> TextClassifierSource:
         """Load a finished run."""
         return text_source_of_run(run_dir)
@@ -210,7 +273,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
         """Tokenize; a text beyond the limit is truncated."""
         texts = text_classification_of(folder, manifest)
         return Preprocessing(
-            golden_input=lambda example: example.inputs["text"],
+            golden_input=golden_text,
             item=lambda given: texts.preprocess(given, truncate=True, field="text"),
             collate=texts.collate,
         )
