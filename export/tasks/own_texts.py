@@ -145,10 +145,8 @@ def loss_of_own(measured: Mapping[str, Any], before: Mapping[str, Any], precisio
         ConversionRefused: it costs more.
     """
     name = next(each for each in JUDGED_BY.values() if each in measured)
-    loss, allowed = (
-        before[name] - measured[name],
-        max(MAX_ACCURACY_LOSS, ROWS_OF_A_SMALL_SET / measured["num_examples"]),
-    )
+    loss = before[name] - measured[name]
+    allowed = max(MAX_ACCURACY_LOSS, ROWS_OF_A_SMALL_SET / measured["num_examples"])
     if not loss <= allowed:
         raise ConversionRefused(
             f"{precision} loses {100 * loss:.2f} points of {NAMES[name]} ({100 * before[name]:.2f} % to"
