@@ -77,6 +77,8 @@ def test_a_recipe_of_ones_own_trains_a_network_of_this_repository(
     assert train(*words, "--data", "tickets.csv", "--name", "cnn", capsys=capsys)[0] == 0
     result = json.loads((here / "runs/cnn/result.json").read_text())
     assert (result["network"], result["quality"]["num_examples"]) == ("kim-cnn", 23)
+    assert len(result["quality"]["labels"]) == 7
+    assert result["temperature"]["chosen_on"] == "validation" and result["temperature"]["temperature"] > 0
     status, _, errors = train(*words, "--data", "urgency.csv", "--label-column", "urgency", capsys=capsys)
     assert (status, "single texts with one label each, not regression" in errors) == (1, True)
 
