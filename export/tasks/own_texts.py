@@ -25,11 +25,11 @@ from export.training.fine_tuning.measuring import measure_split
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
 from export.training.fine_tuning.settings import MINILM
 from export.training.quality import MAX_ACCURACY_LOSS
-from service.tasks.classification import ClassifierSettings
 from service.tasks.text.tokenization import Pair, Text
 
 MAX_COMPARED = 2_000  # held-out texts, one at a time in PyTorch
 MAX_COUNTED = 50  # labels whose rows the card counts
+MAX_LABELS_OF_CARD = 100  # labels whose precision and recall the card has; the manifest has them all
 ROWS_OF_A_SMALL_SET = 2  # a precision may cost so many rows where half a point is less than that
 # The figure of each problem whose loss by a lossy precision is limited.
 JUDGED_BY = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "r2"}
@@ -81,12 +81,10 @@ def source_of_own_run(run_dir: Path, result: Mapping[str, Any], data: TextClassi
 
     source = classifier_of_hugging_face(str(folder))
     kept = {name: source.provenance[name] for name in ("model_type", "transformers")}
-    settings, unit = None, 1.0
-    if data.problem != SINGLE_LABEL:
-        settings = ClassifierSettings(problem=data.problem, thresholds=read_task_document(folder).get("thresholds"))  # type: ignore[arg-type] # checked by the data
+    unit = 1.0
     if data.problem == REGRESSION:
         unit = max(1.0, float(np.std(data.train.labels)), abs(float(np.mean(data.train.labels))) / 100)
-    return replace(source, settings=settings, output_unit=unit, provenance=provenance_of(result) | kept)
+    return replace(source, output_unit=unit, provenance=provenance_of(result) | kept)
 
 
 def conversion_of_own_run(run_dir: Path, result: Mapping[str, Any]) -> tuple[TextClassifierSource, dict[str, Any]]:
@@ -178,8 +176,11 @@ def card_of_quality(split: str, measured: Mapping[str, Any]) -> list[str]:
             lines.append(f"- {noun}: {measured[name]:.4f}{interval}")
     if not np.isnan(error := _calibration_error(measured)):
         lines.append(f"- expected calibration error: {error:.4f}")
-    if rows := measured.get("labels"):
-        lines += ["", "Each label:", *table(("label", "precision", "recall", "F1", "rows"), map(_label_row, rows))]
+    if labels := measured.get("labels"):
+        shown = sorted(labels, key=lambda each: -each["num_true"])[:MAX_LABELS_OF_CARD]
+        noun = "Each label:" if len(labels) <= MAX_LABELS_OF_CARD else f"The {len(shown)} labels with the most rows:"
+        rows = [_label_row(each) for each in labels if len(labels) <= MAX_LABELS_OF_CARD or each in shown]
+        lines += ["", noun, *table(("label", "precision", "recall", "F1", "rows"), rows)]
     return [*lines, ""]
 
 

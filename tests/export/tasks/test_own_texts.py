@@ -23,8 +23,8 @@ from tests.conftest import ROOT, made_once, running_server
 OWN = ROOT / "tests" / "data" / "own"
 COLUMNS = {"tickets": "label", "hotel_reviews": "labels", "urgency": "urgency", "pairs": "label"}
 TINY = ["--set", "epochs=8", "model.d_model=32", "model.num_layers=1", "model.d_ff=64", "model.vocab_size=400"]
-# float32 of one label, and int8 of the other problems: one of each in every slow run.
-PRECISIONS = {"tickets": "float32", "hotel_reviews": "int8", "urgency": "int8", "pairs": "float32"}
+# A tiny classifier is so unsure that int8 changes many of its answers, and is refused.
+PRECISIONS = {"tickets": "float32", "hotel_reviews": "float32", "urgency": "int8", "pairs": "float32"}
 
 
 def run_export(*words: str) -> int:
