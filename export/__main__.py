@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from export.tasks.task import Target
 
 
+# Options of `train --data` that are texts, for any task.
+OWN_OPTIONS = (
+    *("validation", "test", "text_column", "text_pair_column", "label_column", "problem", "licence"),
+    *("data_target", "validation_target", "test_target"),
+    *("source_language", "target_language", "source_column", "target_column"),
+)
+
+
 def main() -> int:
     """Run one command; its exit status. What ends it early is said in one sentence."""
     arguments = parser().parse_args()
@@ -117,8 +125,7 @@ def train(arguments: argparse.Namespace, console: "Console") -> None:
     recipe = arguments.model or arguments.recipe
     if not recipe or (arguments.model and arguments.recipe):
         raise ValueError("give the name of a recipe, or --recipe FILE, or --task and --data for data of your own")
-    own = ("task", "validation", "test", "text_column", "text_pair_column", "label_column", "problem")
-    for name in (*own, "skip_bad_rows", "licence", "start_from", "class_weights"):
+    for name in ("task", *OWN_OPTIONS, "skip_bad_rows", "start_from", "class_weights"):
         if getattr(arguments, name):
             raise ValueError(f"--{name.replace('_', '-')} is for data of your own: add --data; the recipe has its own")
     from export.tasks.runs import Run, train_run
@@ -137,14 +144,8 @@ def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Co
 
     options = OwnOptions(
         data=arguments.data,
-        validation=arguments.validation,
-        test=arguments.test,
-        text_column=arguments.text_column,
-        text_pair_column=arguments.text_pair_column,
-        label_column=arguments.label_column,
-        problem=arguments.problem,
         skip_bad_rows=arguments.skip_bad_rows,
-        licence=arguments.licence,
+        **{name: getattr(arguments, name) for name in OWN_OPTIONS},
     )
     weights = [f"class_weights={arguments.class_weights}"] if arguments.class_weights else []
     own = OwnRun(

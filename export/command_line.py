@@ -97,6 +97,13 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
         choices=["single_label_classification", "multi_label_classification", "regression"],
         help="what labels are; default: found from the labels",
     )
+    for name, what in (("data", "--data"), ("validation", "--validation"), ("test", "--test")):
+        own.add_argument(
+            f"--{name}-target", metavar="FILE", help=f"translations of the lines of {what}, if in two files"
+        )
+    for name, default in (("source", "en"), ("target", "de")):
+        own.add_argument(f"--{name}-language", metavar="NAME", help=f"code of the {name} language; default: {default}")
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: the language's code")
     own.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without a text or a label")
     own.add_argument("--licence", metavar="TEXT", help="licence of the data, for the model card; default: not stated")
     own.add_argument(

@@ -21,6 +21,7 @@ from export.data.own.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from export.data.own.texts import rebuild_texts
 from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.markdown import table
+from export.tasks.own_data import about_files
 from export.training.fine_tuning.measuring import measure_split
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
 from export.training.fine_tuning.settings import MINILM
@@ -110,13 +111,9 @@ def conversion_of_own_run(run_dir: Path, result: Mapping[str, Any]) -> tuple[Tex
 def about_data(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what manifest and card say of the data, and of what was fitted after training."""
     document = result["data_document"]
-    sources = document["files"].values()
-    files = [f"{each['name']} ({each['rows']:,} rows, sha256 {each['sha256']})" for each in sources]
-    rows = [f"{split} {record['rows']:,}" for split, record in document["splits"].items()]
-    licence = document["licence"]
+    about = about_files(document)
     if result["config"].get("start_from") == MINILM:
-        licence = f"data: {licence}; MiniLM: Apache-2.0"
-    about = {"licence": licence, "data_files": "; ".join(files), "rows": ", ".join(rows)}
+        about["licence"] = f"data: {about['licence']}; MiniLM: Apache-2.0"
     counts = document["splits"]["train"].get("labels") or {}
     if 0 < len(counts) <= MAX_COUNTED:
         about["training_rows_by_label"] = ", ".join(f"{label} {count:,}" for label, count in counts.items())

@@ -60,8 +60,19 @@ class OwnOptions:
     text_pair_column: str | None = None
     label_column: str | None = None
     problem: str | None = None
+    data_target: str | None = None
+    validation_target: str | None = None
+    test_target: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
     skip_bad_rows: bool = False
     licence: str | None = None
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of the named options that were given."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class ExportTask(FolderTask[S]):
@@ -104,6 +115,8 @@ class TrainedTask(ExportTask[S], Generic[S, C]):
         Raises:
             ValueError: the task has no data set with this key.
         """
+
+    own_options: Collection[str] = ()  # fields of `OwnOptions` that the task takes beside those of every task
 
     def load_own(self, options: OwnOptions) -> Any:
         """Read data of one's own; the result has `document`, the record of its sources and splits.

@@ -108,6 +108,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
         "encoder": (FineTuneConfig, EncoderShape)
     }
     validation_sets = ("sst2",)
+    own_options = ("text_column", "text_pair_column", "label_column", "problem")
     explained_network = TextClassifier
     report = ReportSection(
         place=1, subject="sentiment", curve_measure="accuracy", write=report_section, has_confusion=True
@@ -119,20 +120,14 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
 
     def load_own(self, options: OwnOptions) -> TextClassificationData:
         """Read labelled texts, or pairs of texts, of one's own."""
-        columns = {
-            name: column
-            for name in ("text_column", "text_pair_column", "label_column")
-            if (column := getattr(options, name)) is not None
-        }
         return load_texts(
             TextRequest(
                 train=options.data,
                 validation=options.validation,
                 test=options.test,
-                problem=options.problem,
                 skip_bad_rows=options.skip_bad_rows,
                 licence=options.licence,
-                **columns,
+                **options.given(*self.own_options),
             )
         )
 

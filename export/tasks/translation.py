@@ -19,6 +19,7 @@ from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import TranslationSource, translation_source_of_run
+from export.data.own.translation import TranslationRequest, load_pairs, rebuild_pairs
 from export.data.sets.description import data_set_named, data_sets
 from export.data.sets.translations import load_translation_set, read_translations
 from export.data.translation import ParallelTexts, TranslationData
@@ -28,8 +29,9 @@ from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslati
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
+from export.tasks.own_data import about_files
 from export.tasks.run_tables import HOW, how
-from export.tasks.task import Records, ReportSection, Target, TrainedTask
+from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
 from export.training import translation as training
 from export.training.quality import with_confidence
 from export.training.run_folder import read_result
@@ -47,6 +49,7 @@ EFFORT = SearchEffort(
     num_climbs=2,
     num_changes=24,
 )
+MANY_PAIRS = 50_000  # with fewer training pairs, a smaller network is trained for more epochs
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 2, 24  # texts of each kind, and words of a long one
 
 
@@ -99,12 +102,44 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
     networks = {  # noqa: RUF012, a field of the protocol
         name: (training.TranslationTrainConfig, shape) for shape, (name, _) in training.NETWORKS.items()
     }
+    own_options = (
+        *("data_target", "validation_target", "test_target"),
+        *("source_language", "target_language", "source_column", "target_column"),
+    )
     explained_network = TranslationTransformer
     float16_graphs = (GRAPH_FLOAT16, ENCODER_FLOAT16)
     score_name, answers_name = "translation score", "translations"
     report = ReportSection(
         place=2, subject=TRANSLATION, curve_measure="token accuracy", write=report_section, has_confusion=False
     )
+
+    def load_own(self, options: OwnOptions) -> TranslationData:
+        """Read parallel texts of one's own: a table, or two files whose lines belong together."""
+        given = options.given(*self.own_options)
+        if "data_target" in given:
+            given["train_target"] = given.pop("data_target")
+        return load_pairs(
+            TranslationRequest(
+                train=options.data,
+                validation=options.validation,
+                test=options.test,
+                skip_bad_rows=options.skip_bad_rows,
+                licence=options.licence,
+                **given,
+            )
+        )
+
+    def recipe_for(self, data: TranslationData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training pairs.
+
+        Raises:
+            ValueError: a start is given; translation networks start from random weights.
+        """
+        if start_from not in ("", "scratch"):
+            raise ValueError(f"--start-from {start_from}: translation networks start from scratch")
+        few = len(data.train) < MANY_PAIRS
+        why = f"{len(data.train):,} training pairs are {'fewer than' if few else 'at least'} {MANY_PAIRS:,}"
+        return "pairs-few-rows" if few else "pairs", why
 
     def load_data(self, key: str) -> TranslationData:
         """Load a described data set."""
@@ -120,19 +155,24 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
         command: str,
     ) -> bool:
         """Train a network of this repository."""
-        return training.train_translation(
-            load_translation_set(config.data), config, run_dir, console, time_budget_s, command
-        )
+        return training.train_translation(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
         """Measure on the test splits."""
+        if document := result.get("data_document"):
+            return training.measure(run_dir, rebuild_pairs(document), this_device(), console)
         return training.measure(run_dir, load_translation_set(result["config"]["data"]), this_device(), console)
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run, compared and measured on its own test splits where they are known."""
         result = read_result(run_dir)
         source = translation_source_of_run(run_dir)
-        if described := data_set_named(result["data"], self.name):
+        if document := result.get("data_document"):
+            own = rebuild_pairs(document)
+            held_out = own.test or {"validation": own.validation}
+            more = _made_up() if sum(map(len, held_out.values())) < MIN_COMPARED else {}
+            self._write_model(source, target, console, held_out | more, about_files(document))
+        elif described := data_set_named(result["data"], self.name):
             data = read_translations(described)
             self._write_model(source, target, console, data.test, {"licence": data.licence})
         else:

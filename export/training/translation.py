@@ -353,7 +353,7 @@ def finish(trainer: Trainer, task: TranslationTrainingTask, command: str, consol
         "target_language": data.target_language,
         "num_training_examples": len(data.train),
         "bf16": task.autocast_bf16,
-    }
+    } | ({"data_document": data.document} if data.document else {})
     measured = measure(run_dir, data, trainer.device, console)
     end_run(trainer, command=command, about=about, measured=measured, console=console)
 
