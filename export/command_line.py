@@ -90,8 +90,12 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
         help="rows that choose the epoch, the temperature and thresholds; default: a part of the training rows",
     )
     own.add_argument("--test", metavar="FILE", help="rows that figures are reported on; default: a part likewise")
-    for name, default in (("text", "text"), ("text-pair", "none"), ("label", "label")):
-        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: {default}")
+    for name, what, default in (
+        ("text", "the texts", "text"),
+        ("text-pair", "the second texts of pairs", "none"),
+        ("label", "the labels", "label"),
+    ):
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of {what}; default: {default}")
     own.add_argument(
         "--problem",
         choices=["single_label_classification", "multi_label_classification", "regression"],
