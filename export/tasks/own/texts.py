@@ -21,7 +21,7 @@ from export.data.own.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from export.data.own.texts import rebuild_texts
 from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.markdown import table
-from export.tasks.own_data import about_files
+from export.tasks.own.training import about_files
 from export.training.fine_tuning.measuring import measure_split
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
 from export.training.fine_tuning.settings import MINILM
