@@ -66,6 +66,7 @@ class TextSource(ABC):
     labels: list[str] = field(default_factory=list)  # the classes, by number; empty for a model without classes
     settings: msgspec.Struct | None = None  # the contents of `task.json`; None where all settings are the defaults
     output_name: str = "logits"
+    output_unit: float = 1.0  # differences are compared in this unit: numbers of a regression may be large
 
     @property
     @abstractmethod
