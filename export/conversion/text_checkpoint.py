@@ -2,23 +2,18 @@
 
 A checkpoint of sentence-transformers is read with its own layers (`modules.json`).
 
-Shapes: B rows, T tokens, H heads, K width of a head, C classes.
+Shapes: B rows, T tokens, C classes.
 """
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModel,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification
 
+from export.conversion.checkpoints.fused_attention import with_fused_attention
 from export.conversion.checkpoints.reading import (
     CONFIG,
     LoadRefused,
@@ -32,21 +27,13 @@ from export.conversion.checkpoints.reading import (
     reading,
 )
 from export.conversion.checkpoints.sentence_transformers import SentenceLayers, read_sentence_layers
+from export.conversion.checkpoints.text_families import NO_LIMIT, TEXT_FAMILIES, TextFamily
 from export.conversion.model_source import Source
 from export.conversion.text_source import EmbeddingSource, TextClassifierSource, optimized_as_bert
 from export.networks.sentence_embedding import SentenceEmbedding
-from export.networks.transformer import fused_attention, padding_bias
 from service.tasks.classification import ClassifierSettings, Problem
 from service.tasks.text.embeddings import EmbeddingSettings
 
-# The graph's inputs by model type, for the families that conversion is tested with.
-INPUTS_OF = {
-    "bert": ("input_ids", "attention_mask", "token_type_ids"),
-    "distilbert": ("input_ids", "attention_mask"),
-    "roberta": ("input_ids", "attention_mask"),
-    "xlm-roberta": ("input_ids", "attention_mask"),
-}
-FUSED = "heed_fused"
 PROBLEMS: tuple[Problem, ...] = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -80,27 +67,26 @@ def read_text_checkpoint(
         lower_case: whether texts are converted to lower case before they are tokenized.
 
     Raises:
-        LoadRefused: not a complete text encoder of a known family with its own fast tokenizer.
+        LoadRefused: not a complete text encoder of a family of `TEXT_FAMILIES` with its own tokenizer.
     """
     place = f"{name_or_path}/{folder}" if folder else name_or_path
-    document = read_config(place, INPUTS_OF)
+    document = read_config(place, TEXT_FAMILIES)
     labels_of(document, 0)
     model, said = load_weights(auto_class, place)
     tokenizer = load_tokenizer(place)
     config = model.config
-    if not tokenizer.is_fast:
-        raise LoadRefused("the tokenizer has no fast form (tokenizer.json)")
+    family = TEXT_FAMILIES[config.model_type]
     if config.pad_token_id is None:
         raise LoadRefused(f"{CONFIG} has no pad_token_id")
     check_vocabulary(tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings)
-    limit = min(max_tokens or tokenizer.model_max_length, _max_tokens(config, tokenizer))
+    limit = min(max_tokens or NO_LIMIT, _max_tokens(family, config, tokenizer))
     arguments = {
         "skips_padding": False,
-        "input_names": INPUTS_OF[config.model_type],
+        "input_names": family.input_names(config, tuple(tokenizer.model_input_names)),
         "tokenizer_json": _tokenizer_json(tokenizer, limit, lower_case=lower_case),
         "max_tokens": limit,
         "pad_id": config.pad_token_id,
-        "optimized_as": optimized_as_bert(config.num_attention_heads, config.hidden_size),
+        "optimized_as": optimized_as_bert(config.num_attention_heads, config.hidden_size) if family.optimized else None,
         "model_type": config.model_type,
         "cuts_left": tokenizer.truncation_side == "left",
         "provenance": provenance_of_loaded(name_or_path, model) | said,
@@ -117,8 +103,8 @@ def classifier_of_hugging_face(name_or_path: str) -> TextClassifierSource:
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification)
     model = checkpoint.model
     source = TextClassifierSource(
-        module=_Positional(model),
-        for_export=lambda: _Positional(_with_fused_attention(model)),
+        module=Positional(model),
+        for_export=lambda: Positional(with_fused_attention(model)),
         labels=labels_of(checkpoint.document, model.config.num_labels),
         settings=classifier_settings(checkpoint.document, model.config.num_labels),
         **checkpoint.arguments,
@@ -167,7 +153,7 @@ def embedding_of_hugging_face(name_or_path: str) -> EmbeddingSource:
     )
     source = EmbeddingSource(
         module=SentenceEmbedding(model, layers.poolings, layers.dense),
-        for_export=lambda: SentenceEmbedding(_with_fused_attention(model), layers.poolings, layers.dense),
+        for_export=lambda: SentenceEmbedding(with_fused_attention(model), layers.poolings, layers.dense),
         settings=settings,
         **checkpoint.arguments | {"provenance": checkpoint.arguments["provenance"] | layers.provenance()},
     )
@@ -215,12 +201,13 @@ def _tokenizer_json(tokenizer: Any, max_tokens: int, *, lower_case: bool) -> str
     return str(backend.to_str())
 
 
-def _max_tokens(config: Any, tokenizer: Any) -> int:
-    """Return the longest input in tokens; RoBERTa counts positions from the padding id on, so its table is longer."""
-    positions = config.max_position_embeddings
-    if "roberta" in config.model_type:
-        positions -= config.pad_token_id + 1
-    max_tokens = int(min(positions, tokenizer.model_max_length or positions))
+def _max_tokens(family: TextFamily, config: Any, tokenizer: Any) -> int:
+    """Return the longest input in tokens.
+
+    Raises:
+        LoadRefused: it is so short that no text fits.
+    """
+    max_tokens = family.max_tokens(config, tokenizer.model_max_length)
     if max_tokens <= tokenizer.num_special_tokens_to_add():
         raise LoadRefused(
             f"the model takes {max_tokens} tokens (max_position_embeddings, model_max_length): no text fits"
@@ -228,7 +215,7 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
     return max_tokens
 
 
-class _Positional(nn.Module):
+class Positional(nn.Module):
     """A Hugging Face model that takes tensors in a fixed order and returns only its logits."""
 
     def __init__(self, model: Any) -> None:
@@ -245,32 +232,3 @@ class _Positional(nn.Module):
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **more).logits
         return logits
-
-
-def _with_fused_attention(model: Any) -> Any:
-    """Copy a model with its weights, with attention as one operator of the exported graph."""
-    AttentionInterface.register(FUSED, _fused_attention)
-    AttentionMaskInterface.register(FUSED, _padding_mask)
-    copy = type(model)(deepcopy(model.config))  # a copy, because the configuration holds the form of attention
-    copy.load_state_dict(model.state_dict())
-    copy.set_attn_implementation(FUSED)
-    return copy.eval()
-
-
-def _padding_mask(*, attention_mask: Tensor, **_: Any) -> Tensor:
-    """Return the padding bias that every layer adds to its attention scores; [B, 1, T, T]."""
-    return padding_bias(attention_mask)
-
-
-def _fused_attention(
-    module: nn.Module,
-    query_BHTK: Tensor,
-    key_BHTK: Tensor,
-    value_BHTK: Tensor,
-    bias_B1TT: Tensor,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    B, H, T, K = query_BHTK.shape
-    query, key, value = (part.transpose(1, 2).reshape(B, T, H * K) for part in (query_BHTK, key_BHTK, value_BHTK))
-    mixed_BTD = fused_attention(query, key, value, bias_B1TT, H)
-    return mixed_BTD.view(B, T, H, K), None
