@@ -5,15 +5,18 @@ A checkpoint of sentence-transformers is read with its own layers (`modules.json
 Shapes: B rows, T tokens, C classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from export.conversion.checkpoints.fused_attention import with_fused_attention
+from export.conversion.checkpoints.onnx_folder import GivenGraph, has_weights, provenance_of_graph, split_graph
 from export.conversion.checkpoints.reading import (
     CONFIG,
     LoadRefused,
@@ -43,19 +46,44 @@ class TextCheckpoint:
 
     Attributes:
         document: the contents of `config.json`.
-        model: the network of `transformers`.
+        config: the configuration of `transformers`.
+        model: the network of `transformers`; None where the checkpoint has only an ONNX graph.
         tokenizer: the tokenizer of `transformers`.
         arguments: arguments of every source of this checkpoint, all but its networks.
     """
 
     document: dict[str, Any]
+    config: Any
     model: Any
     tokenizer: Any
     arguments: dict[str, Any]
 
+    def networks(self, wrap: Callable[[Any], nn.Module], given: GivenGraph | None) -> dict[str, Any]:
+        """Return the networks of a source as its arguments.
+
+        Args:
+            wrap: puts the layers of the task around a model of `transformers`.
+            given: the graph to serve; None where one is exported.
+
+        Raises:
+            LoadRefused: the given graph lacks an input.
+        """
+        if given is None:
+            return {"module": wrap(self.model), "for_export": lambda: wrap(with_fused_attention(self.model))}
+        if missing := set(self.arguments["input_names"]) - set(given.input_names):
+            raise LoadRefused(f"{given.path.name} lacks inputs that the tokenizer makes: {', '.join(sorted(missing))}")
+        module = given if self.model is None else wrap(self.model)
+        return {"module": module, "for_export": lambda: given, "given": given, "input_names": given.input_names}
+
 
 def read_text_checkpoint(
-    name_or_path: str, auto_class: Any, folder: str = "", max_tokens: int | None = None, *, lower_case: bool = False
+    name_or_path: str,
+    auto_class: Any,
+    folder: str = "",
+    max_tokens: int | None = None,
+    *,
+    lower_case: bool = False,
+    given: Path | None = None,
 ) -> TextCheckpoint:
     """Read a text encoder from a saved folder or a hub id.
 
@@ -65,6 +93,7 @@ def read_text_checkpoint(
         folder: the folder of the network in that of the checkpoint; empty where it is the same.
         max_tokens: a limit of the checkpoint below that of the network.
         lower_case: whether texts are converted to lower case before they are tokenized.
+        given: an ONNX graph of the checkpoint that is served as it is; PyTorch weights may then be missing.
 
     Raises:
         LoadRefused: not a complete text encoder of a family of `TEXT_FAMILIES` with its own tokenizer.
@@ -72,13 +101,19 @@ def read_text_checkpoint(
     place = f"{name_or_path}/{folder}" if folder else name_or_path
     document = read_config(place, TEXT_FAMILIES)
     labels_of(document, 0)
-    model, said = load_weights(auto_class, place)
+    if given is not None and not has_weights(place):
+        with reading(f"{CONFIG} cannot be read"):
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        model, num_rows, said = None, config.vocab_size, provenance_of_graph(name_or_path, config, given)
+    else:
+        model, said = load_weights(auto_class, place)
+        config, num_rows = model.config, model.get_input_embeddings().num_embeddings
+        said = provenance_of_loaded(name_or_path, model) | said
     tokenizer = load_tokenizer(place)
-    config = model.config
     family = TEXT_FAMILIES[config.model_type]
     if config.pad_token_id is None:
         raise LoadRefused(f"{CONFIG} has no pad_token_id")
-    check_vocabulary(tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings)
+    check_vocabulary(tokenizer.get_vocab(), num_rows)
     limit = min(max_tokens or NO_LIMIT, _max_tokens(family, config, tokenizer))
     arguments = {
         "skips_padding": False,
@@ -89,28 +124,31 @@ def read_text_checkpoint(
         "optimized_as": optimized_as_bert(config.num_attention_heads, config.hidden_size) if family.optimized else None,
         "model_type": config.model_type,
         "cuts_left": tokenizer.truncation_side == "left",
-        "provenance": provenance_of_loaded(name_or_path, model) | said,
+        "provenance": said,
     }
-    return TextCheckpoint(document, model, tokenizer, arguments)
+    return TextCheckpoint(document, config, model, tokenizer, arguments)
 
 
-def classifier_of_hugging_face(name_or_path: str) -> TextClassifierSource:
+def classifier_of_hugging_face(source: str) -> TextClassifierSource:
     """Load a text classifier: of one label, of several labels, or of numbers.
+
+    Args:
+        source: the folder, the hub id, or an ONNX graph of a folder.
 
     Raises:
         LoadRefused: as `read_text_checkpoint`, or a problem that is not known.
     """
-    checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification)
-    model = checkpoint.model
-    source = TextClassifierSource(
-        module=Positional(model),
-        for_export=lambda: Positional(with_fused_attention(model)),
-        labels=labels_of(checkpoint.document, model.config.num_labels),
-        settings=classifier_settings(checkpoint.document, model.config.num_labels),
-        **checkpoint.arguments,
+    name_or_path, path = split_graph(source)
+    checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification, given=path)
+    num_labels = checkpoint.config.num_labels
+    given = None if path is None else GivenGraph(path, TextClassifierSource.output_name)
+    classifier = TextClassifierSource(
+        labels=labels_of(checkpoint.document, num_labels),
+        settings=classifier_settings(checkpoint.document, num_labels),
+        **checkpoint.arguments | checkpoint.networks(Positional, given),
     )
-    _check(source, checkpoint)
-    return source
+    _check(classifier, checkpoint)
+    return classifier
 
 
 def classifier_settings(document: dict[str, Any], num_labels: int) -> ClassifierSettings | None:
@@ -133,32 +171,38 @@ def classifier_settings(document: dict[str, Any], num_labels: int) -> Classifier
     return ClassifierSettings(problem=problem)
 
 
-def embedding_of_hugging_face(name_or_path: str) -> EmbeddingSource:
+def embedding_of_hugging_face(source: str) -> EmbeddingSource:
     """Load a model that embeds texts, with the layers of sentence-transformers where the checkpoint has them.
+
+    Args:
+        source: the folder, the hub id, or an ONNX graph of a folder.
 
     Raises:
         LoadRefused: as `read_text_checkpoint`, or a layer that is not offered.
     """
+    name_or_path, path = split_graph(source)
     layers = read_sentence_layers(name_or_path)
     checkpoint = read_text_checkpoint(
-        name_or_path, AutoModel, layers.folder, layers.max_tokens, lower_case=layers.lower_case
+        name_or_path, AutoModel, layers.folder, layers.max_tokens, lower_case=layers.lower_case, given=path
     )
-    model = checkpoint.model
-    settings = EmbeddingSettings(
-        dimensions=_dimensions(layers, model.config.hidden_size),
-        normalize=layers.normalize,
-        prompts=layers.prompts,
-        default_prompt=layers.default_prompt,
-        similarity=layers.similarity,
+    given = None if path is None else GivenGraph(path, EmbeddingSource.output_name, layers.poolings)
+
+    def wrap(model: Any) -> nn.Module:
+        return SentenceEmbedding(model, layers.poolings, layers.dense)
+
+    arguments = checkpoint.arguments | checkpoint.networks(wrap, given)
+    embedding = EmbeddingSource(
+        settings=EmbeddingSettings(
+            dimensions=_dimensions(layers, checkpoint.config.hidden_size),
+            normalize=layers.normalize,
+            prompts=layers.prompts,
+            default_prompt=layers.default_prompt,
+            similarity=layers.similarity,
+        ),
+        **arguments | {"provenance": arguments["provenance"] | layers.provenance()},
     )
-    source = EmbeddingSource(
-        module=SentenceEmbedding(model, layers.poolings, layers.dense),
-        for_export=lambda: SentenceEmbedding(with_fused_attention(model), layers.poolings, layers.dense),
-        settings=settings,
-        **checkpoint.arguments | {"provenance": checkpoint.arguments["provenance"] | layers.provenance()},
-    )
-    _check(source, checkpoint)
-    return source
+    _check(embedding, checkpoint)
+    return embedding
 
 
 def _dimensions(layers: SentenceLayers, width: int) -> int:

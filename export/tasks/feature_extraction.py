@@ -26,7 +26,7 @@ from export.onnx_graphs.passes import cpu_session
 from export.task_table import FEATURE_EXTRACTION
 from export.tasks.task import ExportTask, Target
 from export.training.quality import MIN_FLOAT16_TOLERANCE, twice
-from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest, Tolerance
+from model_store.folder import GRAPH, NOT_COMPARED, GoldenExample, HalfPrecision, Manifest, Tolerance
 from service.tasks.text.embeddings import unit_vectors
 
 MIN_MEAN_COSINE = 0.99  # of int8 and float16 to float32, over the measured texts
@@ -53,15 +53,18 @@ class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
         from export.conversion.text_checkpoint import embedding_of_hugging_face  # imports transformers: seconds
 
         texts = Texts(made_up_sentences(MIN_COMPARED))
+        loaded = embedding_of_hugging_face(source)
+        # The vectors of a graph without PyTorch weights can be compared with nothing but those of a lossy form of it.
+        measurable = target.precision != "float32" or loaded.given is not loaded.module
         convert(
-            embedding_of_hugging_face(source),
+            loaded,
             self,
             name=target.name,
             store=target.store,
             precision=target.precision,
             console=console,
             compare_on=texts.inputs,
-            labelled=texts,
+            labelled=texts if measurable else None,
             split=MADE_UP,
             about={"measured_on": MADE_UP},
         )
@@ -97,11 +100,12 @@ class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
     def quality_lines(self, manifest: Manifest) -> list[str]:
         """Write the cosines of each split."""
         lines = []
+        whose = "the given graph's" if NOT_COMPARED in manifest.quality else "PyTorch's"
         for split, measured in manifest.quality.items():
             if isinstance(measured, dict) and "mean_cosine" in measured:
                 lines += [
                     f"On {split}, n = {measured['num_examples']}, with the graph of this folder: mean cosine with"
-                    f" PyTorch's vectors {measured['mean_cosine']:.6f}, lowest {measured['min_cosine']:.6f}.",
+                    f" {whose} vectors {measured['mean_cosine']:.6f}, lowest {measured['min_cosine']:.6f}.",
                     "",
                 ]
         return [*lines, "Compared with the model before conversion:", ""]

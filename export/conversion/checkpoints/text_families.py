@@ -94,4 +94,3 @@ TEXT_FAMILIES: Mapping[str, TextFamily] = {
     "mobilebert": TextFamily(name="MobileBERT", hidden=HIDDEN_FROM_LARGE_SCORES),
     "modernbert": TextFamily(name="ModernBERT", positions="rotary", has_token_types=False),
 }
-
