@@ -1,4 +1,4 @@
-"""Reads ONNX graphs of text encoders that others have exported, as Optimum writes them: graph, configuration, tokenizer.
+"""Reads ONNX graphs of text encoders that others have exported, as Optimum writes them, with their tokenizers.
 
 Shapes: B rows, T tokens, D elements of a token's vector.
 """
