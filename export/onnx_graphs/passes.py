@@ -74,14 +74,18 @@ def name_outputs(path: Path, outputs: Sequence[str]) -> None:
     model = onnx.load(path)
     names = {name + OUTPUT_SUFFIX: name for name in outputs} | {name: f"{name}.inner" for name in outputs}
     given = {each.name for each in model.graph.input}
-    names = {old: new for old, new in names.items() if old not in given}
+    rename_values(model, {old: new for old, new in names.items() if old not in given})
+    onnx.save(model, path)
+
+
+def rename_values(model: onnx.ModelProto, names: Mapping[str, str]) -> None:
+    """Rename values and weights of a graph, in place."""
     for node in model.graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]
         node.output[:] = [names.get(name, name) for name in node.output]
     named: list[Any] = [*model.graph.output, *model.graph.value_info, *model.graph.initializer]
     for value in named:
         value.name = names.get(value.name, value.name)
-    onnx.save(model, path)
 
 
 def keep_tanh_gelu(path: Path) -> None:

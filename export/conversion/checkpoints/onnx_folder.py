@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from export.conversion.checkpoints.reading import LoadRefused, few, reading
 from export.conversion.checkpoints.text_families import ATTENTION_MASK, INPUT_IDS, TOKEN_TYPES
 from export.conversion.comparison.requirements import Precision
+from export.onnx_graphs.passes import rename_values
 
 GRAPHS = ("model.onnx", "onnx/model.onnx")  # where Optimum and sentence-transformers put them
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -143,6 +144,8 @@ class GivenGraph(nn.Module):
             raise LoadRefused(
                 f"{self.path.name}: the output {found} is {TensorProto.DataType.Name(kind)}; FLOAT is offered"
             )
+        if found != output_name:
+            rename_values(self.model, {output_name: f"{output_name}.inner"})
         if found in TOKEN_VECTORS:
             self._pool(found, output_name, poolings)
         elif found != output_name:

@@ -140,19 +140,21 @@ def small_graph(path: Path, inputs: dict[str, tuple[int, list[Any]]], output: st
 
 
 TWO = {name: (TensorProto.INT64, ["batch", "tokens"]) for name in INPUTS[:2]}
+THREE = TWO | {"position_ids": TWO["input_ids"]}
+SHORT, FIXED = (TensorProto.INT32, ["batch", "tokens"]), (TensorProto.INT64, [1, 128])
 
 
 @pytest.mark.parametrize(
     ("inputs", "output", "kind", "why"),
     [
-        (TWO | {"position_ids": TWO["input_ids"]}, "logits", TensorProto.FLOAT, "has the inputs attention_mask, input_ids, position_ids; offered"),
+        (THREE, "logits", TensorProto.FLOAT, "has the inputs attention_mask, input_ids, position_ids; offered"),
         ({"input_ids": TWO["input_ids"]}, "logits", TensorProto.FLOAT, "has the inputs input_ids; offered"),
-        (TWO | {"input_ids": (TensorProto.INT32, ["b", "t"])}, "logits", TensorProto.FLOAT, "the input input_ids is INT32; INT64"),
-        (TWO | {"input_ids": (TensorProto.INT64, [1, 128])}, "logits", TensorProto.FLOAT, r"input_ids has the shape \[1, 128\]"),
+        (TWO | {"input_ids": SHORT}, "logits", TensorProto.FLOAT, "the input input_ids is INT32; INT64"),
+        (TWO | {"input_ids": FIXED}, "logits", TensorProto.FLOAT, r"input_ids has the shape \[1, 128\]"),
         (TWO, "start_logits", TensorProto.FLOAT, "has the outputs start_logits; for this task one of logits is needed"),
         (TWO, "logits", TensorProto.FLOAT16, "the output logits is FLOAT16; FLOAT is offered"),
     ],
-)  # fmt: skip
+)
 def test_graphs_that_cannot_be_served_are_refused(
     inputs: dict[str, tuple[int, list[Any]]], output: str, kind: int, why: str, tmp_path: Path
 ) -> None:
