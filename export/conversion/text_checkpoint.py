@@ -29,6 +29,7 @@ from export.conversion.checkpoints.reading import (
     read_config,
     reading,
 )
+from export.conversion.checkpoints.sentence_pieces import remark_on_pieces
 from export.conversion.checkpoints.sentence_transformers import SentenceLayers, read_sentence_layers
 from export.conversion.checkpoints.text_families import NO_LIMIT, TEXT_FAMILIES, TextFamily
 from export.conversion.model_source import Source
@@ -124,7 +125,7 @@ def read_text_checkpoint(
         "optimized_as": optimized_as_bert(config.num_attention_heads, config.hidden_size) if family.optimized else None,
         "model_type": config.model_type,
         "cuts_left": tokenizer.truncation_side == "left",
-        "provenance": said,
+        "provenance": said | remark_on_pieces(place, tokenizer),
     }
     return TextCheckpoint(document, config, model, tokenizer, arguments)
 

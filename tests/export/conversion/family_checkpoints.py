@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import sentencepiece
 import torch
 import transformers
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, processors
 from torch import nn
 
 from export.conversion.checkpoints.reading import provide_sentencepiece_messages
@@ -55,7 +55,7 @@ def write_whole_tokenizer(folder: Path) -> None:
     for name in ("vocab.json", "merges.txt"):
         (folder / name).unlink()
     number = tokenizer.token_to_id
-    tokenizer._tokenizer.post_processor = transformers.convert_slow_tokenizer.processors.TemplateProcessing(
+    tokenizer._tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B [SEP]",
         special_tokens=[(token, number(token)) for token in ("[CLS]", "[SEP]")],
