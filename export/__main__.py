@@ -225,6 +225,9 @@ def archive(arguments: argparse.Namespace, console: "Console") -> None:
 
 def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
+    # PyTorch's threads sleep while they wait, instead of spinning: on a busy machine the comparison with PyTorch would
+    # otherwise take many times its work. The variable is read when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from export.tasks.task import task_of
 
     if arguments.task is None:

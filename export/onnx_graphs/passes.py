@@ -239,6 +239,7 @@ def halve_exact_weights(path: Path) -> None:
 def cpu_session(path: Path) -> onnxruntime.InferenceSession:
     """Open a CPU session that computes a graph as the service does: int8 products are exact."""
     options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # a busy machine has no core to spin on
     for name, value in session_entries().items():
         options.add_session_config_entry(name, value)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

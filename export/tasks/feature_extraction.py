@@ -30,6 +30,7 @@ from model_store.folder import GRAPH, NOT_COMPARED, GoldenExample, HalfPrecision
 from service.tasks.text.embeddings import unit_vectors
 
 MIN_MEAN_COSINE = 0.99  # of int8 and float16 to float32, over the measured texts
+NUM_MEASURED = 100  # texts whose cosines are measured in each precision, of those that are compared with PyTorch
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 6, 96  # texts of each kind, and words of a long one
 MADE_UP = "made-up sentences"
 
@@ -52,7 +53,8 @@ class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
         """Convert an encoder; what a lossy precision costs is measured on generated sentences."""
         from export.conversion.text_checkpoint import embedding_of_hugging_face  # imports transformers: seconds
 
-        texts = Texts(made_up_sentences(MIN_COMPARED))
+        compared = made_up_sentences(MIN_COMPARED)
+        texts = Texts(compared[:NUM_MEASURED])
         loaded = embedding_of_hugging_face(source)
         # The vectors of a graph without PyTorch weights can be compared with nothing but those of a lossy form of it.
         measurable = target.precision != "float32" or loaded.given is not loaded.module
@@ -63,7 +65,7 @@ class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
             store=target.store,
             precision=target.precision,
             console=console,
-            compare_on=texts.inputs,
+            compare_on=compared,
             labelled=texts if measurable else None,
             split=MADE_UP,
             about={"measured_on": MADE_UP},
@@ -71,7 +73,7 @@ class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
 
     def material(self, known: Collection[Any]) -> Mapping[str, Texts] | None:
         """Generate the sentences that every model of the task is measured on."""
-        return {MADE_UP: Texts(made_up_sentences(MIN_COMPARED))} if MADE_UP in known else None
+        return {MADE_UP: Texts(made_up_sentences(NUM_MEASURED))} if MADE_UP in known else None
 
     def compare(self, found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> Comparison:
         """Compare vectors after scaling them to length 1."""

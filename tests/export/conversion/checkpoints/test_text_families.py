@@ -28,7 +28,7 @@ from export.conversion.text_source import TextSource
 from service.tasks.text.tokenization import Pair, Text
 from tests.export.conversion.family_checkpoints import FAMILIES, MAX_TOKENS, TEXTS, save_checkpoint
 from tests.export.conversion.random_checkpoints import add_sentence_layers
-from tests.families import RECORD
+from tests.families import PAGE, RECORD, Measured, page
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "float16", "int8")
 # Largest difference from `transformers`, in float32 of an element, else of all elements by their standard deviation.
@@ -158,6 +158,17 @@ def record(family: str, task: str, precision: str, found: float) -> None:
             file.write(json.dumps(entry) + "\n")
 
 
-def test_every_family_has_a_checkpoint() -> None:
-    """A family that is offered is tested."""
+def test_every_family_is_tested_and_on_the_page() -> None:
+    """A family that is offered has a checkpoint, and a row of docs/families.md with the largest differences."""
     assert set(FAMILIES) == set(TEXT_FAMILIES)
+    measured = [
+        Measured(family, task, precision, found)
+        for family in TEXT_FAMILIES
+        for precision, figures in (("float32", (2e-6, 3e-6)), ("float16", (0.01, 0.002)), ("int8", (0.2, 0.1)))
+        for task, found in zip(("one label", "numbers"), figures, strict=True)
+    ]
+    text = page(measured, "abc", "2026-01-01")
+    rows = [line for line in text.splitlines() if line.endswith("| 3e-06 | 0.01 | 0.2 |")]
+    assert len(rows) == len(TEXT_FAMILIES)
+    assert "tasks: one label, numbers." in text
+    assert all(f"| {family.name} | {kind} |" in PAGE.read_text() for kind, family in TEXT_FAMILIES.items())
