@@ -103,7 +103,7 @@ def convert(
     """
     given = given_graph_of(source)
     asked, precision = precision, precision_as_given(given, precision)
-    reference: Precision = "float32" if given is source.module and asked != precision else precision
+    reference: Precision = "float32" if lacks_weights(source) and asked != precision else precision
     require_convertible(source, len(compare_on), labelled, asked)
     with folder_in_the_making(store) as folder:
         write_graph(source, folder / GRAPH, precision, console)
@@ -143,6 +143,11 @@ def given_graph_of(source: Source) -> Given | None:
     return source.given if isinstance(source, TextSource) else None
 
 
+def lacks_weights(source: Source) -> bool:
+    """Return whether a given graph is all that is known of a model."""
+    return isinstance(source, TextSource) and source.lacks_weights
+
+
 def precision_as_given(given: Given | None, precision: Precision) -> Precision:
     """Return the precision of the served graph.
 
@@ -176,7 +181,7 @@ def prove_equal(
     Raises:
         ConversionRefused: the outputs in float32 differ from PyTorch's.
     """
-    if given_graph_of(source) is source.module:
+    if lacks_weights(source):
         return prove_independent(source, task, folder, compare_on, precision, console)
     console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
     expected = source.outputs(source.module, compare_on)

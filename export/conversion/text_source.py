@@ -92,6 +92,12 @@ class TextSource(ABC):
         """The shape of the output."""
 
     @property
+    def lacks_weights(self) -> bool:
+        """Whether the given graph stands in for PyTorch's network, so that nothing is compared with PyTorch."""
+        network: object = self.module
+        return self.given is not None and network is self.given
+
+    @property
     def limits(self) -> Limits:
         """The longest text."""
         return Limits(max_tokens=self.max_tokens)

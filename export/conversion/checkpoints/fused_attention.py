@@ -57,6 +57,7 @@ def _bias(*, attention_mask: Tensor, mask_function: Any, hidden: float, **more: 
     # Windows of tokens, as ModernBERT has them.
     options = more | {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     visible_B1TT = sdpa_mask(attention_mask=attention_mask, mask_function=mask_function, **options)
+    assert visible_B1TT is not None
     return hidden * (1.0 - visible_B1TT.to(torch.float32))
 
 

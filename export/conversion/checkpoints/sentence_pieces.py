@@ -55,5 +55,6 @@ def _forms(text: str) -> Iterator[str]:
 
 def _same(tokenizer: Any, text: str, pieces: sentencepiece.SentencePieceProcessor, form: str) -> bool:
     """Compare ids, for the two name unknown characters differently."""
-    cut = pieces.encode(form, out_type=str)
-    return list(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))) == tokenizer.convert_tokens_to_ids(cut)
+    found: list[int] = tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text))
+    expected: list[int] = tokenizer.convert_tokens_to_ids(pieces.encode(form, out_type=str))
+    return found == expected
