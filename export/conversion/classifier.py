@@ -101,15 +101,13 @@ def convert(
         ExplainRefused: the graph that explains differs from PyTorch, or explains another model.
         ValueError: too few inputs to compare on, none with labels to measure a loss, or int8 does not suit the network.
     """
-    given = given_graph_of(source)
-    asked, precision = precision, precision_as_given(given, precision)
-    reference: Precision = "float32" if lacks_weights(source) and asked != precision else precision
-    require_convertible(source, len(compare_on), labelled, asked)
+    require_convertible(source, len(compare_on), labelled, precision)
+    precision, judged_as = served_precision(source, precision)
     with folder_in_the_making(store) as folder:
         write_graph(source, folder / GRAPH, precision, console)
         comparison, quality = prove_equal(source, task, folder, compare_on, precision, console)
         if labelled is not None:
-            quality |= measure_quality(source, task, folder / GRAPH, labelled, reference, split)
+            quality |= measure_quality(source, task, folder / GRAPH, labelled, judged_as, split)
         for name_of_more, more in also_measured_on.items():
             quality[name_of_more] = quality_of(source, task, folder / GRAPH, more)
         manifest = describe(source, task, folder, name, precision, comparison, quality, about)
@@ -148,21 +146,22 @@ def lacks_weights(source: Source) -> bool:
     return isinstance(source, TextSource) and source.lacks_weights
 
 
-def precision_as_given(given: Given | None, precision: Precision) -> Precision:
-    """Return the precision of the served graph.
+def served_precision(source: Source, asked: Precision) -> tuple[Precision, Precision]:
+    """Return the precision of the served graph, and the one whose loss is measured against PyTorch.
 
     Args:
-        given: a graph that was exported elsewhere, and may be quantized already.
-        precision: the precision that was asked for; float32 leaves a given graph as it is.
+        source: the model; its graph may be given, and quantized already.
+        asked: the precision that was asked for; float32 leaves a given graph as it is.
 
     Raises:
-        ValueError: the graph has another one, from which none can be made.
+        ValueError: the given graph has another precision, from which none can be made.
     """
-    if given is None or given.precision in {"float32", precision}:
-        return precision
-    if precision != "float32":
-        raise ValueError(f"the given graph is in {given.precision} already: {precision} cannot be made of it")
-    return given.precision
+    given = given_graph_of(source)
+    if given is None or given.precision in {"float32", asked}:
+        return asked, asked
+    if asked != "float32":
+        raise ValueError(f"the given graph is in {given.precision} already: {asked} cannot be made of it")
+    return given.precision, asked if lacks_weights(source) else given.precision
 
 
 def prove_equal(

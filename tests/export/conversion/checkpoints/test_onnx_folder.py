@@ -3,6 +3,7 @@
 import json
 import shutil
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ class TokenVectors(torch.nn.Module):
         return vectors_BTD
 
 
-def small_graph(path: Path, inputs: dict[str, tuple[int, list[Any]]], output: str, kind: int) -> Path:
+def small_graph(path: Path, inputs: Mapping[str, tuple[int, list[Any]]], output: str, kind: int) -> Path:
     """Write a graph that casts its first input."""
     first = next(iter(inputs))
     graph = helper.make_graph(
