@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, AutoToke
 from export.conversion.checkpoints.architecture import task_of_checkpoint
 from export.conversion.checkpoints.onnx_folder import GivenGraph
 from export.conversion.checkpoints.reading import LoadRefused
-from export.conversion.classifier import export_onnx
+from export.conversion.classifier import export_onnx, served_precision
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.text_checkpoint import Positional, classifier_of_hugging_face, embedding_of_hugging_face
 from export.onnx_graphs.passes import export_graph
@@ -87,7 +87,10 @@ def test_a_quantized_variant_is_named_by_its_file(without_weights: Path, folder:
     manifest = load(without_weights / "onnx/model_quantized.onnx", "text-classification", tmp_path / "alone")
     assert manifest["precision"] == "int8"
     assert NOT_COMPARED in manifest["quality"]
+    with pytest.raises(ValueError, match="is in int8 already: float16 cannot be made of it"):
+        served_precision(classifier_of_hugging_face(str(without_weights / "onnx/model_quantized.onnx")), "float16")
     source = classifier_of_hugging_face(str(folder / "onnx/model_quantized.onnx"))
+    assert served_precision(source, "float32") == ("int8", "int8")
     assert isinstance(source.module, Positional)  # the weights, which the graph is compared with
     assert source.given is not None
     assert source.given.precision == "int8"
