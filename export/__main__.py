@@ -243,7 +243,10 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
             f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for"
             " classifiers"
         )
-    target = target_of(arguments, Path(arguments.source).resolve().name)
+    from export.conversion.checkpoints.onnx_folder import split_graph
+
+    folder, _ = split_graph(arguments.source)  # a graph is served under the name of its folder
+    target = target_of(arguments, Path(folder).resolve().name)
     task.load(arguments.source, arguments.validate_on, target, console)
 
 
