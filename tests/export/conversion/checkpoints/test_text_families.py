@@ -86,7 +86,7 @@ TASKS: Mapping[str, MatrixTask] = {
         lambda output, mask: output.last_hidden_state[0, 0], prepare=pooled_by("cls_token")
     ),
 }
-QUICK = (("deberta-v2", "one label"), ("mpnet", "mean vectors"), ("albert", "several labels"))
+QUICK = (("deberta-v2", "one label"), ("mpnet", "mean vectors"))
 # Each pair of a family and a kind of task, of a task and a precision, of a family and a precision.
 PAIRWISE = tuple((family, task) for family in TEXT_FAMILIES for task in ("one label", "mean vectors"))
 
