@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from export.tasks.task import Target
 
 
+# Options of `train --data` that are texts, for any task.
+OWN_OPTIONS = (
+    *("validation", "test", "text_column", "text_pair_column", "label_column", "problem", "licence"),
+    *("data_target", "validation_target", "test_target"),
+    *("source_language", "target_language", "source_column", "target_column"),
+)
+
+
 def main() -> int:
     """Run one command; its exit status. What ends it early is said in one sentence."""
     arguments = parser().parse_args()
@@ -110,10 +118,44 @@ def run(arguments: argparse.Namespace) -> int:
 
 def train(arguments: argparse.Namespace, console: "Console") -> None:
     """Train one model."""
+    run_dir = run_dir_of(arguments)
+    if arguments.data:
+        train_on_own_data(arguments, run_dir, console)
+        return
+    recipe = arguments.model or arguments.recipe
+    if not recipe or (arguments.model and arguments.recipe):
+        raise ValueError("give the name of a recipe, or --recipe FILE, or --task and --data for data of your own")
+    for name in ("task", *OWN_OPTIONS, "skip_bad_rows", "start_from", "class_weights"):
+        if getattr(arguments, name):
+            raise ValueError(f"--{name.replace('_', '-')} is for data of your own: add --data; the recipe has its own")
     from export.tasks.runs import Run, train_run
 
-    run_dir = run_dir_of(arguments)
-    train_run(Run(run_dir.name, arguments.model, arguments.set), run_dir, console, arguments.time_budget)
+    train_run(Run(run_dir.name, recipe, arguments.set), run_dir, console, arguments.time_budget)
+
+
+def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Console") -> None:
+    """Train one model on data of one's own."""
+    if arguments.model:
+        raise ValueError(f"the recipe {arguments.model} has its own data; with --data, name a recipe with --recipe")
+    if not arguments.task:
+        raise ValueError("--data needs --task, such as --task text-classification")
+    from export.tasks.own.training import OwnRun, train_own
+    from export.tasks.task import OwnOptions
+
+    options = OwnOptions(
+        data=arguments.data,
+        skip_bad_rows=arguments.skip_bad_rows,
+        **{name: getattr(arguments, name) for name in OWN_OPTIONS},
+    )
+    weights = [f"class_weights={arguments.class_weights}"] if arguments.class_weights else []
+    own = OwnRun(
+        task=arguments.task,
+        options=options,
+        start_from=arguments.start_from or "",
+        recipe=arguments.recipe or "",
+        changes=(*weights, *arguments.set),
+    )
+    train_own(own, run_dir, console, arguments.time_budget)
 
 
 def queue(arguments: argparse.Namespace, console: "Console") -> None:
@@ -286,9 +328,23 @@ def target_of(arguments: argparse.Namespace, default_name: str) -> "Target":
 
 
 def run_dir_of(arguments: argparse.Namespace) -> Path:
-    """Return the run folder: `--run-dir`, or `runs/<model>`."""
+    """Return the run folder: `--run-dir`, or the one in `runs/` with the name of the run.
+
+    Raises:
+        ValueError: the name has characters that are not allowed.
+    """
+    from model_store.folder import NAME
+
     run_dir: Path | None = arguments.run_dir
-    return run_dir or Path("runs") / arguments.model
+    if run_dir is not None:
+        return run_dir
+    given = vars(arguments)
+    if arguments.command != "train":
+        return Path("runs") / str(arguments.model)
+    name: str = given["name"] or given["model"] or Path(given["data"] or given["recipe"] or "run").stem
+    if not NAME.fullmatch(name):
+        raise ValueError(f"--name {name!r}: a run's name may have letters, digits, '.', '_' and '-'")
+    return Path("runs") / name
 
 
 def leave(status: int) -> None:

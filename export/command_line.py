@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from export.option_types import positive, recipe, seconds_of
-from export.task_table import RECIPES, TASKS
+from export.recipes.files import built_in_recipes
+from export.task_table import TASKS
 from service.version import installed_version
 
 
@@ -37,8 +38,13 @@ def add_run_commands(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="recipes:\n" + recipe_lines(),
     )
-    one.add_argument("model", metavar="RECIPE", type=recipe, help="name of a recipe in the list below")
-    add_run_dir(one, "folder of the run; default: runs/RECIPE")
+    one.add_argument("model", metavar="RECIPE", type=recipe, nargs="?", help="name of a recipe in the list below")
+    one.add_argument("--recipe", metavar="FILE", help="recipe of your own, a .toml file; with --data also a name")
+    one.add_argument(
+        "--name", metavar="NAME", help="name of the run; default: that of the recipe or of the data's file"
+    )
+    add_run_dir(one, "folder of the run; default: runs/NAME")
+    add_own_data(one)
     one.add_argument(
         "--set",
         nargs="+",
@@ -67,6 +73,49 @@ def add_run_commands(commands: Any) -> None:
     add_runs(one)
     add_docs(one)
     add_store(one)
+
+
+def add_own_data(command: argparse.ArgumentParser) -> None:
+    """Add the options of training on data of one's own."""
+    own = command.add_argument_group("options for your own data")
+    own.add_argument("--task", choices=list(TASKS), help="task of the model; with --data")
+    own.add_argument(
+        "--data",
+        metavar="FILE",
+        help="training rows: CSV, TSV, JSONL or Parquet, or the id of a data set on the hub such as owner/name",
+    )
+    own.add_argument(
+        "--validation",
+        metavar="FILE",
+        help="rows that choose the epoch, the temperature and thresholds; default: a part of the training rows",
+    )
+    own.add_argument("--test", metavar="FILE", help="rows that figures are reported on; default: a part likewise")
+    for name, what, default in (
+        ("text", "the texts", "text"),
+        ("text-pair", "the second texts of pairs", "none"),
+        ("label", "the labels", "label"),
+    ):
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of {what}; default: {default}")
+    own.add_argument(
+        "--problem",
+        choices=["single_label_classification", "multi_label_classification", "regression"],
+        help="what labels are; default: found from the labels",
+    )
+    for name, what in (("data", "--data"), ("validation", "--validation"), ("test", "--test")):
+        own.add_argument(
+            f"--{name}-target", metavar="FILE", help=f"translations of the lines of {what}, if in two files"
+        )
+    for name, default in (("source", "en"), ("target", "de")):
+        own.add_argument(f"--{name}-language", metavar="NAME", help=f"code of the {name} language; default: {default}")
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: the language's code")
+    own.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without a text or a label")
+    own.add_argument("--licence", metavar="TEXT", help="licence of the data, for the model card; default: not stated")
+    own.add_argument(
+        "--start-from",
+        metavar="NAME",
+        help="scratch, minilm, or the folder of an encoder in Hugging Face form; default: by the number of rows",
+    )
+    own.add_argument("--class-weights", choices=["balanced"], help="let rare labels weigh more in training")
 
 
 def add_convert(commands: Any) -> None:
@@ -249,5 +298,6 @@ def add_version_folders(command: argparse.ArgumentParser) -> None:
 
 def recipe_lines() -> str:
     """List the recipes, one a line, with what each trains."""
-    width = max(map(len, RECIPES))
-    return textwrap.indent("\n".join(f"{name:<{width}}  {what}" for name, what in RECIPES.items()), "  ")
+    recipes = built_in_recipes()
+    width = max(map(len, recipes))
+    return textwrap.indent("\n".join(f"{name:<{width}}  {each.description}" for name, each in recipes.items()), "  ")

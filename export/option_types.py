@@ -3,8 +3,7 @@
 import argparse
 import re
 
-from export.closest import closest_first
-from export.task_table import RECIPES
+from export.recipes.files import built_in_recipe
 
 
 def recipe(text: str) -> str:
@@ -13,9 +12,10 @@ def recipe(text: str) -> str:
     Raises:
         ArgumentTypeError: there is no such recipe; lists all of them, closest first.
     """
-    if text not in RECIPES:
-        known = ", ".join(closest_first(text, RECIPES))
-        raise argparse.ArgumentTypeError(f"there is no recipe {text!r}; there are {known}")
+    try:
+        built_in_recipe(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return text
 
 

@@ -188,10 +188,10 @@ def prove_equal(
     console.print(f"ONNX: {comparison}")
     compared = {"onnx": comparison.as_dict()}
     if precision == "float32":
-        require_equal(comparison, "ONNX")
+        require_equal(comparison, "ONNX", source.output_unit)
         traced = write_torchscript(source, folder / TORCHSCRIPT, compare_on)
         of_torchscript = task.compare(traced, expected)
-        require_equal(of_torchscript, "TorchScript")
+        require_equal(of_torchscript, "TorchScript", source.output_unit)
         compared["torchscript"] = of_torchscript.as_dict()
     return comparison, {"compared_with_pytorch": compared}
 
@@ -349,8 +349,8 @@ def describe(
     write_golden(folder, golden)
     golden_comparison = task.compare(onnx_outputs(source, folder / GRAPH, inputs), expected)
     if precision == "float32":
-        require_equal(golden_comparison, "ONNX, on the golden examples,")
-        tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
+        require_equal(golden_comparison, "ONNX, on the golden examples,", source.output_unit)
+        tolerance = Tolerance(MAX_LOGIT_DIFFERENCE * source.output_unit)
     else:
         # Rounding depends on the other items of the batch and on the processor's instructions: allow twice the observed
         # difference. Only golden examples whose logits lie closer than that may change their label; the

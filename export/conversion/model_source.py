@@ -93,6 +93,10 @@ class Source(Protocol):
         """The shape of the output, as the manifest has it."""
 
     @property
+    def output_unit(self) -> float:
+        """The unit of differences between outputs: 1, or more where outputs are large numbers."""
+
+    @property
     def labels(self) -> list[str]:
         """The classes, by number; empty for a model without classes."""
 
@@ -181,6 +185,7 @@ class ImageSource(ABC):
     provenance: dict[str, Any] = field(default_factory=dict)
     kind: str = "images"
     skips_padding: bool = False
+    output_unit: float = 1.0
     input_names: tuple[str, ...] = ("pixel_values",)
     limits: Limits = field(default_factory=Limits)
     optimized_as: Mapping[str, Any] | None = None

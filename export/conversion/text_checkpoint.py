@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tokenizers import normalizers
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from export.conversion.checkpoints.reading import (
     load_weights,
     provenance_of_loaded,
     read_config,
+    read_object,
     reading,
 )
 from export.conversion.checkpoints.sentence_pieces import remark_on_pieces
@@ -35,6 +37,7 @@ from export.conversion.checkpoints.text_families import NO_LIMIT, TEXT_FAMILIES,
 from export.conversion.model_source import Source
 from export.conversion.text_source import EmbeddingSource, TextClassifierSource, optimized_as_bert
 from export.networks.sentence_embedding import SentenceEmbedding
+from model_store.folder import TASK_SETTINGS
 from service.tasks.classification import ClassifierSettings, Problem
 from service.tasks.text.embeddings import EmbeddingSettings
 
@@ -145,11 +148,26 @@ def classifier_of_hugging_face(source: str) -> TextClassifierSource:
     given = None if path is None else GivenGraph(path, TextClassifierSource.output_name)
     classifier = TextClassifierSource(
         labels=labels_of(checkpoint.document, num_labels),
-        settings=classifier_settings(checkpoint.document, num_labels),
+        settings=saved_settings(name_or_path) or classifier_settings(checkpoint.document, num_labels),
         **checkpoint.arguments | checkpoint.networks(Positional, given),
     )
     _check(classifier, checkpoint)
     return classifier
+
+
+def saved_settings(name_or_path: str) -> ClassifierSettings | None:
+    """Return the settings that a classifier of several labels was saved with here (`task.json`), with its thresholds.
+
+    Raises:
+        LoadRefused: the file has other fields.
+    """
+    document = read_object(name_or_path, TASK_SETTINGS)
+    if not document.get("thresholds"):
+        return None
+    try:
+        return msgspec.convert(document, ClassifierSettings)
+    except msgspec.ValidationError as error:
+        raise LoadRefused(f"{TASK_SETTINGS}: {error}") from error
 
 
 def classifier_settings(document: dict[str, Any], num_labels: int) -> ClassifierSettings | None:

@@ -80,6 +80,7 @@ class TextSource(ABC):
     settings: msgspec.Struct | None = None  # the contents of `task.json`; None where all settings are the defaults
     output_name: str = "logits"
     given: Given | None = None  # the graph that is served as it is; None where one is exported
+    output_unit: float = 1.0  # differences are compared in this unit: numbers of a regression may be large
 
     @property
     @abstractmethod

@@ -1,19 +1,12 @@
-"""Labelled images: CIFAR-10, and images encoded as the files that clients send."""
+"""Labelled images, and images encoded as the files that clients send."""
 
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-import datasets
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-
-from export.data.hub import source_of
-
-CIFAR10_HUB_ID = "uoft-cs/cifar10"
-CIFAR10 = "CIFAR-10"  # the name that run folders record
-NUM_VALIDATION_IMAGES = 5_000  # kept back from CIFAR-10's training split, which has no validation split of its own
 
 
 @dataclass(frozen=True)
@@ -54,21 +47,3 @@ class ImageClassificationData:
     train: LabelledImages
     validation: LabelledImages
     test: LabelledImages
-
-
-def load_cifar10() -> ImageClassificationData:
-    """Load CIFAR-10 (Krizhevsky 2009): 45,000 images to train on, 5,000 more to choose by, 10,000 to test."""
-    splits = datasets.load_dataset(source_of(CIFAR10_HUB_ID, "cifar10"))
-
-    def read(split: Any) -> LabelledImages:
-        pixels = np.stack([np.asarray(image.convert("RGB")) for image in split["img"]])
-        return LabelledImages(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)), np.array(split["label"]))
-
-    whole = read(splits["train"])
-    # The images come in random order, so the last ones are as good a sample as any.
-    train, validation = (
-        LabelledImages(whole.pixels_NCHW[part], whole.labels_N[part])
-        for part in (slice(None, -NUM_VALIDATION_IMAGES), slice(-NUM_VALIDATION_IMAGES, None))
-    )
-    names = list(splits["train"].features["label"].names)
-    return ImageClassificationData(CIFAR10, names, train, validation, read(splits["test"]))

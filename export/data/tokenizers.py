@@ -13,7 +13,7 @@ from tokenizers import (
     trainers,
 )
 
-PAD, CLS, BOS, EOS = "[PAD]", "[CLS]", "[BOS]", "[EOS]"
+PAD, CLS, SEP, BOS, EOS = "[PAD]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"
 
 # The Penn Treebank writes "do n't", "it 's", "-lrb-" and "``" where people write "don't", "it's", "(" and a quotation
 # mark. Both spellings become the same tokens, so that a model trained on treebank text serves everyday text.
@@ -64,6 +64,39 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{CLS} $A", special_tokens=[(CLS, 1)])
+    return tokenizer
+
+
+def train_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train byte-level BPE for texts and pairs of texts of any language, in the form that BERT takes.
+
+    Texts are normalised to NFKC and lower case. A text becomes `[CLS] text [SEP]`; a pair `[CLS] first [SEP] second
+    [SEP]`, where the second text and its [SEP] have type 1.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKC(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD, CLS, SEP],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, 1), (SEP, 2)],
+    )
     return tokenizer
 
 

@@ -1,16 +1,7 @@
-"""Parallel texts: Multi30k and Tatoeba, English to German."""
+"""Parallel texts."""
 
-import os
 from dataclasses import dataclass
 from typing import Any
-
-import datasets
-
-from export.data.hub import source_of
-
-MULTI30K_HUB_ID = "bentrevett/multi30k"
-MULTI30K_LICENCE = "Multi30k: CC BY-NC-SA 4.0, not for commercial use"
-TATOEBA_LICENCE = "Tatoeba: CC BY 2.0 FR (www.manythings.org/anki and tatoeba.org)"
 
 
 @dataclass(frozen=True)
@@ -48,36 +39,3 @@ class TranslationData:
     validation: ParallelTexts
     test: dict[str, ParallelTexts]
     document: dict[str, Any] | None = None
-
-
-def load_multi30k() -> TranslationData:
-    """Load Multi30k, English to German, raw text (Elliott et al. 2016): 29,000 captions; `test` is test2016."""
-    splits = datasets.load_dataset(source_of(MULTI30K_HUB_ID, "multi30k"))
-    train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
-    return TranslationData("Multi30k", MULTI30K_LICENCE, "en", "de", train, validation, {"Multi30k": test})
-
-
-def load_multi30k_and_tatoeba() -> TranslationData:
-    """Load Multi30k and the sentence pairs of Tatoeba together.
-
-    Raises:
-        FileNotFoundError: HEED_DATASETS is not set; no hub has these splits of Tatoeba.
-    """
-    if not os.environ.get("HEED_DATASETS"):
-        raise FileNotFoundError("set HEED_DATASETS to the folder with tatoeba-en-de: its splits are on no hub")
-    captions = load_multi30k()
-    splits = datasets.load_dataset(source_of("", "tatoeba-en-de"))
-    train, validation, test = (_pairs(splits[name]) for name in ("train", "validation", "test"))
-    return TranslationData(
-        "Tatoeba and Multi30k",
-        f"{MULTI30K_LICENCE}; {TATOEBA_LICENCE}",
-        "en",
-        "de",
-        train + captions.train,
-        validation + captions.validation,
-        captions.test | {"Tatoeba": test},
-    )
-
-
-def _pairs(split: Any) -> ParallelTexts:
-    return ParallelTexts([text.strip() for text in split["en"]], [text.strip() for text in split["de"]])

@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from export.data.image_classification import load_cifar10
-from export.data.text_classification import load_everyday, load_sst2
-from export.data.translation import load_multi30k
+from export.data.sets.images import load_image_set
+from export.data.sets.texts import load_everyday, load_text_set
+from export.data.sets.translations import load_translation_set
 from export.provenance import commit_of_this_tree, hardware, this_command
 from export.studies.demo_images import demo_images
 from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationModel
@@ -87,7 +87,7 @@ def studies() -> list[Study]:
             "translation-en-de",
             "Multi30k test2016",
             TranslationModel,
-            lambda: (load_multi30k().test["Multi30k"].source, None),
+            lambda: (load_translation_set("multi30k").test["Multi30k"].source, None),
             _own_translations,
             patterns_of_translation,
         ),
@@ -324,12 +324,12 @@ def _rounded(value: Any) -> Any:
 
 
 def _sst2() -> tuple[Sequence[Any], Sequence[int]]:
-    validation = load_sst2().validation
+    validation = load_text_set("sst2").validation
     return validation.texts, validation.labels
 
 
 def _cifar10() -> tuple[Sequence[Any], Sequence[int]]:
-    test = load_cifar10().test
+    test = load_image_set("cifar10").test
     return list(test.pixels_NCHW.transpose(0, 2, 3, 1)), test.labels_N.tolist()
 
 

@@ -20,6 +20,7 @@ from export.conversion.float16 import measure_classifier
 from export.conversion.model_folder.task import ExplainedTask, OneGraphTask, Preprocessing
 from export.conversion.model_source import Labelled, Source
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
+from export.data.sets.description import DataSet, data_set_named, data_sets
 from export.onnx_graphs.explanation_modules import Explained
 from export.onnx_graphs.passes import cpu_session
 from export.tasks.task import C, Target, TrainedTask
@@ -31,14 +32,13 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
     """A task whose answers are classes."""
 
     score_name, answers_name = "probability", "labels"
-    data_name: str  # the only data set that runs are measured on
 
     @abstractmethod
     def source_of_run(self, run_dir: Path) -> Source:
         """Load a finished run as a source for conversion."""
 
     @abstractmethod
-    def measured_inputs(self) -> dict[str, Any]:
+    def measured_inputs(self, described: DataSet) -> dict[str, Any]:
         """Load the inputs to compare with PyTorch and to measure on, as arguments of `convert`."""
 
     @abstractmethod
@@ -61,20 +61,30 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
     def input_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
         """Turn the input of a golden example into inputs of the graph that explains."""
 
-    def require_known_data(self, run_dir: Path, result: Mapping[str, Any]) -> None:
-        """Raises ValueError: the run was trained on another data set than the task's."""
-        if result["data"] != self.data_name:
+    def known_data(self, run_dir: Path, result: Mapping[str, Any]) -> DataSet:
+        """Return the data set that a run was trained on.
+
+        Raises:
+            ValueError: it is unknown.
+        """
+        described = data_set_named(result["data"], self.name)
+        if described is None:
             raise ValueError(
                 f"{run_dir} was trained on {result['data']!r}, an unknown data set: there is nothing to measure it on"
             )
+        return described
+
+    def known_among(self, names: Collection[Any]) -> DataSet | None:
+        """Return the data set that one of the names is of; None if there is none."""
+        return next((each for each in data_sets(self.name) if each.name in names), None)
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run, compared and measured on its own data set where that is known."""
         source, inputs = self.source_of_run(run_dir), dict[str, Any]()
         data, licences = source.provenance["data"], []
-        if data == self.data_name:
-            inputs = self.measured_inputs()
-            licences.append(f"{data}: none stated by its authors, research use")
+        if described := data_set_named(data, self.name):
+            inputs = self.measured_inputs(described)
+            licences.append(described.licence)
         else:
             console.print(f"the run was trained on {data!r}, an unknown data set: its quality is not measured")
             inputs = {"compare_on": self.made_up_inputs(MIN_COMPARED), "labelled": None}
@@ -171,6 +181,12 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
             f" {measured['max_abs_logit_difference_to_float32']:.2g} from those of the same weights in float32"
         ]
 
+    def scores_of_folder(
+        self, folder: Path, manifest: Manifest
+    ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Return the function from logits [B, C] to scores [B, C]."""
+        return softmax
+
     def search_company(
         self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
     ) -> tuple[SearchEffort, list[Found]]:
@@ -181,9 +197,11 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
             SearchEffort(),
         )
 
+        scores = self.scores_of_folder(folder, manifest)
+
         def answer(items: Sequence[Any]) -> list[Answer]:
-            probabilities_BC = softmax(session.run(["logits"], preprocessing.collate(items))[0])
-            return [Answer((int(np.argmax(row_C)),), tuple(row_C.tolist())) for row_C in probabilities_BC]
+            scores_BC = scores(session.run(["logits"], preprocessing.collate(items))[0])
+            return [Answer((int(np.argmax(row_C)),), tuple(row_C.tolist())) for row_C in scores_BC]
 
         items, invented = (
             [preprocessing.item(given) for given in each] for each in (inputs, self.invented_inputs(folder))

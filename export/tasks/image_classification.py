@@ -13,8 +13,10 @@ from export.conversion.golden_images import golden_images, made_up_images
 from export.conversion.model_folder.opening import image_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import ImageClassifierSource, Labelled, image_source_of_run
-from export.data.image_classification import CIFAR10, EncodedImages, encoded, load_cifar10
+from export.data.image_classification import EncodedImages, ImageClassificationData, encoded
 from export.data.own.images import ImageRequest, load_images
+from export.data.sets.description import DataSet
+from export.data.sets.images import load_image_set, read_images
 from export.markdown import table
 from export.networks.image import VisionTransformer
 from export.onnx_graphs.explanation_modules import ExplainedVisionTransformer
@@ -23,7 +25,7 @@ from export.task_table import IMAGE_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import Records, ReportSection, Target
-from export.training.image_classifier import JPEG_QUALITY, RECIPES, ImageTrainConfig, measure, train_image_classifier
+from export.training.image_classifier import JPEG_QUALITY, NETWORKS, ImageTrainConfig, measure, train_image_classifier
 from export.training.trainer import this_device
 from model_store.folder import GoldenExample, Manifest
 
@@ -95,31 +97,41 @@ class ImageClassification(ClassificationTask[ImageTrainConfig]):
     """Image classifiers."""
 
     name = IMAGE_CLASSIFICATION
-    data_name = CIFAR10
-    recipes = RECIPES
+    networks = {  # noqa: RUF012, a field of the protocol
+        name: (ImageTrainConfig, shape) for shape, (name, _) in NETWORKS.items()
+    }
     explained_network = VisionTransformer
     report = ReportSection(
         place=3, subject="cifar10", curve_measure="accuracy", write=report_section, has_confusion=True
     )
 
+    def load_data(self, key: str) -> ImageClassificationData:
+        """Load a described data set."""
+        return load_image_set(key)
+
     def train(
-        self, config: ImageTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
+        self,
+        data: ImageClassificationData,
+        config: ImageTrainConfig,
+        run_dir: Path,
+        console: Console,
+        time_budget_s: float,
+        command: str,
     ) -> bool:
-        """Train on CIFAR-10."""
-        return train_image_classifier(load_cifar10(), config, run_dir, console, time_budget_s, command)
+        """Train a network of this repository."""
+        return train_image_classifier(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
         """Measure on the test split."""
-        self.require_known_data(run_dir, result)
-        return measure(run_dir, load_cifar10(), this_device())
+        return measure(run_dir, read_images(self.known_data(run_dir, result)), this_device())
 
     def source_of_run(self, run_dir: Path) -> ImageClassifierSource:
         """Load a finished run."""
         return image_source_of_run(run_dir)
 
-    def measured_inputs(self) -> dict[str, Any]:
-        """Load CIFAR-10's test split as image files, as a client would send them."""
-        test = load_cifar10().test
+    def measured_inputs(self, described: DataSet) -> dict[str, Any]:
+        """Load the test split as image files, as a client would send them."""
+        test = read_images(described).test
         plain = encoded(test, "PNG")
         return {
             "compare_on": plain.inputs[:NUM_COMPARED_IMAGES],
@@ -162,8 +174,9 @@ class ImageClassification(ClassificationTask[ImageTrainConfig]):
             )
 
     def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
-        """Load CIFAR-10's test split as PNG files."""
-        return {"test": encoded(load_cifar10().test, "PNG")} if CIFAR10 in known else None
+        """Load the test split as PNG files."""
+        described = self.known_among(known)
+        return {"test": encoded(read_images(described).test, "PNG")} if described else None
 
     def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedVisionTransformer:
         """Explain a class by patches."""

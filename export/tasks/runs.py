@@ -8,27 +8,26 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from export.closest import closest_first
 from export.finished_runs import is_finished
+from export.recipes.files import find_recipe
 from export.tasks.settings import with_changes
-from export.tasks.task import trained_task_of, trained_tasks
+from export.tasks.task import trained_task_of
 from export.training.run_folder import RunIsBusyError, read_result, sole_trainer, write_measured
-
-TASK_OF_RECIPE = {recipe: task for task in trained_tasks() for recipe in task.recipes}
 
 
 class Run(NamedTuple):
     """One training run."""
 
     name: str  # name of its folder
-    recipe: str
+    recipe: str  # its name, or its file
     changes: list[str]  # NAME=VALUE
 
     @property
     def command(self) -> str:
         """The command that trains only this run."""
-        words = ["python", "-m", "export", "train", self.recipe]
-        if self.name != self.recipe:
+        given = ["--recipe", self.recipe] if self.recipe.endswith(".toml") else [self.recipe]
+        words = ["python", "-m", "export", "train", *given]
+        if self.name != Path(self.recipe).stem:
             words += ["--run-dir", f"runs/{self.name}"]
         return shlex.join([*words, "--set", *self.changes] if self.changes else words)
 
@@ -63,12 +62,13 @@ def recipe_of(run: Run) -> Any:
     """Return the recipe's unchanged configuration.
 
     Raises:
-        ValueError: the recipe does not exist.
+        FileNotFoundError: there is no such file.
+        ValueError: there is no such recipe, or it names no data.
     """
-    if run.recipe not in TASK_OF_RECIPE:
-        known = ", ".join(closest_first(run.recipe, TASK_OF_RECIPE))
-        raise ValueError(f"there is no recipe {run.recipe!r}; there are {known}")
-    return TASK_OF_RECIPE[run.recipe].recipes[run.recipe]
+    recipe = find_recipe(run.recipe)
+    if not recipe.data:
+        raise ValueError(f"the recipe {run.recipe} is for data of one's own: add --task {recipe.task} and --data FILE")
+    return trained_task_of(recipe.task).configuration(recipe)
 
 
 def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -> bool:
@@ -85,7 +85,10 @@ def train_run(run: Run, run_dir: Path, console: Console, time_budget_s: float) -
         return True
     with sole_trainer(run_dir):
         console.print(f"reading the data set of {run.recipe}")
-        return TASK_OF_RECIPE[run.recipe].train(config, run_dir, console, time_budget_s, run.command)
+        recipe = find_recipe(run.recipe)
+        task = trained_task_of(recipe.task)
+        data = task.load_data(getattr(config, "data", recipe.data))
+        return task.train(data, config, run_dir, console, time_budget_s, run.command)
 
 
 def measure_run(run_dir: Path, console: Console) -> None:

@@ -1,11 +1,13 @@
-"""Changes settings of a recipe by KEY=VALUE, as `--set` and the queue of runs give them."""
+"""Makes the settings of a recipe from its file, and changes them by KEY=VALUE, as `--set` and the queue give them."""
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from export.closest import closest_first
+from export.recipes.files import Recipe
 
 NETWORK = "model"  # the field with the network's own settings
 # What a value of a type is called in a sentence, and in the list of keys.
@@ -16,6 +18,68 @@ KINDS = {
     str: ("a text", "TEXT"),
     tuple: ("whole numbers, separated by commas", "INTEGER,..."),
 }
+
+
+# Settings that training takes from the data, for networks that have no default.
+FROM_THE_DATA = {"num_labels": 2}
+
+
+def configured(recipe: Recipe, kind: type, shape: type) -> Any:
+    """Make the settings of a recipe: `kind` for its table [training], `shape` for its table [model].
+
+    Raises:
+        ValueError: there is no such setting, its value has another type, or one without a default is missing.
+    """
+    model = _from_table(shape, recipe.model, f"{recipe.where}: [{NETWORK}]", {})
+    given = {NETWORK: model} | ({"data": recipe.data} if _has_field(kind, "data") else {})
+    return _from_table(kind, recipe.training, f"{recipe.where}: [training]", given)
+
+
+def _has_field(kind: type, name: str) -> bool:
+    return any(field.name == name for field in dataclasses.fields(kind))
+
+
+def _from_table(kind: type, table: Mapping[str, Any], where: str, given: Mapping[str, Any]) -> Any:
+    """Make an instance of `kind` from a table; fields that the recipe must not set come from `given`."""
+    hints = get_type_hints(kind)
+    settings = {field.name: field for field in dataclasses.fields(kind) if field.name not in (NETWORK, "data")}
+    values = {name: value for name, value in given.items() if _has_field(kind, name)}
+    for name, value in table.items():
+        if name not in settings:
+            raise ValueError(f"{where} has no setting {name!r}; it has {', '.join(closest_first(name, settings))}")
+        values[name] = _checked(value, hints[name], f"{where} {name}")
+    required = [
+        name for name, field in settings.items() if field.default is field.default_factory is dataclasses.MISSING
+    ]
+    values |= {name: FROM_THE_DATA[name] for name in required if name in FROM_THE_DATA and name not in values}
+    if missing := [name for name in required if name not in values]:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _checked(value: Any, hint: Any, where: str) -> Any:
+    """Return a value of a recipe in the type of its field.
+
+    Raises:
+        ValueError: it has another type.
+    """
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise ValueError(
+                f"{where} takes one of {', '.join(closest_first(str(value), get_args(hint)))}, not {value!r}"
+            )
+        return value
+    kind = get_origin(hint) or hint
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is tuple and isinstance(value, list) and all(type(number) is int for number in value):
+        return tuple(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise ValueError(f"{where} takes {KINDS[kind][0]}, not {value!r}")
+    return value
 
 
 def with_changes(config: Any, changes: list[str]) -> Any:

@@ -9,9 +9,12 @@ from typing import Any, Generic, TypeVar
 
 from rich.console import Console
 
+from export.closest import closest_first
 from export.conversion.comparison.requirements import Precision
 from export.conversion.model_folder.task import FolderTask, S
+from export.recipes.files import Recipe
 from export.task_table import TASKS
+from export.tasks.settings import configured
 from export.training.trainer import TrainerConfig
 
 Records = dict[str, dict[str, Any]]  # records of finished runs, by the run's name
@@ -46,6 +49,32 @@ class ReportSection:
     has_confusion: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnOptions:
+    """The options of `train --data`, for all tasks; a task refuses those that it has no use for."""
+
+    data: str
+    validation: str | None = None
+    test: str | None = None
+    text_column: str | None = None
+    text_pair_column: str | None = None
+    label_column: str | None = None
+    problem: str | None = None
+    data_target: str | None = None
+    validation_target: str | None = None
+    test_target: str | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    source_column: str | None = None
+    target_column: str | None = None
+    skip_bad_rows: bool = False
+    licence: str | None = None
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of the named options that were given."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+
 class ExportTask(FolderTask[S]):
     """A task whose models are loaded from Hugging Face: conversion and quality."""
 
@@ -74,12 +103,46 @@ class ExportTask(FolderTask[S]):
 class TrainedTask(ExportTask[S], Generic[S, C]):
     """A task whose models are also trained here: data and networks. `C` is the type of its training settings."""
 
-    recipes: Mapping[str, C]  # by the name of the run
+    networks: Mapping[str, tuple[type[C], type]]  # settings of training and of the network, by the network's name
     report: ReportSection
 
+    def configuration(self, recipe: Recipe) -> C:
+        """Make the settings of a recipe.
+
+        Raises:
+            ValueError: the task has no such network, or the network or its training no such setting.
+        """
+        if recipe.network not in self.networks:
+            known = ", ".join(closest_first(recipe.network, self.networks))
+            raise ValueError(f"{recipe.where}: {self.name} has no network {recipe.network!r}; there are {known}")
+        config: C = configured(recipe, *self.networks[recipe.network])
+        return config
+
     @abstractmethod
-    def train(self, config: C, run_dir: Path, console: Console, time_budget_s: float, command: str) -> bool:
-        """Train or resume one run; return whether it is finished."""
+    def load_data(self, key: str) -> Any:
+        """Load a described data set.
+
+        Raises:
+            ValueError: the task has no data set with this key.
+        """
+
+    own_options: Collection[str] = ()  # fields of `OwnOptions` that the task takes beside those of every task
+
+    def load_own(self, options: OwnOptions) -> Any:
+        """Read data of one's own; the result has `document`, the record of its sources and splits.
+
+        Raises:
+            ValueError: the task is not offered with own data, or the data cannot be used.
+        """
+        raise ValueError(f"--data is not offered for {self.name}; give the name of a recipe instead")
+
+    def recipe_for(self, data: Any, start_from: str) -> tuple[str, str]:
+        """Choose the name of a recipe for data of one's own, and say why."""
+        raise NotImplementedError(f"{self.name} takes no data of one's own")
+
+    @abstractmethod
+    def train(self, data: Any, config: C, run_dir: Path, console: Console, time_budget_s: float, command: str) -> bool:
+        """Train or resume one run on a loaded data set; return whether it is finished."""
 
     @abstractmethod
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:

@@ -1,33 +1,44 @@
 """Text classification: SST-2, encoders, and Hugging Face's BERT, DistilBERT and RoBERTa."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from export.conversion.comparison.explanation import Arrays
-from export.conversion.comparison.requirements import MIN_COMPARED
+from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import Labelled, text_source_of_run
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.text_source import TextClassifierSource
-from export.data.text_classification import SST2, LabelledTexts, load_everyday, load_sst2
+from export.data.own.texts import TextRequest, load_texts, rebuild_texts
+from export.data.sets.description import DataSet, data_set
+from export.data.sets.texts import also_measured_on, load_text_set, read_texts
+from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.markdown import table
 from export.networks.transformer import TextClassifier
 from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
+from export.tasks.own.texts import NAMES, OwnSplit, card_of_quality, conversion_of_own_run, loss_of_own
 from export.tasks.run_tables import HOW, accuracy, best_first, how
-from export.tasks.task import Records, ReportSection, Target
-from export.training.text_classifier import measure, train_text_classifier
-from export.training.text_recipes import RECIPES, TextTrainConfig
+from export.tasks.task import OwnOptions, Records, ReportSection, Target
+from export.training.fine_tuning.run import fine_tune
+from export.training.fine_tuning.run import measure as measure_encoder
+from export.training.fine_tuning.saved_model import HUGGING_FACE
+from export.training.fine_tuning.settings import EncoderShape, FineTuneConfig, recipe_for
+from export.training.run_folder import read_result
+from export.training.text_classifier import NETWORKS, measure, train_text_classifier
+from export.training.text_recipes import TextTrainConfig
 from export.training.trainer import this_device
 from model_store.folder import GoldenExample, Manifest
+from service.tasks.text.tokenization import TEXT_PAIR, Pair, Text
 
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 6, 96  # texts of each kind, and words of a long one
 
@@ -83,40 +94,133 @@ def report_section(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-class TextClassification(ClassificationTask[TextTrainConfig]):
+def golden_text(example: GoldenExample) -> Text:
+    """Return the text or pair of a golden example."""
+    text, pair = example.inputs["text"], example.inputs.get(TEXT_PAIR)
+    return text if pair is None else Pair(text, pair)
+
+
+class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
     """Text classifiers."""
 
     name = TEXT_CLASSIFICATION
-    data_name = SST2
-    recipes = RECIPES
+    networks = {name: (TextTrainConfig, shape) for shape, (name, _) in NETWORKS.items()} | {
+        "encoder": (FineTuneConfig, EncoderShape)
+    }
     validation_sets = ("sst2",)
+    own_options = ("text_column", "text_pair_column", "label_column", "problem")
     explained_network = TextClassifier
     report = ReportSection(
         place=1, subject="sentiment", curve_measure="accuracy", write=report_section, has_confusion=True
     )
 
+    def load_data(self, key: str) -> TextClassificationData:
+        """Load a described data set."""
+        return load_text_set(key)
+
+    def load_own(self, options: OwnOptions) -> TextClassificationData:
+        """Read labelled texts, or pairs of texts, of one's own."""
+        return load_texts(
+            TextRequest(
+                train=options.data,
+                validation=options.validation,
+                test=options.test,
+                skip_bad_rows=options.skip_bad_rows,
+                licence=options.licence,
+                **options.given(*self.own_options),
+            )
+        )
+
+    def recipe_for(self, data: TextClassificationData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training rows and by the start."""
+        return recipe_for(len(data.train), start_from)
+
     def train(
-        self, config: TextTrainConfig, run_dir: Path, console: Console, time_budget_s: float, command: str
+        self,
+        data: TextClassificationData,
+        config: TextTrainConfig | FineTuneConfig,
+        run_dir: Path,
+        console: Console,
+        time_budget_s: float,
+        command: str,
     ) -> bool:
-        """Train on SST-2."""
-        return train_text_classifier(load_sst2(), config, run_dir, console, time_budget_s, command)
+        """Train a network of this repository, or an encoder of `transformers`."""
+        if isinstance(config, FineTuneConfig):
+            return fine_tune(data, config, run_dir, console, time_budget_s, command)
+        return train_text_classifier(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
-        """Measure on the validation split."""
-        self.require_known_data(run_dir, result)
-        return measure(run_dir, load_sst2(), this_device())
+        """Measure on the split that is reported: of own data, the test split."""
+        if document := result.get("data_document"):
+            data = rebuild_texts(document)
+            measure_saved = measure_encoder if (run_dir / HUGGING_FACE).is_dir() else measure
+            return measure_saved(run_dir, data, this_device())
+        return measure(run_dir, read_texts(self.known_data(run_dir, result)), this_device())
+
+    def convert(self, run_dir: Path, target: Target, console: Console) -> None:
+        """Convert a finished run; one on data of one's own is compared and measured on its own held-out rows."""
+        result = read_result(run_dir)
+        if not result.get("data_document"):
+            super().convert(run_dir, target, console)
+            return
+        source, options = conversion_of_own_run(run_dir, result)
+        self.write_model(source, target, console, **options)
+
+    def quality(
+        self,
+        results: Sequence[NDArray[np.float32]],
+        split: Labelled,
+        expected: Callable[[], Sequence[NDArray[np.float32]]],
+    ) -> dict[str, Any]:
+        """Measure by the problem of the data."""
+        return split.quality(results) if isinstance(split, OwnSplit) else super().quality(results, split, expected)
+
+    def check_loss(
+        self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
+    ) -> dict[str, Any]:
+        """Compute the loss in the figure of the problem, and refuse one that is too large."""
+        is_own = "labels" in measured or "r2" in measured
+        return loss_of_own(measured, before, precision) if is_own else super().check_loss(measured, before, precision)
+
+    def quality_lines(self, manifest: Manifest) -> list[str]:
+        """Write the measured quality; of a model of one's own, with intervals and each label."""
+        own = {
+            split: measured
+            for split, measured in manifest.quality.items()
+            if isinstance(measured, dict) and ("labels" in measured or "r2" in measured)
+        }
+        if not own:
+            return super().quality_lines(manifest)
+        lines = [line for split, measured in own.items() for line in card_of_quality(split, measured)]
+        by = "quantization" if manifest.precision == "int8" else manifest.precision
+        lost = [
+            f"- {NAMES[name]} lost by {by}: {100 * manifest.quality[f'{name}_loss']:.2f} points"
+            for name in NAMES
+            if f"{name}_loss" in manifest.quality
+        ]
+        return [*lines, "Compared with the model before conversion:", "", *lost]
+
+    def scores_of_folder(
+        self, folder: Path, manifest: Manifest
+    ) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        """Return the function of the folder's settings."""
+        task = text_classification_of(folder, manifest)
+        numbers = range(len(manifest.labels))
+        return lambda logits_BC: np.array(
+            [[task.probability(logits_C, number) for number in numbers] for logits_C in logits_BC], dtype=np.float32
+        )
 
     def source_of_run(self, run_dir: Path) -> TextClassifierSource:
         """Load a finished run."""
         return text_source_of_run(run_dir)
 
-    def measured_inputs(self) -> dict[str, Any]:
-        """Load SST-2's validation split and the everyday sentences."""
-        validation = load_sst2().validation
+    def measured_inputs(self, described: DataSet) -> dict[str, Any]:
+        """Load the validation split, and the further texts that the description names."""
+        data = read_texts(described)
         return {
-            "compare_on": validation.texts,
-            "labelled": validation,
-            "also_measured_on": {"everyday sentences (tests/data)": load_everyday()},
+            "compare_on": data.validation.texts,
+            "labelled": data.validation,
+            "also_measured_on": also_measured_on(described, data.label_names),
         }
 
     def made_up_inputs(self, count: int) -> list[str]:
@@ -124,7 +228,7 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         return made_up_sentences(count)
 
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
-        """Convert a Hugging Face text classifier, and measure it on SST-2 if `validate_on` says so.
+        """Convert a Hugging Face text classifier, and measure it on the data set that `validate_on` names.
 
         Raises:
             ValueError: the model's classes are not those of the data set.
@@ -134,18 +238,21 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         loaded = classifier_of_hugging_face(source)
         labelled: LabelledTexts | None = None
         about = {}
-        if validate_on == "sst2":
-            data = load_sst2()
+        if validate_on:
+            data = read_texts(data_set(validate_on, self.name))
             if [label.upper() for label in loaded.labels] != data.label_names:
                 classes = ", ".join(loaded.labels)
-                raise ValueError(f"--validate-on sst2 has {', '.join(data.label_names)}; this model has {classes}")
+                raise ValueError(
+                    f"--validate-on {validate_on} has {', '.join(data.label_names)}; this model has {classes}"
+                )
             labelled, about = data.validation, {"measured_on": data.name}
         compare_on = labelled.texts if labelled else made_up_sentences(MIN_COMPARED)
         self.write_model(loaded, target, console, compare_on=compare_on, labelled=labelled, about=about)
 
     def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
-        """Load SST-2's validation split."""
-        return {"validation": load_sst2().validation} if SST2 in known else None
+        """Load the validation split."""
+        described = self.known_among(known)
+        return {"validation": read_texts(described).validation} if described else None
 
     def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedTextClassifier:
         """Explain a class by tokens."""
@@ -161,7 +268,7 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         """Tokenize; a text beyond the limit is truncated."""
         texts = text_classification_of(folder, manifest)
         return Preprocessing(
-            golden_input=lambda example: example.inputs["text"],
+            golden_input=golden_text,
             item=lambda given: texts.preprocess(given, truncate=True, field="text"),
             collate=texts.collate,
         )

@@ -19,15 +19,19 @@ from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import TranslationSource, translation_source_of_run
-from export.data.translation import ParallelTexts
+from export.data.own.translation import TranslationRequest, load_pairs, rebuild_pairs
+from export.data.sets.description import data_set_named, data_sets
+from export.data.sets.translations import load_translation_set, read_translations
+from export.data.translation import ParallelTexts, TranslationData
 from export.markdown import table
 from export.networks.translation import TranslationTransformer
 from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslation
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
+from export.tasks.own.training import about_files
 from export.tasks.run_tables import HOW, how
-from export.tasks.task import Records, ReportSection, Target, TrainedTask
+from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
 from export.training import translation as training
 from export.training.quality import with_confidence
 from export.training.run_folder import read_result
@@ -45,6 +49,7 @@ EFFORT = SearchEffort(
     num_climbs=2,
     num_changes=24,
 )
+MANY_PAIRS = 50_000  # with fewer training pairs, a smaller network is trained for more epochs
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 2, 24  # texts of each kind, and words of a long one
 
 
@@ -94,7 +99,13 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
     """Translation models."""
 
     name = TRANSLATION
-    recipes = training.RECIPES
+    networks = {  # noqa: RUF012, a field of the protocol
+        name: (training.TranslationTrainConfig, shape) for shape, (name, _) in training.NETWORKS.items()
+    }
+    own_options = (
+        *("data_target", "validation_target", "test_target"),
+        *("source_language", "target_language", "source_column", "target_column"),
+    )
     explained_network = TranslationTransformer
     float16_graphs = (GRAPH_FLOAT16, ENCODER_FLOAT16)
     score_name, answers_name = "translation score", "translations"
@@ -102,29 +113,67 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
         place=2, subject=TRANSLATION, curve_measure="token accuracy", write=report_section, has_confusion=False
     )
 
+    def load_own(self, options: OwnOptions) -> TranslationData:
+        """Read parallel texts of one's own: a table, or two files whose lines belong together."""
+        given = options.given(*self.own_options)
+        if "data_target" in given:
+            given["train_target"] = given.pop("data_target")
+        return load_pairs(
+            TranslationRequest(
+                train=options.data,
+                validation=options.validation,
+                test=options.test,
+                skip_bad_rows=options.skip_bad_rows,
+                licence=options.licence,
+                **given,
+            )
+        )
+
+    def recipe_for(self, data: TranslationData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training pairs.
+
+        Raises:
+            ValueError: a start is given; translation networks start from random weights.
+        """
+        if start_from not in ("", "scratch"):
+            raise ValueError(f"--start-from {start_from}: translation networks start from scratch")
+        few = len(data.train) < MANY_PAIRS
+        why = f"{len(data.train):,} training pairs are {'fewer than' if few else 'at least'} {MANY_PAIRS:,}"
+        return "pairs-few-rows" if few else "pairs", why
+
+    def load_data(self, key: str) -> TranslationData:
+        """Load a described data set."""
+        return load_translation_set(key)
+
     def train(
         self,
+        data: TranslationData,
         config: training.TranslationTrainConfig,
         run_dir: Path,
         console: Console,
         time_budget_s: float,
         command: str,
     ) -> bool:
-        """Train on the recipe's data set."""
-        data = training.LOADERS[config.data]()
+        """Train a network of this repository."""
         return training.train_translation(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
         """Measure on the test splits."""
-        return training.measure(run_dir, training.LOADERS[result["config"]["data"]](), this_device(), console)
+        if document := result.get("data_document"):
+            return training.measure(run_dir, rebuild_pairs(document), this_device(), console)
+        return training.measure(run_dir, load_translation_set(result["config"]["data"]), this_device(), console)
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run, compared and measured on its own test splits where they are known."""
         result = read_result(run_dir)
         source = translation_source_of_run(run_dir)
-        load_data = training.LOADERS.get(result["config"]["data"])
-        data = load_data() if load_data else None
-        if data is not None and data.name == result["data"]:
+        if document := result.get("data_document"):
+            own = rebuild_pairs(document)
+            held_out = own.test or {"validation": own.validation}
+            more = _made_up() if sum(map(len, held_out.values())) < MIN_COMPARED else {}
+            self._write_model(source, target, console, held_out | more, about_files(document))
+        elif described := data_set_named(result["data"], self.name):
+            data = read_translations(described)
             self._write_model(source, target, console, data.test, {"licence": data.licence})
         else:
             console.print(
@@ -159,10 +208,8 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
 
     def material(self, known: Collection[Any]) -> Mapping[str, ParallelTexts] | None:
         """Load the test splits of the data set."""
-        for load_data in training.LOADERS.values():
-            if (data := load_data()).name in known:
-                return data.test
-        return None
+        described = next((each for each in data_sets(self.name) if each.name in known), None)
+        return read_translations(described).test if described else None
 
     def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedTranslation:
         """Explain a translation by source tokens."""

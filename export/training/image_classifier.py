@@ -62,38 +62,6 @@ class ImageTrainConfig(TrainerConfig):
     )
 
 
-# Recipes by the name of the run; `python -m export train <name>`.
-RECIPES = {
-    "cifar10-vit-lesson": ImageTrainConfig(),
-    "cifar10-cnn": ImageTrainConfig(
-        epochs=15,
-        learning_rate=4e-3,
-        cutout=8,
-        ema_decay=0.99,
-        model=ResNetConfig(width=32),
-    ),
-    "cifar10-vit": ImageTrainConfig(
-        epochs=40,
-        patience=40,
-        cutout=8,
-        mix=0.3,
-        jpeg=0.3,
-        teacher="cifar10-cnn",
-        model=VitConfig(
-            d_model=192,
-            num_layers=6,
-            num_heads=6,
-            d_ff=384,
-            dropout=0.0,
-            positions="learned",
-            tokens="convolutions",
-            pooling="attention",
-            drop_path=0.1,
-        ),
-    ),
-}
-
-
 def train_image_classifier(
     data: ImageClassificationData,
     config: ImageTrainConfig,

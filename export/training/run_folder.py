@@ -143,7 +143,19 @@ def end_run(
 
 
 def write_measured(run_dir: Path, result: Any, measured: dict[str, Any], console: Console) -> None:
-    """Write the record of a run with the measures of its weights, which replace earlier ones."""
+    """Write the record of a run with the measures of its weights, which replace earlier ones, and show them.
+
+    Lists, such as the figures of each label, are only in the record.
+    """
     result = result | measured | {"measured_at": commit_of_this_tree()}
     write_text(run_dir / RESULT, json.dumps(result, indent=2) + "\n")
-    console.print_json(json.dumps(measured))
+    shown = {name: _without_lists(value) for name, value in measured.items() if not isinstance(value, list)}
+    console.print_json(json.dumps(shown))
+
+
+def _without_lists(value: Any) -> Any:
+    """Leave lists of more than two entries out of nested figures; two are the ends of an interval."""
+    if not isinstance(value, dict):
+        return value
+    short = {name: each for name, each in value.items() if not (isinstance(each, list) and len(each) > 2)}
+    return {name: _without_lists(each) for name, each in short.items()}

@@ -1,4 +1,4 @@
-"""Settings of text classifier training, and the recipes by the name of the run."""
+"""Settings of text classifier training; `export/recipes/` has the recipes."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ NetworkConfig = EncoderConfig | BiLstmConfig | KimCnnConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TextTrainConfig(TrainerConfig):
-    """How a text classifier is trained. The defaults are the recipe of the small sentiment model."""
+    """How a text classifier is trained. The defaults are those of a small Transformer."""
 
     batch_size: int = 64
     label_smoothing: float = 0.1
@@ -54,63 +54,6 @@ class TextTrainConfig(TrainerConfig):
             pooling="max",
         )
     )
-
-
-# Recipes by the name of the run; `python -m export train <name>`.
-RECIPES = {
-    "sentiment": TextTrainConfig(),
-    "sentiment-minilm": TextTrainConfig(
-        seed=3,  # the better of two trained runs, by three validation sentences; this one is served
-        start_from="minilm",
-        layer_decay=0.8,
-        freeze_embeddings=True,
-        r_drop=1.0,
-        epochs=3,
-        batch_size=32,
-        learning_rate=1.5e-4,
-        weight_decay=0.01,
-        label_smoothing=0.0,
-        token_dropout=0.1,
-        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.1),
-    ),
-    "sentiment-minilm-shape": TextTrainConfig(
-        start_from="minilm-shape",
-        learning_rate=2e-4,
-        label_smoothing=0.1,
-        model=EncoderConfig(vocab_size=BERT_VOCAB_SIZE, num_labels=2, dropout=0.3),
-    ),
-    # Equal epochs and tokens, but other rates of learning and token dropout: with the Transformer's the LSTM did not
-    # even learn the training texts.
-    "sentiment-bilstm": TextTrainConfig(
-        learning_rate=2e-3, token_dropout=0.1, model=BiLstmConfig(vocab_size=8000, num_labels=2)
-    ),
-    "sentiment-kim-cnn": TextTrainConfig(
-        learning_rate=1e-3, token_dropout=0.1, model=KimCnnConfig(vocab_size=8000, num_labels=2)
-    ),
-    "sentiment-distilled": TextTrainConfig(
-        start_from="minilm-words",
-        vocab_size=21000,
-        teacher="sentiment-minilm",
-        epochs=14,
-        patience=14,  # the rate falls to the end, and the best epochs come last
-        learning_rate=1e-3,
-        token_dropout=0.15,
-        join_share=0.4,
-        replace_share=0.2,
-        token_vectors_weight=1.0,
-        model=EncoderConfig(
-            vocab_size=21000,
-            num_labels=2,
-            d_model=192,
-            embedding_width=96,
-            num_layers=3,
-            num_heads=4,
-            d_ff=384,
-            dropout=0.1,
-            pooling="mean",
-        ),
-    ),
-}
 
 
 def check_settings(config: TextTrainConfig) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from export.data.bpe_dropout import SubwordDropout
 from export.data.tokenizers import train_translation_tokenizer
-from export.data.translation import ParallelTexts, TranslationData, load_multi30k, load_multi30k_and_tatoeba
+from export.data.translation import ParallelTexts, TranslationData
 from export.networks.fused_cross_entropy import smoothed_cross_entropy
 from export.networks.translation import (
     BOS_ID,
@@ -55,7 +55,7 @@ BEAMS_OF_PAPERS = 5  # of Wu et al. 2021 (arXiv 2105.14462), the comparison on M
 class TranslationTrainConfig(TrainerConfig):
     """How a translation network is trained. The defaults are the recipe of the benchmark on Multi30k."""
 
-    data: Literal["multi30k", "multi30k+tatoeba"] = "multi30k"
+    data: str = "multi30k"  # a description in export/data/sets/
     epochs: int = 60
     patience: int = 60  # the rate falls to the end, and the best epochs come last
     learning_rate: float = 3e-3
@@ -78,34 +78,6 @@ class TranslationTrainConfig(TrainerConfig):
             activation="relu",
         )
     )
-
-
-# Recipes by the name of the run; `python -m export train <name>`.
-RECIPES = {
-    "multi30k": TranslationTrainConfig(),
-    "multi30k-lstm": TranslationTrainConfig(
-        learning_rate=2e-3, model=RecurrentTranslationConfig(vocab_size=10000, d_model=256, dropout=0.3)
-    ),
-    "translation-en-de": TranslationTrainConfig(
-        data="multi30k+tatoeba",
-        vocab_size=8000,
-        subword_dropout=0.0,
-        epochs=10,
-        patience=4,
-        learning_rate=1.5e-3,
-        model=TranslationConfig(
-            vocab_size=8000,
-            d_model=256,
-            num_layers=4,
-            num_decoder_layers=2,
-            num_heads=8,
-            d_ff=1024,
-            dropout=0.1,
-            activation="relu",
-        ),
-    ),
-}
-LOADERS = {"multi30k": load_multi30k, "multi30k+tatoeba": load_multi30k_and_tatoeba}
 
 
 def train_translation(
@@ -381,7 +353,7 @@ def finish(trainer: Trainer, task: TranslationTrainingTask, command: str, consol
         "target_language": data.target_language,
         "num_training_examples": len(data.train),
         "bf16": task.autocast_bf16,
-    }
+    } | ({"data_document": data.document} if data.document else {})
     measured = measure(run_dir, data, trainer.device, console)
     end_run(trainer, command=command, about=about, measured=measured, console=console)
 

@@ -14,7 +14,7 @@ import sacrebleu
 from export.conversion.comparison.translation import MAX_SCORE_DIFFERENCE
 from export.conversion.explanation_graph import replay_golden_rows
 from export.conversion.golden_images import golden_images
-from export.data.translation import load_multi30k
+from export.data.sets.translations import load_translation_set
 from export.networks.translation import BOS_ID, EOS_ID
 from export.onnx_graphs.translation import OnnxTranslator
 from export.tasks.task import task_of
@@ -157,7 +157,7 @@ def test_batched_translations_equal_those_of_the_conversion(committed_server: Se
         source_language="en",
         target_language="de",
     )
-    texts = load_multi30k().test["Multi30k"].source[:240]
+    texts = load_translation_set("multi30k").test["Multi30k"].source[:240]
     sentences = [task.preprocess(text, truncate=False, field="text", request=request) for text in texts]
     ids, options = [sentence.ids for sentence in sentences], [sentence.options for sentence in sentences]
     expected = translate(OnnxTranslator(folder), ids, options)

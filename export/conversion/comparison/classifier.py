@@ -72,15 +72,16 @@ def _largest_difference(found: Iterable[NDArray[np.float32]], expected: Iterable
     return float(np.max([np.abs(a - b).max() for a, b in zip(found, expected, strict=True)]))
 
 
-def require_equal(comparison: Comparison, what: str) -> None:
-    """Refuse a float32 graph that differs from PyTorch by more than rounding.
+def require_equal(comparison: Comparison, what: str, unit: float = 1.0) -> None:
+    """Refuse a float32 graph that differs from PyTorch by more than rounding, in the unit of its output.
 
     Raises:
         ConversionRefused: the logits differ too much, or a label changes.
     """
-    if not comparison.max_abs_logit_difference <= MAX_LOGIT_DIFFERENCE or comparison.labels_changed:
+    allowed = MAX_LOGIT_DIFFERENCE * unit
+    if not comparison.max_abs_logit_difference <= allowed or comparison.labels_changed:
         raise ConversionRefused(
             f"{what} is not PyTorch's model: {comparison.noun} differ by up to"
-            f" {comparison.max_abs_logit_difference:.3g} (allowed: {MAX_LOGIT_DIFFERENCE:g}),"
+            f" {comparison.max_abs_logit_difference:.3g} (allowed: {allowed:g}),"
             f" {comparison.labels_changed} of {comparison.num_examples} labels change"
         )

@@ -212,8 +212,8 @@ def test_golden_texts_are_our_own() -> None:
 
     if not os.environ.get("HEED_DATASETS"):
         pytest.skip("HEED_DATASETS is not set: SST-2 is not at hand")
-    from export.data.text_classification import load_sst2
+    from export.data.sets.texts import load_text_set
 
-    data = load_sst2()
+    data = load_text_set("sst2")
     rows = {text.lower() for text in (*data.train.texts, *data.validation.texts) if len(text.split()) > 3}
     assert not rows & {text.lower() for text in GOLDEN_TEXTS}

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.data.image_classification import load_cifar10
-from export.data.text_classification import load_sst2
-from export.data.translation import load_multi30k
+from export.data.sets.images import load_image_set
+from export.data.sets.texts import load_text_set
+from export.data.sets.translations import load_translation_set
 from export.networks.translation import BOS_ID, TranslationTransformer
 from export.onnx_graphs.import_weights import stored_network
 from export.studies.explained_answers import Answer, ImageModel, TextModel, TranslationModel
@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 @functools.cache
 def images() -> list[NDArray[np.uint8]]:
     """Images of CIFAR-10's test split, [H, W, C]; reading the data set takes seconds."""
-    return list(load_cifar10().test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
+    return list(load_image_set("cifar10").test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
 
 
 def answers_of(name: str, count: int = NUM_INPUTS) -> Iterator[Answer]:
@@ -51,11 +51,11 @@ def answers_of(name: str, count: int = NUM_INPUTS) -> Iterator[Answer]:
             yield image_model.answer(levels_HWC)
     elif name == "translation-en-de":
         translator = TranslationModel(folder)
-        for text in load_multi30k().test["Multi30k"].source[:count]:
+        for text in load_translation_set("multi30k").test["Multi30k"].source[:count]:
             yield translator.answer(text)
     else:
         text_model = TextModel(folder)
-        for text in load_sst2().validation.texts[:count]:
+        for text in load_text_set("sst2").validation.texts[:count]:
             yield text_model.answer(text)
 
 

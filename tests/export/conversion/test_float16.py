@@ -249,7 +249,7 @@ def test_folders_without_known_data_are_refused(
     else:
         changed: dict[str, Any] = {"halved": {"precision": "float16"}, "unknown": {"provenance": {"data": "mine"}}}
         (folder / "manifest.json").write_text(json.dumps(manifest | changed[kind]))
-    monkeypatch.setattr("export.training.translation.LOADERS", {})
+    monkeypatch.setattr("export.data.sets.description.FOLDER", tmp_path)
     monkeypatch.setattr(sys, "argv", ["export", "half-graphs", str(folder)])
     assert main() == 1
     expected = {

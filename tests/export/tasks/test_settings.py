@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from export.recipes.files import built_in_recipes
 from export.tasks.settings import keys_of, with_changes
-from export.training.image_classifier import RECIPES as IMAGE_RECIPES
+from export.tasks.task import trained_task_of
 from export.training.text_recipes import TextTrainConfig
 
 
@@ -42,6 +43,7 @@ def test_a_wrong_change_names_the_key_and_what_it_takes(change: str, expected: s
 
 def test_every_recipe_lists_its_keys() -> None:
     """Networks of all kinds have types that have a name."""
-    for config in IMAGE_RECIPES.values():
-        with pytest.raises(ValueError, match="there are .*model.num_labels=INTEGER"):
+    for recipe in built_in_recipes().values():
+        config = trained_task_of(recipe.task).configuration(recipe)
+        with pytest.raises(ValueError, match="there are .*epochs=INTEGER"):
             with_changes(config, ["nothing=1"])

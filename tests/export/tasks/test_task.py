@@ -22,8 +22,8 @@ def test_every_task_is_complete(name: str) -> None:
     task = task_of(name)
     assert task.name == name
     if isinstance(task, TrainedTask):
-        assert task.recipes
-        assert all(isinstance(config, TrainerConfig) for config in task.recipes.values())
+        assert task.networks
+        assert all(issubclass(config, TrainerConfig) for config, _ in task.networks.values())
         assert isinstance(task.report, ReportSection)
     if isinstance(task, ExplainedTask):
         assert task.explained_network is not None
@@ -32,11 +32,9 @@ def test_every_task_is_complete(name: str) -> None:
     assert task.answers_name
 
 
-def test_tasks_share_no_recipe_picture_or_place_in_the_report() -> None:
-    """A recipe names one task; sections of the report do not overwrite each other."""
+def test_tasks_share_no_picture_or_place_in_the_report() -> None:
+    """Sections of the report do not overwrite each other."""
     tasks = trained_tasks()
-    recipes = [recipe for task in tasks for recipe in task.recipes]
-    assert len(recipes) == len(set(recipes))
     assert len({task.report.place for task in tasks}) == len(tasks)
     assert len({task.report.subject for task in tasks}) == len(tasks)
 

@@ -16,8 +16,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from export.data.image_classification import load_cifar10
-from export.data.text_classification import load_sst2
+from export.data.sets.images import load_image_set
+from export.data.sets.texts import load_text_set
 from export.studies.explained_answers import Answer, ImageAnswer, ImageModel, TextModel
 from service.explanation.methods.perturbation import Method, estimate, plan
 from tests.conftest import ROOT
@@ -116,7 +116,7 @@ def ablation(game: Game) -> NDArray[np.float64]:
 @functools.cache
 def images() -> list[NDArray[np.uint8]]:
     """Return images of CIFAR-10's test split, [H, W, C]; reading the data set takes seconds."""
-    return list(load_cifar10().test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
+    return list(load_image_set("cifar10").test.pixels_NCHW[:NUM_INPUTS].transpose(0, 2, 3, 1))
 
 
 @pytest.fixture(scope="module", params=["text", "image"])
@@ -124,7 +124,7 @@ def answers(request: pytest.FixtureRequest) -> tuple[str, list[Answer]]:
     """Return games of fifty sentences of SST-2's validation split, or of images of CIFAR-10's test split."""
     if request.param == "text":
         text_model = TextModel(ROOT / "model_store/sentiment-small/1")
-        return "text", [text_model.answer(text) for text in load_sst2().validation.texts[:NUM_INPUTS]]
+        return "text", [text_model.answer(text) for text in load_text_set("sst2").validation.texts[:NUM_INPUTS]]
     image_model = ImageModel(ROOT / "model_store/cifar10-vit/1")
     return "image", [image_model.answer(levels_HWC) for levels_HWC in images()]
 

@@ -1,0 +1,1 @@
+"""Training and converting on data of one's own."""

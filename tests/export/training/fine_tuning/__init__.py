@@ -1,0 +1,1 @@
+"""Tests of `export/training/fine_tuning/`."""
