@@ -216,7 +216,7 @@ def prove_independent(
     expected = source.outputs(source.module, compare_on)
     comparison = task.compare(onnx_outputs(source, folder / GRAPH, compare_on), expected)
     if precision == "float32":
-        require_equal(comparison, "the given graph, in padded batches,")
+        require_equal(comparison, "the given graph, in padded batches,", source.output_unit)
     console.print(f"in batches: {comparison}")
     return comparison, {"compared_with_pytorch": {}, NOT_COMPARED: WITHOUT_WEIGHTS}
 
