@@ -267,6 +267,9 @@ def archive(arguments: argparse.Namespace, console: "Console") -> None:
 
 def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
+    # PyTorch's threads sleep while they wait, instead of spinning: on a busy machine the comparison with PyTorch would
+    # otherwise take many times its work. The variable is read when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from export.tasks.task import task_of
 
     if arguments.task is None:
@@ -282,7 +285,10 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
             f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for"
             " classifiers"
         )
-    target = target_of(arguments, Path(arguments.source).resolve().name)
+    from export.conversion.checkpoints.onnx_folder import split_graph
+
+    folder, _ = split_graph(arguments.source)  # a graph is served under the name of its folder
+    target = target_of(arguments, Path(folder).resolve().name)
     task.load(arguments.source, arguments.validate_on, target, console)
 
 

@@ -135,8 +135,9 @@ def rows_source_of_hugging_face(checkpoint: Any, wrap: Wrap, served: RowsTask, *
     Raises:
         LoadRefused: texts are tokenized differently than by `transformers`, or the network cannot be computed.
     """
+    from export.conversion.checkpoints.fused_attention import with_fused_attention
     from export.conversion.checkpoints.reading import check_same_tokens, reading
-    from export.conversion.text_checkpoint import check_computes, with_fused_attention
+    from export.conversion.text_checkpoint import check_computes
 
     model = checkpoint.model
     source = RowsSource(
