@@ -28,38 +28,14 @@ from export.conversion.checkpoints.reading import (
 )
 from export.conversion.comparison.classifier import MAX_LOGIT_DIFFERENCE
 from export.conversion.hugging_face import provenance_of_loaded
+from export.conversion.seq2seq.generation_settings import begin_id_of, eos_ids_of, search_defaults
 from export.conversion.translation_source import TranslationSource
 from export.networks.transformer import NEGATIVE
 from export.networks.translation import TranslationConfig, TranslationTransformer
-from service.tasks.decoding.search import MAX_BEAMS, MAX_LENGTH_PENALTY, SearchDefaults
 from service.tasks.decoding.settings import LanguageCodes
 
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
-DEFAULT_MAX_LENGTH = 20  # the default of `transformers`
 NEVER_READ = "\0"  # marks pieces of the target side only; no text contains it
-
-
-# Options of `generation_config.json` that change a search and are not offered, with their neutral values.
-NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False, None),
-    "num_beam_groups": (1, None),
-    "diversity_penalty": (0.0, None),
-    "repetition_penalty": (1.0, None),
-    "encoder_repetition_penalty": (1.0, None),
-    "no_repeat_ngram_size": (0, None),
-    "encoder_no_repeat_ngram_size": (0, None),
-    "min_length": (0, None),
-    "min_new_tokens": (0, None),
-    "penalty_alpha": (None,),
-    "forced_bos_token_id": (None,),
-    "suppress_tokens": ([], None),
-    "begin_suppress_tokens": ([], None),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "guidance_scale": (None, 1.0),
-}
 
 
 def source_of_marian(name_or_path: str) -> TranslationSource:
@@ -95,10 +71,12 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
             ).to_str(),
             source_language=tokenizer.source_lang or "source",
             target_language=tokenizer.target_lang or "target",
-            bos_id=config.decoder_start_token_id,
-            eos_id=config.eos_token_id,
+            bos_id=begin_id_of(model.generation_config, config),
+            eos_id=eos_ids_of(model.generation_config)[0],
             pad_id=config.pad_token_id,
-            defaults=search_defaults(model.generation_config, config),
+            defaults=search_defaults(
+                model.generation_config, config.max_position_embeddings, masked_ids=(config.pad_token_id,)
+            ),
             language_codes=LanguageCodes(
                 {code: vocabulary[code] for code in tokenizer.supported_language_codes},
                 vocabulary[tokenizer.unk_token],
@@ -124,37 +102,6 @@ def _tokenizer(name_or_path: str) -> Any:
     if tokenizer.separate_vocabs:
         raise LoadRefused("a vocabulary of its own for each language is not offered")
     return tokenizer
-
-
-def search_defaults(generation: Any, config: Any) -> SearchDefaults:
-    """Read the model's default search options from its generation configuration.
-
-    Raises:
-        LoadRefused: the search has an option that is not offered.
-    """
-    for name, harmless in NOT_OFFERED.items():
-        value = getattr(generation, name, None)
-        if value not in harmless:
-            raise LoadRefused(f"{GENERATION_CONFIG}: {name} is {value!r}, which is not offered")
-    if (bad := generation.bad_words_ids) and bad != [[config.pad_token_id]]:
-        raise LoadRefused(f"{GENERATION_CONFIG}: bad_words_ids is {bad!r}; only the padding may be forbidden")
-    num_beams = generation.num_beams or 1
-    penalty = 1.0 if generation.length_penalty is None else float(generation.length_penalty)
-    if not 1 <= num_beams <= MAX_BEAMS or not abs(penalty) <= MAX_LENGTH_PENALTY:
-        raise LoadRefused(
-            f"{GENERATION_CONFIG}: num_beams {num_beams} with length_penalty {penalty:g}; at most {MAX_BEAMS} beams and"
-            f" a penalty from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g} are offered"
-        )
-    # A translation begins with one token that counts as part of `max_length`; an end that is forced is its last token.
-    most = generation.max_new_tokens or (generation.max_length or DEFAULT_MAX_LENGTH) - 1
-    if generation.forced_eos_token_id is not None:
-        most -= 1
-    return SearchDefaults(
-        num_beams=num_beams,
-        length_penalty=penalty,
-        early_stopping="never" if generation.early_stopping == "never" else bool(generation.early_stopping),
-        max_new_tokens=max(1, min(most, config.max_position_embeddings)),
-    )
 
 
 @torch.inference_mode()

@@ -27,6 +27,7 @@ from export.conversion.model_folder.publishing import card_of_provenance, explai
 from export.conversion.model_folder.staging import folder_in_the_making
 from export.conversion.model_folder.task import FolderTask
 from export.conversion.sensitivity.batch_sensitivity import inputs_of, with_batch_sensitivity
+from export.conversion.seq2seq.generation_settings import generation_document
 from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
 from export.onnx_graphs.passes import halve_exact_weights, quantize, use_standard_attention
@@ -199,7 +200,11 @@ def describe(
         task=task_name,
         precision=precision,
         inputs=[Tensor(tensor, "INT64", [-1, -1]) for tensor in ("input_ids", "attention_mask")],
-        outputs=[Tensor("log_probabilities", "FP32", [-1, -1]), Tensor("top_ids", "INT64", [-1, -1])],
+        outputs=[
+            Tensor("log_probabilities", "FP32", [-1, -1]),
+            Tensor("top_ids", "INT64", [-1, -1]),
+            Tensor("log_normalizers", "FP32", [-1, 1]),
+        ],
         labels=[],
         limits=Limits(max_tokens=max_tokens),
         tolerance=Tolerance(allowed),
@@ -221,6 +226,8 @@ def write_configuration(source: TranslationSource, folder: Path) -> None:
         "source_language": source.source_language,
         "target_language": source.target_language,
         "max_position_embeddings": max_tokens,
+        "vocab_size": source.module.config.vocab_size,
+        "log_normalizers": True,
     }
     if source.language_codes is not None:
         config["language_codes"] = dict(source.language_codes.ids)
@@ -231,12 +238,7 @@ def write_configuration(source: TranslationSource, folder: Path) -> None:
         "eos_token_id": source.eos_id,
         "pad_token_id": source.pad_id,
         "max_length": max_tokens,
-        "num_beams": source.defaults.num_beams,
-        "length_penalty": source.defaults.length_penalty,
-        "early_stopping": source.defaults.early_stopping,
-    }
-    if source.defaults.max_new_tokens is not None:
-        generation["max_new_tokens"] = source.defaults.max_new_tokens
+    } | generation_document(source.defaults, source.eos_id)
     for file_name, document in {"config.json": config, "generation_config.json": generation}.items():
         (folder / file_name).write_text(json.dumps(document, indent=2) + "\n")
 

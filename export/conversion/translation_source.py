@@ -12,7 +12,8 @@ from export.networks.translation import BOS_ID, EOS_ID, PAD_ID, TranslationConfi
 from export.training.run_folder import read_result
 from export.training.translation import NETWORKS, Translator, load_run_model, translate
 from model_store.folder import TOKENIZER
-from service.tasks.decoding.search import MODEL_DEFAULTS, Hypothesis, SearchDefaults, Sentence
+from service.tasks.decoding.search import MODEL_DEFAULTS, Hypothesis, SearchDefaults
+from service.tasks.decoding.sentence import Sentence
 from service.tasks.decoding.settings import LanguageCodes
 from service.tasks.translation import Translation
 
@@ -47,6 +48,8 @@ class TranslationSource:
             target_tokenizer_json=self.target_tokenizer_json,
             defaults=self.defaults,
             language_codes=self.language_codes,
+            vocab_size=self.module.config.vocab_size,
+            has_log_normalizers=True,
         )
 
     def golden_texts(self) -> list[str]:

@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from export.networks.transformer import HIDDEN, Packing, packed_layer
@@ -195,13 +195,14 @@ def halve_translation(encoder: Path, decoder: Path) -> None:
     probabilities are computed in float32, because hundreds of them are summed and compared.
     """
     halve(encoder, kept=[])
-    halve(decoder, kept=["log_probabilities"], in_full=["LogSoftmax"])
+    halve(decoder, kept=["log_probabilities", "log_normalizers"], in_full=["LogSoftmax"])
 
 
 def _choose_likeliest(path: Path) -> None:
     """Let the graph output the top tokens and their log probabilities instead of all logits, in place.
 
-    Their number is the input `num_candidates`, which torch's exporter cannot express.
+    Their number is the input `num_candidates`, which torch's exporter cannot express. The output `log_normalizers` is
+    what turns log probabilities into logits again, for searches whose rules are about logits.
     """
     model = onnx.load(path)
     graph = model.graph
@@ -213,12 +214,17 @@ def _choose_likeliest(path: Path) -> None:
             helper.make_node(
                 "TopK", ["all_log_probabilities", "num_candidates"], ["log_probabilities", "top_ids"], axis=-1
             ),
+            helper.make_node("ReduceMax", ["logits", "last_axis"], ["highest_logit"], keepdims=1),
+            helper.make_node("ReduceMax", ["all_log_probabilities", "last_axis"], ["highest_probability"], keepdims=1),
+            helper.make_node("Sub", ["highest_logit", "highest_probability"], ["log_normalizers"]),
         ]
     )
+    graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last_axis"))
     graph.input.append(helper.make_tensor_value_info("num_candidates", TensorProto.INT64, [1]))
     chosen = [
         helper.make_tensor_value_info("log_probabilities", TensorProto.FLOAT, ["rows", "candidates"]),
         helper.make_tensor_value_info("top_ids", TensorProto.INT64, ["rows", "candidates"]),
+        helper.make_tensor_value_info("log_normalizers", TensorProto.FLOAT, ["rows", 1]),
     ]
     outputs = [*chosen, *(output for output in graph.output if output is not logits)]
     del graph.output[:]
@@ -264,6 +270,7 @@ class OnnxTranslator:
             "num_candidates": np.array([count]),
             **{name: tensor.numpy() for name, tensor in after.items()},
         }
-        top, ids, *caches = self._decoder.run(None, feeds)
+        names = ["log_probabilities", "top_ids", *(f"new_{name}" for name in self._caches)]
+        top, ids, *caches = self._decoder.run(names, feeds)
         after |= {name: torch.from_numpy(cache) for name, cache in zip(self._caches, caches, strict=True)}
         return top, ids, after

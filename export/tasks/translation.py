@@ -32,7 +32,8 @@ from export.training.quality import with_confidence
 from export.training.run_folder import read_result
 from export.training.trainer import this_device
 from model_store.folder import ENCODER_FLOAT16, GRAPH_FLOAT16, GoldenExample, HalfPrecision, Manifest
-from service.tasks.decoding.search import GOLDEN_SEARCHES, Sentence
+from service.tasks.decoding.search import GOLDEN_SEARCHES
+from service.tasks.decoding.sentence import Sentence
 
 # A translation takes one decoder step per token, so search fewer items and fewer times.
 EFFORT = SearchEffort(

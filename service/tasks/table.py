@@ -2,11 +2,18 @@
 
 from typing import Any
 
+from service.tasks.generation.text_to_text import Summarization, Text2TextGeneration
 from service.tasks.image_classification import ImageClassification
 from service.tasks.stored_task import StoredTask
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
 
-_TASKS: tuple[type[StoredTask[Any]], ...] = (TextClassification, ImageClassification, Translation)
+_TASKS: tuple[type[StoredTask[Any]], ...] = (
+    TextClassification,
+    ImageClassification,
+    Translation,
+    Summarization,
+    Text2TextGeneration,
+)
 
 TASKS = {task.name: task for task in _TASKS}

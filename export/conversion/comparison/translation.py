@@ -14,7 +14,8 @@ from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
 from export.training.quality import MAX_BLEU_LOSS, TranslationQuality, translation_quality
 from export.training.translation import Translator
-from service.tasks.decoding.search import Hypothesis, SearchRequest, Sentence
+from service.tasks.decoding.search import Hypothesis, SearchRequest
+from service.tasks.decoding.sentence import Sentence
 
 MAX_SCORE_DIFFERENCE = 1e-4  # in float32: of equal translations, and of two that rounding has swapped
 
@@ -79,9 +80,11 @@ def pytorch_score(source: TranslationSource, sentence: Sentence, ids: list[int])
     """Score a translation with PyTorch, all its tokens at once (teacher forcing)."""
     options = sentence.options
     wanted = ids if len(ids) == options.max_new_tokens else [*ids, source.eos_id]
-    given, target = torch.tensor([sentence.ids]), torch.tensor([[source.bos_id, *wanted[:-1]]])
+    given, target = torch.tensor([sentence.ids]), torch.tensor([[sentence.bos_id, *wanted[:-1]]])
     logits_NV = source.module(given, torch.ones_like(given), target, torch.ones_like(target))
-    total = float(torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None]).sum())
+    probabilities_N = torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None])[:, 0]
+    forced = options.constraints is not None and options.constraints.forced_bos_token_id is not None
+    total = float(probabilities_N[1 if forced else 0 :].sum())  # a forced token has probability 1
     score: float = total / len(wanted) ** options.length_penalty
     return score
 

@@ -1,15 +1,15 @@
 """Opens model folders of a store: checked files, and the pre- and postprocessing of each task without an engine."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from export.closest import closest_first
 from model_store.folder import (
     PREPROCESSOR,
-    TARGET_TOKENIZER,
     TOKENIZER,
     FolderError,
     FoundFolder,
@@ -17,10 +17,11 @@ from model_store.folder import (
     ModelFolder,
     read,
 )
-from service.tasks.decoding.search import SearchDefaults
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
 from service.tasks.text_classification import TextClassification
 from service.tasks.translation import Translation
+
+C = TypeVar("C")
 
 
 def open_folder(path: Path) -> ModelFolder:
@@ -38,8 +39,10 @@ def open_folder(path: Path) -> ModelFolder:
 
 
 def generation_of(folder: Path) -> dict[str, Any]:
-    """Read `generation_config.json`."""
+    """Read `generation_config.json`; of several tokens that end an answer, `eos_token_id` is the first."""
     found: dict[str, Any] = json.loads((folder / "generation_config.json").read_text())
+    if isinstance(found["eos_token_id"], list):
+        found["eos_token_id"] = found["eos_token_id"][0]
     return found
 
 
@@ -61,20 +64,23 @@ def image_classification_of(folder: Path, manifest: Manifest) -> ImageClassifica
     return ImageClassification(config, labels=manifest.labels, graph_input=manifest.inputs[0].name)
 
 
+class _Files:
+    """The files of a model folder as tasks read them."""
+
+    labels: Sequence[str] = ()
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        self._folder, self.max_tokens = folder, max_tokens
+
+    def text(self, name: str) -> str | None:
+        path = self._folder / name
+        return path.read_text() if path.is_file() else None
+
+    def config(self, name: str, kind: type[C]) -> C:
+        return msgspec.json.decode((self._folder / name).read_bytes(), type=kind)
+
+
 def translation_of(folder: Path, manifest: Manifest) -> Translation:
     """Build the pre- and postprocessing of a translation model's folder."""
-    config, generation = json.loads((folder / "config.json").read_text()), generation_of(folder)
-    target_tokenizer = folder / TARGET_TOKENIZER
     assert manifest.limits.max_tokens is not None
-    return Translation(
-        (folder / TOKENIZER).read_text(),
-        max_tokens=manifest.limits.max_tokens,
-        bos_id=generation["decoder_start_token_id"],
-        eos_id=generation["eos_token_id"],
-        source_language=config["source_language"],
-        target_language=config["target_language"],
-        target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
-        defaults=SearchDefaults(
-            length_penalty=generation.get("length_penalty", 1.0), early_stopping=generation.get("early_stopping", True)
-        ),
-    )
+    return Translation.open(_Files(folder, manifest.limits.max_tokens))

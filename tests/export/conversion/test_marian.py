@@ -186,6 +186,8 @@ def test_a_language_code_at_the_beginning_is_one_token(tmp_path: Path) -> None:
         {"early_stopping": "never", "length_penalty": 2.0},
         {"num_beams": 1, "length_penalty": 1.0},
         {"forced_eos_token_id": 0, "max_length": 9},
+        {"num_beams": 1, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "bad_words_ids": [[5], [7, 8]]},
+        {"min_length": 8, "suppress_tokens": [6], "begin_suppress_tokens": [9], "forced_bos_token_id": 11},
     ],
     ids=str,
 )
@@ -203,13 +205,14 @@ def test_the_default_search_is_the_models_own(search: dict[str, object], tmp_pat
 
 
 def test_unsupported_search_options_are_refused_by_name(tmp_path: Path) -> None:
-    """Refuses sampling, repetition penalties, forbidden words and too many beams."""
+    """Refuses sampling, groups of beams, contrastive search, penalties that favour repetition, and too many beams."""
     for number, (search, text) in enumerate(
         (
             ({"do_sample": True}, "do_sample is True, which is not offered"),
-            ({"repetition_penalty": 1.3}, "repetition_penalty is 1.3"),
-            ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size is 3"),
-            ({"bad_words_ids": [[5]]}, r"bad_words_ids is \[\[5\]\]"),
+            ({"repetition_penalty": 0.9}, "repetition_penalty is 0.9; from 1 to 10 is offered"),
+            ({"num_beam_groups": 2}, "num_beam_groups is 2, which is not offered"),
+            ({"penalty_alpha": 0.6}, "penalty_alpha is 0.6, which is not offered"),
+            ({"forced_eos_token_id": 5}, "forced_eos_token_id 5 is not an eos_token_id"),
             ({"num_beams": 40}, "num_beams 40"),
         )
     ):

@@ -1,6 +1,7 @@
 """Texts to sentences and translations to texts, without a graph."""
 
 from service.tasks.decoding.search import SearchRequest
+from service.tasks.generation.explained_text import pieces_of
 from service.tasks.translation import Translation
 from tests.conftest import ROOT
 
@@ -17,7 +18,7 @@ def test_the_tokens_of_a_translation_include_its_end() -> None:
             sentence.advance([[-0.5]], [[token]])
         assert sentence.done
         assert task.tokens_of(sentence) == expected
-        pieces = task.pieces_of(expected)
+        pieces = pieces_of(task, expected)
         assert len(pieces) == len(expected)
         assert "".join(pieces[: len(ids)]) == task.finish(sentence).text
         assert pieces[len(ids) :] == ["[EOS]"] * (limit - len(ids))
