@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from export.networks.seq2seq import Seq2SeqTransformer
 from export.networks.transformer import HIDDEN, Packing, packed_layer
 from export.networks.translation import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
 from export.onnx_graphs.passes import cpu_session, export_graph, halve
+from export.onnx_graphs.seq2seq import PackedSeq2SeqEncoder, Seq2SeqDecoderStep
 from model_store.folder import ENCODER, GRAPH
 
 
@@ -146,11 +148,14 @@ def _attend_to_source(
     return attended_NWD
 
 
-def export_encoder(model: TranslationTransformer, path: Path) -> None:
+ServedNetwork = TranslationTransformer | Seq2SeqTransformer
+
+
+def export_encoder(model: ServedNetwork, path: Path) -> None:
     """Write `encoder.onnx`; batch and length are dynamic."""
     axes = {0: torch.export.Dim("sentences", min=1), 1: torch.export.Dim("tokens", min=1, max=model.config.max_tokens)}
     export_graph(
-        PackedEncoder(model),
+        PackedEncoder(model) if isinstance(model, TranslationTransformer) else PackedSeq2SeqEncoder(model),
         (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64)),
         path,
         inputs=["input_ids", "attention_mask"],
@@ -159,10 +164,15 @@ def export_encoder(model: TranslationTransformer, path: Path) -> None:
     )
 
 
-def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
+def export_decoder_step(model: ServedNetwork, path: Path) -> None:
     """Write `model.onnx`; sentences, beams, places of the cache and source tokens are dynamic."""
-    config = model.config
-    layers, H, K = len(model.decoder), config.num_heads, config.d_model // config.num_heads
+    config, layers = model.config, len(model.decoder)
+    step: nn.Module
+    if isinstance(model, TranslationTransformer):
+        step, H = DecoderStep(model), model.config.num_heads
+        K = model.config.d_model // H
+    else:
+        step, H, K = Seq2SeqDecoderStep(model), model.config.decoder.num_heads, model.config.head_width
     N, W, P, S = 2, 3, 16, 10
     sentences, beams = torch.export.Dim("sentences", min=1), torch.export.Dim("beams", min=1)
     places, tokens = torch.export.Dim("places", min=1), torch.export.Dim("tokens", min=1, max=config.max_tokens)
@@ -172,7 +182,7 @@ def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
     state_axes = [{0: rows, 2: places}] * 2 * layers + [{0: sentences, 2: tokens}] * 2 * layers
     names = cache_names(layers)
     export_graph(
-        DecoderStep(model),
+        step,
         (
             torch.ones(N, W, dtype=torch.int64),
             torch.ones(N * W, dtype=torch.int32),
@@ -226,6 +236,7 @@ def _choose_likeliest(path: Path) -> None:
         helper.make_tensor_value_info("top_ids", TensorProto.INT64, ["rows", "candidates"]),
         helper.make_tensor_value_info("log_normalizers", TensorProto.FLOAT, ["rows", 1]),
     ]
+    del graph.value_info[:]  # the shapes of torch's exporter are wrong where an operator is ONNX's own
     outputs = [*chosen, *(output for output in graph.output if output is not logits)]
     del graph.output[:]
     graph.output.extend(outputs)
