@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 
@@ -232,6 +233,10 @@ def write_configuration(source: TranslationSource, folder: Path) -> None:
     if source.language_codes is not None:
         config["language_codes"] = dict(source.language_codes.ids)
         config["unknown_language_id"] = source.language_codes.unknown_id
+    if source.language_tokens is not None:
+        config["language_tokens"] = msgspec.to_builtins(source.language_tokens)
+    if source.prefixes:
+        config["prefixes"] = msgspec.to_builtins(source.prefixes)
     generation: dict[str, Any] = {
         "bos_token_id": source.bos_id,
         "decoder_start_token_id": source.bos_id,

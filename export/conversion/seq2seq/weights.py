@@ -1,7 +1,7 @@
 """Builds this repository's encoder-decoder network with the weights of a Hugging Face model.
 
-One table says what the families differ in; `FAMILIES` lists them. Their layers have two sets of names: those of BART and
-its descendants, and those of T5.
+`FAMILIES` says what the families differ in. Their layers have two sets of names: those of BART and its descendants, and
+those of T5.
 """
 
 from typing import Any, NamedTuple
@@ -125,7 +125,7 @@ def _bart_weights(model: Any, theirs: dict[str, Tensor], config: Seq2SeqConfig) 
             if f"{prefix}.{theirs_name}.weight" in theirs:
                 ours |= _linear(theirs, f"{prefix}.{theirs_name}", ours_name)
         for number in range(stack.num_layers):
-            ours |= _bart_layer(theirs, f"{prefix}.layers.{number}", f"{side}.{number}", side == "decoder")
+            ours |= bart_layer(theirs, f"{prefix}.layers.{number}", f"{side}.{number}", side == "decoder")
     if "final_logits_bias" in theirs:
         ours["logits_bias_V"] = theirs["final_logits_bias"][0]
     return ours
@@ -141,7 +141,15 @@ def _positions(stack: nn.Module, config: Any, max_tokens: int) -> Tensor:
     return found.reshape(max_tokens, -1)
 
 
-def _bart_layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> dict[str, Tensor]:
+def bart_layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> dict[str, Tensor]:
+    """Rename the weights of a layer to the names of this repository's networks.
+
+    Args:
+        theirs: all weights of the model.
+        their: the layer's name in the model.
+        our: its name here.
+        decodes: whether it is a layer of the decoder.
+    """
     pairs = [
         ("self_attn.out_proj", "attention.out"),
         ("self_attn_layer_norm", "attention_norm"),
