@@ -7,7 +7,6 @@ explain | load | untrained | archive`.
 import argparse
 import contextlib
 import os
-import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ from export.closest import closest_first
 from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
 from export.outcome import FAILED, INTERRUPTED, NOT_INSTALLED, TERMINATED, lacks_space, sentence_of, stopped
-from export.stopping import terminate
+from export.stopping import stop_on_signals
 from service.version import not_installed
 
 if TYPE_CHECKING:
@@ -143,10 +142,10 @@ def convert(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a finished run."""
     run_dir = run_dir_of(arguments)
     require_finished(run_dir)
-    from export.tasks.task import task_of
+    from export.tasks.task import trained_task_of
     from export.training.run_folder import read_result
 
-    task = task_of(read_result(run_dir)["task"])
+    task = trained_task_of(read_result(run_dir)["task"])
     task.convert(run_dir, target_of(arguments, arguments.model), console)
 
 
@@ -228,10 +227,15 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
     from export.tasks.task import task_of
 
+    if arguments.task is None:
+        from export.conversion.checkpoints.architecture import task_of_checkpoint
+
+        arguments.task = task_of_checkpoint(arguments.source)
+        console.print(f"task: {arguments.task}")
     task = task_of(arguments.task)
     if arguments.validate_on and arguments.validate_on not in task.validation_sets:
         raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
-    if arguments.precision != "float32" and not arguments.validate_on:
+    if arguments.precision != "float32" and not arguments.validate_on and task.needs_labels:
         raise ValueError(
             f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for text"
             " classifiers"
@@ -242,12 +246,11 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
 
 def random_weights(arguments: argparse.Namespace, console: "Console") -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
-    from export.conversion.random_weights import write_random_weights
-    from export.task_table import TEXT_CLASSIFICATION
-    from export.tasks.task import task_of
+    from export.studies.random_weights import write_random_weights
+    from export.tasks.text_classification import TASK
 
     write_random_weights(
-        task_of(TEXT_CLASSIFICATION),
+        TASK,
         name=arguments.name or "untrained",
         store=arguments.model_store,
         layers=arguments.layers,
@@ -295,6 +298,5 @@ def leave(status: int) -> None:
 
 
 if __name__ == "__main__":
-    # On SIGTERM a command cleans up, as it does on an interrupt.
-    signal.signal(signal.SIGTERM, terminate)
+    stop_on_signals()
     leave(main())

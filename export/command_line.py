@@ -118,7 +118,7 @@ def add_load(commands: Any) -> None:
         help="convert a Hugging Face model to the next version in the model store",
     )
     one.add_argument("source", metavar="SOURCE", help="a folder with a saved model, or a hub id such as owner/name")
-    one.add_argument("--task", required=True, choices=list(TASKS), help="task of the model")
+    one.add_argument("--task", choices=list(TASKS), help="task of the model; default: what its architecture tells")
     one.add_argument(
         "--validate-on",
         choices=["sst2"],

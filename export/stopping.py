@@ -19,9 +19,42 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM was received."""
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM by raising `Terminated`."""
-    raise Terminated
+class StopHandler:
+    """A signal handler that raises the exception of SIGINT or SIGTERM, and remembers the signal.
+
+    A library drops the exception where the signal arrives in a callback from C, in a destructor, or under an `except`
+    without a type. `raise_if_stopped` raises it again.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Raise the exception of a signal."""
+        self.received.append(number)
+        raise _exception_of(number)
+
+
+def stop_on_signals() -> None:
+    """Let SIGINT and SIGTERM end the work of this process, also where a library drops the exception."""
+    for number in STOPS:
+        signal.signal(number, StopHandler())
+
+
+def raise_if_stopped() -> None:
+    """Stop after the call of a library that may have dropped the exception of a signal.
+
+    Raises:
+        KeyboardInterrupt: a signal was received, and the work goes on.
+    """
+    for number in STOPS:
+        handler = signal.getsignal(number)
+        if isinstance(handler, StopHandler) and handler.received:
+            raise _exception_of(number)
+
+
+def _exception_of(number: int) -> KeyboardInterrupt:
+    return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
 @contextlib.contextmanager
@@ -47,7 +80,7 @@ def stopping_later(message: str) -> Iterator[list[int]]:
         handler = before[signal.Signals(number)]
         if callable(handler):
             handler(number, frame)
-        raise (Terminated if number == signal.SIGTERM else KeyboardInterrupt)
+        raise _exception_of(number)
 
     def note(number: int, frame: FrameType | None) -> None:
         if noted:

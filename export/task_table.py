@@ -7,11 +7,13 @@ and `python -m export --help` is fast. `task_of` in `export.tasks.task` loads an
 TEXT_CLASSIFICATION = "text-classification"
 IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
+FEATURE_EXTRACTION = "feature-extraction"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
     IMAGE_CLASSIFICATION: "export.tasks.image_classification",
     TRANSLATION: "export.tasks.translation",
+    FEATURE_EXTRACTION: "export.tasks.feature_extraction",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

@@ -9,6 +9,7 @@
     tokenizer.json    how text becomes ids (Hugging Face `tokenizers`)
     target_tokenizer.json    translation models with a separate tokenizer for the target language
     preprocessor_config.json    how images become pixels (Hugging Face form)
+    task.json         optional: settings of the task, such as thresholds of classes or prompts; each task has its own
     golden.json       raw inputs, the tensors they become, and the answers of the original PyTorch model
     explain.onnx      optional: attention weights and gradients; its weights are bytes of the graphs above
     golden.explain.json    rows for explain.onnx, and PyTorch's outputs for them
@@ -44,7 +45,7 @@ MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZE
     "tokenizer.json",
     "target_tokenizer.json",
 )
-PREPROCESSOR, CARD = "preprocessor_config.json", "README.md"
+PREPROCESSOR, TASK_SETTINGS, CARD = "preprocessor_config.json", "task.json", "README.md"
 LABELS = "labels.txt"  # names of a bare graph's classes, one a line
 # Files that are used only in a folder with a manifest; `export load` writes such folders.
 NEEDS_MANIFEST = (
@@ -53,6 +54,7 @@ NEEDS_MANIFEST = (
     TOKENIZER,
     TARGET_TOKENIZER,
     PREPROCESSOR,
+    TASK_SETTINGS,
     "tokenizer_config.json",
     "generation_config.json",
     ENCODER,

@@ -1,4 +1,4 @@
-"""Converts a trained classifier to a model folder, and refuses a result that is not the same model.
+"""Converts a trained encoder to a model folder, and refuses a result that is not the same model.
 
     PyTorch ──> torch.export ──> ONNX ──> (ONNX Runtime's transformer optimizer, int8) ──> compared ──> folder
            └──> TorchScript ────────────────────────────────────────────────────────> compared ──┤
@@ -11,6 +11,7 @@ has the parts that differ between texts and images.
 
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,16 +24,14 @@ from rich.console import Console
 from export.conversion.comparison.classifier import (
     MAX_LOGIT_DIFFERENCE,
     Comparison,
-    compare,
-    measure_quality,
-    onnx_logits,
+    onnx_outputs,
     require_equal,
 )
 from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.model_folder.publishing import card_of_provenance, explain, put_into_store, with_half_precision
 from export.conversion.model_folder.staging import folder_in_the_making
-from export.conversion.model_folder.task import FolderTask
-from export.conversion.model_source import Labelled, Source
+from export.conversion.model_folder.task import OneGraphTask, S, Split
+from export.conversion.model_source import Source
 from export.conversion.sensitivity.batch_sensitivity import with_batch_sensitivity
 from export.onnx_graphs.passes import (
     export_graph,
@@ -43,7 +42,7 @@ from export.onnx_graphs.passes import (
     use_standard_attention,
 )
 from export.provenance import this_command
-from export.training.quality import classification_quality, twice
+from export.training.quality import twice
 from model_store.folder import (
     FORMAT,
     GRAPH,
@@ -59,16 +58,16 @@ from model_store.folder import (
 
 def convert(
     source: Source,
-    task: FolderTask[Labelled],
+    task: OneGraphTask[S],
     *,
     name: str,
     store: Path,
     compare_on: Sequence[Any],
-    labelled: Labelled | None,
+    labelled: S | None,
     precision: Precision,
     about: dict[str, Any],
     console: Console,
-    also_measured_on: Mapping[str, Labelled] = MappingProxyType({}),
+    also_measured_on: Mapping[str, S] = MappingProxyType({}),
     split: str = "validation",
     explained: bool = True,
     halved: bool = True,
@@ -101,25 +100,24 @@ def convert(
     require_convertible(source, len(compare_on), labelled, precision)
     with folder_in_the_making(store) as folder:
         write_graph(source, folder / GRAPH, precision, console)
-        comparison, quality = prove_equal(source, folder, compare_on, precision, console)
+        comparison, quality = prove_equal(source, task, folder, compare_on, precision, console)
         if labelled is not None:
-            quality |= measure_quality(source, folder / GRAPH, labelled, precision, split)
+            quality |= measure_quality(source, task, folder / GRAPH, labelled, precision, split)
         for name_of_more, more in also_measured_on.items():
-            logits_BC = onnx_logits(source, folder / GRAPH, more.inputs)
-            quality[name_of_more] = classification_quality(logits_BC, np.array(more.labels)).as_dict()
-        manifest = describe(source, task.name, folder, name, precision, comparison, quality, about)
+            quality[name_of_more] = quality_of(source, task, folder / GRAPH, more)
+        manifest = describe(source, task, folder, name, precision, comparison, quality, about)
         if labelled is not None:
             manifest = with_batch_sensitivity(folder, manifest, task, labelled.inputs, console)
         if explained:
             explain(folder, manifest, task, source.module, console)
         if halved and labelled is not None:
             manifest = with_half_precision(folder, manifest, task, {split: labelled}, console)
-        target = put_into_store(folder, manifest, task, store, model_card)
+        target = put_into_store(folder, manifest, task, store, partial(model_card, task=task))
     console.print(f"written: {target}")
     return target
 
 
-def require_convertible(source: Source, num_compared: int, labelled: Labelled | None, precision: Precision) -> None:
+def require_convertible(source: Source, num_compared: int, labelled: Split | None, precision: Precision) -> None:
     """Check the arguments of a conversion before anything is computed.
 
     Raises:
@@ -134,7 +132,12 @@ def require_convertible(source: Source, num_compared: int, labelled: Labelled | 
 
 
 def prove_equal(
-    source: Source, folder: Path, compare_on: Sequence[Any], precision: Precision, console: Console
+    source: Source,
+    task: OneGraphTask[S],
+    folder: Path,
+    compare_on: Sequence[Any],
+    precision: Precision,
+    console: Console,
 ) -> tuple[Comparison, dict[str, Any]]:
     """Compare the graph with PyTorch; in float32 also write TorchScript, and refuse where either one differs.
 
@@ -145,14 +148,39 @@ def prove_equal(
         ConversionRefused: the outputs in float32 differ from PyTorch's.
     """
     console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
-    reference_BC = source.logits(source.module, compare_on)
-    comparison = compare(onnx_logits(source, folder / GRAPH, compare_on), reference_BC)
+    expected = source.outputs(source.module, compare_on)
+    comparison = task.compare(onnx_outputs(source, folder / GRAPH, compare_on), expected)
     console.print(f"ONNX: {comparison}")
-    compared = {"onnx": vars(comparison)}
+    compared = {"onnx": comparison.as_dict()}
     if precision == "float32":
         require_equal(comparison, "ONNX")
-        compared["torchscript"] = vars(write_torchscript(source, folder / TORCHSCRIPT, compare_on, reference_BC))
+        traced = write_torchscript(source, folder / TORCHSCRIPT, compare_on)
+        of_torchscript = task.compare(traced, expected)
+        require_equal(of_torchscript, "TorchScript")
+        compared["torchscript"] = of_torchscript.as_dict()
     return comparison, {"compared_with_pytorch": compared}
+
+
+def measure_quality(
+    source: Source, task: OneGraphTask[S], path: Path, labelled: S, precision: Precision, split: str
+) -> dict[str, Any]:
+    """Measure the graph on labelled inputs, and in lossy precisions what the precision costs.
+
+    Raises:
+        ConversionRefused: the precision costs too much.
+    """
+    measured = quality_of(source, task, path, labelled)
+    if precision == "float32":
+        return {split: measured}
+    expected = source.outputs(source.module, labelled.inputs)
+    before = task.quality(expected, labelled, lambda: expected)
+    return {split: measured} | task.check_loss(measured, before, precision)
+
+
+def quality_of(source: Source, task: OneGraphTask[S], path: Path, split: S) -> dict[str, Any]:
+    """Measure the graph on a split."""
+    found = onnx_outputs(source, path, split.inputs)
+    return task.quality(found, split, lambda: source.outputs(source.module, split.inputs))
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
@@ -181,33 +209,22 @@ def export_onnx(source: Source, path: Path) -> None:
         source.example(),
         path,
         inputs=list(source.input_names),
-        outputs=["logits"],
+        outputs=[source.output_name],
         dynamic_shapes=tuple(source.dynamic_axes() for _ in source.input_names),
     )
     if source.optimized_as is not None:
         optimize_transformer(path, source.optimized_as)
 
 
-def write_torchscript(
-    source: Source,
-    path: Path,
-    inputs: Sequence[Any],
-    reference_BC: NDArray[np.float32],
-) -> Comparison:
-    """Write the model as TorchScript, and compare it like the ONNX graph.
-
-    Raises:
-        ConversionRefused: TorchScript answers differently.
-    """
+def write_torchscript(source: Source, path: Path, inputs: Sequence[Any]) -> list[NDArray[np.float32]]:
+    """Write the model as TorchScript, and return its results."""
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # tracing warns of recorded shapes; the comparison below proves them dynamic
         torch.jit.save(
             torch.jit.trace(source.module, source.example(), check_trace=False, strict=False),
             path,
         )
-        comparison = compare(source.logits(torch.jit.load(path), inputs), reference_BC)
-    require_equal(comparison, "TorchScript")
-    return comparison
+        return source.outputs(torch.jit.load(path), inputs)
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------
@@ -215,7 +232,7 @@ def write_torchscript(
 
 def publish(
     source: Source,
-    task: FolderTask[Labelled],
+    task: OneGraphTask[S],
     folder: Path,
     name: str,
     store: Path,
@@ -225,13 +242,13 @@ def publish(
     about: dict[str, Any],
 ) -> Path:
     """Complete a folder that has its served graph, and put it into the store without a graph that explains."""
-    manifest = describe(source, task.name, folder, name, precision, comparison, quality, about)
-    return put_into_store(folder, manifest, task, store, model_card)
+    manifest = describe(source, task, folder, name, precision, comparison, quality, about)
+    return put_into_store(folder, manifest, task, store, partial(model_card, task=task))
 
 
 def describe(
     source: Source,
-    task_name: str,
+    task: OneGraphTask[S],
     folder: Path,
     name: str,
     precision: Precision,
@@ -247,20 +264,20 @@ def describe(
     for file_name, text in source.files().items():
         (folder / file_name).write_text(text)
     inputs = source.golden_inputs()
-    golden_BC = source.logits(source.module, inputs)
+    expected = source.outputs(source.module, inputs)
     golden = [
-        GoldenExample(*source.golden_example(given), {"logits": logits_C.tolist()})
-        for given, logits_C in zip(inputs, golden_BC, strict=True)
+        GoldenExample(*source.golden_example(given), {source.output_name: result.ravel().tolist()})
+        for given, result in zip(inputs, expected, strict=True)
     ]
     write_golden(folder, golden)
-    golden_comparison = compare(onnx_logits(source, folder / GRAPH, inputs), golden_BC)
+    golden_comparison = task.compare(onnx_outputs(source, folder / GRAPH, inputs), expected)
     if precision == "float32":
         require_equal(golden_comparison, "ONNX, on the golden examples,")
         tolerance = Tolerance(MAX_LOGIT_DIFFERENCE)
     else:
         # Rounding depends on the other items of the batch and on the processor's instructions: allow twice the observed
         # difference. Only golden examples whose logits lie closer than that may change their label; the
-        # accuracy on labelled inputs bounds the cost of the precision.
+        # quality on labelled inputs bounds the cost of the precision.
         seen = max(
             comparison.max_abs_logit_difference,
             golden_comparison.max_abs_logit_difference,
@@ -269,10 +286,10 @@ def describe(
     return Manifest(
         format=FORMAT,
         name=name,
-        task=task_name,
+        task=task.name,
         precision=precision,
         inputs=[Tensor(tensor, *source.input_form) for tensor in source.input_names],
-        outputs=[Tensor("logits", "FP32", [-1, len(source.labels)])],
+        outputs=[Tensor(source.output_name, "FP32", source.output_shape)],
         labels=source.labels,
         limits=source.limits,
         skips_padding=source.skips_padding,
@@ -283,44 +300,31 @@ def describe(
     )
 
 
-def model_card(manifest: Manifest, version: int) -> str:
+def model_card(manifest: Manifest, version: int, task: OneGraphTask[S]) -> str:
     """Write the text of the folder's README.md; every figure comes from the manifest."""
+    classes = f" Classes: {', '.join(manifest.labels)}." if manifest.labels else ""
     lines = [
         f"# {manifest.name}, version {version}",
         "",
-        f"Task: {manifest.task}. Classes: {', '.join(manifest.labels)}. Precision: {manifest.precision}."
-        f" {_what_it_takes(manifest)}",
+        f"Task: {manifest.task}.{classes} Precision: {manifest.precision}. {_what_it_takes(manifest)}",
         "",
         *card_of_provenance(manifest),
         "## Measured",
         "",
+        *task.quality_lines(manifest),
     ]
-    if "validation" in manifest.quality and "best_epoch" in manifest.provenance:
-        lines += ["The validation split also chose the epoch, so the figures measured on it are optimistic.", ""]
-    for split, measured in manifest.quality.items():
-        if isinstance(measured, dict) and "confusion_matrix" in measured:
-            lines += [
-                f"On {f'the {split} split' if split in {'validation', 'test'} else split},"
-                f" n = {measured['num_examples']}, with the graph of this folder:",
-                "",
-                f"- accuracy {100 * measured['accuracy']:.2f} % (standard error"
-                f" {100 * measured['accuracy_standard_error']:.2f})",
-                f"- F1, mean over the classes: {measured['f1_macro']:.4f}",
-                f"- expected calibration error: {measured['expected_calibration_error']:.4f}",
-                f"- confusion matrix (rows: true class): {measured['confusion_matrix']}",
-                "",
-            ]
-    if not any(isinstance(measured, dict) and "confusion_matrix" in measured for measured in manifest.quality.values()):
-        lines += ["Its accuracy was not measured, because no labelled data was available.", ""]
-    lines += ["Compared with the model before conversion:", ""]
-    if "accuracy_loss" in manifest.quality:
-        by = "quantization" if manifest.precision == "int8" else manifest.precision
-        lines.append(f"- accuracy lost by {by}: {100 * manifest.quality['accuracy_loss']:.2f} points")
     for runtime, comparison in manifest.quality["compared_with_pytorch"].items():
-        lines.append(
-            f"- {runtime} against PyTorch on {comparison['num_examples']} inputs: logits differ by at most"
-            f" {comparison['max_abs_logit_difference']:.2g}, {comparison['labels_changed']} labels change"
-        )
+        on = f"- {runtime} against PyTorch on {comparison['num_examples']} inputs:"
+        if "min_cosine" in comparison:
+            lines.append(
+                f"{on} vectors of length 1 differ by at most {comparison['max_abs_logit_difference']:.2g} in an"
+                f" element, lowest cosine {comparison['min_cosine']:.6f}"
+            )
+        else:
+            lines.append(
+                f"{on} logits differ by at most {comparison['max_abs_logit_difference']:.2g},"
+                f" {comparison['labels_changed']} labels change"
+            )
     return "\n".join(lines) + f"\n\n`{MANIFEST}` has all figures, and the checksum of every file.\n"
 
 

@@ -49,7 +49,7 @@ from export.conversion.comparison.explanation import (
     require_explained,
 )
 from export.conversion.model_folder.opening import open_folder
-from export.conversion.model_folder.task import FolderTask, S
+from export.conversion.model_folder.task import ExplainedTask, FolderTask, S
 from export.onnx_graphs.explanation_modules import Explained
 from export.onnx_graphs.external_weights import share_weights
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
@@ -111,7 +111,7 @@ def with_gradient(network: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
 # --- the folder ------------------------------------------------------------------------------------------------------
 
 
-def golden_rows(folder: Path, manifest: Manifest, task: FolderTask[S], golden: Sequence[GoldenExample]) -> list[Row]:
+def golden_rows(folder: Path, manifest: Manifest, task: ExplainedTask[S], golden: Sequence[GoldenExample]) -> list[Row]:
     """Turn golden examples into rows at alpha 1, which explain the answer."""
     return [
         Row(number, task.golden_feeds(folder, manifest, example) | {"alpha": np.array(1.0, dtype=np.float32)})
@@ -136,7 +136,7 @@ def kept_of(name: str, output: NDArray[Any]) -> NDArray[Any]:
     return output[:, :, 0] if name.endswith("attention") else output
 
 
-def replay_golden_rows(folder: Path, task: FolderTask[S]) -> dict[str, float]:
+def replay_golden_rows(folder: Path, task: ExplainedTask[S]) -> dict[str, float]:
     """Replay a folder's golden rows one by one; return the largest difference of each output.
 
     Raises:
@@ -158,7 +158,7 @@ def replay_golden_rows(folder: Path, task: FolderTask[S]) -> dict[str, float]:
     return worst
 
 
-def add_explain_graph(folder: Path, manifest: Manifest, task: FolderTask[S], stored: StoredNetwork) -> ExplainGolden:
+def add_explain_graph(folder: Path, manifest: Manifest, task: ExplainedTask[S], stored: StoredNetwork) -> ExplainGolden:
     """Write `explain.onnx` and `golden.explain.json` into a folder that is complete but for card and manifest.
 
     Args:
@@ -202,9 +202,12 @@ def add_to_store(folder: Path, task_of: Callable[[str], FolderTask[Any]], consol
     manifest = open_folder(folder).manifest
     if manifest is None:
         raise NotUnderstood(f"{folder} is a bare ONNX graph: its network is unknown")
+    task = task_of(manifest.task)
+    if not isinstance(task, ExplainedTask):
+        raise NotUnderstood(f"{folder}: models of the task {manifest.task} have no graph that explains")
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".explaining-") as temporary:
         copy = Path(shutil.copytree(folder, Path(temporary) / "folder"))
-        golden = add_explain_graph(copy, manifest, task_of(manifest.task), stored_network(copy))
+        golden = add_explain_graph(copy, manifest, task, stored_network(copy))
         card = (copy / CARD).read_text().split(CARD_HEADING, maxsplit=1)[0]
         (copy / CARD).write_text(card + card_of_explanations(copy, manifest))
         write_manifest(copy, manifest)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from rich.console import Console
 
+from export.conversion.comparison.explanation import Arrays
 from export.conversion.explanation_graph import CARD_HEADING as EXPLAINED_HEADING
 from export.conversion.model_folder.opening import generation_of, open_folder, translation_of
 from export.conversion.model_folder.task import FolderTask, Preprocessing, S
@@ -197,6 +198,30 @@ def add_float16_graphs(
     return msgspec.structs.replace(manifest, float16=found)
 
 
+def _sessions(folder: Path) -> list[Any]:
+    """Open the float16 graph, the same weights in float32, and the served graph."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        # float16 is compared with the dequantized graph, because float16 does not round activations to int8.
+        whole = Path(temporary) / GRAPH
+        onnx.save(in_float32(onnx.load(folder / GRAPH)), whole)
+        with _refusing():
+            return [cpu_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
+
+
+def float16_outputs(
+    folder: Path, output: str, items: Sequence[Any], collate: Callable[[Sequence[Any]], Arrays]
+) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Compute the rows of an output with the float16 graph, and with the same weights in float32.
+
+    Raises:
+        HalfPrecisionRefused: ONNX Runtime cannot open a graph.
+    """
+    half, whole, _ = _sessions(folder)
+    batches = [collate(items[first : first + BATCH_SIZE]) for first in range(0, len(items), BATCH_SIZE)]
+    of_half, of_whole = ([row for batch in batches for row in each.run([output], batch)[0]] for each in (half, whole))
+    return of_half, of_whole
+
+
 def measure_classifier(
     folder: Path,
     manifest: Manifest,
@@ -209,12 +234,7 @@ def measure_classifier(
     Raises:
         HalfPrecisionRefused: float16 loses too much accuracy.
     """
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        # float16 is compared with the dequantized graph, because float16 does not round activations to int8.
-        whole = Path(temporary) / GRAPH
-        onnx.save(in_float32(onnx.load(folder / GRAPH)), whole)
-        with _refusing():
-            sessions = [cpu_session(path) for path in (folder / GRAPH_FLOAT16, whole, folder / GRAPH)]
+    sessions = _sessions(folder)
 
     def logits(session: Any, inputs: Sequence[Any]) -> NDArray[np.float32]:
         items = [preprocessing.item(given) for given in inputs]

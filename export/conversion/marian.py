@@ -20,12 +20,12 @@ from export.conversion.checkpoints.reading import (
     check_vocabulary,
     load_weights,
     path_of,
+    provenance_of_loaded,
     quiet,
     read_config,
     read_object,
     reading,
 )
-from export.conversion.hugging_face import provenance_of_loaded
 from export.conversion.seq2seq.generation_settings import begin_id_of, eos_ids_of, search_defaults
 from export.conversion.seq2seq.source import TASK_TYPES, check_logits
 from export.conversion.seq2seq.spm_tokenizers import NEVER_READ, read_pieces

@@ -1,6 +1,6 @@
-"""The sources of a classifier conversion: trained text and image classifiers from a run or from elsewhere.
+"""The sources of a conversion to one graph: trained encoders of texts and images, from a run or from elsewhere.
 
-Shapes: B rows, T tokens, C classes or, of pixels, channels, H height, W width.
+Shapes: B rows, T tokens, D elements of a vector, C classes or, of pixels, channels, H height, W width.
 """
 
 import base64
@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from export.conversion.golden_images import golden_images
-from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
+from export.conversion.text_source import TextClassifierSource, label_names, optimized_as_bert
 from export.networks.transformer import PackedTextClassifier
 from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
 from export.training.run_folder import read_result
-from model_store.folder import PREPROCESSOR, TOKENIZER, Limits
+from model_store.folder import PREPROCESSOR, Limits
 from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
-from service.tasks.text_classification import TextClassification
 
 IMAGES_PER_CALL = 50  # per call of the PyTorch network
 CIFAR10_IMAGE_SIZE = 32
@@ -47,17 +46,20 @@ class Labelled(Protocol):
 
 
 class Collator(Protocol):
-    """The part of a served task that puts preprocessed inputs into one batch."""
+    """The part of a served task that puts preprocessed inputs into one batch, and takes its results apart."""
 
     def collate(self, items: Sequence[Any]) -> Mapping[str, NDArray[Any]]:
         """Put preprocessed inputs into one batch."""
 
+    def split_batch(self, outputs: dict[str, NDArray[Any]], items: Sequence[Any]) -> Sequence[Any]:
+        """Split the graph's outputs into the result of each input."""
+
 
 class Source(Protocol):
-    """The interface of a PyTorch classifier for conversion. An input is what a client would send: a text or a file.
+    """The interface of a PyTorch encoder for conversion. An input is what a client would send: a text or a file.
 
-    `module` takes tensors in the order of `input_names` and returns logits [B, C]. The network that `for_export` builds
-    may work only inside an export.
+    `module` takes tensors in the order of `input_names` and returns one tensor, whose first dimension is the rows. The
+    network that `for_export` builds may work only inside an export.
     """
 
     @property
@@ -81,8 +83,16 @@ class Source(Protocol):
         """The names of the graph's inputs."""
 
     @property
+    def output_name(self) -> str:
+        """The name of the graph's output, which is also that of a golden example's."""
+
+    @property
+    def output_shape(self) -> list[int]:
+        """The shape of the output, as the manifest has it."""
+
+    @property
     def labels(self) -> list[str]:
-        """The classes, by number."""
+        """The classes, by number; empty for a model without classes."""
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -121,8 +131,8 @@ class Source(Protocol):
     def item(self, given: Any) -> Any:
         """Preprocess an input."""
 
-    def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[Any]) -> NDArray[np.float32]:
-        """Compute the logits of `module` (this network or its TorchScript form); float32 [B, C]."""
+    def outputs(self, module: Callable[..., torch.Tensor], inputs: Sequence[Any]) -> list[NDArray[np.float32]]:
+        """Compute the result of each input with `module` (this network or its TorchScript form)."""
 
     def files(self) -> dict[str, str]:
         """Return further files of the model folder: texts by file name."""
@@ -132,91 +142,6 @@ class Source(Protocol):
 
     def golden_example(self, given: Any) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the raw input and its preprocessed tensors, as a golden example holds them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextClassifierSource:
-    """A PyTorch text classifier with its tokenizer and labels; its tensors are int64 [B, T]."""
-
-    module: nn.Module
-    for_export: Callable[[], nn.Module]
-    skips_padding: bool
-    input_names: tuple[str, ...]
-    tokenizer_json: str
-    labels: list[str]
-    max_tokens: int
-    pad_id: int
-    num_heads: int
-    hidden_size: int
-    model_type: str
-    cuts_left: bool = False  # long texts are truncated at their beginning
-    provenance: dict[str, Any] = field(default_factory=dict)
-    kind: str = "texts"
-    quantized_operators: Sequence[str] | None = None
-    not_quantized_because: str | None = None
-    input_form: tuple[str, list[int]] = ("INT64", [-1, -1])
-
-    @property
-    def limits(self) -> Limits:
-        """The longest text."""
-        return Limits(max_tokens=self.max_tokens)
-
-    @property
-    def optimized_as(self) -> Mapping[str, Any]:
-        """Options for an encoder like BERT."""
-        return {"model_type": "bert", "num_heads": self.num_heads, "hidden_size": self.hidden_size}
-
-    @cached_property
-    def task(self) -> TextClassification:
-        """Pre- and postprocessing, as the service will do it."""
-        return TextClassification(
-            self.tokenizer_json,
-            labels=self.labels,
-            max_tokens=self.max_tokens,
-            pad_id=self.pad_id,
-            graph_inputs=self.input_names,
-        )
-
-    def example(self) -> tuple[torch.Tensor, ...]:
-        """Return two rows of 16 tokens of type 0, the only type that every network has."""
-        return tuple(torch.full((2, 16), int(name != "token_type_ids"), dtype=torch.int64) for name in self.input_names)
-
-    def dynamic_axes(self) -> dict[int, Any]:
-        """Return rows and tokens."""
-        return {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("tokens", min=1, max=self.max_tokens)}
-
-    def item(self, given: str) -> Any:
-        """Tokenize a text, truncated to the limit."""
-        return self.task.preprocess(given, truncate=True, field="text")
-
-    @torch.inference_mode()
-    def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[str]) -> NDArray[np.float32]:
-        """Compute the logits of `module`, one text at a time and so without padding; float32 [B, C]."""
-        rows = []
-        for text in inputs:
-            feeds = self.task.collate([self.item(text)])
-            rows.append(module(*(torch.from_numpy(feeds[name]) for name in self.input_names)).float().numpy())
-        return np.concatenate(rows)
-
-    def files(self) -> dict[str, str]:
-        """Return the tokenizer and the configuration."""
-        config = {
-            "model_type": self.model_type,
-            "pad_token_id": self.pad_id,
-            "max_position_embeddings": self.max_tokens,
-            **_label_names(self.labels),
-        }
-        return {TOKENIZER: self.tokenizer_json, "config.json": json.dumps(config, indent=2) + "\n"}
-
-    def golden_inputs(self) -> list[str]:
-        """Return the golden sentences that fit, and one that is truncated if the model truncates on the left."""
-        whole = [text for text in GOLDEN_TEXTS if not self.item(text).truncated]
-        return [*whole, " ".join(made_up_sentences(self.max_tokens // 4 + 8))] if self.cuts_left else whole
-
-    def golden_example(self, given: str) -> tuple[dict[str, str], dict[str, Any]]:
-        """Return the text, its ids, and whether it is to be truncated."""
-        item = self.item(given)
-        return {"text": given} | ({"truncate": "true"} if item.truncated else {}), {"input_ids": item.ids}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,6 +167,12 @@ class ImageClassifierSource:
     input_names: tuple[str, ...] = ("pixel_values",)
     limits: Limits = field(default_factory=Limits)
     optimized_as: Mapping[str, Any] | None = None
+    output_name: str = "logits"
+
+    @property
+    def output_shape(self) -> list[int]:
+        """Rows and classes."""
+        return [-1, len(self.labels)]
 
     @property
     def for_export(self) -> Callable[[], nn.Module]:
@@ -297,11 +228,11 @@ class ImageClassifierSource:
         return train_image_classifier.normalised(torch.from_numpy(levels_BHWC).permute(0, 3, 1, 2))
 
     @torch.inference_mode()
-    def logits(self, module: Callable[..., torch.Tensor], inputs: Sequence[bytes]) -> NDArray[np.float32]:
-        """Compute the logits of `module` (this network or its TorchScript form); float32 [B, C]."""
+    def outputs(self, module: Callable[..., torch.Tensor], inputs: Sequence[bytes]) -> list[NDArray[np.float32]]:
+        """Compute the logits of each image with `module`; float32 [C] each."""
         starts = range(0, len(inputs), IMAGES_PER_CALL)
         parts = [module(self.trained_pixels(inputs[first : first + IMAGES_PER_CALL])) for first in starts]
-        return torch.cat(parts).float().numpy()
+        return list(torch.cat(parts).float().numpy())
 
     def files(self) -> dict[str, str]:
         """Return the preprocessor and model configuration."""
@@ -309,7 +240,7 @@ class ImageClassifierSource:
             "model_type": self.model_type,
             "image_size": self.image_size,
             "num_channels": 3,
-            **_label_names(self.labels),
+            **label_names(self.labels),
         }
         return {
             PREPROCESSOR: json.dumps(self.preprocessor_config, indent=2) + "\n",
@@ -324,13 +255,6 @@ class ImageClassifierSource:
         """Return the file in base64, and the digest of its pixels."""
         pixels = Pixels(self.trained_pixels([given])[0].numpy())
         return {"image": base64.b64encode(given).decode()}, {"pixel_values": pixels.digest()}
-
-
-def _label_names(labels: Sequence[str]) -> dict[str, Any]:
-    return {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
 
 
 def text_source_of_run(run_dir: Path) -> TextClassifierSource:
@@ -354,8 +278,7 @@ def text_source_of_run(run_dir: Path) -> TextClassifierSource:
         labels=result["labels"],
         max_tokens=model.config.max_tokens,
         pad_id=0,
-        num_heads=model.config.num_heads,
-        hidden_size=model.config.d_model,
+        optimized_as=optimized_as_bert(model.config.num_heads, model.config.d_model),
         model_type="heed-encoder",
         provenance=provenance_of(result),
     )

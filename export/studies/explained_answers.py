@@ -31,7 +31,7 @@ from service.explanation.methods.features import Patches, Words
 from service.explanation.methods.perturbation import Method, estimate, plan
 from service.tasks.decoding.search import SearchOptions, longest_translation
 from service.tasks.generation.explained_text import pieces_of
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation
 
 Bools = NDArray[np.bool_]

@@ -15,7 +15,7 @@ from export.finished_runs import finished_runs
 from export.markdown import pyplot_without_a_screen, table
 from export.studies.sweeps import is_of_a_study, sweep_section, transfer_section
 from export.tasks.run_tables import accuracy_of
-from export.tasks.task import Records, all_tasks
+from export.tasks.task import Records, trained_tasks
 from export.whole_files import save_figure, write_bytes, write_text
 from model_store.folder import EXPLAIN
 
@@ -51,7 +51,7 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
         console.print(f"no finished run in {runs}: the page shows the records in {kept}")
     records = {path.stem: json.loads(path.read_text()) for path in sorted(kept.glob("*.json"))}
     page = HEAD + served_section(store)
-    for task in sorted(all_tasks(), key=lambda task: task.report.place):
+    for task in sorted(trained_tasks(), key=lambda task: task.report.place):
         chosen = {name: record for name, record in records.items() if record["task"] == task.name}
         alone = {name: record for name, record in chosen.items() if not is_of_a_study(name)}
         pictures = f"models-{task.report.subject}"

@@ -4,29 +4,30 @@ Shapes: B rows, C classes.
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Generic
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from export.conversion.classifier import convert
 from export.conversion.comparison.explanation import Arrays, ExplainGraph, Row, classifier_difference
-from export.conversion.comparison.requirements import MIN_COMPARED
+from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
 from export.conversion.float16 import measure_classifier
-from export.conversion.model_folder.task import Preprocessing
+from export.conversion.model_folder.task import ExplainedTask, OneGraphTask, Preprocessing
 from export.conversion.model_source import Labelled, Source
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.onnx_graphs.explanation_modules import Explained
 from export.onnx_graphs.passes import cpu_session
-from export.tasks.task import C, ExportTask, Target
-from export.training.quality import softmax
+from export.tasks.task import C, Target, TrainedTask
+from export.training.quality import MAX_ACCURACY_LOSS, classification_quality, softmax
 from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest
 
 
-class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
+class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], TrainedTask[Labelled, C], Generic[C]):
     """A task whose answers are classes."""
 
     score_name, answers_name = "probability", "labels"
@@ -93,6 +94,58 @@ class ClassificationTask(ExportTask[Labelled, C], Generic[C]):
             console=console,
             **options,
         )
+
+    def quality(
+        self,
+        results: Sequence[NDArray[np.float32]],
+        split: Labelled,
+        expected: Callable[[], Sequence[NDArray[np.float32]]],
+    ) -> dict[str, Any]:
+        """Measure accuracy, F1 and calibration."""
+        return classification_quality(np.stack(results), np.array(split.labels)).as_dict()
+
+    def check_loss(
+        self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
+    ) -> dict[str, Any]:
+        """Compute the loss of accuracy, and refuse one beyond half a point."""
+        loss = before["accuracy"] - measured["accuracy"]
+        if loss > MAX_ACCURACY_LOSS:
+            raise ConversionRefused(
+                f"{precision} loses {100 * loss:.2f} points of accuracy ({100 * before['accuracy']:.2f} % to"
+                f" {100 * measured['accuracy']:.2f} %), allowed are {100 * MAX_ACCURACY_LOSS:.1f}"
+            )
+        key = "accuracy_before_quantization" if precision == "int8" else "accuracy_in_float32"
+        return {key: before["accuracy"], "accuracy_loss": loss}
+
+    def quality_lines(self, manifest: Manifest) -> list[str]:
+        """Write accuracy, F1, calibration and confusion matrix of each split, and the loss of accuracy."""
+        lines = []
+        if "validation" in manifest.quality and "best_epoch" in manifest.provenance:
+            lines += ["The validation split also chose the epoch, so the figures measured on it are optimistic.", ""]
+        splits = {
+            name: measured
+            for name, measured in manifest.quality.items()
+            if isinstance(measured, dict) and "confusion_matrix" in measured
+        }
+        for split, measured in splits.items():
+            lines += [
+                f"On {f'the {split} split' if split in {'validation', 'test'} else split},"
+                f" n = {measured['num_examples']}, with the graph of this folder:",
+                "",
+                f"- accuracy {100 * measured['accuracy']:.2f} % (standard error"
+                f" {100 * measured['accuracy_standard_error']:.2f})",
+                f"- F1, mean over the classes: {measured['f1_macro']:.4f}",
+                f"- expected calibration error: {measured['expected_calibration_error']:.4f}",
+                f"- confusion matrix (rows: true class): {measured['confusion_matrix']}",
+                "",
+            ]
+        if not splits:
+            lines += ["Its accuracy was not measured, because no labelled data was available.", ""]
+        lines += ["Compared with the model before conversion:", ""]
+        if "accuracy_loss" in manifest.quality:
+            by = "quantization" if manifest.precision == "int8" else manifest.precision
+            lines.append(f"- accuracy lost by {by}: {100 * manifest.quality['accuracy_loss']:.2f} points")
+        return lines
 
     def golden_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
         """Explain the answered class."""

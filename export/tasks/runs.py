@@ -11,10 +11,10 @@ from rich.console import Console
 from export.closest import closest_first
 from export.finished_runs import is_finished
 from export.tasks.settings import with_changes
-from export.tasks.task import all_tasks, task_of
+from export.tasks.task import trained_task_of, trained_tasks
 from export.training.run_folder import RunIsBusyError, read_result, sole_trainer, write_measured
 
-TASK_OF_RECIPE = {recipe: task for task in all_tasks() for recipe in task.recipes}
+TASK_OF_RECIPE = {recipe: task for task in trained_tasks() for recipe in task.recipes}
 
 
 class Run(NamedTuple):
@@ -96,7 +96,7 @@ def measure_run(run_dir: Path, console: Console) -> None:
         ValueError: it was trained on an unknown data set.
     """
     result = read_result(run_dir)
-    write_measured(run_dir, result, task_of(result["task"]).measure(run_dir, result, console), console)
+    write_measured(run_dir, result, trained_task_of(result["task"]).measure(run_dir, result, console), console)
 
 
 def run_all(runs: list[Run], folder: Path, console: Console, time_budget_s: float) -> None:

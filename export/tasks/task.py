@@ -46,11 +46,25 @@ class ReportSection:
     has_confusion: bool
 
 
-class ExportTask(FolderTask[S], Generic[S, C]):
-    """A task: data, networks, conversion and quality. `C` is the type of its training settings."""
+class ExportTask(FolderTask[S]):
+    """A task whose models are loaded from Hugging Face: conversion and quality."""
+
+    validation_sets: Collection[str] = ()  # values of `load --validate-on`
+    needs_labels: bool = True  # whether the loss by a lossy precision is measured on labelled inputs
+
+    @abstractmethod
+    def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
+        """Convert a Hugging Face model to a version in the store."""
+
+    @abstractmethod
+    def material(self, known: Collection[Any]) -> Mapping[str, S] | None:
+        """Load splits to measure a model of the store on, from a data set that its manifest names; None if unknown."""
+
+
+class TrainedTask(ExportTask[S], Generic[S, C]):
+    """A task whose models are also trained here: data and networks. `C` is the type of its training settings."""
 
     recipes: Mapping[str, C]  # by the name of the run
-    validation_sets: Collection[str] = ()  # values of `load --validate-on`
     report: ReportSection
 
     @abstractmethod
@@ -69,16 +83,8 @@ class ExportTask(FolderTask[S], Generic[S, C]):
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run to a version in the store."""
 
-    @abstractmethod
-    def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
-        """Convert a Hugging Face model to a version in the store."""
 
-    @abstractmethod
-    def material(self, known: Collection[Any]) -> Mapping[str, S] | None:
-        """Load splits to measure a model of the store on, from a data set that its manifest names; None if unknown."""
-
-
-def task_of(name: str) -> ExportTask[Any, Any]:
+def task_of(name: str) -> ExportTask[Any]:
     """Return a task by its name.
 
     Raises:
@@ -86,10 +92,25 @@ def task_of(name: str) -> ExportTask[Any, Any]:
     """
     if name not in TASKS:
         raise ValueError(f"there is no task {name!r}; there are {', '.join(TASKS)}")
-    task: ExportTask[Any, Any] = import_module(TASKS[name]).TASK
+    task: ExportTask[Any] = import_module(TASKS[name]).TASK
     return task
 
 
-def all_tasks() -> list[ExportTask[Any, Any]]:
-    """Return all tasks, in the table's order."""
-    return [task_of(name) for name in TASKS]
+def trained_task_of(name: str) -> TrainedTask[Any, Any]:
+    """Return a task whose models are trained here, by its name.
+
+    Raises:
+        ValueError: there is no such task, or its models are only loaded.
+    """
+    task = task_of(name)
+    if not isinstance(task, TrainedTask):
+        known = ", ".join(each.name for each in trained_tasks())
+        raise ValueError(  # noqa: TRY004, a wrong name of a task
+            f"models of the task {name!r} are not trained here; those of {known} are"
+        )
+    return task
+
+
+def trained_tasks() -> list[TrainedTask[Any, Any]]:
+    """Return the tasks whose models are trained here, in the table's order."""
+    return [task for task in map(task_of, TASKS) if isinstance(task, TrainedTask)]

@@ -12,8 +12,9 @@ from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
-from export.conversion.model_source import Labelled, TextClassifierSource, text_source_of_run
+from export.conversion.model_source import Labelled, text_source_of_run
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
+from export.conversion.text_source import TextClassifierSource
 from export.data.text_classification import SST2, LabelledTexts, load_everyday, load_sst2
 from export.markdown import table
 from export.networks.transformer import TextClassifier
@@ -128,9 +129,9 @@ class TextClassification(ClassificationTask[TextTrainConfig]):
         Raises:
             ValueError: the model's classes are not those of the data set.
         """
-        from export.conversion.hugging_face import source_of_hugging_face  # imports transformers, which takes seconds
+        from export.conversion.text_checkpoint import classifier_of_hugging_face  # imports transformers: seconds
 
-        loaded = source_of_hugging_face(source)
+        loaded = classifier_of_hugging_face(source)
         labelled: LabelledTexts | None = None
         about = {}
         if validate_on == "sst2":

@@ -14,6 +14,7 @@ from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.float16 import measure_translations
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import generation_of, translation_of
+from export.conversion.model_folder.task import ExplainedTask
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.conversion.translation import convert_translation
@@ -26,7 +27,7 @@ from export.onnx_graphs.import_weights import StoredNetwork
 from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
 from export.tasks.run_tables import HOW, how
-from export.tasks.task import ExportTask, Records, ReportSection, Target
+from export.tasks.task import Records, ReportSection, Target, TrainedTask
 from export.training import translation as training
 from export.training.quality import with_confidence
 from export.training.run_folder import read_result
@@ -90,7 +91,7 @@ def report_section(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Translation(ExportTask[ParallelTexts, training.TranslationTrainConfig]):
+class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, training.TranslationTrainConfig]):
     """Translation models."""
 
     name = TRANSLATION

@@ -124,7 +124,10 @@ class Handler:
         items = [item for step in preparation.steps for item in step()]
 
         def finish(results: list[Any]) -> Any:
-            documents = [task.hub_document(task.finish(result, call.answer)) for result in results]
+            found = [task.finish(result, call.answer) for result in results]
+            if call.document is not None:
+                return call.document(found)
+            documents = [task.hub_document(answer) for answer in found]
             return documents if task.answers_lists else documents[0]
 
         return items, finish

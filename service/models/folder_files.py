@@ -5,7 +5,7 @@ from typing import TypeVar
 
 import msgspec
 
-from model_store.folder import FolderError, ModelFolder
+from model_store.folder import TASK_SETTINGS, FolderError, ModelFolder
 
 # Longest input of a text model. Costs and buffers are kept for each length, so a manifest must not claim any number.
 MAX_TOKENS = 131_072
@@ -58,3 +58,11 @@ class FolderFiles:
             return msgspec.json.decode(self._folder.file(name).read_bytes(), type=kind)
         except msgspec.DecodeError as error:
             raise FolderError(f"{name}: {error}") from error
+
+    def settings(self, kind: type[C]) -> C:
+        """Decode the settings of the task; return `kind()` where the folder has none.
+
+        Raises:
+            FolderError: the file is not JSON of this type.
+        """
+        return self.config(TASK_SETTINGS, kind) if TASK_SETTINGS in self._manifest.files else kind()

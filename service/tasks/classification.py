@@ -1,13 +1,14 @@
 """Logits to labels and scores: the postprocessing of every classifier.
 
-Shapes: B rows of an engine call, C classes.
+Shapes: B rows of an engine call, n inputs of a request, C classes.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,34 +18,88 @@ from service.tasks.stored_task import Example, TaskError, Tolerance
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, ScoreFunction
 from service.tensors import Arrays, TensorSpec, bytes_array
 
+# What the logits are, by the names of Hugging Face's `config.json`: scores of classes of which one is right, scores of
+# classes of which any number is right, or numbers.
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+class ClassifierSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`task.json` of a classifier.
+
+    Attributes:
+        problem: what the logits are.
+        function: how logits become scores where a request does not say; None: as the problem asks.
+        thresholds: of a multi-label classifier: the lowest score of each class that predicts it.
+    """
+
+    problem: Problem = "single_label_classification"
+    function: ScoreFunction | None = None
+    thresholds: list[float] | None = None
+
+    def score_function(self) -> ScoreFunction:
+        """Return how logits become scores, as the pipelines of `transformers` choose it."""
+        if self.function is not None:
+            return self.function
+        functions: Mapping[Problem, ScoreFunction] = {
+            "single_label_classification": "softmax",
+            "multi_label_classification": "sigmoid",
+            "regression": "none",
+        }
+        return functions[self.problem]
+
+
+SINGLE_LABEL = ClassifierSettings()
+
 
 @dataclass(frozen=True, slots=True)
 class Classification:
-    """The answer for one input: classes and scores, most probable first."""
+    """The answer for one input: classes and scores, highest score first.
+
+    `predicted` says of each class whether its score reaches its threshold; None where the model has no thresholds.
+    """
 
     labels: list[str]
     scores: list[float]
+    predicted: list[bool] | None = None
 
 
 class Classifier:
     """The outputs and the postprocessing that all classification tasks share."""
 
-    optional_inputs: tuple[TensorSpec, ...] = ()
     elements_are_rows: ClassVar[bool] = True
     decodes: ClassVar[bool] = False
     hub_answer: ClassVar[Any] = list[LabelScore]
     golden_searches: ClassVar[Sequence[str]] = ("",)
     attention_outputs: ClassVar[Mapping[str, str]] = {"encoder": "attention"}
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        """Set up for classes with these names, in the order of their numbers."""
+    def __init__(self, labels: Sequence[str], settings: ClassifierSettings = SINGLE_LABEL) -> None:
+        """Set up.
+
+        Args:
+            labels: names of the classes, in the order of their numbers; of a regression, names of the numbers.
+            settings: what the logits are.
+
+        Raises:
+            TaskError: the thresholds do not fit the classes.
+        """
         self.labels = list(labels)
         self._label_bytes = [label.encode() for label in self.labels]
+        self.settings, self._function = settings, settings.score_function()
+        self._thresholds = settings.thresholds
+        if self._thresholds is not None and len(self._thresholds) != len(self.labels):
+            raise TaskError(f"{len(self._thresholds)} thresholds in task.json for {len(self.labels)} labels")
+        if settings.problem == "regression":
+            self.outputs: tuple[TensorSpec, ...] = (
+                TensorSpec("values", "FP32", (-1, len(self.labels)), labels=tuple(self.labels)),
+            )
+            return
         self.outputs = (
             TensorSpec("label", "BYTES", (-1,), ranked_by="probabilities"),
             TensorSpec("score", "FP32", (-1,), ranked_by="probabilities"),
             TensorSpec("probabilities", "FP32", (-1, len(self.labels)), labels=tuple(self.labels)),
         )
+        if self._thresholds is not None:
+            self.outputs += (TensorSpec("predicted", "BOOL", (-1, len(self.labels))),)
 
     def max_inputs(self, max_request_rows: int) -> int:
         """Return the limit on rows: each text or image is one."""
@@ -55,29 +110,38 @@ class Classifier:
         return list(outputs["logits"])
 
     def finish(self, result: NDArray[np.float32], options: AnswerOptions = DEFAULT_ANSWER) -> Classification:
-        """Convert logits, float32 [C], to the best classes, most probable first."""
-        scores = scores_of(result.tolist(), options.function)
+        """Convert logits, float32 [C], to the best classes, highest score first."""
+        scores = scores_of(result.tolist(), options.function or self._function)
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)[: options.top_k]
+        predicted = None
+        if self._thresholds is not None:
+            # The thresholds were fitted on the model's own scores, whatever scores the request asks for.
+            own = scores_of(result.tolist(), self._function)
+            predicted = [own[number] >= self._thresholds[number] for number in order]
         return Classification(
-            [self.labels[number] for number in order],
-            [scores[number] for number in order],
+            [self.labels[number] for number in order], [scores[number] for number in order], predicted
         )
 
     def probability(self, logits_C: NDArray[np.float32], number: int) -> float:
-        """Return the probability of one class."""
-        return scores_of(logits_C.tolist(), "softmax")[number]
+        """Return the score of one class: its probability, or the number of a regression."""
+        return scores_of(logits_C.tolist(), self._function)[number]
 
     def to_tensors(self, results: Sequence[NDArray[np.float32]]) -> Arrays:
         """Make the output tensors of n results, as the metadata describes them."""
+        if self.settings.problem == "regression":
+            return {"values": np.array(results, dtype=np.float32)}
         # Plain floats here too: most requests have one input.
-        probabilities = [scores_of(logits_C.tolist(), "softmax") for logits_C in results]
+        probabilities = [scores_of(logits_C.tolist(), self._function) for logits_C in results]
         highest = [max(scores) for scores in probabilities]
         best = [scores.index(score) for scores, score in zip(probabilities, highest, strict=True)]
-        return {
+        tensors = {
             "label": bytes_array([self._label_bytes[number] for number in best]),
             "score": np.array(highest, dtype=np.float32),
             "probabilities": np.array(probabilities, dtype=np.float32),
         }
+        if self._thresholds is not None:
+            tensors["predicted"] = np.array(probabilities) >= np.array(self._thresholds)
+        return tensors
 
     def check_example(self, example: Example) -> None:
         """Check that a golden example has a logit for each class.
@@ -108,7 +172,7 @@ class Classifier:
 
     def hub_document(self, answer: Classification) -> list[dict[str, object]]:
         """Make the task API's answer for one input."""
-        return labelled_scores(answer.labels, answer.scores)
+        return labelled_scores(answer.labels, answer.scores, answer.predicted)
 
     def class_value_function(
         self,
@@ -117,7 +181,7 @@ class Classifier:
         item_of: Callable[[Any], Any],
         row: Callable[[int], Arrays],
     ) -> ValueFunction:
-        """Return the probability of a class as a function of the part of the input that is kept.
+        """Return the score of a class as a function of the part of the input that is kept.
 
         Args:
             result: logits of the whole input, float32 [C].

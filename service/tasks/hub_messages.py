@@ -6,7 +6,7 @@ wire nor the models.
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -66,11 +66,12 @@ class ExplainParameters(msgspec.Struct, forbid_unknown_fields=True):
     head: Whole | None = None
 
 
-class LabelScore(msgspec.Struct):
-    """A class and its score."""
+class LabelScore(msgspec.Struct, omit_defaults=True):
+    """A class and its score; `predicted` says whether the score of a class reaches its threshold, if it has one."""
 
     label: str
     score: float
+    predicted: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class TranslatedText(msgspec.Struct):
@@ -104,7 +105,7 @@ class ClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
         Raises:
             InvalidRequest: `top_k` is no integer.
         """
-        function = SCORE_FUNCTIONS[(self.function_to_apply or "softmax").lower()]
+        function = None if self.function_to_apply is None else SCORE_FUNCTIONS[self.function_to_apply.lower()]
         return AnswerOptions(function, whole("top_k", self.top_k) or default_top_k)
 
 
@@ -114,10 +115,17 @@ class TextClassificationParameters(ClassificationParameters):
     truncation: bool | Truncation | None = None
 
 
+class TextPair(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Two texts that a model reads together."""
+
+    text: str
+    text_pair: str
+
+
 class TextClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request of the Hugging Face text-classification task."""
 
-    inputs: str | list[str]
+    inputs: str | TextPair | list[str | TextPair]
     parameters: TextClassificationParameters | None = None
     stream: bool | None = None
     options: HubOptions | None = None
@@ -353,14 +361,22 @@ def is_json(body: bytes) -> bool:
     return body.lstrip()[:1] == b"{"
 
 
-def texts_and_field(inputs: str | list[str]) -> tuple[list[str], str]:
-    """Return the texts as a list, and the name of a text for messages."""
-    return ([inputs], "inputs") if isinstance(inputs, str) else (inputs, "inputs[{}]")
+def inputs_and_field(inputs: Any) -> tuple[list[Any], str]:
+    """Return the inputs as a list, and the name of an input for messages."""
+    return (inputs, "inputs[{}]") if isinstance(inputs, list) else ([inputs], "inputs")
 
 
-def labelled_scores(labels: Sequence[str], scores: Sequence[float]) -> list[dict[str, object]]:
+def labelled_scores(
+    labels: Sequence[str], scores: Sequence[float], predicted: Sequence[bool] | None = None
+) -> list[dict[str, object]]:
     """Make the answer for one classified input."""
-    return [{"label": label, "score": score} for label, score in zip(labels, scores, strict=True)]
+    answer: list[dict[str, object]] = [
+        {"label": label, "score": score} for label, score in zip(labels, scores, strict=True)
+    ]
+    if predicted is not None:
+        for entry, each in zip(answer, predicted, strict=True):
+            entry["predicted"] = each
+    return answer
 
 
 def stream_end(document: dict[str, object], score: float, num_tokens: int) -> dict[str, object]:

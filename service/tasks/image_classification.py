@@ -95,6 +95,7 @@ class Pixels:
 class ImageClassification(Classifier):
     """Preprocessing and postprocessing of an image classifier."""
 
+    optional_inputs: tuple[TensorSpec, ...] = ()
     name: ClassVar[str] = "image-classification"
     accepts: ClassVar[str] = "images"
     input_field: ClassVar[str] = "image[{}]"

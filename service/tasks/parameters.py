@@ -31,7 +31,7 @@ GENERATING = "translation, summarization and text2text-generation"
 # Tasks by the parameters that belong to them alone.
 PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     "text-classification and image-classification": ("function_to_apply", "top_k"),
-    f"text-classification, {GENERATING}": ("truncation",),
+    f"text-classification, feature-extraction, {GENERATING}": ("truncation",),
     f"text-classification, image-classification, {GENERATING}": ("explain",),
     "translation": ("src_lang", "tgt_lang"),
     GENERATING: (
@@ -74,7 +74,7 @@ PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
         "max_question_len",
         "max_seq_len",
     ),
-    "feature-extraction": ("normalize", "prompt_name", "truncation_direction"),
+    "feature-extraction": ("dimensions", "normalize", "prompt_name", "truncate", "truncation_direction"),
     "object-detection and image-segmentation": (
         "mask_threshold",
         "overlap_mask_area_threshold",

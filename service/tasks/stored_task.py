@@ -1,6 +1,6 @@
 """The protocol of a task that a manifest names: its models are opened from a folder, proved, and have a task API."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
@@ -31,6 +31,9 @@ class TaskFiles(Protocol):
 
     def config(self, name: str, kind: type[C]) -> C:
         """Decode a JSON file into a message."""
+
+    def settings(self, kind: type[C]) -> C:
+        """Decode the settings of the task; return `kind()` where the folder has none."""
 
 
 class Example(Protocol):
@@ -87,6 +90,7 @@ class HubCall(NamedTuple):
         answer: how results become answers.
         explain: the parameter `explain` (`ExplainParameters`), if the request has it.
         stream: whether the answer is sent piece by piece.
+        document: makes one document of the answers to all inputs; None: each input has a document of its own.
     """
 
     inputs: Sequence[Any]
@@ -99,6 +103,7 @@ class HubCall(NamedTuple):
     answer: AnswerOptions = DEFAULT_ANSWER
     explain: Any = None
     stream: bool = False
+    document: Callable[[Sequence[Any]], Any] | None = None
 
 
 class StoredTask(Task[AnswerT_co], Protocol[AnswerT_co]):

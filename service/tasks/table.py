@@ -5,13 +5,15 @@ from typing import Any
 from service.tasks.generation.text_to_text import Summarization, Text2TextGeneration
 from service.tasks.image_classification import ImageClassification
 from service.tasks.stored_task import StoredTask
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
+from service.tasks.text.embeddings import FeatureExtraction
 from service.tasks.translation import Translation
 
 _TASKS: tuple[type[StoredTask[Any]], ...] = (
     TextClassification,
     ImageClassification,
     Translation,
+    FeatureExtraction,
     Summarization,
     Text2TextGeneration,
 )

@@ -114,12 +114,16 @@ class AnswerOptions(NamedTuple):
     """Options that shape an answer; a task ignores options of other tasks.
 
     Attributes:
-        function: how a classifier's logits become scores.
+        function: how a classifier's logits become scores; None: as the model was trained.
         top_k: number of best classes in the answer; all if None.
+        normalize: whether a vector is scaled to length 1; None: as the model was trained.
+        dimensions: number of elements that are kept of a vector; all if None.
     """
 
-    function: ScoreFunction = "softmax"
+    function: ScoreFunction | None = None
     top_k: int | None = None
+    normalize: bool | None = None
+    dimensions: int | None = None
 
 
 DEFAULT_ANSWER = AnswerOptions()

@@ -36,7 +36,7 @@ from service.tasks.hub_messages import (
     GenerationRequest,
     TranslatedText,
     TranslationRequest,
-    texts_and_field,
+    inputs_and_field,
     whole,
 )
 from service.tasks.images.image_file import DecodingMemory
@@ -51,7 +51,7 @@ from service.tasks.task import (
     RequestLimits,
     check_num_rows,
 )
-from service.tasks.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
+from service.tasks.text.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"
@@ -347,7 +347,7 @@ class Translation:
         parameters = request.parameters or GenerationParameters()
         search, streams = parameters.search, request.check_stream()
         search.check(self.defaults.early_stopping, 1 if streams else self.defaults.num_beams)
-        texts, field = texts_and_field(request.inputs)
+        texts, field = inputs_and_field(request.inputs)
         return HubCall(
             texts,
             field,

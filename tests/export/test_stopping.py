@@ -1,12 +1,13 @@
 """Signals that are noted until the work is whole."""
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
 
 import pytest
 
-from export.stopping import STOPS, Terminated, stopping_later
+from export.stopping import STOPS, Terminated, raise_if_stopped, stop_on_signals, stopping_later
 
 
 def work(*signals: int) -> Iterator[str]:
@@ -37,3 +38,20 @@ def test_a_second_signal_acts_at_once() -> None:
     assert next(steps) == "begun"
     with pytest.raises(KeyboardInterrupt):
         next(steps)
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_a_signal_whose_exception_was_dropped_stops_later(number: int, raised: type[KeyboardInterrupt]) -> None:
+    """As by the exporter of PyTorch, which runs Python from C."""
+    before = {each: signal.getsignal(each) for each in STOPS}
+    try:
+        stop_on_signals()
+        raise_if_stopped()  # nothing was received
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        with pytest.raises(KeyboardInterrupt) as error:
+            raise_if_stopped()
+        assert error.type is raised
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

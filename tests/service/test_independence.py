@@ -27,7 +27,7 @@ from service.models.loading import Loader
 from service.tasks.classification import Classifier, scores_of
 from service.tasks.decoding.search import SearchRequest
 from service.tasks.image_classification import ImageClassification
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from tests.conftest import ROOT, Server
 
 MAX_DIFFERENCE = 1e-5

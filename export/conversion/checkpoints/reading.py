@@ -137,17 +137,27 @@ def path_of(name_or_path: str, file_name: str) -> Path | None:
     return Path(path) if path else None
 
 
-def read_config(name_or_path: str, model_types: Iterable[str]) -> dict[str, Any]:
-    """Check a checkpoint's files, and read its `config.json`; only the given model families are accepted.
+def read_checked_config(name_or_path: str) -> dict[str, Any]:
+    """Check a checkpoint's files, and read its `config.json`.
 
     Raises:
-        LoadRefused: another model family, quantized weights, or a network defined by the checkpoint's own code.
+        LoadRefused: files are damaged, incomplete, or not there.
     """
     check_files(name_or_path)
     config = read_object(name_or_path, CONFIG)
     if not config:
         beside = _checkpoints_beside(Path(name_or_path))
         raise LoadRefused(f"{name_or_path}: no {CONFIG} was found, in a folder of this name or on the hub; {beside}")
+    return config
+
+
+def read_config(name_or_path: str, model_types: Iterable[str]) -> dict[str, Any]:
+    """Check a checkpoint's files, and read its `config.json`; only the given model families are accepted.
+
+    Raises:
+        LoadRefused: another model family, quantized weights, or a network defined by the checkpoint's own code.
+    """
+    config = read_checked_config(name_or_path)
     if config.get("model_type") not in set(model_types):
         raise LoadRefused(f"model type {config.get('model_type')!r} is not one of {', '.join(model_types)}")
     if config.get("quantization_config"):
@@ -355,3 +365,13 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(verbosity)
         if bars:
             transformers.logging.enable_progress_bar()
+
+
+def provenance_of_loaded(name_or_path: str, model: Any) -> dict[str, Any]:
+    """Return the provenance of a model that `transformers` has loaded."""
+    return {
+        "loaded_from": Path(name_or_path).name,
+        "model_type": model.config.model_type,
+        "num_parameters": model.num_parameters(),
+        "transformers": transformers.__version__,
+    }

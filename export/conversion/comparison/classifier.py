@@ -1,20 +1,20 @@
-"""Compares a converted classifier with PyTorch on the same inputs.
+"""Compares a converted encoder with PyTorch on the same inputs.
 
-Shapes: B rows, C classes.
+Shapes: B rows, C classes, D elements of a vector.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export.conversion.comparison.requirements import ConversionRefused, Precision
-from export.conversion.model_source import Labelled, Source
+from export.conversion.comparison.requirements import ConversionRefused
+from export.conversion.model_source import Source
 from export.onnx_graphs.passes import cpu_session
-from export.training.quality import MAX_ACCURACY_LOSS, classification_quality
+from service.tasks.text.embeddings import unit_vectors
 
 MAX_LOGIT_DIFFERENCE = 1e-4  # of ONNX and TorchScript in float32 to PyTorch
 
@@ -24,27 +24,47 @@ class Comparison:
     """The differences between converted outputs and PyTorch's on the same inputs."""
 
     num_examples: int
-    max_abs_logit_difference: float
+    max_abs_logit_difference: float  # of vectors: of an element, after scaling to length 1
     labels_changed: int
+    min_cosine: float | None = None  # of vectors: between the two of an input, the lowest
+
+    @property
+    def noun(self) -> str:
+        """What is compared, for messages."""
+        return "logits" if self.min_cosine is None else "vectors"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields that apply, for the manifest."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def onnx_logits(source: Source, path: Path, inputs: Sequence[Any], batch_size: int = 32) -> NDArray[np.float32]:
-    """Compute the graph's logits in padded batches, in the given order; float32 [B, C]."""
-    session = cpu_session(path)
-    parts = []
+def onnx_outputs(source: Source, path: Path, inputs: Sequence[Any], batch_size: int = 32) -> list[NDArray[np.float32]]:
+    """Compute the result of each input with the graph, in padded batches."""
+    session, name = cpu_session(path), source.output_name
+    results: list[NDArray[np.float32]] = []
     for first in range(0, len(inputs), batch_size):
         items = [source.item(given) for given in inputs[first : first + batch_size]]
-        parts.append(session.run(["logits"], source.task.collate(items))[0])
-    return np.concatenate(parts)
+        (computed,) = session.run([name], source.task.collate(items))
+        results += source.task.split_batch({name: computed}, items)
+    return results
 
 
-def compare(logits_BC: NDArray[np.float32], reference_BC: NDArray[np.float32]) -> Comparison:
-    """Compare converted logits with PyTorch's."""
-    return Comparison(
-        num_examples=len(logits_BC),
-        max_abs_logit_difference=float(np.abs(logits_BC - reference_BC).max()),
-        labels_changed=int((logits_BC.argmax(axis=1) != reference_BC.argmax(axis=1)).sum()),
-    )
+def compare(found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> Comparison:
+    """Compare converted logits with PyTorch's: of each input [C], or [T, C] where each token has a class."""
+    changed = sum(bool((a.argmax(-1) != b.argmax(-1)).any()) for a, b in zip(found, expected, strict=True))
+    return Comparison(len(found), _largest_difference(found, expected), changed)
+
+
+def compare_vectors(found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> Comparison:
+    """Compare converted vectors with PyTorch's, after scaling both to length 1; of each input [D]."""
+    found_BD, expected_BD = unit_vectors(np.stack(found)), unit_vectors(np.stack(expected))
+    cosine = float(np.einsum("bd,bd->b", found_BD, expected_BD).min())
+    return Comparison(len(found), _largest_difference(found_BD, expected_BD), 0, cosine)
+
+
+def _largest_difference(found: Iterable[NDArray[np.float32]], expected: Iterable[NDArray[np.float32]]) -> float:
+    # A NaN is the largest of all numbers.
+    return float(np.max([np.abs(a - b).max() for a, b in zip(found, expected, strict=True)]))
 
 
 def require_equal(comparison: Comparison, what: str) -> None:
@@ -55,36 +75,7 @@ def require_equal(comparison: Comparison, what: str) -> None:
     """
     if not comparison.max_abs_logit_difference <= MAX_LOGIT_DIFFERENCE or comparison.labels_changed:
         raise ConversionRefused(
-            f"{what} is not PyTorch's model: logits differ by up to {comparison.max_abs_logit_difference:.3g} (allowed:"
-            f" {MAX_LOGIT_DIFFERENCE:g}), {comparison.labels_changed} of {comparison.num_examples} labels change"
+            f"{what} is not PyTorch's model: {comparison.noun} differ by up to"
+            f" {comparison.max_abs_logit_difference:.3g} (allowed: {MAX_LOGIT_DIFFERENCE:g}),"
+            f" {comparison.labels_changed} of {comparison.num_examples} labels change"
         )
-
-
-def measure_quality(
-    source: Source,
-    path: Path,
-    labelled: Labelled,
-    precision: Precision,
-    split: str,
-) -> dict[str, Any]:
-    """Measure the graph on labelled inputs, and in lossy precisions refuse a loss of accuracy beyond the limit.
-
-    Raises:
-        ConversionRefused: the precision loses more than half a point of accuracy.
-    """
-    labels_B = np.array(labelled.labels)
-    measured = classification_quality(onnx_logits(source, path, labelled.inputs), labels_B)
-    quality: dict[str, Any] = {split: measured.as_dict()}
-    if precision != "float32":
-        before = classification_quality(source.logits(source.module, labelled.inputs), labels_B)
-        loss = before.accuracy - measured.accuracy
-        quality |= {
-            "accuracy_before_quantization" if precision == "int8" else "accuracy_in_float32": before.accuracy,
-            "accuracy_loss": loss,
-        }
-        if loss > MAX_ACCURACY_LOSS:
-            raise ConversionRefused(
-                f"{precision} loses {100 * loss:.2f} points of accuracy ({100 * before.accuracy:.2f} % to"
-                f" {100 * measured.accuracy:.2f} %), allowed are {100 * MAX_ACCURACY_LOSS:.1f}"
-            )
-    return quality

@@ -10,6 +10,7 @@ import msgspec
 from export.closest import closest_first
 from model_store.folder import (
     PREPROCESSOR,
+    TASK_SETTINGS,
     TOKENIZER,
     FolderError,
     FoundFolder,
@@ -17,8 +18,10 @@ from model_store.folder import (
     ModelFolder,
     read,
 )
+from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
 from service.tasks.image_classification import ImageClassification, PreprocessorConfig
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
+from service.tasks.text.embeddings import EmbeddingSettings, FeatureExtraction
 from service.tasks.translation import Translation
 
 C = TypeVar("C")
@@ -48,14 +51,29 @@ def generation_of(folder: Path) -> dict[str, Any]:
 
 def text_classification_of(folder: Path, manifest: Manifest) -> TextClassification:
     """Build the pre- and postprocessing of a text classifier's folder."""
-    assert manifest.limits.max_tokens is not None
-    return TextClassification(
-        (folder / TOKENIZER).read_text(),
-        labels=manifest.labels,
-        max_tokens=manifest.limits.max_tokens,
-        pad_id=json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
-        graph_inputs=[tensor.name for tensor in manifest.inputs],
+    settings = SINGLE_LABEL
+    if (folder / TASK_SETTINGS).is_file():
+        settings = msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=ClassifierSettings)
+    return TextClassification(**_text_arguments(folder, manifest), labels=manifest.labels, settings=settings)
+
+
+def feature_extraction_of(folder: Path, manifest: Manifest) -> FeatureExtraction:
+    """Build the pre- and postprocessing of an embedding model's folder."""
+    return FeatureExtraction(
+        **_text_arguments(folder, manifest),
+        settings=msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=EmbeddingSettings),
     )
+
+
+def _text_arguments(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Return the arguments that the tasks of all texts have."""
+    assert manifest.limits.max_tokens is not None
+    return {
+        "tokenizer_json": (folder / TOKENIZER).read_text(),
+        "max_tokens": manifest.limits.max_tokens,
+        "pad_id": json.loads((folder / "config.json").read_text()).get("pad_token_id", 0),
+        "graph_inputs": [tensor.name for tensor in manifest.inputs],
+    }
 
 
 def image_classification_of(folder: Path, manifest: Manifest) -> ImageClassification:
@@ -78,6 +96,9 @@ class _Files:
 
     def config(self, name: str, kind: type[C]) -> C:
         return msgspec.json.decode((self._folder / name).read_bytes(), type=kind)
+
+    def settings(self, kind: type[C]) -> C:
+        return self.config(TASK_SETTINGS, kind)
 
 
 def translation_of(folder: Path, manifest: Manifest) -> Translation:

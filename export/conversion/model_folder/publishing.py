@@ -8,9 +8,10 @@ from torch import nn
 
 from export.conversion.explanation_graph import add_explain_graph, card_of_explanations
 from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, card_of_half_precision
-from export.conversion.model_folder.task import FolderTask, S
+from export.conversion.model_folder.task import ExplainedTask, FolderTask, S
 from export.conversion.sensitivity.batch_sensitivity import card_of_batch_sensitivity
 from export.onnx_graphs.import_weights import NotUnderstood, StoredNetwork, stored_network
+from export.stopping import raise_if_stopped
 from model_store.folder import CARD, Manifest, next_version, write_manifest
 
 
@@ -27,6 +28,7 @@ def put_into_store(
     )
     write_manifest(folder, manifest)
     target = store / manifest.name / str(version)
+    raise_if_stopped()
     target.parent.mkdir(exist_ok=True)
     folder.rename(target)
     return target
@@ -38,7 +40,7 @@ def explain(folder: Path, manifest: Manifest, task: FolderTask[S], module: nn.Mo
     Raises:
         ExplainRefused: the graph does not explain the served model.
     """
-    if not isinstance(module, task.explained_network):
+    if not isinstance(task, ExplainedTask) or not isinstance(module, task.explained_network):
         return
     console.print("exporting the graph that explains, and comparing it with PyTorch")
     try:

@@ -19,12 +19,12 @@ from export.conversion.checkpoints.reading import (
     check_vocabulary,
     load_tokenizer,
     load_weights,
+    provenance_of_loaded,
     read_config,
     read_object,
     reading,
 )
 from export.conversion.comparison.classifier import MAX_LOGIT_DIFFERENCE
-from export.conversion.hugging_face import provenance_of_loaded
 from export.conversion.seq2seq.generation_settings import begin_id_of, eos_ids_of, search_defaults
 from export.conversion.seq2seq.spm_tokenizers import tokenizer_of_pieces
 from export.conversion.seq2seq.weights import FAMILIES, network_of

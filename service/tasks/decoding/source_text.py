@@ -5,7 +5,7 @@ from typing import NamedTuple, TypeVar
 
 from service.errors import InvalidRequest
 from service.tasks.decoding.settings import LanguageCodes
-from service.tasks.tokenization import TRUNCATE_HINT, Encoded, TextEncoder
+from service.tasks.text.tokenization import TRUNCATE_HINT, Encoded, TextEncoder
 
 T = TypeVar("T")
 

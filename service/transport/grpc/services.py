@@ -18,7 +18,7 @@ from service.prediction.messages import (
 )
 from service.tasks.classification import Classification
 from service.tasks.image_classification import ImageClassification
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translated, Translation
 from service.tensors import Arrays, TensorSpec, bytes_array
 from service.transport.extension_documents import check_not_streamed

@@ -15,18 +15,19 @@ from rich.console import Console
 
 from export.conversion.classifier import convert, export_onnx
 from export.conversion.comparison import classifier as comparison
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
-from export.conversion.model_source import TextClassifierSource, text_source_of_run
-from export.conversion.random_weights import write_random_weights
+from export.conversion.model_source import text_source_of_run
+from export.conversion.text_source import TextClassifierSource
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
+from export.studies.random_weights import write_random_weights
 from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
 from service.models.loaded import OneCallModel
 from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
+from tests.export.conversion.outputs import onnx_logits
 from tests.export.networks.test_transformer import VARIANTS
 
 
@@ -102,7 +103,9 @@ def test_every_variant_exports_to_the_same_answers(
     variant = dataclasses.replace(source, module=model, for_export=lambda: PackedTextClassifier(model))
     export_onnx(variant, tmp_path / "model.onnx")
     texts = made_up_sentences(40)
-    difference = np.abs(onnx_logits(variant, tmp_path / "model.onnx", texts) - variant.logits(model, texts)).max()
+    difference = np.abs(
+        onnx_logits(variant, tmp_path / "model.onnx", texts) - np.stack(variant.outputs(model, texts))
+    ).max()
     assert difference <= 1e-4
 
 

@@ -37,7 +37,8 @@ from export.conversion.explanation_graph import (
     replay_golden_rows,
 )
 from export.conversion.model_folder.publishing import put_into_store
-from export.conversion.model_source import ImageClassifierSource, TextClassifierSource
+from export.conversion.model_source import ImageClassifierSource
+from export.conversion.text_source import TextClassifierSource
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.networks.image import VisionTransformer, VitConfig

@@ -17,11 +17,11 @@ from rich.console import Console
 from export.__main__ import main
 from export.conversion import float16
 from export.conversion.classifier import convert, export_onnx
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import Precision
 from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, add_to_store, in_float32
 from export.conversion.golden_texts import made_up_sentences
-from export.conversion.model_source import TextClassifierSource, text_source_of_run
+from export.conversion.model_source import text_source_of_run
+from export.conversion.text_source import TextClassifierSource
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.onnx_graphs.import_weights import StoredGraph
@@ -34,6 +34,7 @@ from service.models.loaded import DecoderModel
 from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
+from tests.export.conversion.outputs import onnx_logits
 from tests.toy_translation import toy_pairs
 
 

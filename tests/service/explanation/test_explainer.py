@@ -9,7 +9,7 @@ from service.app import App
 from service.errors import InvalidRequest, Overloaded
 from service.explanation.messages import Explanation
 from service.prediction.messages import ExplainRequest
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.tensors import bytes_array
 from tests.service.held_engine import held_app, request
 

@@ -24,7 +24,7 @@ from model_store.folder import (
 from service.errors import EngineFailed, Unavailable
 from service.models.explanation_graph import ExplainGraph
 from service.models.loading import Loader
-from service.tasks.text_classification import text_row
+from service.tasks.text.classification import text_row
 from tests.conftest import ROOT, Server, running_server
 
 TEXT = "Not a wonderful film."

@@ -17,7 +17,7 @@ from service.engines.onnx_session import EngineError
 from service.errors import Unavailable
 from service.models.engine_opening import open_onnx
 from service.models.repository import ModelRepository
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.telemetry.metrics import Metrics
 from tests.conftest import ROOT, write_onnx
 from tests.service.held_engine import MODEL, held_app, request

@@ -14,7 +14,7 @@ from service.prediction.messages import Receipt, RequestOptions
 from service.prediction.predictor import Predictor
 from service.tasks.classification import Classification
 from service.tasks.image_classification import ImageClassification
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from service.telemetry.metrics import Metrics
 from service.tensors import bytes_array
 from tests.service.held_engine import MODEL, held_app, request

@@ -45,7 +45,7 @@ def test_neutral_values_are_those_of_their_type() -> None:
         (TextClassificationRequest, {"num_beams": 2}, "'num_beams' belongs to translation, summarization and"),
         (TextClassificationRequest, {"min_length": 2}, "belongs to translation, summarization and text2text"),
         (TextClassificationRequest, {"aggregation_strategy": "max"}, "belongs to token-classification;"),
-        (ImageClassificationRequest, {"truncation": True}, "belongs to text-classification, translation,"),
+        (ImageClassificationRequest, {"truncation": True}, "belongs to text-classification, feature-extraction, trans"),
         (ImageClassificationRequest, {"threshold": 0.5}, "belongs to object-detection and image-segmentation;"),
         (TranslationRequest, {"function_to_apply": "none"}, "belongs to text-classification and image-classification;"),
         (TranslationRequest, {"generate_parameters": {"return_full_text": True}}, "belongs to text-generation;"),

@@ -37,7 +37,8 @@ def test_every_task_of_the_table_is_complete(name: str) -> None:
     task = TASKS[name]
     assert task.name == name
     present = set(dir(task)) | {"inputs", "outputs", "labels", "max_length"}  # set by constructors
-    assert members(StoredTask) | members(Explainable) <= present
+    wanted = members(StoredTask) | (set() if task.explainable is None else members(Explainable))
+    assert wanted <= present
     assert task.golden_searches
 
 

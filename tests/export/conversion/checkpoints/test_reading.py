@@ -31,15 +31,15 @@ from transformers import (
 
 from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.classifier import convert, export_onnx
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
-from export.conversion.hugging_face import source_of_hugging_face
+from export.conversion.text_checkpoint import classifier_of_hugging_face
 from export.data.tokenizers import train_tokenizer
 from export.tasks.task import task_of
 from model_store.folder import FolderError, FoundFolder, read, write_manifest
 from service.models.loading import Loader
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 from tests.conftest import ROOT
+from tests.export.conversion.outputs import onnx_logits
 
 SMALL = {
     "hidden_size": 32,
@@ -118,11 +118,10 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / CONFIG, id2label=None, label2id=None),
         r"classifier\.bias \(3,\) instead of \(2,\)",
     ),
-    "several labels at once": (
-        lambda f: edit(f / CONFIG, problem_type="multi_label_classification"),
-        "problem_type 'multi_label_classification' with 3 labels",
+    "an unknown problem": (
+        lambda f: edit(f / CONFIG, problem_type="ranking"),
+        "problem_type 'ranking' is not one of single_label_classification, multi_label_classification, regression",
     ),
-    "regression": (lambda f: edit(f / CONFIG, problem_type="regression"), "problem_type 'regression'"),
     "another model type": (lambda f: edit(f / CONFIG, model_type="electra"), "model type 'electra' is not one of bert"),
     "an unknown model type": (lambda f: edit(f / CONFIG, model_type="mine"), "model type 'mine' is not one of bert"),
     "no model type": (lambda f: edit(f / CONFIG, model_type=None), "model type None"),
@@ -216,7 +215,7 @@ def test_a_broken_checkpoint_is_refused_in_a_sentence(name: str, whole: Path, tm
     break_it, said = BROKEN[name]
     break_it(folder)
     with pytest.raises(LoadRefused, match=said) as refused:
-        source_of_hugging_face(str(folder))
+        classifier_of_hugging_face(str(folder))
     assert "\n" not in str(refused.value)
 
 
@@ -232,14 +231,14 @@ def test_missing_head_weights_are_named(kind: Any, missing: str, tokenizer: Toke
     """A checkpoint of another task lacks the head or part of it; the message names the missing weights."""
     save(tmp_path / "headless", tokenizer, kind, num_labels=3)
     with pytest.raises(LoadRefused, match=f"missing from the checkpoint: {missing}"):
-        source_of_hugging_face(str(tmp_path / "headless"))
+        classifier_of_hugging_face(str(tmp_path / "headless"))
 
 
 def test_unused_weights_are_named_on_the_card(whole: Path, tmp_path: Path) -> None:
     """The head of another task does no harm; the model card names it."""
     folder = shutil.copytree(whole, tmp_path / "whole")
     edit_weights(folder, lambda weights: weights.update({"cls.predictions.bias": torch.zeros(7)}))
-    assert source_of_hugging_face(str(folder)).provenance["weights_not_used"] == "cls.predictions.bias"
+    assert classifier_of_hugging_face(str(folder)).provenance["weights_not_used"] == "cls.predictions.bias"
 
 
 def test_unnamed_labels_are_numbered(whole: Path, tmp_path: Path) -> None:
@@ -252,7 +251,7 @@ def test_unnamed_labels_are_numbered(whole: Path, tmp_path: Path) -> None:
             {f"classifier.{part}": weights[f"classifier.{part}"][:2] for part in ("weight", "bias")}
         ),
     )
-    assert source_of_hugging_face(str(folder)).labels == ["LABEL_0", "LABEL_1"]
+    assert classifier_of_hugging_face(str(folder)).labels == ["LABEL_0", "LABEL_1"]
 
 
 def test_a_folder_without_a_tokenizer_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -261,7 +260,7 @@ def test_a_folder_without_a_tokenizer_is_refused(whole: Path, tmp_path: Path) ->
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
     with pytest.raises(LoadRefused, match=r"has no tokenizer: tokenizer\.json or vocab\.txt must be there"):
-        source_of_hugging_face(str(folder))
+        classifier_of_hugging_face(str(folder))
 
 
 def test_a_tokenizer_must_fit_the_embedding(whole: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -272,10 +271,10 @@ def test_a_tokenizer_must_fit_the_embedding(whole: Path, tokenizer: Tokenizer, t
     more.save_pretrained(folder)
     rows = tokenizer.get_vocab_size()
     with pytest.raises(LoadRefused, match=rf"without a row in the embedding, which has {rows} \(vocab_size\): @user"):
-        source_of_hugging_face(str(folder))
+        classifier_of_hugging_face(str(folder))
     save(tmp_path / "fewer", tokenizer, BertForSequenceClassification, vocab_size=2 * rows)
     with pytest.raises(LoadRefused, match=f"has {rows} tokens, the embedding {2 * rows} rows"):
-        source_of_hugging_face(str(tmp_path / "fewer"))
+        classifier_of_hugging_face(str(tmp_path / "fewer"))
 
 
 def test_pickled_weights_are_read_without_running_code(whole: Path, tmp_path: Path) -> None:
@@ -284,10 +283,10 @@ def test_pickled_weights_are_read_without_running_code(whole: Path, tmp_path: Pa
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    assert "pickle" in source_of_hugging_face(str(folder)).provenance["weights_read_from"]
+    assert "pickle" in classifier_of_hugging_face(str(folder)).provenance["weights_read_from"]
     torch.save({"bert.x": Trap(tmp_path / "sprung")}, folder / "pytorch_model.bin")
     with pytest.raises(LoadRefused, match="whole cannot be loaded"):
-        source_of_hugging_face(str(folder))
+        classifier_of_hugging_face(str(folder))
     assert not (tmp_path / "sprung").exists()
 
 
@@ -304,13 +303,13 @@ class Trap:
 def test_paths_without_a_checkpoint_are_refused(tmp_path: Path) -> None:
     """A missing path, an empty folder and a file are refused."""
     with pytest.raises(LoadRefused, match="nowhere is not a folder"):
-        source_of_hugging_face(str(tmp_path / "nowhere"))
+        classifier_of_hugging_face(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(LoadRefused, match="empty has no config.json"):
-        source_of_hugging_face(str(tmp_path / "empty"))
+        classifier_of_hugging_face(str(tmp_path / "empty"))
     (tmp_path / "file").touch()
     with pytest.raises(LoadRefused, match="file is a file"):
-        source_of_hugging_face(str(tmp_path / "file"))
+        classifier_of_hugging_face(str(tmp_path / "file"))
 
 
 def test_command_prints_one_line_and_asks_nothing(whole: Path, tmp_path: Path) -> None:
@@ -339,21 +338,21 @@ def test_command_prints_one_line_and_asks_nothing(whole: Path, tmp_path: Path) -
 def test_the_exported_activation_equals_pytorchs(activation: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The weights are so large that exact and tanh-approximated GELU would give different answers."""
     save(tmp_path / "mine", tokenizer, BertForSequenceClassification, hidden_act=activation, initializer_range=0.3)
-    source = source_of_hugging_face(str(tmp_path / "mine"))
+    source = classifier_of_hugging_face(str(tmp_path / "mine"))
     texts, path = made_up_sentences(40, seed=3), tmp_path / "model.onnx"
     export_onnx(source, path)
-    expected_BC = source.logits(source.module, texts)
+    expected_BC = np.stack(source.outputs(source.module, texts))
     np.testing.assert_allclose(onnx_logits(source, path, texts), expected_BC, atol=1e-4)
     edit(tmp_path / "mine" / CONFIG, hidden_act="gelu")
-    other = source_of_hugging_face(str(tmp_path / "mine"))
-    assert np.abs(other.logits(other.module, texts) - expected_BC).max() > 5e-4
+    other = classifier_of_hugging_face(str(tmp_path / "mine"))
+    assert np.abs(np.stack(other.outputs(other.module, texts)) - expected_BC).max() > 5e-4
 
 
 def test_left_truncation_is_kept_when_served(tokenizer: Tokenizer, tmp_path: Path, quiet: Console) -> None:
     """With `truncation_side` left, served ids are those of `transformers`; a golden example proves it at load."""
     save(tmp_path / "mine", tokenizer, BertForSequenceClassification)
     edit(tmp_path / "mine/tokenizer_config.json", truncation_side="left")
-    source = source_of_hugging_face(str(tmp_path / "mine"))
+    source = classifier_of_hugging_face(str(tmp_path / "mine"))
     target = convert(
         source,
         task_of("text-classification"),
@@ -389,11 +388,11 @@ def test_left_truncation_is_kept_when_served(tokenizer: Tokenizer, tmp_path: Pat
 def test_a_network_with_one_segment_type_is_loaded(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """With `type_vocab_size` 1 the only segment type is 0, also while the graph is traced."""
     save(tmp_path / "mine", tokenizer, BertForSequenceClassification, type_vocab_size=1)
-    source = source_of_hugging_face(str(tmp_path / "mine"))
+    source = classifier_of_hugging_face(str(tmp_path / "mine"))
     export_onnx(source, tmp_path / "model.onnx")
     texts = made_up_sentences(10)
     found_BC = onnx_logits(source, tmp_path / "model.onnx", texts)
-    np.testing.assert_allclose(found_BC, source.logits(source.module, texts), atol=1e-4)
+    np.testing.assert_allclose(found_BC, np.stack(source.outputs(source.module, texts)), atol=1e-4)
 
 
 def test_a_folder_with_only_a_sentencepiece_model_is_loaded(tmp_path: Path) -> None:
@@ -412,10 +411,10 @@ def test_a_folder_with_only_a_sentencepiece_model_is_loaded(tmp_path: Path) -> N
     config = SMALL | {"vocab_size": pieces + 2, "pad_token_id": 1}
     torch.manual_seed(1)
     XLMRobertaForSequenceClassification(XLMRobertaConfig(**config)).save_pretrained(folder)
-    source = source_of_hugging_face(str(folder))
+    source = classifier_of_hugging_face(str(folder))
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     text = "A wonderful film, and nobody seems to care."
     with torch.inference_mode():
         expected_BC = model.eval()(**tokenizer(text, return_tensors="pt")).logits.numpy()
     assert len(set(source.item(text).ids)) > 5
-    np.testing.assert_allclose(source.logits(source.module, [text]), expected_BC, atol=1e-5)
+    np.testing.assert_allclose(np.stack(source.outputs(source.module, [text])), expected_BC, atol=1e-5)

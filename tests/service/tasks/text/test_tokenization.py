@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from service.errors import InvalidRequest
-from service.tasks.tokenization import CHARACTERS_PER_TOKEN, TextEncoder
+from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, TextEncoder
 from tests.conftest import ROOT
 
 

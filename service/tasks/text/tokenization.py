@@ -1,4 +1,4 @@
-"""Text to ids, within the limits of a model, for all tasks that read text."""
+"""Texts and text pairs to ids, within the limits of a model, for all tasks that read text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from service.errors import InvalidRequest
 from service.tasks.task import Preparation
 
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TEXT_PAIR = "tokenizer.json", "text_pair"
 # Texts of more characters in one request are tokenized in threads, so that they do not delay other requests: 2,000
 # characters take about 0.5 ms, the hand-over 0.1 ms. A piece of that work ends with the text that takes it above
 # PIECE_CHARACTERS; pieces that have not begun at the deadline are dropped.
@@ -24,11 +24,29 @@ CHARACTERS_PER_TOKEN = 32
 TRUNCATE_HINT = "shorten it, or ask for truncation"
 
 
+class Pair(NamedTuple):
+    """Two texts that a model reads together, such as a question and a passage."""
+
+    first: str
+    second: str
+
+
+Text = str | Pair  # an input of a model that reads texts
+
+
 class Encoded(NamedTuple):
     """The ids of one text, and whether it was truncated."""
 
     ids: list[int]
     truncated: bool
+
+
+class EncodedPair(NamedTuple):
+    """The ids of a pair, whether it was truncated, and for each id the text that it belongs to, 0 or 1."""
+
+    ids: list[int]
+    truncated: bool
+    type_ids: list[int]
 
 
 class TextEncoder:
@@ -52,6 +70,12 @@ class TextEncoder:
         self._cuts_left = direction == "left"
         self.max_tokens, self.max_characters = max_tokens, CHARACTERS_PER_TOKEN * max_tokens
         self._num_special_tokens = self.tokenizer.num_special_tokens_to_add(is_pair=False)
+        self._num_pair_tokens = self.tokenizer.num_special_tokens_to_add(is_pair=True)
+
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether the tokenizer separates the two texts of a pair; without a separator they would be one text."""
+        return self._num_pair_tokens > self._num_special_tokens
 
     def encode(self, texts: Sequence[str], *, truncate: bool, field: str, first: int = 0) -> list[Encoded]:
         """Tokenize texts. May be called in any thread.
@@ -96,6 +120,45 @@ class TextEncoder:
                 )
         return encoded
 
+    def encode_pairs(self, pairs: Sequence[Pair], *, truncate: bool, field: str, first: int = 0) -> list[EncodedPair]:
+        """Tokenize pairs of texts. May be called in any thread.
+
+        Args:
+            pairs: the pairs; an empty text is refused.
+            truncate: cut the longer text of a pair that is too long, token by token, instead of refusing the pair.
+            field: the client's name of a pair, for messages; `{}` in it becomes the pair's number.
+            first: the number of the first pair.
+
+        Raises:
+            InvalidRequest: a text is empty, a pair is too long, or the model takes no pairs.
+        """
+        if not self.takes_pairs:
+            raise InvalidRequest(f"{field.format(first)} is a pair of texts; the model takes single texts")
+        limit = self.max_characters
+        for number, pair in enumerate(pairs, first):
+            for which, text in zip(("first", "second"), pair, strict=True):
+                if not text.strip():
+                    raise InvalidRequest(f"the {which} text of {field.format(number)} is empty")
+            if sum(map(len, pair)) > limit and not truncate:
+                raise InvalidRequest(
+                    f"{field.format(number)} has {sum(map(len, pair))} characters, the model takes at most {limit}"
+                    f" ({self.max_tokens} tokens); {TRUNCATE_HINT}"
+                )
+        tokenizer = self._cutting if truncate else self.tokenizer
+        kept = [Pair(self._kept(pair.first), self._kept(pair.second)) for pair in pairs] if truncate else pairs
+        encoded = []
+        for number, (pair, encoding) in enumerate(
+            zip(pairs, tokenizer.encode_batch_fast(list(kept)), strict=True), first
+        ):
+            if len(encoding.ids) > self.max_tokens:
+                raise InvalidRequest(
+                    f"{field.format(number)} has {len(encoding.ids)} tokens, the model takes at most"
+                    f" {self.max_tokens}; {TRUNCATE_HINT}"
+                )
+            truncated = bool(encoding.overflowing) or any(len(text) > limit for text in pair)
+            encoded.append(EncodedPair(encoding.ids, truncated, encoding.type_ids))
+        return encoded
+
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
         """Locate each token in a text that `encode` has accepted.
 
@@ -119,29 +182,51 @@ class TextEncoder:
         return [str(self.tokenizer.id_to_token(token)) for token in ids]
 
 
-def texts_of(inputs: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Decode the elements of the tensor `text`, BYTES [n].
+def texts_of(inputs: Mapping[str, NDArray[Any]], name: str = "text") -> list[str]:
+    """Decode the elements of a tensor, BYTES [n].
 
     Raises:
         InvalidRequest: an element is not UTF-8.
     """
     texts = []
-    for number, element in enumerate(inputs["text"]):
+    for number, element in enumerate(inputs[name]):
         try:
             texts.append(element.decode())
         except UnicodeDecodeError as error:
-            raise InvalidRequest(f"text[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
+            raise InvalidRequest(f"{name}[{number}] is not UTF-8: {error.reason} at byte {error.start}") from None
     return texts
 
 
-def tokenization(texts: Sequence[str], preprocess_all: Callable[..., list[Any]]) -> Preparation:
+def texts_or_pairs_of(inputs: Mapping[str, NDArray[Any]]) -> Sequence[Text]:
+    """Decode the tensor `text`, and `text_pair` where a request has it; BYTES [n] each.
+
+    Raises:
+        InvalidRequest: an element is not UTF-8, or the tensors differ in length.
+    """
+    texts = texts_of(inputs)
+    if TEXT_PAIR not in inputs:
+        return texts
+    seconds = texts_of(inputs, TEXT_PAIR)
+    if len(seconds) != len(texts):
+        raise InvalidRequest(f"text has {len(texts)} elements, {TEXT_PAIR} has {len(seconds)}; a pair has one of each")
+    return [Pair(*pair) for pair in zip(texts, seconds, strict=True)]
+
+
+def characters_of(text: Text) -> int:
+    """Return the length of a text, or of both texts of a pair, weighted by what a character costs to tokenize."""
+    if isinstance(text, Pair):
+        return characters_of(text.first) + characters_of(text.second)
+    return len(text) if text.isascii() else CHARACTER_WEIGHT * len(text)
+
+
+def tokenization(texts: Sequence[Text], preprocess_all: Callable[..., list[Any]]) -> Preparation:
     """Plan the tokenization of texts: inline, or in pieces of limited size where the texts are long.
 
     Args:
         texts: at least one.
         preprocess_all: from texts, and the number of the first of them as `first`, to items.
     """
-    weights = [len(text) if text.isascii() else CHARACTER_WEIGHT * len(text) for text in texts]
+    weights = [characters_of(text) for text in texts]
     if sum(weights) <= LONG_TEXT_CHARACTERS:
         return Preparation([partial(preprocess_all, texts)], len(texts), True, "texts", "tokenized")
     steps: list[Callable[[], list[Any]]] = []

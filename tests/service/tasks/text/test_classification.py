@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from service.errors import InvalidRequest
 from service.tasks.classification import scores_of
 from service.tasks.task import AnswerOptions
-from service.tasks.text_classification import TextClassification
+from service.tasks.text.classification import TextClassification
 
 
 @pytest.fixture

@@ -7,12 +7,13 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from export.conversion.classifier import export_onnx, publish
-from export.conversion.comparison.classifier import compare, onnx_logits
+from export.conversion.comparison.classifier import compare, onnx_outputs
 from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.staging import folder_in_the_making
-from export.conversion.model_folder.task import FolderTask
-from export.conversion.model_source import Labelled, TextClassifierSource
+from export.conversion.model_folder.task import OneGraphTask
+from export.conversion.model_source import Labelled
+from export.conversion.text_source import TextClassifierSource, optimized_as_bert
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.onnx_graphs.passes import quantize, use_standard_attention
 from export.provenance import this_command
@@ -20,7 +21,7 @@ from model_store.folder import GRAPH
 
 
 def write_random_weights(
-    task: FolderTask[Labelled],
+    task: OneGraphTask[Labelled],
     *,
     name: str,
     store: Path,
@@ -47,7 +48,7 @@ def write_random_weights(
             quantize(folder / GRAPH)
         use_standard_attention(folder / GRAPH)
         sample = made_up_sentences(MIN_COMPARED // 10)
-        comparison = compare(onnx_logits(source, folder / GRAPH, sample), source.logits(source.module, sample))
+        comparison = compare(onnx_outputs(source, folder / GRAPH, sample), source.outputs(source.module, sample))
         quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
         about = {
             "untrained": "random weights; for measuring speed only",
@@ -89,8 +90,7 @@ def random_weights_source(
         labels=["NEGATIVE", "POSITIVE"],
         max_tokens=config.max_tokens,
         pad_id=0,
-        num_heads=heads,
-        hidden_size=width,
+        optimized_as=optimized_as_bert(heads, width),
         model_type="heed-encoder",
         provenance={"num_parameters": sum(weight.numel() for weight in model.parameters())},
     )

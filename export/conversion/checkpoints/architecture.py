@@ -1,0 +1,44 @@
+"""Tells the task of a Hugging Face checkpoint from its files."""
+
+from typing import Any
+
+from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
+from export.conversion.checkpoints.sentence_transformers import MODULES
+from export.task_table import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION, TRANSLATION
+
+# Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
+TASK_OF_ENDING = {
+    "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForImageClassification": IMAGE_CLASSIFICATION,
+    "MarianMTModel": TRANSLATION,
+    "Model": FEATURE_EXTRACTION,
+}
+
+
+def task_of_checkpoint(name_or_path: str) -> str:
+    """Return the task of a checkpoint: by the layers of sentence-transformers, else by its architecture.
+
+    Raises:
+        LoadRefused: the checkpoint is not complete, or its architecture does not tell a task.
+    """
+    config = read_checked_config(name_or_path)
+    if path_of(name_or_path, MODULES) is not None:
+        return FEATURE_EXTRACTION
+    return task_of_config(config)
+
+
+def task_of_config(config: dict[str, Any]) -> str:
+    """Return the task that the contents of `config.json` tell.
+
+    Raises:
+        LoadRefused: they tell none.
+    """
+    named = config.get("architectures")
+    for architecture in named if isinstance(named, list) else []:
+        for ending, task in TASK_OF_ENDING.items():
+            if str(architecture).endswith(ending):
+                return task
+    found = ", ".join(map(str, named)) if isinstance(named, list) and named else "none"
+    raise LoadRefused(
+        f"{CONFIG}: architectures ({found}) does not tell the task; give it with --task: {', '.join(TASKS)}"
+    )

@@ -1,0 +1,1 @@
+"""Tests of the tasks that read texts with an encoder."""
