@@ -8,12 +8,16 @@ TEXT_CLASSIFICATION = "text-classification"
 IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
 FEATURE_EXTRACTION = "feature-extraction"
+SUMMARIZATION = "summarization"
+TEXT2TEXT_GENERATION = "text2text-generation"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
     IMAGE_CLASSIFICATION: "export.tasks.image_classification",
     TRANSLATION: "export.tasks.translation",
     FEATURE_EXTRACTION: "export.tasks.feature_extraction",
+    SUMMARIZATION: "export.tasks.text_to_text.summarization",
+    TEXT2TEXT_GENERATION: "export.tasks.text_to_text.text2text_generation",
 }
 
 # The recipes of all tasks, whose settings are in RECIPES of the modules in `export/training/`.

@@ -284,7 +284,7 @@ def model_card(manifest: Manifest, version: int) -> str:
     lines = [
         f"# {manifest.name}, version {version}",
         "",
-        f"Task: {manifest.task}. Precision: {manifest.precision}. Longest input and longest translation:"
+        f"Task: {manifest.task}. Precision: {manifest.precision}. Longest input and longest answer:"
         f" {manifest.limits.max_tokens} tokens.",
         "",
         *card_of_provenance(manifest),

@@ -4,13 +4,24 @@ from typing import Any
 
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
 from export.conversion.checkpoints.sentence_transformers import MODULES
-from export.task_table import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION, TRANSLATION
+from export.task_table import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    SUMMARIZATION,
+    TASKS,
+    TEXT2TEXT_GENERATION,
+    TEXT_CLASSIFICATION,
+    TRANSLATION,
+)
 
 # Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
 TASK_OF_ENDING = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,
+    "MBartForConditionalGeneration": TRANSLATION,
+    "M2M100ForConditionalGeneration": TRANSLATION,
+    "ForConditionalGeneration": TEXT2TEXT_GENERATION,
     "Model": FEATURE_EXTRACTION,
 }
 
@@ -37,6 +48,9 @@ def task_of_config(config: dict[str, Any]) -> str:
     for architecture in named if isinstance(named, list) else []:
         for ending, task in TASK_OF_ENDING.items():
             if str(architecture).endswith(ending):
+                params = config.get("task_specific_params")
+                if task == TEXT2TEXT_GENERATION and isinstance(params, dict) and list(params) == [SUMMARIZATION]:
+                    return SUMMARIZATION  # the only task that the checkpoint has settings for
                 return task
     found = ", ".join(map(str, named)) if isinstance(named, list) and named else "none"
     raise LoadRefused(

@@ -39,9 +39,6 @@ TASK_TYPES: dict[str, type[Translation]] = {
 }
 # Longest source and answer of a model without a table of positions whose tokenizer names no limit.
 DEFAULT_MAX_TOKENS = 512
-LANGUAGE_OF_PREFIX = {"en": "English", "de": "German", "fr": "French", "ro": "Romanian"}
-# Rows of an embedding beyond the tokenizer's tokens: T5 has 28 of 32,128, mBART and M2M-100 fewer.
-EXTRA_ROWS_ARE_USUAL = ("t5", "mt5", "mbart", "m2m_100", "bart")
 
 
 def source_of_seq2seq(name_or_path: str, task: str) -> TranslationSource:
@@ -65,7 +62,7 @@ def source_of_seq2seq(name_or_path: str, task: str) -> TranslationSource:
     max_tokens = _max_tokens(model.config, tokenizer)
     module = network_of(model, max_tokens)
     vocabulary = tokenizer.get_vocab()
-    check_vocabulary({token: number for token, number in vocabulary.items() if number < 0}, 0)
+    check_vocabulary(vocabulary, model.get_encoder().embed_tokens.num_embeddings)
     tokens, (source_language, target_language) = _languages(model, tokenizer)
     params = _task_params(model.config, task)
     eos_ids, begin_id = eos_ids_of(model.generation_config), begin_id_of(model.generation_config, model.config)
@@ -168,7 +165,7 @@ def _task_params(config: Any, task: str) -> Mapping[str, Any]:
     """Return the search settings that the checkpoint has for a task."""
     found: dict[str, Any] = {}
     for name, params in (getattr(config, "task_specific_params", None) or {}).items():
-        if name == task or (task == Translation.name and name.startswith("translation")):
+        if name == task or (task == Translation.name and name.startswith(Translation.name)):
             found = found or dict(params)
     found.pop("prefix", None)
     return found
@@ -181,8 +178,8 @@ def _prefixes(config: Any, task: str) -> tuple[TextPrefix, ...]:
         text = params.get("prefix")
         if not text:
             continue
-        if task == Translation.name and name.startswith("translation_") and "_to_" in name:
-            source, target = name.removeprefix("translation_").split("_to_")
+        if task == Translation.name and name.startswith(f"{Translation.name}_") and "_to_" in name:
+            source, target = name.removeprefix(f"{Translation.name}_").split("_to_")
             found.append(TextPrefix(source, target, text))
         elif name == task:
             found.append(TextPrefix("", "", text))
