@@ -5,9 +5,11 @@ folder ──> weights, tokenizer, languages, search settings ──> source, wh
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from sentencepiece import SentencePieceProcessor
 from tokenizers import processors
 from transformers import AutoModelForSeq2SeqLM
 
@@ -19,20 +21,24 @@ from export.conversion.checkpoints.reading import (
     check_vocabulary,
     load_tokenizer,
     load_weights,
+    path_of,
     provenance_of_loaded,
     read_config,
     read_object,
     reading,
 )
 from export.conversion.comparison.classifier import MAX_LOGIT_DIFFERENCE
+from export.conversion.golden_texts import GOLDEN_TEXTS
 from export.conversion.seq2seq.generation_settings import begin_id_of, eos_ids_of, search_defaults
 from export.conversion.seq2seq.spm_tokenizers import tokenizer_of_pieces
 from export.conversion.seq2seq.weights import FAMILIES, network_of
 from export.conversion.translation_source import TranslationSource
+from model_store.folder import TOKENIZER
 from service.tasks.decoding.settings import LanguageTokens, TextPrefix
 from service.tasks.generation.text_to_text import Summarization, Text2TextGeneration
 from service.tasks.translation import Translation
 
+SENTENCEPIECE_FILES = ("spiece.model", "sentencepiece.bpe.model", "spm.model")
 MODEL_TYPES = tuple(FAMILIES)
 TASK_TYPES: dict[str, type[Translation]] = {
     task.name: task for task in (Translation, Summarization, Text2TextGeneration)
@@ -61,7 +67,7 @@ def source_of_seq2seq(name_or_path: str, task: str) -> TranslationSource:
     tokenizer = load_tokenizer(name_or_path)
     max_tokens = _max_tokens(model.config, tokenizer)
     module = network_of(model, max_tokens)
-    vocabulary = tokenizer.get_vocab()
+    vocabulary = tokenizer.get_vocab() | getattr(tokenizer, "lang_token_to_id", {})
     check_vocabulary(vocabulary, model.get_encoder().embed_tokens.num_embeddings)
     tokens, (source_language, target_language) = _languages(model, tokenizer)
     params = _task_params(model.config, task)
@@ -87,6 +93,8 @@ def source_of_seq2seq(name_or_path: str, task: str) -> TranslationSource:
     )
     with reading("the model cannot be computed"):
         check_tokens(source, tokenizer)
+        if tokenizer.is_fast and path_of(name_or_path, TOKENIZER) is None:
+            _check_pieces(name_or_path, tokenizer)
         check_logits(source, model)
     return source
 
@@ -116,7 +124,7 @@ def _tokenizer_json(name_or_path: str, tokenizer: Any, multilingual: bool) -> st
     elif hasattr(tokenizer, "spm_file"):
         specials = [*tokenizer.all_special_tokens, *tokenizer.lang_token_to_id]
         ids = tokenizer.encoder | tokenizer.lang_token_to_id
-        fast, original = tokenizer_of_pieces(tokenizer.spm_file, ids, tokenizer.unk_token, specials), None
+        fast, original = tokenizer_of_pieces(Path(tokenizer.spm_file), ids, tokenizer.unk_token, specials), None
     else:
         raise LoadRefused(f"the tokenizer of {name_or_path}, a {type(tokenizer).__name__}, has no fast form")
     if multilingual:
@@ -200,6 +208,30 @@ def check_tokens(source: TranslationSource, tokenizer: Any) -> None:
         if list(sentence.ids) != list(theirs):
             clipped = text if len(text) <= 80 else f"{text[:80]}..."
             raise LoadRefused(f"the tokenizer cuts {clipped!r} differently than transformers does")
+
+
+def _check_pieces(name_or_path: str, tokenizer: Any) -> None:
+    """Refuse a fast tokenizer that `transformers` has built, if it splits differently than the SentencePiece model.
+
+    Raises:
+        LoadRefused: a text is split differently.
+    """
+    for file_name in SENTENCEPIECE_FILES:
+        if (path := path_of(name_or_path, file_name)) is None:
+            continue
+        processor, unk_id = SentencePieceProcessor(model_file=str(path)), tokenizer.unk_token_id
+        for text in (*GOLDEN_TEXTS, *ODD_TEXTS):
+            if "<" in text:  # special tokens as text, which a SentencePiece model does not know
+                continue
+            theirs = tokenizer.convert_tokens_to_ids(processor.encode(text, out_type=str))
+            ours = tokenizer(text, add_special_tokens=False)["input_ids"]
+            # A fast tokenizer joins unknown pieces that follow one another.
+            if _joined(ours, unk_id) != _joined(theirs, unk_id):
+                raise LoadRefused(f"{file_name} splits {text!r} differently than the fast tokenizer made from it")
+
+
+def _joined(ids: list[int], unk_id: int) -> list[int]:
+    return [token for place, token in enumerate(ids) if not (place and token == unk_id == ids[place - 1])]
 
 
 @torch.inference_mode()
