@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from export.networks.seq2seq import CrossAttention, Layer, SelfAttention, Seq2SeqTransformer
 from export.networks.transformer import HIDDEN, Packing, fused_attention
 
-# The bias that hides padding from queries whose scores are not scaled, and so are larger. e^-80 is a normal number.
-HIDDEN_FROM_UNSCALED = -80.0
+# The bias that hides padding from a decoder whose scores are not scaled. In a running batch the padding of a source has
+# keys of other sentences, whose scores may be far above the real ones.
+HIDDEN_FROM_UNSCALED = -1e4
 
 
 class PackedSeq2SeqEncoder(nn.Module):
@@ -91,14 +93,14 @@ class Seq2SeqDecoderStep(nn.Module):
 
         `longest` is a tensor, which only an operator of ONNX can turn into a number of places.
         """
-        R, P = past_R.size(0), cache_RHPK.size(2)
+        # No reshape may follow: the exporter takes the places in use for those of the cache.
         zero, one = torch.zeros((), dtype=torch.int32), torch.ones((), dtype=torch.int32)
-        place_P = torch.onnx.ops.symbolic("Range", (zero, longest, one), {}, dtype=torch.int32, shape=(P,), version=11)
+        place_P = torch.onnx.ops.symbolic(
+            "Range", (zero, longest, one), {}, dtype=torch.int32, shape=(cache_RHPK.size(2),), version=11
+        )
         distance_RP = (past_R[:, None] - place_P[None, :]).clamp(min=0).to(torch.int64)
-        table_TH = self.model.target_bias_TH
-        bias_RPH = table_TH.index_select(0, distance_RP.flatten()).unflatten(0, (R, -1))
-        bias_RH1P: Tensor = bias_RPH.transpose(1, 2).unsqueeze(2)
-        return bias_RH1P
+        bias_RPH = functional.embedding(distance_RP, self.model.target_bias_TH)
+        return bias_RPH.transpose(1, 2).unsqueeze(2)
 
 
 def _attend_to_past(
