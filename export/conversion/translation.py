@@ -15,11 +15,12 @@ import msgspec
 import torch
 from rich.console import Console
 
-from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
+from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.comparison.translation import (
     MAX_SCORE_DIFFERENCE,
     compare_translations,
     judge,
+    min_compared,
     require_little_loss,
     require_same,
     translate_all,
@@ -75,7 +76,7 @@ def convert_translation(
         task: its task.
         name: the name of the model folder.
         store: the model store.
-        compare_on: test splits by name, together at least 500 sentences: compared with PyTorch, and measured where
+        compare_on: test splits by name, together at least `min_compared` sentences: compared with PyTorch, and measured where
             there are references.
         precision: the precision of the graphs' products.
         about: data, licence and the like, for the manifest's provenance and the model card.
@@ -92,8 +93,8 @@ def convert_translation(
         ValueError: too few sentences to compare on, or none with references for int8 or float16.
     """
     num_sentences = sum(len(split) for split in compare_on.values())
-    if num_sentences < MIN_COMPARED:
-        raise ValueError(f"{num_sentences} sentences to compare on, at least {MIN_COMPARED} are needed")
+    if num_sentences < (needed := min_compared(source.module)):
+        raise ValueError(f"{num_sentences} sentences to compare on, at least {needed} are needed")
     if precision != "float32" and not any(split.target for split in compare_on.values()):
         raise ValueError(f"{precision} needs sentences with references, to measure what it costs in BLEU")
     with folder_in_the_making(store) as folder:

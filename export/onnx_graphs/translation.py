@@ -34,6 +34,9 @@ from export.onnx_graphs.passes import cpu_session, export_graph, halve
 from export.onnx_graphs.seq2seq import PackedSeq2SeqEncoder, Seq2SeqDecoderStep
 from model_store.folder import ENCODER, GRAPH
 
+# Places of the cache beyond those in use: a running batch has some too, and a graph must not count them.
+SPARE_PLACES = 1
+
 
 def cache_names(num_decoder_layers: int) -> list[str]:
     """Return the names of the KV cache of earlier tokens, [R, H, P, K]."""
@@ -264,14 +267,14 @@ class OnnxTranslator:
         state["source_mask"] = torch.from_numpy(mask_RS.astype(np.int32))
         for name in self._caches:
             _, H, _, K = self._shape_of[name]
-            state[name] = torch.zeros(len(sources), H, 0, K, dtype=self._dtype)
+            state[name] = torch.zeros(len(sources), H, SPARE_PLACES, K, dtype=self._dtype)
         return state
 
     def next_tokens(
         self, last_R: list[int], state: State, count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
         """Decode one more token, as `Translator.next_tokens` says; the cache grows by one place each step."""
-        after, past = dict(state), state[self._caches[0]].size(2)
+        after, past = dict(state), state[self._caches[0]].size(2) - SPARE_PLACES
         for name in self._caches:
             after[name] = torch.nn.functional.pad(state[name], (0, 0, 0, 1))
         feeds = {

@@ -99,7 +99,7 @@ class Translation(TextToText, TrainedTask[ParallelTexts, training.TranslationTra
             console.print(
                 f"the run was trained on {result['data']!r}, an unknown data set: its quality is not measured"
             )
-            self.write_model(source, target, console, made_up(), {})
+            self.write_model(source, target, console, made_up(source), {})
 
 
 TASK = Translation()

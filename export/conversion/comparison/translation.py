@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
-from export.conversion.comparison.requirements import ConversionRefused, Precision
+from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
 from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
 from export.training.quality import MAX_BLEU_LOSS, TranslationQuality, translation_quality
@@ -17,6 +18,9 @@ from export.training.translation import Translator
 from service.tasks.decoding.search import Hypothesis, SearchRequest
 from service.tasks.decoding.sentence import Sentence
 
+# Sentences that are compared, by the size of the network: a decoder step reads all its weights, and without references
+# nothing tells a random network when to end. A network of 74 million weights is compared on 50, one of 8 million on 500.
+COMPARED_WEIGHTS, MIN_COMPARED_LARGE = 4e9, 50
 MAX_SCORE_DIFFERENCE = 1e-4  # in float32: of equal translations, and of two that rounding has swapped
 
 
@@ -28,6 +32,12 @@ class TranslationComparison:
     max_abs_score_difference: float  # of sentences with the same translation
     translations_changed: int
     max_score_lost: float  # PyTorch's score of its own translation less that of the changed one
+
+
+def min_compared(module: nn.Module) -> int:
+    """Return how many sentences a network must be compared with PyTorch on."""
+    num_weights = sum(weight.numel() for weight in module.parameters())
+    return min(MIN_COMPARED, max(MIN_COMPARED_LARGE, int(COMPARED_WEIGHTS / num_weights)))
 
 
 def translate_all(

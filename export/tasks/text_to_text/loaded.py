@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from export.conversion.comparison.explanation import Arrays, ExplainGraph, Row, translation_difference
-from export.conversion.comparison.requirements import MIN_COMPARED
+from export.conversion.comparison.translation import min_compared
 from export.conversion.float16 import measure_translations
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import generation_of, translation_of
@@ -54,7 +54,8 @@ class TextToText(ExplainedTask[ParallelTexts], ExportTask[ParallelTexts]):
         """Convert a model of Hugging Face."""
         from export.conversion.seq2seq.source import source_of_seq2seq  # imports transformers, which takes seconds
 
-        self.write_model(source_of_seq2seq(source, self.name), target, console, made_up(), {})
+        loaded = source_of_seq2seq(source, self.name)
+        self.write_model(loaded, target, console, made_up(loaded), {})
 
     def write_model(
         self,
@@ -152,6 +153,6 @@ class TextToText(ExplainedTask[ParallelTexts], ExportTask[ParallelTexts]):
         return EFFORT, found
 
 
-def made_up() -> dict[str, ParallelTexts]:
+def made_up(source: TranslationSource) -> dict[str, ParallelTexts]:
     """Return sentences without references, to compare with PyTorch when no data set is available."""
-    return {"made-up sentences": ParallelTexts(made_up_sentences(MIN_COMPARED), [])}
+    return {"made-up sentences": ParallelTexts(made_up_sentences(min_compared(source.module)), [])}
