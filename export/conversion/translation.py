@@ -76,8 +76,8 @@ def convert_translation(
         task: its task.
         name: the name of the model folder.
         store: the model store.
-        compare_on: test splits by name, together at least `min_compared` sentences: compared with PyTorch, and measured where
-            there are references.
+        compare_on: test splits by name, together at least `min_compared` sentences: compared with PyTorch, and
+            measured where there are references.
         precision: the precision of the graphs' products.
         about: data, licence and the like, for the manifest's provenance and the model card.
         console: shows progress.
