@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import structlog
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
 from service.engines.bucketed_session import BucketedSession, Buckets
+from service.engines.decodable import Decodable
 from service.engines.device import Place
 from service.engines.host import EngineHost
 from service.engines.kv_cache import DeviceGathers, DeviceKvCache, HostKvCache, KvCache
@@ -44,48 +45,6 @@ FILL_ID = 0  # padding token, which the mask hides
 # Largest encoder call that keeps its memory on the device: four times the tokens that join running sentences at once.
 # All buckets together hold up to 25,000 tokens.
 KEPT_TOKENS = 1024
-
-
-class Decodable(Protocol):
-    """A sentence to decode: its source tokens, and a search that chooses among the likeliest next tokens."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Source tokens."""
-
-    @property
-    def rows(self) -> int:
-        """Number of beams."""
-
-    @property
-    def num_candidates(self) -> int:
-        """Number of most probable next tokens that the search needs for each row."""
-
-    @property
-    def next_ids(self) -> list[int]:
-        """The newest token of each row."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the search has ended."""
-
-    @property
-    def reads_normalizers(self) -> bool:
-        """Whether the search needs `set_log_normalizers` before each step."""
-
-    def set_log_normalizers(self, log_normalizers: Sequence[float]) -> None:
-        """Take the logarithm of the softmax denominator of each row, [W]: log probability + it = logit."""
-
-    def advance(self, log_probabilities: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> list[int]:
-        """Choose the next tokens.
-
-        Args:
-            log_probabilities: of the likeliest next tokens of each row, [W, C].
-            ids: these tokens, [W, C].
-
-        Returns:
-            For each row of the next step, the row that it continues.
-        """
 
 
 class TranslationEngine:
