@@ -264,10 +264,11 @@ class Translation:
         return Forced(ids, target_ids, bos_id=bos_id, num_candidates=self._vocab_size)
 
     def _options(self, request: SearchRequest, source_tokens: int, first_id: int | None = None) -> SearchOptions:
-        most = None if request.bounded else self.defaults.max_new_tokens
+        bound = longest_translation(source_tokens, self.max_tokens)
+        most = request.max_new_tokens or (None if request.bounded else self.defaults.max_new_tokens) or bound
         constraints = request.constraints(self.defaults.constraints, first_id)
         options = SearchOptions(
-            max_new_tokens=request.max_new_tokens or most or longest_translation(source_tokens, self.max_tokens),
+            max_new_tokens=min(most, bound) if request.bounded else most,
             num_beams=request.num_beams or self.defaults.num_beams,
             length_penalty=self.defaults.length_penalty if request.length_penalty is None else request.length_penalty,
             early_stopping=self.defaults.early_stopping,

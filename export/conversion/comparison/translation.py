@@ -19,8 +19,8 @@ from service.tasks.decoding.search import Hypothesis, SearchRequest
 from service.tasks.decoding.sentence import Sentence
 
 # The larger a network, the fewer sentences it is compared on, because a decoder step reads all its weights: one of 74
-# million weights on 54 sentences, one of 8 million on 500.
-COMPARED_WEIGHTS, MIN_COMPARED_LARGE = 4e9, 50
+# million weights on 27 sentences, one of 4 million on 500.
+COMPARED_WEIGHTS, MIN_COMPARED_LARGE = 2e9, 20
 MAX_SCORE_DIFFERENCE = 1e-4  # in float32: of equal translations, and of two that rounding has swapped
 
 
