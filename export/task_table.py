@@ -14,6 +14,8 @@ QUESTION_ANSWERING = "question-answering"
 ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
 FILL_MASK = "fill-mask"
 IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
+SUMMARIZATION = "summarization"
+TEXT2TEXT_GENERATION = "text2text-generation"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
@@ -26,4 +28,6 @@ TASKS = {
     ZERO_SHOT_CLASSIFICATION: "export.tasks.text.zero_shot_classification",
     FILL_MASK: "export.tasks.text.fill_mask",
     IMAGE_FEATURE_EXTRACTION: "export.tasks.image_feature_extraction",
+    SUMMARIZATION: "export.tasks.text_to_text.summarization",
+    TEXT2TEXT_GENERATION: "export.tasks.text_to_text.text2text_generation",
 }

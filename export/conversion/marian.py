@@ -2,7 +2,8 @@
 
 They become this repository's own network: the same layers under other names. The differences are normalisation
 after each sub-layer, positions with all sines before all cosines, a bias on the logits, and a decoder that begins with
-the padding token. Their tokenizer is two SentencePiece models and one list of ids.
+the padding token. Those with two vocabularies, or with other shapes, become the network of `export.networks.seq2seq`.
+Their tokenizer is two SentencePiece models and one list of ids, or two.
 """
 
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
 from transformers import MarianMTModel, MarianTokenizer
 
 from export.conversion.checkpoints.reading import (
@@ -21,68 +21,42 @@ from export.conversion.checkpoints.reading import (
     load_weights,
     path_of,
     provenance_of_loaded,
-    provide_sentencepiece_messages,
     quiet,
     read_config,
     read_object,
     reading,
 )
-from export.conversion.comparison.classifier import MAX_LOGIT_DIFFERENCE
+from export.conversion.seq2seq.generation_settings import begin_id_of, eos_ids_of, search_defaults
+from export.conversion.seq2seq.source import TASK_TYPES, check_logits
+from export.conversion.seq2seq.spm_tokenizers import NEVER_READ, read_pieces
+from export.conversion.seq2seq.weights import bart_layer, network_of
 from export.conversion.translation_source import TranslationSource
 from export.networks.transformer import NEGATIVE
 from export.networks.translation import TranslationConfig, TranslationTransformer
-from service.tasks.decoding.search import MAX_BEAMS, MAX_LENGTH_PENALTY, SearchDefaults
+from export.onnx_graphs.translation import ServedNetwork
 from service.tasks.decoding.settings import LanguageCodes
+from service.tasks.translation import Translation
 
 ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}
-DEFAULT_MAX_LENGTH = 20  # the default of `transformers`
-NEVER_READ = "\0"  # marks pieces of the target side only; no text contains it
+SHARED_SHAPE = ("attention_heads", "ffn_dim")  # of the encoder's and the decoder's layers
 
 
-# Options of `generation_config.json` that change a search and are not offered, with their neutral values.
-NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "do_sample": (False, None),
-    "num_beam_groups": (1, None),
-    "diversity_penalty": (0.0, None),
-    "repetition_penalty": (1.0, None),
-    "encoder_repetition_penalty": (1.0, None),
-    "no_repeat_ngram_size": (0, None),
-    "encoder_no_repeat_ngram_size": (0, None),
-    "min_length": (0, None),
-    "min_new_tokens": (0, None),
-    "penalty_alpha": (None,),
-    "forced_bos_token_id": (None,),
-    "suppress_tokens": ([], None),
-    "begin_suppress_tokens": ([], None),
-    "sequence_bias": (None,),
-    "exponential_decay_length_penalty": (None,),
-    "constraints": (None,),
-    "force_words_ids": (None,),
-    "guidance_scale": (None, 1.0),
-}
-
-
-def source_of_marian(name_or_path: str) -> TranslationSource:
+def source_of_marian(name_or_path: str, task: str = Translation.name) -> TranslationSource:
     """Load a Marian translation model from a saved folder or a hub id.
 
     Raises:
-        LoadRefused: not a Marian model with one vocabulary for both languages, or its outputs differ here.
+        LoadRefused: not a Marian model, an option that is not offered, or its outputs differ here.
     """
     read_config(name_or_path, ("marian",))
     for file_name in (TOKENIZER_CONFIG, GENERATION_CONFIG, "vocab.json"):
         read_object(name_or_path, file_name)
     model, said = load_weights(MarianMTModel, name_or_path)
     config = model.config
-    if not config.share_encoder_decoder_embeddings:
-        raise LoadRefused("a vocabulary of its own for each language is not offered")
-    if config.activation_function not in ACTIVATIONS:
-        raise LoadRefused(f"activation {config.activation_function!r} is not one of {', '.join(ACTIVATIONS)}")
-    for name in ("attention_heads", "ffn_dim"):
-        if getattr(config, f"encoder_{name}") != getattr(config, f"decoder_{name}"):
-            raise LoadRefused(f"encoder_{name} and decoder_{name} differ")
     tokenizer = _tokenizer(name_or_path)
     vocabulary = tokenizer.encoder
+    target_vocabulary = tokenizer.target_encoder if tokenizer.separate_vocabs else vocabulary
     check_vocabulary(vocabulary, config.vocab_size)
+    check_vocabulary(target_vocabulary, model.lm_head.out_features)
     with reading(f"the tokenizer of {name_or_path} cannot be read"):
         source_spm, target_spm = tokenizer.spm_files
         source = TranslationSource(
@@ -91,22 +65,26 @@ def source_of_marian(name_or_path: str) -> TranslationSource:
                 Path(source_spm), vocabulary, tokenizer.unk_token, tokenizer.eos_token
             ).to_str(),
             target_tokenizer_json=_target_tokenizer(
-                Path(target_spm), vocabulary, tokenizer.all_special_tokens
+                Path(target_spm), target_vocabulary, tokenizer.all_special_tokens
             ).to_str(),
             source_language=tokenizer.source_lang or "source",
             target_language=tokenizer.target_lang or "target",
-            bos_id=config.decoder_start_token_id,
-            eos_id=config.eos_token_id,
+            bos_id=begin_id_of(model.generation_config, config),
+            eos_id=eos_ids_of(model.generation_config)[0],
             pad_id=config.pad_token_id,
-            defaults=search_defaults(model.generation_config, config),
+            defaults=search_defaults(
+                model.generation_config, config.max_position_embeddings, masked_ids=(config.pad_token_id,)
+            ),
             language_codes=LanguageCodes(
                 {code: vocabulary[code] for code in tokenizer.supported_language_codes},
                 vocabulary[tokenizer.unk_token],
             ),
+            task_type=TASK_TYPES[task],
             provenance=provenance_of_loaded(name_or_path, model) | said,
         )
     with reading("the model cannot be computed"):
-        _require_same(source, model, tokenizer)
+        _check_tokens(source, tokenizer)
+        check_logits(source, model)
     return source
 
 
@@ -114,74 +92,35 @@ def _tokenizer(name_or_path: str) -> Any:
     """Load the model's own tokenizer.
 
     Raises:
-        LoadRefused: a file of it is missing or damaged, or each language has a vocabulary of its own.
+        LoadRefused: a file of it is missing or damaged.
     """
     for file_name in ("source.spm", "target.spm", "vocab.json"):
         if path_of(name_or_path, file_name) is None:
             raise LoadRefused(f"{name_or_path} has no tokenizer: {file_name} is missing")
     with reading(f"the tokenizer of {name_or_path} cannot be loaded"), quiet():
-        tokenizer = MarianTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
-    if tokenizer.separate_vocabs:
-        raise LoadRefused("a vocabulary of its own for each language is not offered")
-    return tokenizer
+        return MarianTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
 
 
-def search_defaults(generation: Any, config: Any) -> SearchDefaults:
-    """Read the model's default search options from its generation configuration.
+def _check_tokens(source: TranslationSource, tokenizer: Any) -> None:
+    """Refuse a source whose ids differ from those of `transformers`.
 
     Raises:
-        LoadRefused: the search has an option that is not offered.
-    """
-    for name, harmless in NOT_OFFERED.items():
-        value = getattr(generation, name, None)
-        if value not in harmless:
-            raise LoadRefused(f"{GENERATION_CONFIG}: {name} is {value!r}, which is not offered")
-    if (bad := generation.bad_words_ids) and bad != [[config.pad_token_id]]:
-        raise LoadRefused(f"{GENERATION_CONFIG}: bad_words_ids is {bad!r}; only the padding may be forbidden")
-    num_beams = generation.num_beams or 1
-    penalty = 1.0 if generation.length_penalty is None else float(generation.length_penalty)
-    if not 1 <= num_beams <= MAX_BEAMS or not abs(penalty) <= MAX_LENGTH_PENALTY:
-        raise LoadRefused(
-            f"{GENERATION_CONFIG}: num_beams {num_beams} with length_penalty {penalty:g}; at most {MAX_BEAMS} beams and"
-            f" a penalty from {-MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g} are offered"
-        )
-    # A translation begins with one token that counts as part of `max_length`; an end that is forced is its last token.
-    most = generation.max_new_tokens or (generation.max_length or DEFAULT_MAX_LENGTH) - 1
-    if generation.forced_eos_token_id is not None:
-        most -= 1
-    return SearchDefaults(
-        num_beams=num_beams,
-        length_penalty=penalty,
-        early_stopping="never" if generation.early_stopping == "never" else bool(generation.early_stopping),
-        max_new_tokens=max(1, min(most, config.max_position_embeddings)),
-    )
-
-
-@torch.inference_mode()
-def _require_same(source: TranslationSource, model: Any, tokenizer: Any) -> None:
-    """Refuse a network whose tokens or next-token logits differ from those of `transformers`.
-
-    Raises:
-        LoadRefused: tokens or logits differ.
+        LoadRefused: a text gets other ids.
     """
     task = source.task()
     for text in source.golden_texts():
         sentence = task.preprocess(text, truncate=True, field="text")
         if not sentence.truncated and sentence.ids != tokenizer(text)["input_ids"]:
             raise LoadRefused(f"the tokenizer cuts {text!r} differently than transformers does")
-        ids = torch.tensor([sentence.ids])
-        target = torch.tensor([[source.bos_id, *sentence.ids[:-1]]])
-        theirs_TV = model(input_ids=ids, decoder_input_ids=target).logits[0]
-        ours_TV = source.module(ids, torch.ones_like(ids), target, torch.ones_like(target))
-        readable = torch.arange(theirs_TV.shape[1]) != source.pad_id  # [PAD] is never generated here
-        difference = float((ours_TV - theirs_TV)[:, readable].abs().max())
-        if not difference <= MAX_LOGIT_DIFFERENCE * max(1.0, float(theirs_TV[:, readable].abs().max())):
-            raise LoadRefused(f"the network is not the one in transformers: logits differ by up to {difference:.3g}")
 
 
-def _network(model: Any, pad_id: int) -> TranslationTransformer:
-    """Build this repository's network with the Marian model's weights."""
+def _network(model: Any, pad_id: int) -> ServedNetwork:
+    """Build a network with the Marian model's weights: this repository's own if it has the same shape."""
     config = model.config
+    same = all(getattr(config, f"encoder_{name}") == getattr(config, f"decoder_{name}") for name in SHARED_SHAPE)
+    tied = torch.equal(model.lm_head.weight, model.model.encoder.embed_tokens.weight)
+    if not same or not tied or config.activation_function not in ACTIVATIONS:
+        return network_of(model, config.max_position_embeddings)
     network = TranslationTransformer(
         TranslationConfig(
             vocab_size=config.vocab_size,
@@ -200,7 +139,7 @@ def _network(model: Any, pad_id: int) -> TranslationTransformer:
     ours = {"embedding.weight": theirs["model.shared.weight"]}
     for side, count in (("encoder", config.encoder_layers), ("decoder", config.decoder_layers)):
         for number in range(count):
-            ours |= _layer(theirs, f"model.{side}.layers.{number}", f"{side}.{number}", side == "decoder")
+            ours |= bart_layer(theirs, f"model.{side}.layers.{number}", f"{side}.{number}", side == "decoder")
     network.load_state_dict(ours)
     network.embedding_scale = config.d_model**0.5 if config.scale_embedding else 1.0
     network.positions_TD.copy_(theirs["model.encoder.embed_positions.weight"])
@@ -209,56 +148,13 @@ def _network(model: Any, pad_id: int) -> TranslationTransformer:
     return network.eval()
 
 
-def _layer(theirs: dict[str, Tensor], their: str, our: str, decodes: bool) -> dict[str, Tensor]:
-    """Rename the weights of a layer to the names of this repository's network."""
-    ours: dict[str, Tensor] = {}
-    pairs = [
-        ("self_attn.out_proj", "attention.out"),
-        ("self_attn_layer_norm", "attention_norm"),
-        ("fc1", "feed_forward.up"),
-        ("fc2", "feed_forward.down"),
-        ("final_layer_norm", "feed_forward_norm"),
-    ]
-    joined: list[tuple[tuple[str, ...], str, str]] = [(("q", "k", "v"), "self_attn", "attention.qkv")]
-    if decodes:
-        pairs += [
-            ("encoder_attn.out_proj", "cross.out"),
-            ("encoder_attn.q_proj", "cross.query"),
-            ("encoder_attn_layer_norm", "cross_norm"),
-        ]
-        joined.append((("k", "v"), "encoder_attn", "cross.key_value"))
-    for kind in ("weight", "bias"):
-        for theirs_name, ours_name in pairs:
-            ours[f"{our}.{ours_name}.{kind}"] = theirs[f"{their}.{theirs_name}.{kind}"]
-        for parts, attention, ours_name in joined:
-            tensors = [theirs[f"{their}.{attention}.{part}_proj.{kind}"] for part in parts]
-            ours[f"{our}.{ours_name}.{kind}"] = torch.cat(tensors)
-    return ours
-
-
-def _read_pieces(path: Path) -> Any:
-    """Read the pieces of a SentencePiece model file.
-
-    Raises:
-        LoadRefused: the model is not a unigram model.
-    """
-    provide_sentencepiece_messages()
-    from sentencepiece import sentencepiece_model_pb2  # of whichever of the two packages it can be
-
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined] # generated code without types
-    proto.ParseFromString(path.read_bytes())
-    if proto.trainer_spec.model_type != proto.trainer_spec.UNIGRAM:
-        raise LoadRefused(f"{path.name} is not a unigram model")
-    return proto
-
-
 def _source_tokenizer(path: Path, vocabulary: dict[str, int], unk_token: str, eos_token: str) -> Tokenizer:
     """Build the source tokenizer: SentencePiece's pieces and scores, with the ids of the model's own list.
 
     Pieces of the list that the source side lacks keep their ids, but never match. Pieces that the list lacks are left
     out, and their text is split into others.
     """
-    proto = _read_pieces(path)
+    proto = read_pieces(path)
     scores = {piece.piece: piece.score for piece in proto.pieces if piece.type == piece.NORMAL}
     pieces = [(NEVER_READ + str(number), 0.0) for number in range(len(vocabulary))]
     for piece, number in vocabulary.items():
@@ -286,7 +182,7 @@ def _source_tokenizer(path: Path, vocabulary: dict[str, int], unk_token: str, eo
 
 def _target_tokenizer(path: Path, vocabulary: dict[str, int], special_tokens: list[str]) -> Tokenizer:
     """Build the target tokenizer: it decodes ids as the target side's SentencePiece model joins its pieces."""
-    _read_pieces(path)
+    read_pieces(path)
     pieces = sorted(vocabulary, key=vocabulary.__getitem__)
     tokenizer = Tokenizer(models.Unigram([(piece, 0.0) for piece in pieces], unk_id=0, byte_fallback=False))
     tokenizer.add_special_tokens([token for token in special_tokens if token in vocabulary])

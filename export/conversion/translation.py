@@ -11,14 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from rich.console import Console
 
-from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
+from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.comparison.translation import (
     MAX_SCORE_DIFFERENCE,
     compare_translations,
     judge,
+    min_compared,
     require_little_loss,
     require_same,
     translate_all,
@@ -27,6 +29,7 @@ from export.conversion.model_folder.publishing import card_of_provenance, explai
 from export.conversion.model_folder.staging import folder_in_the_making
 from export.conversion.model_folder.task import FolderTask
 from export.conversion.sensitivity.batch_sensitivity import inputs_of, with_batch_sensitivity
+from export.conversion.seq2seq.generation_settings import generation_document
 from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
 from export.onnx_graphs.passes import halve_exact_weights, quantize, use_standard_attention
@@ -50,6 +53,7 @@ from model_store.folder import (
 )
 from service.tasks.decoding.search import GOLDEN_SEARCHES
 
+MAX_COMPARED_TOKENS = 48  # of a sentence without a reference
 FEW_TOGETHER = 4  # golden examples per call, besides one and all: int8 scores depend on the batch
 
 
@@ -73,8 +77,8 @@ def convert_translation(
         task: its task.
         name: the name of the model folder.
         store: the model store.
-        compare_on: test splits by name, together at least 500 sentences: compared with PyTorch, and measured where
-            there are references.
+        compare_on: test splits by name, together at least `min_compared` sentences: compared with PyTorch, and
+            measured where there are references.
         precision: the precision of the graphs' products.
         about: data, licence and the like, for the manifest's provenance and the model card.
         console: shows progress.
@@ -90,8 +94,8 @@ def convert_translation(
         ValueError: too few sentences to compare on, or none with references for int8 or float16.
     """
     num_sentences = sum(len(split) for split in compare_on.values())
-    if num_sentences < MIN_COMPARED:
-        raise ValueError(f"{num_sentences} sentences to compare on, at least {MIN_COMPARED} are needed")
+    if num_sentences < (needed := min_compared(source.module)):
+        raise ValueError(f"{num_sentences} sentences to compare on, at least {needed} are needed")
     if precision != "float32" and not any(split.target for split in compare_on.values()):
         raise ValueError(f"{precision} needs sentences with references, to measure what it costs in BLEU")
     with folder_in_the_making(store) as folder:
@@ -144,8 +148,10 @@ def compare_splits(
     for split, texts in compare_on.items():
         if texts.target:
             quality[split] = {}
-        for search, request in GOLDEN_SEARCHES.items():
+        for search, golden_request in GOLDEN_SEARCHES.items():
             what = f"{split}, {search}"
+            # Without references nothing is measured, and a network with random weights would end at the limit alone.
+            request = golden_request if texts.target else golden_request._replace(max_new_tokens=MAX_COMPARED_TOKENS)
             expected = translate_all(source, reference, texts.source, request, f"PyTorch: {what}", console)
             found = translate_all(source, graphs, texts.source, request, f"ONNX: {what}", console)
             comparison = compare_translations(source, texts.source, request, found, expected)
@@ -199,7 +205,11 @@ def describe(
         task=task_name,
         precision=precision,
         inputs=[Tensor(tensor, "INT64", [-1, -1]) for tensor in ("input_ids", "attention_mask")],
-        outputs=[Tensor("log_probabilities", "FP32", [-1, -1]), Tensor("top_ids", "INT64", [-1, -1])],
+        outputs=[
+            Tensor("log_probabilities", "FP32", [-1, -1]),
+            Tensor("top_ids", "INT64", [-1, -1]),
+            Tensor("log_normalizers", "FP32", [-1, 1]),
+        ],
         labels=[],
         limits=Limits(max_tokens=max_tokens),
         tolerance=Tolerance(allowed),
@@ -221,22 +231,23 @@ def write_configuration(source: TranslationSource, folder: Path) -> None:
         "source_language": source.source_language,
         "target_language": source.target_language,
         "max_position_embeddings": max_tokens,
+        "vocab_size": source.module.config.vocab_size,
+        "log_normalizers": True,
     }
     if source.language_codes is not None:
         config["language_codes"] = dict(source.language_codes.ids)
         config["unknown_language_id"] = source.language_codes.unknown_id
+    if source.language_tokens is not None:
+        config["language_tokens"] = msgspec.to_builtins(source.language_tokens)
+    if source.prefixes:
+        config["prefixes"] = msgspec.to_builtins(source.prefixes)
     generation: dict[str, Any] = {
         "bos_token_id": source.bos_id,
         "decoder_start_token_id": source.bos_id,
         "eos_token_id": source.eos_id,
         "pad_token_id": source.pad_id,
         "max_length": max_tokens,
-        "num_beams": source.defaults.num_beams,
-        "length_penalty": source.defaults.length_penalty,
-        "early_stopping": source.defaults.early_stopping,
-    }
-    if source.defaults.max_new_tokens is not None:
-        generation["max_new_tokens"] = source.defaults.max_new_tokens
+    } | generation_document(source.defaults, source.eos_id)
     for file_name, document in {"config.json": config, "generation_config.json": generation}.items():
         (folder / file_name).write_text(json.dumps(document, indent=2) + "\n")
 
@@ -277,7 +288,7 @@ def model_card(manifest: Manifest, version: int) -> str:
     lines = [
         f"# {manifest.name}, version {version}",
         "",
-        f"Task: {manifest.task}. Precision: {manifest.precision}. Longest input and longest translation:"
+        f"Task: {manifest.task}. Precision: {manifest.precision}. Longest input and longest answer:"
         f" {manifest.limits.max_tokens} tokens.",
         "",
         *card_of_provenance(manifest),

@@ -8,12 +8,15 @@ import torch
 
 from export.conversion.golden_texts import GOLDEN_TEXTS
 from export.conversion.model_source import provenance_of
-from export.networks.translation import BOS_ID, EOS_ID, PAD_ID, TranslationConfig, TranslationTransformer
+from export.networks.translation import BOS_ID, EOS_ID, PAD_ID, TranslationConfig
+from export.onnx_graphs.translation import ServedNetwork
 from export.training.run_folder import read_result
 from export.training.translation import NETWORKS, Translator, load_run_model, translate
 from model_store.folder import TOKENIZER
-from service.tasks.decoding.search import MODEL_DEFAULTS, Hypothesis, SearchDefaults, Sentence
-from service.tasks.decoding.settings import LanguageCodes
+from service.tasks.decoding.languages import Languages
+from service.tasks.decoding.search import MODEL_DEFAULTS, Hypothesis, SearchDefaults
+from service.tasks.decoding.sentence import Sentence
+from service.tasks.decoding.settings import LanguageCodes, LanguageTokens, TextPrefix
 from service.tasks.translation import Translation
 
 UNKNOWN_CODE = ">>unknown<<"  # a language code that no model knows
@@ -23,7 +26,7 @@ UNKNOWN_CODE = ">>unknown<<"  # a language code that no model knows
 class TranslationSource:
     """A PyTorch translation model with its tokenizer and languages."""
 
-    module: TranslationTransformer
+    module: ServedNetwork
     tokenizer_json: str
     source_language: str
     target_language: str
@@ -33,11 +36,14 @@ class TranslationSource:
     pad_id: int = PAD_ID
     defaults: SearchDefaults = MODEL_DEFAULTS
     language_codes: LanguageCodes | None = None
+    language_tokens: LanguageTokens | None = None
+    prefixes: tuple[TextPrefix, ...] = ()
+    task_type: type[Translation] = Translation
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def task(self) -> Translation:
         """Pre- and postprocessing, as the service will do it."""
-        return Translation(
+        return self.task_type(
             self.tokenizer_json,
             max_tokens=self.module.config.max_tokens,
             bos_id=self.bos_id,
@@ -47,6 +53,9 @@ class TranslationSource:
             target_tokenizer_json=self.target_tokenizer_json,
             defaults=self.defaults,
             language_codes=self.language_codes,
+            languages=Languages(self.source_language, self.target_language, self.language_tokens, self.prefixes),
+            vocab_size=self.module.config.vocab_size,
+            has_log_normalizers=True,
         )
 
     def golden_texts(self) -> list[str]:

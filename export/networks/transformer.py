@@ -407,12 +407,28 @@ def padding_bias(attention_mask: Tensor, hidden: float = HIDDEN) -> Tensor:
     return (hidden * hidden_BT)[:, None, None, :].expand(B, 1, T, T)
 
 
-def fused_attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, bias_B1TT: Tensor, num_heads: int) -> Tensor:
-    """The operator of fused attention: scaled dot-product attention with a bias on the scores; [B, T, D]."""
+def fused_attention(
+    query_BTD: Tensor,
+    key_BTD: Tensor,
+    value_BTD: Tensor,
+    bias_B1TT: Tensor,
+    num_heads: int,
+    scale: float | None = None,
+) -> Tensor:
+    """The operator of fused attention: scaled dot-product attention with a bias on the scores; [B, T, D].
+
+    Args:
+        query_BTD: queries of all heads.
+        key_BTD: keys.
+        value_BTD: values.
+        bias_B1TT: added to the scores; one for each head, [B, H, T, T], is taken too.
+        num_heads: number of heads.
+        scale: factor of the scores; None for one divided by the root of a head's width.
+    """
     mixed_BTD: Tensor = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (query_BTD, key_BTD, value_BTD, None, None, bias_B1TT),
-        {"num_heads": num_heads},
+        {"num_heads": num_heads} if scale is None else {"num_heads": num_heads, "scale": scale},
         dtype=query_BTD.dtype,
         shape=query_BTD.shape,
         version=1,

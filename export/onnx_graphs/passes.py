@@ -144,6 +144,7 @@ def use_standard_attention(path: Path) -> None:
                     node.name,
                     q_num_heads=num_heads,
                     kv_num_heads=num_heads,
+                    **_scale_of(node),
                 )
             )
             _import_opset(model, ATTENTION_OPSET)
@@ -164,9 +165,15 @@ def use_own_attention(model: onnx.ModelProto) -> None:
                     node.name,
                     domain="com.microsoft",
                     num_heads=num_heads,
+                    **_scale_of(node),
                 )
             )
             _import_opset(model, OPSET)
+
+
+def _scale_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Return the attribute `scale` of an attention node, if it has one."""
+    return {each.name: each.f for each in node.attribute if each.name == "scale"}
 
 
 def _import_opset(model: onnx.ModelProto, version: int) -> None:

@@ -24,13 +24,18 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from export.networks.seq2seq import Seq2SeqTransformer
 from export.networks.transformer import HIDDEN, Packing, packed_layer
 from export.networks.translation import PAD_ID, CrossAttention, DecoderLayer, State, TranslationTransformer
 from export.onnx_graphs.passes import cpu_session, export_graph, halve
+from export.onnx_graphs.seq2seq import PackedSeq2SeqEncoder, Seq2SeqDecoderStep
 from model_store.folder import ENCODER, GRAPH
+
+# Places of the cache beyond those in use: a running batch has some too, and a graph must not count them.
+SPARE_PLACES = 1
 
 
 def cache_names(num_decoder_layers: int) -> list[str]:
@@ -146,11 +151,14 @@ def _attend_to_source(
     return attended_NWD
 
 
-def export_encoder(model: TranslationTransformer, path: Path) -> None:
+ServedNetwork = TranslationTransformer | Seq2SeqTransformer
+
+
+def export_encoder(model: ServedNetwork, path: Path) -> None:
     """Write `encoder.onnx`; batch and length are dynamic."""
     axes = {0: torch.export.Dim("sentences", min=1), 1: torch.export.Dim("tokens", min=1, max=model.config.max_tokens)}
     export_graph(
-        PackedEncoder(model),
+        PackedEncoder(model) if isinstance(model, TranslationTransformer) else PackedSeq2SeqEncoder(model),
         (torch.ones(2, 16, dtype=torch.int64), torch.ones(2, 16, dtype=torch.int64)),
         path,
         inputs=["input_ids", "attention_mask"],
@@ -159,10 +167,15 @@ def export_encoder(model: TranslationTransformer, path: Path) -> None:
     )
 
 
-def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
+def export_decoder_step(model: ServedNetwork, path: Path) -> None:
     """Write `model.onnx`; sentences, beams, places of the cache and source tokens are dynamic."""
-    config = model.config
-    layers, H, K = len(model.decoder), config.num_heads, config.d_model // config.num_heads
+    config, layers = model.config, len(model.decoder)
+    step: nn.Module
+    if isinstance(model, TranslationTransformer):
+        step, H = DecoderStep(model), model.config.num_heads
+        K = model.config.d_model // H
+    else:
+        step, H, K = Seq2SeqDecoderStep(model), model.config.decoder.num_heads, model.config.head_width
     N, W, P, S = 2, 3, 16, 10
     sentences, beams = torch.export.Dim("sentences", min=1), torch.export.Dim("beams", min=1)
     places, tokens = torch.export.Dim("places", min=1), torch.export.Dim("tokens", min=1, max=config.max_tokens)
@@ -172,7 +185,7 @@ def export_decoder_step(model: TranslationTransformer, path: Path) -> None:
     state_axes = [{0: rows, 2: places}] * 2 * layers + [{0: sentences, 2: tokens}] * 2 * layers
     names = cache_names(layers)
     export_graph(
-        DecoderStep(model),
+        step,
         (
             torch.ones(N, W, dtype=torch.int64),
             torch.ones(N * W, dtype=torch.int32),
@@ -195,13 +208,14 @@ def halve_translation(encoder: Path, decoder: Path) -> None:
     probabilities are computed in float32, because hundreds of them are summed and compared.
     """
     halve(encoder, kept=[])
-    halve(decoder, kept=["log_probabilities"], in_full=["LogSoftmax"])
+    halve(decoder, kept=["log_probabilities", "log_normalizers"], in_full=["LogSoftmax"])
 
 
 def _choose_likeliest(path: Path) -> None:
     """Let the graph output the top tokens and their log probabilities instead of all logits, in place.
 
-    Their number is the input `num_candidates`, which torch's exporter cannot express.
+    Their number is the input `num_candidates`, which torch's exporter cannot express. The output `log_normalizers` is
+    what turns log probabilities into logits again, for searches whose rules are about logits.
     """
     model = onnx.load(path)
     graph = model.graph
@@ -213,13 +227,19 @@ def _choose_likeliest(path: Path) -> None:
             helper.make_node(
                 "TopK", ["all_log_probabilities", "num_candidates"], ["log_probabilities", "top_ids"], axis=-1
             ),
+            helper.make_node("ReduceMax", ["logits", "last_axis"], ["highest_logit"], keepdims=1),
+            helper.make_node("ReduceMax", ["all_log_probabilities", "last_axis"], ["highest_probability"], keepdims=1),
+            helper.make_node("Sub", ["highest_logit", "highest_probability"], ["log_normalizers"]),
         ]
     )
+    graph.initializer.append(numpy_helper.from_array(np.array([-1]), "last_axis"))
     graph.input.append(helper.make_tensor_value_info("num_candidates", TensorProto.INT64, [1]))
     chosen = [
         helper.make_tensor_value_info("log_probabilities", TensorProto.FLOAT, ["rows", "candidates"]),
         helper.make_tensor_value_info("top_ids", TensorProto.INT64, ["rows", "candidates"]),
+        helper.make_tensor_value_info("log_normalizers", TensorProto.FLOAT, ["rows", 1]),
     ]
+    del graph.value_info[:]  # the shapes of torch's exporter are wrong where an operator is ONNX's own
     outputs = [*chosen, *(output for output in graph.output if output is not logits)]
     del graph.output[:]
     graph.output.extend(outputs)
@@ -247,14 +267,14 @@ class OnnxTranslator:
         state["source_mask"] = torch.from_numpy(mask_RS.astype(np.int32))
         for name in self._caches:
             _, H, _, K = self._shape_of[name]
-            state[name] = torch.zeros(len(sources), H, 0, K, dtype=self._dtype)
+            state[name] = torch.zeros(len(sources), H, SPARE_PLACES, K, dtype=self._dtype)
         return state
 
     def next_tokens(
         self, last_R: list[int], state: State, count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
         """Decode one more token, as `Translator.next_tokens` says; the cache grows by one place each step."""
-        after, past = dict(state), state[self._caches[0]].size(2)
+        after, past = dict(state), state[self._caches[0]].size(2) - SPARE_PLACES
         for name in self._caches:
             after[name] = torch.nn.functional.pad(state[name], (0, 0, 0, 1))
         feeds = {
@@ -264,6 +284,7 @@ class OnnxTranslator:
             "num_candidates": np.array([count]),
             **{name: tensor.numpy() for name, tensor in after.items()},
         }
-        top, ids, *caches = self._decoder.run(None, feeds)
+        names = ["log_probabilities", "top_ids", *(f"new_{name}" for name in self._caches)]
+        top, ids, *caches = self._decoder.run(names, feeds)
         after |= {name: torch.from_numpy(cache) for name, cache in zip(self._caches, caches, strict=True)}
         return top, ids, after

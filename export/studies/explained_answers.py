@@ -30,6 +30,7 @@ from service.explanation.methods.attention import rollout
 from service.explanation.methods.features import Patches, Words
 from service.explanation.methods.perturbation import Method, estimate, plan
 from service.tasks.decoding.search import SearchOptions, longest_translation
+from service.tasks.generation.explained_text import pieces_of
 from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation
 
@@ -191,7 +192,7 @@ class TranslationAnswer(Answer):
         self.places = Words(text, range(len(self.ids)), self.spans)
         super().__init__(model.explain, self.places.num_features)
         self.target_ids = target_ids
-        self.pieces = model.task.pieces_of(target_ids)
+        self.pieces = pieces_of(model.task, target_ids)
         self.ends = model.ends(target_ids)  # whether the translation ends with [EOS]
         self.text = "".join(self.pieces[:-1] if self.ends else self.pieces)
         self.names = [word.text for word in self.places.words]

@@ -1,56 +1,29 @@
-"""Translation: Multi30k and Tatoeba, encoder-decoder networks, and Hugging Face's Marian models."""
+"""Translation: Multi30k and Tatoeba, encoder-decoder networks, and models of Hugging Face."""
 
-from collections.abc import Collection, Mapping, Sequence
-from functools import partial
-from operator import attrgetter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
-from export.conversion.comparison.explanation import Arrays, ExplainGraph, Row, translation_difference
 from export.conversion.comparison.requirements import MIN_COMPARED
-from export.conversion.float16 import measure_translations
-from export.conversion.golden_texts import made_up_sentences
-from export.conversion.model_folder.opening import generation_of, translation_of
-from export.conversion.model_folder.task import ExplainedTask
-from export.conversion.sensitivity.batch_sensitivity import invented_texts
-from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
-from export.conversion.translation import convert_translation
-from export.conversion.translation_source import TranslationSource, translation_source_of_run
+from export.conversion.translation_source import translation_source_of_run
 from export.data.own.translation import TranslationRequest, load_pairs, rebuild_pairs
-from export.data.sets.description import data_set_named, data_sets
+from export.data.sets.description import data_set_named
 from export.data.sets.translations import load_translation_set, read_translations
 from export.data.translation import ParallelTexts, TranslationData
 from export.markdown import table
-from export.networks.translation import TranslationTransformer
-from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslation
-from export.onnx_graphs.import_weights import StoredNetwork
-from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
 from export.tasks.own.training import about_files
 from export.tasks.run_tables import HOW, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
+from export.tasks.text_to_text.loaded import TextToText, made_up
 from export.training import translation as training
 from export.training.quality import with_confidence
 from export.training.run_folder import read_result
 from export.training.trainer import this_device
-from model_store.folder import ENCODER_FLOAT16, GRAPH_FLOAT16, GoldenExample, HalfPrecision, Manifest
-from service.tasks.decoding.search import GOLDEN_SEARCHES, Sentence
 
-# A translation takes one decoder step per token, so search fewer items and fewer times.
-EFFORT = SearchEffort(
-    max_items=64,
-    batch_sizes=(2, 8, 32),
-    num_extremes=4,
-    num_targets=8,
-    company_sizes=(1, 1, 2, 3, 5),
-    num_climbs=2,
-    num_changes=24,
-)
 MANY_PAIRS = 50_000  # with fewer training pairs, a smaller network is trained for more epochs
-NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 2, 24  # texts of each kind, and words of a long one
 
 
 def report_section(records: Records) -> str:
@@ -95,7 +68,7 @@ def report_section(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, training.TranslationTrainConfig]):
+class Translation(TextToText, TrainedTask[ParallelTexts, training.TranslationTrainConfig]):
     """Translation models."""
 
     name = TRANSLATION
@@ -106,8 +79,6 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
         *("data_target", "validation_target", "test_target"),
         *("source_language", "target_language", "source_column", "target_column"),
     )
-    explained_network = TranslationTransformer
-    float16_graphs = (GRAPH_FLOAT16, ENCODER_FLOAT16)
     score_name, answers_name = "translation score", "translations"
     report = ReportSection(
         place=2, subject=TRANSLATION, curve_measure="token accuracy", write=report_section, has_confusion=False
@@ -170,111 +141,16 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
         if document := result.get("data_document"):
             own = rebuild_pairs(document)
             held_out = own.test or {"validation": own.validation}
-            more = _made_up() if sum(map(len, held_out.values())) < MIN_COMPARED else {}
-            self._write_model(source, target, console, held_out | more, about_files(document))
+            more = made_up(source) if sum(map(len, held_out.values())) < MIN_COMPARED else {}
+            self.write_model(source, target, console, held_out | more, about_files(document))
         elif described := data_set_named(result["data"], self.name):
             data = read_translations(described)
-            self._write_model(source, target, console, data.test, {"licence": data.licence})
+            self.write_model(source, target, console, data.test, {"licence": data.licence})
         else:
             console.print(
                 f"the run was trained on {result['data']!r}, an unknown data set: its quality is not measured"
             )
-            self._write_model(source, target, console, _made_up(), {})
-
-    def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
-        """Convert a Hugging Face translation model."""
-        from export.conversion.marian import source_of_marian  # imports transformers, which takes seconds
-
-        self._write_model(source_of_marian(source), target, console, _made_up(), {})
-
-    def _write_model(
-        self,
-        source: TranslationSource,
-        target: Target,
-        console: Console,
-        compare_on: Mapping[str, ParallelTexts],
-        about: dict[str, Any],
-    ) -> None:
-        convert_translation(
-            source,
-            self,
-            name=target.name,
-            store=target.store,
-            compare_on=compare_on,
-            precision=target.precision,
-            about=about,
-            console=console,
-        )
-
-    def material(self, known: Collection[Any]) -> Mapping[str, ParallelTexts] | None:
-        """Load the test splits of the data set."""
-        described = next((each for each in data_sets(self.name) if each.name in known), None)
-        return read_translations(described).test if described else None
-
-    def explained(self, stored: StoredNetwork, folder: Path) -> ExplainedTranslation:
-        """Explain a translation by source tokens."""
-        assert isinstance(stored.module, TranslationTransformer)
-        return ExplainedTranslation(stored.module, generation_of(folder)["decoder_start_token_id"], stored.output_VD)
-
-    def golden_feeds(self, folder: Path, manifest: Manifest, example: GoldenExample) -> Arrays:
-        """Explain the greedy translation."""
-        source, written = example.tensors["input_ids"], example.tensors["greedy"]
-        assert not isinstance(source, str) and not isinstance(written, str)
-        target_ids = np.array([*written, generation_of(folder)["eos_token_id"]])[: manifest.limits.max_tokens]
-        return {
-            "source_ids": np.array(source),
-            "source_mask": np.ones(len(source), dtype=np.int64),
-            "target_ids": target_ids,
-            "target_mask": np.ones_like(target_ids),
-        }
-
-    def served_difference(self, folder: Path, network: Explained, graph: ExplainGraph, rows: Sequence[Row]) -> float:
-        """Return the largest difference of a token's log probability."""
-        assert isinstance(network, ExplainedTranslation)
-        return translation_difference(folder, network, graph, rows)
-
-    def measure_float16(
-        self,
-        folder: Path,
-        manifest: Manifest,
-        golden: Sequence[GoldenExample],
-        measured_on: Mapping[str, ParallelTexts],
-    ) -> HalfPrecision:
-        """Measure BLEU with the float16 graphs."""
-        return measure_translations(folder, manifest, golden, measured_on)
-
-    def float16_lines(self, split: str, measured: Mapping[str, Any], precision: str) -> list[str]:
-        """Write the BLEU of the float16 graphs and of the served ones, by search."""
-        return [
-            f"- {split}, n = {found['num_examples']}, {search}: BLEU {found['bleu']:.2f} instead of"
-            f" {found[f'bleu_in_{precision}']:.2f}, {found['translations_changed']} translations change;"
-            f" scores of the others differ by at most {found['max_abs_score_difference']:.2g}"
-            for search, found in measured.items()
-        ]
-
-    def search_company(
-        self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
-    ) -> tuple[SearchEffort, list[Found]]:
-        """Measure changes of translation scores, for each search."""
-        task, translator, generation = translation_of(folder, manifest), OnnxTranslator(folder), generation_of(folder)
-        begin_and_end = {"bos_id": generation["decoder_start_token_id"], "eos_id": generation["eos_token_id"]}
-
-        def answer(sentences: Sequence[Sentence]) -> list[Answer]:
-            ids, options = [each.ids for each in sentences], [each.options for each in sentences]
-            translated = training.translate(translator, ids, options, len(ids), **begin_and_end)
-            return [Answer(tuple(each.ids), (each.score,)) for each in translated]
-
-        found, invented = [], invented_texts(folder, NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS)
-        for request in GOLDEN_SEARCHES.values():
-            sentence = partial(task.preprocess, truncate=True, field="text", request=request)
-            items, unusual = ([sentence(text) for text in texts] for texts in (inputs, invented))
-            found.append(search_company(answer, items, unusual, attrgetter("length"), EFFORT))
-        return EFFORT, found
-
-
-def _made_up() -> dict[str, ParallelTexts]:
-    """Return sentences without references, to compare with PyTorch when no data set is available."""
-    return {"made-up sentences": ParallelTexts(made_up_sentences(MIN_COMPARED), [])}
+            self.write_model(source, target, console, made_up(source), {})
 
 
 TASK = Translation()

@@ -41,7 +41,8 @@ from export.training.quality import translation_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
 from export.whole_files import write_text
-from service.tasks.decoding.search import Hypothesis, Search, SearchOptions, longest_translation, top_k_log_probs
+from service.tasks.decoding.search import Hypothesis, SearchOptions, longest_translation, top_k_log_probs
+from service.tasks.decoding.sentence import Sentence
 
 NetworkConfig = TranslationConfig | RecurrentTranslationConfig
 NETWORKS: Networks = {
@@ -244,6 +245,10 @@ def pad(rows: list[list[int]], device: torch.device) -> tuple[Tensor, Tensor]:
     return ids_BT, mask_BT
 
 
+# Entry of a state with the logarithm of each row's softmax denominator [R], which some searches read.
+LOG_NORMALIZERS = "log_normalizers"
+
+
 class Translator(Protocol):
     """The interface of a translation model for `translate`, whatever computes it."""
 
@@ -274,7 +279,9 @@ class TorchTranslator:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64], State]:
         """Decode one more token in each row, as `Translator.next_tokens` says."""
         logits_RV, state = self._model.step(torch.tensor(last_R, device=self._device), state)
-        return *top_k_log_probs(logits_RV.float().cpu().numpy(), count), state
+        top_RN, ids_RN = top_k_log_probs(logits_RV.float().cpu().numpy(), min(count, logits_RV.size(1)))
+        highest_R = logits_RV.float().amax(dim=1)
+        return top_RN, ids_RN, state | {LOG_NORMALIZERS: highest_R - torch.from_numpy(top_RN[:, 0]).to(highest_R)}
 
 
 def translate(
@@ -296,15 +303,21 @@ def translate(
     for first in range(0, len(order), batch_size):
         members = order[first : first + batch_size]
         beams = options[members[0]].num_beams
-        searches = {number: Search(options[number], bos_id=bos_id, eos_id=eos_id) for number in members}
+        items = {
+            number: Sentence(sources[number], options[number], bos_id=bos_id, eos_id=eos_id, truncated=False)
+            for number in members
+        }
+        searches = {number: item.search for number, item in items.items()}
+        count = max(item.num_candidates for item in items.values())
         state = translator.begin([sources[number] for number in members for _ in range(beams)])
         while searches:
             last_R = [token for search in searches.values() for token in search.next_ids]
-            count = next(iter(searches.values())).num_candidates
             top, ids, state = translator.next_tokens(last_R, state, count)
             going_on: list[int] = []
             for place, (number, search) in enumerate(list(searches.items())):
                 rows = slice(place * beams, (place + 1) * beams)
+                if items[number].reads_normalizers:
+                    items[number].set_log_normalizers(state[LOG_NORMALIZERS][rows].tolist())
                 parents = search.advance(top[rows].tolist(), ids[rows].tolist())
                 if search.done:
                     found[number] = searches.pop(number).best()

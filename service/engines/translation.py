@@ -11,14 +11,14 @@ Keys and values lie in the host's memory (`HostKvCache`) or on the device (`Devi
 leaves them and the next step finds them. All other inputs and outputs of a call are a few kilobytes.
 
 Shapes: N sentences, W beams, R = N x W rows, P places of the cache, S source tokens, H heads, K width of a head, C
-likeliest tokens.
+likeliest tokens. The width 1 of `_R1` is the graph's.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import structlog
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from model_store.private_files import PrivateGraph
 from service.engines.bucketed_session import BucketedSession, Buckets
+from service.engines.decodable import Decodable
 from service.engines.device import Place
 from service.engines.host import EngineHost
 from service.engines.kv_cache import DeviceGathers, DeviceKvCache, HostKvCache, KvCache
@@ -39,45 +40,11 @@ SOURCE_STEP_TOKENS = 8
 # More candidates than this are passed on as arrays, because converting a whole vocabulary to lists takes longer than a
 # decoder step. Searches need fewer.
 MAX_LISTED_CANDIDATES = 64
+NORMALIZERS = "log_normalizers"
 FILL_ID = 0  # padding token, which the mask hides
 # Largest encoder call that keeps its memory on the device: four times the tokens that join running sentences at once.
 # All buckets together hold up to 25,000 tokens.
 KEPT_TOKENS = 1024
-
-
-class Decodable(Protocol):
-    """A sentence to decode: its source tokens, and a search that chooses among the likeliest next tokens."""
-
-    @property
-    def ids(self) -> list[int]:
-        """Source tokens."""
-
-    @property
-    def rows(self) -> int:
-        """Number of beams."""
-
-    @property
-    def num_candidates(self) -> int:
-        """Number of most probable next tokens that the search needs for each row."""
-
-    @property
-    def next_ids(self) -> list[int]:
-        """The newest token of each row."""
-
-    @property
-    def done(self) -> bool:
-        """Whether the search has ended."""
-
-    def advance(self, log_probabilities: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> list[int]:
-        """Choose the next tokens.
-
-        Args:
-            log_probabilities: of the likeliest next tokens of each row, [W, C].
-            ids: these tokens, [W, C].
-
-        Returns:
-            For each row of the next step, the row that it continues.
-        """
 
 
 class TranslationEngine:
@@ -113,6 +80,8 @@ class TranslationEngine:
         self.cross_names = [f"cross_{name}" for name in self.cache_names]
         if not self.cache_names or [node.name for node in self._encoder.get_outputs()] != self.cross_names:
             raise EngineError(f"{encoder.name} and {decoder.name} are not the two graphs of a translation model")
+        # Folders of older versions lack this output, and their tasks ask for no search that needs it.
+        self.has_normalizers = NORMALIZERS in {node.name for node in self._decoder.get_outputs()}
         _, self.num_heads, _, self.head_width = inputs[self.cache_names[0]].shape
         types = {inputs[name].type for name in (*self.cache_names, *self.cross_names)}
         if types not in ({"tensor(float)"}, {"tensor(float16)"}):
@@ -292,6 +261,7 @@ class RunningBatch:
         self._num_candidates = np.zeros(1, dtype=np.int64)
         self._top_RC = np.zeros((rows, 0), dtype=np.float32)
         self._top_ids_RC = np.zeros((rows, 0), dtype=np.int64)
+        self._normalizers_R1 = np.zeros((rows, 1), dtype=np.float32)
         # Bindings to the present tensors, by the number of sentences and the active memories of both caches.
         self._bindings: dict[tuple[int, int, int], Any] = {}
 
@@ -344,6 +314,8 @@ class RunningBatch:
         moved, sources = [], []
         for place, sentence in enumerate(self.sentences):
             first = place * W
+            if sentence.reads_normalizers:
+                sentence.set_log_normalizers(self._normalizers_R1[first : first + W, 0].tolist())
             parents = sentence.advance(top[first : first + W], top_ids[first : first + W])
             if W > 1 and not sentence.done:
                 for row, parent in enumerate(parents):
@@ -389,7 +361,13 @@ class RunningBatch:
         binding = self._engine.decoder_binding()
         for name, array in self._inputs():
             binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name, array in (("log_probabilities", self._top_RC[:R]), ("top_ids", self._top_ids_RC[:R])):
+        outputs: list[tuple[str, NDArray[Any]]] = [
+            ("log_probabilities", self._top_RC[:R]),
+            ("top_ids", self._top_ids_RC[:R]),
+        ]
+        if self._engine.has_normalizers:
+            outputs.append((NORMALIZERS, self._normalizers_R1[:R]))
+        for name, array in outputs:
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         self._cache.bind(binding, R, new=True)
         self._cross.bind(binding, N, new=False)

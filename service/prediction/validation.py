@@ -96,14 +96,17 @@ def check_options(model: ServedModel, options: RequestOptions) -> None:
         or options.num_beams is not None
         or options.max_new_tokens is not None
         or options.length_penalty is not None
+        or options.generation is not None
     ):
         return
     task = model.task
-    for name in REQUEST_OPTIONS:
-        value = getattr(options, name)
+    given = {name: getattr(options, name) for name in REQUEST_OPTIONS}
+    if options.generation is not None:
+        given |= options.generation._asdict()
+    for name, value in given.items():
         if value is not None and value is not False and name not in task.request_options:
-            *others, last = (kind.name for kind in TASKS.values() if name in kind.request_options)
-            owners = f"{', '.join(others)} and {last}" if others else last
+            kinds = [kind.name for kind in TASKS.values() if name in kind.request_options]
+            owners = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
             raise InvalidRequest(f"parameter {name!r} belongs to {owners}; model {model.name!r} is {described(task)}")
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from service.errors import InvalidRequest
 from service.tasks.parameters import NEUTRAL, check_neutral, foreign_parameter
-from service.tasks.task import AnswerOptions, ScoreFunction
+from service.tasks.task import NO_GENERATION_OPTIONS, AnswerOptions, GenerationOptions, ScoreFunction
 from service.tensors import whole_number
 
 HUB_TOP_K = 5  # the hub's default number of classes of an image
@@ -35,7 +35,17 @@ Function = Literal["softmax", "sigmoid", "none", "SOFTMAX", "SIGMOID", "NONE"]
 SCORE_FUNCTIONS: dict[str, ScoreFunction] = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "none"}
 # Strategies that cut the only text of an input; `only_second` would cut the second text of a pair, which none has.
 CUTTING = ("longest_first", "only_first")
-SEARCH_SETTINGS = ("num_beams", "max_new_tokens", "length_penalty", "early_stopping", "max_length")
+SEARCH_SETTINGS = (
+    "num_beams",
+    "max_new_tokens",
+    "length_penalty",
+    "early_stopping",
+    "max_length",
+    "min_length",
+    "min_new_tokens",
+    "no_repeat_ngram_size",
+    "repetition_penalty",
+)
 UNKNOWN_FIELD = re.compile("unknown field `([^`]*)`")  # in msgspec's errors
 T = TypeVar("T")
 
@@ -68,6 +78,18 @@ class TranslatedText(msgspec.Struct):
     """The translation of one text."""
 
     translation_text: str
+
+
+class SummaryText(msgspec.Struct):
+    """The summary of one text."""
+
+    summary_text: str
+
+
+class GeneratedText(msgspec.Struct):
+    """The text that a model makes of one text."""
+
+    generated_text: str
 
 
 class ClassificationParameters(msgspec.Struct, forbid_unknown_fields=True):
@@ -128,7 +150,7 @@ class ImageClassificationRequest(msgspec.Struct, forbid_unknown_fields=True):
 class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
     """Settings of the search for a translation, with the names of Hugging Face's generation.
 
-    The settings after the first three are accepted only with values that change nothing.
+    Those of `NEUTRAL` and `early_stopping` are accepted only with values that change nothing.
     """
 
     num_beams: Whole | None = None
@@ -156,13 +178,12 @@ class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
     typical_p: float | None = None
     use_cache: bool | None = None
 
-    def check(self, own_early_stopping: bool | str, own_beams: int, max_tokens: int) -> None:
+    def check(self, own_early_stopping: bool | str, own_beams: int) -> None:
         """Check the settings that are accepted only where they change nothing.
 
         Args:
             own_early_stopping: the model's own setting.
             own_beams: the number of beams where the request names none.
-            max_tokens: longest translation of the model.
 
         Raises:
             InvalidRequest: names the parameter and what is offered.
@@ -174,19 +195,41 @@ class SearchParameters(msgspec.Struct, forbid_unknown_fields=True):
                 f"parameter 'early_stopping' is {stopping!r}; with beams only the model's own is offered,"
                 f" {own_early_stopping!r}"
             )
+
+    def most(self, max_tokens: int) -> int | None:
+        """Return `max_new_tokens`; from `max_length`, which counts the begin token, if only that is given.
+
+        Args:
+            max_tokens: longest answer of the model; a larger `max_length` changes nothing.
+
+        Raises:
+            InvalidRequest: `max_length` leaves no room for a token.
+        """
         longest = whole("max_length", self.max_length)
-        if longest is not None and longest <= max_tokens:
-            raise InvalidRequest(
-                f"parameter 'max_length' belongs to summarization and text-generation; max_new_tokens bounds a"
-                f" translation, which has at most {max_tokens} tokens in any case"
-            )
+        if self.max_new_tokens is not None or longest is None:
+            return whole("max_new_tokens", self.max_new_tokens)
+        if longest < 2:
+            raise InvalidRequest(f"parameter 'max_length' must be at least 2, not {longest}: it counts the begin token")
+        return min(longest - 1, max_tokens)
+
+    def generation(self, src_lang: str | None, tgt_lang: str | None) -> GenerationOptions | None:
+        """Return the settings that few requests have, with the languages of the request; None if there is none."""
+        least = whole("min_new_tokens", self.min_new_tokens)
+        if least is None and (shortest := whole("min_length", self.min_length)) is not None:
+            least = max(shortest - 1, min(shortest, 0))  # `min_length` counts the begin token
+        options = GenerationOptions(
+            least,
+            whole("no_repeat_ngram_size", self.no_repeat_ngram_size),
+            self.repetition_penalty,
+            src_lang,
+            tgt_lang,
+        )
+        return None if options == NO_GENERATION_OPTIONS else options
 
 
-class TranslationParameters(SearchParameters):
-    """`parameters` of the Hugging Face translation task; search settings may be in `generate_parameters` instead."""
+class GenerationParameters(SearchParameters):
+    """`parameters` that the tasks from text to text have in common; the search may be in `generate_parameters`."""
 
-    src_lang: str | None = None
-    tgt_lang: str | None = None
     truncation: bool | Truncation | None = None
     generate_parameters: SearchParameters | None = None
     clean_up_tokenization_spaces: bool | None = None
@@ -205,7 +248,7 @@ class TranslationParameters(SearchParameters):
             InvalidRequest: both places have settings, or a setting is not offered.
         """
         if self.clean_up_tokenization_spaces:
-            raise InvalidRequest("clean_up_tokenization_spaces is not offered: translations are written as they are")
+            raise InvalidRequest("clean_up_tokenization_spaces is not offered: answers are written as they are")
         if self.generate_parameters is None:
             return self
         check_neutral({name: getattr(self, name) for name in NEUTRAL})
@@ -214,11 +257,18 @@ class TranslationParameters(SearchParameters):
         return self.generate_parameters
 
 
-class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A request of the Hugging Face translation task; with `stream`, the answer is sent as server-sent events."""
+class TranslationParameters(GenerationParameters):
+    """`parameters` of the Hugging Face translation task."""
+
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+
+
+class GenerationRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request of a task from text to text; with `stream`, the answer is sent as server-sent events."""
 
     inputs: str | list[str]
-    parameters: TranslationParameters | None = None
+    parameters: GenerationParameters | None = None
     stream: bool | None = None
     options: HubOptions | None = None
 
@@ -235,6 +285,20 @@ class TranslationRequest(msgspec.Struct, forbid_unknown_fields=True):
         if self.parameters is not None and self.parameters.explain is not None:
             raise InvalidRequest("explain is not offered where stream is true")
         return True
+
+
+class TranslationRequest(GenerationRequest):
+    """A request of the Hugging Face translation task."""
+
+    parameters: TranslationParameters | None = None
+
+
+class SummarizationRequest(GenerationRequest):
+    """A request of the Hugging Face summarization task."""
+
+
+class Text2TextGenerationRequest(GenerationRequest):
+    """A request of the Hugging Face text2text-generation task."""
 
 
 def refuse_stream(request: TextClassificationRequest | ImageClassificationRequest) -> None:
@@ -315,11 +379,6 @@ def labelled_scores(
     return answer
 
 
-def translation_text(text: str) -> dict[str, object]:
-    """Make the answer for one translated text."""
-    return {"translation_text": text}
-
-
-def stream_end(text: str, score: float, num_tokens: int) -> dict[str, object]:
-    """Make the last event of a stream: the whole translation. A stream is always decoded greedily."""
-    return translation_text(text) | {"score": score, "num_tokens": num_tokens, "num_beams": 1}
+def stream_end(document: dict[str, object], score: float, num_tokens: int) -> dict[str, object]:
+    """Make the last event of a stream: the whole answer. A stream is always decoded greedily."""
+    return document | {"score": score, "num_tokens": num_tokens, "num_beams": 1}

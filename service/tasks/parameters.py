@@ -17,36 +17,38 @@ NEUTRAL: Mapping[str, tuple[bool | float, ...]] = {
     "encoder_repetition_penalty": (1.0,),
     "epsilon_cutoff": (0.0,),
     "eta_cutoff": (0.0,),
-    "min_length": (0,),
-    "min_new_tokens": (0,),
-    "no_repeat_ngram_size": (0,),
     "num_beam_groups": (1,),
     "num_return_sequences": (1,),
     "remove_invalid_values": (False,),
     "renormalize_logits": (False,),
-    "repetition_penalty": (1.0,),
     "temperature": (1.0,),
     "top_k": (50,),
     "top_p": (1.0,),
     "typical_p": (1.0,),
     "use_cache": (False, True),  # changes the time, not the answer
 }
+GENERATING = "translation, summarization and text2text-generation"
 # Tasks by the parameters that belong to them alone.
 PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     "text-classification and image-classification": ("function_to_apply", "top_k"),
     "tasks that read texts": ("truncation",),
     "tasks whose answers can be explained": ("explain",),
-    "translation": (
+    "translation": ("src_lang", "tgt_lang"),
+    GENERATING: (
         "clean_up_tokenization_spaces",
+        "early_stopping",
         "generate_parameters",
         "length_penalty",
+        "max_length",
         "max_new_tokens",
+        "min_length",
+        "min_new_tokens",
+        "no_repeat_ngram_size",
         "num_beams",
-        "src_lang",
+        "repetition_penalty",
         "stream",
-        "tgt_lang",
+        *NEUTRAL,
     ),
-    "translation, summarization and text-generation": ("early_stopping", "max_length", *NEUTRAL),
     "text-generation": (
         "adapter_id",
         "best_of",

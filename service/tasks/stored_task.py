@@ -5,7 +5,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
 
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Task
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, GenerationOptions, Task
 from service.tensors import Arrays
 
 C = TypeVar("C")
@@ -86,6 +86,7 @@ class HubCall(NamedTuple):
         num_beams: beams of a search. For this and the next two, None is the model's default.
         max_new_tokens: length at which a search ends.
         length_penalty: exponent of the length by which a search divides its scores.
+        generation: further options of a search, if the request has any.
         answer: how results become answers.
         explain: the parameter `explain` (`ExplainParameters`), if the request has it.
         stream: whether the answer is sent piece by piece.
@@ -98,6 +99,7 @@ class HubCall(NamedTuple):
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
+    generation: GenerationOptions | None = None
     answer: AnswerOptions = DEFAULT_ANSWER
     explain: Any = None
     stream: bool = False

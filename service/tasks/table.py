@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from service.tasks.generation.text_to_text import Summarization, Text2TextGeneration
 from service.tasks.images.image_classification import ImageClassification
 from service.tasks.images.image_feature_extraction import ImageFeatureExtraction
 from service.tasks.stored_task import StoredTask
@@ -25,6 +26,8 @@ _TASKS: tuple[type[StoredTask[Any]], ...] = (
     ZeroShotClassification,
     FillMask,
     ImageFeatureExtraction,
+    Summarization,
+    Text2TextGeneration,
 )
 
 TASKS = {task.name: task for task in _TASKS}

@@ -58,6 +58,31 @@ class PrepareOptions(Protocol):
     def length_penalty(self) -> float | None:
         """Exponent of the length by which a search divides its scores."""
 
+    @property
+    def generation(self) -> "GenerationOptions | None":
+        """Further options of a search; None for none."""
+
+
+class GenerationOptions(NamedTuple):
+    """Options of a search that few requests have; None leaves one to the model.
+
+    Attributes:
+        min_new_tokens: shortest translation, without the end-of-sentence token.
+        no_repeat_ngram_size: length of sequences of tokens that may not occur twice; 0 for no rule.
+        repetition_penalty: factor that makes tokens less likely that have occurred.
+        src_lang: language of the source.
+        tgt_lang: language of the translation.
+    """
+
+    min_new_tokens: int | None = None
+    no_repeat_ngram_size: int | None = None
+    repetition_penalty: float | None = None
+    src_lang: str | None = None
+    tgt_lang: str | None = None
+
+
+NO_GENERATION_OPTIONS = GenerationOptions()
+
 
 class RequestLimits(NamedTuple):
     """Limits of the server on one request."""

@@ -6,7 +6,6 @@
 The search in between is in `decoding/search.py`.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
@@ -16,31 +15,43 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from service.errors import InvalidRequest
+from service.tasks.decoding.constrained_search import reads_normalizers
+from service.tasks.decoding.languages import Direction, Languages
 from service.tasks.decoding.search import (
     DEFAULT_SEARCH,
     GOLDEN_SEARCHES,
     MODEL_DEFAULTS,
-    Forced,
     SearchDefaults,
     SearchOptions,
     SearchRequest,
-    Sentence,
     longest_translation,
 )
+from service.tasks.decoding.sentence import Forced, Sentence
 from service.tasks.decoding.settings import GenerationConfig, LanguageCodes, TranslationConfig
+from service.tasks.decoding.source_text import Frame, SourceEncoder
 from service.tasks.explainable import TextParts, ValueFunction, refuse_target
+from service.tasks.generation.explained_text import explained_values, translation_row
 from service.tasks.hub_messages import (
+    GenerationParameters,
+    GenerationRequest,
     TranslatedText,
-    TranslationParameters,
     TranslationRequest,
     inputs_and_field,
-    translation_text,
     whole,
 )
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles, Tolerance
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, Preparation, PrepareOptions, RequestLimits, check_num_rows
-from service.tasks.text.tokenization import TOKENIZER, TRUNCATE_HINT, Encoded, TextEncoder, texts_of, tokenization
+from service.tasks.task import (
+    DEFAULT_ANSWER,
+    NO_GENERATION_OPTIONS,
+    AnswerOptions,
+    GenerationOptions,
+    Preparation,
+    PrepareOptions,
+    RequestLimits,
+    check_num_rows,
+)
+from service.tasks.text.tokenization import TOKENIZER, TextEncoder, texts_of, tokenization
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 TARGET_TOKENIZER = "target_tokenizer.json"
@@ -61,7 +72,10 @@ class Translation:
     name: ClassVar[str] = "translation"
     accepts: ClassVar[str] = "texts, and gives translations"
     input_field: ClassVar[str] = "text[{}]"
-    request_options: ClassVar[frozenset[str]] = frozenset({"truncate", "num_beams", "max_new_tokens", "length_penalty"})
+    text_output: ClassVar[str] = "translation"
+    request_options: ClassVar[frozenset[str]] = frozenset(
+        {"truncate", "num_beams", "max_new_tokens", "length_penalty", *GenerationOptions._fields}
+    )
     elements_are_rows: ClassVar[bool] = True
     decodes: ClassVar[bool] = True
     takes_files: ClassVar[bool] = False
@@ -75,7 +89,6 @@ class Translation:
     optional_inputs: tuple[TensorSpec, ...] = ()
     labels: Sequence[str] = ()
     inputs = (TensorSpec("text", "BYTES", (-1,)),)
-    outputs = (TensorSpec("translation", "BYTES", (-1,)), TensorSpec("score", "FP32", (-1,)))
 
     def __init__(
         self,
@@ -89,6 +102,9 @@ class Translation:
         target_tokenizer_json: str | None = None,
         defaults: SearchDefaults = MODEL_DEFAULTS,
         language_codes: LanguageCodes | None = None,
+        languages: Languages | None = None,
+        vocab_size: int | None = None,
+        has_log_normalizers: bool = False,
     ) -> None:
         """Set up from the contents of a model folder.
 
@@ -102,12 +118,20 @@ class Translation:
             target_tokenizer_json: the tokenizer of translations, if it is another one.
             defaults: search settings that apply where a client gives none.
             language_codes: codes at the beginning of a text that choose the target language, if the model has any.
+            languages: the languages that requests may choose; None for the pair of `source_language` and
+                `target_language` alone.
+            vocab_size: number of tokens that the decoder step knows, if they are not those of the tokenizer.
+            has_log_normalizers: whether the decoder step has this output, which a repetition penalty needs.
         """
-        self.defaults, self._codes = defaults, language_codes
+        self.defaults, self._has_log_normalizers = defaults, has_log_normalizers
         self._encoder = TextEncoder(tokenizer_json, max_tokens)
+        self._source = SourceEncoder(self._encoder, language_codes)
+        self._languages = languages or Languages(source_language, target_language)
         self._decoding = Tokenizer.from_str(target_tokenizer_json) if target_tokenizer_json else self._encoder.tokenizer
         self.max_tokens, self._bos_id, self._eos_id = max_tokens, bos_id, eos_id
         self.source_language, self.target_language = source_language, target_language
+        self._vocab_size = vocab_size or self._decoding.get_vocab_size()
+        self.outputs = (TensorSpec(self.text_output, "BYTES", (-1,)), TensorSpec("score", "FP32", (-1,)))
 
     @classmethod
     def open(cls, files: TaskFiles, graph_inputs: Sequence[str] = ()) -> Self:  # noqa: ARG003, the engine knows them
@@ -115,18 +139,21 @@ class Translation:
         tokenizer_json = files.text(TOKENIZER)
         if tokenizer_json is None:
             raise TaskError(f"{TOKENIZER} is missing")
-        languages = files.config("config.json", TranslationConfig)
+        config = files.config("config.json", TranslationConfig)
         generation = files.config("generation_config.json", GenerationConfig)
         return cls(
             tokenizer_json,
             max_tokens=files.max_tokens,
             bos_id=generation.decoder_start_token_id,
-            eos_id=generation.eos_token_id,
-            source_language=languages.source_language,
-            target_language=languages.target_language,
+            eos_id=generation.eos_id,
+            source_language=config.source_language,
+            target_language=config.target_language,
             target_tokenizer_json=files.text(TARGET_TOKENIZER),
             defaults=generation.defaults(files.max_tokens),
-            language_codes=languages.codes(),
+            language_codes=config.codes(),
+            languages=languages_of(config),
+            vocab_size=config.vocab_size,
+            has_log_normalizers=config.log_normalizers,
         )
 
     @classmethod
@@ -161,15 +188,18 @@ class Translation:
         memory: DecodingMemory | None = None,
     ) -> Preparation:
         """Check the search settings, and plan the tokenization of texts."""
-        request = SearchRequest(options.num_beams, options.max_new_tokens, options.length_penalty)
+        more = options.generation or NO_GENERATION_OPTIONS
+        request = SearchRequest.of(options)
         request.check(self.max_tokens)
+        direction = self._languages.choose(more.src_lang, more.tgt_lang)
         beams = request.num_beams or self.defaults.num_beams
         if beams > limits.max_batch_rows:
             limit = limits.max_batch_rows
             raise InvalidRequest(f"num_beams is {beams}, the server's limit is {limit} (max_batch_rows)")
         check_num_rows(len(inputs), limits.max_request_rows, "texts", beams)
         return tokenization(
-            inputs, partial(self.preprocess_all, truncate=options.truncate, field=field, request=request)
+            inputs,
+            partial(self.preprocess_all, truncate=options.truncate, field=field, request=request, direction=direction),
         )
 
     def preprocess(self, text: str, *, truncate: bool, field: str, request: SearchRequest = DEFAULT_SEARCH) -> Sentence:
@@ -184,47 +214,35 @@ class Translation:
         field: str,
         first: int = 0,
         request: SearchRequest = DEFAULT_SEARCH,
+        direction: Direction | None = None,
     ) -> list[Sentence]:
         """Tokenize texts into sentences to decode; takes search settings and the arguments of `TextEncoder.encode`.
+
+        Without `direction`, the languages are the model's own.
 
         Raises:
             InvalidRequest: a text is empty or too long, or a search parameter lies outside its limits.
         """
         request.check(self.max_tokens)
+        direction = direction or self._languages.default
         return [
             Sentence(
-                ids, self._options(request, len(ids)), bos_id=self._bos_id, eos_id=self._eos_id, truncated=truncated
+                ids,
+                self._options(request, len(ids), direction.first_id),
+                bos_id=self._bos_id if direction.begin_id is None else direction.begin_id,
+                eos_id=self._eos_id,
+                truncated=truncated,
+                vocab_size=self._vocab_size,
+                frame=direction.frame,
             )
-            for ids, truncated in self._encoded(texts, truncate=truncate, field=field, first=first)
+            for ids, truncated in self._source.encode(
+                texts, direction.frame, truncate=truncate, field=field, first=first
+            )
         ]
 
-    def _encoded(self, texts: Sequence[str], *, truncate: bool, field: str, first: int) -> list[Encoded]:
-        """Tokenize each text; a language code at its beginning is one token, and the rest is tokenized separately."""
-        split = [self._codes.split(text) if self._codes else ("", text) for text in texts]
-        rests = self._encoder.encode([rest for _, rest in split], truncate=truncate, field=field, first=first)
-        encoded, room = [], self.max_tokens - 1
-        for number, ((code, _), (ids, truncated)) in enumerate(zip(split, rests, strict=True), first):
-            if self._codes is None or not code:
-                encoded.append(Encoded(ids, truncated))
-                continue
-            if len(ids) > room and not truncate:
-                raise InvalidRequest(
-                    f"{field.format(number)} has {len(ids) + 1} tokens, the model takes at most {self.max_tokens};"
-                    f" {TRUNCATE_HINT}"
-                )
-            whole = [self._codes.ids.get(code, self._codes.unknown_id), *ids[:-1][: room - 1], ids[-1]]
-            encoded.append(Encoded(whole, truncated or len(ids) > room))
-        return encoded
-
-    def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
-        """Locate each token in a text that was preprocessed, its language code included; see `TextEncoder.spans`."""
-        code, rest = self._codes.split(text) if self._codes else ("", text)
-        spans = self._encoder.spans(rest, truncate=truncate)
-        if not code:
-            return spans
-        moved = [None if span is None else (span[0] + len(code), span[1] + len(code)) for span in spans]
-        room = self.max_tokens - 1
-        return [(0, len(code)), *(moved if len(moved) <= room else [*moved[: room - 1], moved[-1]])]
+    def spans(self, text: str, *, truncate: bool, frame: Frame | None = None) -> list[tuple[int, int] | None]:
+        """Locate each token in a text that was preprocessed; see `SourceEncoder.spans`."""
+        return self._source.spans(text, frame or self._languages.default.frame, truncate=truncate)
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return the source tokenizer's name of each token."""
@@ -240,44 +258,31 @@ class Translation:
         """Append the end-of-sentence token."""
         return [*ids, self._eos_id]
 
-    def forced(self, ids: list[int], target_ids: Sequence[int]) -> Forced:
+    def forced(self, ids: list[int], target_ids: Sequence[int], bos_id: int | None = None) -> Forced:
         """Make an item that computes the log probability of a given translation of a source."""
-        return Forced(ids, target_ids, bos_id=self._bos_id, num_candidates=self._decoding.get_vocab_size())
+        bos_id = self._bos_id if bos_id is None else bos_id
+        return Forced(ids, target_ids, bos_id=bos_id, num_candidates=self._vocab_size)
 
-    def pieces_of(self, target_ids: Sequence[int]) -> list[str]:
-        """Return the text that each token adds to a translation; the end-of-sentence token gives its name."""
-        pieces, before = [], ""
-        for number, token in enumerate(target_ids, 1):
-            if token == self._eos_id:
-                pieces.append(str(self._decoding.id_to_token(token)))
-                continue
-            text = self.text_so_far(list(target_ids[:number]))
-            pieces.append(text[len(before) :])
-            before = text
-        return pieces
-
-    def check_languages(self, source: str | None, target: str | None) -> None:
-        """Check the languages that a request names.
-
-        Raises:
-            InvalidRequest: they are not those of the model.
-        """
-        for field, asked, known in (
-            ("src_lang", source, self.source_language),
-            ("tgt_lang", target, self.target_language),
-        ):
-            if asked is not None and asked != known:
-                raise InvalidRequest(f"{field} is {asked!r}, the model supports only {known!r}")
-
-    def _options(self, request: SearchRequest, source_tokens: int) -> SearchOptions:
-        beams, new_tokens, penalty, bounded = request
-        most = None if bounded else self.defaults.max_new_tokens
-        return SearchOptions(
-            max_new_tokens=new_tokens or most or longest_translation(source_tokens, self.max_tokens),
-            num_beams=beams or self.defaults.num_beams,
-            length_penalty=self.defaults.length_penalty if penalty is None else penalty,
+    def _options(self, request: SearchRequest, source_tokens: int, first_id: int | None = None) -> SearchOptions:
+        bound = longest_translation(source_tokens, self.max_tokens)
+        most = request.max_new_tokens or (None if request.bounded else self.defaults.max_new_tokens) or bound
+        constraints = request.constraints(self.defaults.constraints, first_id)
+        options = SearchOptions(
+            max_new_tokens=min(most, bound) if request.bounded else most,
+            num_beams=request.num_beams or self.defaults.num_beams,
+            length_penalty=self.defaults.length_penalty if request.length_penalty is None else request.length_penalty,
             early_stopping=self.defaults.early_stopping,
+            constraints=constraints,
         )
+        if not self._has_log_normalizers and reads_normalizers(options):
+            raise InvalidRequest(
+                "repetition_penalty needs a model that was converted by this version, or num_beams above 1"
+            )
+        return options
+
+    def token_name(self, token: int) -> str:
+        """Return the target tokenizer's name of a token."""
+        return str(self._decoding.id_to_token(token))
 
     def text_so_far(self, ids: list[int]) -> str:
         """Decode the first tokens of a translation, without a last character that is incomplete."""
@@ -296,14 +301,14 @@ class Translation:
         """Make the output tensors of n results, as the metadata describes them."""
         translated = [self.finish(sentence) for sentence in results]
         return {
-            "translation": bytes_array([each.text.encode() for each in translated]),
+            self.text_output: bytes_array([each.text.encode() for each in translated]),
             "score": np.array([each.score for each in translated], dtype=np.float32),
         }
 
     def probe_item(self, items: Sequence[Sentence], length: int) -> Sentence:
         """Make a greedy sentence of one row, whatever the number of beams of the model's own search."""
         options = self._options(GOLDEN_SEARCHES["greedy"], len(items[0].ids))
-        return Sentence(items[0].ids, options, bos_id=self._bos_id, eos_id=self._eos_id, truncated=False)
+        return Sentence(items[0].ids, options, bos_id=items[0].bos_id, eos_id=self._eos_id, truncated=False)
 
     def check_example(self, example: Example) -> None:
         """Accept any golden example; a missing translation differs from every other."""
@@ -334,53 +339,44 @@ class Translation:
             raise TaskError(f"the score differs by {off_by:.3g}, the manifest allows {allowed:g}")
         return off_by
 
-    def read_hub(self, request: TranslationRequest) -> HubCall:
-        """Read a request of the task API, and check the languages that it names.
+    def read_hub(self, request: GenerationRequest) -> HubCall:
+        """Read a request of the task API.
 
         Raises:
-            InvalidRequest: a language is another one, or a parameter is not offered.
+            InvalidRequest: a parameter is not offered.
         """
-        parameters = request.parameters or TranslationParameters()
+        parameters = request.parameters or GenerationParameters()
         search, streams = parameters.search, request.check_stream()
-        search.check(self.defaults.early_stopping, 1 if streams else self.defaults.num_beams, self.max_tokens)
-        self.check_languages(parameters.src_lang, parameters.tgt_lang)
+        search.check(self.defaults.early_stopping, 1 if streams else self.defaults.num_beams)
         texts, field = inputs_and_field(request.inputs)
         return HubCall(
             texts,
             field,
             truncate=parameters.truncate,
             num_beams=whole("num_beams", search.num_beams),
-            max_new_tokens=whole("max_new_tokens", search.max_new_tokens),
+            max_new_tokens=search.most(self.max_tokens),
             length_penalty=search.length_penalty,
+            generation=search.generation(getattr(parameters, "src_lang", None), getattr(parameters, "tgt_lang", None)),
             explain=parameters.explain,
             stream=streams,
         )
 
     def hub_document(self, answer: Translated) -> dict[str, object]:
         """Make the task API's answer for one text."""
-        return translation_text(answer.text)
+        return {self.hub_answer.__struct_fields__[0]: answer.text}
 
     def parts(
         self, given: str, item: Sentence, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
         """Split a source into its tokens and their places."""
-        return TextParts(given, item.ids, self.spans(given, truncate=truncate), self.names(item.ids))
+        spans = self.spans(given, truncate=truncate, frame=item.frame)
+        return TextParts(given, item.ids, spans, self.names(item.ids))
 
     target_of = refuse_target
 
     def value_function(self, item: Sentence, result: Sentence, target: int | None) -> ValueFunction:
         """Return the log probabilities of the translation's tokens as a function of the source tokens that are kept."""
-        target_ids = self.tokens_of(result)
-        return ValueFunction(
-            item_of=lambda ids: self.forced(ids, target_ids),
-            values_of=lambda forced: forced.log_probabilities,
-            # Geometric mean of the tokens' probabilities: the probability of a whole translation is close to 0.
-            fraction_of=lambda values_K: math.exp(values_K.mean()),
-            whole=None,
-            target=self.finish(result).text,
-            row=lambda: translation_row(item.ids, target_ids),
-            target_pieces=lambda: self.pieces_of(target_ids),
-        )
+        return explained_values(self, item, result)
 
     def golden_row(self, item: Sentence, example: Example, target: int | None) -> Arrays:
         """Make the explanation graph's input for a golden example: its greedy translation."""
@@ -389,12 +385,13 @@ class Translation:
         return translation_row(item.ids, self.ended(written)[: self.max_tokens])
 
 
-def translation_row(source_S: Sequence[int], target_T: Sequence[int]) -> Arrays:
-    """Make the explanation graph's input for a source and a translation, with its end-of-sentence token if any."""
-    source, target = np.array(source_S, dtype=np.int64), np.array(target_T, dtype=np.int64)
-    return {
-        "source_ids": source,
-        "source_mask": np.ones_like(source),
-        "target_ids": target,
-        "target_mask": np.ones_like(target),
-    }
+def languages_of(config: TranslationConfig) -> Languages:
+    """Set up the languages of a model from its `config.json`.
+
+    Raises:
+        TaskError: its own languages are not among those that it lists.
+    """
+    try:
+        return Languages.of(config)
+    except InvalidRequest as error:
+        raise TaskError(f"config.json: {error}") from error

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest
 from service.prediction.messages import AttentionSelector, ExplainRequest
+from service.tasks.task import NO_GENERATION_OPTIONS, GenerationOptions
 from service.tensors import whole_number
 from service.transport.unoffered import check_request_parameters
 
@@ -51,6 +52,7 @@ class Parameters(NamedTuple):
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
+    generation: GenerationOptions | None = None
 
 
 NO_PARAMETERS = Parameters()
@@ -97,8 +99,23 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         length_penalty=_number("length_penalty", given.get("length_penalty")),
         num_beams=_count("num_beams", given.get("num_beams")),
         max_new_tokens=_count("max_new_tokens", given.get("max_new_tokens")),
+        generation=_generation_options(given),
         **flags,
     )
+
+
+def _generation_options(given: Mapping[str, object]) -> GenerationOptions | None:
+    """Read the options of a search that few requests have; None if there is none."""
+    if given.keys().isdisjoint(GenerationOptions._fields):
+        return None
+    options = GenerationOptions(
+        min_new_tokens=_count("min_new_tokens", given.get("min_new_tokens")),
+        no_repeat_ngram_size=_count("no_repeat_ngram_size", given.get("no_repeat_ngram_size")),
+        repetition_penalty=_number("repetition_penalty", given.get("repetition_penalty")),
+        src_lang=_text("src_lang", given.get("src_lang")),
+        tgt_lang=_text("tgt_lang", given.get("tgt_lang")),
+    )
+    return None if options == NO_GENERATION_OPTIONS else options
 
 
 def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
@@ -107,15 +124,16 @@ def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:
     Raises:
         InvalidRequest: a parameter has the wrong type.
     """
-    texts: dict[str, str | None] = {}
-    for name in ("method", "target", "part"):
-        text = given.get(name)
-        if text is not None and not isinstance(text, str):
-            raise InvalidRequest(f"parameter {name!r} must be a text, not {text!r}")
-        texts[name] = text
+    texts = {name: _text(name, given.get(name)) for name in ("method", "target", "part")}
     counts = {name: _count(name, given.get(name)) for name in ("n_samples", "seed", "layer", "head")}
     looking = AttentionSelector(texts["part"], counts["layer"], counts["head"])
     return ExplainRequest(texts["method"], texts["target"], counts["n_samples"], counts["seed"], looking)
+
+
+def _text(name: str, value: object) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"parameter {name!r} must be a text, not {value!r}")
+    return value
 
 
 def _count(name: str, value: object) -> int | None:

@@ -13,7 +13,9 @@ from export.task_table import (
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
+    SUMMARIZATION,
     TASKS,
+    TEXT2TEXT_GENERATION,
     TEXT_CLASSIFICATION,
     TEXT_RANKING,
     TOKEN_CLASSIFICATION,
@@ -28,6 +30,9 @@ TASK_OF_ENDING = {
     "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,
+    "MBartForConditionalGeneration": TRANSLATION,
+    "M2M100ForConditionalGeneration": TRANSLATION,
+    "ForConditionalGeneration": TEXT2TEXT_GENERATION,
     "Model": FEATURE_EXTRACTION,
 }
 CROSS_ENCODER = "sentence_transformers"  # a field of `config.json` that sentence-transformers writes
@@ -60,6 +65,9 @@ def task_of_config(config: dict[str, Any]) -> str:
     for architecture in named if isinstance(named, list) else []:
         for ending, task in TASK_OF_ENDING.items():
             if str(architecture).endswith(ending):
+                params = config.get("task_specific_params")
+                if task == TEXT2TEXT_GENERATION and isinstance(params, dict) and list(params) == [SUMMARIZATION]:
+                    return SUMMARIZATION  # the only task that the checkpoint has settings for
                 images = task == FEATURE_EXTRACTION and config.get("model_type") in IMAGE_FAMILIES
                 return IMAGE_FEATURE_EXTRACTION if images else task
     found = ", ".join(map(str, named)) if isinstance(named, list) and named else "none"

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import nn
 
-from export.conversion.comparison.requirements import ConversionRefused, Precision
+from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
 from export.conversion.translation_source import TranslationSource
 from export.data.translation import ParallelTexts
 from export.training.quality import MAX_BLEU_LOSS, TranslationQuality, translation_quality
 from export.training.translation import Translator
-from service.tasks.decoding.search import Hypothesis, SearchRequest, Sentence
+from service.tasks.decoding.search import Hypothesis, SearchRequest
+from service.tasks.decoding.sentence import Sentence
 
+# The larger a network, the fewer sentences it is compared on, because a decoder step reads all its weights: one of 74
+# million weights on 27 sentences, one of 4 million on 500.
+COMPARED_WEIGHTS, MIN_COMPARED_LARGE = 2e9, 20
 MAX_SCORE_DIFFERENCE = 1e-4  # in float32: of equal translations, and of two that rounding has swapped
 
 
@@ -27,6 +32,12 @@ class TranslationComparison:
     max_abs_score_difference: float  # of sentences with the same translation
     translations_changed: int
     max_score_lost: float  # PyTorch's score of its own translation less that of the changed one
+
+
+def min_compared(module: nn.Module) -> int:
+    """Return how many sentences a network must be compared with PyTorch on."""
+    num_weights = sum(weight.numel() for weight in module.parameters())
+    return min(MIN_COMPARED, max(MIN_COMPARED_LARGE, int(COMPARED_WEIGHTS / num_weights)))
 
 
 def translate_all(
@@ -79,9 +90,11 @@ def pytorch_score(source: TranslationSource, sentence: Sentence, ids: list[int])
     """Score a translation with PyTorch, all its tokens at once (teacher forcing)."""
     options = sentence.options
     wanted = ids if len(ids) == options.max_new_tokens else [*ids, source.eos_id]
-    given, target = torch.tensor([sentence.ids]), torch.tensor([[source.bos_id, *wanted[:-1]]])
+    given, target = torch.tensor([sentence.ids]), torch.tensor([[sentence.bos_id, *wanted[:-1]]])
     logits_NV = source.module(given, torch.ones_like(given), target, torch.ones_like(target))
-    total = float(torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None]).sum())
+    probabilities_N = torch.log_softmax(logits_NV, dim=-1).gather(1, torch.tensor(wanted)[:, None])[:, 0]
+    forced = options.constraints is not None and options.constraints.forced_bos_token_id is not None
+    total = float(probabilities_N[1 if forced else 0 :].sum())  # a forced token has probability 1
     score: float = total / len(wanted) ** options.length_penalty
     return score
 

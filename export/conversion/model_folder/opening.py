@@ -1,6 +1,7 @@
 """Opens model folders of a store: checked files, and the pre- and postprocessing of each task without an engine."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +10,6 @@ import msgspec
 from export.closest import closest_first
 from model_store.folder import (
     PREPROCESSOR,
-    TARGET_TOKENIZER,
     TASK_SETTINGS,
     TOKENIZER,
     FolderError,
@@ -19,7 +19,6 @@ from model_store.folder import (
     read,
 )
 from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
-from service.tasks.decoding.search import SearchDefaults
 from service.tasks.images.image_classification import ImageClassification
 from service.tasks.images.image_feature_extraction import ImageEmbeddingSettings, ImageFeatureExtraction
 from service.tasks.images.preprocessing import PreprocessorConfig
@@ -46,8 +45,10 @@ def open_folder(path: Path) -> ModelFolder:
 
 
 def generation_of(folder: Path) -> dict[str, Any]:
-    """Read `generation_config.json`."""
+    """Read `generation_config.json`; of several tokens that end an answer, `eos_token_id` is the first."""
     found: dict[str, Any] = json.loads((folder / "generation_config.json").read_text())
+    if isinstance(found["eos_token_id"], list):
+        found["eos_token_id"] = found["eos_token_id"][0]
     return found
 
 
@@ -126,20 +127,26 @@ def _classifier_settings(folder: Path) -> ClassifierSettings:
     return msgspec.json.decode(path.read_bytes(), type=ClassifierSettings) if path.is_file() else SINGLE_LABEL
 
 
+class _Files:
+    """The files of a model folder as tasks read them."""
+
+    labels: Sequence[str] = ()
+
+    def __init__(self, folder: Path, max_tokens: int) -> None:
+        self._folder, self.max_tokens = folder, max_tokens
+
+    def text(self, name: str) -> str | None:
+        path = self._folder / name
+        return path.read_text() if path.is_file() else None
+
+    def config(self, name: str, kind: type[C]) -> C:
+        return msgspec.json.decode((self._folder / name).read_bytes(), type=kind)
+
+    def settings(self, kind: type[C]) -> C:
+        return self.config(TASK_SETTINGS, kind)
+
+
 def translation_of(folder: Path, manifest: Manifest) -> Translation:
     """Build the pre- and postprocessing of a translation model's folder."""
-    config, generation = json.loads((folder / "config.json").read_text()), generation_of(folder)
-    target_tokenizer = folder / TARGET_TOKENIZER
     assert manifest.limits.max_tokens is not None
-    return Translation(
-        (folder / TOKENIZER).read_text(),
-        max_tokens=manifest.limits.max_tokens,
-        bos_id=generation["decoder_start_token_id"],
-        eos_id=generation["eos_token_id"],
-        source_language=config["source_language"],
-        target_language=config["target_language"],
-        target_tokenizer_json=target_tokenizer.read_text() if target_tokenizer.is_file() else None,
-        defaults=SearchDefaults(
-            length_penalty=generation.get("length_penalty", 1.0), early_stopping=generation.get("early_stopping", True)
-        ),
-    )
+    return Translation.open(_Files(folder, manifest.limits.max_tokens))

@@ -9,18 +9,21 @@ Shapes: R rows of a decoder step, V tokens of the vocabulary, W beams of one sen
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
+from service.tasks.decoding.constraints import MAX_NGRAM_SIZE, MAX_REPETITION_PENALTY, NO_CONSTRAINTS, Constraints
+from service.tasks.task import NO_GENERATION_OPTIONS, PrepareOptions
 
 NEVER = float("-inf")
 MAX_BEAMS = 16
 MAX_LENGTH_PENALTY = 10.0
 EarlyStopping = bool | Literal["never"]
+CONSTRAINTS_OF_REQUESTS = ("min_new_tokens", "no_repeat_ngram_size", "repetition_penalty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +38,14 @@ class SearchOptions:
         early_stopping: when the search ends once `num_beams` translations are found: at once (true), when no running
             hypothesis of the present length would be better than the worst of them (false), or when none of any length
             would be ("never").
+        constraints: rules on the tokens that may follow; None for a search without any, which is faster.
     """
 
     max_new_tokens: int
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = True
+    constraints: Constraints | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,18 +59,36 @@ class SearchDefaults:
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = True
     max_new_tokens: int | None = None
+    constraints: Constraints = NO_CONSTRAINTS
 
 
 class SearchRequest(NamedTuple):
     """A client's search settings; None leaves a setting to the model.
 
-    With `bounded`, the search ends at `longest_translation` whatever the model's own maximum is.
+    With `bounded`, the search ends at `longest_translation` whatever the model's own maximum is, and has no constraint
+    but the forced first token: what is compared is the network, not the rules of a search.
     """
 
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
     bounded: bool = False
+    min_new_tokens: int | None = None
+    no_repeat_ngram_size: int | None = None
+    repetition_penalty: float | None = None
+
+    @classmethod
+    def of(cls, options: PrepareOptions) -> "SearchRequest":
+        """Take the search settings from the options of a request."""
+        more = options.generation or NO_GENERATION_OPTIONS
+        return cls(
+            options.num_beams,
+            options.max_new_tokens,
+            options.length_penalty,
+            min_new_tokens=more.min_new_tokens,
+            no_repeat_ngram_size=more.no_repeat_ngram_size,
+            repetition_penalty=more.repetition_penalty,
+        )
 
     def check(self, max_tokens: int) -> None:
         """Check that all settings lie within their limits.
@@ -76,7 +99,7 @@ class SearchRequest(NamedTuple):
         Raises:
             InvalidRequest: a parameter lies outside its limits.
         """
-        beams, new_tokens, penalty, _ = self
+        beams, new_tokens, penalty = self[:3]
         if beams is not None and not 1 <= beams <= MAX_BEAMS:
             raise InvalidRequest(f"num_beams must lie between 1 and {MAX_BEAMS}, not {beams}")
         if new_tokens is not None and not 1 <= new_tokens <= max_tokens:
@@ -84,9 +107,36 @@ class SearchRequest(NamedTuple):
         if penalty is not None and not abs(penalty) <= MAX_LENGTH_PENALTY:
             limit = MAX_LENGTH_PENALTY
             raise InvalidRequest(f"length_penalty must lie between {-limit:g} and {limit:g}, not {penalty}")
+        for name, value, least, most in (
+            ("min_new_tokens", self.min_new_tokens, 0, max_tokens),
+            ("no_repeat_ngram_size", self.no_repeat_ngram_size, 0, MAX_NGRAM_SIZE),
+            ("repetition_penalty", self.repetition_penalty, 1, MAX_REPETITION_PENALTY),
+        ):
+            if value is not None and not least <= value <= most:
+                raise InvalidRequest(f"{name} must lie between {least:g} and {most:g}, not {value}")
+
+    def constraints(self, defaults: Constraints, first_id: int | None = None) -> Constraints | None:
+        """Return the rules of a search: the model's own where the request gives none; None if there are none.
+
+        Args:
+            defaults: the model's own rules.
+            first_id: the forced first token, if the request's language decides it.
+        """
+        if first_id is None and defaults is NO_CONSTRAINTS and self[3:] == UNCONSTRAINED:
+            return None
+        if first_id is not None:
+            defaults = replace(defaults, forced_bos_token_id=first_id)
+        if self.bounded:
+            found = Constraints(forced_bos_token_id=defaults.forced_bos_token_id)
+        else:
+            given = {name: getattr(self, name) for name in CONSTRAINTS_OF_REQUESTS}
+            changes = {name: value for name, value in given.items() if value is not None}
+            found = replace(defaults, **changes) if changes else defaults
+        return None if found == NO_CONSTRAINTS else found
 
 
 DEFAULT_SEARCH, MODEL_DEFAULTS = SearchRequest(), SearchDefaults()
+UNCONSTRAINED = DEFAULT_SEARCH[3:]
 # Searches with which golden translations are made and models are compared.
 GOLDEN_SEARCHES = {
     "greedy": SearchRequest(num_beams=1, bounded=True),
@@ -211,80 +261,6 @@ class Search:
     def best(self) -> Hypothesis:
         """Return the best hypothesis of a finished search."""
         return max(self._finished, key=lambda hypothesis: hypothesis.score)
-
-
-class Sentence:
-    """A source sentence with its search, which is an item of the continuous batcher."""
-
-    def __init__(self, ids: list[int], options: SearchOptions, *, bos_id: int, eos_id: int, truncated: bool) -> None:
-        self.ids, self.options, self.truncated = ids, options, truncated
-        self._bos_id, self._eos_id = bos_id, eos_id
-        self.rows, self.length, self.max_steps = options.num_beams, len(ids), options.max_new_tokens
-        self.num_candidates = num_candidates(options.num_beams)
-        self.restart()
-
-    def restart(self) -> None:
-        """Start the search again from the beginning."""
-        self.search = Search(self.options, bos_id=self._bos_id, eos_id=self._eos_id)
-        self.advance = self.search.advance
-
-    @property
-    def next_ids(self) -> list[int]:
-        """The newest token of each row."""
-        return self.search.next_ids
-
-    @property
-    def done(self) -> bool:
-        """Whether the search is over."""
-        return self.search.done
-
-    @property
-    def so_far(self) -> list[int]:
-        """The tokens of the most probable row."""
-        return self.search.so_far
-
-
-class Forced:
-    """A given translation whose token log probabilities are computed; an item of the continuous batcher.
-
-    There is no search: each step takes the next token of the translation, whatever the model would choose. The decoder
-    step returns log probabilities of the whole vocabulary, so that this token is among them. Sorting them makes such a
-    step several times as expensive as one of a search.
-    """
-
-    rows = 1
-
-    def __init__(self, ids: list[int], target_ids: Sequence[int], *, bos_id: int, num_candidates: int) -> None:
-        self.ids, self.target_ids, self.num_candidates = ids, list(target_ids), num_candidates
-        self.length, self.max_steps = len(ids), len(self.target_ids)
-        self._bos_id = bos_id
-        self.restart()
-
-    def restart(self) -> None:
-        """Discard all log probabilities."""
-        self.log_probabilities: list[float] = []
-
-    @property
-    def next_ids(self) -> list[int]:
-        """The newest token, in a list of one row."""
-        step = len(self.log_probabilities)
-        return [self.target_ids[step - 1] if step else self._bos_id]
-
-    @property
-    def done(self) -> bool:
-        """Whether the log probability of every token is known."""
-        return len(self.log_probabilities) == len(self.target_ids)
-
-    @property
-    def so_far(self) -> list[int]:
-        """The tokens whose log probability is known."""
-        return self.target_ids[: len(self.log_probabilities)]
-
-    def advance(self, log_probabilities: Sequence[Sequence[float]], ids: Sequence[Sequence[int]]) -> list[int]:
-        """Record the log probability of the next token; arguments and result are those of `Search.advance`."""
-        (place,) = np.flatnonzero(np.asarray(ids[0]) == self.target_ids[len(self.log_probabilities)])
-        self.log_probabilities.append(float(log_probabilities[0][int(place)]))
-        return [0]
 
 
 def longest_translation(source_tokens: int, max_tokens: int) -> int:

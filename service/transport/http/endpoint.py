@@ -211,6 +211,7 @@ class Endpoint:
             num_beams=None if search is None else search.num_beams,
             max_new_tokens=None if search is None else search.max_new_tokens,
             length_penalty=None if search is None else search.length_penalty,
+            generation=None if search is None else search.generation,
         )
 
     async def no_such_route(self, request: Request, error: Exception) -> Response:

@@ -45,7 +45,7 @@ class TaskApi:
         options = self._endpoint.request_options(request, request_id, None, call.truncate, call)
         if call.stream:
             pieces = self._predictor.stream_translation(options, call.inputs[0], call.field)
-            return await _stream_response(request, request_id, pieces)
+            return await _stream_response(request, request_id, task, pieces)
         if call.explain is not None:
             asked = _explain_request(call.explain)
             explaining = self._predictor.explain(options, call.inputs, asked, call.field, call.answer)
@@ -73,17 +73,21 @@ class TaskApi:
 
 
 async def _stream_response(
-    request: Request, request_id: str, pieces: AsyncGenerator[TranslationPiece, None]
+    request: Request, request_id: str, task: StoredTask[Any], pieces: AsyncGenerator[TranslationPiece, None]
 ) -> Response:
     """Respond with server-sent events: each piece of a translation, then the whole with its receipt."""
     # The first piece is awaited before the response begins, so that an error still sets the status.
     first = await run_while_connected(request, anext(pieces))
-    events = _translation_events(first, pieces, request_id, request.url.path)
+    events = _translation_events(first, pieces, request_id, task, request.url.path)
     return StreamingResponse(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
 
 async def _translation_events(
-    piece: TranslationPiece, pieces: AsyncGenerator[TranslationPiece, None], request_id: str, path: str
+    piece: TranslationPiece,
+    pieces: AsyncGenerator[TranslationPiece, None],
+    request_id: str,
+    task: StoredTask[Any],
+    path: str,
 ) -> AsyncIterator[bytes]:
     """Encode a translation's pieces as server-sent events; Starlette stops iterating when the client hangs up."""
     try:
@@ -91,7 +95,7 @@ async def _translation_events(
             yield server_sent_event({"text": piece})
             piece = await anext(pieces)
         translated, receipt = piece
-        end = stream_end(translated.text, translated.score, translated.num_tokens)
+        end = stream_end(task.hub_document(translated), translated.score, translated.num_tokens)
         yield server_sent_event(end | {"receipt": receipt.as_dict()})
     except HeedError as error:
         yield server_sent_event({"error": str(error)})

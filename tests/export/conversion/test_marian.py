@@ -6,6 +6,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
@@ -24,6 +25,7 @@ from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.marian import source_of_marian
 from export.conversion.translation import golden_examples
+from export.networks.seq2seq import Seq2SeqTransformer
 from export.training.translation import TorchTranslator
 from tests.conftest import ROOT, running_server
 from tests.toy_translation import toy_pairs
@@ -42,7 +44,9 @@ CODED = (
 )
 
 
-def save_marian(folder: Path, search: dict[str, object] | None = None, **changes: object) -> Path:
+def save_marian(
+    folder: Path, search: dict[str, object] | None = None, *, separate_vocabs: bool = False, **changes: object
+) -> Path:
     """Save two SentencePiece models, one list of ids, and random weights."""
     folder.mkdir()
     sides = {"source": [*made_up_sentences(400), *GOLDEN_TEXTS], "target": toy_pairs(400, 3).target}
@@ -65,10 +69,16 @@ def save_marian(folder: Path, search: dict[str, object] | None = None, **changes
         pieces[code] = len(pieces)
     pieces["<pad>"] = len(pieces)
     (folder / "vocab.json").write_text(json.dumps(pieces))
+    if separate_vocabs:  # the same pieces in another order; the special ones keep their ids
+        names = list(pieces)
+        names[2:-1] = names[2:-1][::-1]
+        (folder / "target_vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
     tokenizer = MarianTokenizer(
         str(folder / "source.spm"),
         str(folder / "target.spm"),
         str(folder / "vocab.json"),
+        target_vocab_file=str(folder / "target_vocab.json") if separate_vocabs else None,
+        separate_vocabs=separate_vocabs,
         source_lang="en",
         target_lang="de",
     )
@@ -186,6 +196,14 @@ def test_a_language_code_at_the_beginning_is_one_token(tmp_path: Path) -> None:
         {"early_stopping": "never", "length_penalty": 2.0},
         {"num_beams": 1, "length_penalty": 1.0},
         {"forced_eos_token_id": 0, "max_length": 9},
+        {
+            "num_beams": 1,
+            "length_penalty": 1.0,
+            "repetition_penalty": 1.5,
+            "no_repeat_ngram_size": 2,
+            "bad_words_ids": [[5], [7, 8]],
+        },
+        {"min_length": 8, "suppress_tokens": [6], "begin_suppress_tokens": [9], "forced_bos_token_id": 11},
     ],
     ids=str,
 )
@@ -203,13 +221,14 @@ def test_the_default_search_is_the_models_own(search: dict[str, object], tmp_pat
 
 
 def test_unsupported_search_options_are_refused_by_name(tmp_path: Path) -> None:
-    """Refuses sampling, repetition penalties, forbidden words and too many beams."""
+    """Refuses sampling, groups of beams, contrastive search, penalties that favour repetition, and too many beams."""
     for number, (search, text) in enumerate(
         (
             ({"do_sample": True}, "do_sample is True, which is not offered"),
-            ({"repetition_penalty": 1.3}, "repetition_penalty is 1.3"),
-            ({"no_repeat_ngram_size": 3}, "no_repeat_ngram_size is 3"),
-            ({"bad_words_ids": [[5]]}, r"bad_words_ids is \[\[5\]\]"),
+            ({"repetition_penalty": 0.9}, "repetition_penalty is 0.9; from 1 to 10 is offered"),
+            ({"num_beam_groups": 2}, "num_beam_groups is 2, which is not offered"),
+            ({"penalty_alpha": 0.6}, "penalty_alpha is 0.6, which is not offered"),
+            ({"forced_eos_token_id": 5}, "forced_eos_token_id 5 is not an eos_token_id"),
             ({"num_beams": 40}, "num_beams 40"),
         )
     ):
@@ -218,7 +237,7 @@ def test_unsupported_search_options_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_other_translation_models_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    """BART and T5 are refused; a missing or damaged file is named."""
+    """BART and T5 are not Marian models; a missing or damaged file is named."""
     for config in (BartConfig(), T5Config()):
         config.save_pretrained(tmp_path / config.model_type)
         with pytest.raises(LoadRefused, match=f"model type '{config.model_type}' is not one of marian"):
@@ -242,15 +261,40 @@ def test_other_translation_models_are_refused_in_a_sentence(tmp_path: Path) -> N
 
 
 def test_unsupported_marian_models_are_refused_in_a_sentence(tmp_path: Path) -> None:
-    """Refuses encoder and decoder of different shape, an unknown activation, and a missing folder."""
+    """Refuses an unknown activation, heads of different width, and a missing folder."""
     for number, (changes, text) in enumerate(
         (
-            ({"decoder_ffn_dim": 32}, "encoder_ffn_dim and decoder_ffn_dim differ"),
             ({"activation_function": "tanh"}, "activation 'tanh' is not one of"),
-            ({"tie_word_embeddings": False}, "the network is not the one in transformers"),
+            ({"decoder_attention_heads": 2}, "encoder_attention_heads and decoder_attention_heads differ"),
         )
     ):
         with pytest.raises(LoadRefused, match=text):
             source_of_marian(str(save_marian(tmp_path / str(number), **changes)))
     with pytest.raises(LoadRefused, match="nowhere"):
         source_of_marian(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decoder_ffn_dim": 32},
+        {"tie_word_embeddings": False},
+        {"separate_vocabs": True, "share_encoder_decoder_embeddings": False},
+    ],
+    ids=str,
+)
+def test_marian_models_of_other_shapes_answer_like_transformers(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Layers that differ, an output of its own, and a vocabulary for each language."""
+    model_dir = save_marian(tmp_path / "mine", **changes)
+    model, tokenizer = MarianMTModel.from_pretrained(model_dir).eval(), AutoTokenizer.from_pretrained(model_dir)
+    source = source_of_marian(str(model_dir))
+    assert isinstance(source.module, Seq2SeqTransformer)
+    task, translator = source.task(), TorchTranslator(source.module, torch.device("cpu"))
+    for text in ("A wonderful film.", *made_up_sentences(3)):
+        inputs = tokenizer(text, return_tensors="pt")
+        sentence = task.preprocess(text, truncate=False, field="text")
+        assert sentence.ids == inputs.input_ids[0].tolist()
+        (ids,) = model.generate(**inputs)
+        (found,) = source.translate(translator, [sentence])
+        assert found.ids == [int(token) for token in ids[1:] if int(token) not in (source.eos_id, source.pad_id)], text
+        assert task.text_of(found.ids) == tokenizer.decode(ids, skip_special_tokens=True)

@@ -16,7 +16,8 @@ from export.training.translation import translate
 from service.engines.host import EngineHost
 from service.engines.onnx_session import EngineError
 from service.engines.translation import RunningBatches, TranslationEngine
-from service.tasks.decoding.search import Forced, SearchOptions, Sentence
+from service.tasks.decoding.search import SearchOptions
+from service.tasks.decoding.sentence import Forced, Sentence
 
 MAX_TOKENS = 40
 

@@ -42,8 +42,8 @@ def test_neutral_values_are_those_of_their_type() -> None:
     ("kind", "parameters", "text"),
     [
         (TextClassificationRequest, {"candidate_labels": ["a"]}, "belongs to zero-shot-classification; model 'm' is"),
-        (TextClassificationRequest, {"num_beams": 2}, "'num_beams' belongs to translation; model 'm' is"),
-        (TextClassificationRequest, {"min_length": 2}, "belongs to translation, summarization and text-generation;"),
+        (TextClassificationRequest, {"num_beams": 2}, "'num_beams' belongs to translation, summarization and"),
+        (TextClassificationRequest, {"min_length": 2}, "belongs to translation, summarization and text2text"),
         (TextClassificationRequest, {"aggregation_strategy": "max"}, "belongs to token-classification;"),
         (
             ImageClassificationRequest,

@@ -212,7 +212,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "beams for a classifier": (
         {"parameters": {"num_beams": 1}},
         "INVALID_ARGUMENT",
-        "parameter 'num_beams' belongs to translation; model 'sentiment' is a text-classification model",
+        "parameter 'num_beams' belongs to translation, summarization and text2text-generation;"
+        " model 'sentiment' is a text-classification model",
     ),
     "half a timeout": ({"parameters": {"timeout": 1.5}}, "INVALID_ARGUMENT", "'timeout' must be a positive integer"),
     "one row of texts": (

@@ -1,0 +1,1 @@
+"""The tasks from text to text whose models are loaded and not trained here."""

@@ -1,0 +1,1 @@
+"""Tasks from text to text besides translation, and the explanation of their answers."""
