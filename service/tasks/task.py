@@ -58,6 +58,32 @@ class PrepareOptions(Protocol):
     def length_penalty(self) -> float | None:
         """Exponent of the length by which a search divides its scores."""
 
+    @property
+    def embedding(self) -> "EmbeddingOptions | None":
+        """Options of a request for vectors; None for none."""
+
+
+class EmbeddingOptions(NamedTuple):
+    """Options of a request for vectors; None leaves one to the model.
+
+    Attributes:
+        normalize: whether a vector is scaled to length 1.
+        dimensions: number of elements that are kept of a vector.
+        prompt_name: name of the text that is put before each input.
+    """
+
+    normalize: bool | None = None
+    dimensions: int | None = None
+    prompt_name: str | None = None
+
+    @property
+    def answer(self) -> "AnswerOptions":
+        """Those that shape the answer."""
+        return AnswerOptions(normalize=self.normalize, dimensions=self.dimensions)
+
+
+NO_EMBEDDING_OPTIONS = EmbeddingOptions()
+
 
 class RequestLimits(NamedTuple):
     """Limits of the server on one request."""
@@ -181,6 +207,13 @@ class Task(Protocol[AnswerT_co]):
 
     def to_tensors(self, results: Sequence[Any]) -> Arrays:
         """Make the output tensors of the results of one request, as the metadata describes them."""
+
+
+class ShapedTask(Protocol):
+    """A task whose output tensors depend on options of the request."""
+
+    def to_tensors(self, results: Sequence[Any], options: AnswerOptions = DEFAULT_ANSWER) -> Arrays:
+        """Make the output tensors of the results of one request, as its options ask for them."""
 
 
 def check_num_rows(num_inputs: int, max_rows: int, what: str = "inputs", rows_each: int = 1) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest
 from service.prediction.messages import AttentionSelector, ExplainRequest
+from service.tasks.task import NO_EMBEDDING_OPTIONS, EmbeddingOptions
 from service.tensors import whole_number
 from service.transport.unoffered import check_request_parameters
 
@@ -51,6 +52,7 @@ class Parameters(NamedTuple):
     num_beams: int | None = None
     max_new_tokens: int | None = None
     length_penalty: float | None = None
+    embedding: EmbeddingOptions | None = None
 
 
 NO_PARAMETERS = Parameters()
@@ -67,7 +69,7 @@ def check_parameter_count(count: int) -> None:
 
 
 def parameters_of(given: Mapping[str, object]) -> Parameters:
-    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and the search parameters of a translation.
+    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and the parameters of searches and of vectors.
 
     A parameter that is None, JSON's null, is not given.
 
@@ -97,8 +99,22 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         length_penalty=_number("length_penalty", given.get("length_penalty")),
         num_beams=_count("num_beams", given.get("num_beams")),
         max_new_tokens=_count("max_new_tokens", given.get("max_new_tokens")),
+        embedding=_embedding_options(given),
         **flags,
     )
+
+
+def _embedding_options(given: Mapping[str, object]) -> EmbeddingOptions | None:
+    """Read the options of a request for vectors; None if there is none."""
+    if given.keys().isdisjoint(EmbeddingOptions._fields):
+        return None
+    normalize, prompt_name = given.get("normalize"), given.get("prompt_name")
+    if normalize is not None and not isinstance(normalize, bool):
+        raise InvalidRequest(f"parameter 'normalize' must be true or false, not {normalize!r}")
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise InvalidRequest(f"parameter 'prompt_name' must be a text, not {prompt_name!r}")
+    options = EmbeddingOptions(normalize, _count("dimensions", given.get("dimensions")), prompt_name)
+    return None if options == NO_EMBEDDING_OPTIONS else options
 
 
 def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:

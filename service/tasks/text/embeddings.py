@@ -6,6 +6,7 @@ Shapes: n inputs of a request, D elements of a vector.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -14,9 +15,19 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
 from service.tasks.hub_messages import HubOptions, PositiveWhole, Truncation, inputs_and_field, truncates, whole
+from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles, Tolerance
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
+from service.tasks.task import (
+    DEFAULT_ANSWER,
+    NO_EMBEDDING_OPTIONS,
+    AnswerOptions,
+    EmbeddingOptions,
+    Preparation,
+    PrepareOptions,
+    RequestLimits,
+)
 from service.tasks.text.encoding import TextEncoding
+from service.tasks.text.tokenization import Text
 from service.tensors import Arrays, TensorSpec
 
 MIN_NORM = 1e-12  # below it a vector has no direction; the bound of `torch.nn.functional.normalize`
@@ -82,6 +93,7 @@ class FeatureExtraction(TextEncoding):
 
     name: ClassVar[str] = "feature-extraction"
     answers_lists: ClassVar[bool] = True
+    request_options: ClassVar[frozenset[str]] = TextEncoding.request_options | {*EmbeddingOptions._fields}
     hub_request: ClassVar[type[msgspec.Struct]] = EmbeddingRequest
     hub_answer: ClassVar[Any] = list[float]
     example: ClassVar[str | None] = """-d '{"inputs": "A wonderful film."}'"""
@@ -143,9 +155,22 @@ class FeatureExtraction(TextEncoding):
         normalize = self.settings.normalize if options.normalize is None else options.normalize
         return unit_vectors(vectors_nD) if normalize else vectors_nD
 
-    def to_tensors(self, results: Sequence[NDArray[np.float32]]) -> Arrays:
+    def to_tensors(self, results: Sequence[NDArray[np.float32]], options: AnswerOptions = DEFAULT_ANSWER) -> Arrays:
         """Make the output tensor of n results."""
-        return {"embedding": self.vectors(results, DEFAULT_ANSWER)}
+        return {"embedding": self.vectors(results, options)}
+
+    def prepare(
+        self,
+        inputs: Sequence[Text],
+        options: PrepareOptions,
+        field: str,
+        limits: RequestLimits,
+        memory: DecodingMemory | None = None,
+    ) -> Preparation:
+        """Plan the tokenization of texts, each behind the prompt that the request names."""
+        asked = options.embedding or NO_EMBEDDING_OPTIONS
+        self.check_dimensions(asked.dimensions)
+        return super().prepare(self.with_prompt(inputs, asked.prompt_name), options, field, limits, memory)
 
     def check_dimensions(self, dimensions: int | None) -> int | None:
         """Return the number of elements that a request asks for.
@@ -159,39 +184,64 @@ class FeatureExtraction(TextEncoding):
             )
         return dimensions
 
-    def with_prompt(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
+    def with_prompt(self, texts: Sequence[Text], prompt_name: str | None) -> Sequence[Text]:
         """Put the prompt that a request names before each text; without a name, the model's default prompt.
 
+        Ids have no place for a prompt: they are taken as they are, unless the request names one.
+
         Raises:
-            InvalidRequest: the model has no such prompt.
+            InvalidRequest: the model has no such prompt, or it is to be put before ids.
         """
         name = self.settings.default_prompt if prompt_name is None else prompt_name
         if name is None:
-            return [*texts]
+            return texts
         if name not in self.settings.prompts:
             known = ", ".join(map(repr, self.settings.prompts)) or "none"
             raise InvalidRequest(f"prompt_name {name!r} is not known; the model has {known}")
-        return [self.settings.prompts[name] + text for text in texts]
+        prompt = self.settings.prompts[name]
+        if prompt_name is not None and not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest(f"prompt_name is {name!r}, but an input has ids; a prompt is put before texts alone")
+        return [prompt + text if isinstance(text, str) else text for text in texts]
 
     def read_hub(self, request: EmbeddingRequest) -> HubCall:
         """Read a request for vectors, or for similarities."""
-        dimensions = self.check_dimensions(whole("dimensions", request.parameter("dimensions")))
-        answer = AnswerOptions(normalize=request.parameter("normalize"), dimensions=dimensions)
+        asked = EmbeddingOptions(
+            normalize=request.parameter("normalize"),
+            dimensions=whole("dimensions", request.parameter("dimensions")),
+            prompt_name=request.parameter("prompt_name"),
+        )
         truncation = None if request.parameters is None else request.parameters.truncation
         truncate = bool(request.parameter("truncate")) or truncates(truncation)
-        prompt = request.parameter("prompt_name")
         if isinstance(request.inputs, SimilarTo):
             given = request.inputs
             if not given.sentences:
                 raise InvalidRequest("inputs.sentences is empty")
-            texts = self.with_prompt([given.source_sentence, *given.sentences], prompt)
-            return HubCall(texts, "sentence {}", truncate=truncate, answer=answer, document=self.similarities)
+            texts = [given.source_sentence, *given.sentences]
+            return self.call(texts, "sentence {}", asked, truncate=truncate)._replace(document=self.similarities)
         texts, field = inputs_and_field(request.inputs)
-        return HubCall(self.with_prompt(texts, prompt), field, truncate=truncate, answer=answer)
+        return self.call(texts, field, asked, truncate=truncate)
 
-    def similarities(self, vectors: Sequence[NDArray[np.float32]]) -> list[float]:
+    def call(self, texts: Sequence[Text], field: str, options: EmbeddingOptions, *, truncate: bool) -> HubCall:
+        """Make the call of a request for vectors.
+
+        Args:
+            texts: the inputs.
+            field: name of an input in error messages; `{}` in it becomes the input's number.
+            options: options of the request.
+            truncate: cut inputs that are too long.
+        """
+        answer = options.answer
+        return HubCall(
+            texts,
+            field,
+            truncate=truncate,
+            embedding=None if options == NO_EMBEDDING_OPTIONS else options,
+            answer=answer,
+            rows_of=partial(self.vectors, options=answer),
+        )
+
+    def similarities(self, vectors_nD: NDArray[np.float32]) -> list[float]:
         """Compare the first vector with each of the others."""
-        vectors_nD = np.stack(vectors)
         if self.settings.similarity == "cosine":
             vectors_nD = unit_vectors(vectors_nD)
         found: list[float] = (vectors_nD[1:] @ vectors_nD[0]).tolist()

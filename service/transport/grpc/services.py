@@ -151,6 +151,7 @@ def infer_options(request: inference_pb2.ModelInferRequest, context: Context, re
         num_beams=parameters.num_beams,
         max_new_tokens=parameters.max_new_tokens,
         length_penalty=parameters.length_penalty,
+        embedding=parameters.embedding,
     )
 
 
