@@ -21,6 +21,7 @@ from export.stopping import raise_if_stopped
 from service.engines.int8_products import session_entries
 
 OPSET = 20
+OUTPUT_SUFFIX = ".output"  # of the outputs while a graph is exported
 ATTENTION_OPSET = 23  # the first opset with `Attention`
 # Smaller weights are not worth a node of their own.
 MIN_HALVED_ELEMENTS = 1024
@@ -53,14 +54,34 @@ def export_graph(
             dynamo=True,
             opset_version=OPSET,
             input_names=inputs,
-            output_names=outputs,
+            output_names=[name + OUTPUT_SUFFIX for name in outputs],
             dynamic_shapes=dynamic_shapes,
             verbose=False,
         )
         assert program is not None
         program.save(path)
     raise_if_stopped()  # the exporter runs Python from C, where exceptions are dropped
+    name_outputs(path, outputs)
     keep_tanh_gelu(path)
+
+
+def name_outputs(path: Path, outputs: Sequence[str]) -> None:
+    """Give the outputs of an exported graph their names, in place; inner values of these names get others.
+
+    The exporter names inner values after PyTorch's operators (`embedding`, `linear`), and does not notice that an
+    output has the name of one.
+    """
+    model = onnx.load(path)
+    names = {name + OUTPUT_SUFFIX: name for name in outputs} | {name: f"{name}.inner" for name in outputs}
+    given = {each.name for each in model.graph.input}
+    names = {old: new for old, new in names.items() if old not in given}
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    named: list[Any] = [*model.graph.output, *model.graph.value_info, *model.graph.initializer]
+    for value in named:
+        value.name = names.get(value.name, value.name)
+    onnx.save(model, path)
 
 
 def keep_tanh_gelu(path: Path) -> None:
