@@ -98,9 +98,7 @@ def write_mean_model(folder: Path, task: str, width: int, labels: list[str], set
         "name": folder.parent.name,
         "task": task,
         "precision": "float32",
-        "inputs": [
-            {"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")
-        ],
+        "inputs": [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in ("input_ids", "attention_mask")],
         "outputs": [{"name": output, "datatype": "FP32", "shape": [-1, width]}],
         "labels": labels,
         "limits": {"max_tokens": MAX_TOKENS},

@@ -1,7 +1,6 @@
 """The API of Text Embeddings Inference: its forms of requests, answers, statuses and errors."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,8 +9,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from service.tasks.text.embeddings import unit_vectors
-from tests.conftest import Server, running_server
-from tests.text_models import DIMENSIONS, VOCABULARY, mean_of_ids, tokenizer_json, write_embedder
+from tests.conftest import Server
+from tests.text_models import DIMENSIONS, VOCABULARY, mean_of_ids, tokenizer_json
 
 TOKENIZER = Tokenizer.from_str(tokenizer_json())
 TEXTS = ["a red dog sleeps", "a blue bird", "green cat"]
@@ -203,10 +202,9 @@ def test_failures_are_counted_for_the_model(client: httpx.Client, text_server: S
     assert count(client.get("/metrics").text) == count(before) + 1
 
 
-def test_the_models_own_settings_hold(tmp_path: Path) -> None:
+def test_the_models_own_settings_hold(two_embedders: Server) -> None:
     """Without a prompt's name the model's default prompt is used; products instead of cosines, where it says so."""
-    write_embedder(tmp_path / "e/1", normalize=False, default_prompt="passage", similarity="dot")
-    with running_server(tmp_path) as server, httpx.Client(base_url=server.http) as client:
+    with httpx.Client(base_url=two_embedders.http + "/models/second") as client:
         raw = answer_of(client, "/embed", {"inputs": "dog", "normalize": False})
         np.testing.assert_allclose(raw, [expected_vector("passage: dog")], atol=1e-6)
         by_ids = answer_of(client, "/embed", {"inputs": TOKENIZER.encode("dog").ids, "normalize": False})
