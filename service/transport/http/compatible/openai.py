@@ -65,7 +65,7 @@ class OpenAiEmbeddings:
 
     async def _models(self, request: Request, request_id: str) -> Response:
         names = self._catalog.models_whose(EMBEDS.fits)
-        return json_response(openai.ModelList("list", [self._described(name) for name in names]))
+        return json_response(openai.EmbeddingModels("list", [self._described(name) for name in names]))
 
     async def _model(self, request: Request, request_id: str) -> Response:
         name, names = request.path_params["model"], self._catalog.models_whose(EMBEDS.fits)
@@ -73,8 +73,8 @@ class OpenAiEmbeddings:
             raise NotFound(f"no model {name!r} embeds texts; these do: {', '.join(names) or 'none'}")
         return json_response(self._described(name))
 
-    def _described(self, name: str) -> openai.Model:
-        return openai.Model(name, "model", self._started_s, "heed")
+    def _described(self, name: str) -> openai.EmbeddingModel:
+        return openai.EmbeddingModel(name, "model", self._started_s, "heed")
 
 
 def embeddings_json(vectors_nD: NDArray[np.float32], model: str, num_tokens: int, *, is_base64: bool) -> bytes:

@@ -49,7 +49,7 @@ class EmbeddingsResponse(msgspec.Struct):
     usage: Usage
 
 
-class Model(msgspec.Struct):
+class EmbeddingModel(msgspec.Struct):
     """A model; `created` is the time at which the server started, in seconds since 1970."""
 
     id: str
@@ -58,11 +58,11 @@ class Model(msgspec.Struct):
     owned_by: str
 
 
-class ModelList(msgspec.Struct):
+class EmbeddingModels(msgspec.Struct):
     """The models that embed texts."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[EmbeddingModel]
 
 
 class ErrorDetail(msgspec.Struct):
@@ -74,16 +74,18 @@ class ErrorDetail(msgspec.Struct):
     code: str | None = None
 
 
-class ErrorBody(msgspec.Struct):
+class OpenAiErrorBody(msgspec.Struct):
     """The body of an error."""
 
     error: ErrorDetail
 
 
-def error_body(kind: type[HeedError], text: str) -> ErrorBody:
+def error_body(kind: type[HeedError], text: str) -> OpenAiErrorBody:
     """Make the body of an error from its type and text."""
     if issubclass(kind, NotFound):
-        return ErrorBody(ErrorDetail(text, "invalid_request_error", "model", "model_not_found"))
+        return OpenAiErrorBody(ErrorDetail(text, "invalid_request_error", "model", "model_not_found"))
     if issubclass(kind, Overloaded):
-        return ErrorBody(ErrorDetail(text, "rate_limit_error", None, "rate_limit_exceeded"))
-    return ErrorBody(ErrorDetail(text, "invalid_request_error" if issubclass(kind, InvalidRequest) else "server_error"))
+        return OpenAiErrorBody(ErrorDetail(text, "rate_limit_error", None, "rate_limit_exceeded"))
+    return OpenAiErrorBody(
+        ErrorDetail(text, "invalid_request_error" if issubclass(kind, InvalidRequest) else "server_error")
+    )

@@ -44,7 +44,7 @@ UNOFFERED = {
 def tei_error(kind: type[HeedError], status: int, text: str) -> Response:
     """Build the response of an error in the form of Text Embeddings Inference."""
     own_status, error_type = tei.STATUS_OF.get(kind, (status, "Backend"))
-    return json_response(tei.ErrorBody(text, error_type), own_status)
+    return json_response(tei.TeiErrorBody(text, error_type), own_status)
 
 
 class TextEmbeddingsInference:
@@ -200,7 +200,7 @@ class TextEmbeddingsInference:
 
     async def _health(self, request: Request, request_id: str) -> Response:
         if (why := self._catalog.not_ready_because()) is not None:
-            return json_response(tei.ErrorBody(why, "Unhealthy"), 503)
+            return json_response(tei.TeiErrorBody(why, "Unhealthy"), 503)
         return Response()
 
 

@@ -41,7 +41,7 @@ STATUS_OF: dict[type[HeedError], tuple[int, ErrorType]] = {
 }
 
 
-class ErrorBody(msgspec.Struct):
+class TeiErrorBody(msgspec.Struct):
     """The body of an error."""
 
     error: str
