@@ -34,7 +34,11 @@ class ParallelTexts:
 
 @dataclass(frozen=True)
 class TranslationData:
-    """A data set for translation; `test` has a split for each of its sources, by name."""
+    """A data set for translation; `test` has a split for each of its sources, by name.
+
+    `document` records a data set of one's own, so that `rebuild_pairs` (export/data/own/translation.py) reads the same
+    splits again.
+    """
 
     name: str
     licence: str
@@ -43,6 +47,7 @@ class TranslationData:
     train: ParallelTexts
     validation: ParallelTexts
     test: dict[str, ParallelTexts]
+    document: dict[str, Any] | None = None
 
 
 def load_multi30k() -> TranslationData:

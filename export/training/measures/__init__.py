@@ -1,0 +1,1 @@
+"""Measures of predictions with their intervals, calibration, thresholds, and what validation looked like."""
