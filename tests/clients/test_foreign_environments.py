@@ -20,6 +20,7 @@ import httpx
 import pytest
 
 from tests.conftest import ROOT, Server, running_server
+from tests.text_models import DIMENSIONS
 
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(__file__).parent / "programs"
@@ -107,6 +108,20 @@ def test_kserve(environment: Callable[[str], Path], committed_server: Server) ->
     assert http["json"] == http["binary"] == {**expected, "model": "sentiment"}
     assert grpc["raw"] == expected
     assert "input text is missing" in http["refused"]
+
+
+def test_openai(environment: Callable[[str], Path], text_server: Server) -> None:
+    """OpenAI's client, blocking and not: vectors as base64 (its default) and as numbers, ids, models, errors."""
+    command = [environment("openai") / "python", PROGRAMS / "openai_client.py"]
+    answers = json.loads(output_of([*command, text_server.http], PROGRAMS))
+    vectors = answers["vectors"]
+    assert len(vectors["base64"][0]) == DIMENSIONS
+    assert vectors["base64"] == vectors["float"] == vectors["ids"] == vectors["async"]
+    assert len(answers["short"]) == 4
+    assert answers["usage"] == answers["num_ids"]
+    assert (answers["models"], answers["model"]) == (["embedder"], "embedder")
+    assert answers["unknown"] == {"status": 404, "code": "model_not_found"}
+    assert answers["too_wide"] == {"status": 400, "code": None}
 
 
 def test_pytriton(environment: Callable[[str], Path], committed_server: Server) -> None:
