@@ -118,7 +118,8 @@ class Predictor:
             if options.embedding is None:
                 outputs = model.task.to_tensors(results)
             else:
-                outputs = cast("ShapedTask", model.task).to_tensors(results, options.embedding.answer)
+                shaped: ShapedTask = cast("Any", model.task)
+                outputs = shaped.to_tensors(results, options.embedding.answer)
             if num_classes:
                 outputs = await self._classified(model.task, outputs, num_classes, account.deadline_s)
             if requested_outputs:

@@ -27,7 +27,7 @@ from service.tasks.task import (
     RequestLimits,
 )
 from service.tasks.text.encoding import TextEncoding
-from service.tasks.text.tokenization import Text
+from service.tasks.text.tokenization import TextInput
 from service.tensors import Arrays, TensorSpec
 
 MIN_NORM = 1e-12  # below it a vector has no direction; the bound of `torch.nn.functional.normalize`
@@ -161,7 +161,7 @@ class FeatureExtraction(TextEncoding):
 
     def prepare(
         self,
-        inputs: Sequence[Text],
+        inputs: Sequence[TextInput],
         options: PrepareOptions,
         field: str,
         limits: RequestLimits,
@@ -184,7 +184,7 @@ class FeatureExtraction(TextEncoding):
             )
         return dimensions
 
-    def with_prompt(self, texts: Sequence[Text], prompt_name: str | None) -> Sequence[Text]:
+    def with_prompt(self, texts: Sequence[TextInput], prompt_name: str | None) -> Sequence[TextInput]:
         """Put the prompt that a request names before each text; without a name, the model's default prompt.
 
         Ids have no place for a prompt: they are taken as they are, unless the request names one.
@@ -221,7 +221,7 @@ class FeatureExtraction(TextEncoding):
         texts, field = inputs_and_field(request.inputs)
         return self.call(texts, field, asked, truncate=truncate)
 
-    def call(self, texts: Sequence[Text], field: str, options: EmbeddingOptions, *, truncate: bool) -> HubCall:
+    def call(self, texts: Sequence[TextInput], field: str, options: EmbeddingOptions, *, truncate: bool) -> HubCall:
         """Make the call of a request for vectors.
 
         Args:

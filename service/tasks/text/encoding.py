@@ -23,6 +23,7 @@ from service.tasks.text.tokenization import (
     Pair,
     Text,
     TextEncoder,
+    TextInput,
     TokenIds,
     texts_or_pairs_of,
     tokenization,
@@ -114,7 +115,7 @@ class TextEncoding:
 
     def prepare(
         self,
-        inputs: Sequence[Text],
+        inputs: Sequence[TextInput],
         options: PrepareOptions,
         field: str,
         limits: RequestLimits,
@@ -128,7 +129,7 @@ class TextEncoding:
         """Tokenize a text or a pair; arguments and errors are those of `TextEncoder.encode`."""
         return self.preprocess_all([text], truncate=truncate, field=field)[0]
 
-    def preprocess_all(self, texts: Sequence[Text], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
+    def preprocess_all(self, texts: Sequence[TextInput], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
         """Tokenize texts and pairs; arguments and errors are those of `TextEncoder.encode`."""
         # Runs of inputs of one kind, because one call of the tokenizer takes texts, pairs or ids.
         tokens: list[Tokens] = []

@@ -37,7 +37,8 @@ class TokenIds(NamedTuple):
     ids: list[int]
 
 
-Text = str | Pair | TokenIds  # an input of a model that reads texts
+Text = str | Pair  # an input of a model that reads texts
+TextInput = Text | TokenIds
 
 
 class Encoded(NamedTuple):
@@ -292,7 +293,7 @@ def texts_or_pairs_of(inputs: Mapping[str, NDArray[Any]]) -> Sequence[Text]:
     return [Pair(*pair) for pair in zip(texts, seconds, strict=True)]
 
 
-def characters_of(text: Text) -> int:
+def characters_of(text: TextInput) -> int:
     """Return the length of a text, of both texts of a pair, or of ids, weighted by what it costs to tokenize."""
     if isinstance(text, Pair):
         return characters_of(text.first) + characters_of(text.second)
@@ -301,7 +302,7 @@ def characters_of(text: Text) -> int:
     return len(text) if text.isascii() else CHARACTER_WEIGHT * len(text)
 
 
-def tokenization(texts: Sequence[Text], preprocess_all: Callable[..., list[Any]]) -> Preparation:
+def tokenization(texts: Sequence[TextInput], preprocess_all: Callable[..., list[Any]]) -> Preparation:
     """Plan the tokenization of texts: inline, or in pieces of limited size where the texts are long.
 
     Args:

@@ -10,7 +10,7 @@ from service.prediction.catalog import ModelCatalog
 from service.prediction.validation import described
 from service.tasks.stored_task import StoredTask
 from service.tasks.task import Task
-from service.tasks.text.tokenization import Pair, Text, TokenIds
+from service.tasks.text.tokenization import Pair, Text, TextInput, TokenIds
 
 # A text, the ids of a text, or a list of texts and of ids.
 TextsOrIds = str | list[str | int | list[int]]
@@ -81,7 +81,7 @@ class ModelChoice:
         return names[0]
 
 
-def texts_or_ids(inputs: TextsOrIds, name: str) -> tuple[list[Text], str]:
+def texts_or_ids(inputs: TextsOrIds, name: str) -> tuple[list[TextInput], str]:
     """Return the inputs of a request, and the name of one in messages, in which `{}` becomes its number.
 
     Args:
