@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -35,7 +35,7 @@ from service.process.memory_budget import ByteBudget
 from service.scheduling.continuous_batcher import ContinuousBatcher
 from service.scheduling.idle_executor import IdleExecutor
 from service.tasks.explainable import Explainable
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Item, ShapedTask, Task, too_many_rows
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Item, Task, output_tensors, too_many_rows
 from service.tasks.translation import Translated, Translation
 from service.telemetry.metrics import Metrics
 from service.tensors import Arrays, bytes_array
@@ -115,11 +115,7 @@ class Predictor:
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
             results = account.computed(await model.batcher.submit(items, account.deadline_s))
-            if options.embedding is None:
-                outputs = model.task.to_tensors(results)
-            else:
-                shaped: ShapedTask = cast("Any", model.task)
-                outputs = shaped.to_tensors(results, options.embedding.answer)
+            outputs = output_tensors(model.task, results, options.embedding)
             if num_classes:
                 outputs = await self._classified(model.task, outputs, num_classes, account.deadline_s)
             if requested_outputs:

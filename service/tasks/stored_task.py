@@ -92,7 +92,7 @@ class HubCall(NamedTuple):
         answer: how results become answers.
         explain: the parameter `explain` (`ExplainParameters`), if the request has it.
         stream: whether the answer is sent piece by piece.
-        document: makes one document of the rows of all inputs; None: each input has a document of its own.
+        document: makes one document of the answers to all inputs; None: each input has a document of its own.
         rows_of: makes the answers to all inputs at once from their results, one row each, float32 [n, D]; None: the
             answers are made one by one.
     """

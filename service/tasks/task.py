@@ -8,7 +8,7 @@ manifest can name, which have more to do (`service/tasks/stored_task.py`). A bar
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from service.errors import InvalidRequest
 from service.tasks.images.image_file import DecodingMemory
@@ -214,6 +214,20 @@ class ShapedTask(Protocol):
 
     def to_tensors(self, results: Sequence[Any], options: AnswerOptions = DEFAULT_ANSWER) -> Arrays:
         """Make the output tensors of the results of one request, as its options ask for them."""
+
+
+def output_tensors(task: Task[Any], results: Sequence[Any], options: EmbeddingOptions | None) -> Arrays:
+    """Make the output tensors of the results of one request.
+
+    Args:
+        task: task of the model; where there are options, one whose `request_options` name them.
+        results: results of the items.
+        options: options of a request for vectors.
+    """
+    if options is None:
+        return task.to_tensors(results)
+    shaped: ShapedTask = cast("Any", task)
+    return shaped.to_tensors(results, options.answer)
 
 
 def check_num_rows(num_inputs: int, max_rows: int, what: str = "inputs", rows_each: int = 1) -> None:

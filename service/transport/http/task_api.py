@@ -58,6 +58,9 @@ class TaskApi:
             return await self._rows_response(request, task, options, call, call.rows_of)
         answering = self._predictor.answer(options, type(task), call.inputs, call.field, call.answer)
         answers, receipt = await run_while_connected(request, answering)
+        if call.document is not None:
+            encoded = msgspec.json.encode(call.document(answers))
+            return Response(encoded, headers=receipt_headers(receipt), media_type="application/json")
         num_scores = len(answers) * min(call.answer.top_k or MAX_JSON_BYTES, max(1, len(task.labels)))
         encode = partial(_encode_answers, task, answers)
         encoded = await self._endpoint.decode_inline_or_in_thread(encode, num_scores)

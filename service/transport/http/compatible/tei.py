@@ -114,7 +114,8 @@ class TextEmbeddingsInference:
         inputs, field, is_list = texts_or_pairs(message.inputs, "inputs")
         function: ScoreFunction | None = "none" if message.raw_scores else None
         call = HubCall(inputs, field, truncate=_truncates(task, message), answer=AnswerOptions(function))
-        documents, receipt = await self._documents(request, request_id, task, call)
+        answers, receipt = await self._answers(request, request_id, task, call)
+        documents = [task.hub_document(answer) for answer in answers]
         encode = partial(msgspec.json.encode, documents if is_list else documents[0])
         encoded = await self._endpoint.decode_inline_or_in_thread(encode, len(documents) * len(task.labels))
         return Response(encoded, headers=receipt_headers(receipt), media_type="application/json")
@@ -125,19 +126,19 @@ class TextEmbeddingsInference:
         pairs = [Pair(message.query, text) for text in message.texts]
         function: ScoreFunction = "none" if message.raw_scores else "sigmoid"
         call = HubCall(pairs, "texts[{}]", truncate=_truncates(task, message), answer=AnswerOptions(function))
-        documents, receipt = await self._documents(request, request_id, task, call)
-        scores = [document[0]["score"] for document in documents]
+        answers, receipt = await self._answers(request, request_id, task, call)
+        scores = [answer.score for answer in answers]
         order = sorted(range(len(scores)), key=scores.__getitem__, reverse=True)
         texts = message.texts if message.return_text else [msgspec.UNSET] * len(scores)
         ranks = [tei.Rank(number, scores[number], texts[number]) for number in order]
         return json_response(ranks, headers=receipt_headers(receipt))
 
-    async def _documents(self, request: Request, request_id: str, task: Any, call: HubCall) -> tuple[list[Any], Any]:
-        """Compute the task API's document for each input; return them with the receipt."""
+    async def _answers(self, request: Request, request_id: str, task: Any, call: HubCall) -> tuple[list[Any], Any]:
+        """Compute the answer to each input; return them with the receipt."""
         options = self._endpoint.request_options(request, request_id, None, call.truncate, call)
         answering = self._predictor.answer(options, type(task), call.inputs, call.field, call.answer)
         answers, receipt = await run_while_connected(request, answering)
-        return [task.hub_document(answer) for answer in answers], receipt
+        return answers, receipt
 
     async def _tokenize(self, request: Request, request_id: str) -> Response:
         message = await self._read(request, request_id, tei.TokenizeRequest)
