@@ -133,7 +133,8 @@ class TextEncoding:
         """Tokenize texts and pairs; arguments and errors are those of `TextEncoder.encode`."""
         # Runs of inputs of one kind, because one call of the tokenizer takes texts, pairs or ids.
         tokens: list[Tokens] = []
-        for kind, run in groupby(texts, type):
+        kinds = set(map(type, texts))
+        for kind, run in groupby(texts, type) if len(kinds) != 1 else [(kinds.pop(), texts)]:
             given: list[Any] = list(run)
             number = first + len(tokens)
             encoded: Sequence[Any]
