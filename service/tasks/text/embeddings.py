@@ -240,8 +240,9 @@ class FeatureExtraction(TextEncoding):
             rows_of=partial(self.vectors, options=answer),
         )
 
-    def similarities(self, vectors_nD: NDArray[np.float32]) -> list[float]:
-        """Compare the first vector with each of the others."""
+    def similarities(self, vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]]) -> list[float]:
+        """Compare the first vector, float32 [D], with each of the others."""
+        vectors_nD = np.asarray(vectors)
         if self.settings.similarity == "cosine":
             vectors_nD = unit_vectors(vectors_nD)
         found: list[float] = (vectors_nD[1:] @ vectors_nD[0]).tolist()

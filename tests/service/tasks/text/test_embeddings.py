@@ -118,7 +118,8 @@ def test_sentences_are_compared_with_the_first(similarity: str, expected: list[f
     )
     assert call.inputs == ["a", "b", "c"]
     assert call.document is not None
-    assert call.document(np.stack([VECTORS[0], VECTORS[0], VECTORS[1]])) == pytest.approx(expected)
+    for answers in ([VECTORS[0], VECTORS[0], VECTORS[1]], np.stack([VECTORS[0], VECTORS[0], VECTORS[1]])):
+        assert call.document(answers) == pytest.approx(expected)
     with pytest.raises(InvalidRequest, match=r"inputs\.sentences is empty"):
         read(embedder(), b'{"inputs": {"source_sentence": "a", "sentences": []}}')
 
