@@ -233,11 +233,11 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
         arguments.task = task_of_checkpoint(arguments.source)
         console.print(f"task: {arguments.task}")
     task = task_of(arguments.task)
-    if arguments.validate_on and arguments.validate_on not in task.validation_sets:
-        raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
+    if arguments.validate_on:
+        task.check_validation_set(arguments.validate_on)
     if arguments.precision != "float32" and not arguments.validate_on and task.needs_labels:
         raise ValueError(
-            f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for text"
+            f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for"
             " classifiers"
         )
     target = target_of(arguments, Path(arguments.source).resolve().name)

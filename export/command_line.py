@@ -121,8 +121,9 @@ def add_load(commands: Any) -> None:
     one.add_argument("--task", choices=list(TASKS), help="task of the model; default: what its architecture tells")
     one.add_argument(
         "--validate-on",
-        choices=["sst2"],
-        help="labelled texts to measure quality on; needed for int8",
+        metavar="FOLDER",
+        help="labelled inputs to measure quality on, needed for int8 of classifiers: sst2 for texts; for images a"
+        " folder with a folder for each label, or a table of paths and labels",
     )
     add_target_options(one)
 

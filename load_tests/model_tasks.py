@@ -321,12 +321,62 @@ class FeatureExtraction(ModelTask):
         ]
 
 
+class ImageFeatureExtraction(ModelTask):
+    """Embeddings of image files. Nobody has labelled them: answers are counted that have a length at all."""
+
+    name = "image-feature-extraction"
+    measures = ("positive_length",)
+    input_name = "image"
+    content_type = "image/png"
+    graph_input = "pixels"
+
+    @cached_property
+    def material(self) -> Material:
+        """Image files."""
+        images = load_images()
+        return Material(images.source, images.files, [])
+
+    def body(self, given: bytes, parameters: Mapping[str, Any] | None = None) -> bytes:
+        """Return the file itself."""
+        return given
+
+    def answer(self, document: Any) -> str:
+        """Return the length of the vector."""
+        return f"{math.hypot(*document):.3f}"
+
+    def typed_answer(self, reply: Any) -> str:
+        """Return the length of the vector."""
+        return f"{math.hypot(*read_tensors(reply).numbers):.3f}"
+
+    def quality(self, answers: Sequence[AnswerPair]) -> dict[str, float]:
+        """Return the fraction of vectors that are not zero."""
+        return {"positive_length": sum(answer.given != "0.000" for answer in answers) / max(1, len(answers))}
+
+    def soak_request(self, model: str, sent: SoakInput) -> dict[str, Any]:
+        """Return the fields of a `Request` over the task API."""
+        return super().soak_request(model, sent) | {"read": read_vector}
+
+    def bad_requests(self, model: str) -> list[Request]:
+        """Return files that a server must refuse."""
+        return [
+            refused_http("not an image", f"/models/{model}", b"GIF89a nonsense"),
+            refused_grpc("not an image", v2_message(model, "image", [b"nonsense"], raw=True)),
+        ]
+
+
 def accuracy(answers: Sequence[AnswerPair]) -> float:
     """Return the fraction of right answers."""
     return sum(answer.given == answer.expected for answer in answers) / max(1, len(answers))
 
 
 TASKS: dict[str, ModelTask] = {
-    task.name: task for task in (TextClassification(), ImageClassification(), Translation(), FeatureExtraction())
+    task.name: task
+    for task in (
+        TextClassification(),
+        ImageClassification(),
+        Translation(),
+        FeatureExtraction(),
+        ImageFeatureExtraction(),
+    )
 }
 MEASURES = tuple(dict.fromkeys(measure for task in TASKS.values() for measure in task.measures))

@@ -74,8 +74,9 @@ def read_translation(body: bytes) -> Answer:
 
 
 def read_vector(body: bytes) -> Answer:
-    """Read the task API's answer to one text: the elements of a vector."""
-    return Answer((), tuple(json.loads(body)[0]))
+    """Read the task API's answer to one text, a list of vectors, or to one image, a vector."""
+    document = json.loads(body)
+    return Answer((), tuple(document[0] if isinstance(document[0], list) else document))
 
 
 def read_events(body: bytes) -> Answer:

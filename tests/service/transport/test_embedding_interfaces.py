@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from proto import inference_pb2, inference_pb2_grpc
-from service.tasks.text.embeddings import unit_vectors
+from service.tasks.embedding import unit_vectors
 from tests.conftest import Server
 from tests.text_models import DIMENSIONS, mean_of_ids, tokenizer_json
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from service.tasks.text.embeddings import unit_vectors
+from service.tasks.embedding import unit_vectors
 from service.transport.float_json import json_of_rows
 from service.transport.http.compatible.openai import embeddings_json
 from tests.conftest import Server

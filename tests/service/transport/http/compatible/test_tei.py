@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from service.tasks.text.embeddings import unit_vectors
+from service.tasks.embedding import unit_vectors
 from tests.conftest import Server
 from tests.text_models import DIMENSIONS, VOCABULARY, mean_of_ids, tokenizer_json
 
