@@ -2,6 +2,7 @@
 
     HeedError
     ├── InvalidRequest       the request itself is wrong; names the field and the limit
+    │   ├── Malformed        its body cannot be read as a message
     │   ├── TooLarge         the same, because of its size
     │   └── TooSlow          the client sends its request more slowly than the server waits
     ├── NotFound             no such model, version or path
@@ -39,6 +40,10 @@ class HeedError(Exception):
 
 class InvalidRequest(HeedError):
     """The request is malformed or exceeds a limit."""
+
+
+class Malformed(InvalidRequest):
+    """The body of the request cannot be read as a message."""
 
 
 class TooLarge(InvalidRequest):

@@ -397,3 +397,13 @@ def translation_server(translation_store: Path) -> Iterator[Server]:
     """Run one translation server for all tests that only send requests."""
     with running_server(translation_store, "--max-request-rows", "16") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def text_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Run one server on an embedder, a cross-encoder and a classifier for all tests that only send requests."""
+    from tests.text_models import make_text_store
+
+    store = make_text_store(tmp_path_factory.mktemp("texts") / "models")
+    with running_server(store, "--max-request-rows", "64", "--max-body-bytes", "1000000") as running:
+        yield running

@@ -33,6 +33,7 @@ WHOLE = {
     "tests/service/test_lifecycle.py": "the process from start to exit",
     "tests/service/test_privacy.py": "the process and the images: what leaves the machine",
     "tests/service/test_served_files.py": "a server whose files are overwritten",
+    "tests/service/transport/test_embedding_interfaces.py": "vectors over HTTP and gRPC",
     "tests/service/transport/test_explain_interfaces.py": "explanations over HTTP and gRPC",
     "tests/service/transport/test_interfaces.py": "texts and bare graphs over HTTP and gRPC",
     "tests/service/transport/test_image_interfaces.py": "images over HTTP and gRPC",

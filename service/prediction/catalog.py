@@ -1,5 +1,6 @@
 """The models of the store as clients see them: index, metadata, cards, readiness."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from service.prediction.messages import IndexedModel, IndexedVersion, ModelConfi
 from service.prediction.statistics import ModelStatistics, model_statistics
 from service.tasks.stored_task import StoredTask
 from service.tasks.table import TASKS
+from service.tasks.task import Task
 from service.tensors import TensorSpec
 
 PLATFORM = "onnxruntime_onnx"
@@ -148,6 +150,11 @@ class ModelCatalog:
             return str(error)
 
     @property
+    def num_cores(self) -> int:
+        """Cores that the server computes on."""
+        return self._repository.num_cores
+
+    @property
     def draining(self) -> bool:
         """Whether the server is shutting down."""
         return self._repository.draining
@@ -182,6 +189,18 @@ class ModelCatalog:
                 if kind.example is not None and task.name == kind.name:
                     return name, kind.example
         return None
+
+    def models_whose(self, fits: Callable[[Task[Any]], bool]) -> list[str]:
+        """Return the ready models whose task fits, sorted."""
+        return [name for name in self.model_names() if fits(self._repository.get(name).task)]
+
+    def precision_of(self, name: str) -> str | None:
+        """Return the precision of a model's graphs; None for a bare graph.
+
+        Raises:
+            NotFound, Unavailable: as for a request.
+        """
+        return self._repository.get(name).loaded.precision
 
     def hub_task(self, name: str) -> StoredTask[Any]:
         """Return the task of a model, for a call of the task API.

@@ -11,7 +11,7 @@ import msgspec
 from service.engines.device import Place
 from service.explanation.graph_methods import AttentionSelector
 from service.explanation.messages import ExplainRequest, Explanation
-from service.tasks.task import AnswerOptions, GenerationOptions
+from service.tasks.task import AnswerOptions, EmbeddingOptions, GenerationOptions
 from service.telemetry.tallies import Protocol
 from service.tensors import TensorSpec
 
@@ -44,6 +44,7 @@ class RequestOptions(msgspec.Struct, frozen=True, gc=False):
     max_new_tokens: int | None = None
     length_penalty: float | None = None
     generation: GenerationOptions | None = None
+    embedding: EmbeddingOptions | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):

@@ -5,9 +5,9 @@ options + inputs ──> model ──> prepare ──> batcher ──> finish �
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -28,13 +28,14 @@ from service.prediction.validation import (
     check_options,
     check_requested_outputs,
     check_single_input,
+    greedy,
     require,
 )
 from service.process.memory_budget import ByteBudget
 from service.scheduling.continuous_batcher import ContinuousBatcher
 from service.scheduling.idle_executor import IdleExecutor
 from service.tasks.explainable import Explainable
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Task, too_many_rows
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, Item, Task, output_tensors, too_many_rows
 from service.tasks.translation import Translated, Translation
 from service.telemetry.metrics import Metrics
 from service.tensors import Arrays, bytes_array
@@ -42,6 +43,8 @@ from service.tensors import Arrays, bytes_array
 if TYPE_CHECKING:  # tracing needs an optional dependency
     from service.telemetry.tracing import Tracing
 
+T = TypeVar("T")
+TaskT = TypeVar("TaskT", bound=Task[Any])
 NO_CLASSES: Mapping[str, int] = {}
 RANKED = ("classes", "ranked")  # for messages: what is worked on in a thread, and how
 # All tokens of a stream so far, with the task that turns them into text; None ends the stream.
@@ -112,7 +115,7 @@ class Predictor:
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
             results = account.computed(await model.batcher.submit(items, account.deadline_s))
-            outputs = model.task.to_tensors(results)
+            outputs = output_tensors(model.task, results, options.embedding)
             if num_classes:
                 outputs = await self._classified(model.task, outputs, num_classes, account.deadline_s)
             if requested_outputs:
@@ -159,15 +162,46 @@ class Predictor:
             HeedError: see `service.errors`.
         """
         with self.accounting.open(options) as account:
-            model = account.get_model()
-            task = require(model, kind)
-            check_options(model, options)
-            prepared = self._preprocessor.prepare(task, options, inputs, field, account.deadline_s)
-            items = prepared if isinstance(prepared, list) else await prepared
-            account.preprocessed(items)
-            results = account.computed(await model.batcher.submit(items, account.deadline_s))
+            task, _, results = await self._computed(account, kind, inputs, field)
             answers = [task.finish(result, answer_options) for result in results]
         return answers, account.receipt
+
+    async def answer_together(
+        self,
+        options: RequestOptions,
+        kind: type[Task[Any]],
+        inputs: Sequence[Any],
+        field: str,
+        finish: Callable[[Sequence[Any]], T],
+    ) -> tuple[T, int, Receipt]:
+        """Answer texts or files with one answer, such as an array; return it with the number of tokens of all inputs.
+
+        Args:
+            options: options of the request.
+            kind: task that the call is made for.
+            inputs: at least one input, as in `answer`.
+            field: name of an input in error messages, as in `answer`.
+            finish: makes the answer from the results of the inputs.
+
+        Raises:
+            HeedError: see `service.errors`.
+        """
+        with self.accounting.open(options) as account:
+            _, items, results = await self._computed(account, kind, inputs, field)
+            answer = finish(results)
+        return answer, sum(item.length for item in items), account.receipt
+
+    async def _computed(
+        self, account: RequestAccount, kind: type[TaskT], inputs: Sequence[Any], field: str
+    ) -> tuple[TaskT, Sequence[Item], Sequence[Any]]:
+        """Compute the results of inputs of a task; return the model's task, the items and their results."""
+        model = account.get_model()
+        task = require(model, kind)
+        check_options(model, account.options)
+        prepared = self._preprocessor.prepare(task, account.options, inputs, field, account.deadline_s)
+        items = prepared if isinstance(prepared, list) else await prepared
+        account.preprocessed(items)
+        return task, items, account.computed(await model.batcher.submit(items, account.deadline_s))
 
     async def stream_translation(
         self, options: RequestOptions, text: str, field: str = "text"
@@ -257,7 +291,7 @@ class Predictor:
         with self.accounting.open(options) as account:
             model = account.get_model()
             task = require(model, Translation)
-            prepared = self._preprocessor.prepare(task, _greedy(options), [text], field, account.deadline_s)
+            prepared = self._preprocessor.prepare(task, greedy(options), [text], field, account.deadline_s)
             items = prepared if isinstance(prepared, list) else await prepared
             account.preprocessed(items)
             assert isinstance(model.batcher, ContinuousBatcher)
@@ -364,14 +398,3 @@ class Predictor:
         self._repository.draining = True
         await self.accounting.wait_until_answered()
         await self._repository.drain()
-
-
-def _greedy(options: RequestOptions) -> RequestOptions:
-    """Return options with greedy search where the request leaves the number of beams open; refuse more beams."""
-    if options.num_beams is None:
-        return msgspec.structs.replace(options, num_beams=1)
-    if options.num_beams > 1:
-        raise InvalidRequest(
-            f"num_beams is {options.num_beams}; a stream takes 1, because beams may change text that was sent"
-        )
-    return options

@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 from service.errors import InvalidRequest
 from service.models.repository import ServedModel
 from service.prediction.messages import RequestOptions
@@ -97,17 +99,35 @@ def check_options(model: ServedModel, options: RequestOptions) -> None:
         or options.max_new_tokens is not None
         or options.length_penalty is not None
         or options.generation is not None
+        or options.embedding is not None
     ):
         return
     task = model.task
     given = {name: getattr(options, name) for name in REQUEST_OPTIONS}
     if options.generation is not None:
         given |= options.generation._asdict()
+    if options.embedding is not None:
+        given |= options.embedding._asdict()
     for name, value in given.items():
         if value is not None and value is not False and name not in task.request_options:
             kinds = [kind.name for kind in TASKS.values() if name in kind.request_options]
             owners = " and ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
             raise InvalidRequest(f"parameter {name!r} belongs to {owners}; model {model.name!r} is {described(task)}")
+
+
+def greedy(options: RequestOptions) -> RequestOptions:
+    """Return options with greedy search where the request leaves the number of beams open, for a stream.
+
+    Raises:
+        InvalidRequest: the request asks for more beams.
+    """
+    if options.num_beams is None:
+        return msgspec.structs.replace(options, num_beams=1)
+    if options.num_beams > 1:
+        raise InvalidRequest(
+            f"num_beams is {options.num_beams}; a stream takes 1, because beams may change text that was sent"
+        )
+    return options
 
 
 def described(task: Task[Any] | type[Task[Any]]) -> str:

@@ -62,6 +62,11 @@ class Classification:
     scores: list[float]
     predicted: list[bool] | None = None
 
+    @property
+    def score(self) -> float:
+        """The highest score; the only one of a model with one label."""
+        return self.scores[0]
+
 
 class Classifier:
     """The outputs and the postprocessing that all classification tasks share."""

@@ -62,9 +62,9 @@ class Embedder:
         normalize = self._normalize if options.normalize is None else options.normalize
         return unit_vectors(vectors_nD) if normalize else vectors_nD
 
-    def to_tensors(self, results: Sequence[NDArray[np.float32]]) -> Arrays:
+    def to_tensors(self, results: Sequence[NDArray[np.float32]], options: AnswerOptions = DEFAULT_ANSWER) -> Arrays:
         """Make the output tensor of n results."""
-        return {"embedding": self.vectors(results, DEFAULT_ANSWER)}
+        return {"embedding": self.vectors(results, options)}
 
     def check_dimensions(self, dimensions: int | None) -> int | None:
         """Return the number of elements that a request asks for.

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
-from service.errors import InvalidRequest
+from service.errors import InvalidRequest, Malformed
 from service.tasks.parameters import NEUTRAL, check_neutral, foreign_parameter
 from service.tasks.task import NO_GENERATION_OPTIONS, AnswerOptions, GenerationOptions, ScoreFunction
 from service.tensors import whole_number
@@ -338,7 +338,7 @@ def read_json(body: bytes | memoryview, kind: type[T], whose: str = "") -> T:
         whose: the model that was asked, with its task, for the error of a parameter that belongs to another task.
 
     Raises:
-        InvalidRequest: the body is not JSON, or not of this form; says what is wrong and where.
+        Malformed: the body is not JSON, or not of this form; says what is wrong and where.
     """
     try:
         return msgspec.json.decode(body, type=kind)
@@ -346,11 +346,11 @@ def read_json(body: bytes | memoryview, kind: type[T], whose: str = "") -> T:
         text = str(error)
         if whose and (unknown := UNKNOWN_FIELD.search(text)):
             text = foreign_parameter(unknown[1], whose) or text
-        raise InvalidRequest(text) from None
+        raise Malformed(text) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidRequest(f"the body is not JSON: {error}") from None
+        raise Malformed(f"the body is not JSON: {error}") from None
     except RecursionError:
-        raise InvalidRequest("the body is not JSON that can be read: it is nested too deeply") from None
+        raise Malformed("the body is not JSON that can be read: it is nested too deeply") from None
 
 
 def is_json(body: bytes) -> bool:

@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, Self, TypeVar
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, GenerationOptions, Task
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, AnswerT_co, EmbeddingOptions, GenerationOptions, Task
 from service.tensors import Arrays
 
 C = TypeVar("C")
@@ -87,10 +89,13 @@ class HubCall(NamedTuple):
         max_new_tokens: length at which a search ends.
         length_penalty: exponent of the length by which a search divides its scores.
         generation: further options of a search, if the request has any.
+        embedding: options of a request for vectors, if it has any.
         answer: how results become answers.
         explain: the parameter `explain` (`ExplainParameters`), if the request has it.
         stream: whether the answer is sent piece by piece.
         document: makes one document of the answers to all inputs; None: each input has a document of its own.
+        rows_of: makes the answers to all inputs at once from their results, one row each, float32 [n, D]; None: the
+            answers are made one by one.
     """
 
     inputs: Sequence[Any]
@@ -100,10 +105,12 @@ class HubCall(NamedTuple):
     max_new_tokens: int | None = None
     length_penalty: float | None = None
     generation: GenerationOptions | None = None
+    embedding: EmbeddingOptions | None = None
     answer: AnswerOptions = DEFAULT_ANSWER
     explain: Any = None
     stream: bool = False
-    document: Callable[[Sequence[Any]], Any] | None = None
+    document: Callable[[Any], Any] | None = None
+    rows_of: Callable[[Sequence[Any]], NDArray[np.float32]] | None = None
 
 
 class StoredTask(Task[AnswerT_co], Protocol[AnswerT_co]):

@@ -8,7 +8,7 @@ manifest can name, which have more to do (`service/tasks/stored_task.py`). A bar
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar, cast
 
 from service.errors import InvalidRequest
 from service.tasks.images.image_file import DecodingMemory
@@ -62,6 +62,10 @@ class PrepareOptions(Protocol):
     def generation(self) -> "GenerationOptions | None":
         """Further options of a search; None for none."""
 
+    @property
+    def embedding(self) -> "EmbeddingOptions | None":
+        """Options of a request for vectors; None for none."""
+
 
 class GenerationOptions(NamedTuple):
     """Options of a search that few requests have; None leaves one to the model.
@@ -82,6 +86,28 @@ class GenerationOptions(NamedTuple):
 
 
 NO_GENERATION_OPTIONS = GenerationOptions()
+
+
+class EmbeddingOptions(NamedTuple):
+    """Options of a request for vectors; None leaves one to the model.
+
+    Attributes:
+        normalize: whether a vector is scaled to length 1.
+        dimensions: number of elements that are kept of a vector.
+        prompt_name: name of the text that is put before each input.
+    """
+
+    normalize: bool | None = None
+    dimensions: int | None = None
+    prompt_name: str | None = None
+
+    @property
+    def answer(self) -> "AnswerOptions":
+        """Those that shape the answer."""
+        return AnswerOptions(normalize=self.normalize, dimensions=self.dimensions)
+
+
+NO_EMBEDDING_OPTIONS = EmbeddingOptions()
 
 
 class RequestLimits(NamedTuple):
@@ -206,6 +232,27 @@ class Task(Protocol[AnswerT_co]):
 
     def to_tensors(self, results: Sequence[Any]) -> Arrays:
         """Make the output tensors of the results of one request, as the metadata describes them."""
+
+
+class ShapedTask(Protocol):
+    """A task whose output tensors depend on options of the request."""
+
+    def to_tensors(self, results: Sequence[Any], options: AnswerOptions = DEFAULT_ANSWER) -> Arrays:
+        """Make the output tensors of the results of one request, as its options ask for them."""
+
+
+def output_tensors(task: Task[Any], results: Sequence[Any], options: EmbeddingOptions | None) -> Arrays:
+    """Make the output tensors of the results of one request.
+
+    Args:
+        task: task of the model; where there are options, one whose `request_options` name them.
+        results: results of the items.
+        options: options of a request for vectors.
+    """
+    if options is None:
+        return task.to_tensors(results)
+    shaped: ShapedTask = cast("Any", task)
+    return shaped.to_tensors(results, options.answer)
 
 
 def check_num_rows(num_inputs: int, max_rows: int, what: str = "inputs", rows_each: int = 1) -> None:

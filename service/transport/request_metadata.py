@@ -7,7 +7,12 @@ from typing import NamedTuple
 
 from service.errors import InvalidRequest
 from service.prediction.messages import AttentionSelector, ExplainRequest
-from service.tasks.task import NO_GENERATION_OPTIONS, GenerationOptions
+from service.tasks.task import (
+    NO_EMBEDDING_OPTIONS,
+    NO_GENERATION_OPTIONS,
+    EmbeddingOptions,
+    GenerationOptions,
+)
 from service.tensors import whole_number
 from service.transport.unoffered import check_request_parameters
 
@@ -53,6 +58,7 @@ class Parameters(NamedTuple):
     max_new_tokens: int | None = None
     length_penalty: float | None = None
     generation: GenerationOptions | None = None
+    embedding: EmbeddingOptions | None = None
 
 
 NO_PARAMETERS = Parameters()
@@ -69,7 +75,7 @@ def check_parameter_count(count: int) -> None:
 
 
 def parameters_of(given: Mapping[str, object]) -> Parameters:
-    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and the search parameters of a translation.
+    """Read `timeout` (microseconds), `truncate`, `binary_data_output`, and the parameters of searches and of vectors.
 
     A parameter that is None, JSON's null, is not given.
 
@@ -100,6 +106,7 @@ def parameters_of(given: Mapping[str, object]) -> Parameters:
         num_beams=_count("num_beams", given.get("num_beams")),
         max_new_tokens=_count("max_new_tokens", given.get("max_new_tokens")),
         generation=_generation_options(given),
+        embedding=_embedding_options(given),
         **flags,
     )
 
@@ -116,6 +123,19 @@ def _generation_options(given: Mapping[str, object]) -> GenerationOptions | None
         tgt_lang=_text("tgt_lang", given.get("tgt_lang")),
     )
     return None if options == NO_GENERATION_OPTIONS else options
+
+
+def _embedding_options(given: Mapping[str, object]) -> EmbeddingOptions | None:
+    """Read the options of a request for vectors; None if there is none."""
+    if given.keys().isdisjoint(EmbeddingOptions._fields):
+        return None
+    normalize, prompt_name = given.get("normalize"), given.get("prompt_name")
+    if normalize is not None and not isinstance(normalize, bool):
+        raise InvalidRequest(f"parameter 'normalize' must be true or false, not {normalize!r}")
+    if prompt_name is not None and not isinstance(prompt_name, str):
+        raise InvalidRequest(f"parameter 'prompt_name' must be a text, not {prompt_name!r}")
+    options = EmbeddingOptions(normalize, _count("dimensions", given.get("dimensions")), prompt_name)
+    return None if options == NO_EMBEDDING_OPTIONS else options
 
 
 def explain_request_of(given: Mapping[str, object]) -> ExplainRequest:

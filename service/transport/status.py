@@ -9,6 +9,7 @@ from service.errors import (
     EngineFailed,
     HeedError,
     InvalidRequest,
+    Malformed,
     NotFound,
     Overloaded,
     TooLarge,
@@ -28,6 +29,7 @@ class Status(NamedTuple):
 STATUS_OF: dict[type[HeedError], Status] = {
     InvalidRequest: Status(StatusCode.INVALID_ARGUMENT, 400),
     # gRPC itself answers a message above its limit with this code.
+    Malformed: Status(StatusCode.INVALID_ARGUMENT, 400),
     TooLarge: Status(StatusCode.RESOURCE_EXHAUSTED, 413),
     TooSlow: Status(StatusCode.RESOURCE_EXHAUSTED, 408),
     NotFound: Status(StatusCode.NOT_FOUND, 404),

@@ -10,14 +10,21 @@ from typing import Any, NamedTuple
 
 from service.errors import InvalidRequest, Unsupported
 from service.tasks.parameters import NEUTRAL, OWNER_OF, check_neutral
-from service.tasks.task import GenerationOptions
+from service.tasks.task import EmbeddingOptions, GenerationOptions
 from service.tensors import whole_number
 
 CLASSIFICATION = "classification"  # parameter of a requested output: number of best classes
 SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 SHARED_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
 # Parameters that this protocol takes under the names that the task API uses too.
-OFFERED = ("truncate", "num_beams", "max_new_tokens", "length_penalty", *GenerationOptions._fields)
+OFFERED = (
+    "truncate",
+    "num_beams",
+    "max_new_tokens",
+    "length_penalty",
+    *GenerationOptions._fields,
+    *EmbeddingOptions._fields,
+)
 TASK_API_ALONE = OWNER_OF.keys() - NEUTRAL.keys() - {*OFFERED} | {"top_k"}
 LOOKED_AT = frozenset({*SEQUENCE, "priority", *NEUTRAL, *TASK_API_ALONE})
 # How a tensor's elements are to be read or written, by MLServer's names; these two are what the datatype says.

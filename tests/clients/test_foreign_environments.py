@@ -17,9 +17,11 @@ from types import MappingProxyType
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT, Server, running_server
+from tests.text_models import DIMENSIONS
 
 pytestmark = pytest.mark.slow
 PROGRAMS = Path(__file__).parent / "programs"
@@ -107,6 +109,21 @@ def test_kserve(environment: Callable[[str], Path], committed_server: Server) ->
     assert http["json"] == http["binary"] == {**expected, "model": "sentiment"}
     assert grpc["raw"] == expected
     assert "input text is missing" in http["refused"]
+
+
+def test_openai(environment: Callable[[str], Path], text_server: Server) -> None:
+    """OpenAI's client, blocking and not: vectors as base64 (its default) and as numbers, ids, models, errors."""
+    command = [environment("openai") / "python", PROGRAMS / "openai_client.py"]
+    answers = json.loads(output_of([*command, text_server.http], PROGRAMS))
+    vectors = answers["vectors"]
+    assert len(vectors["base64"][0]) == DIMENSIONS
+    for kind in ("float", "ids", "async"):
+        np.testing.assert_allclose(vectors[kind], vectors["base64"], atol=1e-6)
+    assert len(answers["short"]) == 4
+    assert answers["usage"] == answers["num_ids"]
+    assert (answers["models"], answers["model"]) == (["embedder"], "embedder")
+    assert answers["unknown"] == {"status": 404, "code": "model_not_found"}
+    assert answers["too_wide"] == {"status": 400, "code": None}
 
 
 def test_pytriton(environment: Callable[[str], Path], committed_server: Server) -> None:

@@ -3,12 +3,15 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
+from tokenizers import Tokenizer
 
 from export.conversion.golden_images import golden_images
 from tests.conftest import ROOT, Server
+from tests.text_models import DIMENSIONS, mean_of_ids, tokenizer_json
 
 
 def test_text_classification(server: Server) -> None:
@@ -21,6 +24,24 @@ def test_text_classification(server: Server) -> None:
     with pytest.raises(HfHubHTTPError) as raised:
         client.text_classification("")
     assert raised.value.response.json() == {"error": "inputs is empty"}
+
+
+def test_vectors(text_server: Server) -> None:
+    """Vectors are cut, scaled and computed behind a prompt; sentences are compared; an error carries the text."""
+    client = InferenceClient(model=f"{text_server.http}/models/embedder")
+    (vector,) = client.feature_extraction("a red dog", normalize=False, prompt_name="query")
+    assert vector.shape == (DIMENSIONS,)
+    ids = Tokenizer.from_str(tokenizer_json()).encode("query: a red dog").ids
+    np.testing.assert_allclose(vector, mean_of_ids(ids, DIMENSIONS), atol=1e-6)
+    (unit,) = client.feature_extraction("dog " * 40, normalize=True, truncate=True)
+    assert np.linalg.norm(unit) == pytest.approx(1, abs=1e-6)
+    same, other = client.sentence_similarity("a red dog", other_sentences=["a red dog", "bird"])
+    assert same == pytest.approx(1, abs=1e-6)
+    assert other < same
+    with pytest.raises(HfHubHTTPError) as raised:
+        client.feature_extraction("dog", prompt_name="none")
+    error = raised.value.response.json()["error"]
+    assert error == "prompt_name 'none' is not known; the model has 'query', 'passage'"
 
 
 def test_image_classification(committed_server: Server, tmp_path: Path) -> None:

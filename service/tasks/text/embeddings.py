@@ -6,6 +6,7 @@ Shapes: n inputs of a request, D elements of a vector.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -24,11 +25,20 @@ from service.tasks.hub_messages import (
     truncates,
     whole,
 )
+from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
+from service.tasks.task import (
+    DEFAULT_ANSWER,
+    NO_EMBEDDING_OPTIONS,
+    AnswerOptions,
+    EmbeddingOptions,
+    Preparation,
+    PrepareOptions,
+    RequestLimits,
+)
 from service.tasks.text.encoding import BETWEEN, TextEncoding
 from service.tasks.text.rows import TextRows
-from service.tasks.text.tokenization import Pair, Text
+from service.tasks.text.tokenization import Pair, Text, TextInput
 from service.tensors import Arrays, TensorSpec
 
 WHAT_IS_EXPLAINED = "an explanation needs two texts, whose similarity it explains: source_sentence and one of sentences"
@@ -95,6 +105,7 @@ class FeatureExtraction(Embedder, TextEncoding):
 
     name: ClassVar[str] = "feature-extraction"
     answers_lists: ClassVar[bool] = True
+    request_options: ClassVar[frozenset[str]] = TextEncoding.request_options | {*EmbeddingOptions._fields}
     hub_request: ClassVar[type[msgspec.Struct]] = EmbeddingRequest
     example: ClassVar[str | None] = """-d '{"inputs": "A wonderful film."}'"""
 
@@ -136,7 +147,7 @@ class FeatureExtraction(Embedder, TextEncoding):
         """The task itself: the similarity of two texts can be explained, by the words of both."""
         return self
 
-    def preprocess_all(self, texts: Sequence[Text], *, truncate: bool, field: str, first: int = 0) -> list[Any]:
+    def preprocess_all(self, texts: Sequence[TextInput], *, truncate: bool, field: str, first: int = 0) -> list[Any]:
         """Tokenize texts; the two of a pair become the rows of one item."""
         rows = [text for each in texts for text in (each if isinstance(each, Pair) else (each,))]
         tokens: list[Any] = super().preprocess_all(rows, truncate=truncate, field=field, first=first)
@@ -163,46 +174,86 @@ class FeatureExtraction(Embedder, TextEncoding):
             return np.array(self.similarities([*self.vectors([*result], options)])[0], dtype=np.float32)
         return super().finish(result, options)
 
-    def with_prompt(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
+    def prepare(
+        self,
+        inputs: Sequence[TextInput],
+        options: PrepareOptions,
+        field: str,
+        limits: RequestLimits,
+        memory: DecodingMemory | None = None,
+    ) -> Preparation:
+        """Plan the tokenization of texts, each behind the prompt that the request names."""
+        asked = options.embedding or NO_EMBEDDING_OPTIONS
+        self.check_dimensions(asked.dimensions)
+        return super().prepare(self.with_prompt(inputs, asked.prompt_name), options, field, limits, memory)
+
+    def with_prompt(self, texts: Sequence[TextInput], prompt_name: str | None) -> Sequence[TextInput]:
         """Put the prompt that a request names before each text; without a name, the model's default prompt.
 
+        Ids have no place for a prompt: they are taken as they are, unless the request names one.
+
         Raises:
-            InvalidRequest: the model has no such prompt.
+            InvalidRequest: the model has no such prompt, or it is to be put before ids.
         """
         name = self.settings.default_prompt if prompt_name is None else prompt_name
         if name is None:
-            return [*texts]
+            return texts
         if name not in self.settings.prompts:
             known = ", ".join(map(repr, self.settings.prompts)) or "none"
             raise InvalidRequest(f"prompt_name {name!r} is not known; the model has {known}")
-        return [self.settings.prompts[name] + text for text in texts]
+        prompt = self.settings.prompts[name]
+        if prompt_name is not None and not all(isinstance(text, str) for text in texts):
+            raise InvalidRequest(f"prompt_name is {name!r}, but an input has ids; a prompt is put before texts alone")
+        return [prompt + text if isinstance(text, str) else text for text in texts]
 
     def read_hub(self, request: EmbeddingRequest) -> HubCall:
         """Read a request for vectors, or for similarities."""
-        dimensions = self.check_dimensions(whole("dimensions", request.parameter("dimensions")))
-        answer = AnswerOptions(normalize=request.parameter("normalize"), dimensions=dimensions)
+        asked = EmbeddingOptions(
+            normalize=request.parameter("normalize"),
+            dimensions=whole("dimensions", request.parameter("dimensions")),
+            prompt_name=request.parameter("prompt_name"),
+        )
         truncation = None if request.parameters is None else request.parameters.truncation
         truncate = bool(request.parameter("truncate")) or truncates(truncation)
-        prompt = request.parameter("prompt_name")
         explain = None if request.parameters is None else request.parameters.explain
         if isinstance(request.inputs, SimilarTo):
             given = request.inputs
             if not given.sentences:
                 raise InvalidRequest("inputs.sentences is empty")
-            texts = self.with_prompt([given.source_sentence, *given.sentences], prompt)
+            texts = [given.source_sentence, *given.sentences]
             if explain is not None:
                 if len(texts) != 2:
                     raise InvalidRequest(f"an explanation takes one sentence, inputs.sentences has {len(texts) - 1}")
-                return HubCall([Pair(*texts)], "sentence {}", truncate=truncate, answer=answer, explain=explain)
-            return HubCall(texts, "sentence {}", truncate=truncate, answer=answer, document=self.similarities)
+                pair = Pair(*map(str, self.with_prompt(texts, asked.prompt_name)))
+                return HubCall([pair], "sentence {}", truncate=truncate, answer=asked.answer, explain=explain)
+            return self.call(texts, "sentence {}", asked, truncate=truncate)._replace(document=self.similarities)
         if explain is not None:
             raise InvalidRequest(WHAT_IS_EXPLAINED)
         texts, field = inputs_and_field(request.inputs)
-        return HubCall(self.with_prompt(texts, prompt), field, truncate=truncate, answer=answer)
+        return self.call(texts, field, asked, truncate=truncate)
 
-    def similarities(self, vectors: Sequence[NDArray[np.float32]]) -> list[float]:
-        """Compare the first vector with each of the others."""
-        vectors_nD = np.stack(vectors)
+    def call(self, texts: Sequence[TextInput], field: str, options: EmbeddingOptions, *, truncate: bool) -> HubCall:
+        """Make the call of a request for vectors.
+
+        Args:
+            texts: the inputs.
+            field: name of an input in error messages; `{}` in it becomes the input's number.
+            options: options of the request.
+            truncate: cut inputs that are too long.
+        """
+        answer = options.answer
+        return HubCall(
+            texts,
+            field,
+            truncate=truncate,
+            embedding=None if options == NO_EMBEDDING_OPTIONS else options,
+            answer=answer,
+            rows_of=partial(self.vectors, options=answer),
+        )
+
+    def similarities(self, vectors: NDArray[np.float32] | Sequence[NDArray[np.float32]]) -> list[float]:
+        """Compare the first vector, float32 [D], with each of the others."""
+        vectors_nD = np.asarray(vectors)
         if self.settings.similarity == "cosine":
             vectors_nD = unit_vectors(vectors_nD)
         found: list[float] = (vectors_nD[1:] @ vectors_nD[0]).tolist()

@@ -24,6 +24,8 @@ from service.tasks.text.tokenization import (
     Pair,
     Text,
     TextEncoder,
+    TextInput,
+    TokenIds,
     texts_or_pairs_of,
     tokenization,
 )
@@ -130,17 +132,21 @@ class TextEncoding:
         """Tokenize a text or a pair; arguments and errors are those of `TextEncoder.encode`."""
         return self.preprocess_all([text], truncate=truncate, field=field)[0]
 
-    def preprocess_all(self, texts: Sequence[Text], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
+    def preprocess_all(self, texts: Sequence[TextInput], *, truncate: bool, field: str, first: int = 0) -> list[Tokens]:
         """Tokenize texts and pairs; arguments and errors are those of `TextEncoder.encode`."""
-        if not any(isinstance(text, Pair) for text in texts):
-            singles: Any = texts
-            encoded = self.encoder.encode(singles, truncate=truncate, field=field, first=first)
-            return [Tokens(*each) for each in encoded]
-        # Runs of pairs and of single texts, because one call of the tokenizer takes either.
+        # Runs of inputs of one kind, because one call of the tokenizer takes texts, pairs or ids.
         tokens: list[Tokens] = []
-        for are_pairs, run in groupby(texts, lambda text: isinstance(text, Pair)):
-            encode: Any = self.encoder.encode_pairs if are_pairs else self.encoder.encode
-            encoded = encode(list(run), truncate=truncate, field=field, first=first + len(tokens))
+        kinds = set(map(type, texts))
+        for kind, run in groupby(texts, type) if len(kinds) != 1 else [(kinds.pop(), texts)]:
+            given: list[Any] = list(run)
+            number = first + len(tokens)
+            encoded: Sequence[Any]
+            if kind is Pair:
+                encoded = self.encoder.encode_pairs(given, truncate=truncate, field=field, first=number)
+            elif kind is TokenIds:
+                encoded = self.encoder.check_ids(given, field=field, first=number)
+            else:
+                encoded = self.encoder.encode(given, truncate=truncate, field=field, first=number)
             tokens += [Tokens(*each) for each in encoded]
         return tokens
 

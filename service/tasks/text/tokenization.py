@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
@@ -31,7 +31,14 @@ class Pair(NamedTuple):
     second: str
 
 
+class TokenIds(NamedTuple):
+    """The ids of a text that a client has tokenized itself, with the special tokens."""
+
+    ids: list[int]
+
+
 Text = str | Pair  # an input of a model that reads texts
+TextInput = Text | TokenIds
 
 
 class Encoded(NamedTuple):
@@ -39,6 +46,19 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     truncated: bool
+
+
+class Token(NamedTuple):
+    """A token of a text: its id and name, whether it is special, and its characters; `end` is the one after the last.
+
+    A special token has no characters.
+    """
+
+    id: int
+    name: str
+    special: bool
+    start: int | None
+    end: int | None
 
 
 class EncodedPair(NamedTuple):
@@ -169,6 +189,67 @@ class TextEncoder:
         (encoding,) = self.tokenizer.encode_batch([tuple(pair)])
         return encoding
 
+    def check_ids(self, inputs: Sequence[TokenIds], *, field: str, first: int = 0) -> list[Encoded]:
+        """Return ids as they are, within the limits of the model.
+
+        Args:
+            inputs: the ids of each text.
+            field: the client's name of an input, for messages; `{}` in it becomes the input's number.
+            first: the number of the first input.
+
+        Raises:
+            InvalidRequest: there are no ids or too many, or the tokenizer does not have one of them.
+        """
+        size = self.tokenizer.get_vocab_size()
+        for number, (ids,) in enumerate(inputs, first):
+            if not ids:
+                raise InvalidRequest(f"{field.format(number)} is empty")
+            if len(ids) > self.max_tokens:
+                raise InvalidRequest(
+                    f"{field.format(number)} has {len(ids)} tokens, the model takes at most {self.max_tokens}; ids are"
+                    " not truncated"
+                )
+            if (wrong := next((each for each in ids if not 0 <= each < size), None)) is not None:
+                raise InvalidRequest(f"{field.format(number)} has the id {wrong}, the tokenizer has 0 to {size - 1}")
+        return [Encoded(ids, False) for (ids,) in inputs]
+
+    def check_length(self, text: str, field: str) -> None:
+        """Check a text that is not going to the model.
+
+        Raises:
+            InvalidRequest: the text has more characters than any that the model takes.
+        """
+        if len(text) > self.max_characters:
+            raise InvalidRequest(
+                f"{field} has {len(text)} characters, the model takes at most {self.max_characters}"
+                f" ({self.max_tokens} tokens)"
+            )
+
+    @property
+    def cut_side(self) -> Literal["left", "right"]:
+        """The side on which a text that is too long loses tokens."""
+        return "left" if self._cuts_left else "right"
+
+    def tokens(self, text: str, *, special: bool) -> list[Token]:
+        """Tokenize a text of any length, for clients that want to see its tokens.
+
+        Args:
+            text: the text.
+            special: whether the special tokens are added that the model reads.
+        """
+        (encoding,) = self.tokenizer.encode_batch([text], add_special_tokens=special)
+        return [
+            Token(token, name, True, None, None) if mask else Token(token, name, False, start, end)
+            for token, name, mask, (start, end) in zip(
+                encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True
+            )
+        ]
+
+    def text_of(self, ids: Sequence[int], *, skip_special: bool) -> str:
+        """Turn ids back into a text; what the tokenizer's normalization has dropped stays lost."""
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
         """Locate each token in a text that `encode` has accepted.
 
@@ -238,10 +319,12 @@ def texts_or_pairs_of(inputs: Mapping[str, NDArray[Any]]) -> Sequence[Text]:
     return [Pair(*pair) for pair in zip(texts, seconds, strict=True)]
 
 
-def characters_of(text: Text) -> int:
-    """Return the length of a text, or of both texts of a pair, weighted by what a character costs to tokenize."""
+def characters_of(text: TextInput) -> int:
+    """Return the length of a text, of both texts of a pair, or of ids, weighted by what it costs to tokenize."""
     if isinstance(text, Pair):
         return characters_of(text.first) + characters_of(text.second)
+    if isinstance(text, TokenIds):
+        return len(text.ids)
     return len(text) if text.isascii() else CHARACTER_WEIGHT * len(text)
 
 

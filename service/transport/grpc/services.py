@@ -152,6 +152,7 @@ def infer_options(request: inference_pb2.ModelInferRequest, context: Context, re
         max_new_tokens=parameters.max_new_tokens,
         length_penalty=parameters.length_penalty,
         generation=parameters.generation,
+        embedding=parameters.embedding,
     )
 
 

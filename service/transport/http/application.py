@@ -4,6 +4,8 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
 from service.telemetry.metrics import Metrics
+from service.transport.http.compatible.openai import OpenAiEmbeddings
+from service.transport.http.compatible.tei import TextEmbeddingsInference
 from service.transport.http.endpoint import Endpoint
 from service.transport.http.open_inference import OpenInference
 from service.transport.http.operators import Operators
@@ -20,6 +22,8 @@ def build_application(endpoint: Endpoint, metrics: Metrics) -> Starlette:
     apis = (
         OpenInference(endpoint),
         TaskApi(endpoint),
+        OpenAiEmbeddings(endpoint),
+        TextEmbeddingsInference(endpoint),
         Operators(endpoint, metrics),
     )
     routes = [route for api in apis for route in api.routes()]

@@ -23,7 +23,7 @@ from service.tasks.stored_task import HubCall
 from service.telemetry.tallies import Outcome
 from service.transport.content_encoding import MAX_INLINE_BYTES, content_encoding, decompressed
 from service.transport.http.connection import BODY_STEP_BYTES, MEMORY
-from service.transport.http.responses import MAX_UNCOUNTED_BYTES, error_response, num_body_bytes
+from service.transport.http.responses import MAX_UNCOUNTED_BYTES, ErrorForm, error_response, num_body_bytes, plain_error
 from service.transport.request_metadata import (
     MAX_DIGITS,
     MAX_READ_AT_ONCE,
@@ -67,16 +67,26 @@ class Endpoint:
         self.predictor, self.config = predictor, config
         self._turns, self._tracing, self._request_ids = turns, tracing, RequestIds()
 
-    def route(self, path: str, handler: Handler, methods: Sequence[str] = ("GET",)) -> Route:
+    def route(
+        self, path: str, handler: Handler, methods: Sequence[str] = ("GET",), error_form: ErrorForm = plain_error
+    ) -> Route:
         """Build a route for requests that are no inference."""
-        return Route(path, self._guard(handler), methods=list(methods))
+        return Route(path, self._guard(handler, error_form), methods=list(methods))
 
-    def inference_route(self, path: str, handler: Handler) -> Route:
-        """Build a route for POST requests to a model: they are traced, and their failures are counted."""
+    def inference_route(self, path: str, handler: Handler, error_form: ErrorForm = plain_error) -> Route:
+        """Build a route for POST requests to a model: they are traced, and their failures are counted.
+
+        Args:
+            path: path of the route. Where it does not name the model, the handler adds it to the path's parameters.
+            handler: makes the response.
+            error_form: makes the response of an error.
+        """
         traced = None if self._tracing is None else [Middleware(TracedRoute, self._tracing, path)]
-        return Route(path, self._guard(handler, infers=True), methods=["POST"], middleware=traced)
+        return Route(path, self._guard(handler, error_form, infers=True), methods=["POST"], middleware=traced)
 
-    def _guard(self, handler: Handler, *, infers: bool = False) -> Callable[[Request], Awaitable[Response]]:
+    def _guard(
+        self, handler: Handler, error_form: ErrorForm, *, infers: bool = False
+    ) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler: give the request its id, turn errors into responses, reserve memory for the response."""
 
         async def respond(request: Request) -> Response:
@@ -89,7 +99,7 @@ class Endpoint:
                     memory: Reservation = request.scope[MEMORY]
                     memory.grow_to(num_bytes)
             except HeedError as error:
-                response = error_response(STATUS_OF[type(error)].http, str(error))
+                response = error_form(type(error), STATUS_OF[type(error)].http, str(error))
                 if infers and not error.counted:
                     self._count_failure(request, request_id, outcome_of(error), str(error))
                 if isinstance(error, Overloaded):
@@ -98,7 +108,7 @@ class Endpoint:
                 response = Response(status_code=CLIENT_CLOSED_REQUEST)
             except Exception:
                 log.exception("unexpected error", request_id=request_id, path=request.url.path)
-                response = error_response(INTERNAL.http, internal_error_text(request_id))
+                response = error_form(HeedError, INTERNAL.http, internal_error_text(request_id))
             response.headers[REQUEST_ID_HEADER] = request_id
             if BODY_ABANDONED in request.scope:
                 response.headers["connection"] = "close"
@@ -107,7 +117,7 @@ class Endpoint:
         return respond
 
     def _count_failure(self, request: Request, request_id: str, outcome: Outcome, why: str) -> None:
-        name, version = request.path_params["model"], request.path_params.get("version", "")
+        name, version = request.path_params.get("model", ""), request.path_params.get("version", "")
         self.predictor.accounting.count_failure(name, version, "http", request_id, outcome, why)
 
     async def read_body(self, request: Request, request_id: str) -> bytes:
@@ -193,7 +203,7 @@ class Endpoint:
             request_id: identifies the request in logs.
             parameter_timeout_s: time-out in the request's parameters; the shorter of it and the header's holds.
             truncate: whether inputs that are too long are cut.
-            search: beam search parameters of a translation.
+            search: parameters of a search or of vectors.
 
         Raises:
             InvalidRequest: the time-out header is malformed.
@@ -212,6 +222,7 @@ class Endpoint:
             max_new_tokens=None if search is None else search.max_new_tokens,
             length_penalty=None if search is None else search.length_penalty,
             generation=None if search is None else search.generation,
+            embedding=None if search is None else search.embedding,
         )
 
     async def no_such_route(self, request: Request, error: Exception) -> Response:

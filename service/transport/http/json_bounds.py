@@ -101,7 +101,8 @@ def read_bounded_json(
 
     Raises:
         TooLarge: the document has more than `max_bytes`.
-        InvalidRequest: the document exceeds a limit or does not have the form of `kind`; the text says where.
+        InvalidRequest: the document exceeds a limit.
+        Malformed: it does not have the form of `kind`; the text says where.
     """
     check_json(memoryview(document), max_bytes)
     return read_json(document, kind, whose)

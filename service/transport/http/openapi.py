@@ -7,6 +7,7 @@ import msgspec
 from service.tasks.table import TASKS
 from service.transport.extension_documents import ModelConfig, RepositoryEntry, Statistics
 from service.transport.http import open_inference_json as rest
+from service.transport.http.compatible.openapi_paths import KINDS, compatible_paths
 from service.transport.http.model_administration import IndexRequest
 from service.transport.request_metadata import REQUEST_ID_HEADER, TIMEOUT_HEADER
 
@@ -144,7 +145,7 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
     """
     kinds: list[Any] = [rest.InferRequest, rest.InferResponse, rest.ExplainResponse, ErrorBody]
     kinds += [ServerMetadata, ModelMetadata, ModelIndex, Live, Ready, ModelReady, ServerReady]
-    kinds += [ModelConfig, Statistics, RepositoryEntry, IndexRequest]
+    kinds += [ModelConfig, Statistics, RepositoryEntry, IndexRequest, *KINDS]
     kinds += dict.fromkeys(kind for task in TASKS.values() for kind in (task.hub_request, task.hub_answer))
     refs, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     _adapt_to_generators(components)
@@ -157,9 +158,12 @@ def openapi_document(version: str, models: list[str]) -> dict[str, Any]:
             "title": "Heed",
             "version": version,
             "description": "Open Inference Protocol v2 over REST (with binary tensor data), and the Hugging Face task"
-            " API. The same models answer over gRPC.",
+            " API; Text Embeddings Inference and OpenAI's embeddings. The same models answer over gRPC.",
         },
-        "paths": _server_paths(schema) | _task_paths(schema, model) | _protocol_paths(schema, model),
+        "paths": _server_paths(schema)
+        | _task_paths(schema, model)
+        | _protocol_paths(schema, model)
+        | compatible_paths(schema, HEADERS),
         "components": {"schemas": components},
     }
 

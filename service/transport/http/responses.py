@@ -1,11 +1,12 @@
 """Responses: JSON documents, errors, long bodies sent in pieces, server-sent events, receipts as headers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from service.errors import HeedError
 from service.prediction.messages import Receipt
 
 MAX_UNCOUNTED_BYTES = 64 * 1024  # responses up to this size reserve no memory; a connection's buffers take as much
@@ -64,6 +65,15 @@ def readiness_response(document: dict[str, object]) -> Response:
 def error_response(status: int, text: str) -> Response:
     """Build an error in the format that the Open Inference Protocol and the Hugging Face API share."""
     return json_response({"error": text}, status)
+
+
+# Makes the response of an error from its type (`HeedError` itself for an unexpected one), HTTP status and text.
+ErrorForm = Callable[[type[HeedError], int, str], Response]
+
+
+def plain_error(kind: type[HeedError], status: int, text: str) -> Response:
+    """Build the response of an error in the form of `error_response`."""
+    return error_response(status, text)
 
 
 def server_sent_event(document: object) -> bytes:

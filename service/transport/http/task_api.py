@@ -1,11 +1,13 @@
 """The Hugging Face task API: one route, whose requests and answers have the form of the model's task."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any
 
 import msgspec
+import numpy as np
 import structlog
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
@@ -16,6 +18,7 @@ from service.prediction.validation import described
 from service.tasks.hub_messages import ExplainParameters, is_json, stream_end, whole
 from service.tasks.stored_task import HubCall, StoredTask
 from service.tasks.translation import Translated
+from service.transport.float_json import NUMBERS_PER_ELEMENT, json_of_rows
 from service.transport.http import open_inference_json as rest
 from service.transport.http.endpoint import Endpoint, run_while_connected
 from service.transport.http.json_bounds import MAX_JSON_BYTES, read_bounded_json
@@ -50,6 +53,8 @@ class TaskApi:
             asked = _explain_request(call.explain)
             explaining = self._predictor.explain(options, call.inputs, asked, call.field, call.answer)
             return await _explained_response(request, task, options, explaining)
+        if call.rows_of is not None:
+            return await self._rows_response(request, task, options, call, call.rows_of)
         answering = self._predictor.answer(options, type(task), call.inputs, call.field, call.answer)
         answers, receipt = await run_while_connected(request, answering)
         if call.document is not None:
@@ -58,6 +63,24 @@ class TaskApi:
         num_scores = len(answers) * min(call.answer.top_k or MAX_JSON_BYTES, max(1, len(task.labels)))
         encode = partial(_encode_answers, task, answers)
         encoded = await self._endpoint.decode_inline_or_in_thread(encode, num_scores)
+        return Response(encoded, headers=receipt_headers(receipt), media_type="application/json")
+
+    async def _rows_response(
+        self,
+        request: Request,
+        task: StoredTask[Any],
+        options: RequestOptions,
+        call: HubCall,
+        rows_of: Callable[[Sequence[Any]], NDArray[np.float32]],
+    ) -> Response:
+        """Respond with an array that has a row for each input, or with the document that the call makes of it."""
+        answering = self._predictor.answer_together(options, type(task), call.inputs, call.field, rows_of)
+        array_nD, _, receipt = await run_while_connected(request, answering)
+        if call.document is not None:
+            encoded = msgspec.json.encode(call.document(array_nD))
+        else:
+            encode = partial(json_of_rows, array_nD)
+            encoded = await self._endpoint.decode_inline_or_in_thread(encode, array_nD.size // NUMBERS_PER_ELEMENT)
         return Response(encoded, headers=receipt_headers(receipt), media_type="application/json")
 
     async def _read(self, task: StoredTask[Any], body: bytes, whose: str) -> HubCall:

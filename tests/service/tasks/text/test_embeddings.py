@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 from service.errors import InvalidRequest
+from service.prediction.messages import RequestOptions
 from service.tasks.hub_messages import read_json
 from service.tasks.stored_task import HubCall, TaskError
-from service.tasks.task import AnswerOptions
+from service.tasks.task import AnswerOptions, EmbeddingOptions, RequestLimits
 from service.tasks.text.embeddings import EmbeddingRequest, EmbeddingSettings, FeatureExtraction, unit_vectors
+from service.tasks.text.encoding import Tokens
+from service.tasks.text.tokenization import TokenIds
 from tests.service.tasks.text.test_encoding import make_task
 
 VECTORS = [np.array([3.0, 4.0, 0.0], np.float32), np.array([0.0, 0.0, 2.0], np.float32)]
@@ -57,16 +60,31 @@ def test_a_vector_of_zeros_stays() -> None:
     np.testing.assert_array_equal(unit_vectors(np.zeros((1, 3), np.float32)), [[0, 0, 0]])
 
 
+def prepared(task: FeatureExtraction, call: HubCall) -> list[list[int]]:
+    """Prepare the inputs of a call, and return the ids of each."""
+    options = RequestOptions("m", "", "http", "r", truncate=call.truncate, embedding=call.embedding)
+    (step,) = task.prepare(call.inputs, options, call.field, RequestLimits(8, 8, 1)).steps
+    return [item.ids for item in step() if isinstance(item, Tokens)]
+
+
 def test_prompts_are_put_before_texts() -> None:
-    """By name, or the default one."""
-    task = embedder(prompts={"query": "q: ", "none": ""}, default_prompt="query")
-    assert read(task, b'{"inputs": ["a", "b"]}').inputs == ["q: a", "q: b"]
-    assert read(task, b'{"inputs": "a", "prompt_name": "none"}').inputs == ["a"]
-    assert read(task, b'{"inputs": "a", "parameters": {"prompt_name": "none"}}').inputs == ["a"]
+    """By name, or the default one; ids have a prompt only if the client has put it there."""
+    task = embedder(prompts={"query": "bad ", "none": ""}, default_prompt="query")
+
+    def ids_of(*texts: str) -> list[list[int]]:
+        return [task.preprocess(text, truncate=False, field="text").ids for text in texts]
+
+    assert prepared(task, read(task, b'{"inputs": ["good", "film"]}')) == ids_of("bad good", "bad film")
+    assert prepared(task, read(task, b'{"inputs": "good", "prompt_name": "none"}')) == ids_of("good")
+    assert prepared(task, read(task, b'{"inputs": "good", "parameters": {"prompt_name": "none"}}')) == ids_of("good")
     with pytest.raises(InvalidRequest, match="prompt_name 'passage' is not known; the model has 'query', 'none'"):
-        read(task, b'{"inputs": "a", "prompt_name": "passage"}')
+        prepared(task, read(task, b'{"inputs": "good", "prompt_name": "passage"}'))
     with pytest.raises(InvalidRequest, match="the model has none"):
-        read(embedder(), b'{"inputs": "a", "prompt_name": "query"}')
+        prepared(embedder(), read(task, b'{"inputs": "good", "prompt_name": "query"}'))
+    ids = [TokenIds([1, 4, 2])]
+    assert prepared(task, task.call(ids, "inputs", EmbeddingOptions(), truncate=False)) == [[1, 4, 2]]
+    with pytest.raises(InvalidRequest, match="prompt_name is 'query', but an input has ids"):
+        prepared(task, task.call(ids, "inputs", EmbeddingOptions(prompt_name="query"), truncate=False))
 
 
 def test_the_parameters_stand_in_either_place() -> None:
@@ -80,7 +98,15 @@ def test_the_parameters_stand_in_either_place() -> None:
         assert call.answer == AnswerOptions(normalize=False, dimensions=2)
         assert call.truncate
     with pytest.raises(InvalidRequest, match="dimensions is 4; the model's vectors have 3 elements"):
-        read(task, b'{"inputs": "a", "dimensions": 4}')
+        prepared(task, read(task, b'{"inputs": "a", "dimensions": 4}'))
+
+
+def test_the_vectors_of_a_request_are_one_array() -> None:
+    """The rows are cut and scaled together, as for one input."""
+    call = read(embedder(), b'{"inputs": ["a", "b"], "dimensions": 2, "normalize": false}')
+    assert call.rows_of is not None
+    np.testing.assert_array_equal(call.rows_of(VECTORS), [[3, 4], [0, 0]])
+    assert call.document is None
 
 
 @pytest.mark.parametrize(("similarity", "expected"), [("cosine", [1.0, 0.0]), ("dot", [25.0, 0.0])])
@@ -92,7 +118,8 @@ def test_sentences_are_compared_with_the_first(similarity: str, expected: list[f
     )
     assert call.inputs == ["a", "b", "c"]
     assert call.document is not None
-    assert call.document([VECTORS[0], VECTORS[0], VECTORS[1]]) == pytest.approx(expected)
+    for answers in ([VECTORS[0], VECTORS[0], VECTORS[1]], np.stack([VECTORS[0], VECTORS[0], VECTORS[1]])):
+        assert call.document(answers) == pytest.approx(expected)
     with pytest.raises(InvalidRequest, match=r"inputs\.sentences is empty"):
         read(embedder(), b'{"inputs": {"source_sentence": "a", "sentences": []}}')
 
