@@ -287,7 +287,7 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
 
 def random_weights(arguments: argparse.Namespace, console: "Console") -> None:
     """Write a model with random weights; the defaults have the size of MiniLM."""
-    from export.conversion.random_weights import write_random_weights
+    from export.studies.random_weights import write_random_weights
     from export.tasks.text_classification import TASK
 
     write_random_weights(

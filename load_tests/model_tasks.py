@@ -6,6 +6,7 @@ class in this module and its place in `TASKS`.
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,7 +21,9 @@ from load_tests.wire import (
     read_chunks,
     read_events,
     read_labels,
+    read_tensors,
     read_translation,
+    read_vector,
     refused_grpc,
     refused_http,
     v2_body,
@@ -58,7 +61,7 @@ class ModelTask(ABC):
 
     name: str
     measures: tuple[str, ...]  # the names of `quality`; the first one stands in short tables
-    typed_call: str  # the method of heed.v1.Heed
+    typed_call: str | None = None  # the method of heed.v1.Heed; None: gRPC requests are of the Open Inference Protocol
     input_name = "text"  # of the tensor in the Open Inference Protocol
     content_type = "application/json"
     graph_input: Literal["tokens", "pixels"] | None = None  # None: the graph alone is one step of a search
@@ -83,9 +86,9 @@ class ModelTask(ABC):
     def answer(self, document: Any) -> str:
         """Read the label or the translation out of a response of the task API."""
 
-    @abstractmethod
     def typed_message(self, model: str, given: Any, parameters: Mapping[str, Any]) -> Any:
-        """Return the message of the typed call."""
+        """Return the message of the typed call, or of `ModelInfer` for a task without one."""
+        return v2_message(model, self.input_name, [given], raw=True, **parameters)
 
     def typed_answer(self, reply: Any) -> str:
         """Read the label or the translation out of the reply to the typed call."""
@@ -109,6 +112,8 @@ class ModelTask(ABC):
     def soak_typed_request(self, model: str, sent: SoakInput) -> dict[str, Any]:
         """Return the fields of a `Request` by the typed call."""
         message = self.typed_message(model, sent.given, dict(sent.parameters))
+        if self.typed_call is None:
+            return {"kind": "v2 gRPC", "call": "ModelInfer", "message": message, "read": read_tensors}
         return {"kind": "typed", "call": self.typed_call, "message": message, "read": self.read_typed}
 
     def read_typed(self, reply: Any) -> Answer:
@@ -277,10 +282,51 @@ class Translation(ModelTask):
         ]
 
 
+class FeatureExtraction(ModelTask):
+    """Embeddings of sentences. Nobody has labelled them: an answer is judged by its length."""
+
+    name = "feature-extraction"
+    measures = ("unit_length",)
+    graph_input = "tokens"
+    soak_sends_batches = True
+
+    @cached_property
+    def material(self) -> Material:
+        """Sentences."""
+        sentences = load_sentences()
+        return Material(sentences.source, sentences.texts, [])
+
+    def answer(self, document: Any) -> str:
+        """Return the length of the vector."""
+        return f"{math.hypot(*document[0]):.3f}"
+
+    def typed_answer(self, reply: Any) -> str:
+        """Return the length of the vector."""
+        return f"{math.hypot(*read_tensors(reply).numbers):.3f}"
+
+    def quality(self, answers: Sequence[AnswerPair]) -> dict[str, float]:
+        """Return the fraction of vectors of length 1."""
+        return {"unit_length": sum(answer.given == "1.000" for answer in answers) / max(1, len(answers))}
+
+    def soak_request(self, model: str, sent: SoakInput) -> dict[str, Any]:
+        """Return the fields of a `Request` over the task API."""
+        return super().soak_request(model, sent) | {"read": read_vector}
+
+    def bad_requests(self, model: str) -> list[Request]:
+        """Return requests that a server must refuse."""
+        return [
+            refused_http("empty text", infer_path(model), v2_body(json_tensor("text", [""]))),
+            refused_http("unknown prompt", f"/models/{model}", self.body("x", {"prompt_name": "none of these"})),
+            refused_grpc("not UTF-8", v2_message(model, "text", [b"\xff"], raw=True)),
+        ]
+
+
 def accuracy(answers: Sequence[AnswerPair]) -> float:
     """Return the fraction of right answers."""
     return sum(answer.given == answer.expected for answer in answers) / max(1, len(answers))
 
 
-TASKS: dict[str, ModelTask] = {task.name: task for task in (TextClassification(), ImageClassification(), Translation())}
+TASKS: dict[str, ModelTask] = {
+    task.name: task for task in (TextClassification(), ImageClassification(), Translation(), FeatureExtraction())
+}
 MEASURES = tuple(dict.fromkeys(measure for task in TASKS.values() for measure in task.measures))

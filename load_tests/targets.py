@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from load_tests.model_tasks import ModelTask
-from proto import heed_pb2_grpc, torchserve_pb2, torchserve_pb2_grpc
+from proto import heed_pb2_grpc, inference_pb2_grpc, torchserve_pb2, torchserve_pb2_grpc
 
 TIMEOUT_S = 30.0
 
@@ -56,15 +56,17 @@ class Heed:
 
     def open_grpc(self, channel: grpc.Channel, model: str, task: ModelTask) -> Ask:
         """Return a call for one input; it raises `Refused`."""
-        stub = heed_pb2_grpc.HeedStub(channel)
-        call = getattr(stub, task.typed_call)
+        call = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        if task.typed_call is not None:
+            call = getattr(heed_pb2_grpc.HeedStub(channel), task.typed_call)
 
         def ask(given: Any) -> Reply:
             try:
                 reply = call(task.typed_message(model, given, {}), timeout=TIMEOUT_S)
             except grpc.RpcError as error:
                 raise Refused(f"{error.code().name}: {error.details()}") from error
-            return Reply(task.typed_answer(reply), reply.receipt.batch_size)
+            batch = reply.parameters["batch_size"].int64_param if task.typed_call is None else reply.receipt.batch_size
+            return Reply(task.typed_answer(reply), batch)
 
         return ask
 

@@ -73,6 +73,11 @@ def read_translation(body: bytes) -> Answer:
     return Answer((json.loads(body)[0]["translation_text"],), ())
 
 
+def read_vector(body: bytes) -> Answer:
+    """Read the task API's answer to one text: the elements of a vector."""
+    return Answer((), tuple(json.loads(body)[0]))
+
+
 def read_events(body: bytes) -> Answer:
     """Read the task API's stream: the pieces must make up the whole.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from load_tests.model_tasks import TASKS, ModelTask, SoakInput
+from load_tests.model_tasks import ModelTask, SoakInput
 from load_tests.soak.bad_input import bad_requests
 from load_tests.soak.bare_graphs import GRAPHS, draw_input
 from load_tests.wire import (
@@ -60,7 +60,7 @@ class Catalogue:
         self._by_model: dict[str, list[Item]] = {model.name: [] for model in models}
         for item in references:
             self._by_model[item.model.name].append(item)
-        self._bad = bad_requests({_first(models, task): task for task in TASKS.values()})
+        self._bad = bad_requests({model.name: model.task for model in reversed(models)})
 
     def request(self, number: int) -> Request:
         """Return the request of this number."""
@@ -126,13 +126,6 @@ def _expected(references: Sequence[Answer], form: str) -> Answer:
         others = [number for reference in references for number in reference.numbers[1:]]
         return Answer(texts, (*scores, *others))
     return Answer(texts, references[0].numbers[:1])
-
-
-def _first(models: Sequence[Model], task: ModelTask) -> str:
-    name = next((model.name for model in models if model.task is task), None)
-    if name is None:
-        raise ValueError(f"the store has no model for the task {task.name!r}: a soak needs one of each")
-    return name
 
 
 # --- forms -----------------------------------------------------------------------------------------------------------

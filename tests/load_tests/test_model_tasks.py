@@ -50,4 +50,7 @@ def test_typed_requests_of_a_soak_are_read_back(task: ModelTask) -> None:
     }
     for sent in task.soak_inputs(8):
         request = task.soak_typed_request("any", sent)
+        if task.typed_call is None:
+            assert request["call"] == "ModelInfer"
+            continue
         assert request["read"](replies[request["call"]]) == Answer(("A",), (0.5,))

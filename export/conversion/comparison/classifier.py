@@ -49,11 +49,6 @@ def onnx_outputs(source: Source, path: Path, inputs: Sequence[Any], batch_size: 
     return results
 
 
-def onnx_logits(source: Source, path: Path, inputs: Sequence[Any], batch_size: int = 32) -> NDArray[np.float32]:
-    """Compute the graph's logits in padded batches, in the given order; float32 [B, C]."""
-    return np.stack(onnx_outputs(source, path, inputs, batch_size))
-
-
 def compare(found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> Comparison:
     """Compare converted logits with PyTorch's: of each input [C], or [T, C] where each token has a class."""
     changed = sum(bool((a.argmax(-1) != b.argmax(-1)).any()) for a, b in zip(found, expected, strict=True))

@@ -17,6 +17,7 @@ PROBLEMS = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 SEPARATOR = "|"  # between the labels of one row in a text file
 MAX_NUMERIC_LABELS = 50  # more whole numbers than this are taken as numbers, not as labels
 WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+")
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ def find_problem(values: Sequence[Any], column: str) -> Problem:
     Lists, or texts with `|`, are sets of labels. Numbers with a fraction are regression targets. Whole numbers are
     labels, unless there are more than MAX_NUMERIC_LABELS different ones. All other texts are labels.
     """
-    present = [value for value in values if value is not None and value != ""]
-    if any(isinstance(value, list) for value in present):
-        return Problem(MULTI_LABEL, f"column {column!r} holds lists")
-    if any(isinstance(value, str) and SEPARATOR in value for value in present):
-        return Problem(MULTI_LABEL, f"column {column!r} holds labels with {SEPARATOR!r} between them")
+    present = [value for value in values if not is_missing(value) and value != ""]
+    lists = any(isinstance(value, list) for value in present)
+    if lists or any(isinstance(value, str) and SEPARATOR in value for value in present):
+        what = "lists" if lists else f"labels with {SEPARATOR!r} between them"
+        return Problem(MULTI_LABEL, f"column {column!r} holds {what}")
     numbers = [number_of(value) for value in present]
+    if present and all(isinstance(value, str) and DECIMAL_COMMA.fullmatch(value.strip()) for value in present):
+        return Problem(REGRESSION, f"column {column!r} holds numbers with a comma")
     if not numbers or any(number is None for number in numbers):
         return Problem(SINGLE_LABEL, f"column {column!r} holds one label in each row")
     if any(number is not None and not number.is_integer() for number in numbers):
@@ -61,6 +64,11 @@ def number_of(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def is_missing(value: Any) -> bool:
+    """Return whether a cell has no value: null, or the NaN that tables of numbers have for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def read_labels(table: Table, column: str, rows: Sequence[int], kind: str) -> list[str] | list[list[str]] | list[float]:
     """Read the labels of rows as names, lists of different names in order, or numbers, by the kind of problem.
 
@@ -79,13 +87,15 @@ def lacks_label(value: Any, kind: str) -> bool:
     """Return whether a row has no label; an empty set of labels is one."""
     if isinstance(value, str) and not value.strip():
         return kind != MULTI_LABEL
-    return value is None
+    return is_missing(value)
 
 
 def _target(table: Table, row: int, column: str, value: Any) -> float:
     number = number_of(value)
     if number is None:
-        raise DataRefused(f"{table.place(row, column)}: {value!r} is not a number, as regression needs")
+        raise DataRefused(
+            f"{table.place(row, column)}: {value!r} is not a number, as regression needs; decimals have a point"
+        )
     return number
 
 
@@ -141,13 +151,17 @@ def counts_by_label(names: Sequence[str], labels: Sequence[Any], kind: str) -> d
     return {name: counts[number] for number, name in enumerate(names)}
 
 
-def check_number_of_labels(names: Sequence[str], kind: str, where: str) -> None:
+def check_labels_differ(labels: Sequence[Any], kind: str, where: str) -> None:
     """Refuse labels that leave nothing to decide.
 
     Raises:
-        DataRefused: fewer than two labels where one of many is wanted, or none at all.
+        DataRefused: all rows have the same label or number, or no row has any label.
     """
-    if kind == SINGLE_LABEL and len(names) < 2:
-        raise DataRefused(f"{where}: every row has the label {names[0]!r}; at least two labels are needed")
-    if kind == MULTI_LABEL and not names:
-        raise DataRefused(f"{where}: no row has any label")
+    first = labels[0]
+    if kind == MULTI_LABEL:
+        if not any(labels):
+            raise DataRefused(f"{where}: no row has any label")
+    elif all(label == first for label in labels):
+        value = first[0] if isinstance(first, list) else first
+        what = "number" if kind == REGRESSION else "label"
+        raise DataRefused(f"{where}: every row has the {what} {value!r}; at least two different ones are needed")

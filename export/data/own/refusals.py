@@ -21,3 +21,8 @@ def listed(names: Iterable[object]) -> str:
 def closest(given: str, known: Iterable[str]) -> str:
     """List the known names for a sentence, the closest to the given one first."""
     return listed(repr(name) for name in closest_first(given, known))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's message, or the kind of the error if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

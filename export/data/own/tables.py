@@ -13,7 +13,7 @@ import datasets
 import pyarrow.parquet
 
 from export.data.hub import source_of
-from export.data.own.refusals import DataRefused, closest, listed
+from export.data.own.refusals import DataRefused, closest, first_line, listed
 from export.data.own.text_files import lines_of, read_bytes, read_text
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.-]+)?", re.ASCII)  # owner/name:configuration
@@ -85,7 +85,7 @@ def read_hub(source: str) -> dict[str, Table]:
     try:
         splits = datasets.load_dataset(where, configuration or None)
     except Exception as error:  # the library raises its own errors, those of the network, and those of each format
-        raise DataRefused(f"the data set {source} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        raise DataRefused(f"the data set {source} cannot be loaded: {first_line(error)}") from error
     return {name: _hub_table(f"{source}, split {name}", split) for name, split in splits.items()}
 
 
@@ -201,7 +201,7 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Table:
     try:
         table = pyarrow.parquet.read_table(io.BytesIO(content))
     except pyarrow.ArrowException as error:
-        raise DataRefused(f"{path} is not a Parquet file: {str(error).strip().splitlines()[0]}") from error
+        raise DataRefused(f"{path} is not a Parquet file: {first_line(error)}") from error
     if not table.num_rows:
         raise DataRefused(f"{path} has no rows")
     columns = {name: table.column(name).to_pylist() for name in table.column_names}

@@ -8,6 +8,7 @@ from typing import Any
 
 from export.data.own.refusals import DataRefused
 
+NEWLINE = "\n"
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -65,10 +66,11 @@ def read_text(path: Path) -> tuple[str, FileRecord]:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
-        before = content[: error.start]
-        line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        before = error.object[: error.start].decode(encoding, errors="ignore")
+        line_so_far = before.rpartition("\n")[2].encode("utf-16-le" if encoding == "utf-16" else "utf-8")
         raise DataRefused(
-            f"{path}, line {line}: byte {column} of the line (0x{content[error.start]:02X}) is not {encoding.upper()};"
+            f"{path}, line {before.count(NEWLINE) + 1}: byte {len(line_so_far) + 1} of the line"
+            f" (0x{error.object[error.start]:02X}) is not {encoding.removesuffix('-sig').upper()};"
             " save the file as UTF-8, for example with: iconv -f WINDOWS-1252 -t UTF-8"
         ) from error
     if not text.strip():

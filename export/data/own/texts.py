@@ -11,7 +11,7 @@ from export.data.own.labels import (
     PROBLEMS,
     REGRESSION,
     check_known,
-    check_number_of_labels,
+    check_labels_differ,
     counts_by_label,
     find_problem,
     lacks_label,
@@ -81,8 +81,8 @@ def load_texts(request: TextRequest) -> TextClassificationData:
     request = replace(request, problem=kind)
     rows = {name: _read_rows(table, request, kind) for name, table in tables.items()}
     names = _label_names(rows[TRAIN], kind, request)
+    check_labels_differ(rows[TRAIN].labels, kind, tables[TRAIN].name)
     if kind != REGRESSION:
-        check_number_of_labels(names, kind, tables[TRAIN].name)
         for name in set(rows) - {TRAIN}:
             sets = [each if kind == MULTI_LABEL else [each] for each in rows[name].labels]
             check_known(tables[name], request.label_column, rows[name].places, sets, set(names))

@@ -15,19 +15,19 @@ from rich.console import Console
 
 from export.conversion.classifier import convert, export_onnx
 from export.conversion.comparison import classifier as comparison
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import text_source_of_run
-from export.conversion.random_weights import write_random_weights
 from export.conversion.text_source import TextClassifierSource
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
+from export.studies.random_weights import write_random_weights
 from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
 from service.models.loaded import OneCallModel
 from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
+from tests.export.conversion.outputs import onnx_logits
 from tests.export.networks.test_transformer import VARIANTS
 
 

@@ -17,7 +17,6 @@ from rich.console import Console
 from export.__main__ import main
 from export.conversion import float16
 from export.conversion.classifier import convert, export_onnx
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.comparison.requirements import Precision
 from export.conversion.float16 import HalfPrecisionRefused, add_float16_graphs, add_to_store, in_float32
 from export.conversion.golden_texts import made_up_sentences
@@ -35,6 +34,7 @@ from service.models.loaded import DecoderModel
 from service.models.loading import Loader
 from tests.conftest import ROOT
 from tests.export.conftest import toy_data
+from tests.export.conversion.outputs import onnx_logits
 from tests.toy_translation import toy_pairs
 
 

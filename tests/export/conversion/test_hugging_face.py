@@ -16,18 +16,11 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
     DeiTConfig,
     DeiTForImageClassification,
     DeiTImageProcessor,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
     ElectraConfig,
     ElectraForSequenceClassification,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaForSequenceClassification,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -36,47 +29,14 @@ from transformers import (
 
 from export.conversion.checkpoints.image_processors import load_processor
 from export.conversion.checkpoints.reading import LoadRefused
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_images import golden_images, gradient
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.hugging_face import image_source_of_hugging_face
 from export.conversion.text_checkpoint import classifier_of_hugging_face
-from export.data.tokenizers import train_tokenizer
 from tests.conftest import ROOT, running_server
+from tests.export.conversion.outputs import onnx_logits
+from tests.export.conversion.random_checkpoints import FAMILIES, save_model
 from tests.service.tasks.test_image_classification import file_of
-
-FAMILIES = {
-    "bert": (BertConfig, BertForSequenceClassification),
-    "distilbert": (DistilBertConfig, DistilBertForSequenceClassification),
-    "roberta": (RobertaConfig, RobertaForSequenceClassification),
-}
-
-
-def save_model(kind: str, folder: Path, **options: object) -> Path:
-    """Save a random model with three classes and at most 64 tokens, with its tokenizer."""
-    tokenizer = train_tokenizer(made_up_sentences(300), 600)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", model_max_length=64
-    ).save_pretrained(folder)
-    sizes = (
-        {"dim": 32, "n_heads": 4, "n_layers": 2, "hidden_dim": 64}
-        if kind == "distilbert"
-        else {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
-    )
-    torch.manual_seed(1)
-    config, model = FAMILIES[kind]
-    labels = {"id2label": {0: "bad", 1: "mixed", 2: "good"}, "label2id": {"bad": 0, "mixed": 1, "good": 2}}
-    settings = {
-        "initializer_range": 0.2,
-        "max_position_embeddings": 130,
-        "pad_token_id": 0,
-        **sizes,
-        **labels,
-        **options,
-    }
-    model(config(vocab_size=tokenizer.get_vocab_size(), **settings)).save_pretrained(folder)
-    return folder
-
 
 # One of each in every run.
 SLOW = {kind: [pytest.mark.slow] for kind in ("bert", "roberta", "deit")}

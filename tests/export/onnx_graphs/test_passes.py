@@ -8,13 +8,13 @@ import pytest
 from onnx import helper, numpy_helper
 
 from export.conversion.classifier import export_onnx
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_source import text_source_of_run
 from export.conversion.text_source import TextClassifierSource
 from export.networks.transformer import HIDDEN
 from export.onnx_graphs.passes import OPSET, use_own_attention, use_standard_attention
 from tests.conftest import ROOT
+from tests.export.conversion.outputs import onnx_logits
 
 # Those of texts: images are not padded, and the graphs that explain write attention out.
 COMMITTED = [

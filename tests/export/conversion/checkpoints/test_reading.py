@@ -31,7 +31,6 @@ from transformers import (
 
 from export.conversion.checkpoints.reading import LoadRefused
 from export.conversion.classifier import convert, export_onnx
-from export.conversion.comparison.classifier import onnx_logits
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.text_checkpoint import classifier_of_hugging_face
 from export.data.tokenizers import train_tokenizer
@@ -40,6 +39,7 @@ from model_store.folder import FolderError, FoundFolder, read, write_manifest
 from service.models.loading import Loader
 from service.tasks.text.classification import TextClassification
 from tests.conftest import ROOT
+from tests.export.conversion.outputs import onnx_logits
 
 SMALL = {
     "hidden_size": 32,

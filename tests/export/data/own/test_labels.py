@@ -1,5 +1,6 @@
 """Kinds of problems, found from columns as people write them."""
 
+import math
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from export.data.own.labels import (
     REGRESSION,
     SINGLE_LABEL,
     check_known,
-    check_number_of_labels,
+    check_labels_differ,
     counts_by_label,
     find_problem,
     lacks_label,
@@ -38,6 +39,8 @@ def table(values: list[Any]) -> Table:
         (["a", "a|b", ""], MULTI_LABEL),
         (["0.5", "1", "2"], REGRESSION),
         ([0.25, 3], REGRESSION),
+        ([1.0, math.nan, 2.0], SINGLE_LABEL),
+        (["3,5", "4,25"], REGRESSION),
         (["nan", "1.5"], SINGLE_LABEL),
         ([str(number) for number in range(MAX_NUMERIC_LABELS)], SINGLE_LABEL),
         ([str(number) for number in range(MAX_NUMERIC_LABELS + 1)], REGRESSION),
@@ -67,6 +70,7 @@ def test_labels_are_read_as_they_are_written(kind: str, values: list[Any], read:
     ("kind", "value", "message"),
     [
         (REGRESSION, "high", "a.csv, line 3, column 'label': 'high' is not a number"),
+        (REGRESSION, "3,5", "a.csv, line 3, column 'label': '3,5' is not a number, .*; decimals have a point"),
         (REGRESSION, "inf", "a.csv, line 3, column 'label': 'inf' is not a number"),
         (SINGLE_LABEL, ["a"], "a.csv, line 3, column 'label': .* is not one label"),
         (MULTI_LABEL, "a||b", r"a.csv, line 3, column 'label': 'a\|\|b' has an empty label"),
@@ -84,7 +88,7 @@ def test_an_empty_set_of_labels_is_a_label() -> None:
     """An empty text is one only where several are wanted; null is never one."""
     assert not lacks_label("", MULTI_LABEL) and not lacks_label([], MULTI_LABEL)
     assert lacks_label("  ", SINGLE_LABEL) and lacks_label("", REGRESSION)
-    assert lacks_label(None, MULTI_LABEL) and not lacks_label(0, SINGLE_LABEL)
+    assert lacks_label(math.nan, SINGLE_LABEL) and lacks_label(None, MULTI_LABEL) and not lacks_label(0, SINGLE_LABEL)
 
 
 def test_numbers_are_sorted_by_value_and_texts_by_letters() -> None:
@@ -104,10 +108,13 @@ def test_a_label_of_a_held_out_row_that_training_lacks_is_refused() -> None:
 def test_one_label_leaves_nothing_to_decide() -> None:
     """Nor does none."""
     with pytest.raises(DataRefused, match="every row has the label 'a'"):
-        check_number_of_labels(["a"], SINGLE_LABEL, "a.csv")
+        check_labels_differ(["a", "a"], SINGLE_LABEL, "a.csv")
+    with pytest.raises(DataRefused, match=r"every row has the number 2.5"):
+        check_labels_differ([2.5, 2.5], REGRESSION, "a.csv")
     with pytest.raises(DataRefused, match="no row has any label"):
-        check_number_of_labels([], MULTI_LABEL, "a.csv")
-    check_number_of_labels(["a"], MULTI_LABEL, "a.csv")
+        check_labels_differ([[], []], MULTI_LABEL, "a.csv")
+    check_labels_differ([["a"], []], MULTI_LABEL, "a.csv")
+    check_labels_differ(["a", "b"], SINGLE_LABEL, "a.csv")
 
 
 def test_rows_are_counted_by_label() -> None:

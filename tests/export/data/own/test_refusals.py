@@ -1,6 +1,6 @@
 """Lists of names in sentences."""
 
-from export.data.own.refusals import closest, listed
+from export.data.own.refusals import closest, first_line, listed
 
 
 def test_long_lists_are_cut_and_say_so() -> None:
@@ -12,3 +12,9 @@ def test_long_lists_are_cut_and_say_so() -> None:
 def test_the_closest_name_comes_first() -> None:
     """Case does not count."""
     assert closest("Lable", ["text", "id", "label"]).startswith("'label'")
+
+
+def test_messages_of_libraries_become_one_line() -> None:
+    """Some have none."""
+    assert first_line(ValueError("\nfirst\nsecond")) == "first"
+    assert first_line(OSError()) == "OSError"

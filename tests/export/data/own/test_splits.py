@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Hashable
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from export.data.own.splits import (
     HELD_OUT_FRACTION,
@@ -83,9 +85,9 @@ def test_small_labels_get_one_row_for_each_split_as_far_as_they_reach(count: int
 
 def test_large_sets_hold_out_no_more_than_the_limit() -> None:
     """About as many as the limit says, over all labels."""
-    count = 20 * MAX_HELD_OUT_ROWS
-    rows = split([str(number) for number in range(count)], one_each("ab") * (count // 2), BOTH, 0, several=False)
-    assert len(rows[VALIDATION]) == len(rows[TEST]) == MAX_HELD_OUT_ROWS
+    rows = split([str(number) for number in range(2_000)], one_each("ab") * 1_000, BOTH, 0, several=False, max_rows=100)
+    assert len(rows[VALIDATION]) == len(rows[TEST]) == 100
+    assert held_out_counts(1_000_000, BOTH, MAX_HELD_OUT_ROWS / 1_000_000) == dict.fromkeys(BOTH, MAX_HELD_OUT_ROWS)
 
 
 def test_several_labels_are_distributed_label_by_label() -> None:
@@ -140,6 +142,37 @@ def test_rows_of_given_held_out_files_leave_training_rows() -> None:
         "validation_rows_also_in_test": 1,
         "train_rows_also_in_validation": 1,
     }
+
+
+SOURCE = st.lists(st.tuples(st.sampled_from("abcdefghijkl"), st.frozensets(st.sampled_from("xyz"), max_size=3)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    train=SOURCE, validation=st.none() | SOURCE, test=st.none() | SOURCE, seed=st.integers(0, 9), several=st.booleans()
+)
+def test_no_input_is_in_two_splits_and_every_other_row_is_in_one(
+    train: list[tuple[str, frozenset[str]]],
+    validation: list[tuple[str, frozenset[str]]] | None,
+    test: list[tuple[str, frozenset[str]]] | None,
+    seed: int,
+    several: bool,
+) -> None:
+    """Whatever is given, with any copies and contradictions."""
+    given_sources = {TRAIN: train, VALIDATION: validation, TEST: test}
+    sources = {name: rows for name, rows in given_sources.items() if rows is not None}
+    keys = {name: [key for key, _ in rows] for name, rows in sources.items()}
+    labels: dict[str, list[frozenset[Hashable]]] = {
+        name: [frozenset(label if several else [min(label, default="")]) for _, label in rows]
+        for name, rows in sources.items()
+    }
+    made = arrange(keys, labels, seed, several=several)
+    inputs = {name: {keys[made.sources[name]][row] for row in rows} for name, rows in made.rows.items()}
+    assert not inputs[TRAIN] & inputs[VALIDATION] and not inputs[TRAIN] & inputs[TEST]
+    assert not inputs[VALIDATION] & inputs[TEST]
+    kept = sum(len(rows) for rows in made.rows.values())
+    removed = sum(count for name, count in made.facts.items() if "_rows_also_in_" in name)
+    assert kept + removed == sum(map(len, keys.values()))
 
 
 def test_the_missing_split_is_made_of_the_training_rows_that_are_left() -> None:

@@ -1,5 +1,7 @@
 """Tables of every format, and the sentences about those that cannot be read."""
 
+import csv
+import io
 import json
 from pathlib import Path
 
@@ -7,6 +9,8 @@ import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from export.data.own.refusals import DataRefused
 from export.data.own.tables import is_hub_id, read_hub, read_table
@@ -60,6 +64,31 @@ def test_parquet_keeps_lists_and_numbers(tmp_path: Path) -> None:
     table = read_table(path, ["text"])
     assert table.column("label") == [["a", "b"], []] and table.column("text") == ["x", None]
     assert table.place(1).endswith("a.parquet, row 2")
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1, max_size=5),
+    ending=st.sampled_from([".csv", ".tsv", ".jsonl"]),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
+def test_any_text_comes_back_as_it_was_written(
+    tmp_path: Path, texts: list[str], ending: str, line_end: str, encoding: str
+) -> None:
+    """Written by Python's own modules, with line ends, quotation marks and separators in it."""
+    buffer = io.StringIO(newline="")
+    if ending == ".jsonl":
+        buffer.writelines(json.dumps({"text": text, "n": 1}, ensure_ascii=False) + line_end for text in texts)
+    else:
+        # The module leaves a carriage return unquoted where lines end otherwise.
+        quoting = csv.QUOTE_ALL if "\r" in "".join(texts) else csv.QUOTE_MINIMAL
+        delimiter = "\t" if ending == ".tsv" else ","
+        writer = csv.writer(buffer, delimiter=delimiter, lineterminator=line_end, quoting=quoting)
+        writer.writerows([("text", "n"), *((text, 1) for text in texts)])
+    path = tmp_path / f"a{ending}"
+    path.write_bytes(buffer.getvalue().encode(encoding))
+    assert read_table(path, ["text"]).column("text") == texts
 
 
 @pytest.mark.parametrize(

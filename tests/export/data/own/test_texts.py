@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from export.data.own.refusals import DataRefused
@@ -172,6 +173,27 @@ def test_small_sets_rare_labels_and_copies_are_taken_and_said(tmp_path: Path) ->
     assert any("the test split has no row of 'c' (1 in all)" in note for note in data.document["notes"])
     tiny = load_texts(TextRequest(train=csv_file(tmp_path / "b.csv", [("x", "a"), ("y", "a"), ("z", "b"), ("w", "b")])))
     assert tiny.test is None and len(tiny.validation) == 2 and rebuild_texts(tiny.document or {}) == tiny
+
+
+def test_a_test_split_without_labels_is_left_out(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GLUE has them; a note says so, and training rows make the test split."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+    monkeypatch.setenv("HEED_DATASETS", str(tmp_path))
+    (tmp_path / "toys").mkdir()
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    for split, labels in {"train": [0, 1] * 10, "test": [-1] * 4}.items():
+        texts = [f"{split} {number}" for number in range(len(labels))]
+        rows = datasets.Dataset.from_dict({"text": texts, "label": labels}, features=features)
+        rows.to_parquet(tmp_path / "toys" / f"{split}.parquet")
+    data = load_texts(TextRequest(train="someone/toys"))
+    assert data.label_names == ["no", "yes"] and data.document is not None and data.test is not None
+    assert data.document["notes"] == [
+        "someone/toys, split test has no labels and is left out; a test split is made of training rows"
+    ]
+    assert all(text.startswith("train") for text in data.test.texts)
+    assert rebuild_texts(data.document) == data
 
 
 def test_a_thousand_labels(tmp_path: Path) -> None:
