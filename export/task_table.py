@@ -8,10 +8,12 @@ TEXT_CLASSIFICATION = "text-classification"
 IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
 FEATURE_EXTRACTION = "feature-extraction"
+IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
     IMAGE_CLASSIFICATION: "export.tasks.image_classification",
     TRANSLATION: "export.tasks.translation",
     FEATURE_EXTRACTION: "export.tasks.feature_extraction",
+    IMAGE_FEATURE_EXTRACTION: "export.tasks.image_feature_extraction",
 }

@@ -21,6 +21,7 @@ WHOLE = {
     "tests/clients/test_triton_examples.py": "programs of others against the server",
     "tests/clients/test_tritonclient.py": "a client of others against the server",
     "tests/export/conversion/test_explanation_oracles.py": "explanation graphs of the store beside captum and PyTorch",
+    "tests/export/conversion/test_hugging_face.py": "text checkpoints from the command line to an answer",
     "tests/export/conversion/test_images.py": "an image classifier from its run to its folder",
     "tests/service/engines/test_engine_calls.py": "endless engine calls through a server",
     "tests/service/explanation/methods/test_oracles.py": "all methods beside lime, shap and captum",

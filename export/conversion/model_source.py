@@ -5,6 +5,7 @@ Shapes: B rows, T tokens, D elements of a vector, C classes or, of pixels, chann
 
 import base64
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,20 +18,21 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.conversion.families.images import NO_INT8_CONVOLUTIONS
 from export.conversion.golden_images import golden_images
 from export.conversion.text_source import TextClassifierSource, label_names, optimized_as_bert
 from export.networks.transformer import PackedTextClassifier
 from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
 from export.training.run_folder import read_result
-from model_store.folder import PREPROCESSOR, Limits
-from service.tasks.image_classification import ImageClassification, Pixels, PreprocessorConfig
+from model_store.folder import PREPROCESSOR, TASK_SETTINGS, Limits
+from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.image_feature_extraction import ImageEmbeddingSettings, ImageFeatureExtraction
+from service.tasks.images.preprocessing import Pixels, PreprocessorConfig
 
 IMAGES_PER_CALL = 50  # per call of the PyTorch network
 CIFAR10_IMAGE_SIZE = 32
-# Measured on one thread of a CPU: the network of `cifar10-cnn` takes 0.95 ms an image in float32, 1.03 in int8 (4.8
-# with signed weights). A vision transformer's linear maps gain: 1.07 ms instead of 1.74 for `cifar10-vit`.
-NO_INT8_CONVOLUTIONS = "the network is made of convolutions, which are no faster so; convert it in float32"
 
 
 class Labelled(Protocol):
@@ -148,16 +150,31 @@ class Source(Protocol):
         """Return the raw input and its preprocessed tensors, as a golden example holds them."""
 
 
+class ImageTask(Protocol):
+    """The part of a served task of images that conversion needs."""
+
+    def levels(self, file: bytes, *, field: str) -> NDArray[np.uint8]:
+        """Decode an image to RGB in the network's size, uint8 [H, W, 3]."""
+
+    def preprocess(self, file: bytes, *, field: str) -> Pixels:
+        """Decode and normalise an image."""
+
+    def collate(self, items: Sequence[Any]) -> Mapping[str, NDArray[Any]]:
+        """Put preprocessed images into one batch."""
+
+    def split_batch(self, outputs: dict[str, NDArray[Any]], items: Sequence[Any]) -> Sequence[Any]:
+        """Split the graph's outputs into the result of each image."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class ImageClassifierSource:
-    """A PyTorch image classifier with its labels; its only tensor is float32 [B, 3, H, W], normalised as in training.
+class ImageSource(ABC):
+    """A PyTorch network for images; its only tensor is float32 [B, 3, H, W], normalised as in training.
 
     The service normalises with numpy, PyTorch gets the result of `export.training.image_classifier.normalised`:
     comparison and golden examples thus prove that the two agree.
     """
 
     module: nn.Module
-    labels: list[str]
     image_size: int
     model_type: str
     # The `preprocessor_config.json` of a model that was not trained here. PyTorch is then given the pixels that the
@@ -172,12 +189,19 @@ class ImageClassifierSource:
     input_names: tuple[str, ...] = ("pixel_values",)
     limits: Limits = field(default_factory=Limits)
     optimized_as: Mapping[str, Any] | None = None
+    labels: list[str] = field(default_factory=list)  # the classes, by number; empty for a model without classes
+    settings: msgspec.Struct | None = None  # the contents of `task.json`; None where all settings are the defaults
     output_name: str = "logits"
 
     @property
+    @abstractmethod
+    def task(self) -> ImageTask:
+        """Pre- and postprocessing, as the service will do it."""
+
+    @property
+    @abstractmethod
     def output_shape(self) -> list[int]:
-        """Rows and classes."""
-        return [-1, len(self.labels)]
+        """The shape of the output."""
 
     @property
     def for_export(self) -> Callable[[], nn.Module]:
@@ -207,11 +231,10 @@ class ImageClassifierSource:
             "image_std": [0.5, 0.5, 0.5],
         }
 
-    @cached_property
-    def task(self) -> ImageClassification:
-        """Pre- and postprocessing, as the service will do it."""
-        config = msgspec.convert(self.preprocessor_config, PreprocessorConfig)
-        return ImageClassification(config, labels=self.labels, graph_input=self.input_names[0])
+    @property
+    def preprocessing(self) -> PreprocessorConfig:
+        """`preprocessor_config.json` as the service reads it."""
+        return msgspec.convert(self.preprocessor_config, PreprocessorConfig)
 
     def example(self) -> tuple[torch.Tensor, ...]:
         """Return two images."""
@@ -234,23 +257,26 @@ class ImageClassifierSource:
 
     @torch.inference_mode()
     def outputs(self, module: Callable[..., torch.Tensor], inputs: Sequence[bytes]) -> list[NDArray[np.float32]]:
-        """Compute the logits of each image with `module`; float32 [C] each."""
+        """Compute the result of each image with `module`; float32 [C] or [D] each."""
         starts = range(0, len(inputs), IMAGES_PER_CALL)
         parts = [module(self.trained_pixels(inputs[first : first + IMAGES_PER_CALL])) for first in starts]
         return list(torch.cat(parts).float().numpy())
 
     def files(self) -> dict[str, str]:
-        """Return the preprocessor and model configuration."""
+        """Return the preprocessor and model configuration, and the settings of the task."""
         config = {
             "model_type": self.model_type,
             "image_size": self.image_size,
             "num_channels": 3,
             **label_names(self.labels),
         }
-        return {
+        files = {
             PREPROCESSOR: json.dumps(self.preprocessor_config, indent=2) + "\n",
             "config.json": json.dumps(config, indent=2) + "\n",
         }
+        if self.settings is not None:
+            files[TASK_SETTINGS] = json.dumps(msgspec.to_builtins(self.settings), indent=2) + "\n"
+        return files
 
     def golden_inputs(self) -> list[bytes]:
         """Return the golden images: every kind of file that clients send."""
@@ -260,6 +286,46 @@ class ImageClassifierSource:
         """Return the file in base64, and the digest of its pixels."""
         pixels = Pixels(self.trained_pixels([given])[0].numpy())
         return {"image": base64.b64encode(given).decode()}, {"pixel_values": pixels.digest()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClassifierSource(ImageSource):
+    """A PyTorch classifier of images, with its labels."""
+
+    settings: ClassifierSettings | None = None
+
+    @property
+    def output_shape(self) -> list[int]:
+        """Rows and classes."""
+        return [-1, len(self.labels)]
+
+    @cached_property
+    def task(self) -> ImageClassification:
+        """Pre- and postprocessing, as the service will do it."""
+        return ImageClassification(
+            self.preprocessing,
+            labels=self.labels,
+            graph_input=self.input_names[0],
+            settings=self.settings or SINGLE_LABEL,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageEmbeddingSource(ImageSource):
+    """A PyTorch network whose output is a vector of each image, float32 [B, D]."""
+
+    settings: ImageEmbeddingSettings
+    output_name: str = "embedding"
+
+    @property
+    def output_shape(self) -> list[int]:
+        """Rows and elements of a vector."""
+        return [-1, self.settings.dimensions]
+
+    @cached_property
+    def task(self) -> ImageFeatureExtraction:
+        """Pre- and postprocessing, as the service will do it."""
+        return ImageFeatureExtraction(self.preprocessing, settings=self.settings, graph_input=self.input_names[0])
 
 
 def text_source_of_run(run_dir: Path) -> TextClassifierSource:

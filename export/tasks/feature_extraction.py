@@ -1,35 +1,23 @@
-"""Feature extraction: encoders of texts whose answer is a vector, from Hugging Face or sentence-transformers.
+"""Feature extraction: encoders of texts whose answer is a vector, from Hugging Face or sentence-transformers."""
 
-Shapes: B rows, D elements of a vector.
-"""
-
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from export.conversion.classifier import convert
-from export.conversion.comparison.classifier import Comparison, compare_vectors
-from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
-from export.conversion.float16 import HalfPrecisionRefused, float16_outputs
+from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import feature_extraction_of
-from export.conversion.model_folder.task import OneGraphTask
+from export.conversion.model_folder.task import Preprocessing
 from export.conversion.sensitivity.batch_sensitivity import invented_texts
-from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
-from export.onnx_graphs.passes import cpu_session
 from export.task_table import FEATURE_EXTRACTION
-from export.tasks.task import ExportTask, Target
-from export.training.quality import MIN_FLOAT16_TOLERANCE, twice
-from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest, Tolerance
-from service.tasks.text.embeddings import unit_vectors
+from export.tasks.embedding import EmbeddingTask
+from export.tasks.task import Target
+from model_store.folder import Manifest
 
-MIN_MEAN_COSINE = 0.99  # of int8 and float16 to float32, over the measured texts
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 6, 96  # texts of each kind, and words of a long one
 MADE_UP = "made-up sentences"
 
@@ -41,12 +29,10 @@ class Texts:
     inputs: list[str]
 
 
-class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
+class FeatureExtraction(EmbeddingTask[Texts]):
     """Encoders of texts that answer with a vector."""
 
     name = FEATURE_EXTRACTION
-    needs_labels = False
-    score_name, answers_name = "element of a vector of length 1", "vectors"
 
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
         """Convert an encoder; what a lossy precision costs is measured on generated sentences."""
@@ -70,103 +56,18 @@ class FeatureExtraction(OneGraphTask[Texts], ExportTask[Texts]):
         """Generate the sentences that every model of the task is measured on."""
         return {MADE_UP: Texts(made_up_sentences(MIN_COMPARED))} if MADE_UP in known else None
 
-    def compare(self, found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> Comparison:
-        """Compare vectors after scaling them to length 1."""
-        return compare_vectors(found, expected)
-
-    def quality(
-        self,
-        results: Sequence[NDArray[np.float32]],
-        split: Texts,
-        expected: Callable[[], Sequence[NDArray[np.float32]]],
-    ) -> dict[str, Any]:
-        """Measure the cosines to PyTorch's vectors."""
-        return quality_of_cosines(cosines(results, expected()))
-
-    def check_loss(
-        self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
-    ) -> dict[str, Any]:
-        """Refuse vectors that have turned away from PyTorch's."""
-        if not measured["mean_cosine"] >= MIN_MEAN_COSINE:
-            raise ConversionRefused(
-                f"{precision} turns the vectors: their mean cosine with PyTorch's is {measured['mean_cosine']:.4f}, at"
-                f" least {MIN_MEAN_COSINE} is needed"
-            )
-        return {}
-
-    def quality_lines(self, manifest: Manifest) -> list[str]:
-        """Write the cosines of each split."""
-        lines = []
-        for split, measured in manifest.quality.items():
-            if isinstance(measured, dict) and "mean_cosine" in measured:
-                lines += [
-                    f"On {split}, n = {measured['num_examples']}, with the graph of this folder: mean cosine with"
-                    f" PyTorch's vectors {measured['mean_cosine']:.6f}, lowest {measured['min_cosine']:.6f}.",
-                    "",
-                ]
-        return [*lines, "Compared with the model before conversion:", ""]
-
-    def measure_float16(
-        self, folder: Path, manifest: Manifest, golden: Sequence[GoldenExample], measured_on: Mapping[str, Texts]
-    ) -> HalfPrecision:
-        """Measure the cosines of the float16 graph's vectors with those of the same weights in float32."""
-        task = feature_extraction_of(folder, manifest)
-
-        def item(text: str) -> Any:
-            return task.preprocess(text, truncate=True, field="text")
-
-        worst, quality = 0.0, dict[str, Any]()
-        for split, texts in measured_on.items():
-            half, whole = float16_outputs(folder, manifest.outputs[0].name, [*map(item, texts.inputs)], task.collate)
-            if not np.isfinite(np.stack(half)).all():
-                raise HalfPrecisionRefused("its values overflow half precision")
-            found = compare_vectors(half, whole)
-            quality[split] = quality_of_cosines(cosines(half, whole))
-            worst = max(worst, found.max_abs_logit_difference)
-            if not quality[split]["mean_cosine"] >= MIN_MEAN_COSINE:
-                raise HalfPrecisionRefused(f"the mean cosine with float32 is {quality[split]['mean_cosine']:.4f}")
-        tolerance = manifest.tolerance.max_abs_logit_difference
-        return HalfPrecision(Tolerance(max(twice(worst + tolerance), MIN_FLOAT16_TOLERANCE), False), quality)
-
-    def float16_lines(self, split: str, measured: Mapping[str, Any], precision: str) -> list[str]:
-        """Write the cosines of the float16 graph."""
-        return [
-            f"- {split}, n = {measured['num_examples']}: mean cosine with the same weights in float32"
-            f" {measured['mean_cosine']:.6f}, lowest {measured['min_cosine']:.6f}"
-        ]
-
-    def search_company(
-        self, folder: Path, manifest: Manifest, inputs: Sequence[Any]
-    ) -> tuple[SearchEffort, list[Found]]:
-        """Measure changes of the elements of vectors."""
-        task, session, effort = feature_extraction_of(folder, manifest), cpu_session(folder / GRAPH), SearchEffort()
-
-        def answer(items: Sequence[Any]) -> list[Answer]:
-            vectors_BD = unit_vectors(session.run([manifest.outputs[0].name], task.collate(items))[0])
-            return [Answer((), tuple(vector_D.tolist())) for vector_D in vectors_BD]
-
-        invented = invented_texts(folder, NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS)
-        items, unusual = (
-            [task.preprocess(text, truncate=True, field="text") for text in texts] for texts in (inputs, invented)
+    def preprocessing(self, folder: Path, manifest: Manifest) -> Preprocessing:
+        """Tokenize; a text beyond the limit is truncated."""
+        texts = feature_extraction_of(folder, manifest)
+        return Preprocessing(
+            golden_input=lambda example: example.inputs["text"],
+            item=lambda given: texts.preprocess(given, truncate=True, field="text"),
+            collate=texts.collate,
         )
-        return effort, [search_company(answer, items, unusual, attrgetter("length"), effort)]
 
-
-def cosines(found: Sequence[NDArray[np.float32]], expected: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Compute the cosine between the two vectors of each input; float32 [B]."""
-    product_B: NDArray[np.float32] = np.einsum(
-        "bd,bd->b", unit_vectors(np.stack(found)), unit_vectors(np.stack(expected))
-    )
-    return product_B
-
-
-def quality_of_cosines(cosines_B: NDArray[np.float32]) -> dict[str, Any]:
-    """Return the manifest's figures of cosines with PyTorch's vectors."""
-    return {
-        "num_examples": len(cosines_B),
-        "mean_cosine": float(cosines_B.mean()),
-        "min_cosine": float(cosines_B.min()),
-    }
+    def invented_inputs(self, folder: Path) -> Sequence[str]:
+        """Generate texts of unrelated words."""
+        return invented_texts(folder, NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS)
 
 
 TASK = FeatureExtraction()

@@ -1,4 +1,4 @@
-"""Image classification: CIFAR-10, vision transformers and convolutional networks, and Hugging Face's ViT and DeiT."""
+"""Image classification: CIFAR-10, vision transformers and convolutional networks, and image models of Hugging Face."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -145,11 +145,11 @@ class ImageClassification(ClassificationTask[ImageTrainConfig]):
 
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
         """Convert a Hugging Face image classifier."""
-        from export.conversion.hugging_face import (
-            image_source_of_hugging_face,  # imports transformers, which takes seconds
+        from export.conversion.checkpoints.image_models import (
+            image_source_of,  # imports transformers, which takes seconds
         )
 
-        loaded = image_source_of_hugging_face(source)
+        loaded = image_source_of(source)
         self.write_model(loaded, target, console, compare_on=made_up_images(MIN_COMPARED), labelled=None, about={})
 
     def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:

@@ -72,7 +72,9 @@ PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
         "max_question_len",
         "max_seq_len",
     ),
-    "feature-extraction": ("dimensions", "normalize", "prompt_name", "truncate", "truncation_direction"),
+    "feature-extraction": ("prompt_name", "truncate", "truncation_direction"),
+    "feature-extraction and image-feature-extraction": ("dimensions", "normalize"),
+    "image-feature-extraction": ("pool",),
     "object-detection and image-segmentation": (
         "mask_threshold",
         "overlap_mask_area_threshold",

@@ -2,12 +2,19 @@
 
 from typing import Any
 
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.image_feature_extraction import ImageFeatureExtraction
 from service.tasks.stored_task import StoredTask
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import FeatureExtraction
 from service.tasks.translation import Translation
 
-_TASKS: tuple[type[StoredTask[Any]], ...] = (TextClassification, ImageClassification, Translation, FeatureExtraction)
+_TASKS: tuple[type[StoredTask[Any]], ...] = (
+    TextClassification,
+    ImageClassification,
+    Translation,
+    FeatureExtraction,
+    ImageFeatureExtraction,
+)
 
 TASKS = {task.name: task for task in _TASKS}

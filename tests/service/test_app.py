@@ -16,7 +16,7 @@ from service.app import App, build
 from service.config import ServiceConfig
 from service.errors import NotFound, Unavailable
 from service.prediction.messages import ExplainRequest, RequestOptions
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
 from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translation
 from service.tensors import bytes_array

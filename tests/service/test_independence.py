@@ -26,7 +26,7 @@ from service.models.loaded import DecoderModel, LoadedModel, OneCallModel
 from service.models.loading import Loader
 from service.tasks.classification import Classifier, scores_of
 from service.tasks.decoding.search import SearchRequest
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
 from service.tasks.text.classification import TextClassification
 from tests.conftest import ROOT, Server
 

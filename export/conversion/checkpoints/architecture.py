@@ -4,7 +4,16 @@ from typing import Any
 
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
 from export.conversion.checkpoints.sentence_transformers import MODULES
-from export.task_table import FEATURE_EXTRACTION, IMAGE_CLASSIFICATION, TASKS, TEXT_CLASSIFICATION, TRANSLATION
+from export.conversion.checkpoints.timm import has_timm_classifier, is_timm_config
+from export.conversion.families.images import IMAGE_FAMILIES
+from export.task_table import (
+    FEATURE_EXTRACTION,
+    IMAGE_CLASSIFICATION,
+    IMAGE_FEATURE_EXTRACTION,
+    TASKS,
+    TEXT_CLASSIFICATION,
+    TRANSLATION,
+)
 
 # Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
 TASK_OF_ENDING = {
@@ -33,11 +42,14 @@ def task_of_config(config: dict[str, Any]) -> str:
     Raises:
         LoadRefused: they tell none.
     """
+    if is_timm_config(config):
+        return IMAGE_CLASSIFICATION if has_timm_classifier(config) else IMAGE_FEATURE_EXTRACTION
     named = config.get("architectures")
     for architecture in named if isinstance(named, list) else []:
         for ending, task in TASK_OF_ENDING.items():
             if str(architecture).endswith(ending):
-                return task
+                images = task == FEATURE_EXTRACTION and config.get("model_type") in IMAGE_FAMILIES
+                return IMAGE_FEATURE_EXTRACTION if images else task
     found = ", ".join(map(str, named)) if isinstance(named, list) and named else "none"
     raise LoadRefused(
         f"{CONFIG}: architectures ({found}) does not tell the task; give it with --task: {', '.join(TASKS)}"

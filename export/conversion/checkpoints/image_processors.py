@@ -6,7 +6,7 @@ and proved on the golden images against the checkpoint's own processor.
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,20 @@ from PIL import Image
 from transformers import AutoImageProcessor
 
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, check_files, quiet, read_object, reading
-from export.conversion.golden_images import golden_images
+from export.conversion.golden_images import golden_images, shapes
 from model_store.folder import PREPROCESSOR
-from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+from service.tasks.images.preprocessing import ImagePreprocessing, PreprocessorConfig
 
 # Steps that the service does, or that change nothing because it decodes every image to RGB.
 OFFERED_STEPS = {"do_resize", "do_rescale", "do_normalize", "do_center_crop", "do_convert_rgb"}
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+RESAMPLING = {1: "Lanczos", 2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+CONVNEXT = "ConvNextImageProcessor"  # resizes in a way of its own
+CONVNEXT_STRETCHED_FROM = 384  # size from which it does not crop
 NO_CHANGE = {"image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0]}
 # In normalised pixels: rounding stays far below this, and one level of 255 lies above.
 MAX_PIXEL_DIFFERENCE = 1e-3
+# Sizes of further images on which pixels are compared: odd ones, where margins of crops and lengths are rounded.
+ODD_SIZES = ((101, 67), (67, 101), (33, 90), (250, 249), (37, 37))
 
 
 def load_processor(name_or_path: str, model_type: str) -> Any:
@@ -59,9 +63,16 @@ def _in_todays_form(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_steps(document: Mapping[str, Any]) -> None:
+    unknown = ("rescale_offset",) if _is_convnext(document) else ("rescale_offset", "crop_pct")
     for name, value in document.items():
-        if value and ((name.startswith("do_") and name not in OFFERED_STEPS) or name in ("rescale_offset", "crop_pct")):
+        if value and ((name.startswith("do_") and name not in OFFERED_STEPS) or name in unknown):
             raise LoadRefused(f"{PREPROCESSOR}: {name} is {value!r}, which is not offered")
+
+
+def _is_convnext(document: Mapping[str, Any]) -> bool:
+    """Whether the processor is ConvNeXT's, whose `crop_pct` is a step; elsewhere no step has such a setting."""
+    kind = document.get("image_processor_type") or document.get("feature_extractor_type") or CONVNEXT
+    return str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast") == CONVNEXT
 
 
 def served_processor(processor: Any) -> dict[str, Any]:
@@ -72,22 +83,18 @@ def served_processor(processor: Any) -> dict[str, Any]:
     """
     document = processor.to_dict()
     _check_steps(document)
-    size = _height_and_width(document, "size")
     if not document.get("do_resize"):
         raise LoadRefused(f"{PREPROCESSOR}: do_resize is false; images of one size alone are not offered")
     if document.get("resample") not in RESAMPLING:
         offered = ", ".join(f"{number} ({name})" for number, name in RESAMPLING.items())
         raise LoadRefused(f"{PREPROCESSOR}: resample {document.get('resample')!r} is not one of {offered}")
-    crops = bool(document.get("do_center_crop"))
     colours = document if document.get("do_normalize") else NO_CHANGE
     served = {
         "image_processor_type": "ViTImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
-        "size": size,
         "resample": int(document["resample"]),
-        "do_center_crop": crops,
-        **({"crop_size": _height_and_width(document, "crop_size")} if crops else {}),
+        **_sizes(document),
         "do_rescale": True,
         "rescale_factor": document.get("rescale_factor", 1 / 255) if document.get("do_rescale") else 1.0,
         "do_normalize": True,
@@ -101,12 +108,30 @@ def served_processor(processor: Any) -> dict[str, Any]:
     return served
 
 
-def _height_and_width(document: Mapping[str, Any], name: str) -> dict[str, int]:
+def _sizes(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `size`, `do_center_crop` and `crop_size` in the form that the service reads."""
+    crops = bool(document.get("do_center_crop"))
+    size = _size(document, "size", ({"height", "width"}, {"shortest_edge"}))
+    if document.get("image_processor_type") == CONVNEXT:
+        if crops or "shortest_edge" not in size:
+            raise LoadRefused(f"{PREPROCESSOR}: {CONVNEXT} with size {size} and do_center_crop {crops} is not offered")
+        edge = size["shortest_edge"]
+        square = {"height": edge, "width": edge}
+        if edge >= CONVNEXT_STRETCHED_FROM:
+            return {"size": square, "do_center_crop": False}
+        resized = int(edge / float(document.get("crop_pct") or 1))
+        return {"size": {"shortest_edge": resized}, "do_center_crop": True, "crop_size": square}
+    cropped = {"crop_size": _size(document, "crop_size", ({"height", "width"},))} if crops else {}
+    return {"size": size, "do_center_crop": crops, **cropped}
+
+
+def _size(document: Mapping[str, Any], name: str, forms: Sequence[set[str]]) -> dict[str, int]:
     size = document.get(name)
     found: dict[str, Any] = dict(size) if isinstance(size, Mapping) else {"size": size}
     found = {key: value for key, value in found.items() if value is not None}
-    if set(found) != {"height", "width"}:
-        raise LoadRefused(f"{PREPROCESSOR}: {name} is {found}; only a height and a width are offered")
+    if set(found) not in forms:
+        offered = " or ".join(" and ".join(sorted(form)) for form in forms)
+        raise LoadRefused(f"{PREPROCESSOR}: {name} is {found}; {offered} is offered")
     return {key: int(value) for key, value in found.items()}
 
 
@@ -117,17 +142,22 @@ def _of_three(document: Mapping[str, Any], name: str) -> list[float]:
     return [float(value) for value in values]
 
 
-def check_same_pixels(task: ImageClassification, processor: Any) -> None:
-    """Prove on the golden images that the service prepares the same pixels as the checkpoint's own processor.
+def check_same_pixels(task: ImagePreprocessing, processor: Any) -> None:
+    """Prove that the service prepares the same pixels as the checkpoint's own processor.
 
-    The images are decoded first, because the service decodes files to RGB in its own way.
+    They are compared on the golden images and on images of odd sizes. The images are decoded first, because the service
+    decodes files to RGB in its own way.
 
     Raises:
         LoadRefused: the pixels differ.
     """
-    for name, file in golden_images().items():
-        # Drop the file's other information, such as a transparent colour.
-        image = Image.fromarray(np.asarray(Image.open(BytesIO(file)).convert("RGB")))
+    # Drop the files' other information, such as a transparent colour.
+    images = {
+        name: Image.fromarray(np.asarray(Image.open(BytesIO(file)).convert("RGB")))
+        for name, file in golden_images().items()
+    }
+    images |= {f"an image of {width} x {height} pixels": shapes(width, height) for width, height in ODD_SIZES}
+    for name, image in images.items():
         lossless = BytesIO()
         image.save(lossless, "PNG")
         ours_CHW = task.preprocess(lossless.getvalue(), field="image").pixels_CHW

@@ -201,20 +201,6 @@ def labels_of(config: Mapping[str, Any], num_labels: int) -> list[str]:
     return [names[str(number)] for number in range(len(names))]
 
 
-def check_single_label(config: Mapping[str, Any], num_labels: int) -> None:
-    """Refuse a classifier that does not answer with exactly one of several classes.
-
-    Raises:
-        LoadRefused: several labels at once, one number, or a single class.
-    """
-    problem_type = config.get("problem_type")
-    if problem_type not in (None, "single_label_classification") or num_labels < 2:
-        raise LoadRefused(
-            f"{CONFIG}: problem_type {problem_type!r} with {num_labels} labels; only single-label classification"
-            " (softmax over at least 2 labels) is offered"
-        )
-
-
 def load_weights(auto_class: Any, name_or_path: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Load the network in float32; every weight must come from the checkpoint.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from export.conversion.comparison.requirements import ConversionRefused
 from export.conversion.model_source import Source
 from export.onnx_graphs.passes import cpu_session
-from service.tasks.text.embeddings import unit_vectors
+from service.tasks.embedding import unit_vectors
 
 MAX_LOGIT_DIFFERENCE = 1e-4  # of ONNX and TorchScript in float32 to PyTorch
 

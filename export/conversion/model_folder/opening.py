@@ -20,7 +20,9 @@ from model_store.folder import (
 )
 from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
 from service.tasks.decoding.search import SearchDefaults
-from service.tasks.image_classification import ImageClassification, PreprocessorConfig
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.image_feature_extraction import ImageEmbeddingSettings, ImageFeatureExtraction
+from service.tasks.images.preprocessing import PreprocessorConfig
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import EmbeddingSettings, FeatureExtraction
 from service.tasks.translation import Translation
@@ -48,9 +50,7 @@ def generation_of(folder: Path) -> dict[str, Any]:
 
 def text_classification_of(folder: Path, manifest: Manifest) -> TextClassification:
     """Build the pre- and postprocessing of a text classifier's folder."""
-    settings = SINGLE_LABEL
-    if (folder / TASK_SETTINGS).is_file():
-        settings = msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=ClassifierSettings)
+    settings = _classifier_settings(folder)
     return TextClassification(**_text_arguments(folder, manifest), labels=manifest.labels, settings=settings)
 
 
@@ -75,8 +75,27 @@ def _text_arguments(folder: Path, manifest: Manifest) -> dict[str, Any]:
 
 def image_classification_of(folder: Path, manifest: Manifest) -> ImageClassification:
     """Build the pre- and postprocessing of an image classifier's folder."""
-    config = msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
-    return ImageClassification(config, labels=manifest.labels, graph_input=manifest.inputs[0].name)
+    return ImageClassification(
+        _preprocessor_of(folder),
+        labels=manifest.labels,
+        graph_input=manifest.inputs[0].name,
+        settings=_classifier_settings(folder),
+    )
+
+
+def image_feature_extraction_of(folder: Path, manifest: Manifest) -> ImageFeatureExtraction:
+    """Build the pre- and postprocessing of the folder of a model that embeds images."""
+    settings = msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=ImageEmbeddingSettings)
+    return ImageFeatureExtraction(_preprocessor_of(folder), settings=settings, graph_input=manifest.inputs[0].name)
+
+
+def _preprocessor_of(folder: Path) -> PreprocessorConfig:
+    return msgspec.json.decode((folder / PREPROCESSOR).read_bytes(), type=PreprocessorConfig)
+
+
+def _classifier_settings(folder: Path) -> ClassifierSettings:
+    path = folder / TASK_SETTINGS
+    return msgspec.json.decode(path.read_bytes(), type=ClassifierSettings) if path.is_file() else SINGLE_LABEL
 
 
 def translation_of(folder: Path, manifest: Manifest) -> Translation:

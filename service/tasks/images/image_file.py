@@ -9,7 +9,7 @@ import binascii
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from io import BytesIO
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -75,6 +75,18 @@ class DecodingMemory(NamedTuple):
     until_s: float  # on `time.monotonic()`'s clock
 
 
+class OpenedImage(NamedTuple):
+    """An image whose header was read.
+
+    Attributes:
+        image: Pillow's image, not yet decoded; a JPEG may be opened at a fraction of its size.
+        target_size: width and height to which the upright image is to be resized, by its size in the file.
+    """
+
+    image: Image.Image
+    target_size: tuple[int, int]
+
+
 @contextlib.contextmanager
 def decoding(field: str) -> Iterator[None]:
     """Turn any of the dozen errors that decoders raise for damaged files into InvalidRequest."""
@@ -114,8 +126,9 @@ def opened_image(
     max_image_pixels: int | None,
     memory: DecodingMemory | None,
     smallest_side: int,
-    narrow_width: int,
-) -> Iterator[Image.Image]:
+    target_size: Callable[[int, int], tuple[int, int]],
+    min_width: int = 0,
+) -> Iterator[OpenedImage]:
     """Read the header of an image and reserve memory for its pixels.
 
     Args:
@@ -124,7 +137,8 @@ def opened_image(
         max_image_pixels: the largest image that is decoded; None leaves it to Pillow.
         memory: the memory that all decoded images share; None to reserve nothing.
         smallest_side: the least number of pixels of a side to which a JPEG may be reduced while it is decoded.
-        narrow_width: the largest width that the image will be resized to.
+        target_size: returns the width and height that an upright image of this width and height will be resized to.
+        min_width: memory is reserved for an image that is resized to at least this width.
 
     Raises:
         InvalidRequest: by its header, the image cannot be decoded here.
@@ -138,21 +152,22 @@ def opened_image(
         if memory is not None and webp_size is not None:
             pixel_bytes = webp.BYTES_PER_PIXEL if webp.is_available() else PILLOW_WEBP_BYTES_PER_PIXEL
             webp_bytes = pixel_bytes * math.prod(webp_size)
-            stack.enter_context(_reserved(memory, webp_bytes + _resizing_bytes(webp_size, narrow_width), field))
+            width = max(min_width, target_size(*webp_size)[0], target_size(*webp_size[::-1])[0])  # it may be turned
+            stack.enter_context(_reserved(memory, webp_bytes + _resizing_bytes(webp_size, width), field))
         opened = stack.enter_context(_opened(file, field, max_image_pixels))
-        opened.getexif()
+        full_size, target = opened.size, target_size(*size_upright(opened))
         if opened.format in JPEGS:
-            full_size = opened.size
             opened.draft(None, (smallest_side, smallest_side))
         if memory is not None and webp_size is None:
             decoded_bytes = math.prod(opened.size) * PIXEL_BYTES.get(opened.mode, OTHER_PIXEL_BYTES)
             if opened.format in JPEGS and _num_scans(file) > 1:
                 decoded_bytes += _coefficient_bytes(opened, full_size)
-            stack.enter_context(_reserved(memory, decoded_bytes + _resizing_bytes(opened.size, narrow_width), field))
+            resizing_bytes = _resizing_bytes(opened.size, max(min_width, target[0]))
+            stack.enter_context(_reserved(memory, decoded_bytes + resizing_bytes, field))
         if opened.format == "WEBP" and webp.is_available():
             with decoding(field):
                 opened = webp.decoded(file, opened)
-        yield opened
+        yield OpenedImage(opened, target)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@
 Shapes: n inputs of a request, D elements of a vector.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Self
 
 import msgspec
@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
+from service.tasks.embedding import Embedder, unit_vectors
 from service.tasks.hub_messages import HubOptions, PositiveWhole, Truncation, inputs_and_field, truncates, whole
-from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles, Tolerance
-from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
+from service.tasks.stored_task import HubCall, TaskError, TaskFiles
+from service.tasks.task import AnswerOptions
 from service.tasks.text.encoding import TextEncoding
-from service.tensors import Arrays, TensorSpec
-
-MIN_NORM = 1e-12  # below it a vector has no direction; the bound of `torch.nn.functional.normalize`
+from service.tensors import TensorSpec
 
 
 class EmbeddingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -77,17 +76,13 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
         return inner if inner is not None else getattr(self, name)
 
 
-class FeatureExtraction(TextEncoding):
+class FeatureExtraction(Embedder, TextEncoding):
     """Texts to vectors."""
 
     name: ClassVar[str] = "feature-extraction"
     answers_lists: ClassVar[bool] = True
     hub_request: ClassVar[type[msgspec.Struct]] = EmbeddingRequest
-    hub_answer: ClassVar[Any] = list[float]
     example: ClassVar[str | None] = """-d '{"inputs": "A wonderful film."}'"""
-    attention_outputs: ClassVar[Mapping[str, str]] = {}
-    explainable: None = None
-    labels: Sequence[str] = ()
 
     def __init__(
         self,
@@ -103,13 +98,13 @@ class FeatureExtraction(TextEncoding):
         Raises:
             TaskError: the settings name a prompt that they do not have, or a similarity that is not offered.
         """
-        super().__init__(tokenizer_json, max_tokens=max_tokens, pad_id=pad_id, graph_inputs=graph_inputs)
+        Embedder.__init__(self, dimensions=settings.dimensions, normalize=settings.normalize)
+        TextEncoding.__init__(self, tokenizer_json, max_tokens=max_tokens, pad_id=pad_id, graph_inputs=graph_inputs)
         self.settings = settings
         if settings.default_prompt is not None and settings.default_prompt not in settings.prompts:
             raise TaskError(f"task.json: default_prompt {settings.default_prompt!r} is not in prompts")
         if settings.similarity not in {"cosine", "dot"}:
             raise TaskError(f"task.json: similarity {settings.similarity!r} is not offered; cosine and dot are")
-        self.outputs = (TensorSpec("embedding", "FP32", (-1, settings.dimensions)),)
 
     @classmethod
     def open(cls, files: TaskFiles, graph_inputs: Sequence[str]) -> Self:
@@ -121,43 +116,6 @@ class FeatureExtraction(TextEncoding):
     def optional_inputs(self) -> tuple[TensorSpec, ...]:
         """None: a vector belongs to one text."""
         return ()
-
-    def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
-        """Split the outputs of a call into the pooled vector of each item, float32 [D]."""
-        return list(outputs["embedding"])
-
-    def finish(self, result: NDArray[np.float32], options: AnswerOptions = DEFAULT_ANSWER) -> NDArray[np.float32]:
-        """Return the vector as a request wants it, float32 [D] or shorter."""
-        vector_D: NDArray[np.float32] = self.vectors([result], options)[0]
-        return vector_D
-
-    def vectors(self, results: Sequence[NDArray[np.float32]], options: AnswerOptions) -> NDArray[np.float32]:
-        """Cut and normalise the pooled vectors of n inputs, float32 [n, D] or narrower.
-
-        A shorter vector is the beginning of the whole one (Kusupati et al. 2022, "Matryoshka Representation Learning",
-        arXiv 2205.13147), which is normalised after the cut.
-        """
-        vectors_nD = np.stack(results)
-        if options.dimensions is not None:
-            vectors_nD = vectors_nD[:, : options.dimensions]
-        normalize = self.settings.normalize if options.normalize is None else options.normalize
-        return unit_vectors(vectors_nD) if normalize else vectors_nD
-
-    def to_tensors(self, results: Sequence[NDArray[np.float32]]) -> Arrays:
-        """Make the output tensor of n results."""
-        return {"embedding": self.vectors(results, DEFAULT_ANSWER)}
-
-    def check_dimensions(self, dimensions: int | None) -> int | None:
-        """Return the number of elements that a request asks for.
-
-        Raises:
-            InvalidRequest: the vectors have fewer.
-        """
-        if dimensions is not None and not 1 <= dimensions <= self.settings.dimensions:
-            raise InvalidRequest(
-                f"dimensions is {dimensions}; the model's vectors have {self.settings.dimensions} elements"
-            )
-        return dimensions
 
     def with_prompt(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
         """Put the prompt that a request names before each text; without a name, the model's default prompt.
@@ -196,41 +154,3 @@ class FeatureExtraction(TextEncoding):
             vectors_nD = unit_vectors(vectors_nD)
         found: list[float] = (vectors_nD[1:] @ vectors_nD[0]).tolist()
         return found
-
-    def hub_document(self, answer: NDArray[np.float32]) -> list[float]:
-        """Make the task API's answer for one input."""
-        numbers: list[float] = answer.tolist()
-        return numbers
-
-    def check_example(self, example: Example) -> None:
-        """Check that a golden example has a vector of the model's width.
-
-        Raises:
-            TaskError: it has another width.
-        """
-        if (width := len(example.outputs.get("embedding", []))) != self.settings.dimensions:
-            raise TaskError(f"a vector of {width} elements, but dimensions is {self.settings.dimensions} in task.json")
-
-    def golden_difference(
-        self, example: Example, result: NDArray[np.float32], tolerance: Tolerance, search: str = ""
-    ) -> float:
-        """Return the largest absolute difference of an element of the vector, scaled to length 1, from the golden one.
-
-        Raises:
-            TaskError: it exceeds the tolerance, or the vector has another width.
-        """
-        golden_D = np.array(example.outputs["embedding"], dtype=np.float32)
-        if result.shape != golden_D.shape:
-            raise TaskError(f"a vector of shape {result.shape}, not {golden_D.shape}")
-        difference = unit_vectors(result[None]) - unit_vectors(golden_D[None])
-        off_by, allowed = float(np.abs(difference).max()), tolerance.max_abs_logit_difference
-        if not off_by <= allowed:
-            raise TaskError(f"vectors differ by {off_by:.3g}, the manifest allows {allowed:g}")
-        return off_by
-
-
-def unit_vectors(vectors_nD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale vectors to length 1; float32 [n, D]."""
-    norms_n1 = np.sqrt(np.einsum("nd,nd->n", vectors_nD, vectors_nD))[:, None]
-    units_nD: NDArray[np.float32] = vectors_nD / np.maximum(norms_n1, MIN_NORM)
-    return units_nD

@@ -17,7 +17,7 @@ from service.prediction.messages import (
     RequestOptions,
 )
 from service.tasks.classification import Classification
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
 from service.tasks.text.classification import TextClassification
 from service.tasks.translation import Translated, Translation
 from service.tensors import Arrays, TensorSpec, bytes_array

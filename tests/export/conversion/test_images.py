@@ -32,7 +32,7 @@ from export.training.image_classifier import jpeg_compressed, normalised, train_
 from model_store.folder import FoundFolder, read
 from tests.conftest import LABELS, noise_files, untrained_image_sources
 from tests.export.training.test_image_classifier import toy_config, toy_data, toy_images
-from tests.service.tasks.test_image_classification import file_of
+from tests.service.tasks.images.test_image_classification import file_of
 
 
 def converted(source: ImageClassifierSource, store: Path, console: Console, **options: Any) -> Path:

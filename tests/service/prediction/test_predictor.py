@@ -13,7 +13,7 @@ from service.models.repository import ModelRepository
 from service.prediction.messages import Receipt, RequestOptions
 from service.prediction.predictor import Predictor
 from service.tasks.classification import Classification
-from service.tasks.image_classification import ImageClassification
+from service.tasks.images.image_classification import ImageClassification
 from service.tasks.text.classification import TextClassification
 from service.telemetry.metrics import Metrics
 from service.tensors import bytes_array

@@ -17,7 +17,7 @@ from PIL import Image
 from export.conversion.golden_images import golden_images, gradient, shapes
 from proto import heed_pb2, heed_pb2_grpc, inference_pb2, inference_pb2_grpc
 from tests.conftest import LABELS, Server, running_server
-from tests.service.tasks.test_image_classification import file_of, png_header
+from tests.service.tasks.images.test_image_classification import file_of, png_header
 
 MODELS = ("vit", "resnet9")
 FILES = golden_images()
@@ -239,10 +239,8 @@ def test_task_api_parameters(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) 
     sigmoids = [entry["score"] for entry in ask(function_to_apply="sigmoid", top_k=7).json()]
     assert sigmoids == pytest.approx([1 / (1 + np.exp(-logit)) for logit in logits])
     assert "$.parameters.top_k" in ask(top_k=0).json()["error"]
-    assert (
-        "'truncation' belongs to text-classification and translation; model 'vit' is an image-classification"
-        in (ask(truncation=True).json()["error"])
-    )
+    owners = "'truncation' belongs to text-classification, translation and feature-extraction"
+    assert f"{owners}; model 'vit' is an image-classification" in ask(truncation=True).json()["error"]
     assert ask(top_k=3.0, function_to_apply="SOFTMAX", explain=None).json() == ask(top_k=3).json()
     url = "data:image/jpeg;base64," + base64.b64encode(JPEG).decode()
     by_url = http.post("/models/vit", json={"inputs": url, "parameters": None, "options": None, "stream": None})

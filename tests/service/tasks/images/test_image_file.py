@@ -11,8 +11,8 @@ from PIL import Image, PngImagePlugin
 
 from service.errors import DeadlineExceeded, InvalidRequest, TooLarge
 from service.process.memory_budget import ByteBudget
-from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
 from service.tasks.images import webp
+from service.tasks.images.image_classification import ImageClassification
 from service.tasks.images.image_file import (
     ORIENTATION_TAG,
     STRIP_PIXELS,
@@ -21,6 +21,7 @@ from service.tasks.images.image_file import (
     opened_image,
     resized,
 )
+from service.tasks.images.preprocessing import ImageSize, PreprocessorConfig
 
 SIZE = (1300, 900)  # more than one strip
 TASK = ImageClassification(
@@ -82,8 +83,9 @@ def test_strips_give_the_pixels_of_the_whole_image(mode: str, orientation: int) 
     whole = whole.convert("RGBA" if whole.has_transparency_data else "RGB")
     whole = whole.transpose(UPRIGHT_BY[orientation]) if orientation in UPRIGHT_BY else whole
     for size in ((64, 48), (64, 1200)):
-        with opened_image(file, "image", None, None, 0, 0) as opened:
-            found = resized(opened, size, Image.Resampling.BICUBIC)
+        with opened_image(file, "image", None, None, 0, lambda *_, size=size: size) as opened:
+            assert opened.target_size == size
+            found = resized(opened.image, size, Image.Resampling.BICUBIC)
         expected = whole.resize(size, Image.Resampling.BICUBIC)
         assert found.mode == expected.mode
         assert np.abs(on_white(found) - on_white(expected)).max() <= 2
@@ -105,7 +107,7 @@ def test_an_image_reserves_what_its_decoder_takes(file: bytes, least_bytes: int)
     """The reserved memory depends on format and mode, and all of it is released."""
     budget = ByteBudget("image memory", 10**9)
     memory = DecodingMemory(budget, time.monotonic() + 60)
-    with opened_image(file, "image", None, memory, 10**6, 64):
+    with opened_image(file, "image", None, memory, 10**6, lambda *_: (64, 64)):
         assert least_bytes <= budget.reserved_bytes <= least_bytes + 4 * math.prod(SIZE) + 17 * STRIP_PIXELS
     assert budget.reserved_bytes == 0
 

@@ -37,8 +37,8 @@ def test_pixels_are_pillows(mode: str, options: dict[str, Any]) -> None:
     file = file_of(mode, exif=exif, **options)
     expected = Image.open(BytesIO(file)).transpose(Image.Transpose.ROTATE_270)
     assert expected.mode == mode
-    with opened_image(file, "image", None, None, 0, 0) as opened:
-        found = resized(opened, expected.size, Image.Resampling.BICUBIC)
+    with opened_image(file, "image", None, None, 0, lambda *upright: upright) as opened:
+        found = resized(opened.image, expected.size, Image.Resampling.BICUBIC)
     assert found.mode == mode
     assert (np.asarray(found) == np.asarray(expected)).all()
 
@@ -49,7 +49,7 @@ def test_a_damaged_picture_is_refused() -> None:
     file[60:-60] = bytes(len(file) - 120)
     with (
         pytest.raises(InvalidRequest, match="image cannot be decoded, the file is damaged: libwebp cannot read"),
-        opened_image(bytes(file), "image", None, None, 0, 0),
+        opened_image(bytes(file), "image", None, None, 0, lambda *upright: upright),
     ):
         pass
 

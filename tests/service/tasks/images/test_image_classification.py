@@ -16,7 +16,8 @@ from PIL import Image
 
 from export.conversion.golden_images import faded, golden_images, gradient, shapes
 from service.errors import InvalidRequest
-from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.preprocessing import ImageSize, PreprocessorConfig
 
 SIZE = 32
 SETTINGS = {

@@ -1,6 +1,6 @@
-"""Encoded image to label: preprocessing and postprocessing of an image classifier.
+"""Encoded image to pixels: the preprocessing that all tasks of images share.
 
-    JPEG, PNG or WebP ── decoded, upright, resized, on white ──> RGB ── normalised ──> graph ──> logits ──> label
+    JPEG, PNG or WebP ── decoded, upright, resized, cropped, on white ──> RGB ── normalised ──> graph
 
 The same code prepares the images that conversion compares and measures with (`export/conversion/model_source.py`).
 Shapes: B rows of an engine call, C channels, H height, W width.
@@ -11,23 +11,24 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.tasks.classification import Classifier
-from service.tasks.explainable import ImageParts, ValueFunction
-from service.tasks.hub_messages import (
-    HUB_TOP_K,
-    ImageClassificationParameters,
-    ImageClassificationRequest,
-    refuse_stream,
+from service.errors import InvalidRequest
+from service.tasks.images.image_file import (
+    DecodingMemory,
+    OpenedImage,
+    decoding,
+    file_of,
+    opened_image,
+    resized,
+    size_upright,
 )
-from service.tasks.images.image_file import DecodingMemory, decoding, file_of, opened_image, resized, size_upright
-from service.tasks.stored_task import Example, HubCall, Padding, TaskError, TaskFiles
+from service.tasks.stored_task import Example, Padding, TaskError, TaskFiles
 from service.tasks.task import Preparation, PrepareOptions, RequestLimits, check_num_rows
 from service.tensors import Arrays, TensorSpec
 
@@ -35,21 +36,49 @@ PREPROCESSOR = "preprocessor_config.json"
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if that is still at least this many times the model's size.
 # From 12 megapixels to 32 x 32 that took 14 ms instead of 108, and no level of the result differed by more than one.
 MIN_JPEG_SIZE_FACTOR = 4
+# The longest image, by the ratio of its sides, that is resized by its shortest edge. It bounds the size of the result:
+# an image of 65,535 x 1 pixels would get 256 rows of 16 million pixels.
+MAX_ASPECT_RATIO = 32
 
 
 class ImageSize(msgspec.Struct, frozen=True):
-    """A size in a preprocessor configuration, in pixels."""
+    """A size in a preprocessor configuration, in pixels: height and width, or the length of the shortest edge."""
 
-    height: int
-    width: int
+    height: int | None = None
+    width: int | None = None
+    shortest_edge: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that exactly one of the two forms is given.
+
+        Raises:
+            ValueError: neither or both are given, or a length is not positive.
+        """
+        sides = (self.height, self.width) if self.shortest_edge is None else (self.shortest_edge,)
+        both = self.shortest_edge is not None and not self.height is self.width is None
+        if both or not all(side is not None and side > 0 for side in sides):
+            raise ValueError("a size has a height and a width, or a shortest_edge, in pixels")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """The least height and width of an image that was resized to this size."""
+        if self.shortest_edge is not None:
+            return self.shortest_edge, self.shortest_edge
+        assert self.height is not None
+        assert self.width is not None
+        return self.height, self.width
 
 
 class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The fields of a Hugging Face `preprocessor_config.json` that the server needs; others are ignored."""
+    """The fields of a Hugging Face `preprocessor_config.json` that the server needs; others are ignored.
+
+    `crop_rounding` is this repository's own: how half a pixel is rounded where the margins of a crop are not equal.
+    `transformers` rounds down, torchvision to the even number.
+    """
 
     size: ImageSize
     do_resize: bool
-    resample: Literal[2, 3]  # Pillow's numbers: bilinear, bicubic; both antialiased
+    resample: Literal[1, 2, 3]  # Pillow's numbers: Lanczos, bilinear, bicubic; all antialiased
     do_rescale: bool
     rescale_factor: float
     do_normalize: bool
@@ -57,11 +86,12 @@ class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
     image_std: tuple[float, float, float]
     do_center_crop: bool = False
     crop_size: ImageSize | None = None
+    crop_rounding: Literal["down", "even"] = "down"
 
     @property
-    def pixels(self) -> ImageSize:
-        """The size of the image that the graph takes."""
-        return self.crop_size if self.do_center_crop and self.crop_size else self.size
+    def pixels(self) -> tuple[int, int]:
+        """Height and width of the image that the graph takes."""
+        return (self.crop_size if self.do_center_crop and self.crop_size else self.size).sides
 
     def __post_init__(self) -> None:
         """Refuse settings that are not supported.
@@ -73,8 +103,38 @@ class PreprocessorConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("only do_resize, do_rescale and do_normalize together are offered")
         if self.do_center_crop and self.crop_size is None:
             raise ValueError("do_center_crop without a crop_size")
-        if self.pixels.height > self.size.height or self.pixels.width > self.size.width:
+        if self.crop_size is not None and self.crop_size.shortest_edge is not None:
+            raise ValueError("crop_size needs a height and a width")
+        if self.size.shortest_edge is not None and not self.do_center_crop:
+            raise ValueError("size has a shortest_edge, which needs do_center_crop: images must become equally large")
+        if any(cropped > side for cropped, side in zip(self.pixels, self.size.sides, strict=True)):
             raise ValueError("crop_size is larger than size")
+
+    def resized_size(self, width: int, height: int) -> tuple[int, int]:
+        """Return width and height to which an upright image is resized before it is cropped.
+
+        Raises:
+            ValueError: the image is too long to be resized by its shortest edge.
+        """
+        edge = self.size.shortest_edge
+        if edge is None:
+            return self.size.sides[1], self.size.sides[0]
+        if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+            raise ValueError(
+                f"has {width} x {height} pixels; the model resizes images by their shortest edge, and the longest may"
+                f" be at most {MAX_ASPECT_RATIO} times as long"
+            )
+        # In this order, as torchvision and `transformers` compute it: the result is rounded down.
+        return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+
+    def crop_box(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Return left, top, right and bottom of the crop of a resized image."""
+        high, wide = self.pixels
+        if self.crop_rounding == "down":
+            left, top = (width - wide) // 2, (height - high) // 2
+        else:
+            left, top = round((width - wide) / 2), round((height - high) / 2)
+        return left, top, left + wide, top + high
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,34 +152,26 @@ class Pixels:
         return "sha256:" + hashlib.sha256(self.pixels_CHW.astype("<f4").tobytes()).hexdigest()
 
 
-class ImageClassification(Classifier):
-    """Preprocessing and postprocessing of an image classifier."""
+class ImagePreprocessing:
+    """The inputs and the preprocessing that all tasks of images share."""
 
     optional_inputs: tuple[TensorSpec, ...] = ()
-    name: ClassVar[str] = "image-classification"
     accepts: ClassVar[str] = "images"
     input_field: ClassVar[str] = "image[{}]"
     request_options: ClassVar[frozenset[str]] = frozenset()
     takes_files: ClassVar[bool] = True
-    answers_lists: ClassVar[bool] = False
-    hub_request: ClassVar[type[msgspec.Struct]] = ImageClassificationRequest
-    example: ClassVar[str | None] = "--data-binary @docs/ship.jpg"
     pads_rows: ClassVar[bool] = False
     max_length = 1
     inputs = (TensorSpec("image", "BYTES", (-1,)),)
 
-    def __init__(self, config: PreprocessorConfig, *, labels: Sequence[str], graph_input: str) -> None:
+    def __init__(self, config: PreprocessorConfig, graph_input: str) -> None:
         """Set up from the contents of a model folder.
 
         Args:
             config: how images are resized, cropped and normalised.
-            labels: names of the classes, in the order of their numbers.
             graph_input: the name of the graph's only input.
         """
-        super().__init__(labels)
-        self._size = (config.size.width, config.size.height)
-        left, top = ((config.size.width - config.pixels.width) // 2, (config.size.height - config.pixels.height) // 2)
-        self._cropped = (left, top, left + config.pixels.width, top + config.pixels.height)
+        self._config = config
         self._resample = Image.Resampling(config.resample)
         self._graph_input = graph_input
         # Two steps in the order of training, so that the results are equal bit by bit, as in x / 127.5 - 1.
@@ -127,23 +179,21 @@ class ImageClassification(Classifier):
         self._divisor_C11 = (std_C / config.rescale_factor).astype(np.float32)[:, None, None]
         self._offset_C11 = (mean_C / std_C).astype(np.float32)[:, None, None]
 
-    @classmethod
-    def open(cls, files: TaskFiles, graph_inputs: Sequence[str]) -> Self:
-        """Set up the task of a model from its folder."""
+    @staticmethod
+    def preprocessor_of(files: TaskFiles, graph_inputs: Sequence[str]) -> tuple[PreprocessorConfig, str]:
+        """Read the arguments of `ImagePreprocessing` from a model folder.
+
+        Raises:
+            TaskError: the graph has more than one input.
+        """
         if len(graph_inputs) != 1:
-            raise TaskError(f"the graph has {len(graph_inputs)} inputs, an image classifier has one")
-        config = files.config(PREPROCESSOR, PreprocessorConfig)
-        return cls(config, labels=files.labels, graph_input=graph_inputs[0])
+            raise TaskError(f"the graph has {len(graph_inputs)} inputs, a model of images has one")
+        return files.config(PREPROCESSOR, PreprocessorConfig), graph_inputs[0]
 
     @classmethod
     def padding(cls, files: TaskFiles) -> Padding | None:  # noqa: ARG003, all images have one size
         """Return how calls on a GPU are padded: in rows only."""
         return Padding()
-
-    @property
-    def explainable(self) -> Self:
-        """The task itself: patches can be taken away."""
-        return self
 
     def read(self, inputs: Arrays) -> list[bytes]:
         """Return the files of the tensor `image`."""
@@ -208,16 +258,17 @@ class ImageClassification(Classifier):
     ) -> NDArray[np.uint8]:
         """Convert an encoded image to RGB in the model's size, uint8 [H, W, 3].
 
-        It is stretched to the model's size, and for some models cropped to the middle. An image of the model's size is
-        not changed. Arguments are those of `preprocess`.
+        It is resized as the model's configuration says, and for some models cropped to the middle. An image of the
+        model's size is not changed by models that do not crop. Arguments are those of `preprocess`.
 
         Raises:
             InvalidRequest: for the reasons of `preprocess`.
         """
         with decoding(field), self._opened(file, field, max_image_pixels, memory) as opened:
-            image = resized(opened, self._size, self._resample)
-            if self._cropped != (0, 0, *self._size):
-                image = image.crop(self._cropped)
+            image = resized(opened.image, opened.target_size, self._resample)
+            box = self._config.crop_box(*opened.target_size)
+            if box != (0, 0, *opened.target_size):
+                image = image.crop(box)
             return np.asarray(_on_white(image))
 
     def picture(
@@ -243,13 +294,13 @@ class ImageClassification(Classifier):
             InvalidRequest: for the reasons of `preprocess`.
         """
         with decoding(field), self._opened(file, field, max_image_pixels, memory, side) as opened:
-            upright_size = size_upright(opened)
+            upright_size = size_upright(opened.image)
             scale = side / max(upright_size)
             scale = scale if scale < 1 else int(scale)
             width, height = (max(1, round(scale * pixels)) for pixels in upright_size)
-            image = resized(opened, (width, height), self._resample if scale < 1 else Image.Resampling.NEAREST)
-            across, down = width / self._size[0], height / self._size[1]
-            left, top, right, bottom = self._cropped
+            image = resized(opened.image, (width, height), self._resample if scale < 1 else Image.Resampling.NEAREST)
+            across, down = width / opened.target_size[0], height / opened.target_size[1]
+            left, top, right, bottom = self._config.crop_box(*opened.target_size)
             return _on_white(
                 image.crop((int(left * across), int(top * down), round(right * across), round(bottom * down)))
             )
@@ -261,11 +312,19 @@ class ImageClassification(Classifier):
         max_image_pixels: int | None,
         memory: DecodingMemory | None,
         side: int = 0,
-    ) -> contextlib.AbstractContextManager[Image.Image]:
+    ) -> contextlib.AbstractContextManager[OpenedImage]:
         """Open an image that can be decoded, at no less than `side` pixels if it has them."""
-        smallest_side = max(side, MIN_JPEG_SIZE_FACTOR * max(self._size))
-        narrow_width = max(side, *self._size)
-        return opened_image(file_of(file, field), field, max_image_pixels, memory, smallest_side, narrow_width)
+
+        def target_size(width: int, height: int) -> tuple[int, int]:
+            try:
+                return self._config.resized_size(width, height)
+            except ValueError as error:
+                raise InvalidRequest(f"{field} {error}") from None
+
+        smallest_side = max(side, MIN_JPEG_SIZE_FACTOR * max(self._config.size.sides))
+        return opened_image(
+            file_of(file, field), field, max_image_pixels, memory, smallest_side, target_size, min_width=side
+        )
 
     def normalised(self, levels_HWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Normalise levels from 0 to 255 to the graph's input, float32 [3, H, W]."""
@@ -291,48 +350,6 @@ class ImageClassification(Classifier):
         if pixels.digest() != example.tensors["pixel_values"]:
             raise TaskError("preprocessing gives other pixels than in training")
         return pixels
-
-    def read_hub(self, request: ImageClassificationRequest | bytes) -> HubCall:
-        """Read a request of the task API: JSON, or the file that is its body."""
-        if isinstance(request, bytes):
-            image, field, parameters = request, "the body", ImageClassificationParameters()
-        else:
-            refuse_stream(request)
-            image, field = request.inputs.encode(), "inputs"
-            parameters = request.parameters or ImageClassificationParameters()
-        answer = parameters.answer_options(HUB_TOP_K)
-        return HubCall([image], field, answer=answer, explain=parameters.explain)
-
-    def parts(
-        self,
-        given: bytes,
-        item: Pixels,
-        *,
-        truncate: bool,
-        field: str,
-        max_image_pixels: int,
-        memory: DecodingMemory | None,
-    ) -> ImageParts:
-        """Return the pixels whose patches can be taken away, and the image for people."""
-
-        def picture(side: int) -> Image.Image:
-            return self.picture(given, field=field, side=side, max_image_pixels=max_image_pixels, memory=memory)
-
-        return ImageParts(item.pixels_CHW, picture)
-
-    def value_function(self, item: Pixels, result: NDArray[np.float32], target: int | None) -> ValueFunction:
-        """Return the probability of a class as a function of the pixels that are kept."""
-        return self.class_value_function(result, target, Pixels, partial(image_row, item.pixels_CHW))
-
-    def golden_row(self, item: Pixels, example: Example, target: int | None) -> Arrays:
-        """Make the explanation graph's input for a golden example."""
-        assert target is not None
-        return image_row(item.pixels_CHW, target)
-
-
-def image_row(pixels_CHW: NDArray[np.float32], target: int) -> Arrays:
-    """Make the explanation graph's input for an image, as the served graph takes it, and the explained class."""
-    return {"pixel_values": pixels_CHW, "target": np.array(target)}
 
 
 def _on_white(image: Image.Image) -> Image.Image:

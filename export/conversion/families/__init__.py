@@ -1,0 +1,1 @@
+"""Tables of the model families that can be loaded."""
