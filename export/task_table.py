@@ -9,6 +9,9 @@ IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
 FEATURE_EXTRACTION = "feature-extraction"
 IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
+TOKEN_CLASSIFICATION = "token-classification"
+TEXT_RANKING = "text-ranking"
+QUESTION_ANSWERING = "question-answering"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
@@ -16,4 +19,7 @@ TASKS = {
     TRANSLATION: "export.tasks.translation",
     FEATURE_EXTRACTION: "export.tasks.feature_extraction",
     IMAGE_FEATURE_EXTRACTION: "export.tasks.image_feature_extraction",
+    TOKEN_CLASSIFICATION: "export.tasks.text.token_classification",
+    TEXT_RANKING: "export.tasks.text.text_ranking",
+    QUESTION_ANSWERING: "export.tasks.text.question_answering",
 }

@@ -33,11 +33,13 @@ from export.conversion.checkpoints.reading import (
 )
 from export.conversion.checkpoints.sentence_transformers import SentenceLayers, read_sentence_layers
 from export.conversion.model_source import Source
+from export.conversion.rows_source import RowsSource, Wrap
 from export.conversion.text_source import EmbeddingSource, TextClassifierSource, optimized_as_bert
 from export.networks.sentence_embedding import SentenceEmbedding
 from export.networks.transformer import fused_attention, padding_bias
 from service.tasks.classification import ClassifierSettings, Problem
 from service.tasks.text.embeddings import EmbeddingSettings
+from service.tasks.text.rows import RowsTask
 
 # The graph's inputs by model type, for the families that conversion is tested with.
 INPUTS_OF = {
@@ -117,8 +119,8 @@ def classifier_of_hugging_face(name_or_path: str) -> TextClassifierSource:
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification)
     model = checkpoint.model
     source = TextClassifierSource(
-        module=_Positional(model),
-        for_export=lambda: _Positional(_with_fused_attention(model)),
+        module=Positional(model),
+        for_export=lambda: Positional(with_fused_attention(model)),
         labels=labels_of(checkpoint.document, model.config.num_labels),
         settings=classifier_settings(checkpoint.document, model.config.num_labels),
         **checkpoint.arguments,
@@ -167,12 +169,44 @@ def embedding_of_hugging_face(name_or_path: str) -> EmbeddingSource:
     )
     source = EmbeddingSource(
         module=SentenceEmbedding(model, layers.poolings, layers.dense),
-        for_export=lambda: SentenceEmbedding(_with_fused_attention(model), layers.poolings, layers.dense),
+        for_export=lambda: SentenceEmbedding(with_fused_attention(model), layers.poolings, layers.dense),
         settings=settings,
         **checkpoint.arguments | {"provenance": checkpoint.arguments["provenance"] | layers.provenance()},
     )
     _check(source, checkpoint)
     return source
+
+
+def rows_source_of_hugging_face(checkpoint: TextCheckpoint, wrap: Wrap, served: RowsTask, **more: Any) -> RowsSource:
+    """Make a source of a checkpoint whose inputs take several rows.
+
+    Args:
+        checkpoint: the checkpoint.
+        wrap: makes the network that is exported of the model.
+        served: the task as the service opens it.
+        more: further arguments of the source.
+
+    Raises:
+        LoadRefused: texts are tokenized differently than by `transformers`, or the network cannot be computed.
+    """
+    model = checkpoint.model
+    source = RowsSource(
+        module=wrap(model),
+        for_export=lambda: wrap(with_fused_attention(model)),
+        served=served,
+        **checkpoint.arguments | more,
+    )
+    with reading("the tokenizer cannot be served"):
+        check_same_tokens(served, checkpoint.tokenizer, source.max_tokens)
+    check_computes(source)
+    return source
+
+
+def served_arguments(checkpoint: TextCheckpoint) -> dict[str, Any]:
+    """Return the constructor's arguments that the served tasks of all texts have."""
+    arguments = checkpoint.arguments
+    kept = {name: arguments[name] for name in ("tokenizer_json", "max_tokens", "pad_id")}
+    return kept | {"graph_inputs": arguments["input_names"]}
 
 
 def _dimensions(layers: SentenceLayers, width: int) -> int:
@@ -228,7 +262,7 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
     return max_tokens
 
 
-class _Positional(nn.Module):
+class Positional(nn.Module):
     """A Hugging Face model that takes tensors in a fixed order and returns only its logits."""
 
     def __init__(self, model: Any) -> None:
@@ -247,7 +281,7 @@ class _Positional(nn.Module):
         return logits
 
 
-def _with_fused_attention(model: Any) -> Any:
+def with_fused_attention(model: Any) -> Any:
     """Copy a model with its weights, with attention as one operator of the exported graph."""
     AttentionInterface.register(FUSED, _fused_attention)
     AttentionMaskInterface.register(FUSED, _padding_mask)

@@ -271,7 +271,7 @@ class Predictor:
     async def explain(
         self,
         options: RequestOptions,
-        inputs: Arrays,
+        inputs: Arrays | Sequence[Any],
         request: ExplainRequest,
         field: str = "",
         answer_options: AnswerOptions = DEFAULT_ANSWER,
@@ -282,7 +282,7 @@ class Predictor:
 
         Args:
             options: options of the request.
-            inputs: the input tensor by name, of one element.
+            inputs: the input tensors by name, of one element each; or a list of the one input, as its task has read it.
             request: options of the explanation.
             field: name of the input in error messages; as in `infer` if empty.
             answer_options: how the result becomes the answer.
@@ -297,7 +297,9 @@ class Predictor:
             model = account.get_model()
             check_options(model, options)
             task = check_request(model, request)
-            check_inputs(task, inputs)
+            if isinstance(inputs, Mapping):
+                check_inputs(task, inputs)
+                inputs = task.read(inputs)
             check_single_input(inputs)
             with self._explainer.admitted():
                 await self._explainer.get_ready(model, request, account.deadline_s)
@@ -312,11 +314,10 @@ class Predictor:
         return explained, account.receipt
 
     async def _preprocess_explained(
-        self, account: RequestAccount, task: Explainable, inputs: Arrays, request: ExplainRequest, field: str
+        self, account: RequestAccount, task: Explainable, given: Sequence[Any], request: ExplainRequest, field: str
     ) -> tuple[list[Any], ExplanationPlan]:
         """Preprocess the input of an explanation and plan its samples, once a core is idle."""
         await self._idle_executor.moment(account.deadline_s)
-        given = task.read(inputs)
         field = field or task.input_field.format(0)
         prepared = self._preprocessor.prepare(task, account.options, given, field, account.deadline_s)
         items = prepared if isinstance(prepared, list) else await prepared

@@ -113,13 +113,13 @@ def described(task: Task[Any] | type[Task[Any]]) -> str:
     return f"{'an' if task.name[0] in 'aeiou' else 'a'} {task.name} model"
 
 
-def check_single_input(inputs: Arrays) -> None:
-    """Refuse tensors that do not hold exactly one element, the only input that an explanation takes.
+def check_single_input(inputs: Sequence[Any]) -> None:
+    """Refuse more or fewer inputs than one, the only input that an explanation takes.
 
     Raises:
         InvalidRequest: states the number of inputs.
     """
-    if (count := sum(array.size for array in inputs.values())) != 1:
+    if (count := len(inputs)) != 1:
         raise InvalidRequest(f"an explanation takes one input, the request has {count}")
 
 

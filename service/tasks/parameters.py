@@ -34,8 +34,8 @@ NEUTRAL: Mapping[str, tuple[bool | float, ...]] = {
 # Tasks by the parameters that belong to them alone.
 PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     "text-classification and image-classification": ("function_to_apply", "top_k"),
-    "text-classification, translation and feature-extraction": ("truncation",),
-    "text-classification, image-classification and translation": ("explain",),
+    "tasks that read texts": ("truncation",),
+    "tasks whose answers can be explained": ("explain",),
     "translation": (
         "clean_up_tokenization_spaces",
         "generate_parameters",
@@ -63,6 +63,7 @@ PARAMETERS_OF: Mapping[str, tuple[str, ...]] = {
     ),
     "zero-shot-classification": ("candidate_labels", "hypothesis_template", "multi_label"),
     "token-classification": ("aggregation_strategy", "ignore_labels", "stride"),
+    "text-ranking": ("raw_scores", "return_text"),
     "fill-mask": ("targets",),
     "question-answering": (
         "align_to_words",

@@ -7,6 +7,9 @@ from service.tasks.images.image_feature_extraction import ImageFeatureExtraction
 from service.tasks.stored_task import StoredTask
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import FeatureExtraction
+from service.tasks.text.ranking import TextRanking
+from service.tasks.text.token_classification import TokenClassification
+from service.tasks.text.question_answering import QuestionAnswering
 from service.tasks.translation import Translation
 
 _TASKS: tuple[type[StoredTask[Any]], ...] = (
@@ -15,6 +18,9 @@ _TASKS: tuple[type[StoredTask[Any]], ...] = (
     Translation,
     FeatureExtraction,
     ImageFeatureExtraction,
+    TokenClassification,
+    TextRanking,
+    QuestionAnswering,
 )
 
 TASKS = {task.name: task for task in _TASKS}

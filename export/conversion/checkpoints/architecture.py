@@ -10,18 +10,24 @@ from export.task_table import (
     FEATURE_EXTRACTION,
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURE_EXTRACTION,
+    QUESTION_ANSWERING,
     TASKS,
     TEXT_CLASSIFICATION,
+    TEXT_RANKING,
+    TOKEN_CLASSIFICATION,
     TRANSLATION,
 )
 
 # Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
 TASK_OF_ENDING = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForQuestionAnswering": QUESTION_ANSWERING,
+    "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,
     "Model": FEATURE_EXTRACTION,
 }
+CROSS_ENCODER = "sentence_transformers"  # a field of `config.json` that sentence-transformers writes
 
 
 def task_of_checkpoint(name_or_path: str) -> str:
@@ -45,6 +51,8 @@ def task_of_config(config: dict[str, Any]) -> str:
     if is_timm_config(config):
         return IMAGE_CLASSIFICATION if has_timm_classifier(config) else IMAGE_FEATURE_EXTRACTION
     named = config.get("architectures")
+    if CROSS_ENCODER in config and any("ForSequenceClassification" in str(each) for each in named or []):
+        return TEXT_RANKING
     for architecture in named if isinstance(named, list) else []:
         for ending, task in TASK_OF_ENDING.items():
             if str(architecture).endswith(ending):

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,9 +23,12 @@ from service.tasks.decoding.search import SearchDefaults
 from service.tasks.images.image_classification import ImageClassification
 from service.tasks.images.image_feature_extraction import ImageEmbeddingSettings, ImageFeatureExtraction
 from service.tasks.images.preprocessing import PreprocessorConfig
+from service.tasks.table import TASKS
 from service.tasks.text.classification import TextClassification
 from service.tasks.text.embeddings import EmbeddingSettings, FeatureExtraction
 from service.tasks.translation import Translation
+
+C = TypeVar("C")
 
 
 def open_folder(path: Path) -> ModelFolder:
@@ -60,6 +63,31 @@ def feature_extraction_of(folder: Path, manifest: Manifest) -> FeatureExtraction
         **_text_arguments(folder, manifest),
         settings=msgspec.json.decode((folder / TASK_SETTINGS).read_bytes(), type=EmbeddingSettings),
     )
+
+
+class OpenedFiles:
+    """The files of a model folder, as a served task reads them (`service.tasks.stored_task.TaskFiles`)."""
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        assert manifest.limits.max_tokens is not None
+        self._folder, self.labels, self.max_tokens = folder, manifest.labels, manifest.limits.max_tokens
+
+    def text(self, name: str) -> str | None:
+        """Return a text file's contents, or None if the folder has no such file."""
+        return (self._folder / name).read_text() if (self._folder / name).is_file() else None
+
+    def config(self, name: str, kind: type[C]) -> C:
+        """Decode a JSON file."""
+        return msgspec.json.decode((self._folder / name).read_bytes(), type=kind)
+
+    def settings(self, kind: type[C]) -> C:
+        """Decode the settings of the task; `kind()` where the folder has none."""
+        return self.config(TASK_SETTINGS, kind) if (self._folder / TASK_SETTINGS).is_file() else kind()
+
+
+def served_task_of(folder: Path, manifest: Manifest) -> Any:
+    """Open the served task of a folder by its name."""
+    return TASKS[manifest.task].open(OpenedFiles(folder, manifest), [tensor.name for tensor in manifest.inputs])
 
 
 def _text_arguments(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -35,7 +35,8 @@ from export.data.own.sources import Request, licence_of, name_of, read_sources
 from export.data.own.splits import TEST, TRAIN, VALIDATION, arrange, digest
 from export.data.own.tables import Table
 from export.task_table import IMAGE_CLASSIFICATION
-from service.tasks.image_classification import ImageClassification, ImageSize, PreprocessorConfig
+from service.tasks.images.image_classification import ImageClassification
+from service.tasks.images.preprocessing import ImageSize, PreprocessorConfig
 from service.tasks.images.image_file import FORMATS, JPEGS, size_upright
 
 SPLITS = (TRAIN, VALIDATION, TEST)

@@ -23,7 +23,8 @@ from service.tasks.hub_messages import (
 )
 from service.tasks.stored_task import Example, HubCall, TaskFiles
 from service.tasks.text.encoding import TextEncoding, Tokens
-from service.tasks.text.tokenization import Pair
+from service.tasks.text.pairs import pair_parts, part_of_pair
+from service.tasks.text.tokenization import Pair, Text
 from service.tensors import Arrays
 
 
@@ -70,14 +71,17 @@ class TextClassification(TextEncoding, Classifier):
         return HubCall(texts, field, truncate=truncate, answer=answer, explain=parameters.explain)
 
     def parts(
-        self, given: str, item: Tokens, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
+        self, given: Text, item: Tokens, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
-        """Split a text into its tokens and their places."""
+        """Split a text into its tokens and their places; a token of a pair is named by its place in the ids."""
+        if isinstance(given, Pair):
+            return pair_parts(self.encoder, given, item, truncate=truncate)
         return TextParts(given, item.ids, self.spans(given, truncate=truncate), self.names(item.ids))
 
     def value_function(self, item: Tokens, result: NDArray[np.float32], target: int | None) -> ValueFunction:
         """Return the score of a class as a function of the tokens that are kept."""
-        return self.class_value_function(result, target, self.part, partial(text_row, item.ids))
+        item_of = self.part if item.type_ids is None else partial(part_of_pair, item, self.pad_id)
+        return self.class_value_function(result, target, item_of, partial(text_row, item.ids))
 
     def golden_row(self, item: Tokens, example: Example, target: int | None) -> Arrays:
         """Make the explanation graph's input for a golden example."""

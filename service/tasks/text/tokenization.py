@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from service.errors import InvalidRequest
 from service.tasks.task import Preparation
@@ -159,6 +159,16 @@ class TextEncoder:
             encoded.append(EncodedPair(encoding.ids, truncated, encoding.type_ids))
         return encoded
 
+    def body(self, text: str) -> Encoding:
+        """Tokenize a text of any length, with the place of each token in it."""
+        (encoding,) = self.tokenizer.encode_batch([text])
+        return encoding
+
+    def pair_body(self, pair: Pair) -> Encoding:
+        """Tokenize a pair of any length, with the place of each token in its text."""
+        (encoding,) = self.tokenizer.encode_batch([tuple(pair)])
+        return encoding
+
     def spans(self, text: str, *, truncate: bool) -> list[tuple[int, int] | None]:
         """Locate each token in a text that `encode` has accepted.
 
@@ -171,6 +181,22 @@ class TextEncoder:
         return [
             None if mask else (start + before, end + before)
             for (start, end), mask in zip(encoding.offsets, encoding.special_tokens_mask, strict=True)
+        ]
+
+    def pair_spans(self, pair: Pair, *, truncate: bool) -> list[tuple[int, tuple[int, int]] | None]:
+        """Locate each token in a pair that `encode_pairs` has accepted.
+
+        Returns:
+            for each token the text that it belongs to (0 or 1), and its characters in it; None for a special token.
+        """
+        tokenizer, kept = self.tokenizer, pair
+        if truncate:
+            tokenizer, kept = self._cutting, Pair(self._kept(pair.first), self._kept(pair.second))
+        (encoding,) = tokenizer.encode_batch([tuple(kept)])
+        before = [len(whole) - len(part) if self._cuts_left else 0 for whole, part in zip(pair, kept, strict=True)]
+        return [
+            None if number is None else (number, (start + before[number], end + before[number]))
+            for (start, end), number in zip(encoding.offsets, encoding.sequence_ids, strict=True)
         ]
 
     def _kept(self, text: str) -> str:
@@ -219,14 +245,19 @@ def characters_of(text: Text) -> int:
     return len(text) if text.isascii() else CHARACTER_WEIGHT * len(text)
 
 
-def tokenization(texts: Sequence[Text], preprocess_all: Callable[..., list[Any]]) -> Preparation:
+def tokenization(
+    texts: Sequence[Any],
+    preprocess_all: Callable[..., list[Any]],
+    weight_of: Callable[[Any], int] = characters_of,
+) -> Preparation:
     """Plan the tokenization of texts: inline, or in pieces of limited size where the texts are long.
 
     Args:
-        texts: at least one.
+        texts: at least one text, pair, or other input.
         preprocess_all: from texts, and the number of the first of them as `first`, to items.
+        weight_of: length of an input, weighted by what a character costs to tokenize.
     """
-    weights = [characters_of(text) for text in texts]
+    weights = [weight_of(text) for text in texts]
     if sum(weights) <= LONG_TEXT_CHARACTERS:
         return Preparation([partial(preprocess_all, texts)], len(texts), True, "texts", "tokenized")
     steps: list[Callable[[], list[Any]]] = []

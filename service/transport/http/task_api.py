@@ -16,7 +16,6 @@ from service.prediction.validation import described
 from service.tasks.hub_messages import ExplainParameters, is_json, stream_end, whole
 from service.tasks.stored_task import HubCall, StoredTask
 from service.tasks.translation import Translated
-from service.tensors import Arrays, bytes_array
 from service.transport.http import open_inference_json as rest
 from service.transport.http.endpoint import Endpoint, run_while_connected
 from service.transport.http.json_bounds import MAX_JSON_BYTES, read_bounded_json
@@ -49,7 +48,7 @@ class TaskApi:
             return await _stream_response(request, request_id, pieces)
         if call.explain is not None:
             asked = _explain_request(call.explain)
-            explaining = self._predictor.explain(options, _tensors_of(task, call), asked, call.field, call.answer)
+            explaining = self._predictor.explain(options, call.inputs, asked, call.field, call.answer)
             return await _explained_response(request, task, options, explaining)
         answering = self._predictor.answer(options, type(task), call.inputs, call.field, call.answer)
         answers, receipt = await run_while_connected(request, answering)
@@ -71,13 +70,6 @@ class TaskApi:
             max_bytes = self._endpoint.config.max_body_bytes
         read = partial(read_bounded_json, body, task.hub_request, max_bytes, whose)
         return task.read_hub(await self._endpoint.decode_inline_or_in_thread(read, len(body)))
-
-
-def _tensors_of(task: StoredTask[Any], call: HubCall) -> Arrays:
-    """Return the inputs of a call as the input tensor of its task."""
-    (spec,) = task.inputs
-    elements = [given.encode() if isinstance(given, str) else given for given in call.inputs]
-    return {spec.name: bytes_array(elements)}
 
 
 async def _stream_response(

@@ -48,7 +48,7 @@ def test_neutral_values_are_those_of_their_type() -> None:
         (
             ImageClassificationRequest,
             {"truncation": True},
-            "belongs to text-classification, translation and feature-extraction;",
+            "belongs to tasks that read texts;",
         ),
         (ImageClassificationRequest, {"threshold": 0.5}, "belongs to object-detection and image-segmentation;"),
         (TranslationRequest, {"function_to_apply": "none"}, "belongs to text-classification and image-classification;"),

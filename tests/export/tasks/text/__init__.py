@@ -1,0 +1,1 @@
+"""Tests of the tasks of text encoders whose inputs take several rows."""
