@@ -132,7 +132,7 @@ def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Co
         raise ValueError(f"the recipe {arguments.model} has its own data; with --data, name a recipe with --recipe")
     if not arguments.task:
         raise ValueError("--data needs --task, such as --task text-classification")
-    from export.tasks.own_data import OwnRun, train_own
+    from export.tasks.own.data import OwnRun, train_own
     from export.tasks.task import OwnOptions
 
     options = OwnOptions(

@@ -26,7 +26,7 @@ from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
-from export.tasks.own_texts import NAMES, OwnSplit, card_of_quality, conversion_of_own_run, loss_of_own
+from export.tasks.own.texts import NAMES, OwnSplit, card_of_quality, conversion_of_own_run, loss_of_own
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target
 from export.training.fine_tuning.run import fine_tune

@@ -36,8 +36,8 @@ from export.data.own.splits import TEST, TRAIN, VALIDATION, arrange, digest
 from export.data.own.tables import Table
 from export.task_table import IMAGE_CLASSIFICATION
 from service.tasks.images.image_classification import ImageClassification
-from service.tasks.images.preprocessing import ImageSize, PreprocessorConfig
 from service.tasks.images.image_file import FORMATS, JPEGS, size_upright
+from service.tasks.images.preprocessing import ImageSize, PreprocessorConfig
 
 SPLITS = (TRAIN, VALIDATION, TEST)
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")  # of FORMATS, which the server takes

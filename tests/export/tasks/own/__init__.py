@@ -1,0 +1,1 @@
+"""Tests of training and conversion on data of one's own."""
