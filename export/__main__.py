@@ -9,11 +9,12 @@ import contextlib
 import os
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.closest import closest_first
-from export.command_line import parser
+from export.command_line import own_options, parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
 from export.outcome import FAILED, INTERRUPTED, NOT_INSTALLED, TERMINATED, lacks_space, sentence_of, stopped
 from export.stopping import stop_on_signals
@@ -117,9 +118,8 @@ def train(arguments: argparse.Namespace, console: "Console") -> None:
     recipe = arguments.model or arguments.recipe
     if not recipe or (arguments.model and arguments.recipe):
         raise ValueError("give the name of a recipe, or --recipe FILE, or --task and --data for data of your own")
-    own = ("task", "validation", "test", "text_column", "text_pair_column", "label_column", "problem")
-    for name in (*own, "skip_bad_rows", "licence", "start_from", "class_weights"):
-        if getattr(arguments, name):
+    for name in own_options():
+        if name != "data" and getattr(arguments, name):
             raise ValueError(f"--{name.replace('_', '-')} is for data of your own: add --data; the recipe has its own")
     from export.tasks.runs import Run, train_run
 
@@ -135,17 +135,7 @@ def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Co
     from export.tasks.own.data import OwnRun, train_own
     from export.tasks.task import OwnOptions
 
-    options = OwnOptions(
-        data=arguments.data,
-        validation=arguments.validation,
-        test=arguments.test,
-        text_column=arguments.text_column,
-        text_pair_column=arguments.text_pair_column,
-        label_column=arguments.label_column,
-        problem=arguments.problem,
-        skip_bad_rows=arguments.skip_bad_rows,
-        licence=arguments.licence,
-    )
+    options = OwnOptions(**{field.name: getattr(arguments, field.name) for field in fields(OwnOptions)})
     weights = [f"class_weights={arguments.class_weights}"] if arguments.class_weights else []
     own = OwnRun(
         task=arguments.task,

@@ -75,6 +75,13 @@ def add_run_commands(commands: Any) -> None:
     add_store(one)
 
 
+def own_options() -> list[str]:
+    """List the names of the options of `add_own_data`."""
+    names = argparse.ArgumentParser(add_help=False)
+    add_own_data(names)
+    return [*vars(names.parse_args([]))]
+
+
 def add_own_data(command: argparse.ArgumentParser) -> None:
     """Add the options of training on data of one's own."""
     own = command.add_argument_group("options for your own data")
@@ -82,7 +89,8 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--data",
         metavar="FILE",
-        help="training rows: CSV, TSV, JSONL or Parquet, or the id of a data set on the hub such as owner/name",
+        help="training rows: CSV, TSV, JSONL or Parquet, a folder with a folder of images for each label, a CoNLL file,"
+        " or the id of a data set on the hub such as owner/name",
     )
     own.add_argument(
         "--validation",
@@ -92,6 +100,21 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
     own.add_argument("--test", metavar="FILE", help="rows that figures are reported on; default: a part likewise")
     for name, default in (("text", "text"), ("text-pair", "none"), ("label", "label")):
         own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: {default}")
+    own.add_argument("--path-column", metavar="NAME", help="column of the paths of images; default: path")
+    for side in ("source", "target"):
+        own.add_argument(f"--{side}-language", metavar="CODE", help=f"language of the {side} of a translation, as en")
+        own.add_argument(f"--{side}-column", metavar="NAME", help=f"column of the {side}; default: its language")
+    for split in ("data", "validation", "test"):
+        own.add_argument(f"--{split}-target", metavar="FILE", help=f"translations of --{split}, line by line")
+    for name, default in (("entities", "entities"), ("tokens", "tokens"), ("tags", "tags")):
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: {default}")
+    for name, default in (("token", "1"), ("tag", "the last one")):
+        own.add_argument(
+            f"--{name}-column",
+            type=positive,
+            metavar="N",
+            help=f"column of a CoNLL file with the {name}; default: {default}",
+        )
     own.add_argument(
         "--problem",
         choices=["single_label_classification", "multi_label_classification", "regression"],
@@ -102,7 +125,8 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--start-from",
         metavar="NAME",
-        help="scratch, minilm, or the folder of an encoder in Hugging Face form; default: by the number of rows",
+        help="scratch, minilm (for texts), or the folder of an encoder of texts or images in Hugging Face form; default:"
+        " by the task and the number of rows",
     )
     own.add_argument("--class-weights", choices=["balanced"], help="let rare labels weigh more in training")
 

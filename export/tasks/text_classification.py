@@ -119,22 +119,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
 
     def load_own(self, options: OwnOptions) -> TextClassificationData:
         """Read labelled texts, or pairs of texts, of one's own."""
-        columns = {
-            name: column
-            for name in ("text_column", "text_pair_column", "label_column")
-            if (column := getattr(options, name)) is not None
-        }
-        return load_texts(
-            TextRequest(
-                train=options.data,
-                validation=options.validation,
-                test=options.test,
-                problem=options.problem,
-                skip_bad_rows=options.skip_bad_rows,
-                licence=options.licence,
-                **columns,
-            )
-        )
+        return load_texts(options.request(TextRequest, self.name))
 
     def recipe_for(self, data: TextClassificationData, start_from: str) -> tuple[str, str]:
         """Choose by the number of training rows and by the start."""

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from export.data.own.documents import check_same_splits
+from export.data.own.labels import REGRESSION
 from export.finished_runs import is_finished
 from export.recipes.files import find_recipe
 from export.tasks.settings import with_changes
@@ -75,8 +76,13 @@ def train_own(own: OwnRun, run_dir: Path, console: Console, time_budget_s: float
 def _what_is_there(data: Any) -> str:
     document = data.document
     rows = ", ".join(f"{split} {about['rows']:,}" for split, about in document["splits"].items())
-    labels = f"{len(data.label_names)} labels" if len(data.label_names) > 1 else f"numbers in {data.label_names[0]!r}"
-    return f"{data.name}: {labels}, {rows} rows; {document['problem']['kind']}, because {document['problem']['reason']}"
+    names = document["labels"]
+    labels = f"{len(names)} label{'s' * (len(names) != 1)}, " if names else ""
+    problem = document.get("problem")
+    if problem and problem["kind"] == REGRESSION:
+        labels = f"numbers in {names[0]!r}, "
+    reason = f"; {problem['kind']}, because {problem['reason']}" if problem else ""
+    return f"{data.name}: {labels}{rows} rows{reason}"
 
 
 def keep_data_record(run_dir: Path, document: dict[str, Any]) -> None:
