@@ -26,7 +26,7 @@ from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
-from export.tasks.own.texts import NAMES, OwnSplit, card_of_quality, conversion_of_own_run, loss_of_own
+from export.tasks.own.texts import conversion_of_own_run
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target
 from export.training.fine_tuning.run import fine_tune
@@ -155,40 +155,6 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
             return
         source, options = conversion_of_own_run(run_dir, result)
         self.write_model(source, target, console, **options)
-
-    def quality(
-        self,
-        results: Sequence[NDArray[np.float32]],
-        split: Labelled,
-        expected: Callable[[], Sequence[NDArray[np.float32]]],
-    ) -> dict[str, Any]:
-        """Measure by the problem of the data."""
-        return split.quality(results) if isinstance(split, OwnSplit) else super().quality(results, split, expected)
-
-    def check_loss(
-        self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
-    ) -> dict[str, Any]:
-        """Compute the loss in the figure of the problem, and refuse one that is too large."""
-        is_own = "labels" in measured or "r2" in measured
-        return loss_of_own(measured, before, precision) if is_own else super().check_loss(measured, before, precision)
-
-    def quality_lines(self, manifest: Manifest) -> list[str]:
-        """Write the measured quality; of a model of one's own, with intervals and each label."""
-        own = {
-            split: measured
-            for split, measured in manifest.quality.items()
-            if isinstance(measured, dict) and ("labels" in measured or "r2" in measured)
-        }
-        if not own:
-            return super().quality_lines(manifest)
-        lines = [line for split, measured in own.items() for line in card_of_quality(split, measured)]
-        by = "quantization" if manifest.precision == "int8" else manifest.precision
-        lost = [
-            f"- {NAMES[name]} lost by {by}: {100 * manifest.quality[f'{name}_loss']:.2f} points"
-            for name in NAMES
-            if f"{name}_loss" in manifest.quality
-        ]
-        return [*lines, "Compared with the model before conversion:", "", *lost]
 
     def scores_of_folder(
         self, folder: Path, manifest: Manifest

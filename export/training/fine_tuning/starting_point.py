@@ -16,6 +16,7 @@ from export.closest import closest_first
 from export.data.text_classification import TextClassificationData
 from export.data.tokenizers import UNK, train_pair_tokenizer
 from export.networks.bert_weights import minilm_folder
+from export.training.fine_tuning.measuring import LabelledData
 from export.training.fine_tuning.settings import FAMILIES, MINILM, SCRATCH, FineTuneConfig
 
 CONFIG = "config.json"
@@ -75,7 +76,7 @@ def encoder_start(
     return start
 
 
-def about_labels(data: TextClassificationData) -> dict[str, Any]:
+def about_labels(data: LabelledData) -> dict[str, Any]:
     """Return the fields of `config.json` about labels and problem."""
     return {
         "num_labels": len(data.label_names),

@@ -54,7 +54,7 @@ def test_a_folder_of_class_folders(tmp_path: Path) -> None:
         ]
     assert data.document["counts"]["files_of_other_kinds"] == 1
     assert data.document["image_sizes"] == {
-        "smallest": [16, 24], "largest": [16, 24], "most_frequent": [16, 24], "most_frequent_count": 20
+        "smallest": [16, 24], "largest": [16, 24], "median": [16, 24], "most_frequent": [16, 24], "most_frequent_count": 20
     }  # fmt: skip
     assert rebuild_images(json.loads(json.dumps(data.document))) == data
 
