@@ -25,9 +25,9 @@ from export.tasks.classification import ClassificationTask
 from export.tasks.own.images import conversion_of_own_images, preparation_of, saved_preparation
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target
-from export.training.image_classifier import JPEG_QUALITY, NETWORKS, ImageTrainConfig, measure, train_image_classifier
 from export.training.fine_tuning.images.run import fine_tune_images, measure_images
 from export.training.fine_tuning.images.settings import ImageFineTuneConfig, ImageShape, recipe_for
+from export.training.image_classifier import JPEG_QUALITY, NETWORKS, ImageTrainConfig, measure, train_image_classifier
 from export.training.run_folder import read_result
 from export.training.trainer import this_device
 from model_store.folder import GoldenExample, Manifest
@@ -99,9 +99,9 @@ class ImageClassification(ClassificationTask[ImageTrainConfig | ImageFineTuneCon
     """Image classifiers."""
 
     name = IMAGE_CLASSIFICATION
-    networks = {  # noqa: RUF012, a field of the protocol
-        name: (ImageTrainConfig, shape) for shape, (name, _) in NETWORKS.items()
-    } | {"image-encoder": (ImageFineTuneConfig, ImageShape)}
+    networks = {name: (ImageTrainConfig, shape) for shape, (name, _) in NETWORKS.items()} | {
+        "image-encoder": (ImageFineTuneConfig, ImageShape)
+    }
     explained_network = VisionTransformer
     report = ReportSection(
         place=3, subject="cifar10", curve_measure="accuracy", write=report_section, has_confusion=True

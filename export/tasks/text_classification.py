@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from export.conversion.comparison.explanation import Arrays
-from export.conversion.comparison.requirements import MIN_COMPARED, Precision
+from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing

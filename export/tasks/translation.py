@@ -1,6 +1,7 @@
 """Translation: Multi30k and Tatoeba, encoder-decoder networks, and Hugging Face's Marian models."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -28,8 +29,9 @@ from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslati
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
+from export.tasks.own.pairs import conversion_of_own_pairs, load_own_pairs, own_pairs, recipe_for_pairs
 from export.tasks.run_tables import HOW, how
-from export.tasks.task import Records, ReportSection, Target, TrainedTask
+from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
 from export.training import translation as training
 from export.training.quality import with_confidence
 from export.training.run_folder import read_result
@@ -120,19 +122,34 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
         command: str,
     ) -> bool:
         """Train a network of this repository."""
-        return training.train_translation(
-            load_translation_set(config.data), config, run_dir, console, time_budget_s, command
-        )
+        if data.document is None:
+            data = load_translation_set(config.data)
+        else:
+            config = replace(config, data="")
+        return training.train_translation(data, config, run_dir, console, time_budget_s, command)
+
+    def load_own(self, options: OwnOptions) -> TranslationData:
+        """Read sentence pairs of one's own."""
+        return load_own_pairs(options)
+
+    def recipe_for(self, data: TranslationData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training pairs."""
+        return recipe_for_pairs(len(data.train), start_from)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
-        """Measure on the test splits."""
+        """Measure on the splits that are reported."""
+        if document := result.get("data_document"):
+            return training.measure(run_dir, own_pairs(document), this_device(), console)
         return training.measure(run_dir, load_translation_set(result["config"]["data"]), this_device(), console)
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run, compared and measured on its own test splits where they are known."""
         result = read_result(run_dir)
         source = translation_source_of_run(run_dir)
-        if described := data_set_named(result["data"], self.name):
+        if result.get("data_document"):
+            compare_on, about = conversion_of_own_pairs(result)
+            self._write_model(source, target, console, compare_on, about)
+        elif described := data_set_named(result["data"], self.name):
             data = read_translations(described)
             self._write_model(source, target, console, data.test, {"licence": data.licence})
         else:

@@ -17,7 +17,7 @@ from export.data.own.documents import check_same_splits
 from export.data.own.labels import REGRESSION
 from export.finished_runs import is_finished
 from export.recipes.files import find_recipe
-from export.tasks.settings import with_changes
+from export.tasks.settings import keys_of, with_changes
 from export.tasks.task import OwnOptions, trained_task_of
 from export.training.run_folder import sole_trainer
 from export.whole_files import write_text
@@ -66,8 +66,11 @@ def train_own(own: OwnRun, run_dir: Path, console: Console, time_budget_s: float
     found = find_recipe(recipe)
     if found.task != own.task:
         raise ValueError(f"the recipe {recipe} is for {found.task}, not for {own.task}")
-    changes = [f"start_from={own.start_from}"] if own.start_from else []
-    config = with_changes(task.configuration(found), [*changes, *own.changes])
+    config = task.configuration(found)
+    # Networks that are always trained from scratch have no such setting.
+    sets_start = own.start_from and "start_from" in keys_of(config)
+    changes = [f"start_from={own.start_from}"] if sets_start else []
+    config = with_changes(config, [*changes, *own.changes])
     with sole_trainer(run_dir):
         keep_data_record(run_dir, data.document)
         return task.train(data, config, run_dir, console, time_budget_s, "")

@@ -59,7 +59,8 @@ def about_data(result: Mapping[str, Any]) -> dict[str, Any]:
     counts = document["splits"]["train"].get("labels") or {}
     if 0 < len(counts) <= MAX_COUNTED:
         about["training_rows_by_label"] = ", ".join(f"{label} {count:,}" for label, count in counts.items())
-    about["problem"] = document["problem"]["kind"]
+    if "problem" in document:
+        about["problem"] = document["problem"]["kind"]
     if fitted := result.get("temperature"):
         before, after = result["calibration_error_before_temperature"], _calibration_error(result["quality"])
         about["temperature"] = (

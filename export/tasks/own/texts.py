@@ -5,25 +5,22 @@
 The rows are those of the run's record: the reporting split is measured, both held-out splits are compared with PyTorch.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused, Precision
+from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_source import provenance_of, text_source_of_run
 from export.conversion.text_source import TextClassifierSource
-from export.data.own.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from export.data.own.labels import REGRESSION, SINGLE_LABEL
 from export.data.own.texts import rebuild_texts
 from export.data.text_classification import LabelledTexts, TextClassificationData
-from export.markdown import table
+from export.tasks.own.quality import OwnSplit, about_data
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
-from export.training.fine_tuning.settings import MINILM
-from export.training.quality import MAX_ACCURACY_LOSS
 from service.tasks.classification import ClassifierSettings
 from service.tasks.text.tokenization import Pair, Text
 
@@ -68,9 +65,7 @@ def conversion_of_own_run(run_dir: Path, result: Mapping[str, Any]) -> tuple[Tex
     """
     data = rebuild_texts(result["data_document"])
     source = source_of_own_run(run_dir, result, data)
-    measured = OwnSplit(
-        texts_of(data.reported), data.reported, data, read_task_document(run_dir / HUGGING_FACE)
-    )
+    measured = OwnSplit(texts_of(data.reported), data.reported, data, read_task_document(run_dir / HUGGING_FACE))
     held_out = measured.inputs if data.test is None else [*measured.inputs, *texts_of(data.validation)]
     compared = held_out[:MAX_COMPARED]
     return source, {
@@ -80,5 +75,3 @@ def conversion_of_own_run(run_dir: Path, result: Mapping[str, Any]) -> tuple[Tex
         "about": about_data(result),
         "halved": data.problem == SINGLE_LABEL,
     }
-
-

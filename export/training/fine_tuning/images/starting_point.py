@@ -57,9 +57,7 @@ class PlainProcessor:
         write_text(folder / PREPROCESSOR, json.dumps(self.document, indent=2) + "\n")
 
 
-def image_start(
-    data: ImageFilesData, config: ImageFineTuneConfig, loaded: ImagePreparation | None
-) -> ImageStart:
+def image_start(data: ImageFilesData, config: ImageFineTuneConfig, loaded: ImagePreparation | None) -> ImageStart:
     """Build or load a network with a head for the labels of the data.
 
     Args:

@@ -115,6 +115,8 @@ def predict_images(
     """Compute logits [N, K] of prepared images; float32, without dropout."""
     model.eval()
     starts = range(0, len(pixels_NCHW), batch_size)
-    parts = [model(normalised(torch.from_numpy(pixels_NCHW[first : first + batch_size]).to(device))) for first in starts]
+    parts = [
+        model(normalised(torch.from_numpy(pixels_NCHW[first : first + batch_size]).to(device))) for first in starts
+    ]
     logits_NK: NDArray[np.float32] = torch.cat(parts).float().cpu().numpy()
     return logits_NK
