@@ -19,7 +19,7 @@ MAX_COUNTED = 50  # labels whose rows the card counts
 ROWS_OF_A_SMALL_SET = 2  # a precision may cost so many rows where half a point is less than that
 # The figure of each problem whose loss by a lossy precision is limited.
 JUDGED_BY = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "r2"}
-NAMES = {"accuracy": "accuracy", "f1_micro": "F1 over all decisions", "r2": "R^2"}
+NAMES = {"accuracy": "accuracy", "f1_micro": "F1 over all decisions or entities", "r2": "R^2"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def card_of_quality(split: str, measured: Mapping[str, Any]) -> list[str]:
     figures = {
         "accuracy": "accuracy",
         "subset_accuracy": "inputs whose labels are all right",
-        "f1_micro": "F1 over all decisions",
+        "whole_texts": "texts whose entities are all right",
+        "f1_micro": "F1 over all entities (start, end and label)" if "whole_texts" in measured else NAMES["f1_micro"],
         "f1_macro": "F1, mean over the labels",
         "mean_absolute_error": "mean absolute error",
         "root_mean_squared_error": "root mean squared error",
