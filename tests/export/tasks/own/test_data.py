@@ -1,41 +1,12 @@
 """`train --data`: from files to a run folder by the command line, and what it refuses."""
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from export.__main__ import main
-from tests.conftest import ROOT
+from tests.export.tasks.own.conftest import TINY, train
 from tests.export.training.fine_tuning.conftest import save_encoder
-
-OWN = ROOT / "tests" / "data" / "own"
-# Settings that train within a second.
-TINY = ["--set", "epochs=1", "model.d_model=32", "model.num_layers=1", "model.d_ff=64", "model.vocab_size=400"]
-
-
-def train(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Run `train` in this process; return its exit status, output, and errors."""
-    sys.argv = ["export", "train", *words]
-    try:
-        status = main()
-    except SystemExit as ended:  # of argparse
-        status = int(str(ended.code))
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), said.err
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own, with the small data sets, that is the current one."""
-    for path in OWN.iterdir():
-        shutil.copy(path, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    return tmp_path
-
 
 def test_a_csv_becomes_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, problem and recipe are said; the record has the document; the same command finds it finished."""
