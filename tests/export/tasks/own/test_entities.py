@@ -36,7 +36,7 @@ def test_a_conll_file_becomes_a_model(here: Path, capsys: pytest.CaptureFixture[
     assert manifest["quality"]["test"]["labels"] == quality["labels"]
     assert "F1 over all entities" in (here / "store/news/1/README.md").read_text()
     with running_server(here / "store") as server:
-        found = [answered(server.url, "news", text) for text in _held_out(here)]
+        found = [answered(server.http, "news", text) for text in _held_out(here)]
     ours = [{(each["start"], each["end"], each["entity_group"]) for each in entities} for entities in found]
     true = load_entities(EntityRequest(train=str(here / "news.conll"))).reported.entities
     right = sum(len(a & set(b)) for a, b in zip(ours, true, strict=True))

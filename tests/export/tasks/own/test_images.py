@@ -53,7 +53,7 @@ def test_a_folder_of_images_becomes_a_served_model(here: Path, capsys: pytest.Ca
         logits_C = AutoModelForImageClassification.from_pretrained(folder).eval()(**pixels).logits[0]
     expected = dict(zip(["disc", "frame"], torch.softmax(logits_C, 0).tolist(), strict=True))
     with running_server(here / "store") as server:
-        found = answered(server.url, "shapes", base64.b64encode(file.read_bytes()).decode())
+        found = answered(server.http, "shapes", base64.b64encode(file.read_bytes()).decode())
     assert {each["label"]: each["score"] for each in found} == pytest.approx(expected, abs=1e-3)
 
 

@@ -48,7 +48,7 @@ def test_a_table_of_pairs_becomes_a_served_model(here: Path, capsys: pytest.Capt
     assert manifest["quality"]["test"]["greedy"]["num_examples"] == 15
     assert manifest["provenance"]["rows"] == "train 70, validation 15, test 15"
     with running_server(here / "store") as server:
-        found = answered(server.url, "phrases", "Where is the station?")
+        found = answered(server.http, "phrases", "Where is the station?")
     assert found[0]["translation_text"]
 
 
