@@ -9,12 +9,11 @@ import contextlib
 import os
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export.closest import closest_first
-from export.command_line import own_options, parser
+from export.command_line import parser
 from export.finished_runs import CHECKPOINT, is_finished, require_finished
 from export.outcome import FAILED, INTERRUPTED, NOT_INSTALLED, TERMINATED, lacks_space, sentence_of, stopped
 from export.stopping import stop_on_signals
@@ -24,6 +23,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from export.tasks.task import Target
+
+
+# Options of `train --data` with a value, for any task.
+OWN_OPTIONS = (
+    *("validation", "test", "text_column", "text_pair_column", "label_column", "problem", "licence"),
+    *("data_target", "validation_target", "test_target"),
+    *("source_language", "target_language", "source_column", "target_column"),
+    *("path_column", "entities_column", "tokens_column", "tags_column", "token_column", "tag_column"),
+)
 
 
 def main() -> int:
@@ -118,8 +126,8 @@ def train(arguments: argparse.Namespace, console: "Console") -> None:
     recipe = arguments.model or arguments.recipe
     if not recipe or (arguments.model and arguments.recipe):
         raise ValueError("give the name of a recipe, or --recipe FILE, or --task and --data for data of your own")
-    for name in own_options():
-        if name != "data" and getattr(arguments, name):
+    for name in ("task", *OWN_OPTIONS, "skip_bad_rows", "start_from", "class_weights"):
+        if getattr(arguments, name):
             raise ValueError(f"--{name.replace('_', '-')} is for data of your own: add --data; the recipe has its own")
     from export.tasks.runs import Run, train_run
 
@@ -135,7 +143,11 @@ def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Co
     from export.tasks.own.data import OwnRun, train_own
     from export.tasks.task import OwnOptions
 
-    options = OwnOptions(**{field.name: getattr(arguments, field.name) for field in fields(OwnOptions)})
+    options = OwnOptions(
+        data=arguments.data,
+        skip_bad_rows=arguments.skip_bad_rows,
+        **{name: getattr(arguments, name) for name in OWN_OPTIONS},
+    )
     weights = [f"class_weights={arguments.class_weights}"] if arguments.class_weights else []
     own = OwnRun(
         task=arguments.task,

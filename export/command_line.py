@@ -75,13 +75,6 @@ def add_run_commands(commands: Any) -> None:
     add_store(one)
 
 
-def own_options() -> list[str]:
-    """List the names of the options of `add_own_data`."""
-    names = argparse.ArgumentParser(add_help=False)
-    add_own_data(names)
-    return [*vars(names.parse_args([]))]
-
-
 def add_own_data(command: argparse.ArgumentParser) -> None:
     """Add the options of training on data of one's own."""
     own = command.add_argument_group("options for your own data")
@@ -98,16 +91,16 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
         help="rows that choose the epoch, the temperature and thresholds; default: a part of the training rows",
     )
     own.add_argument("--test", metavar="FILE", help="rows that figures are reported on; default: a part likewise")
-    for name, default in (("text", "text"), ("text-pair", "none"), ("label", "label")):
-        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: {default}")
-    own.add_argument("--path-column", metavar="NAME", help="column of the paths of images; default: path")
-    for side in ("source", "target"):
-        own.add_argument(f"--{side}-language", metavar="CODE", help=f"language of the {side} of a translation, as en")
-        own.add_argument(f"--{side}-column", metavar="NAME", help=f"column of the {side}; default: its language")
-    for split in ("data", "validation", "test"):
-        own.add_argument(f"--{split}-target", metavar="FILE", help=f"translations of --{split}, line by line")
-    for name, default in (("entities", "entities"), ("tokens", "tokens"), ("tags", "tags")):
-        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: {default}")
+    for name, what, default in (
+        ("text", "the texts", "text"),
+        ("text-pair", "the second texts of pairs", "none"),
+        ("label", "the labels", "label"),
+        ("path", "the paths of images", "path"),
+        ("entities", "lists of entities", "entities"),
+        ("tokens", "lists of words", "tokens"),
+        ("tags", "lists of the words' tags", "tags"),
+    ):
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of {what}; default: {default}")
     for name, default in (("token", "1"), ("tag", "the last one")):
         own.add_argument(
             f"--{name}-column",
@@ -120,13 +113,20 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
         choices=["single_label_classification", "multi_label_classification", "regression"],
         help="what labels are; default: found from the labels",
     )
+    for name, what in (("data", "--data"), ("validation", "--validation"), ("test", "--test")):
+        own.add_argument(
+            f"--{name}-target", metavar="FILE", help=f"translations of the lines of {what}, if in two files"
+        )
+    for name, default in (("source", "en"), ("target", "de")):
+        own.add_argument(f"--{name}-language", metavar="NAME", help=f"code of the {name} language; default: {default}")
+        own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of the {name}; default: the language's code")
     own.add_argument("--skip-bad-rows", action="store_true", help="leave out rows without a text or a label")
     own.add_argument("--licence", metavar="TEXT", help="licence of the data, for the model card; default: not stated")
     own.add_argument(
         "--start-from",
         metavar="NAME",
-        help="scratch, minilm (for texts), or the folder of an encoder of texts or images in Hugging Face form; default:"
-        " by the task and the number of rows",
+        help="scratch, minilm (for texts), or the folder of an encoder of texts or images in Hugging Face form;"
+        " default: by the task and the number of rows",
     )
     own.add_argument("--class-weights", choices=["balanced"], help="let rare labels weigh more in training")
 

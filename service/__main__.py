@@ -14,17 +14,21 @@ if TYPE_CHECKING:
 FLUSH_LOGS_S = 1.0  # time at the end for a slow reader of the log
 
 
-def main() -> int:
-    """Run the server and return its exit status; a missing package is said in one sentence."""
+def main(given: "ServiceConfig | None" = None) -> int:
+    """Run the server and return its exit status; a missing package is said in one sentence.
+
+    Args:
+        given: the options; None: they are read from the command line and the environment.
+    """
     try:
-        return start()
+        return start(given)
     except ModuleNotFoundError as error:
         print(f"python -m service: {not_installed(error)}", file=sys.stderr)
         return 2
 
 
-def start() -> int:
-    """Prepare the process, read the options, run the server, and return its exit status.
+def start(given: "ServiceConfig | None") -> int:
+    """Prepare the process, read the options unless they are given, run the server, and return its exit status.
 
     Raises:
         ModuleNotFoundError: a package is not installed.
@@ -35,7 +39,7 @@ def start() -> int:
     from service.telemetry.logs import Logs, log_hangup, log_uncaught
 
     try:
-        config = read_config(sys.argv[1:])
+        config = read_config(sys.argv[1:]) if given is None else given
     except ValueError as error:
         print(f"python -m service: {error}", file=sys.stderr)
         return 2

@@ -237,25 +237,15 @@ def _is_of_kubernetes(name: str, value: str) -> bool:
     return re.fullmatch(r"HEED_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)", name) is not None
 
 
-def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServiceConfig:
-    """Read the options from flags, else from HEED_* variables, else from the defaults.
-
-    Raises:
-        SystemExit: help was requested, or a flag is wrong; argparse has printed the reason.
-        ValueError: a variable is unknown, or a value breaks a limit.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m service",
-        description="Serves the models of a model store over HTTP and gRPC.",
-    )
+def option_parser(prog: str, description: str, environment: Mapping[str, str] = os.environ) -> argparse.ArgumentParser:
+    """Make a parser with a flag for each option; its default is the option's HEED_* variable, if that is set."""
+    parser = argparse.ArgumentParser(prog=prog, description=description)
     parser.add_argument("--version", action="version", version=f"heed {installed_version()}")
-    known = set(FOREIGN_VARIABLES)
     for entry in fields(ServiceConfig):
         default = entry.default
         assert default is not MISSING
         choices = get_args(entry.type) or None
         variable = variable_of(entry.name)
-        known.add(variable)
         parser.add_argument(
             f"--{entry.name.replace('_', '-')}",
             # argparse converts and checks a default that is a string like the value of a flag.
@@ -265,6 +255,16 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
             metavar=None if choices else metavar_of(entry.name, default),
             help=f"{entry.metadata['help']} ({variable}; default {default})",
         )
+    return parser
+
+
+def config_of(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> ServiceConfig:
+    """Make the configuration of parsed flags.
+
+    Raises:
+        ValueError: a variable is unknown, or a value breaks a limit.
+    """
+    known = {*FOREIGN_VARIABLES, *(variable_of(entry.name) for entry in fields(ServiceConfig))}
     unknown = sorted(
         name
         for name, value in environment.items()
@@ -272,4 +272,16 @@ def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.en
     )
     if unknown:
         raise ValueError(f"unknown environment variable {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-    return ServiceConfig(**vars(parser.parse_args(arguments)))
+    return ServiceConfig(**vars(arguments))
+
+
+def read_config(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> ServiceConfig:
+    """Read the options from flags, else from HEED_* variables, else from the defaults.
+
+    Raises:
+        SystemExit: help was requested, or a flag is wrong; argparse has printed the reason.
+        ValueError: a variable is unknown, or a value breaks a limit.
+    """
+    description = "Serves the models of a model store over HTTP and gRPC."
+    parser = option_parser("python -m service", description, environment)
+    return config_of(parser.parse_args(arguments), environment)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ LONGEST_FILES = (
     "tests/export/conversion/test_hugging_face.py",
     "tests/load_tests/test_load_tests.py",
     "tests/service/telemetry/test_tracing.py",
+    "tests/test_heed.py",
     "tests/export/torchserve/test_handler.py",
     "tests/service/transport/http/test_openapi.py",
     "tests/export/conversion/test_explanation_graph.py",
@@ -95,21 +96,19 @@ class Server:
 
 
 @contextlib.contextmanager
-def running_server(store: Path, *options: str, until: str = "loaded") -> Iterator[Server]:
-    """Run a server on this store; `until` is the log event that is waited for."""
-    command = [
-        sys.executable,
-        "-m",
-        "service",
-        "--model-store",
-        str(store),
-        "--http-port",
-        "0",
-        "--grpc-port",
-        "0",
-        "--unready-before-drain-s",
-        "0",
-    ]
+def running_server(
+    store: Path | None, *options: str, until: str = "loaded", program: Sequence[str] = ("-m", "service")
+) -> Iterator[Server]:
+    """Run a server on this store; `until` is the log event that is waited for.
+
+    Args:
+        store: the model store; None: the options say what is served.
+        options: further options.
+        until: log event to wait for.
+        program: arguments of Python that start the server.
+    """
+    command = [sys.executable, *program, "--http-port", "0", "--grpc-port", "0", "--unready-before-drain-s", "0"]
+    command += [] if store is None else ["--model-store", str(store)]
     popen = subprocess.Popen(
         [*command, *options],
         stderr=subprocess.PIPE,

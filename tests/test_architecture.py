@@ -19,6 +19,7 @@ TOP_LEVEL = {
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "pyproject.toml",
+    "heed.py",
     "Makefile",
     "docs",
 }

@@ -12,7 +12,7 @@ from vulture import Vulture
 
 ROOT = Path(__file__).parents[1]
 
-PROGRAMS = ("service", "export", "load_tests", "model_store", "proto")
+PROGRAMS = ("service", "export", "load_tests", "model_store", "proto", "heed.py")
 KINDS = ("function", "class", "method", "property")
 DECORATORS = ["@events.*", "@task"]  # Locust calls what they decorate
 CALLED_FROM_OUTSIDE = {

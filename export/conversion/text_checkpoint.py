@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from tokenizers import normalizers
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from export.conversion.checkpoints.reading import (
     load_weights,
     provenance_of_loaded,
     read_config,
+    read_object,
     reading,
 )
 from export.conversion.checkpoints.sentence_transformers import SentenceLayers, read_sentence_layers
@@ -37,6 +39,7 @@ from export.conversion.rows_source import RowsSource, Wrap
 from export.conversion.text_source import EmbeddingSource, TextClassifierSource, optimized_as_bert
 from export.networks.sentence_embedding import SentenceEmbedding
 from export.networks.transformer import fused_attention, padding_bias
+from model_store.folder import TASK_SETTINGS
 from service.tasks.classification import ClassifierSettings, Problem
 from service.tasks.text.embeddings import EmbeddingSettings
 from service.tasks.text.rows import RowsTask
@@ -122,11 +125,26 @@ def classifier_of_hugging_face(name_or_path: str) -> TextClassifierSource:
         module=Positional(model),
         for_export=lambda: Positional(with_fused_attention(model)),
         labels=labels_of(checkpoint.document, model.config.num_labels),
-        settings=classifier_settings(checkpoint.document, model.config.num_labels),
+        settings=saved_settings(name_or_path) or classifier_settings(checkpoint.document, model.config.num_labels),
         **checkpoint.arguments,
     )
     _check(source, checkpoint)
     return source
+
+
+def saved_settings(name_or_path: str) -> ClassifierSettings | None:
+    """Return the settings that a classifier of several labels was saved with here (`task.json`), with its thresholds.
+
+    Raises:
+        LoadRefused: the file has other fields.
+    """
+    document = read_object(name_or_path, TASK_SETTINGS)
+    if not document.get("thresholds"):
+        return None
+    try:
+        return msgspec.convert(document, ClassifierSettings)
+    except msgspec.ValidationError as error:
+        raise LoadRefused(f"{TASK_SETTINGS}: {error}") from error
 
 
 def classifier_settings(document: dict[str, Any], num_labels: int) -> ClassifierSettings | None:

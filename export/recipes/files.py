@@ -66,7 +66,7 @@ def read_recipe(path: Path) -> Recipe:
 
 def built_in_recipes() -> dict[str, Recipe]:
     """Read all recipes of this repository; by name, sorted by task and then by name."""
-    recipes = {path.stem: read_recipe(path) for path in sorted(FOLDER.glob("*.toml"))}
+    recipes = {path.stem: read_recipe(path) for path in sorted(FOLDER.glob("*.toml"), key=lambda path: path.stem)}
     order = list(TASKS)
     return dict(sorted(recipes.items(), key=lambda entry: order.index(entry[1].task)))
 

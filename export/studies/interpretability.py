@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from export.data.sets.description import data_set
 from export.data.sets.images import load_image_set
-from export.data.sets.texts import also_measured_on, load_text_set
+from export.data.sets.texts import load_everyday, load_text_set
 from export.data.sets.translations import load_translation_set
 from export.provenance import commit_of_this_tree, hardware, this_command
 from export.studies.demo_images import demo_images
@@ -47,7 +46,6 @@ from export.studies.explanation_figures import (
     to_words,
     weights_of,
 )
-from export.task_table import TEXT_CLASSIFICATION
 from export.whole_files import write_text
 from model_store.folder import MANIFEST, sha256
 
@@ -351,7 +349,7 @@ def _shown(answer: Answer, given: str, truth: str | None) -> Figures:
 
 def _own_texts(model: TextModel) -> Iterator[Figures]:
     """Explain the most confident wrong answers to the everyday sentences, and the first right ones."""
-    (everyday,) = also_measured_on(data_set("sst2", TEXT_CLASSIFICATION), model.task.labels).values()
+    everyday = load_everyday()
     answers = [
         (model.answer(text), model.task.labels[label])
         for text, label in zip(everyday.texts, everyday.labels, strict=True)

@@ -45,6 +45,9 @@ def report(runs: Path, docs: Path, store: Path, console: Console) -> None:
     kept = docs / "runs"
     kept.mkdir(parents=True, exist_ok=True)
     for result in sorted(runs.glob("*/result.json")):
+        if json.loads(result.read_text()).get("data_document"):
+            console.print(f"left out: {result}, a run on data of one's own")
+            continue
         write_bytes(kept / f"{result.parent.name}.json", result.read_bytes())
         console.print(f"copied: {result}")
     if not finished_runs(runs):

@@ -102,6 +102,7 @@ class ImageClassification(ClassificationTask[ImageTrainConfig | ImageFineTuneCon
     networks = {name: (ImageTrainConfig, shape) for shape, (name, _) in NETWORKS.items()} | {
         "image-encoder": (ImageFineTuneConfig, ImageShape)
     }
+    own_options = ("path_column", "label_column", "problem")
     explained_network = VisionTransformer
     report = ReportSection(
         place=3, subject="cifar10", curve_measure="accuracy", write=report_section, has_confusion=True
@@ -145,7 +146,7 @@ class ImageClassification(ClassificationTask[ImageTrainConfig | ImageFineTuneCon
 
     def load_own(self, options: OwnOptions) -> ImageFilesData:
         """Read labelled images of one's own."""
-        return load_images(options.request(ImageRequest, self.name))
+        return load_images(ImageRequest(**options.request(*self.own_options)))
 
     def recipe_for(self, data: ImageFilesData, start_from: str) -> tuple[str, str]:
         """Choose by the number of training images and by the start."""

@@ -31,7 +31,7 @@ def configured(recipe: Recipe, kind: type, shape: type) -> Any:
         ValueError: there is no such setting, its value has another type, or one without a default is missing.
     """
     model = _from_table(shape, recipe.model, f"{recipe.where}: [{NETWORK}]", {})
-    given = {NETWORK: model} | ({"data": recipe.data} if _has_field(kind, "data") and recipe.data else {})
+    given = {NETWORK: model} | ({"data": recipe.data} if _has_field(kind, "data") else {})
     return _from_table(kind, recipe.training, f"{recipe.where}: [training]", given)
 
 

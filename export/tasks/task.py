@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,6 @@ from rich.console import Console
 from export.closest import closest_first
 from export.conversion.comparison.requirements import Precision
 from export.conversion.model_folder.task import FolderTask, S
-from export.data.own.sources import Request
 from export.recipes.files import Recipe
 from export.task_table import TASKS
 from export.tasks.settings import configured
@@ -20,7 +19,6 @@ from export.training.trainer import TrainerConfig
 
 Records = dict[str, dict[str, Any]]  # records of finished runs, by the run's name
 C = TypeVar("C", bound=TrainerConfig)
-R = TypeVar("R", bound=Request)  # for data of one's own
 
 
 @dataclass(frozen=True)
@@ -53,47 +51,39 @@ class ReportSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnOptions:
-    """The options of `train --data`, for all tasks; a task refuses those that it has no use for.
-
-    Their names are those of the command line. `data` is the source of the training rows, `data_target` the file with
-    their translations where these are in a file of their own.
-    """
+    """The options of `train --data`, for all tasks; a task refuses those that it has no use for."""
 
     data: str
     validation: str | None = None
     test: str | None = None
-    data_target: str | None = None
-    validation_target: str | None = None
-    test_target: str | None = None
     text_column: str | None = None
     text_pair_column: str | None = None
     label_column: str | None = None
-    path_column: str | None = None
+    problem: str | None = None
+    data_target: str | None = None
+    validation_target: str | None = None
+    test_target: str | None = None
     source_language: str | None = None
     target_language: str | None = None
     source_column: str | None = None
     target_column: str | None = None
+    path_column: str | None = None
     entities_column: str | None = None
     tokens_column: str | None = None
     tags_column: str | None = None
     token_column: int | None = None
     tag_column: int | None = None
-    problem: str | None = None
     skip_bad_rows: bool = False
     licence: str | None = None
 
-    def request(self, kind: type[R], task: str) -> R:
-        """Make the request for data of a task.
+    def given(self, *names: str) -> dict[str, Any]:
+        """Return those of the named options that were given, by name."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-        Raises:
-            ValueError: an option was given that the task has no use for.
-        """
-        renamed = {"data": "train", "data_target": "train_target"}
-        given = {field.name: getattr(self, field.name) for field in fields(self) if getattr(self, field.name)}
-        taken = {field.name for field in fields(kind)}
-        if unused := [name for name in given if renamed.get(name, name) not in taken]:
-            raise ValueError(f"--{unused[0].replace('_', '-')} is not for {task}")
-        return kind(**{renamed.get(name, name): value for name, value in given.items()})
+    def request(self, *names: str) -> dict[str, Any]:
+        """Return the arguments of a request for data: those of every task, and the named options that were given."""
+        every = ("validation", "test", "licence", *names)
+        return {"train": self.data, "skip_bad_rows": self.skip_bad_rows} | self.given(*every)
 
 
 class ExportTask(FolderTask[S]):
@@ -136,6 +126,8 @@ class TrainedTask(ExportTask[S], Generic[S, C]):
         Raises:
             ValueError: the task has no data set with this key.
         """
+
+    own_options: Collection[str] = ()  # fields of `OwnOptions` that the task takes beside those of every task
 
     def load_own(self, options: OwnOptions) -> Any:
         """Read data of one's own; the result has `document`, the record of its sources and splits.

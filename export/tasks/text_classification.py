@@ -108,6 +108,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
         "encoder": (FineTuneConfig, EncoderShape)
     }
     validation_sets = ("sst2",)
+    own_options = ("text_column", "text_pair_column", "label_column", "problem")
     explained_network = TextClassifier
     report = ReportSection(
         place=1, subject="sentiment", curve_measure="accuracy", write=report_section, has_confusion=True
@@ -119,7 +120,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
 
     def load_own(self, options: OwnOptions) -> TextClassificationData:
         """Read labelled texts, or pairs of texts, of one's own."""
-        return load_texts(options.request(TextRequest, self.name))
+        return load_texts(TextRequest(**options.request(*self.own_options)))
 
     def recipe_for(self, data: TextClassificationData, start_from: str) -> tuple[str, str]:
         """Choose by the number of training rows and by the start."""

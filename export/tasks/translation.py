@@ -1,7 +1,6 @@
 """Translation: Multi30k and Tatoeba, encoder-decoder networks, and Hugging Face's Marian models."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -20,6 +19,7 @@ from export.conversion.sensitivity.batch_sensitivity import invented_texts
 from export.conversion.sensitivity.company_search import Answer, Found, SearchEffort, search_company
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import TranslationSource, translation_source_of_run
+from export.data.own.translation import TranslationRequest, load_pairs, rebuild_pairs
 from export.data.sets.description import data_set_named, data_sets
 from export.data.sets.translations import load_translation_set, read_translations
 from export.data.translation import ParallelTexts, TranslationData
@@ -29,7 +29,7 @@ from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslati
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
-from export.tasks.own.pairs import conversion_of_own_pairs, load_own_pairs, own_pairs, recipe_for_pairs
+from export.tasks.own.data import about_files
 from export.tasks.run_tables import HOW, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
 from export.training import translation as training
@@ -49,6 +49,7 @@ EFFORT = SearchEffort(
     num_climbs=2,
     num_changes=24,
 )
+MANY_PAIRS = 50_000  # with fewer training pairs, a smaller network is trained for more epochs
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 2, 24  # texts of each kind, and words of a long one
 
 
@@ -101,12 +102,35 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
     networks = {  # noqa: RUF012, a field of the protocol
         name: (training.TranslationTrainConfig, shape) for shape, (name, _) in training.NETWORKS.items()
     }
+    own_options = (
+        *("data_target", "validation_target", "test_target"),
+        *("source_language", "target_language", "source_column", "target_column"),
+    )
     explained_network = TranslationTransformer
     float16_graphs = (GRAPH_FLOAT16, ENCODER_FLOAT16)
     score_name, answers_name = "translation score", "translations"
     report = ReportSection(
         place=2, subject=TRANSLATION, curve_measure="token accuracy", write=report_section, has_confusion=False
     )
+
+    def load_own(self, options: OwnOptions) -> TranslationData:
+        """Read parallel texts of one's own: a table, or two files whose lines belong together."""
+        given = options.request(*self.own_options)
+        if "data_target" in given:
+            given["train_target"] = given.pop("data_target")
+        return load_pairs(TranslationRequest(**given))
+
+    def recipe_for(self, data: TranslationData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training pairs.
+
+        Raises:
+            ValueError: a start is given; translation networks start from random weights.
+        """
+        if start_from not in ("", "scratch"):
+            raise ValueError(f"--start-from {start_from}: translation networks start from scratch")
+        few = len(data.train) < MANY_PAIRS
+        why = f"{len(data.train):,} training pairs are {'fewer than' if few else 'at least'} {MANY_PAIRS:,}"
+        return "pairs-few-rows" if few else "pairs", why
 
     def load_data(self, key: str) -> TranslationData:
         """Load a described data set."""
@@ -122,33 +146,23 @@ class Translation(ExplainedTask[ParallelTexts], TrainedTask[ParallelTexts, train
         command: str,
     ) -> bool:
         """Train a network of this repository."""
-        if data.document is None:
-            data = load_translation_set(config.data)
-        else:
-            config = replace(config, data="")
         return training.train_translation(data, config, run_dir, console, time_budget_s, command)
 
-    def load_own(self, options: OwnOptions) -> TranslationData:
-        """Read sentence pairs of one's own."""
-        return load_own_pairs(options)
-
-    def recipe_for(self, data: TranslationData, start_from: str) -> tuple[str, str]:
-        """Choose by the number of training pairs."""
-        return recipe_for_pairs(len(data.train), start_from)
-
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
-        """Measure on the splits that are reported."""
+        """Measure on the test splits."""
         if document := result.get("data_document"):
-            return training.measure(run_dir, own_pairs(document), this_device(), console)
+            return training.measure(run_dir, rebuild_pairs(document), this_device(), console)
         return training.measure(run_dir, load_translation_set(result["config"]["data"]), this_device(), console)
 
     def convert(self, run_dir: Path, target: Target, console: Console) -> None:
         """Convert a finished run, compared and measured on its own test splits where they are known."""
         result = read_result(run_dir)
         source = translation_source_of_run(run_dir)
-        if result.get("data_document"):
-            compare_on, about = conversion_of_own_pairs(result)
-            self._write_model(source, target, console, compare_on, about)
+        if document := result.get("data_document"):
+            own = rebuild_pairs(document)
+            held_out = own.reported
+            more = _made_up() if sum(map(len, held_out.values())) < MIN_COMPARED else {}
+            self._write_model(source, target, console, held_out | more, about_files(document))
         elif described := data_set_named(result["data"], self.name):
             data = read_translations(described)
             self._write_model(source, target, console, data.test, {"licence": data.licence})

@@ -104,11 +104,20 @@ class TranslationQuality:
         return asdict(self)
 
 
+class _Chrf(sacrebleu.CHRF):
+    """chrF whose scores are all Python floats: sacreBLEU's interval mixes types where a resample scores 0."""
+
+    def _compute_score_from_stats(self, stats: list[int]) -> Any:
+        found = super()._compute_score_from_stats(stats)
+        found.score = float(found.score)
+        return found
+
+
 def translation_quality(
     translations: Sequence[str], references: Sequence[str], language: str = "de"
 ) -> TranslationQuality:
     """Judge translations into `language` against one reference each."""
-    bleu, chrf = sacrebleu.BLEU(), sacrebleu.CHRF()
+    bleu, chrf = sacrebleu.BLEU(), _Chrf()
     tokenised = sacrebleu.BLEU(tokenize="none", lowercase=True, force=True)
     cased = bleu.corpus_score(translations, [references], NUM_BOOTSTRAP)
     characters = chrf.corpus_score(translations, [references], NUM_BOOTSTRAP)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors.torch import save
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
@@ -31,12 +32,14 @@ from export.networks.text_baselines import BiLstmClassifier, BiLstmConfig, KimCn
 from export.networks.transformer import EncoderConfig, TextClassifier
 from export.task_table import TEXT_CLASSIFICATION
 from export.training.distillation import Teacher, directions_of, distance_of_tokens, judge
+from export.training.measures.calibration import fit_temperature
+from export.training.measures.labels import single_label_quality
 from export.training.quality import classification_quality
-from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
+from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network, read_weights
 from export.training.text_recipes import NetworkConfig, TextTrainConfig, check_settings
 from export.training.text_starting_point import StartingPoint, starting_point
-from export.training.trainer import StepOutcome, Trainer, bf16_is_fast, this_device
-from export.whole_files import save_figure, write_text
+from export.training.trainer import WEIGHTS, StepOutcome, Trainer, bf16_is_fast, this_device
+from export.whole_files import save_figure, write_bytes, write_text
 
 PAD_ID = 0
 NUM_TEXTS_FOR_DIRECTIONS = 4_096  # training texts that determine the projection of a student's targets
@@ -273,6 +276,7 @@ def finish(trainer: Trainer, task: TextTrainingTask, command: str, console: Cons
     """Measure the kept weights, and write the record."""
     run_dir, data = trainer.run_dir, task.data
     console.print("measuring the best weights")
+    fitted = _fold_temperature(trainer, task) if data.document else {}
     halve_weights(run_dir)
     about = {
         "task": TEXT_CLASSIFICATION,
@@ -283,8 +287,32 @@ def finish(trainer: Trainer, task: TextTrainingTask, command: str, console: Cons
         "bf16": task.autocast_bf16,
     } | ({"data_document": data.document} if data.document else {})
     plot_curves(trainer.history, run_dir / "curves.png")
-    measured = measure(run_dir, data, trainer.device)
+    measured = measure(run_dir, data, trainer.device) | fitted
     end_run(trainer, command=command, about=about, measured=measured, console=console)
+
+
+def _fold_temperature(trainer: Trainer, task: TextTrainingTask) -> dict[str, Any]:
+    """Fit the temperature on the split that chooses, and divide the head of the kept weights by it.
+
+    Returns:
+        the figures of the fit, for the record, and the calibration error before on the split that is reported.
+    """
+    model, data, start = build_network(task.start.config), task.data, task.start
+    weights = read_weights(trainer.run_dir)
+    model.load_state_dict(weights)
+    model.to(trainer.device)
+    logits_BC = predict(model, task.validation_ids, trainer.device)
+    fitted = fit_temperature(logits_BC, np.array(data.validation.labels))
+    reported_BC = predict(model, encode(start.tokenizer, data.reported, start.config.max_tokens), trainer.device)
+    before = classification_quality(reported_BC, np.array(data.reported.labels)).expected_calibration_error
+    for name in ("head.weight", "head.bias"):
+        weights[name] = weights[name] / fitted.temperature
+    write_bytes(trainer.run_dir / WEIGHTS, save(weights))
+    return {
+        "measured_on": data.reported_name,
+        "calibration_error_before_temperature": before,
+        "temperature": {"chosen_on": "validation"} | fitted.as_dict(),
+    }
 
 
 def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -> dict[str, Any]:
@@ -292,7 +320,10 @@ def measure(run_dir: Path, data: TextClassificationData, device: torch.device) -
     model, split = load_run_model(run_dir).to(device), data.reported
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
     logits_BC = predict(model, encode(tokenizer, split, model.config.max_tokens), device)
-    return {"quality": classification_quality(logits_BC, np.array(split.labels)).as_dict()}
+    quality = classification_quality(logits_BC, np.array(split.labels)).as_dict()
+    if data.document:
+        quality |= single_label_quality(logits_BC, np.array(split.labels), data.label_names).as_dict()
+    return {"quality": quality}
 
 
 def encode(tokenizer: Tokenizer, split: LabelledTexts, max_tokens: int) -> list[NDArray[np.int64]]:

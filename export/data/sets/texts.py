@@ -33,6 +33,12 @@ def read_texts(described: DataSet) -> TextClassificationData:
     return TextClassificationData(described.name, names, read(train), read(validation))
 
 
+def load_everyday() -> LabelledTexts:
+    """Load sentences in everyday spelling and case, written and labelled for this repository; 1 is positive."""
+    (everyday,) = also_measured_on(data_set("sst2", TEXT_CLASSIFICATION), ["NEGATIVE", "POSITIVE"]).values()
+    return everyday
+
+
 def also_measured_on(described: DataSet, labels: list[str]) -> dict[str, LabelledTexts]:
     """Read the further labelled texts that models of a data set are measured on, by their names."""
     measured = {}

@@ -7,7 +7,8 @@ measured or converted later reads the same held-out rows again.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from export.data.own.labels import REGRESSION
 from export.finished_runs import is_finished
 from export.recipes.files import find_recipe
 from export.tasks.settings import keys_of, with_changes
-from export.tasks.task import OwnOptions, trained_task_of
+from export.tasks.task import OwnOptions, TrainedTask, trained_task_of
 from export.training.run_folder import sole_trainer
 from export.whole_files import write_text
 
@@ -53,11 +54,12 @@ def train_own(own: OwnRun, run_dir: Path, console: Console, time_budget_s: float
         FileNotFoundError: a file is missing.
     """
     task = trained_task_of(own.task)
+    check_options(own.options, task)
     if is_finished(run_dir):
         console.print(f"{run_dir} has a finished run; to train again, remove the folder or name another one")
         return True
     data = task.load_own(own.options)
-    for sentence in [_what_is_there(data), *data.document["notes"]]:
+    for sentence in [what_is_there(data), *data.document["notes"]]:
         console.print(sentence, soft_wrap=True, highlight=False)
     recipe, why = own.recipe, "it was asked for"
     if not recipe:
@@ -76,7 +78,17 @@ def train_own(own: OwnRun, run_dir: Path, console: Console, time_budget_s: float
         return task.train(data, config, run_dir, console, time_budget_s, "")
 
 
-def _what_is_there(data: Any) -> str:
+def check_options(options: OwnOptions, task: TrainedTask[Any, Any]) -> None:
+    """Raises ValueError: an option is given that the task has no use for."""
+    taken = {"data", "validation", "test", "skip_bad_rows", "licence", *task.own_options}
+    for field in fields(options):
+        if field.name not in taken and getattr(options, field.name) is not None:
+            known = ", ".join(f"--{name.replace('_', '-')}" for name in task.own_options) or "no such options"
+            raise ValueError(f"--{field.name.replace('_', '-')} is not for {task.name}; it takes {known}")
+
+
+def what_is_there(data: Any) -> str:
+    """Say in a sentence what data has been read: labels, rows by split, and the problem."""
     document = data.document
     rows = ", ".join(f"{split} {about['rows']:,}" for split, about in document["splits"].items())
     names = document["labels"]
@@ -102,3 +114,11 @@ def keep_data_record(run_dir: Path, document: dict[str, Any]) -> None:
             raise ValueError(f"{run_dir} was begun with other data: {error}; name another run with --name") from error
     else:
         write_text(path, json.dumps(document, indent=2) + "\n")
+
+
+def about_files(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what manifest and card say of data of one's own: licence, files with their sha256, rows by split."""
+    sources = document["files"].values()
+    files = [f"{each['name']} ({each['rows']:,} rows, sha256 {each['sha256']})" for each in sources]
+    rows = [f"{split} {record['rows']:,}" for split, record in document["splits"].items()]
+    return {"licence": document["licence"], "data_files": "; ".join(files), "rows": ", ".join(rows)}

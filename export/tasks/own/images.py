@@ -20,7 +20,6 @@ from export.training.fine_tuning.images.starting_point import ImagePreparation
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
 from export.training.fine_tuning.settings import SCRATCH
 from export.training.fine_tuning.starting_point import read_encoder_config
-from service.tasks.classification import ClassifierSettings
 from service.tasks.images.preprocessing import PreprocessorConfig
 
 MAX_COMPARED_IMAGES = 1_000  # held-out images
@@ -56,11 +55,8 @@ def conversion_of_own_images(run_dir: Path, result: Mapping[str, Any]) -> tuple[
     folder = run_dir / HUGGING_FACE
     data = rebuild_images(result["data_document"])
     source, document = image_source_of(str(folder)), read_task_document(folder)
-    settings = None
-    if data.problem != SINGLE_LABEL:
-        settings = ClassifierSettings(problem=data.problem, thresholds=document.get("thresholds"))  # type: ignore[arg-type] # checked by the data
     kept = {name: source.provenance[name] for name in ("model_type", "transformers")}
-    source = replace(source, settings=settings, provenance=provenance_of(result) | kept)
+    source = replace(source, provenance=provenance_of(result) | kept)
     measured = OwnSplit(data.reported.inputs, data.reported, data, document)
     compared = measured.inputs[:MAX_COMPARED_IMAGES]
     return source, {

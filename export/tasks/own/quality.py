@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.data.own.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from export.markdown import table
+from export.tasks.own.data import about_files
 from export.training.fine_tuning.measuring import LabelledData, LabelledSplit, measure_split
 from export.training.fine_tuning.settings import MINILM
 from export.training.quality import MAX_ACCURACY_LOSS
 from model_store.folder import Manifest
 
 MAX_COUNTED = 50  # labels whose rows the card counts
+MAX_LABELS_OF_CARD = 100  # labels whose precision and recall the card has; the manifest has them all
 ROWS_OF_A_SMALL_SET = 2  # a precision may cost so many rows where half a point is less than that
 # The figure of each problem whose loss by a lossy precision is limited.
 JUDGED_BY = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "r2"}
@@ -49,13 +51,9 @@ def is_own(measured: Any) -> bool:
 def about_data(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what manifest and card say of the data, and of what was fitted after training."""
     document = result["data_document"]
-    sources = document["files"].values()
-    files = [f"{each['name']} ({each['rows']:,} rows, sha256 {each['sha256']})" for each in sources]
-    rows = [f"{split} {record['rows']:,}" for split, record in document["splits"].items()]
-    licence = document["licence"]
+    about = about_files(document)
     if result["config"].get("start_from") == MINILM:
-        licence = f"data: {licence}; MiniLM: Apache-2.0"
-    about = {"licence": licence, "data_files": "; ".join(files), "rows": ", ".join(rows)}
+        about["licence"] = f"data: {about['licence']}; MiniLM: Apache-2.0"
     counts = document["splits"]["train"].get("labels") or {}
     if 0 < len(counts) <= MAX_COUNTED:
         about["training_rows_by_label"] = ", ".join(f"{label} {count:,}" for label, count in counts.items())
@@ -83,10 +81,8 @@ def loss_of_own(measured: Mapping[str, Any], before: Mapping[str, Any], precisio
         ConversionRefused: it costs more.
     """
     name = next(each for each in JUDGED_BY.values() if each in measured)
-    loss, allowed = (
-        before[name] - measured[name],
-        max(MAX_ACCURACY_LOSS, ROWS_OF_A_SMALL_SET / measured["num_examples"]),
-    )
+    loss = before[name] - measured[name]
+    allowed = max(MAX_ACCURACY_LOSS, ROWS_OF_A_SMALL_SET / measured["num_examples"])
     if not loss <= allowed:
         raise ConversionRefused(
             f"{precision} loses {100 * loss:.2f} points of {NAMES[name]} ({100 * before[name]:.2f} % to"
@@ -119,8 +115,11 @@ def card_of_quality(split: str, measured: Mapping[str, Any]) -> list[str]:
             lines.append(f"- {noun}: {measured[name]:.4f}{interval}")
     if not np.isnan(error := _calibration_error(measured)):
         lines.append(f"- expected calibration error: {error:.4f}")
-    if rows := measured.get("labels"):
-        lines += ["", "Each label:", *table(("label", "precision", "recall", "F1", "rows"), map(_label_row, rows))]
+    if labels := measured.get("labels"):
+        shown = sorted(labels, key=lambda each: -each["num_true"])[:MAX_LABELS_OF_CARD]
+        noun = "Each label:" if len(labels) <= MAX_LABELS_OF_CARD else f"The {len(shown)} labels with the most rows:"
+        rows = [_label_row(each) for each in labels if len(labels) <= MAX_LABELS_OF_CARD or each in shown]
+        lines += ["", noun, *table(("label", "precision", "recall", "F1", "rows"), rows)]
     return [*lines, ""]
 
 

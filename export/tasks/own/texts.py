@@ -21,7 +21,6 @@ from export.data.own.texts import rebuild_texts
 from export.data.text_classification import LabelledTexts, TextClassificationData
 from export.tasks.own.quality import OwnSplit, about_data
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
-from service.tasks.classification import ClassifierSettings
 from service.tasks.text.tokenization import Pair, Text
 
 MAX_COMPARED = 2_000  # held-out texts, one at a time in PyTorch
@@ -49,12 +48,10 @@ def source_of_own_run(run_dir: Path, result: Mapping[str, Any], data: TextClassi
 
     source = classifier_of_hugging_face(str(folder))
     kept = {name: source.provenance[name] for name in ("model_type", "transformers")}
-    settings, unit = None, 1.0
-    if data.problem != SINGLE_LABEL:
-        settings = ClassifierSettings(problem=data.problem, thresholds=read_task_document(folder).get("thresholds"))  # type: ignore[arg-type] # checked by the data
+    unit = 1.0
     if data.problem == REGRESSION:
         unit = max(1.0, float(np.std(data.train.labels)), abs(float(np.mean(data.train.labels))) / 100)
-    return replace(source, settings=settings, output_unit=unit, provenance=provenance_of(result) | kept)
+    return replace(source, output_unit=unit, provenance=provenance_of(result) | kept)
 
 
 def conversion_of_own_run(run_dir: Path, result: Mapping[str, Any]) -> tuple[TextClassifierSource, dict[str, Any]]:

@@ -87,6 +87,10 @@ class TokenClassification(AgreementTask, TrainedTask[Inputs, EntityTrainConfig])
     name = TOKEN_CLASSIFICATION
     answers_name = "labels of tokens"
     networks = {"encoder": (EntityTrainConfig, EncoderShape)}  # noqa: RUF012, a field of the protocol
+    own_options = (
+        *("text_column", "entities_column", "tokens_column", "tags_column"),
+        *("token_column", "tag_column"),
+    )
     report = ReportSection(
         place=4, subject="entities", curve_measure="F1 of entities", write=report_section, has_confusion=False
     )
@@ -105,7 +109,7 @@ class TokenClassification(AgreementTask, TrainedTask[Inputs, EntityTrainConfig])
 
     def load_own(self, options: OwnOptions) -> TokenClassificationData:
         """Read texts with entities of one's own."""
-        return load_entities(options.request(EntityRequest, self.name))
+        return load_entities(EntityRequest(**options.request(*self.own_options)))
 
     def recipe_for(self, data: TokenClassificationData, start_from: str) -> tuple[str, str]:
         """Choose by the number of training texts and by the start."""

@@ -3,7 +3,6 @@
 Shapes: B texts, T tokens, C labels.
 """
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from export.training.fine_tuning.starting_point import StartingPoint
 from export.training.text_classifier import batches_of_similar_length
 from export.training.trainer import StepOutcome, bf16_is_fast
 
+WITHOUT_TYPES = ("distilbert", "modernbert", "mpnet")  # families that do not tell the texts of a pair apart by types
 IDS, TYPES = 0, 1  # rows of a tokenized text
 LAYER = re.compile(r"(?:^|\.)layers?\.(\d+)\.")
 
@@ -32,7 +32,7 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.config = shape_of(model.config, max_tokens)
-        self._takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._takes_types = model.config.model_type not in WITHOUT_TYPES
 
     def forward(self, ids_BT: Tensor, types_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Classify ids, types and mask, int64 [B, T]; return logits [B, C]."""

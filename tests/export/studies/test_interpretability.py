@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from export.data.text_classification import load_everyday
+from export.data.sets.texts import load_everyday
 from export.studies import interpretability
 from export.studies.explained_answers import TextModel, features_of_tokens
 from export.studies.explanation_figures import RANDOM

@@ -44,6 +44,8 @@ def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, 
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     shutil.copytree(toy_run, runs / "toy")
     (runs / "unfinished").mkdir()
+    (runs / "own").mkdir()
+    (runs / "own" / "result.json").write_text('{"data_document": {"format": 1}}')
     report(runs, docs, tmp_path / "store", quiet)
     record = json.loads((docs / "runs" / "toy.json").read_text())
     page = (docs / "models.md").read_text()
@@ -58,6 +60,7 @@ def test_the_page_has_the_figures_of_the_records(toy_run: Path, tmp_path: Path, 
     hours = int(threads) * record["training_s"] / 3600
     assert f"the 1 runs on this page, without validation: {hours:.1f} thread hours on {processor}." in page
     assert "unfinished" not in page
+    assert not (docs / "runs" / "own.json").exists()
     assert sorted(path.suffix for path in docs.glob("*.png")) == [".png", ".png"]
     report(tmp_path / "nothing", docs, tmp_path / "store", quiet)
     assert (docs / "models.md").read_text() == page

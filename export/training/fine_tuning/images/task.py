@@ -32,6 +32,8 @@ class ImageNetwork(nn.Module):
         mean_C, std_C = torch.tensor(settings.image_mean), torch.tensor(settings.image_std)
         # Of the network's own input: (level * rescale_factor - mean) / std, where level is (x + 1) * 127.5.
         scale_C = 127.5 * settings.rescale_factor / std_C
+        self.scale_C11: Tensor
+        self.shift_C11: Tensor
         self.register_buffer("scale_C11", scale_C[:, None, None], persistent=False)
         self.register_buffer("shift_C11", (scale_C - mean_C / std_C)[:, None, None], persistent=False)
 

@@ -3,8 +3,8 @@
 import datasets
 import pytest
 
-from export.data.sets.description import DataSet, data_set
-from export.data.sets.texts import also_measured_on, load_text_set, read_texts
+from export.data.sets.description import DataSet
+from export.data.sets.texts import load_everyday, load_text_set, read_texts
 
 
 def test_splits_are_read_by_the_names_of_the_description(
@@ -37,6 +37,6 @@ def test_splits_are_read_by_the_names_of_the_description(
 
 def test_further_texts_get_the_numbers_of_their_labels() -> None:
     """The everyday sentences of this repository have both labels."""
-    (texts,) = also_measured_on(data_set("sst2", "text-classification"), ["NEGATIVE", "POSITIVE"]).values()
+    texts = load_everyday()
     assert len(texts) > 50
     assert set(texts.labels) == {0, 1}

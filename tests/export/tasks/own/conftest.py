@@ -1,8 +1,11 @@
 """Folders of one's own with small data sets, and the command line in this process."""
 
+import json
 import shutil
 import sys
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -59,3 +62,10 @@ def draw_shapes(folder: Path, count: int = 24, seed: int = 0) -> Path:
                 draw.rectangle(box, outline=colour, width=2)
             image.save(folder / label / f"{number}.png")
     return folder
+
+
+def answered(url: str, model: str, inputs: str) -> Any:
+    """Ask a model over the task API."""
+    body = json.dumps({"inputs": inputs}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/models/{model}", body)) as answer:
+        return json.load(answer)

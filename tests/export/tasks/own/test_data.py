@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.export.tasks.own.conftest import TINY, train
+from tests.export.tasks.own.conftest import TINY, export, train
 from tests.export.training.fine_tuning.conftest import save_encoder
+
 
 def test_a_csv_becomes_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Rows, problem and recipe are said; the record has the document; the same command finds it finished."""
@@ -48,6 +49,8 @@ def test_a_recipe_of_ones_own_trains_a_network_of_this_repository(
     assert train(*words, "--data", "tickets.csv", "--name", "cnn", capsys=capsys)[0] == 0
     result = json.loads((here / "runs/cnn/result.json").read_text())
     assert (result["network"], result["quality"]["num_examples"]) == ("kim-cnn", 23)
+    assert len(result["quality"]["labels"]) == 7
+    assert result["temperature"]["chosen_on"] == "validation" and result["temperature"]["temperature"] > 0
     status, _, errors = train(*words, "--data", "urgency.csv", "--label-column", "urgency", capsys=capsys)
     assert (status, "single texts with one label each, not regression" in errors) == (1, True)
 
@@ -61,6 +64,33 @@ def test_a_folder_is_fine_tuned(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert "recipe text-encoder-few-rows" in said
     result = json.loads((here / "runs/tickets/result.json").read_text())
     assert (result["network"], result["config"]["start_from"]) == ("distilbert", "encoder")
+
+
+def test_sentence_pairs_become_a_translation_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table and two aligned files give the same rows; the test pairs are measured, also again."""
+    tiny = [
+        "--set",
+        "epochs=1",
+        "model.d_model=32",
+        "model.d_ff=32",
+        "model.num_layers=1",
+        "model.num_decoder_layers=1",
+    ]
+    words = ["--task", "translation", *tiny, "vocab_size=400", "subword_dropout=0"]
+    status, said, errors = train(*words, "--data", "phrases.en-de.tsv", "--name", "phrases", capsys=capsys)
+    assert status == 0, errors
+    assert "recipe pairs-few-rows: 70 training pairs are fewer than 50,000" in said
+    result = json.loads((here / "runs/phrases/result.json").read_text())
+    assert result["data_document"]["splits"].keys() == {"train", "validation", "test"}
+    assert result["config"]["data"] == ""
+    (quality,) = result["quality"].values()
+    assert quality["greedy"]["num_examples"] == result["data_document"]["splits"]["test"]["rows"]
+    assert export("measure", "phrases", capsys=capsys)[0] == 0
+    rows = [line.split("\t") for line in (here / "phrases.en-de.tsv").read_text().splitlines()[1:]]
+    for column, name in enumerate(("sources.txt", "targets.txt")):
+        (here / name).write_text("".join(f"{row[column]}\n" for row in rows))
+    aligned = ["--data", "sources.txt", "--data-target", "targets.txt", "--time-budget", "0.001s"]
+    assert "train 70, validation" in train(*words, *aligned, "--name", "aligned", capsys=capsys)[1]
 
 
 def test_an_unfinished_run_goes_on_with_the_same_rows_only(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +114,18 @@ def test_an_unfinished_run_goes_on_with_the_same_rows_only(here: Path, capsys: p
         (["sentiment", "--data", "tickets.csv"], "the recipe sentiment has its own data; with --data, name a recipe"),
         (["text-scratch"], "the recipe text-scratch is for data of one's own: add --task text-classification"),
         (["--data", "tickets.csv"], "--data needs --task"),
-        (["--data", "tickets.csv", "--task", "translation"], "--data is not offered for translation"),
+        (
+            ["--data", "tickets.csv", "--task", "feature-extraction"],
+            "are not trained here",
+        ),
+        (
+            ["--data", "tickets.csv", "--task", "translation", "--label-column", "label"],
+            "--label-column is not for translation; it takes --data-target, ",
+        ),
+        (
+            ["--data", "phrases.en-de.tsv", "--task", "translation", "--start-from", "minilm"],
+            "--start-from minilm: translation networks start from scratch",
+        ),
         (["--data", "none.csv", "--task", "text-classification"], "none.csv"),
         (["--data", "urgency.csv", "--task", "text-classification"], "label"),
         (

@@ -8,8 +8,7 @@ from transformers import pipeline
 
 from export.data.own.entities import EntityRequest, load_entities
 from tests.conftest import running_server
-from tests.export.tasks.own.conftest import export, train
-from tests.export.tasks.own.test_images import answered
+from tests.export.tasks.own.conftest import answered, export, train
 from tests.export.training.fine_tuning.conftest import save_encoder
 
 ENTITIES = ["--task", "token-classification"]
@@ -45,9 +44,7 @@ def test_a_conll_file_becomes_a_model(here: Path, capsys: pytest.CaptureFixture[
     theirs = pipeline("token-classification", str(here / "runs/news/hugging_face"), aggregation_strategy="simple")(
         _held_out(here)
     )
-    assert ours == [
-        {(each["start"], each["end"], each["entity_group"]) for each in entities} for entities in theirs
-    ]
+    assert ours == [{(each["start"], each["end"], each["entity_group"]) for each in entities} for entities in theirs]
 
 
 def _held_out(here: Path) -> list[str]:

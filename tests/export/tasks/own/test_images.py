@@ -3,9 +3,7 @@
 import base64
 import csv
 import json
-import urllib.request
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +12,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTImageProcessor
 
 from tests.conftest import running_server
-from tests.export.tasks.own.conftest import draw_shapes, export, train
+from tests.export.tasks.own.conftest import answered, draw_shapes, export, train
 
 IMAGES = ["--task", "image-classification"]
 TINY_IMAGES = ["--set", "model.width=8", "model.num_stages=2", "ema_decay=0.8"]
-
-
-def answered(url: str, model: str, inputs: str) -> Any:
-    """Ask a model over the task API."""
-    body = json.dumps({"inputs": inputs}).encode()
-    with urllib.request.urlopen(urllib.request.Request(f"{url}/models/{model}", body)) as answer:
-        return json.load(answer)
 
 
 def test_a_folder_of_images_becomes_a_served_model(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

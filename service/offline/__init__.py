@@ -1,0 +1,1 @@
+"""`heed predict`: answers each row of a file, without a server or with a running one."""
