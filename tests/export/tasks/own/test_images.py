@@ -81,7 +81,7 @@ def test_a_saved_vit_is_trained_further(precision: str, here: Path, capsys: pyte
     ViTImageProcessor(size={"height": 32, "width": 32}, image_mean=mean, image_std=[0.2] * 3).save_pretrained(
         here / "vit"
     )
-    words = [*IMAGES, "--data", "shapes", "--start-from", "vit", "--set", "epochs=12", "learning_rate=0.003"]
+    words = [*IMAGES, "--data", "shapes", "--start-from", "vit", "--set", "epochs=12", "batch_size=8"]
     assert "the time is up" in train(*words, "--time-budget", "0.001s", capsys=capsys)[1]
     status, said, errors = train(*words, capsys=capsys)
     assert status == 0, errors
