@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HEED_LOG_FORMAT ?= console
 
-.PHONY: serve torchserve test test-slow check lint format load load-ci bench soak stalls gpu-check compose-test generate clean
+.PHONY: serve torchserve test test-slow test-families check lint format load load-ci bench soak stalls gpu-check compose-test generate clean
 
 serve: .venv/serve.stamp  ## start the server on the models in model_store/
 	$(BIN)/python -m service
@@ -13,6 +13,9 @@ test: .venv/dev.stamp  ## run every test
 
 test-slow: .venv/dev.stamp  ## the tests that `make test` leaves out for the time they take
 	$(BIN)/python -m tests --slow
+
+test-families: .venv/dev.stamp  ## every family of text encoders with every task and precision; writes docs/families.md
+	$(BIN)/python -m tests --families
 
 torchserve: .venv/torchserve.stamp  ## pack the models for TorchServe and start it on them; needs Java 17
 	$(BIN)/python -m export archive && $(BIN)/python -m export.torchserve

@@ -140,7 +140,7 @@ def train_on_own_data(arguments: argparse.Namespace, run_dir: Path, console: "Co
         raise ValueError(f"the recipe {arguments.model} has its own data; with --data, name a recipe with --recipe")
     if not arguments.task:
         raise ValueError("--data needs --task, such as --task text-classification")
-    from export.tasks.own.data import OwnRun, train_own
+    from export.tasks.own.training import OwnRun, train_own
     from export.tasks.task import OwnOptions
 
     options = OwnOptions(
@@ -268,6 +268,9 @@ def archive(arguments: argparse.Namespace, console: "Console") -> None:
 
 def load(arguments: argparse.Namespace, console: "Console") -> None:
     """Convert a Hugging Face model."""
+    # PyTorch's threads sleep while they wait, instead of spinning: on a busy machine the comparison with PyTorch would
+    # otherwise take many times its work. The variable is read when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from export.tasks.task import task_of
 
     if arguments.task is None:
@@ -276,14 +279,17 @@ def load(arguments: argparse.Namespace, console: "Console") -> None:
         arguments.task = task_of_checkpoint(arguments.source)
         console.print(f"task: {arguments.task}")
     task = task_of(arguments.task)
-    if arguments.validate_on and arguments.validate_on not in task.validation_sets:
-        raise ValueError(f"--validate-on {arguments.validate_on} is for text classifiers")
+    if arguments.validate_on:
+        task.check_validation_set(arguments.validate_on)
     if arguments.precision != "float32" and not arguments.validate_on and task.needs_labels:
         raise ValueError(
-            f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for text"
+            f"--precision {arguments.precision} needs labelled inputs to measure the loss: --validate-on, for"
             " classifiers"
         )
-    target = target_of(arguments, Path(arguments.source).resolve().name)
+    from export.conversion.checkpoints.onnx_folder import split_graph
+
+    folder, _ = split_graph(arguments.source)  # a graph is served under the name of its folder
+    target = target_of(arguments, Path(folder).resolve().name)
     task.load(arguments.source, arguments.validate_on, target, console)
 
 

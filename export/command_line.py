@@ -179,12 +179,17 @@ def add_load(commands: Any) -> None:
         "load",
         help="convert a Hugging Face model to the next version in the model store",
     )
-    one.add_argument("source", metavar="SOURCE", help="a folder with a saved model, or a hub id such as owner/name")
+    one.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="a folder with a saved model, a hub id such as owner/name, or an ONNX graph of a folder of Optimum",
+    )
     one.add_argument("--task", choices=list(TASKS), help="task of the model; default: what its architecture tells")
     one.add_argument(
         "--validate-on",
-        choices=["sst2"],
-        help="labelled texts to measure quality on; needed for int8",
+        metavar="FOLDER",
+        help="labelled inputs to measure quality on, needed for int8 of classifiers: sst2 for texts; for images a"
+        " folder with a folder for each label, or a table of paths and labels",
     )
     add_target_options(one)
 

@@ -8,18 +8,22 @@ TEXT_CLASSIFICATION = "text-classification"
 IMAGE_CLASSIFICATION = "image-classification"
 TRANSLATION = "translation"
 FEATURE_EXTRACTION = "feature-extraction"
-IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
-TOKEN_CLASSIFICATION = "token-classification"
+TOKEN_CLASSIFICATION = "token-classification"  # noqa: S105, no password
 TEXT_RANKING = "text-ranking"
 QUESTION_ANSWERING = "question-answering"
+ZERO_SHOT_CLASSIFICATION = "zero-shot-classification"
+FILL_MASK = "fill-mask"
+IMAGE_FEATURE_EXTRACTION = "image-feature-extraction"
 
 TASKS = {
     TEXT_CLASSIFICATION: "export.tasks.text_classification",
     IMAGE_CLASSIFICATION: "export.tasks.image_classification",
     TRANSLATION: "export.tasks.translation",
     FEATURE_EXTRACTION: "export.tasks.feature_extraction",
-    IMAGE_FEATURE_EXTRACTION: "export.tasks.image_feature_extraction",
     TOKEN_CLASSIFICATION: "export.tasks.text.token_classification",
     TEXT_RANKING: "export.tasks.text.text_ranking",
     QUESTION_ANSWERING: "export.tasks.text.question_answering",
+    ZERO_SHOT_CLASSIFICATION: "export.tasks.text.zero_shot_classification",
+    FILL_MASK: "export.tasks.text.fill_mask",
+    IMAGE_FEATURE_EXTRACTION: "export.tasks.image_feature_extraction",
 }

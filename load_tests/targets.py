@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 
 from load_tests.model_tasks import ModelTask
-from proto import heed_pb2_grpc, inference_pb2_grpc, torchserve_pb2, torchserve_pb2_grpc
+from proto import heed_pb2_grpc, torchserve_pb2, torchserve_pb2_grpc
 
 TIMEOUT_S = 30.0
 
@@ -56,8 +56,12 @@ class Heed:
 
     def open_grpc(self, channel: grpc.Channel, model: str, task: ModelTask) -> Ask:
         """Return a call for one input; it raises `Refused`."""
-        call = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
-        if task.typed_call is not None:
+        if task.typed_call is None:
+            # Late, because tests of third-party clients have other classes of these names in the process.
+            from proto import inference_pb2_grpc
+
+            call = inference_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        else:
             call = getattr(heed_pb2_grpc.HeedStub(channel), task.typed_call)
 
         def ask(given: Any) -> Reply:

@@ -73,9 +73,24 @@ def read_translation(body: bytes) -> Answer:
     return Answer((json.loads(body)[0]["translation_text"],), ())
 
 
+def read_document(body: bytes) -> Answer:
+    """Read the task API's answer to one text, an object or a list of objects: all texts, and the first score."""
+    document = json.loads(body)
+    objects = document if isinstance(document, list) else [document]
+    texts = [value for each in objects for value in each.values() if isinstance(value, str)]
+    return Answer(tuple(texts), tuple(each["score"] for each in objects[:1]))
+
+
+def read_best_of(body: bytes) -> Answer:
+    """Read the task API's list of objects as tensors have it: the first text once more before all of them."""
+    answer = read_document(body)
+    return Answer((*answer.texts[:1], *answer.texts), answer.numbers)
+
+
 def read_vector(body: bytes) -> Answer:
-    """Read the task API's answer to one text: the elements of a vector."""
-    return Answer((), tuple(json.loads(body)[0]))
+    """Read the task API's answer to one text, a list of vectors, or to one image, a vector."""
+    document = json.loads(body)
+    return Answer((), tuple(document[0] if isinstance(document[0], list) else document))
 
 
 def read_events(body: bytes) -> Answer:
@@ -103,7 +118,7 @@ def read_outputs(body: bytes) -> Answer:
             texts += output["data"]
         else:
             numbers += output["data"]
-    return Answer(tuple(texts), tuple(numbers))
+    return unpacked(Answer(tuple(texts), tuple(numbers)))
 
 
 def read_tensors(message: Any) -> Answer:
@@ -113,7 +128,7 @@ def read_tensors(message: Any) -> Answer:
     for number, output in enumerate(message.outputs):
         if not message.raw_output_contents:
             texts += [each.decode() for each in output.contents.bytes_contents]
-            numbers += output.contents.fp32_contents
+            numbers += [*output.contents.fp32_contents, *output.contents.int64_contents]
         elif output.datatype == "BYTES":
             raw = message.raw_output_contents[number]
             while raw:
@@ -121,7 +136,22 @@ def read_tensors(message: Any) -> Answer:
                 texts.append(raw[4 : 4 + size].decode())
                 raw = raw[4 + size :]
         else:
-            numbers += np.frombuffer(message.raw_output_contents[number], "<f4").tolist()
+            dtype = "<i8" if output.datatype == "INT64" else "<f4"
+            numbers += np.frombuffer(message.raw_output_contents[number], dtype).tolist()
+    return unpacked(Answer(tuple(texts), tuple(numbers)))
+
+
+def unpacked(answer: Answer) -> Answer:
+    """Take apart the texts that are lists of objects in JSON: their texts, and their numbers behind the others."""
+    texts: list[str] = []
+    numbers = [*answer.numbers]
+    for text in answer.texts:
+        if text != "[]" and not text.startswith("[{"):
+            texts.append(text)
+            continue
+        for each in json.loads(text):
+            texts += [value for value in each.values() if isinstance(value, str)]
+            numbers += [value for value in each.values() if not isinstance(value, str)]
     return Answer(tuple(texts), tuple(numbers))
 
 
@@ -154,16 +184,22 @@ def v2_body(*inputs: dict[str, Any], **parameters: Any) -> bytes:
 
 def v2_message(model: str, name: str, rows: Sequence[str | bytes], *, raw: bool, **parameters: int) -> Any:
     """Create a request of the Open Inference Protocol over gRPC, with a BYTES tensor."""
+    return v2_tensors(model, {name: rows}, raw=raw, **parameters)
+
+
+def v2_tensors(model: str, tensors: Mapping[str, Sequence[str | bytes]], *, raw: bool, **parameters: int) -> Any:
+    """Create a request of the Open Inference Protocol over gRPC, with BYTES tensors."""
     # Late, because tests of third-party clients have other classes of these names in the process.
     from proto import inference_pb2
 
-    items = [row.encode() if isinstance(row, str) else row for row in rows]
-    tensor = inference_pb2.ModelInferRequest.InferInputTensor(name=name, datatype="BYTES", shape=[len(items)])
-    message = inference_pb2.ModelInferRequest(model_name=model, inputs=[tensor])
-    if raw:
-        message.raw_input_contents.append(b"".join(struct.pack("<I", len(item)) + item for item in items))
-    else:
-        message.inputs[0].contents.bytes_contents.extend(items)
+    message = inference_pb2.ModelInferRequest(model_name=model)
+    for name, rows in tensors.items():
+        items = [row.encode() if isinstance(row, str) else row for row in rows]
+        tensor = message.inputs.add(name=name, datatype="BYTES", shape=[len(items)])
+        if raw:
+            message.raw_input_contents.append(b"".join(struct.pack("<I", len(item)) + item for item in items))
+        else:
+            tensor.contents.bytes_contents.extend(items)
     for key, value in parameters.items():
         message.parameters[key].int64_param = value
     return message

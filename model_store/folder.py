@@ -46,6 +46,7 @@ MANIFEST, GOLDEN, GRAPH, ENCODER, EXPLAIN, EXPLAIN_GOLDEN, TORCHSCRIPT, TOKENIZE
     "target_tokenizer.json",
 )
 PREPROCESSOR, TASK_SETTINGS, CARD = "preprocessor_config.json", "task.json", "README.md"
+NOT_COMPARED = "not_compared_with_pytorch"  # in `quality` of a manifest: why nothing proves the graph
 LABELS = "labels.txt"  # names of a bare graph's classes, one a line
 # Files that are used only in a folder with a manifest; `export load` writes such folders.
 NEEDS_MANIFEST = (
@@ -380,7 +381,9 @@ def _read(found: FoundFolder, copied: FolderCopy) -> ModelFolder:
     if not golden:
         raise FolderError(f"{GOLDEN}: has no example")
     files = {name: copied.files[name] for name in manifest.files}
-    return ModelFolder(found.name, int(found.version), path, manifest, golden, files, _card(copied))
+    why = manifest.quality.get(NOT_COMPARED)
+    remark = None if why is None else f"not compared with PyTorch: {why}"
+    return ModelFolder(found.name, int(found.version), path, manifest, golden, files, _card(copied), remark=remark)
 
 
 def _card(copied: FolderCopy) -> str | None:

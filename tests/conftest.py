@@ -29,6 +29,7 @@ LONGEST_FILES = (
     "tests/service/transport/http/test_playground.py",
     "tests/export/conversion/test_classifier.py",
     "tests/export/conversion/test_hugging_face.py",
+    "tests/export/conversion/checkpoints/test_text_families.py",
     "tests/load_tests/test_load_tests.py",
     "tests/service/telemetry/test_tracing.py",
     "tests/test_heed.py",

@@ -36,6 +36,7 @@ WHOLE = {
     "tests/service/transport/test_explain_interfaces.py": "explanations over HTTP and gRPC",
     "tests/service/transport/test_interfaces.py": "texts and bare graphs over HTTP and gRPC",
     "tests/service/transport/test_image_interfaces.py": "images over HTTP and gRPC",
+    "tests/service/transport/test_text_task_interfaces.py": "entities, pairs, labels, gaps from checkpoint to page",
     "tests/service/transport/test_translation_interfaces.py": "translations over HTTP and gRPC",
     "tests/test_architecture.py": "the repository",
     "tests/test_containers.py": "the images",

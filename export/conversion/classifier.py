@@ -33,6 +33,7 @@ from export.conversion.model_folder.staging import folder_in_the_making
 from export.conversion.model_folder.task import OneGraphTask, S, Split
 from export.conversion.model_source import Source
 from export.conversion.sensitivity.batch_sensitivity import with_batch_sensitivity
+from export.conversion.text_source import Given, TextSource
 from export.onnx_graphs.passes import (
     export_graph,
     halve,
@@ -47,6 +48,7 @@ from model_store.folder import (
     FORMAT,
     GRAPH,
     MANIFEST,
+    NOT_COMPARED,
     TORCHSCRIPT,
     GoldenExample,
     Manifest,
@@ -54,6 +56,8 @@ from model_store.folder import (
     Tolerance,
     write_golden,
 )
+
+WITHOUT_WEIGHTS = "the checkpoint has no PyTorch weights; golden examples are the graph's own answers"
 
 
 def convert(
@@ -98,11 +102,12 @@ def convert(
         ValueError: too few inputs to compare on, none with labels to measure a loss, or int8 does not suit the network.
     """
     require_convertible(source, len(compare_on), labelled, precision)
+    precision, judged_as = served_precision(source, precision)
     with folder_in_the_making(store) as folder:
         write_graph(source, folder / GRAPH, precision, console)
         comparison, quality = prove_equal(source, task, folder, compare_on, precision, console)
         if labelled is not None:
-            quality |= measure_quality(source, task, folder / GRAPH, labelled, precision, split)
+            quality |= measure_quality(source, task, folder / GRAPH, labelled, judged_as, split)
         for name_of_more, more in also_measured_on.items():
             quality[name_of_more] = quality_of(source, task, folder / GRAPH, more)
         manifest = describe(source, task, folder, name, precision, comparison, quality, about)
@@ -131,6 +136,34 @@ def require_convertible(source: Source, num_compared: int, labelled: Split | Non
         raise ValueError(f"int8 is not offered: {source.not_quantized_because}")
 
 
+def given_graph_of(source: Source) -> Given | None:
+    """Return the graph that is served as it was exported elsewhere; None where one is exported here."""
+    return source.given if isinstance(source, TextSource) else None
+
+
+def lacks_weights(source: Source) -> bool:
+    """Return whether a given graph is all that is known of a model."""
+    return isinstance(source, TextSource) and source.lacks_weights
+
+
+def served_precision(source: Source, asked: Precision) -> tuple[Precision, Precision]:
+    """Return the precision of the served graph, and the one whose loss is measured against PyTorch.
+
+    Args:
+        source: the model; its graph may be given, and quantized already.
+        asked: the precision that was asked for; float32 leaves a given graph as it is.
+
+    Raises:
+        ValueError: the given graph has another precision, from which none can be made.
+    """
+    given = given_graph_of(source)
+    if given is None or given.precision in {"float32", asked}:
+        return asked, asked
+    if asked != "float32":
+        raise ValueError(f"the given graph is in {given.precision} already: {asked} cannot be made of it")
+    return given.precision, asked if lacks_weights(source) else given.precision
+
+
 def prove_equal(
     source: Source,
     task: OneGraphTask[S],
@@ -147,6 +180,8 @@ def prove_equal(
     Raises:
         ConversionRefused: the outputs in float32 differ from PyTorch's.
     """
+    if lacks_weights(source):
+        return prove_independent(source, task, folder, compare_on, precision, console)
     console.print(f"comparing with PyTorch on {len(compare_on)} {source.kind}")
     expected = source.outputs(source.module, compare_on)
     comparison = task.compare(onnx_outputs(source, folder / GRAPH, compare_on), expected)
@@ -159,6 +194,31 @@ def prove_equal(
         require_equal(of_torchscript, "TorchScript", source.output_unit)
         compared["torchscript"] = of_torchscript.as_dict()
     return comparison, {"compared_with_pytorch": compared}
+
+
+def prove_independent(
+    source: Source,
+    task: OneGraphTask[S],
+    folder: Path,
+    compare_on: Sequence[Any],
+    precision: Precision,
+    console: Console,
+) -> tuple[Comparison, dict[str, Any]]:
+    """Compare a given graph without PyTorch weights with itself: inputs in padded batches, and alone.
+
+    Returns:
+        the comparison, and the manifest's `quality`, which says that PyTorch was not asked.
+
+    Raises:
+        ConversionRefused: in float32, padding or other inputs change an answer.
+    """
+    console.print(f"no PyTorch weights: not compared; {len(compare_on)} {source.kind} in batches and alone")
+    expected = source.outputs(source.module, compare_on)
+    comparison = task.compare(onnx_outputs(source, folder / GRAPH, compare_on), expected)
+    if precision == "float32":
+        require_equal(comparison, "the given graph, in padded batches,", source.output_unit)
+    console.print(f"in batches: {comparison}")
+    return comparison, {"compared_with_pytorch": {}, NOT_COMPARED: WITHOUT_WEIGHTS}
 
 
 def measure_quality(
@@ -187,12 +247,29 @@ def quality_of(source: Source, task: OneGraphTask[S], path: Path, split: S) -> d
 
 
 def write_graph(source: Source, path: Path, precision: Precision, console: Console) -> None:
-    """Export the ONNX graph, and bring its weights to the precision."""
-    console.print("exporting to ONNX")
-    export_onnx(source, path)
+    """Export the ONNX graph, or write the given one, and bring its weights to the precision."""
+    given = given_graph_of(source)
+    if given is None:
+        console.print("exporting to ONNX")
+        export_onnx(source, path)
+    else:
+        given.write(path)
+    if given is None or given.precision != precision:
+        bring_to_precision(path, precision, source.quantized_operators, console)
+
+
+def bring_to_precision(path: Path, precision: Precision, quantized: Sequence[str] | None, console: Console) -> None:
+    """Quantize or halve an exported graph, in place, and replace its attention by the operator that is served.
+
+    Args:
+        path: the file of the graph.
+        precision: the precision of its products.
+        quantized: the operators that int8 quantizes; None for all that can be.
+        console: shows progress.
+    """
     if precision == "int8":
         console.print("quantizing to int8")
-        quantize(path, source.quantized_operators)
+        quantize(path, quantized)
     elif precision == "float16":
         console.print("halving to float16")
         halve(path)
@@ -325,6 +402,8 @@ def model_card(manifest: Manifest, version: int, task: OneGraphTask[S]) -> str:
                 f"{on} logits differ by at most {comparison['max_abs_logit_difference']:.2g},"
                 f" {comparison['labels_changed']} labels change"
             )
+    if NOT_COMPARED in manifest.quality:
+        lines.append(f"- not compared with PyTorch: {manifest.quality[NOT_COMPARED]}")
     return "\n".join(lines) + f"\n\n`{MANIFEST}` has all figures, and the checksum of every file.\n"
 
 

@@ -2,24 +2,22 @@
 
 A checkpoint of sentence-transformers is read with its own layers (`modules.json`).
 
-Shapes: B rows, T tokens, H heads, K width of a head, C classes.
+Shapes: B rows, T tokens, C classes.
 """
 
-from copy import deepcopy
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from tokenizers import normalizers
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModel,
-    AutoModelForSequenceClassification,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
+from export.conversion.checkpoints.fused_attention import with_fused_attention
+from export.conversion.checkpoints.onnx_folder import GivenGraph, has_weights, provenance_of_graph, split_graph
 from export.conversion.checkpoints.reading import (
     CONFIG,
     LoadRefused,
@@ -33,25 +31,16 @@ from export.conversion.checkpoints.reading import (
     read_object,
     reading,
 )
+from export.conversion.checkpoints.sentence_pieces import remark_on_pieces
 from export.conversion.checkpoints.sentence_transformers import SentenceLayers, read_sentence_layers
+from export.conversion.checkpoints.text_families import NO_LIMIT, TEXT_FAMILIES, TextFamily
 from export.conversion.model_source import Source
-from export.conversion.rows_source import RowsSource, Wrap
 from export.conversion.text_source import EmbeddingSource, TextClassifierSource, optimized_as_bert
 from export.networks.sentence_embedding import SentenceEmbedding
-from export.networks.transformer import fused_attention, padding_bias
 from model_store.folder import TASK_SETTINGS
 from service.tasks.classification import ClassifierSettings, Problem
 from service.tasks.text.embeddings import EmbeddingSettings
-from service.tasks.text.rows import RowsTask
 
-# The graph's inputs by model type, for the families that conversion is tested with.
-INPUTS_OF = {
-    "bert": ("input_ids", "attention_mask", "token_type_ids"),
-    "distilbert": ("input_ids", "attention_mask"),
-    "roberta": ("input_ids", "attention_mask"),
-    "xlm-roberta": ("input_ids", "attention_mask"),
-}
-FUSED = "heed_fused"
 PROBLEMS: tuple[Problem, ...] = ("single_label_classification", "multi_label_classification", "regression")
 
 
@@ -61,19 +50,44 @@ class TextCheckpoint:
 
     Attributes:
         document: the contents of `config.json`.
-        model: the network of `transformers`.
+        config: the configuration of `transformers`.
+        model: the network of `transformers`; None where the checkpoint has only an ONNX graph.
         tokenizer: the tokenizer of `transformers`.
         arguments: arguments of every source of this checkpoint, all but its networks.
     """
 
     document: dict[str, Any]
+    config: Any
     model: Any
     tokenizer: Any
     arguments: dict[str, Any]
 
+    def networks(self, wrap: Callable[[Any], nn.Module], given: GivenGraph | None) -> dict[str, Any]:
+        """Return the networks of a source as its arguments.
+
+        Args:
+            wrap: puts the layers of the task around a model of `transformers`.
+            given: the graph to serve; None where one is exported.
+
+        Raises:
+            LoadRefused: the given graph lacks an input.
+        """
+        if given is None:
+            return {"module": wrap(self.model), "for_export": lambda: wrap(with_fused_attention(self.model))}
+        if missing := set(self.arguments["input_names"]) - set(given.input_names):
+            raise LoadRefused(f"{given.path.name} lacks inputs that the tokenizer makes: {', '.join(sorted(missing))}")
+        module = given if self.model is None else wrap(self.model)
+        return {"module": module, "for_export": lambda: given, "given": given, "input_names": given.input_names}
+
 
 def read_text_checkpoint(
-    name_or_path: str, auto_class: Any, folder: str = "", max_tokens: int | None = None, *, lower_case: bool = False
+    name_or_path: str,
+    auto_class: Any,
+    folder: str = "",
+    max_tokens: int | None = None,
+    *,
+    lower_case: bool = False,
+    given: Path | None = None,
 ) -> TextCheckpoint:
     """Read a text encoder from a saved folder or a hub id.
 
@@ -83,53 +97,62 @@ def read_text_checkpoint(
         folder: the folder of the network in that of the checkpoint; empty where it is the same.
         max_tokens: a limit of the checkpoint below that of the network.
         lower_case: whether texts are converted to lower case before they are tokenized.
+        given: an ONNX graph of the checkpoint that is served as it is; PyTorch weights may then be missing.
 
     Raises:
-        LoadRefused: not a complete text encoder of a known family with its own fast tokenizer.
+        LoadRefused: not a complete text encoder of a family of `TEXT_FAMILIES` with its own tokenizer.
     """
     place = f"{name_or_path}/{folder}" if folder else name_or_path
-    document = read_config(place, INPUTS_OF)
+    document = read_config(place, TEXT_FAMILIES)
     labels_of(document, 0)
-    model, said = load_weights(auto_class, place)
+    if given is not None and not has_weights(place):
+        with reading(f"{CONFIG} cannot be read"):
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        model, num_rows, said = None, config.vocab_size, provenance_of_graph(name_or_path, config, given)
+    else:
+        model, said = load_weights(auto_class, place)
+        config, num_rows = model.config, model.get_input_embeddings().num_embeddings
+        said = provenance_of_loaded(name_or_path, model) | said
     tokenizer = load_tokenizer(place)
-    config = model.config
-    if not tokenizer.is_fast:
-        raise LoadRefused("the tokenizer has no fast form (tokenizer.json)")
+    family = TEXT_FAMILIES[config.model_type]
     if config.pad_token_id is None:
         raise LoadRefused(f"{CONFIG} has no pad_token_id")
-    check_vocabulary(tokenizer.get_vocab(), model.get_input_embeddings().num_embeddings)
-    limit = min(max_tokens or tokenizer.model_max_length, _max_tokens(config, tokenizer))
+    check_vocabulary(tokenizer.get_vocab(), num_rows)
+    limit = min(max_tokens or NO_LIMIT, _max_tokens(family, config, tokenizer))
     arguments = {
         "skips_padding": False,
-        "input_names": INPUTS_OF[config.model_type],
+        "input_names": family.input_names(config, tuple(tokenizer.model_input_names)),
         "tokenizer_json": _tokenizer_json(tokenizer, limit, lower_case=lower_case),
         "max_tokens": limit,
         "pad_id": config.pad_token_id,
-        "optimized_as": optimized_as_bert(config.num_attention_heads, config.hidden_size),
+        "optimized_as": optimized_as_bert(config.num_attention_heads, config.hidden_size) if family.optimized else None,
         "model_type": config.model_type,
         "cuts_left": tokenizer.truncation_side == "left",
-        "provenance": provenance_of_loaded(name_or_path, model) | said,
+        "provenance": said | remark_on_pieces(place, tokenizer),
     }
-    return TextCheckpoint(document, model, tokenizer, arguments)
+    return TextCheckpoint(document, config, model, tokenizer, arguments)
 
 
-def classifier_of_hugging_face(name_or_path: str) -> TextClassifierSource:
+def classifier_of_hugging_face(source: str) -> TextClassifierSource:
     """Load a text classifier: of one label, of several labels, or of numbers.
+
+    Args:
+        source: the folder, the hub id, or an ONNX graph of a folder.
 
     Raises:
         LoadRefused: as `read_text_checkpoint`, or a problem that is not known.
     """
-    checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification)
-    model = checkpoint.model
-    source = TextClassifierSource(
-        module=Positional(model),
-        for_export=lambda: Positional(with_fused_attention(model)),
-        labels=labels_of(checkpoint.document, model.config.num_labels),
-        settings=saved_settings(name_or_path) or classifier_settings(checkpoint.document, model.config.num_labels),
-        **checkpoint.arguments,
+    name_or_path, path = split_graph(source)
+    checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification, given=path)
+    num_labels = checkpoint.config.num_labels
+    given = None if path is None else GivenGraph(path, TextClassifierSource.output_name)
+    classifier = TextClassifierSource(
+        labels=labels_of(checkpoint.document, num_labels),
+        settings=saved_settings(name_or_path) or classifier_settings(checkpoint.document, num_labels),
+        **checkpoint.arguments | checkpoint.networks(Positional, given),
     )
-    _check(source, checkpoint)
-    return source
+    _check(classifier, checkpoint)
+    return classifier
 
 
 def saved_settings(name_or_path: str) -> ClassifierSettings | None:
@@ -167,64 +190,38 @@ def classifier_settings(document: dict[str, Any], num_labels: int) -> Classifier
     return ClassifierSettings(problem=problem)
 
 
-def embedding_of_hugging_face(name_or_path: str) -> EmbeddingSource:
+def embedding_of_hugging_face(source: str) -> EmbeddingSource:
     """Load a model that embeds texts, with the layers of sentence-transformers where the checkpoint has them.
+
+    Args:
+        source: the folder, the hub id, or an ONNX graph of a folder.
 
     Raises:
         LoadRefused: as `read_text_checkpoint`, or a layer that is not offered.
     """
+    name_or_path, path = split_graph(source)
     layers = read_sentence_layers(name_or_path)
     checkpoint = read_text_checkpoint(
-        name_or_path, AutoModel, layers.folder, layers.max_tokens, lower_case=layers.lower_case
+        name_or_path, AutoModel, layers.folder, layers.max_tokens, lower_case=layers.lower_case, given=path
     )
-    model = checkpoint.model
-    settings = EmbeddingSettings(
-        dimensions=_dimensions(layers, model.config.hidden_size),
-        normalize=layers.normalize,
-        prompts=layers.prompts,
-        default_prompt=layers.default_prompt,
-        similarity=layers.similarity,
+    given = None if path is None else GivenGraph(path, EmbeddingSource.output_name, layers.poolings)
+
+    def wrap(model: Any) -> nn.Module:
+        return SentenceEmbedding(model, layers.poolings, layers.dense)
+
+    arguments = checkpoint.arguments | checkpoint.networks(wrap, given)
+    embedding = EmbeddingSource(
+        settings=EmbeddingSettings(
+            dimensions=_dimensions(layers, checkpoint.config.hidden_size),
+            normalize=layers.normalize,
+            prompts=layers.prompts,
+            default_prompt=layers.default_prompt,
+            similarity=layers.similarity,
+        ),
+        **arguments | {"provenance": arguments["provenance"] | layers.provenance()},
     )
-    source = EmbeddingSource(
-        module=SentenceEmbedding(model, layers.poolings, layers.dense),
-        for_export=lambda: SentenceEmbedding(with_fused_attention(model), layers.poolings, layers.dense),
-        settings=settings,
-        **checkpoint.arguments | {"provenance": checkpoint.arguments["provenance"] | layers.provenance()},
-    )
-    _check(source, checkpoint)
-    return source
-
-
-def rows_source_of_hugging_face(checkpoint: TextCheckpoint, wrap: Wrap, served: RowsTask, **more: Any) -> RowsSource:
-    """Make a source of a checkpoint whose inputs take several rows.
-
-    Args:
-        checkpoint: the checkpoint.
-        wrap: makes the network that is exported of the model.
-        served: the task as the service opens it.
-        more: further arguments of the source.
-
-    Raises:
-        LoadRefused: texts are tokenized differently than by `transformers`, or the network cannot be computed.
-    """
-    model = checkpoint.model
-    source = RowsSource(
-        module=wrap(model),
-        for_export=lambda: wrap(with_fused_attention(model)),
-        served=served,
-        **checkpoint.arguments | more,
-    )
-    with reading("the tokenizer cannot be served"):
-        check_same_tokens(served, checkpoint.tokenizer, source.max_tokens)
-    check_computes(source)
-    return source
-
-
-def served_arguments(checkpoint: TextCheckpoint) -> dict[str, Any]:
-    """Return the constructor's arguments that the served tasks of all texts have."""
-    arguments = checkpoint.arguments
-    kept = {name: arguments[name] for name in ("tokenizer_json", "max_tokens", "pad_id")}
-    return kept | {"graph_inputs": arguments["input_names"]}
+    _check(embedding, checkpoint)
+    return embedding
 
 
 def _dimensions(layers: SentenceLayers, width: int) -> int:
@@ -267,12 +264,13 @@ def _tokenizer_json(tokenizer: Any, max_tokens: int, *, lower_case: bool) -> str
     return str(backend.to_str())
 
 
-def _max_tokens(config: Any, tokenizer: Any) -> int:
-    """Return the longest input in tokens; RoBERTa counts positions from the padding id on, so its table is longer."""
-    positions = config.max_position_embeddings
-    if "roberta" in config.model_type:
-        positions -= config.pad_token_id + 1
-    max_tokens = int(min(positions, tokenizer.model_max_length or positions))
+def _max_tokens(family: TextFamily, config: Any, tokenizer: Any) -> int:
+    """Return the longest input in tokens.
+
+    Raises:
+        LoadRefused: it is so short that no text fits.
+    """
+    max_tokens = family.max_tokens(config, tokenizer.model_max_length)
     if max_tokens <= tokenizer.num_special_tokens_to_add():
         raise LoadRefused(
             f"the model takes {max_tokens} tokens (max_position_embeddings, model_max_length): no text fits"
@@ -297,32 +295,3 @@ class Positional(nn.Module):
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         logits: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **more).logits
         return logits
-
-
-def with_fused_attention(model: Any) -> Any:
-    """Copy a model with its weights, with attention as one operator of the exported graph."""
-    AttentionInterface.register(FUSED, _fused_attention)
-    AttentionMaskInterface.register(FUSED, _padding_mask)
-    copy = type(model)(deepcopy(model.config))  # a copy, because the configuration holds the form of attention
-    copy.load_state_dict(model.state_dict())
-    copy.set_attn_implementation(FUSED)
-    return copy.eval()
-
-
-def _padding_mask(*, attention_mask: Tensor, **_: Any) -> Tensor:
-    """Return the padding bias that every layer adds to its attention scores; [B, 1, T, T]."""
-    return padding_bias(attention_mask)
-
-
-def _fused_attention(
-    module: nn.Module,
-    query_BHTK: Tensor,
-    key_BHTK: Tensor,
-    value_BHTK: Tensor,
-    bias_B1TT: Tensor,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    B, H, T, K = query_BHTK.shape
-    query, key, value = (part.transpose(1, 2).reshape(B, T, H * K) for part in (query_BHTK, key_BHTK, value_BHTK))
-    mixed_BTD = fused_attention(query, key, value, bias_B1TT, H)
-    return mixed_BTD.view(B, T, H, K), None

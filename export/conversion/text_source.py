@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from export.conversion.comparison.requirements import Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from model_store.folder import TASK_SETTINGS, TOKENIZER, Limits
 from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
@@ -43,6 +45,17 @@ class TextTask(Protocol):
         """Split the graph's outputs into the result of each text."""
 
 
+class Given(Protocol):
+    """An ONNX graph that is served as it was exported elsewhere."""
+
+    @property
+    def precision(self) -> Precision:
+        """The precision of the graph's products."""
+
+    def write(self, path: Path) -> None:
+        """Write the graph with its weights inside."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextSource(ABC):
     """A PyTorch encoder of texts with its tokenizer; its tensors are int64 [B, T]."""
@@ -66,6 +79,7 @@ class TextSource(ABC):
     labels: list[str] = field(default_factory=list)  # the classes, by number; empty for a model without classes
     settings: msgspec.Struct | None = None  # the contents of `task.json`; None where all settings are the defaults
     output_name: str = "logits"
+    given: Given | None = None  # the graph that is served as it is; None where one is exported
     output_unit: float = 1.0  # differences are compared in this unit: numbers of a regression may be large
 
     @property
@@ -77,6 +91,12 @@ class TextSource(ABC):
     @abstractmethod
     def output_shape(self) -> list[int]:
         """The shape of the output."""
+
+    @property
+    def lacks_weights(self) -> bool:
+        """Whether the given graph stands in for PyTorch's network, so that nothing is compared with PyTorch."""
+        network: object = self.module
+        return self.given is not None and network is self.given
 
     @property
     def limits(self) -> Limits:

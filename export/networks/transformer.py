@@ -401,10 +401,10 @@ class Packing:
         return x_ND.index_select(0, self._token).view(*self.shape, -1)
 
 
-def padding_bias(attention_mask: Tensor) -> Tensor:
+def padding_bias(attention_mask: Tensor, hidden: float = HIDDEN) -> Tensor:
     """Turn a mask [B, T] into a bias on attention scores that hides padding from every query; [B, 1, T, T]."""
     (B, T), hidden_BT = attention_mask.shape, 1.0 - attention_mask.to(torch.float32)
-    return (HIDDEN * hidden_BT)[:, None, None, :].expand(B, 1, T, T)
+    return (hidden * hidden_BT)[:, None, None, :].expand(B, 1, T, T)
 
 
 def fused_attention(query_BTD: Tensor, key_BTD: Tensor, value_BTD: Tensor, bias_B1TT: Tensor, num_heads: int) -> Tensor:

@@ -20,7 +20,7 @@ from export.conversion.sensitivity.company_search import Answer, Found, SearchEf
 from export.onnx_graphs.passes import cpu_session
 from export.tasks.task import ExportTask
 from export.training.quality import MIN_FLOAT16_TOLERANCE, twice
-from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest, Tolerance
+from model_store.folder import GRAPH, NOT_COMPARED, GoldenExample, HalfPrecision, Manifest, Tolerance
 from service.tasks.embedding import unit_vectors
 
 MIN_MEAN_COSINE = 0.99  # of int8 and float16 to float32, over the measured inputs
@@ -68,11 +68,12 @@ class EmbeddingTask(OneGraphTask[S], ExportTask[S]):
     def quality_lines(self, manifest: Manifest) -> list[str]:
         """Write the cosines of each split."""
         lines = []
+        whose = "the given graph's" if NOT_COMPARED in manifest.quality else "PyTorch's"
         for split, measured in manifest.quality.items():
             if isinstance(measured, dict) and "mean_cosine" in measured:
                 lines += [
                     f"On {split}, n = {measured['num_examples']}, with the graph of this folder: mean cosine with"
-                    f" PyTorch's vectors {measured['mean_cosine']:.6f}, lowest {measured['min_cosine']:.6f}.",
+                    f" {whose} vectors {measured['mean_cosine']:.6f}, lowest {measured['min_cosine']:.6f}.",
                     "",
                 ]
         return [*lines, "Compared with the model before conversion:", ""]

@@ -18,6 +18,7 @@ from export.tasks.embedding import EmbeddingTask
 from export.tasks.task import Target
 from model_store.folder import Manifest
 
+NUM_MEASURED = 100  # texts whose cosines are measured in each precision, of those that are compared with PyTorch
 NUM_INVENTED_TEXTS, MAX_INVENTED_WORDS = 6, 96  # texts of each kind, and words of a long one
 MADE_UP = "made-up sentences"
 
@@ -38,23 +39,27 @@ class FeatureExtraction(EmbeddingTask[Texts]):
         """Convert an encoder; what a lossy precision costs is measured on generated sentences."""
         from export.conversion.text_checkpoint import embedding_of_hugging_face  # imports transformers: seconds
 
-        texts = Texts(made_up_sentences(MIN_COMPARED))
+        compared = made_up_sentences(MIN_COMPARED)
+        texts = Texts(compared[:NUM_MEASURED])
+        loaded = embedding_of_hugging_face(source)
+        # The vectors of a graph without PyTorch weights can be compared with nothing but those of a lossy form of it.
+        measurable = target.precision != "float32" or not loaded.lacks_weights
         convert(
-            embedding_of_hugging_face(source),
+            loaded,
             self,
             name=target.name,
             store=target.store,
             precision=target.precision,
             console=console,
-            compare_on=texts.inputs,
-            labelled=texts,
+            compare_on=compared,
+            labelled=texts if measurable else None,
             split=MADE_UP,
             about={"measured_on": MADE_UP},
         )
 
     def material(self, known: Collection[Any]) -> Mapping[str, Texts] | None:
         """Generate the sentences that every model of the task is measured on."""
-        return {MADE_UP: Texts(made_up_sentences(MIN_COMPARED))} if MADE_UP in known else None
+        return {MADE_UP: Texts(made_up_sentences(NUM_MEASURED))} if MADE_UP in known else None
 
     def preprocessing(self, folder: Path, manifest: Manifest) -> Preprocessing:
         """Tokenize; a text beyond the limit is truncated."""

@@ -6,13 +6,14 @@ from typing import Any
 
 from rich.console import Console
 
+from export.closest import closest_first
 from export.conversion.comparison.explanation import Arrays
 from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_images import golden_images, made_up_images
 from export.conversion.model_folder.opening import image_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import ImageClassifierSource, Labelled, image_source_of_run
-from export.data.image_classification import ImageClassificationData, encoded
+from export.data.image_classification import EncodedImages, ImageClassificationData, encoded
 from export.data.own.images import ImageFilesData, ImageRequest, load_images, rebuild_images
 from export.data.sets.description import DataSet
 from export.data.sets.images import load_image_set, read_images
@@ -34,6 +35,7 @@ from model_store.folder import GoldenExample, Manifest
 
 NUM_COMPARED_IMAGES = 2_000  # of the 10,000 test images
 NUM_NOISE_IMAGES = 6
+MAX_NAMED = 5  # labels in a message
 
 
 def report_section(records: Records) -> str:
@@ -183,13 +185,31 @@ class ImageClassification(ClassificationTask[ImageTrainConfig | ImageFineTuneCon
         return made_up_images(count)
 
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
-        """Convert a Hugging Face image classifier."""
+        """Convert an image classifier of Hugging Face or timm, measured on all images of `validate_on`.
+
+        Raises:
+            ValueError: the images have a label that the model does not know, or several labels each.
+        """
         from export.conversion.checkpoints.image_models import (
             image_source_of,  # imports transformers, which takes seconds
         )
 
         loaded = image_source_of(source)
-        self.write_model(loaded, target, console, compare_on=made_up_images(MIN_COMPARED), labelled=None, about={})
+        if validate_on is not None and loaded.settings is not None:
+            raise ValueError(f"--validate-on: the model is of the problem {loaded.settings.problem}: not measured yet")
+        labelled = None if validate_on is None else labelled_images(validate_on, loaded.labels)
+        given = [] if labelled is None else labelled.inputs
+        compare_on = given + made_up_images(max(0, MIN_COMPARED - len(given)))
+        about = {} if validate_on is None else {"measured_on": Path(validate_on).name}
+        self.write_model(loaded, target, console, compare_on=compare_on, labelled=labelled, about=about)
+
+    def check_validation_set(self, name: str) -> None:
+        """Take any folder or file; what is in it is checked when it is read."""
+        if not Path(name).exists():
+            raise ValueError(
+                f"--validate-on {name}: there is no such folder or file; for images it is a folder with a folder for"
+                " each label, or a table of paths and labels"
+            )
 
     def material(self, known: Collection[Any]) -> Mapping[str, Labelled] | None:
         """Load the test split as PNG files."""
@@ -218,6 +238,33 @@ class ImageClassification(ClassificationTask[ImageTrainConfig | ImageFineTuneCon
     def invented_inputs(self, folder: Path) -> Sequence[bytes]:
         """Draw noise, and every kind of file that clients send."""
         return [*made_up_images(NUM_NOISE_IMAGES), *golden_images().values()]
+
+
+def labelled_images(source: str, labels: Sequence[str]) -> EncodedImages:
+    """Read labelled images, with the class numbers of a model.
+
+    Args:
+        source: a folder with a folder for each label, or a table of paths and labels.
+        labels: the model's classes, by number.
+
+    Raises:
+        ValueError: the images cannot be read, have several labels each, or a label that the model does not know.
+    """
+    data = load_images(ImageRequest(train=source))
+    if data.problem != "single_label_classification":
+        raise ValueError(f"{source}: the images have several labels each, which are not measured yet")
+    if unknown := [label for label in data.label_names if label not in labels]:
+        raise ValueError(
+            f"{source} has the label {unknown[0]!r}, which the model does not know; it knows {len(labels)},"
+            f" such as {', '.join(closest_first(unknown[0], labels)[:MAX_NAMED])}"
+        )
+    numbers = [labels.index(label) for label in data.label_names]
+    # The splits are those of a training; here all images are measured on.
+    splits = [split for split in (data.train, data.validation, data.test) if split is not None]
+    return EncodedImages(
+        [file for split in splits for file in split.inputs],
+        [numbers[number] for split in splits for number in split.labels],
+    )
 
 
 TASK = ImageClassification()

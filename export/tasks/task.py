@@ -92,6 +92,16 @@ class ExportTask(FolderTask[S]):
     validation_sets: Collection[str] = ()  # values of `load --validate-on`
     needs_labels: bool = True  # whether the loss by a lossy precision is measured on labelled inputs
 
+    def check_validation_set(self, name: str) -> None:
+        """Check a value of `load --validate-on`.
+
+        Raises:
+            ValueError: models of the task are not measured on it.
+        """
+        if name not in self.validation_sets:
+            known = f"one of {', '.join(self.validation_sets)}" if self.validation_sets else "not offered"
+            raise ValueError(f"--validate-on {name}: for models of the task {self.name} it is {known}")
+
     @abstractmethod
     def load(self, source: str, validate_on: str | None, target: Target, console: Console) -> None:
         """Convert a Hugging Face model to a version in the store."""

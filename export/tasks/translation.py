@@ -29,7 +29,7 @@ from export.onnx_graphs.explanation_modules import Explained, ExplainedTranslati
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.onnx_graphs.translation import OnnxTranslator
 from export.task_table import TRANSLATION
-from export.tasks.own.data import about_files
+from export.tasks.own.training import about_files
 from export.tasks.run_tables import HOW, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
 from export.training import translation as training

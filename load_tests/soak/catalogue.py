@@ -16,7 +16,7 @@ from load_tests.wire import (
     read_outputs,
     read_tensors,
     v2_body,
-    v2_message,
+    v2_tensors,
 )
 from proto import inference_pb2
 
@@ -133,15 +133,15 @@ def _expected(references: Sequence[Answer], form: str) -> Answer:
 
 def _open_inference_http(rows: Sequence[Item]) -> dict[str, Any]:
     model, first = rows[0].model, rows[0].sent
-    tensor = json_tensor(model.task.input_name, [row.sent.given for row in rows])
-    body = v2_body(tensor, **dict(first.parameters))
+    tensors = model.task.tensors([row.sent.given for row in rows])
+    body = v2_body(*(json_tensor(name, data) for name, data in tensors.items()), **dict(first.parameters))
     return {"kind": "v2 HTTP", "path": infer_path(model.name), "body": body, "read": read_outputs}
 
 
 def _open_inference_grpc(rows: Sequence[Item]) -> dict[str, Any]:
     model, raw = rows[0].model, len(rows) % 2 == 1
-    given, parameters = [row.sent.given for row in rows], dict(rows[0].sent.parameters)
-    message = v2_message(model.name, model.task.input_name, given, raw=raw, **parameters)
+    tensors, parameters = model.task.tensors([row.sent.given for row in rows]), dict(rows[0].sent.parameters)
+    message = v2_tensors(model.name, tensors, raw=raw, **parameters)
     return {"kind": "v2 gRPC", "call": "ModelInfer", "message": message, "read": read_tensors}
 
 

@@ -36,7 +36,7 @@ class ExplanationPlan(NamedTuple):
     samples: SamplingPlan | None  # None for graph methods
     steps: int  # number of steps, for `gradients`
     selector: AttentionSelector
-    target: int | None  # index of the class that the request names
+    target: Any  # what the request names, as the task's `target_of` returns it
     text: TextParts | None = None  # for an input that is explained by its words
     picture: Callable[[int], Image] | None = None  # for an image: makes the image below the overlay
 
@@ -83,16 +83,7 @@ def check_request(model: ServedModel, request: ExplainRequest) -> Explainable:
         )
     if request.seed is not None and not 0 <= request.seed <= MAX_SEED:
         raise InvalidRequest(f"seed must lie between 0 and {MAX_SEED}, not {request.seed}")
-    if request.target is not None:
-        _check_target(task, name, request.target)
     return task
-
-
-def _check_target(task: Explainable, name: str, target: str) -> None:
-    if not task.labels:
-        raise InvalidRequest("target is the class of a classifier; an explanation of a translation takes none")
-    if target not in task.labels:
-        raise InvalidRequest(f"target {target!r} is not a class of {name}; it has {', '.join(task.labels)}")
 
 
 def plan_explanation(
@@ -100,7 +91,8 @@ def plan_explanation(
     graph: ExplainGraph | None,
     request: ExplainRequest,
     item: Any,
-    given: str | bytes,
+    given: Any,
+    name: str,
     *,
     truncate: bool,
     field: str,
@@ -114,7 +106,8 @@ def plan_explanation(
         graph: explanation graph of the model, open where the method needs it.
         request: options that have passed `check_request`.
         item: the input as the task has preprocessed it.
-        given: the input itself, a text or an image file.
+        given: the input itself: a text, an image file, or what else the task takes.
+        name: the model, for messages: "model 'm'".
         truncate: as for the task.
         field: name of the input in error messages.
         max_image_pixels: as for the task.
@@ -124,7 +117,7 @@ def plan_explanation(
         the plan.
 
     Raises:
-        InvalidRequest: the input has no features, or `n_samples` is outside its limits.
+        InvalidRequest: the input has no features or no such target, or `n_samples` is outside its limits.
     """
     method = next(known for known in METHODS if known == (request.method or DEFAULT_METHOD))
     seed, sampling = request.seed or 0, next((known for known in SAMPLING_METHODS if known == method), None)
@@ -138,7 +131,7 @@ def plan_explanation(
         features = Words(parts.text, parts.ids, parts.spans)
         if not features.num_features:
             raise InvalidRequest(f"{field} has no words that could be removed")
-    target = None if request.target is None else task.labels.index(request.target)
+    target = None if request.target is None else task.target_of(given, request.target, name)
     samples = None if sampling is None else plan_samples(sampling, features.num_features, request.n_samples, seed)
     num_steps = request.n_samples or DEFAULT_STEPS
     return ExplanationPlan(method, seed, features, samples, num_steps, request.selector, target, text, picture)

@@ -297,13 +297,16 @@ class Predictor:
             model = account.get_model()
             check_options(model, options)
             task = check_request(model, request)
+            given: Sequence[Any]
             if isinstance(inputs, Mapping):
                 check_inputs(task, inputs)
-                inputs = task.read(inputs)
-            check_single_input(inputs)
+                given = task.read(inputs)
+            else:
+                given = inputs
+            check_single_input(given)
             with self._explainer.admitted():
                 await self._explainer.get_ready(model, request, account.deadline_s)
-                items, plan = await self._preprocess_explained(account, task, inputs, request, field)
+                items, plan = await self._preprocess_explained(account, task, given, request, field)
                 account.preprocessed(items)
                 (first,) = await model.batcher.submit_low(items, account.deadline_s)
                 asked = (model, plan, items[0], first.result)
@@ -323,7 +326,7 @@ class Predictor:
         items = prepared if isinstance(prepared, list) else await prepared
         planning = partial(
             plan_explanation,
-            *(task, account.model.loaded.graph, request, items[0], given[0]),
+            *(task, account.model.loaded.graph, request, items[0], given[0], f"model {account.model.name!r}"),
             truncate=account.options.truncate,
             field=field,
             max_image_pixels=self._config.max_image_pixels,

@@ -102,7 +102,8 @@ def check_options(model: ServedModel, options: RequestOptions) -> None:
     for name in REQUEST_OPTIONS:
         value = getattr(options, name)
         if value is not None and value is not False and name not in task.request_options:
-            owners = " and ".join(kind.name for kind in TASKS.values() if name in kind.request_options)
+            *others, last = (kind.name for kind in TASKS.values() if name in kind.request_options)
+            owners = f"{', '.join(others)} and {last}" if others else last
             raise InvalidRequest(f"parameter {name!r} belongs to {owners}; model {model.name!r} is {described(task)}")
 
 

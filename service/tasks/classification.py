@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from service.tasks.explainable import ValueFunction
+from service.tasks.explainable import ValueFunction, class_number
 from service.tasks.hub_messages import LabelScore, labelled_scores
 from service.tasks.stored_task import Example, TaskError, Tolerance
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, ScoreFunction
@@ -173,6 +173,10 @@ class Classifier:
     def hub_document(self, answer: Classification) -> list[dict[str, object]]:
         """Make the task API's answer for one input."""
         return labelled_scores(answer.labels, answer.scores, answer.predicted)
+
+    def target_of(self, given: Any, target: str, name: str) -> int:
+        """Return the number of the class that a request names."""
+        return class_number(self.labels, target, name)
 
     def class_value_function(
         self,

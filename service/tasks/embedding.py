@@ -25,7 +25,6 @@ class Embedder:
     decodes: ClassVar[bool] = False
     golden_searches: ClassVar[Sequence[str]] = ("",)
     attention_outputs: ClassVar[Mapping[str, str]] = {}
-    explainable: None = None
     labels: Sequence[str] = ()
 
     def __init__(self, *, dimensions: int, normalize: bool) -> None:
@@ -77,9 +76,9 @@ class Embedder:
             raise InvalidRequest(f"dimensions is {dimensions}; the model's vectors have {self._dimensions} elements")
         return dimensions
 
-    def hub_document(self, answer: NDArray[np.float32]) -> list[float]:
-        """Make the task API's answer for one input."""
-        numbers: list[float] = answer.tolist()
+    def hub_document(self, answer: NDArray[np.float32]) -> Any:
+        """Make the task API's answer for one input: a vector, or the similarity of two inputs."""
+        numbers: list[float] | float = answer.tolist()
         return numbers
 
     def check_example(self, example: Example) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from numpy.typing import NDArray
 from PIL.Image import Image
 
+from service.errors import InvalidRequest
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, StoredTask
 from service.tensors import Arrays
@@ -19,7 +20,7 @@ class TextParts(NamedTuple):
 
     Attributes:
         text: the text.
-        ids: its tokens.
+        ids: its tokens, as `item_of` of the value function takes those that are kept.
         spans: characters of each token, (start, end); None for a special token.
         names: the tokenizer's name of each token.
     """
@@ -84,13 +85,26 @@ class Explainable(StoredTask[Any], Protocol):
             InvalidRequest: the input cannot be read.
         """
 
-    def value_function(self, item: Any, result: Any, target: int | None) -> ValueFunction:
+    def target_of(self, given: Any, target: str, name: str) -> Any:
+        """Return what `value_function` takes for the target that a request names.
+
+        Args:
+            given: the input.
+            target: the target's name.
+            name: the model, for messages: "model 'm'".
+
+        Raises:
+            InvalidRequest: the model, or this input, has no such target.
+        """
+
+    def value_function(self, item: Any, result: Any, target: Any) -> ValueFunction:
         """Return the function that an explanation of one answer evaluates.
 
         Args:
             item: the input as the batcher got it.
             result: what was computed for it.
-            target: number of the class that is explained; None: the predicted class, or the translation.
+            target: what is explained, as `target_of` returns it; None: the predicted class, the best answer, or the
+                translation.
         """
 
     def golden_row(self, item: Any, example: Example, target: int | None) -> Arrays:
@@ -101,3 +115,28 @@ class Explainable(StoredTask[Any], Protocol):
             example: the golden example.
             target: number of the explained class; None for a translation.
         """
+
+
+def class_number(labels: Sequence[str], target: str, name: str) -> int:
+    """Return the number of the class that a request names as the target of an explanation.
+
+    Args:
+        labels: names of the classes.
+        target: the target's name.
+        name: the model, for messages: "model 'm'".
+
+    Raises:
+        InvalidRequest: there is no such class.
+    """
+    if target not in labels:
+        raise InvalidRequest(f"target {target!r} is not a class of {name}; it has {', '.join(labels)}")
+    return labels.index(target)
+
+
+def refuse_target(self: Any, given: Any, target: str, name: str) -> None:
+    """Refuse a target: `target_of` of a task whose answers have no classes.
+
+    Raises:
+        InvalidRequest: always.
+    """
+    raise InvalidRequest(f"target is the class of a classifier; an explanation of a {self.name} takes none")

@@ -28,7 +28,7 @@ from service.tasks.decoding.search import (
     longest_translation,
 )
 from service.tasks.decoding.settings import GenerationConfig, LanguageCodes, TranslationConfig
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, refuse_target
 from service.tasks.hub_messages import (
     TranslatedText,
     TranslationParameters,
@@ -365,6 +365,8 @@ class Translation:
     ) -> TextParts:
         """Split a source into its tokens and their places."""
         return TextParts(given, item.ids, self.spans(given, truncate=truncate), self.names(item.ids))
+
+    target_of = refuse_target
 
     def value_function(self, item: Sentence, result: Sentence, target: int | None) -> ValueFunction:
         """Return the log probabilities of the translation's tokens as a function of the source tokens that are kept."""

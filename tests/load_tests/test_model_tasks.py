@@ -15,7 +15,7 @@ def test_no_other_module_of_the_load_tests_names_a_task() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted((ROOT / "load_tests").rglob("*.py"))
-        if path != ROOT / "load_tests/model_tasks.py"
+        if ROOT / "load_tests/model_tasks" not in path.parents
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in TASKS
     ]

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from export.conversion.checkpoints.onnx_folder import split_graph
 from export.conversion.checkpoints.reading import CONFIG, LoadRefused, path_of, read_checked_config
 from export.conversion.checkpoints.sentence_transformers import MODULES
 from export.conversion.checkpoints.timm import has_timm_classifier, is_timm_config
 from export.conversion.families.images import IMAGE_FAMILIES
 from export.task_table import (
     FEATURE_EXTRACTION,
+    FILL_MASK,
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURE_EXTRACTION,
     QUESTION_ANSWERING,
@@ -22,6 +24,7 @@ from export.task_table import (
 TASK_OF_ENDING = {
     "ForSequenceClassification": TEXT_CLASSIFICATION,
     "ForQuestionAnswering": QUESTION_ANSWERING,
+    "ForMaskedLM": FILL_MASK,
     "ForTokenClassification": TOKEN_CLASSIFICATION,
     "ForImageClassification": IMAGE_CLASSIFICATION,
     "MarianMTModel": TRANSLATION,
@@ -30,12 +33,13 @@ TASK_OF_ENDING = {
 CROSS_ENCODER = "sentence_transformers"  # a field of `config.json` that sentence-transformers writes
 
 
-def task_of_checkpoint(name_or_path: str) -> str:
+def task_of_checkpoint(source: str) -> str:
     """Return the task of a checkpoint: by the layers of sentence-transformers, else by its architecture.
 
     Raises:
         LoadRefused: the checkpoint is not complete, or its architecture does not tell a task.
     """
+    name_or_path, _ = split_graph(source)
     config = read_checked_config(name_or_path)
     if path_of(name_or_path, MODULES) is not None:
         return FEATURE_EXTRACTION

@@ -6,6 +6,7 @@ No code of a checkpoint is ever run, and nothing that a checkpoint lacks is made
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers.utils.hub import cached_file
 
 from export.closest import closest_first
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
+from service.tasks.text.tokenization import TEXT_PAIR, Pair
 
 CONFIG, TOKENIZER_CONFIG, GENERATION_CONFIG = "config.json", "tokenizer_config.json", "generation_config.json"
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
@@ -253,10 +255,12 @@ def _mismatch(entry: Any) -> str:
 
 
 def load_tokenizer(name_or_path: str) -> Any:
-    """Load the tokenizer that was saved with the checkpoint.
+    """Load the tokenizer that was saved with the checkpoint, in the form that is served.
+
+    `transformers` makes that form of `vocab.txt`, `vocab.json` with `merges.txt`, and models of SentencePiece.
 
     Raises:
-        LoadRefused: the tokenizer is missing or damaged, or has no fast form.
+        LoadRefused: the tokenizer is missing or damaged, or exists only as code in Python.
     """
     for file_name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json"):
         read_object(name_or_path, file_name)
@@ -267,6 +271,12 @@ def load_tokenizer(name_or_path: str) -> Any:
                 Tokenizer.from_file(str(path))
         tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     _check_tokenizer_files(name_or_path, tokenizer)
+    if not tokenizer.is_fast:
+        raise LoadRefused(
+            f"the tokenizer {type(tokenizer).__name__} exists only as Python code, without a fast form; offered:"
+            " tokenizer.json, vocab.txt of WordPiece, vocab.json with merges.txt of byte-level BPE, a model of"
+            " SentencePiece"
+        )
     return tokenizer
 
 
@@ -303,17 +313,32 @@ def check_vocabulary(tokens: Mapping[str, int], num_rows: int) -> None:
 
 
 def check_same_tokens(task: Any, tokenizer: Any, max_tokens: int) -> None:
-    """Prove that the service tokenizes like `transformers`, on texts of every kind and on one that is truncated.
+    """Prove that the service tokenizes like `transformers`, on texts of every kind, on pairs, and where it truncates.
 
     Raises:
-        LoadRefused: a text gets different ids.
+        LoadRefused: a text or pair gets different ids, or a pair different token types.
     """
-    for text in (*GOLDEN_TEXTS, *ODD_TEXTS, " ".join(made_up_sentences(max_tokens // 2 + 8))):
+    long = " ".join(made_up_sentences(max_tokens // 2 + 8))
+    texts = (*GOLDEN_TEXTS, *ODD_TEXTS, long)
+    for text in texts:
         ours = task.preprocess(text, truncate=True, field="text").ids
         theirs = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
         if list(ours) != list(theirs):
-            clipped = text if len(text) <= 80 else f"{text[:80]}..."
-            raise LoadRefused(f"the tokenizer cuts {clipped!r} differently than transformers does")
+            raise LoadRefused(f"the tokenizer cuts {_clipped(text)} differently than transformers does")
+    if not getattr(task, "optional_inputs", ()) or TEXT_PAIR not in {tensor.name for tensor in task.optional_inputs}:
+        return
+    types = "token_type_ids" in tokenizer.model_input_names
+    for first, second in (*pairwise(texts), (long, long)):
+        pair = task.preprocess(Pair(first, second), truncate=True, field="text")
+        wanted = tokenizer(first, second, truncation=True, max_length=max_tokens, return_token_type_ids=types)
+        if list(pair.ids) != list(wanted["input_ids"]) or (types and pair.type_ids != wanted["token_type_ids"]):
+            raise LoadRefused(
+                f"the tokenizer cuts the pair {_clipped(first)}, {_clipped(second)} differently than transformers does"
+            )
+
+
+def _clipped(text: str) -> str:
+    return repr(text if len(text) <= 80 else f"{text[:80]}...")
 
 
 def provide_sentencepiece_messages() -> None:

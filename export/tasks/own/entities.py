@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export.conversion.rows_source import rows_of
 from export.data.own.entities import rebuild_entities
 from export.data.token_classification import Entity, LabelledEntities
 from export.tasks.text.agreement import Inputs
+from export.tasks.text.rows_source import rows_of
 from export.training.fine_tuning.entities.run import STRATEGY
 from export.training.fine_tuning.saved_model import HUGGING_FACE, read_task_document
 from export.training.measures.entities import entity_quality

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.data.own.labels import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 from export.markdown import table
-from export.tasks.own.data import about_files
+from export.tasks.own.training import about_files
 from export.training.fine_tuning.measuring import LabelledData, LabelledSplit, measure_split
 from export.training.fine_tuning.settings import MINILM
 from export.training.quality import MAX_ACCURACY_LOSS

@@ -7,10 +7,16 @@ from typing import Any
 from rich.console import Console
 
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
-from export.conversion.rows_source import RawInput, RowsSource, TokenLogits
 from export.task_table import QUESTION_ANSWERING
 from export.tasks.task import Target
 from export.tasks.text.agreement import AgreementTask, Numbers
+from export.tasks.text.rows_source import (
+    RawInput,
+    RowsSource,
+    TokenLogits,
+    rows_source_of_hugging_face,
+    served_arguments,
+)
 from service.tasks.text.question_answering import Question
 from service.tasks.text.question_answering import QuestionAnswering as Served
 
@@ -26,11 +32,7 @@ def reader_of_hugging_face(name_or_path: str) -> RowsSource:
     from transformers import AutoModelForQuestionAnswering
 
     from export.conversion.checkpoints.reading import LoadRefused
-    from export.conversion.text_checkpoint import (
-        read_text_checkpoint,
-        rows_source_of_hugging_face,
-        served_arguments,
-    )
+    from export.conversion.text_checkpoint import read_text_checkpoint
 
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForQuestionAnswering)
     try:

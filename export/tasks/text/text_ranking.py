@@ -6,10 +6,10 @@ from typing import Any
 from rich.console import Console
 
 from export.conversion.golden_texts import GOLDEN_TEXTS
-from export.conversion.rows_source import RawInput, RowsSource
 from export.task_table import TEXT_RANKING
 from export.tasks.task import Target
 from export.tasks.text.agreement import AgreementTask
+from export.tasks.text.rows_source import RawInput, RowsSource, rows_source_of_hugging_face, served_arguments
 from service.tasks.task import ScoreFunction
 from service.tasks.text.ranking import RankingSettings
 from service.tasks.text.ranking import TextRanking as Served
@@ -31,12 +31,7 @@ def cross_encoder_of_hugging_face(name_or_path: str) -> RowsSource:
     from transformers import AutoModelForSequenceClassification
 
     from export.conversion.checkpoints.reading import LoadRefused, labels_of
-    from export.conversion.text_checkpoint import (
-        Positional,
-        read_text_checkpoint,
-        rows_source_of_hugging_face,
-        served_arguments,
-    )
+    from export.conversion.text_checkpoint import Positional, read_text_checkpoint
 
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForSequenceClassification)
     labels = labels_of(checkpoint.document, checkpoint.model.config.num_labels)
@@ -84,7 +79,7 @@ class TextRanking(AgreementTask):
     """Cross-encoders."""
 
     name = TEXT_RANKING
-    score_name, answers_name = "score", "orders of two texts"
+    score_name, answers_name = "score", "classes of pairs"
 
     def made_up(self, texts: Sequence[str]) -> list[Any]:
         """Put each text behind the one before it."""

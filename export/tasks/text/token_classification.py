@@ -12,7 +12,6 @@ from export.conversion.classifier import convert
 from export.conversion.comparison.requirements import MIN_COMPARED, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import provenance_of
-from export.conversion.rows_source import RawInput, RowsSource, TokenLogits
 from export.data.own.entities import EntityRequest, load_entities, rebuild_entities
 from export.data.token_classification import TokenClassificationData
 from export.markdown import table
@@ -22,6 +21,13 @@ from export.tasks.own.quality import about_data, is_own, loss_of_own, own_qualit
 from export.tasks.run_tables import HOW, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target, TrainedTask
 from export.tasks.text.agreement import AgreementTask, Inputs, Numbers
+from export.tasks.text.rows_source import (
+    RawInput,
+    RowsSource,
+    TokenLogits,
+    rows_source_of_hugging_face,
+    served_arguments,
+)
 from export.training.fine_tuning.entities.run import fine_tune_entities, measure_entities
 from export.training.fine_tuning.entities.settings import EntityTrainConfig, recipe_for
 from export.training.fine_tuning.saved_model import HUGGING_FACE
@@ -42,11 +48,7 @@ def token_classifier_of_hugging_face(name_or_path: str) -> RowsSource:
     from transformers import AutoModelForTokenClassification
 
     from export.conversion.checkpoints.reading import labels_of
-    from export.conversion.text_checkpoint import (
-        read_text_checkpoint,
-        rows_source_of_hugging_face,
-        served_arguments,
-    )
+    from export.conversion.text_checkpoint import read_text_checkpoint
 
     checkpoint = read_text_checkpoint(name_or_path, AutoModelForTokenClassification)
     labels = labels_of(checkpoint.document, checkpoint.model.config.num_labels)

@@ -55,6 +55,7 @@ class ImageFeatureExtraction(ImagePreprocessing, Embedder):
 
     name: ClassVar[str] = "image-feature-extraction"
     answers_lists: ClassVar[bool] = False
+    explainable: None = None
     hub_request: ClassVar[type[msgspec.Struct]] = ImageEmbeddingRequest
     example: ClassVar[str | None] = "--data-binary @docs/ship.jpg"
 

@@ -22,8 +22,7 @@ from service.tasks.hub_messages import (
     truncates,
 )
 from service.tasks.stored_task import Example, HubCall, TaskFiles
-from service.tasks.text.encoding import TextEncoding, Tokens
-from service.tasks.text.pairs import pair_parts, part_of_pair
+from service.tasks.text.encoding import TextEncoding, Tokens, pair_parts, part_of_pair
 from service.tasks.text.tokenization import Pair, Text
 from service.tensors import Arrays
 

@@ -14,11 +14,24 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
 from service.tasks.embedding import Embedder, unit_vectors
-from service.tasks.hub_messages import HubOptions, PositiveWhole, Truncation, inputs_and_field, truncates, whole
-from service.tasks.stored_task import HubCall, TaskError, TaskFiles
-from service.tasks.task import AnswerOptions
-from service.tasks.text.encoding import TextEncoding
-from service.tensors import TensorSpec
+from service.tasks.explainable import TextParts, ValueFunction, refuse_target
+from service.tasks.hub_messages import (
+    ExplainParameters,
+    HubOptions,
+    PositiveWhole,
+    Truncation,
+    inputs_and_field,
+    truncates,
+    whole,
+)
+from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
+from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
+from service.tasks.text.encoding import BETWEEN, TextEncoding
+from service.tasks.text.rows import TextRows
+from service.tasks.text.tokenization import Pair, Text
+from service.tensors import Arrays, TensorSpec
+
+WHAT_IS_EXPLAINED = "an explanation needs two texts, whose similarity it explains: source_sentence and one of sentences"
 
 
 class EmbeddingSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -54,6 +67,7 @@ class EmbeddingParameters(msgspec.Struct, forbid_unknown_fields=True):
     dimensions: PositiveWhole | None = None
     truncate: bool | None = None
     truncation: bool | Truncation | None = None
+    explain: ExplainParameters | None = None
 
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -117,6 +131,38 @@ class FeatureExtraction(Embedder, TextEncoding):
         """None: a vector belongs to one text."""
         return ()
 
+    @property
+    def explainable(self) -> Self:
+        """The task itself: the similarity of two texts can be explained, by the words of both."""
+        return self
+
+    def preprocess_all(self, texts: Sequence[Text], *, truncate: bool, field: str, first: int = 0) -> list[Any]:
+        """Tokenize texts; the two of a pair become the rows of one item."""
+        rows = [text for each in texts for text in (each if isinstance(each, Pair) else (each,))]
+        tokens: list[Any] = super().preprocess_all(rows, truncate=truncate, field=field, first=first)
+        taken = iter(tokens)
+        return [TextRows([next(taken), next(taken)], each) if isinstance(each, Pair) else next(taken) for each in texts]
+
+    def collate(self, items: Sequence[Any]) -> Arrays:
+        """Batch the rows of all items into the feeds of one engine call, int64 [B, T]."""
+        return super().collate([part for item in items for part in _parts(item)])
+
+    def split_batch(self, outputs: Arrays, items: Sequence[Any]) -> list[NDArray[np.float32]]:
+        """Split the outputs of a call into the pooled vector of each item, float32 [D]; of two texts, [2, D]."""
+        vectors = list(outputs["embedding"])
+        if len(vectors) == len(items):
+            return vectors
+        rows = iter(vectors)
+        return [
+            np.stack([next(rows) for _ in item.parts]) if isinstance(item, TextRows) else next(rows) for item in items
+        ]
+
+    def finish(self, result: NDArray[np.float32], options: AnswerOptions = DEFAULT_ANSWER) -> NDArray[np.float32]:
+        """Return the vector as a request wants it, float32 [D] or shorter; of two texts, their similarity, float32."""
+        if result.ndim == 2:
+            return np.array(self.similarities([*self.vectors([*result], options)])[0], dtype=np.float32)
+        return super().finish(result, options)
+
     def with_prompt(self, texts: Sequence[str], prompt_name: str | None) -> list[str]:
         """Put the prompt that a request names before each text; without a name, the model's default prompt.
 
@@ -138,12 +184,19 @@ class FeatureExtraction(Embedder, TextEncoding):
         truncation = None if request.parameters is None else request.parameters.truncation
         truncate = bool(request.parameter("truncate")) or truncates(truncation)
         prompt = request.parameter("prompt_name")
+        explain = None if request.parameters is None else request.parameters.explain
         if isinstance(request.inputs, SimilarTo):
             given = request.inputs
             if not given.sentences:
                 raise InvalidRequest("inputs.sentences is empty")
             texts = self.with_prompt([given.source_sentence, *given.sentences], prompt)
+            if explain is not None:
+                if len(texts) != 2:
+                    raise InvalidRequest(f"an explanation takes one sentence, inputs.sentences has {len(texts) - 1}")
+                return HubCall([Pair(*texts)], "sentence {}", truncate=truncate, answer=answer, explain=explain)
             return HubCall(texts, "sentence {}", truncate=truncate, answer=answer, document=self.similarities)
+        if explain is not None:
+            raise InvalidRequest(WHAT_IS_EXPLAINED)
         texts, field = inputs_and_field(request.inputs)
         return HubCall(self.with_prompt(texts, prompt), field, truncate=truncate, answer=answer)
 
@@ -154,3 +207,51 @@ class FeatureExtraction(Embedder, TextEncoding):
             vectors_nD = unit_vectors(vectors_nD)
         found: list[float] = (vectors_nD[1:] @ vectors_nD[0]).tolist()
         return found
+
+    # --- explanations ------------------------------------------------------------------------------------------------
+
+    def parts(
+        self, given: Text, item: TextRows, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
+    ) -> TextParts:
+        """Split two texts into their tokens; a token is named by its place in the ids of both."""
+        if not isinstance(given, Pair):
+            raise InvalidRequest(WHAT_IS_EXPLAINED)
+        spans: list[tuple[int, int] | None] = []
+        for text, before in zip(given, (0, len(given.first) + len(BETWEEN)), strict=True):
+            found = self.spans(text, truncate=truncate)
+            spans += [None if span is None else (span[0] + before, span[1] + before) for span in found]
+        ids = [token for part in item.parts for token in part.ids]
+        return TextParts(BETWEEN.join(given), [*range(len(ids))], spans, self.names(ids))
+
+    target_of = refuse_target
+
+    def value_function(self, item: TextRows, result: NDArray[np.float32], target: Any) -> ValueFunction:
+        """Return the similarity of two texts as a function of the tokens that are kept."""
+        ids = [part.ids for part in item.parts]
+        length = len(ids[0])
+
+        def item_of(kept: Sequence[int]) -> TextRows:
+            first = self.part([ids[0][place] for place in kept if place < length])
+            second = self.part([ids[1][place - length] for place in kept if place >= length])
+            return TextRows([first, second], item.given)
+
+        def values_of(vectors_2D: NDArray[np.float32]) -> list[float]:
+            return self.similarities([*self.vectors([*vectors_2D], DEFAULT_ANSWER)])
+
+        return ValueFunction(
+            item_of,
+            values_of,
+            fraction_of=lambda values_K: float(values_K[0]),
+            whole=values_of(result),
+            target="similarity",
+            row=dict,
+        )
+
+    def golden_row(self, item: Any, example: Example, target: int | None) -> Arrays:
+        """No folder of this task has an explanation graph."""
+        raise NotImplementedError
+
+
+def _parts(item: Any) -> Sequence[Any]:
+    """Return the rows of an item: of two texts, or the item itself."""
+    return item.parts if isinstance(item, TextRows) else (item,)

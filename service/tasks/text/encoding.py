@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import msgspec
 import numpy as np
 
+from service.tasks.explainable import TextParts
 from service.tasks.images.image_file import DecodingMemory
 from service.tasks.stored_task import Example, Padding, TaskError, TaskFiles
 from service.tasks.task import Preparation, PrepareOptions, RequestLimits, check_num_rows
@@ -27,6 +28,8 @@ from service.tasks.text.tokenization import (
     tokenization,
 )
 from service.tensors import Arrays, TensorSpec
+
+BETWEEN = "\n"  # stands between the two texts of a pair where characters are counted over both
 
 
 class HubConfig(msgspec.Struct):
@@ -65,7 +68,7 @@ class TextEncoding:
     takes_files: ClassVar[bool] = False
     pads_rows: ClassVar[bool] = True
     golden_searches: ClassVar[Sequence[str]] = ("",)
-    inputs = (TensorSpec("text", "BYTES", (-1,)),)
+    inputs: tuple[TensorSpec, ...] = (TensorSpec("text", "BYTES", (-1,)),)
 
     def __init__(self, tokenizer_json: str, *, max_tokens: int, pad_id: int, graph_inputs: Sequence[str]) -> None:
         """Set up.
@@ -107,13 +110,13 @@ class TextEncoding:
         """Return the limit on rows: each text or pair is one."""
         return max_request_rows
 
-    def read(self, inputs: Arrays) -> Sequence[Text]:
+    def read(self, inputs: Arrays) -> Sequence[Any]:
         """Return the texts of the tensor `text`, or pairs where there is `text_pair`."""
         return texts_or_pairs_of(inputs)
 
     def prepare(
         self,
-        inputs: Sequence[Text],
+        inputs: Sequence[Any],
         options: PrepareOptions,
         field: str,
         limits: RequestLimits,
@@ -145,7 +148,7 @@ class TextEncoding:
         """Make an item of some tokens of a text, or of a padding token if there are none, because a graph needs one."""
         return Tokens(ids or [self.pad_id], truncated=False)
 
-    def collate(self, items: Sequence[Tokens]) -> Arrays:
+    def collate(self, items: Sequence[Any]) -> Arrays:
         """Batch items into the feeds of one engine call, int64 [B, T]: padded ids, the mask of real tokens, types."""
         longest = max(len(item.ids) for item in items)
         ids_BT = np.full((len(items), longest), self.pad_id, dtype=np.int64)
@@ -191,3 +194,22 @@ class TextEncoding:
     def names(self, ids: Sequence[int]) -> list[str]:
         """Return the tokenizer's name of each token."""
         return self.encoder.names(ids)
+
+
+def pair_parts(encoder: TextEncoder, pair: Pair, item: Tokens, *, truncate: bool) -> TextParts:
+    """Split a pair into its tokens, for an explanation; each is named by its place in the ids.
+
+    Characters are counted over the first text, a line feed, and the second text.
+    """
+    before = len(pair.first) + len(BETWEEN)
+    spans = [
+        None if span is None else (span[1][0] + before * span[0], span[1][1] + before * span[0])
+        for span in encoder.pair_spans(pair, truncate=truncate)
+    ]
+    return TextParts(BETWEEN.join(pair), [*range(len(item.ids))], spans, encoder.names(item.ids))
+
+
+def part_of_pair(item: Tokens, pad_id: int, kept: Sequence[int]) -> Tokens:
+    """Make an item of the tokens at some places of a pair, or of a padding token if there are none."""
+    types = None if item.type_ids is None else [item.type_ids[place] for place in kept] or [0]
+    return Tokens([item.ids[place] for place in kept] or [pad_id], truncated=False, type_ids=types)

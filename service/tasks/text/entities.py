@@ -60,7 +60,7 @@ class TokenScores(NamedTuple):
         scores_C: probabilities of the classes.
         start: its first character.
         end: the character after its last.
-        index: place of the token in the ids of the text.
+        place: its place in the ids of the text.
         continues: whether it belongs to the word of the token before it.
     """
 
@@ -68,7 +68,7 @@ class TokenScores(NamedTuple):
     scores_C: NDArray[np.float32]
     start: int
     end: int
-    index: int
+    place: int
     continues: bool
 
 
@@ -80,7 +80,7 @@ class _Labelled(NamedTuple):
     word: str
     start: int
     end: int
-    index: int
+    place: int
 
 
 class _TokenizerModel(msgspec.Struct):
@@ -156,7 +156,7 @@ class EntityGrouping:
     def _labelled(self, token: TokenScores) -> _Labelled:
         number = int(token.scores_C.argmax())
         return _Labelled(
-            self._labels[number], float(token.scores_C[number]), token.word, token.start, token.end, token.index
+            self._labels[number], float(token.scores_C[number]), token.word, token.start, token.end, token.place
         )
 
     def _word(self, tokens: Sequence[TokenScores], strategy: Strategy) -> _Labelled:
@@ -170,7 +170,7 @@ class EntityGrouping:
         number = int(scores_C.argmax())
         word = self._written([token.word for token in tokens])
         return _Labelled(
-            self._labels[number], float(scores_C[number]), word, tokens[0].start, tokens[-1].end, tokens[0].index
+            self._labels[number], float(scores_C[number]), word, tokens[0].start, tokens[-1].end, tokens[0].place
         )
 
     def _groups(self, labelled: Sequence[_Labelled]) -> list[Entity]:
@@ -206,7 +206,6 @@ def _prefix_and_name(label: str) -> tuple[bool, str]:
 
 def without_overlaps(entities: Sequence[Entity]) -> list[Entity]:
     """Keep of entities that overlap, because two windows have both, the longest and then the likeliest one."""
-
     kept: list[Entity] = []
     for entity in sorted(entities, key=attrgetter("start")):
         if not kept or not kept[-1].start <= entity.start < kept[-1].end:

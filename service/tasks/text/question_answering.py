@@ -9,7 +9,6 @@ Shapes: T tokens of a window; 2: logits of the start and of the end.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 from tokenizers import Encoding
 
 from service.errors import InvalidRequest
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, refuse_target
 from service.tasks.hub_messages import ExplainParameters, HubOptions, PositiveWhole, Whole, inputs_and_field, whole
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
-from service.tasks.text.pairs import BETWEEN, part_of_pair
+from service.tasks.text.encoding import BETWEEN, part_of_pair
 from service.tasks.text.rows import Body, RowResults, RowsTask, Span, TextRows, Window, windows_of
 from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, Pair, characters_of, texts_of
 from service.tensors import Arrays, TensorSpec, bytes_array
@@ -59,18 +58,13 @@ class Question(NamedTuple):
     align_to_words: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class FoundAnswer:
-    """A span of the context with its score; `start` and `end` are characters, equal for "no answer"."""
+class FoundAnswer(msgspec.Struct, frozen=True):
+    """A part of the context with its score; `start` and `end` are characters, equal for "no answer"."""
 
-    answer: str
     score: float
     start: int
     end: int
-
-    def document(self) -> dict[str, Any]:
-        """Return the answer as the task API writes it."""
-        return {"score": self.score, "start": self.start, "end": self.end, "answer": self.answer}
+    answer: str
 
 
 class QuestionPlaces(NamedTuple):
@@ -115,15 +109,6 @@ class QuestionAnsweringRequest(msgspec.Struct, forbid_unknown_fields=True):
     options: HubOptions | None = None
 
 
-class HubAnswer(msgspec.Struct):
-    """An answer: a part of the context, its characters and its score."""
-
-    answer: str
-    score: float
-    start: int
-    end: int
-
-
 class QuestionAnswering(RowsTask):
     """Questions and contexts to spans of the contexts."""
 
@@ -133,7 +118,7 @@ class QuestionAnswering(RowsTask):
     request_options: ClassVar[frozenset[str]] = frozenset()
     answers_lists: ClassVar[bool] = False
     hub_request: ClassVar[type[msgspec.Struct]] = QuestionAnsweringRequest
-    hub_answer: ClassVar[Any] = HubAnswer | list[HubAnswer]
+    hub_answer: ClassVar[Any] = FoundAnswer | list[FoundAnswer]
     example: ClassVar[str | None] = (
         """-d '{"inputs": {"question": "Who lived in London?", "context": "Ada lived in London."}}'"""
     )
@@ -209,12 +194,12 @@ class QuestionAnswering(RowsTask):
         # The stride is bounded so that windows advance where the question is long.
         stride = min(longest // 2, DEFAULT_STRIDE, size - 1) if given.doc_stride is None else given.doc_stride
         if not 0 <= stride < size:
-            raise InvalidRequest(f"doc_stride is {stride}; it must lie between 0 and {size - 1}, the context's tokens less 1")
+            raise InvalidRequest(f"doc_stride is {stride}; it must lie between 0 and {size - 1}, a window's tokens")
         windows = windows_of(body, size, stride)
         can_be_none = encoding.sequence_ids[0] is None
         places = [QuestionPlaces(window, _words_of(encoding, window), can_be_none) for window in windows]
-        item = self.window_rows(windows, given, places=places, truncate=False, field=field, max_rows=max_rows)
-        return TextRows(item.parts, given, places, cut)
+        item = self.window_rows(windows, given, body, truncate=False, field=field, max_rows=max_rows)
+        return TextRows(item.parts, given, places, cut, body)
 
     def finish(self, result: RowResults, options: AnswerOptions = DEFAULT_ANSWER) -> list[FoundAnswer]:
         """Find the answers in all windows, best first; equal words are one answer, whose scores are added."""
@@ -227,14 +212,11 @@ class QuestionAnswering(RowsTask):
             for first, last, score in _spans(starts_T, ends_T, count, given.max_answer_len):
                 start, end = _characters(places, first, last, words=given.align_to_words)
                 words = given.context[start:end]
-                known = answers.get(words.lower())
-                if known is None:
-                    answers[words.lower()] = FoundAnswer(words, score, start, end)
-                else:
-                    answers[words.lower()] = FoundAnswer(known.answer, known.score + score, known.start, known.end)
+                known = answers.get(words.lower(), FoundAnswer(0.0, start, end, words))
+                answers[words.lower()] = msgspec.structs.replace(known, score=known.score + score)
         found = [*answers.values()]
         if given.handle_impossible_answer:
-            found.append(FoundAnswer("", none_score, 0, 0))
+            found.append(FoundAnswer(none_score, 0, 0, ""))
         return sorted(found, key=lambda answer: -answer.score)[: given.top_k]
 
     def to_tensors(self, results: Sequence[RowResults]) -> Arrays:
@@ -266,7 +248,7 @@ class QuestionAnswering(RowsTask):
 
     def hub_document(self, answer: Sequence[FoundAnswer]) -> Any:
         """Make the task API's answer for one question: an answer, or a list where there are several."""
-        return answer[0].document() if len(answer) == 1 else [each.document() for each in answer]
+        return answer[0] if len(answer) == 1 else [*answer]
 
     def golden_given(self, example: Example) -> Question:
         """Return the question and the context of a golden example."""
@@ -277,33 +259,39 @@ class QuestionAnswering(RowsTask):
     def parts(
         self, given: Question, item: TextRows, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
-        """Split question and context into their tokens; a token is named by its place in the row."""
-        if item.rows > 1:
-            raise InvalidRequest(f"{field} takes {item.rows} windows; an explanation covers one: shorten it")
-        (places,) = item.places
-        window, before = places.window, len(given.question) + len(BETWEEN)
-        spans = self.encoder.pair_body(Pair(given.question, given.context))
-        in_question = [
-            span if number == 0 else None for span, number in zip(spans.offsets, spans.sequence_ids, strict=True)
-        ]
-        found: list[Span | None] = []
-        for place, (start, end) in enumerate(window.spans):
-            if window.start <= place < window.end:
-                found.append((start + before, end + before))
-            else:  # a question that was cut keeps its first tokens
-                found.append(in_question[place] if place < window.start and start < end else None)
-        text = BETWEEN.join((given.question, given.context))
-        return TextParts(text, [*range(window.tokens.length)], found, self.names(window.tokens.ids))
+        """Split question and context into their tokens; a token is named by its place in the ids of both."""
+        body, before = item.body, len(given.question) + len(BETWEEN)
+        spans: list[Span | None] = []
+        for place, (start, end) in enumerate(body.spans):
+            if body.start <= place < body.end:
+                spans.append((start + before, end + before))
+            else:  # a token of the question, or a special one, which has no characters
+                spans.append((start, end) if place < body.start and start < end else None)
+        return TextParts(BETWEEN.join(given[:2]), [*range(len(body.ids))], spans, self.names(body.ids))
+
+    target_of = refuse_target
 
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
-        """Return the score of the best answer's tokens as a function of the tokens that are kept."""
-        (places,) = item.places
-        starts_T, ends_T, _ = _probabilities(places, result.rows[0])
-        (first, last, score), *_ = _spans(starts_T, ends_T, 1, item.given.max_answer_len)
-        start, end = _characters(places, first, last, words=item.given.align_to_words)
-        window = places.window
+        """Return the score of the best answer's tokens as a function of the tokens that are kept.
+
+        Of a long context the answer's window alone is computed: words outside of it have no weight.
+        """
+        given: Question = item.given
+        best = next((each.answer for each in self.finish(result) if each.answer), None)
+        found = [
+            (given.context[slice(*_characters(places, first, last, words=given.align_to_words))] == best, score,
+             row, first, last)
+            for row, (places, logits_T2) in enumerate(zip(item.places, result.rows, strict=True))
+            for first, last, score in _spans(
+                *_probabilities(places, logits_T2)[:2], 2 * given.top_k + EXTRA_SPANS, given.max_answer_len
+            )
+        ]  # fmt: skip
+        # Several spans may be one answer; the likeliest of them is explained.
+        _, score, row, first, last = max(found)
+        places, window = item.places[row], item.places[row].window
 
         def item_of(kept: Sequence[int]) -> TextRows:
+            kept = window.kept(kept)
             row = part_of_pair(window.tokens, self.pad_id, kept)
             inner = [number for number, place in enumerate(kept) if window.start <= place < window.end]
             bounds = (inner[0], inner[-1] + 1) if inner else (0, 0)
@@ -323,7 +311,7 @@ class QuestionAnswering(RowsTask):
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
             whole=[score],
-            target=item.given.context[start:end],
+            target=given.context[slice(*_characters(places, first, last, words=given.align_to_words))],
             row=dict,
         )
 
@@ -345,9 +333,9 @@ def _body_of(encoding: Encoding, max_question: int | None) -> tuple[Body, bool]:
     kept = [place for place in range(len(numbers)) if place not in dropped]
     own = [place for place, number in enumerate(kept) if numbers[number] == 1]
     start, end = (own[0], own[-1] + 1) if own else (len(kept), len(kept))
-    ids, types, spans = encoding.ids, encoding.type_ids, encoding.offsets
-    body = Body([ids[each] for each in kept], [types[each] for each in kept], [spans[each] for each in kept], start, end)
-    return body, bool(dropped)
+    lists: Any = (encoding.ids, encoding.type_ids, encoding.offsets)
+    ids, types, spans = ([each[place] for place in kept] for each in lists)
+    return Body(ids, types, spans, start, end), bool(dropped)
 
 
 def _words_of(encoding: Encoding, window: Window) -> list[Span]:

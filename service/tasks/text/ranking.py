@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
 from service.tasks.classification import scores_of
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, class_number
 from service.tasks.hub_messages import (
     ExplainParameters,
     HubOptions,
@@ -26,7 +26,7 @@ from service.tasks.hub_messages import (
 )
 from service.tasks.stored_task import Example, HubCall, TaskError, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions, ScoreFunction
-from service.tasks.text.pairs import pair_parts, part_of_pair
+from service.tasks.text.encoding import pair_parts, part_of_pair
 from service.tasks.text.rows import RowResults, RowsTask, TextRows
 from service.tasks.text.tokenization import TEXT_PAIR, Pair, texts_or_pairs_of
 from service.tensors import Arrays, TensorSpec
@@ -211,6 +211,10 @@ class TextRanking(RowsTask):
     ) -> TextParts:
         """Split both texts into their tokens; a token is named by its place in the pair."""
         return pair_parts(self.encoder, given, item.parts[0], truncate=truncate)
+
+    def target_of(self, given: Any, target: str, name: str) -> int:
+        """Return the number of the logit that a request names."""
+        return class_number(self.labels, target, name)
 
     def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
         """Return the score of the pair as a function of the tokens that are kept."""

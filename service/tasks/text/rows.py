@@ -34,6 +34,7 @@ class TextRows:
         parts: the rows.
         given: the input.
         places: what the task needs to know of each row, to make the answer.
+        body: the whole text that windows were cut from; None for other rows.
         truncated: whether a part of the input was cut off.
     """
 
@@ -41,6 +42,7 @@ class TextRows:
     given: Any
     places: Any = None
     truncated: bool = False
+    body: Any = None
     batch_key: None = None
 
     @property
@@ -51,7 +53,8 @@ class TextRows:
     @property
     def length(self) -> int:
         """The number of tokens of the longest row, including special ones."""
-        return max(part.length for part in self.parts)
+        lengths: list[int] = [part.length for part in self.parts]
+        return max(lengths)
 
 
 class RowResults(NamedTuple):
@@ -93,6 +96,7 @@ class Window(NamedTuple):
         start: the first token of the body in the row.
         end: the token after the last one of the body in the row.
         first: the number of the body's token that the window begins with.
+        places: for each token of the row its place in the whole text.
     """
 
     tokens: Tokens
@@ -100,6 +104,12 @@ class Window(NamedTuple):
     start: int
     end: int
     first: int
+    places: Sequence[int] = ()
+
+    def kept(self, places: Sequence[int]) -> list[int]:
+        """Return the places in the row of those tokens of the whole text that are kept."""
+        chosen = {*places}
+        return [number for number, place in enumerate(self.places) if place in chosen]
 
 
 def windows_of(body: Body, size: int, stride: int) -> list[Window]:
@@ -110,14 +120,17 @@ def windows_of(body: Body, size: int, stride: int) -> list[Window]:
         size: tokens of the body in a window.
         stride: tokens that two windows share; below `size`.
     """
-    found, length = [], body.end - body.start
-    for first in range(0, max(1, length), size - stride):
+    found, length = list[Window](), body.end - body.start
+    if length <= size:
+        every = range(len(body.ids))
+        return [Window(Tokens(body.ids, False, body.types), body.spans, body.start, body.end, 0, every)]
+    for first in range(0, length, size - stride):
         last = min(first + size, length)
         kept = [*range(body.start), *range(body.start + first, body.start + last), *range(body.end, len(body.ids))]
         types = None if body.types is None else [body.types[place] for place in kept]
         tokens = Tokens([body.ids[place] for place in kept], False, types)
         spans = [body.spans[place] for place in kept]
-        found.append(Window(tokens, spans, body.start, body.start + last - first, first))
+        found.append(Window(tokens, spans, body.start, body.start + last - first, first, kept))
         if last == length:
             break
     return found
@@ -243,7 +256,7 @@ class RowsTask(TextEncoding):
         return off_by
 
     def window_rows(
-        self, windows: Sequence[Window], given: Any, *, places: Any = None, truncate: bool, field: str, max_rows: int
+        self, windows: Sequence[Window], given: Any, body: Body, *, truncate: bool, field: str, max_rows: int
     ) -> TextRows:
         """Make an item of windows, or of the first one where the input may be cut.
 
@@ -251,13 +264,13 @@ class RowsTask(TextEncoding):
             InvalidRequest: there are too many windows.
         """
         if truncate:
-            return TextRows([windows[0].tokens], given, places or [windows[0]], len(windows) > 1)
+            return TextRows([windows[0].tokens], given, [windows[0]], len(windows) > 1, body)
         if len(windows) > max_rows:
             raise InvalidRequest(
                 f"{field} takes {len(windows)} windows of {self.max_length} tokens, the limit is {max_rows}"
                 f" (max_batch_rows); {TRUNCATE_HINT}"
             )
-        return TextRows([window.tokens for window in windows], given, places or [*windows])
+        return TextRows([window.tokens for window in windows], given, [*windows], False, body)
 
     def check_characters(self, text: str, max_rows: int, field: str) -> None:
         """Refuse an empty text, and one that is too long to be tokenized.
@@ -278,7 +291,5 @@ def golden_tensors(item: TextRows) -> dict[str, Any]:
     """Return the tensors of a golden example: the ids of all rows, one behind the other, and their types."""
     tensors = {"input_ids": [number for part in item.parts for number in part.ids]}
     if any(part.type_ids is not None for part in item.parts):
-        tensors["token_type_ids"] = [
-            number for part in item.parts for number in part.type_ids or [0] * len(part.ids)
-        ]
+        tensors["token_type_ids"] = [number for part in item.parts for number in part.type_ids or [0] * len(part.ids)]
     return tensors

@@ -7,6 +7,7 @@ A text that is longer than the model takes is cut into windows that overlap; it 
 Shapes: T tokens, C classes.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.errors import InvalidRequest
-from service.tasks.explainable import TextParts, ValueFunction
+from service.tasks.explainable import TextParts, ValueFunction, class_number
 from service.tasks.hub_messages import (
     ExplainParameters,
     HubOptions,
@@ -29,12 +30,13 @@ from service.tasks.stored_task import Example, HubCall, TaskFiles
 from service.tasks.task import DEFAULT_ANSWER, AnswerOptions
 from service.tasks.text.entities import Entity, EntityGrouping, Strategy, TokenScores, without_overlaps
 from service.tasks.text.rows import Body, RowResults, RowsTask, TextRows, Window, windows_of
-from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, TRUNCATE_HINT, characters_of, texts_of
+from service.tasks.text.tokenization import CHARACTERS_PER_TOKEN, characters_of, texts_of
 from service.tensors import Arrays, TensorSpec, bytes_array
 
 OUTSIDE = "O"  # the label of tokens that belong to no entity
 STRIDE_FRACTION = 4  # windows share a quarter of their tokens where a request does not say
 
+PLACED_TARGET = re.compile(r"(.+) at (\d+):(\d+)")  # a label, the first character, and the one after the last
 HubStrategy = Literal["none", "simple", "first", "average", "max", "NONE", "SIMPLE", "FIRST", "AVERAGE", "MAX"]
 STRATEGIES: Mapping[str, Strategy] = {
     "none": "none",
@@ -59,6 +61,22 @@ class EntityText(NamedTuple):
     strategy: Strategy = "simple"
     ignored: frozenset[str] = frozenset({OUTSIDE})
     stride: int | None = None
+
+
+class EntityTarget(NamedTuple):
+    """What an explanation of entities explains: a class by its number, at some characters or where it is likeliest."""
+
+    number: int
+    span: tuple[int, int] | None
+
+
+class ExplainedEntity(NamedTuple):
+    """The tokens of a window whose label is explained, by their places in the row, and the label's score."""
+
+    window: Window
+    tokens: list[int]
+    number: int
+    score: float
 
 
 class HubEntity(msgspec.Struct, omit_defaults=True):
@@ -150,14 +168,16 @@ class TokenClassification(RowsTask):
         self.check_characters(text, max_rows, field)
         stride = size // STRIDE_FRACTION if given.stride is None else given.stride
         if not 0 <= stride < size:
-            raise InvalidRequest(f"stride is {stride}; it must lie between 0 and {size - 1}, the tokens of a window less 1")
+            raise InvalidRequest(
+                f"stride is {stride}; it must lie between 0 and {size - 1}, the tokens of a window less 1"
+            )
         encoding = self.encoder.body(text)
         own = [place for place, number in enumerate(encoding.sequence_ids) if number is not None]
         if not own:
             raise InvalidRequest(f"{field} has no character that the model can read")
         body = Body(encoding.ids, None, encoding.offsets, own[0], own[-1] + 1)
         windows = windows_of(body, size, stride)
-        return self.window_rows(windows, given, truncate=truncate, field=field, max_rows=max_rows)
+        return self.window_rows(windows, given, body, truncate=truncate, field=field, max_rows=max_rows)
 
     def finish(self, result: RowResults, options: AnswerOptions = DEFAULT_ANSWER) -> list[Entity]:
         """Make the entities of a text, in the text's order."""
@@ -169,7 +189,9 @@ class TokenClassification(RowsTask):
         if given.strategy == "none":
             return self._kept(self._grouping.group(_central(windows, per_window), "none"), given)
         entities = [
-            entity for tokens in per_window for entity in self._kept(self._grouping.group(tokens, given.strategy), given)
+            entity
+            for tokens in per_window
+            for entity in self._kept(self._grouping.group(tokens, given.strategy), given)
         ]
         return without_overlaps(entities) if len(windows) > 1 else entities
 
@@ -177,9 +199,7 @@ class TokenClassification(RowsTask):
         """Return the tokens of a window with their probabilities."""
         inner = slice(window.start, window.end)
         spans, ids = window.spans[inner], window.tokens.ids[inner]
-        return self._grouping.tokens(
-            text, ids, spans, probabilities(logits_TC[inner]), window.start + window.first
-        )
+        return self._grouping.tokens(text, ids, spans, probabilities(logits_TC[inner]), window.start + window.first)
 
     def _kept(self, entities: Sequence[Entity], given: EntityText) -> list[Entity]:
         return [entity for entity in entities if entity.label not in given.ignored]
@@ -224,52 +244,72 @@ class TokenClassification(RowsTask):
     def parts(
         self, given: EntityText, item: TextRows, *, truncate: bool, field: str, max_image_pixels: int, memory: Any
     ) -> TextParts:
-        """Split a text into its tokens and their places; a token is named by its place in the row."""
-        if item.rows > 1:
-            raise InvalidRequest(
-                f"{field} is longer than the model takes; an explanation of its entities covers one window:"
-                f" {TRUNCATE_HINT}"
-            )
-        (window,) = item.places
-        spans = [
-            span if window.start <= place < window.end else None for place, span in enumerate(window.spans)
-        ]
-        return TextParts(given.text, [*range(window.tokens.length)], spans, self.names(window.tokens.ids))
+        """Split a text into its tokens and their places; a token is named by its place in the whole text."""
+        body: Body = item.body
+        present = {place for window in item.places for place in window.places[window.start : window.end]}
+        spans = [span if place in present else None for place, span in enumerate(body.spans)]
+        return TextParts(given.text, [*range(len(body.ids))], spans, self.names(body.ids))
 
-    def value_function(self, item: TextRows, result: RowResults, target: int | None) -> ValueFunction:
-        """Return the probability of the likeliest entity's label as a function of the tokens that are kept.
+    def target_of(self, given: EntityText, target: str, name: str) -> EntityTarget:
+        """Return the label and the characters of a target: "B-LOC", or "B-LOC at 13:19"."""
+        if target in self.labels:
+            return EntityTarget(self.labels.index(target), None)
+        if (placed := PLACED_TARGET.fullmatch(target)) is None:
+            return EntityTarget(class_number(self.labels, target, name), None)
+        span = int(placed[2]), int(placed[3])
+        if not 0 <= span[0] < span[1] <= len(given.text):
+            raise InvalidRequest(f"target {target!r} lies outside of the text, which has {len(given.text)} characters")
+        return EntityTarget(class_number(self.labels, placed[1], name), span)
 
-        The entity is the token whose label is the likeliest of all tokens' labels, or the one where the target is the
-        likeliest; labels that are left out of answers do not count. A removed word leaves the row; without the
-        entity's own token the probability is 0.
+    def value_function(self, item: TextRows, result: RowResults, target: EntityTarget | None) -> ValueFunction:
+        """Return the probability of an entity's label as a function of the tokens that are kept.
+
+        The value is the mean over the entity's tokens, in which a removed token counts as 0. Without a target the
+        entity is the token with the likeliest label, labels that are left out of answers excepted; of a label without
+        characters it is the token where the label is the likeliest. Of a long text the entity's window alone is
+        computed: words outside of it have no weight.
         """
-        (window,) = item.places
-        scores_TC = probabilities(result.rows[0])
-        ignored = [number for number, label in enumerate(self.labels) if label in item.given.ignored]
-        asked = [number for number in range(len(self.labels)) if number not in ignored] if target is None else [target]
-        asked = asked or [*range(len(self.labels))]
-        inner_TC = scores_TC[window.start : window.end][:, asked]
-        place, column = divmod(int(inner_TC.argmax()), len(asked))
-        token, number = window.start + place, asked[column]
+        found = [
+            self._explained(window, probabilities(row_TC), target, item.given)
+            for window, row_TC in zip(item.places, result.rows, strict=True)
+        ]
+        window, tokens, number, _ = max(found, key=lambda each: (len(each.tokens), each.score))
+        if not tokens:
+            raise InvalidRequest("no token of the text has a character of the target")
 
         def item_of(kept: Sequence[int]) -> TextRows:
-            row = self.part([window.tokens.ids[each] for each in kept])
-            return TextRows([row], item.given, kept.index(token) if token in kept else None)
+            own = window.kept(kept)
+            row = self.part([window.tokens.ids[each] for each in own])
+            return TextRows([row], item.given, [own.index(token) for token in tokens if token in own])
 
         def values_of(part: RowResults) -> list[float]:
-            if part.item.places is None:
-                return [0.0]
-            return [float(probabilities(part.rows[0])[part.item.places, number])]
+            scores_TC = probabilities(part.rows[0])
+            return [sum(float(scores_TC[place, number]) for place in part.item.places) / len(tokens)]
 
-        start, end = window.spans[token]
+        start, end = window.spans[tokens[0]][0], window.spans[tokens[-1]][1]
         return ValueFunction(
             item_of,
             values_of,
             fraction_of=lambda values_K: float(values_K[0]),
-            whole=[float(scores_TC[token, number])],
+            whole=None,
             target=f"{self.labels[number]} at {start}:{end}",
             row=dict,
         )
+
+    def _explained(
+        self, window: Window, scores_TC: NDArray[np.float32], target: EntityTarget | None, given: EntityText
+    ) -> ExplainedEntity:
+        """Return the tokens and the class to explain in a window; no tokens where the target lies outside of it."""
+        if target is not None and target.span is not None:
+            start, end = target.span
+            inner = range(window.start, window.end)
+            tokens = [place for place in inner if window.spans[place][0] < end and window.spans[place][1] > start]
+            return ExplainedEntity(window, tokens, target.number, 0.0)
+        named = [number for number, label in enumerate(self.labels) if label not in given.ignored]
+        asked = (named or [*range(len(self.labels))]) if target is None else [target.number]
+        place, column = divmod(int(scores_TC[window.start : window.end][:, asked].argmax()), len(asked))
+        token, number = window.start + place, asked[column]
+        return ExplainedEntity(window, [token], number, float(scores_TC[token, number]))
 
     def golden_row(self, item: TextRows, example: Example, target: int | None) -> Arrays:
         """No folder of this task has an explanation graph."""
@@ -291,6 +331,6 @@ def _central(windows: Sequence[Window], per_window: Sequence[Sequence[TokenScore
         if number + 1 < len(windows):
             following = windows[number + 1].first
             end = following + (end - following) // 2
-        first = (kept[-1].index + 1 - window.start if kept else 0) - window.first
+        first = (kept[-1].place + 1 - window.start if kept else 0) - window.first
         kept += tokens[first : end - window.first]
     return kept

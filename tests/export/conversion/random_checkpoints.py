@@ -43,7 +43,11 @@ def save_model(kind: str, folder: Path, *, pairs: bool = False, **options: objec
             single="[CLS] $A", pair="[CLS] $A ! $B:1 !:1", special_tokens=[("[CLS]", 1), ("!", sep)]
         )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", model_max_length=MAX_TOKENS
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        model_max_length=MAX_TOKENS,
+        model_input_names=["input_ids", "attention_mask", *(["token_type_ids"] if pairs else [])],
     ).save_pretrained(folder)
     sizes = (
         {"dim": WIDTH, "n_heads": 4, "n_layers": 2, "hidden_dim": 64}

@@ -13,8 +13,8 @@ import torch
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    ElectraConfig,
-    ElectraForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
 )
 
 from export.conversion.checkpoints.reading import LoadRefused
@@ -90,9 +90,9 @@ def test_validation_needs_the_models_own_classes(tmp_path: Path) -> None:
 
 def test_unsupported_models_are_refused_in_a_sentence(tmp_path: Path) -> None:
     """Refuses another family, and a missing folder."""
-    config = ElectraConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1, intermediate_size=64)
-    ElectraForSequenceClassification(config).save_pretrained(tmp_path / "other")
-    with pytest.raises(LoadRefused, match="model type 'electra' is not one of bert, distilbert, roberta"):
+    config = FNetConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=64)
+    FNetForSequenceClassification(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(LoadRefused, match="model type 'fnet' is not one of bert, distilbert, roberta"):
         classifier_of_hugging_face(str(tmp_path / "other"))
     with pytest.raises(LoadRefused, match="nowhere"):
         classifier_of_hugging_face(str(tmp_path / "nowhere"))

@@ -460,7 +460,7 @@ def test_invalid_requests_are_refused(http: httpx.Client, typed: heed_pb2_grpc.H
         assert text in response.json()["error"]
     for request, details in (
         (heed_pb2.ExplainRequest(model="sentiment"), "the request has no input: text or image"),
-        (heed_pb2.ExplainRequest(model="sentiment", image=FILE), "unknown input image; the model has text"),
+        (heed_pb2.ExplainRequest(model="sentiment", image=FILE), "unknown input image; the model has text, text_pair"),
         (heed_pb2.ExplainRequest(model="cifar10-vit", text="red"), "unknown input text; the model has image"),
         (heed_pb2.ExplainRequest(model="sentiment", text=" "), "text is empty"),
     ):

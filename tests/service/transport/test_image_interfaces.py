@@ -249,10 +249,7 @@ def test_task_api_parameters(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) 
     answer = http.post("/v2/models/vit/infer", json={"inputs": [tensor]}).raise_for_status().json()["outputs"]
     assert (answer[0]["shape"], answer[0]["data"]) == ([1], [by_url.json()[0]["label"]])
     refused = http.post("/v2/models/vit/infer", json={"inputs": [tensor], "parameters": {"truncate": True}})
-    assert (refused.status_code, "'truncate' belongs to text-classification and translation" in refused.text) == (
-        400,
-        True,
-    )
+    assert (refused.status_code, "'truncate' belongs to text-classification, " in refused.text) == (400, True)
     assert http.post("/models/vit", json={"inputs": ["x"]}).status_code == 400
     assert len(typed.ClassifyImage(heed_pb2.ClassifyImageRequest(model="vit", image=JPEG, top_k=2)).scores) == 2
 

@@ -243,11 +243,10 @@ def test_what_is_not_offered_is_refused_by_name(
 def test_truncate_is_refused_where_nothing_is_cut(http: httpx.Client) -> None:
     """A bare graph takes tensors, which are never cut."""
     response = http.post("/v2/models/double/infer", json={"inputs": [FLOATS], "parameters": {"truncate": True}})
-    assert (response.status_code, response.json()["error"]) == (
-        400,
-        "parameter 'truncate' belongs to text-classification and translation;"
-        " model 'double' is a bare graph, which takes tensors",
-    )
+    error = response.json()["error"]
+    assert response.status_code == 400
+    assert error.startswith("parameter 'truncate' belongs to text-classification, ")
+    assert error.endswith("; model 'double' is a bare graph, which takes tensors")
 
 
 def test_an_explanation_takes_no_outputs(http: httpx.Client) -> None:

@@ -41,9 +41,9 @@ by("explain-stop").addEventListener("click", () => stop(EXPLANATION));
 by("model").addEventListener("change", modelChosen);
 by("method").addEventListener("change", methodChosen);
 by("version").addEventListener("change", () => { formChanged(); showCard(); });
-for (const id of ["text", "tensors", "beams", "max-new-tokens", "truncate"]) by(id).addEventListener("input", formChanged);
+for (const id of ["text", "second", "tensors", "beams", "max-new-tokens", "truncate"]) by(id).addEventListener("input", formChanged);
 for (const id of ["target", "samples", "seed"]) by(id).addEventListener("input", showCode);
-for (const id of ["text", "tensors"])
+for (const id of ["text", "second", "tensors"])
   by(id).addEventListener("keydown", event => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); by("ask").requestSubmit(); } });
 
 by("file").addEventListener("change", event => { const file = event.target.files[0]; takePicture(file, file?.name); });

@@ -122,7 +122,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit(f / CONFIG, problem_type="ranking"),
         "problem_type 'ranking' is not one of single_label_classification, multi_label_classification, regression",
     ),
-    "another model type": (lambda f: edit(f / CONFIG, model_type="electra"), "model type 'electra' is not one of bert"),
+    "another model type": (lambda f: edit(f / CONFIG, model_type="fnet"), "model type 'fnet' is not one of bert"),
     "an unknown model type": (lambda f: edit(f / CONFIG, model_type="mine"), "model type 'mine' is not one of bert"),
     "no model type": (lambda f: edit(f / CONFIG, model_type=None), "model type None"),
     "code of its own": (

@@ -74,7 +74,9 @@ def test_answers_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
         Question(QUESTION, SHORT, top_k=4, align_to_words=False),
         Question(QUESTION, SHORT, top_k=30, max_answer_len=2, handle_impossible_answer=True),
         Question(QUESTION, LONG, top_k=5, doc_stride=3),
-        Question(QUESTION, LONG, top_k=3, max_answer_len=4, max_seq_len=32, doc_stride=2, handle_impossible_answer=True),
+        Question(
+            QUESTION, LONG, top_k=3, max_answer_len=4, max_seq_len=32, doc_stride=2, handle_impossible_answer=True
+        ),
     ]
     item = source.served.rows_of(asked[3], truncate=False, field="the input", max_rows=64)
     assert item.rows > 3

@@ -23,7 +23,11 @@ PASSAGES = ["In London.", "A wonderful film, São Paulo 東京", "The plot makes
 def test_scores_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     """A sigmoid of the only logit; a long text is cut, longest first."""
     folder = save_checkpoint(
-        kind, AutoModelForSequenceClassification, tmp_path / "mine", num_labels=1, sentence_transformers={"version": "5"}
+        kind,
+        AutoModelForSequenceClassification,
+        tmp_path / "mine",
+        num_labels=1,
+        sentence_transformers={"version": "5"},
     )
     assert task_of_checkpoint(str(folder)) == "text-ranking"
     model, tokenizer = (each.from_pretrained(folder) for each in (AutoModelForSequenceClassification, AutoTokenizer))

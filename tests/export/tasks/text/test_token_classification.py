@@ -42,15 +42,13 @@ def test_entities_are_those_of_transformers(folder: Path) -> None:
     task: Any = source.served
     for strategy in ("none", "simple", "first", "average", "max"):
         expected = asking(TEXTS, aggregation_strategy=strategy)
-        given = [EntityText(text, strategy) for text in TEXTS]  # type: ignore[arg-type]
+        given = [EntityText(text, strategy) for text in TEXTS]
         for answer, theirs in zip(answers_of(source, given, truncate=True), expected, strict=True):
             close(task.hub_document(answer), theirs)
-    expected = asking(TEXTS[0], aggregation_strategy="simple", ignore_labels=["PER"])
+    only: Any = asking(TEXTS[0], aggregation_strategy="simple", ignore_labels=["PER"])
     (answer,) = answers_of(source, [EntityText(TEXTS[0], "simple", frozenset({"PER"}))])
-    close(task.hub_document(answer), expected)
+    close(task.hub_document(answer), only)
     for strategy in ("simple", "average"):
-        striding = pipeline(
-            "token-classification", model=str(folder), aggregation_strategy=strategy, stride=7
-        )
+        striding = pipeline("token-classification", model=str(folder), aggregation_strategy=strategy, stride=7)
         (answer,) = answers_of(source, [EntityText(LONG, strategy, stride=7)])  # type: ignore[arg-type]
         close(task.hub_document(answer), striding(LONG))

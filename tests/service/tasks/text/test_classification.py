@@ -10,6 +10,8 @@ from service.errors import InvalidRequest
 from service.tasks.classification import scores_of
 from service.tasks.task import AnswerOptions
 from service.tasks.text.classification import TextClassification
+from service.tasks.text.tokenization import Pair
+from tests.service.tasks.text.small_tokenizer import ARGUMENTS, small_tokenizer
 
 
 @pytest.fixture
@@ -66,3 +68,18 @@ def test_scores_stay_finite_for_extreme_logits(logits: list[float]) -> None:
     assert math.fsum(softmax) == pytest.approx(1.0)
     assert all(0.0 <= score <= 1.0 for score in softmax + sigmoid)
     assert scores_of(logits, "none") == logits
+
+
+def test_a_pair_is_explained_by_the_words_of_both_texts() -> None:
+    """Characters count over both texts; a part keeps the type of each of its tokens."""
+    task = TextClassification(small_tokenizer().to_str(), labels=["NO", "YES"], **ARGUMENTS)
+    pair = Pair("ada lived", "in london")
+    item = task.preprocess(pair, truncate=False, field="text")
+    parts = task.parts(pair, item, truncate=False, field="text", max_image_pixels=1, memory=None)
+    words = [parts.text[slice(*span)] for span in parts.spans if span is not None]
+    assert words == ["ada", "lived", "in", "london"]
+    function = task.value_function(item, np.array([0, 1], np.float32), None)
+    part = function.item_of([place for place in parts.ids if place not in (1, 5)])
+    assert part.type_ids == [0, 0, 0, 1, 1]
+    assert task.encoder.names(part.ids) == ["[CLS]", "lived", "[SEP]", "in", "[SEP]"]
+    assert function.item_of([]).ids == [task.pad_id]

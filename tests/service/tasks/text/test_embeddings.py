@@ -132,3 +132,37 @@ def test_golden_vectors_are_compared_by_direction() -> None:
         task.golden_difference(golden, np.full(3, np.nan, np.float32), golden)
     with pytest.raises(TaskError, match="a vector of 2 elements, but dimensions is 3"):
         task.check_example(Golden([1.0, 2.0]))
+
+
+def test_a_similarity_is_explained_by_the_words_of_both_texts() -> None:
+    """Two texts are two rows of one item; without a part of them the value is the cosine of what is left."""
+    task = embedder()
+    body = b'{"inputs": {"source_sentence": "good film", "sentences": ["bad film"]}, "parameters": {"explain": {}}}'
+    call = read(task, body)
+    (item,) = task.preprocess_all(call.inputs, truncate=False, field=call.field)
+    plain = task.preprocess("good", truncate=False, field="text")
+    assert item.rows == 2
+    assert task.collate([item, plain])["input_ids"].shape[0] == 3
+    both, single = task.split_batch({"embedding": np.stack([*VECTORS, VECTORS[0]])}, [item, plain])
+    assert (both.shape, single.shape) == ((2, 3), (3,))
+    assert task.hub_document(task.finish(both)) == pytest.approx(0)
+    parts = task.parts(call.inputs[0], item, truncate=False, field="text", max_image_pixels=1, memory=None)
+    words = [parts.text[slice(*span)] for span in parts.spans if span is not None]
+    assert words == ["good", "film", "bad", "film"]
+    function = task.value_function(item, both, None)
+    part = function.item_of(parts.ids[:3])
+    assert [row.ids for row in part.parts] == [item.parts[0].ids[:3], [task.pad_id]]
+    assert function.values_of(np.stack([VECTORS[0], 2 * VECTORS[0]])) == pytest.approx([1])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        (b'"good"', "an explanation needs two texts"),
+        (b'{"source_sentence": "good", "sentences": ["a", "b"]}', "takes one sentence, inputs.sentences has 2"),
+    ],
+)
+def test_only_the_similarity_of_two_texts_is_explained(inputs: bytes, text: str) -> None:
+    """A vector has no score to explain."""
+    with pytest.raises(InvalidRequest, match=text):
+        read(embedder(), b'{"inputs": %s, "parameters": {"explain": {}}}' % inputs)

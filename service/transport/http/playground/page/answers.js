@@ -3,10 +3,11 @@
 import { by, make, makeButton, makeFold, showFacts } from "./dom.js";
 import { answerCall, bodyOf, checkInput } from "./calls.js";
 import { showCode } from "./code.js";
+import { FORMS, showForm } from "./forms.js";
 import { ANSWER, clear, EXPLANATION, showError, work } from "./jobs.js";
 import { count, counted, duration, fixed, percent } from "./numbers.js";
 import { ask, eventsOf, Refused, sentence } from "./server.js";
-import { draft, isOutdated, isSame, isText, state } from "./state.js";
+import { draft, isCuttable, isOutdated, isSame, state } from "./state.js";
 
 const MOST_CLASSES = 10;  // further classes are folded
 const MOST_QUOTED = 200;  // characters
@@ -78,7 +79,7 @@ export const answerToForm = () => {
 };
 
 const offerTruncation = (sheet, error, asked) => {
-  if (!isText(asked.kind) || asked.truncate || error.status !== 400 || !/truncat/i.test(error.message)) return;
+  if (!isCuttable(asked.kind) || asked.truncate || error.status !== 400 || !/truncat/i.test(error.message)) return;
   makeButton(sheet, "Answer with the text cut to the model's limit", () => {
     by("truncate").checked = true;
     by("ask").requestSubmit();
@@ -102,6 +103,8 @@ const showWhole = async (sheet, response, asked, started) => {
     label = outputs ? outputs.translation[0] : answer[0].translation_text;
     make("p", sheet, label, "result");
     if (outputs) make("p", sheet, `Log probability for each token: ${fixed(outputs.score[0])}.`, "muted");
+  } else if (FORMS[asked.kind]) {
+    label = showForm(sheet, asked, answer, outputs, showScores);
   } else if (outputs && asked.kind.endsWith("-classification")) {
     label = showScores(sheet, asked.labels.map((name, number) => ({ label: name, score: outputs.probabilities[number] })));
   } else if (asked.kind.endsWith("-classification")) {

@@ -4,12 +4,14 @@
 // `stream`, `file` (the body is the picture's file) and `text` (the body as the user wrote it). IMAGE stands for the
 // picture's base64.
 
+import { FORMS } from "./forms.js";
 import { Refused } from "./server.js";
 import { isText, modelPath } from "./state.js";
 
 export const IMAGE = Symbol("image");
 const TYPED = { "text-classification": "ClassifyText", "image-classification": "ClassifyImage", translation: "Translate" };
 
+const tensorsOf = asked => FORMS[asked.kind]?.tensors(asked) ?? [inputOf(asked)];
 const inputOf = asked => isText(asked.kind) ? { name: "text", shape: [1], datatype: "BYTES", data: [asked.text] }
   : { name: "image", shape: [1], datatype: "BYTES", data: [IMAGE] };
 
@@ -34,6 +36,7 @@ export const answerCall = asked => {
   const path = `/models/${encodeURIComponent(asked.model)}`, infer = `${modelPath(asked.model, asked.version)}/infer`;
   if (asked.kind === "tensors")
     return { path: infer, text: asked.tensors, grpc: { method: "inference.GRPCInferenceService/ModelInfer", message: () => typedTensors(asked) } };
+  if (FORMS[asked.kind]) return formCall(asked, path, infer);
   // Only the newest version streams and takes files; the task API's path names no version.
   const stream = asked.kind === "translation" && asked.beams === 1 && !asked.version;
   const grpc = { method: `heed.v1.Heed/${TYPED[asked.kind]}${stream ? "Stream" : ""}`, message: () => messageOf(asked) };
@@ -44,6 +47,17 @@ export const answerCall = asked => {
   return { path, document: stream ? { ...document_, stream } : document_, stream, grpc };
 };
 
+/** Return the call of a task without a typed call: the task API, or tensors where a version is chosen. */
+const formCall = (asked, path, infer) => {
+  const form = FORMS[asked.kind], document_ = withParameters({ inputs: tensorsOf(asked) }, parametersOf(asked));
+  const grpc = { method: "inference.GRPCInferenceService/ModelInfer", message: () => typedTensors({ ...asked, tensors: jsonOf(document_) }) };
+  if (asked.version) return { path: infer, document: document_, grpc };
+  const parameters = { ...(form.parameters?.(asked) ?? {}), ...(asked.truncate ? { truncation: true } : {}) };
+  return { path, document: withParameters({ inputs: form.inputs(asked) }, parameters), grpc };
+};
+
+const onlyHttp = () => { throw new Refused("explanations of this task are offered over HTTP"); };
+
 /**
  * Return the call that explains an answer: the same inputs and parameters, and the version that answered.
  *
@@ -51,7 +65,7 @@ export const answerCall = asked => {
  */
 export const explainCall = (asked, how, answered = null) => {
   const version = answered?.version ?? asked.version;
-  const target = how.target || (asked.kind === "translation" ? "" : answered?.label);
+  const target = how.target || (asked.kind === "translation" || (FORMS[asked.kind] && !FORMS[asked.kind].explainsLabel) ? "" : answered?.label);
   const explaining = {
     ...(how.method ? { method: how.method } : {}),
     ...(target ? { target } : {}),
@@ -61,8 +75,8 @@ export const explainCall = (asked, how, answered = null) => {
   };
   return {
     path: `${modelPath(asked.model, version)}/explain`,
-    document: withParameters({ inputs: [inputOf(asked)] }, { ...parametersOf(asked), ...explaining }),
-    grpc: { method: "heed.v1.Heed/Explain", message: () => ({ ...messageOf(asked, version), ...explaining }) },
+    document: withParameters({ inputs: tensorsOf(asked) }, { ...parametersOf(asked), ...explaining }),
+    grpc: { method: "heed.v1.Heed/Explain", message: FORMS[asked.kind] ? onlyHttp : () => ({ ...messageOf(asked, version), ...explaining }) },
   };
 };
 
@@ -84,6 +98,7 @@ export const jsonOf = (value, image = "") => {
 /** Check that a request has its input. */
 export const checkInput = asked => {
   if (isText(asked.kind) && !asked.text.trim()) throw new Refused("Write a text first.");
+  if (asked.second !== undefined && !asked.second.trim()) throw new Refused(`This is empty: ${FORMS[asked.kind].second}.`);
   if (asked.kind === "image-classification" && !asked.picture) throw new Refused("Choose a picture first.");
 };
 

@@ -4,6 +4,7 @@ import { by, fillSelect, make, makeFold, showFacts } from "./dom.js";
 import { answerToForm, describe, showReceipt } from "./answers.js";
 import { bodyOf, explainCall } from "./calls.js";
 import { showCode } from "./code.js";
+import { FORMS } from "./forms.js";
 import { EXPLANATION, unlessAborted, work } from "./jobs.js";
 import { count, duration, fixed, percent } from "./numbers.js";
 import { ask, Refused } from "./server.js";
@@ -145,8 +146,9 @@ const showExplanation = (place, answer, answered, how) => {
     make("p", place, `The server translated the text differently for the explanation than for the answer above (“${answered.label}”): the weights belong to the translation that is quoted here.`, "note");
   else if (how.target && how.target !== answered.label)
     make("p", place, `You chose to explain ${how.target}; the answer is ${answered.label}.`, "note");
+  if (FORMS[asked.kind]?.explained) make("p", place, FORMS[asked.kind].explained, "muted");
   if (answer.attention) showLooking(place, answer.attention, asked);
-  if (answer.features?.length && !answer.influence) showWords(place, asked.text, answer, answered.isCut);
+  if (answer.features?.length && !answer.influence) showWords(place, FORMS[asked.kind]?.whole?.(asked) ?? asked.text, answer, answered.isCut);
   if (answer.influence?.length) showInfluence(place, asked.text, answer);
   if (answer.tokens?.length) showTokens(place, answer);
   if (asked.picture && (answer.overlay || answer.patches)) showOverlay(place, answer, asked.picture);

@@ -6,9 +6,10 @@ import { restartCharts } from "./charts.js";
 import { showCode } from "./code.js";
 import { by, fillSelect, make, makeButton } from "./dom.js";
 import { showMethods } from "./explanations.js";
+import { FORMS } from "./forms.js";
 import { showError } from "./jobs.js";
 import { ask, sentence } from "./server.js";
-import { isText, model, modelPath, state, task } from "./state.js";
+import { isCuttable, isText, model, modelPath, state, task } from "./state.js";
 
 const EXAMPLES = {
   "text-classification": ["A wonderful film.", "The plot is thin, but the actors are a delight.", "I want my two hours back."],
@@ -31,8 +32,19 @@ export const formChanged = () => {
   showCode();
 };
 
+const showFormExamples = kind => {
+  const { examples } = FORMS[kind], show = ([text, second = ""]) => { by("text").value = text; by("second").value = second; };
+  for (const example of examples)
+    makeButton(by("examples"), example[0], () => { show(example); formChanged(); by("text").focus(); });
+  show(examples[0]);
+};
+
 const showExamples = kind => {
   by("examples").replaceChildren();
+  if (FORMS[kind]) {
+    showFormExamples(kind);
+    return;
+  }
   for (const text of EXAMPLES[kind] ?? [])
     makeButton(by("examples"), text, () => { by("text").value = text; formChanged(); by("text").focus(); });
   if (EXAMPLES[kind] && (!by("text").value || Object.values(EXAMPLES).flat().includes(by("text").value)))
@@ -46,12 +58,16 @@ export const modelChosen = async () => {
   fillSelect(by("version"), [["", known.version ? `newest (${known.version})` : "none"],
     ...known.versions.map(version => [version, version])], "");
   by("about").className = known.ready ? "muted" : "error";
-  by("about").textContent = known.ready ? (ABOUT[known.task]?.(known) ?? `Task: ${known.task}. This page has no form for it; it takes tensors.`) : `This model is not served: ${sentence(known.reason)}`;
-  by("text-input").hidden = by("truncate-field").hidden = !isText(kind);
+  by("about").textContent = known.ready ? ((ABOUT[known.task] ?? FORMS[known.task]?.about)?.(known) ?? `Task: ${known.task}. This page has no form for it; it takes tensors.`) : `This model is not served: ${sentence(known.reason)}`;
+  by("text-input").hidden = !isText(kind);
+  by("truncate-field").hidden = !isCuttable(kind);
+  by("second-input").hidden = !FORMS[kind]?.second;
+  by("text-label").textContent = FORMS[kind]?.first ?? "Text";
+  by("second-label").textContent = FORMS[kind]?.second ?? "";
   by("image-input").hidden = kind !== "image-classification";
   by("tensor-input").hidden = kind !== "tensors";
   by("search").hidden = by("beams-help").hidden = kind !== "translation";
-  by("send").textContent = { translation: "Translate", tensors: "Infer" }[kind] ?? "Classify";
+  by("send").textContent = { translation: "Translate", tensors: "Infer" }[kind] ?? FORMS[kind]?.send ?? "Classify";
   by("send").hidden = !kind;
   showExamples(kind);
   forget();

@@ -1,6 +1,7 @@
 // What the page knows: the models of the server, what the form asks, and what is on the screen.
 
 import { by } from "./dom.js";
+import { FORMS } from "./forms.js";
 
 /**
  * `shown` is the request whose outcome is on the screen, `answered` its answer if there is a whole one, `explained` the
@@ -21,14 +22,18 @@ export const task = () => {
 export const modelPath = (name = by("model").value, version = by("version").value) =>
   `/v2/models/${encodeURIComponent(name)}${version ? `/versions/${encodeURIComponent(version)}` : ""}`;
 
-export const isText = kind => kind === "text-classification" || kind === "translation";
+export const isText = kind => kind === "text-classification" || kind === "translation" || Object.hasOwn(FORMS, kind);
+
+/** Whether the form offers to cut a text that is too long. */
+export const isCuttable = kind => isText(kind) && !FORMS[kind]?.isNeverCut;
 
 /** Copy what the form asks for: inputs and parameters. What is edited later does not change the copy. */
 export const draft = () => {
   const kind = task(), asked = { kind, model: by("model").value, version: by("version").value, labels: model()?.labels ?? [] };
   if (kind === "tensors") asked.tensors = by("tensors").value;
   if (kind === "image-classification") asked.picture = state.picture;
-  if (isText(kind)) Object.assign(asked, { text: by("text").value, truncate: by("truncate").checked });
+  if (isText(kind)) Object.assign(asked, { text: by("text").value, truncate: isCuttable(kind) && by("truncate").checked });
+  if (FORMS[kind]?.second) asked.second = by("second").value;
   if (kind === "translation") {
     asked.beams = Number(by("beams").value);
     asked.maxNewTokens = by("max-new-tokens").value === "" ? null : Number(by("max-new-tokens").value);

@@ -19,6 +19,7 @@ from service.tasks.text.rows import RowsTask, TextRows, golden_tensors
 from service.tasks.text.tokenization import Text
 from service.tensors import TensorSpec
 
+Wrap = Callable[[Any], nn.Module]  # from a model of `transformers` to the network that is exported
 MAX_ROWS = 1 << 20  # conversion computes an input by itself, whatever its length
 
 
@@ -85,7 +86,7 @@ class RowsSource(TextSource):
         """Return the inputs of the golden examples."""
         return [*self.golden]
 
-    def golden_example(self, given: RawInput) -> tuple[dict[str, str], dict[str, Any]]:
+    def golden_example(self, given: Any) -> tuple[dict[str, str], dict[str, Any]]:
         """Return the input, and the ids of its rows."""
         item = self.item(given)
         return dict(given.raw) | ({"truncate": "true"} if item.truncated else {}), golden_tensors(item)
@@ -122,4 +123,37 @@ class TokenLogits(nn.Module):
         return found[0] if len(found) == 1 else torch.stack(found, -1)
 
 
-Wrap = Callable[[Any], nn.Module]  # from a model of `transformers` to the network that is exported
+def rows_source_of_hugging_face(checkpoint: Any, wrap: Wrap, served: RowsTask, **more: Any) -> RowsSource:
+    """Make a source of a checkpoint whose inputs take several rows.
+
+    Args:
+        checkpoint: the checkpoint that was read (`export.conversion.text_checkpoint.TextCheckpoint`).
+        wrap: makes the network that is exported of the model.
+        served: the task as the service opens it.
+        more: further arguments of the source.
+
+    Raises:
+        LoadRefused: texts are tokenized differently than by `transformers`, or the network cannot be computed.
+    """
+    from export.conversion.checkpoints.fused_attention import with_fused_attention
+    from export.conversion.checkpoints.reading import check_same_tokens, reading
+    from export.conversion.text_checkpoint import check_computes
+
+    model = checkpoint.model
+    source = RowsSource(
+        module=wrap(model),
+        for_export=lambda: wrap(with_fused_attention(model)),
+        served=served,
+        **checkpoint.arguments | more,
+    )
+    with reading("the tokenizer cannot be served"):
+        check_same_tokens(served, checkpoint.tokenizer, source.max_tokens)
+    check_computes(source)
+    return source
+
+
+def served_arguments(checkpoint: Any) -> dict[str, Any]:
+    """Return the constructor's arguments that the served tasks of all texts have, from a checkpoint."""
+    arguments = checkpoint.arguments
+    kept = {name: arguments[name] for name in ("tokenizer_json", "max_tokens", "pad_id")}
+    return kept | {"graph_inputs": arguments["input_names"]}
