@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.data.image_classification import LabelledImages
 from export.data.own.documents import check_same_splits, write_document
 from export.data.own.labels import (
     MULTI_LABEL,
@@ -97,10 +96,6 @@ class LabelledImageFiles:
             field = str(file) if isinstance(file, Path) else f"image {number}"
             pixels_NCHW[number] = task.levels(content_of(file), field=field).transpose(2, 0, 1)
         return pixels_NCHW
-
-    def as_images(self, height: int, width: int) -> LabelledImages:
-        """Decode all images; each of them has one label."""
-        return LabelledImages(self.pixels(height, width), np.array(self.labels, np.int64))
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Texts are cut into windows, and tokens become entities, by the code that serves 
 Shapes: B windows, T tokens, N tokens of a split, C tags.
 """
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from export.data.token_classification import Entity, LabelledEntities, TokenClas
 from export.training.fine_tuning.entities.settings import EntityTrainConfig
 from export.training.fine_tuning.settings import shape_of
 from export.training.fine_tuning.starting_point import StartingPoint
+from export.training.fine_tuning.task import WITHOUT_TYPES
 from export.training.text_classifier import batches_of_similar_length
 from export.training.trainer import StepOutcome, bf16_is_fast
 from service.errors import InvalidRequest
@@ -40,11 +40,11 @@ class TokenClassifier(nn.Module):
         super().__init__()
         self.model = model
         self.config = shape_of(model.config, max_tokens)
-        self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._takes_types = model.config.model_type not in WITHOUT_TYPES
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor) -> Tensor:
         """Label tokens, ids and mask int64 [B, T]; return logits [B, T, C]."""
-        more = {"token_type_ids": torch.zeros_like(ids_BT)} if self.takes_types else {}
+        more = {"token_type_ids": torch.zeros_like(ids_BT)} if self._takes_types else {}
         logits_BTC: Tensor = self.model(input_ids=ids_BT, attention_mask=mask_BT, **more).logits
         return logits_BTC
 
