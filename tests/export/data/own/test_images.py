@@ -147,7 +147,7 @@ def test_pixels_are_those_that_the_server_computes(tmp_path: Path) -> None:
     paths = [draw(tmp_path / "a.png", (200, 30, 30), 1, (8, 8)), tmp_path / "b.png"]
     Image.new("RGBA", (40, 20), (0, 0, 0, 0)).save(paths[1])
     pixels_NCHW = LabelledImageFiles(list(paths), [0, 1]).pixels(8, 8)
-    assert pixels_NCHW.shape == (2, 3, 8, 8) and images.labels_N.tolist() == [0, 1]
+    assert pixels_NCHW.shape == (2, 3, 8, 8)
     assert (pixels_NCHW[0].transpose(1, 2, 0) == np.asarray(Image.open(paths[0]))).all()
     assert (pixels_NCHW[1] == 255).all()
 
