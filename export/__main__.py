@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from export.tasks.task import Target
 
 
-# Options of `train --data` that are texts, for any task.
+# Options of `train --data` with a value, for any task.
 OWN_OPTIONS = (
     *("validation", "test", "text_column", "text_pair_column", "label_column", "problem", "licence"),
     *("data_target", "validation_target", "test_target"),
     *("source_language", "target_language", "source_column", "target_column"),
+    *("path_column", "entities_column", "tokens_column", "tags_column", "token_column", "tag_column"),
 )
 
 

@@ -82,7 +82,8 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--data",
         metavar="FILE",
-        help="training rows: CSV, TSV, JSONL or Parquet, or the id of a data set on the hub such as owner/name",
+        help="training rows: CSV, TSV, JSONL or Parquet, a folder with a folder of images for each label, a CoNLL file,"
+        " or the id of a data set on the hub such as owner/name",
     )
     own.add_argument(
         "--validation",
@@ -94,8 +95,19 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
         ("text", "the texts", "text"),
         ("text-pair", "the second texts of pairs", "none"),
         ("label", "the labels", "label"),
+        ("path", "the paths of images", "path"),
+        ("entities", "lists of entities", "entities"),
+        ("tokens", "lists of words", "tokens"),
+        ("tags", "lists of the words' tags", "tags"),
     ):
         own.add_argument(f"--{name}-column", metavar="NAME", help=f"column of {what}; default: {default}")
+    for name, default in (("token", "1"), ("tag", "the last one")):
+        own.add_argument(
+            f"--{name}-column",
+            type=positive,
+            metavar="N",
+            help=f"column of a CoNLL file with the {name}; default: {default}",
+        )
     own.add_argument(
         "--problem",
         choices=["single_label_classification", "multi_label_classification", "regression"],
@@ -113,7 +125,8 @@ def add_own_data(command: argparse.ArgumentParser) -> None:
     own.add_argument(
         "--start-from",
         metavar="NAME",
-        help="scratch, minilm, or the folder of an encoder in Hugging Face form; default: by the number of rows",
+        help="scratch, minilm (for texts), or the folder of an encoder of texts or images in Hugging Face form;"
+        " default: by the task and the number of rows",
     )
     own.add_argument("--class-weights", choices=["balanced"], help="let rare labels weigh more in training")
 

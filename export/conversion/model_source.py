@@ -24,6 +24,7 @@ from export.conversion.text_source import TextClassifierSource, label_names, opt
 from export.networks.transformer import PackedTextClassifier
 from export.training import image_classifier as train_image_classifier
 from export.training import text_classifier as train_text_classifier
+from export.training.image_augmentation import normalised
 from export.training.run_folder import read_result
 from model_store.folder import PREPROCESSOR, TASK_SETTINGS, Limits
 from service.tasks.classification import SINGLE_LABEL, ClassifierSettings
@@ -170,7 +171,7 @@ class ImageTask(Protocol):
 class ImageSource(ABC):
     """A PyTorch network for images; its only tensor is float32 [B, 3, H, W], normalised as in training.
 
-    The service normalises with numpy, PyTorch gets the result of `export.training.image_classifier.normalised`:
+    The service normalises with numpy, PyTorch gets the result of `export.training.image_augmentation.normalised`:
     comparison and golden examples thus prove that the two agree.
     """
 
@@ -253,7 +254,7 @@ class ImageSource(ABC):
         if self.loaded_preprocessor is not None:
             return torch.from_numpy(np.stack([self.item(file).pixels_CHW for file in files]))
         levels_BHWC = np.stack([self.task.levels(file, field="image") for file in files])
-        return train_image_classifier.normalised(torch.from_numpy(levels_BHWC).permute(0, 3, 1, 2))
+        return normalised(torch.from_numpy(levels_BHWC).permute(0, 3, 1, 2))
 
     @torch.inference_mode()
     def outputs(self, module: Callable[..., torch.Tensor], inputs: Sequence[bytes]) -> list[NDArray[np.float32]]:

@@ -24,7 +24,7 @@ from export.conversion.checkpoints.reading import (
     check_same_tokens,
     check_vocabulary,
     labels_of,
-    load_tokenizer,
+    load_fast_tokenizer,
     load_weights,
     provenance_of_loaded,
     read_config,
@@ -113,7 +113,7 @@ def read_text_checkpoint(
         model, said = load_weights(auto_class, place)
         config, num_rows = model.config, model.get_input_embeddings().num_embeddings
         said = provenance_of_loaded(name_or_path, model) | said
-    tokenizer = load_tokenizer(place)
+    tokenizer = load_fast_tokenizer(place)
     family = TEXT_FAMILIES[config.model_type]
     if config.pad_token_id is None:
         raise LoadRefused(f"{CONFIG} has no pad_token_id")

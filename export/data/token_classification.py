@@ -53,6 +53,16 @@ class TokenClassificationData:
     document: dict[str, Any] | None = None
 
     @property
+    def reported(self) -> LabelledEntities:
+        """The split that figures are reported on: the test split, if there is one."""
+        return self.validation if self.test is None else self.test
+
+    @property
+    def reported_name(self) -> str:
+        """The name of the split that figures are reported on."""
+        return "validation" if self.test is None else "test"
+
+    @property
     def tag_names(self) -> list[str]:
         """The classes of a token by number: O, then B- and I- of each label (BIO, also called IOB2)."""
         return [OUTSIDE, *(prefix + label for label in self.label_names for prefix in (BEGIN, INSIDE))]

@@ -13,7 +13,7 @@ from tokenizers import (
     trainers,
 )
 
-PAD, CLS, SEP, BOS, EOS = "[PAD]", "[CLS]", "[SEP]", "[BOS]", "[EOS]"
+PAD, CLS, SEP, BOS, EOS, UNK = "[PAD]", "[CLS]", "[SEP]", "[BOS]", "[EOS]", "[UNK]"
 
 # The Penn Treebank writes "do n't", "it 's", "-lrb-" and "``" where people write "don't", "it's", "(" and a quotation
 # mark. Both spellings become the same tokens, so that a model trained on treebank text serves everyday text.
@@ -90,6 +90,28 @@ def train_pair_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         special_tokens=[PAD, CLS, SEP],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{CLS} $A {SEP}",
+        pair=f"{CLS} $A {SEP} $B:1 {SEP}:1",
+        special_tokens=[(CLS, 1), (SEP, 2)],
+    )
+    return tokenizer
+
+
+def train_word_pieces(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Train WordPiece for texts with entities, in the form that BERT takes (Devlin et al. 2019, arXiv 1810.04805).
+
+    Case is kept, because names are often written in capitals; pieces end at spaces and punctuation, and those that
+    continue a word begin with ##. A text becomes `[CLS] text [SEP]`.
+    """
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNK))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, min_frequency=2, special_tokens=[PAD, CLS, SEP, UNK], show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(

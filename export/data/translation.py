@@ -39,3 +39,8 @@ class TranslationData:
     validation: ParallelTexts
     test: dict[str, ParallelTexts]
     document: dict[str, Any] | None = None
+
+    @property
+    def reported(self) -> dict[str, ParallelTexts]:
+        """The splits that figures are reported on: the test splits, if there are any."""
+        return self.test or {"validation": self.validation}

@@ -23,6 +23,7 @@ from export.conversion.sensitivity.company_search import Answer, Found, SearchEf
 from export.data.sets.description import DataSet, data_set_named, data_sets
 from export.onnx_graphs.explanation_modules import Explained
 from export.onnx_graphs.passes import cpu_session
+from export.tasks.own.quality import OwnSplit, is_own, loss_of_own, own_quality_lines
 from export.tasks.task import C, Target, TrainedTask
 from export.training.quality import MAX_ACCURACY_LOSS, classification_quality, softmax
 from model_store.folder import GRAPH, GoldenExample, HalfPrecision, Manifest
@@ -111,13 +112,17 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
         split: Labelled,
         expected: Callable[[], Sequence[NDArray[np.float32]]],
     ) -> dict[str, Any]:
-        """Measure accuracy, F1 and calibration."""
+        """Measure accuracy, F1 and calibration; data of one's own by its problem."""
+        if isinstance(split, OwnSplit):
+            return split.quality(results)
         return classification_quality(np.stack(results), np.array(split.labels)).as_dict()
 
     def check_loss(
         self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
     ) -> dict[str, Any]:
-        """Compute the loss of accuracy, and refuse one beyond half a point."""
+        """Compute the loss of accuracy, or in the figure of the problem, and refuse one beyond half a point."""
+        if is_own(measured):
+            return loss_of_own(measured, before, precision)
         loss = before["accuracy"] - measured["accuracy"]
         if loss > MAX_ACCURACY_LOSS:
             raise ConversionRefused(
@@ -128,7 +133,12 @@ class ClassificationTask(OneGraphTask[Labelled], ExplainedTask[Labelled], Traine
         return {key: before["accuracy"], "accuracy_loss": loss}
 
     def quality_lines(self, manifest: Manifest) -> list[str]:
-        """Write accuracy, F1, calibration and confusion matrix of each split, and the loss of accuracy."""
+        """Write accuracy, F1, calibration and confusion matrix of each split, and the loss of accuracy.
+
+        Figures of a model of one's own have intervals, and each label.
+        """
+        if any(map(is_own, manifest.quality.values())):
+            return own_quality_lines(manifest)
         lines = []
         if "validation" in manifest.quality and "best_epoch" in manifest.provenance:
             lines += ["The validation split also chose the epoch, so the figures measured on it are optimistic.", ""]

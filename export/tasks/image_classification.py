@@ -14,7 +14,7 @@ from export.conversion.model_folder.opening import image_classification_of
 from export.conversion.model_folder.task import Preprocessing
 from export.conversion.model_source import ImageClassifierSource, Labelled, image_source_of_run
 from export.data.image_classification import EncodedImages, ImageClassificationData, encoded
-from export.data.own.images import ImageRequest, load_images
+from export.data.own.images import ImageFilesData, ImageRequest, load_images, rebuild_images
 from export.data.sets.description import DataSet
 from export.data.sets.images import load_image_set, read_images
 from export.markdown import table
@@ -23,9 +23,13 @@ from export.onnx_graphs.explanation_modules import ExplainedVisionTransformer
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import IMAGE_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
+from export.tasks.own.images import conversion_of_own_images, preparation_of, saved_preparation
 from export.tasks.run_tables import HOW, accuracy, best_first, how
-from export.tasks.task import Records, ReportSection, Target
+from export.tasks.task import OwnOptions, Records, ReportSection, Target
+from export.training.fine_tuning.images.run import fine_tune_images, measure_images
+from export.training.fine_tuning.images.settings import ImageFineTuneConfig, ImageShape, recipe_for
 from export.training.image_classifier import JPEG_QUALITY, NETWORKS, ImageTrainConfig, measure, train_image_classifier
+from export.training.run_folder import read_result
 from export.training.trainer import this_device
 from model_store.folder import GoldenExample, Manifest
 
@@ -93,13 +97,14 @@ def report_section(records: Records) -> str:
     return "\n".join(lines) + "\n"
 
 
-class ImageClassification(ClassificationTask[ImageTrainConfig]):
+class ImageClassification(ClassificationTask[ImageTrainConfig | ImageFineTuneConfig]):
     """Image classifiers."""
 
     name = IMAGE_CLASSIFICATION
-    networks = {  # noqa: RUF012, a field of the protocol
-        name: (ImageTrainConfig, shape) for shape, (name, _) in NETWORKS.items()
+    networks = {name: (ImageTrainConfig, shape) for shape, (name, _) in NETWORKS.items()} | {
+        "image-encoder": (ImageFineTuneConfig, ImageShape)
     }
+    own_options = ("path_column", "label_column", "problem")
     explained_network = VisionTransformer
     report = ReportSection(
         place=3, subject="cifar10", curve_measure="accuracy", write=report_section, has_confusion=True
@@ -111,19 +116,52 @@ class ImageClassification(ClassificationTask[ImageTrainConfig]):
 
     def train(
         self,
-        data: ImageClassificationData,
-        config: ImageTrainConfig,
+        data: ImageClassificationData | ImageFilesData,
+        config: ImageTrainConfig | ImageFineTuneConfig,
         run_dir: Path,
         console: Console,
         time_budget_s: float,
         command: str,
     ) -> bool:
-        """Train a network of this repository."""
+        """Train a network of this repository on a described data set, or one of `transformers` on images of one's own.
+
+        Raises:
+            ValueError: the recipe's network is not for this data, or the start is no image model.
+        """
+        if isinstance(data, ImageFilesData) != isinstance(config, ImageFineTuneConfig):
+            raise ValueError(
+                "images of your own are trained with the network 'image-encoder', and described data sets with the"
+                " others: name another recipe"
+            )
+        if isinstance(data, ImageFilesData):
+            assert isinstance(config, ImageFineTuneConfig)
+            loaded = preparation_of(config.start_from)
+            return fine_tune_images(data, config, loaded, run_dir, console, time_budget_s, command)
+        assert isinstance(config, ImageTrainConfig)
         return train_image_classifier(data, config, run_dir, console, time_budget_s, command)
 
     def measure(self, run_dir: Path, result: Mapping[str, Any], console: Console) -> dict[str, Any]:
-        """Measure on the test split."""
+        """Measure on the test split; images of one's own on the split that is reported."""
+        if document := result.get("data_document"):
+            return measure_images(run_dir, rebuild_images(document), saved_preparation(run_dir), this_device())
         return measure(run_dir, read_images(self.known_data(run_dir, result)), this_device())
+
+    def load_own(self, options: OwnOptions) -> ImageFilesData:
+        """Read labelled images of one's own."""
+        return load_images(ImageRequest(**options.request(*self.own_options)))
+
+    def recipe_for(self, data: ImageFilesData, start_from: str) -> tuple[str, str]:
+        """Choose by the number of training images and by the start."""
+        return recipe_for(len(data.train), start_from)
+
+    def convert(self, run_dir: Path, target: Target, console: Console) -> None:
+        """Convert a finished run; one on images of one's own is compared and measured on its own held-out images."""
+        result = read_result(run_dir)
+        if not result.get("data_document"):
+            super().convert(run_dir, target, console)
+            return
+        source, options = conversion_of_own_images(run_dir, result)
+        self.write_model(source, target, console, **options)
 
     def source_of_run(self, run_dir: Path) -> ImageClassifierSource:
         """Load a finished run."""

@@ -67,12 +67,23 @@ class OwnOptions:
     target_language: str | None = None
     source_column: str | None = None
     target_column: str | None = None
+    path_column: str | None = None
+    entities_column: str | None = None
+    tokens_column: str | None = None
+    tags_column: str | None = None
+    token_column: int | None = None
+    tag_column: int | None = None
     skip_bad_rows: bool = False
     licence: str | None = None
 
     def given(self, *names: str) -> dict[str, Any]:
-        """Return those of the named options that were given."""
+        """Return those of the named options that were given, by name."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def request(self, *names: str) -> dict[str, Any]:
+        """Return the arguments of a request for data: those of every task, and the named options that were given."""
+        every = ("validation", "test", "licence", *names)
+        return {"train": self.data, "skip_bad_rows": self.skip_bad_rows} | self.given(*every)
 
 
 class ExportTask(FolderTask[S]):

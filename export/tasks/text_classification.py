@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from export.conversion.comparison.explanation import Arrays
-from export.conversion.comparison.requirements import MIN_COMPARED, Precision
+from export.conversion.comparison.requirements import MIN_COMPARED
 from export.conversion.golden_texts import made_up_sentences
 from export.conversion.model_folder.opening import text_classification_of
 from export.conversion.model_folder.task import Preprocessing
@@ -26,7 +26,7 @@ from export.onnx_graphs.explanation_modules import ExplainedTextClassifier
 from export.onnx_graphs.import_weights import StoredNetwork
 from export.task_table import TEXT_CLASSIFICATION
 from export.tasks.classification import ClassificationTask
-from export.tasks.own.texts import NAMES, OwnSplit, card_of_quality, conversion_of_own_run, loss_of_own
+from export.tasks.own.texts import conversion_of_own_run
 from export.tasks.run_tables import HOW, accuracy, best_first, how
 from export.tasks.task import OwnOptions, Records, ReportSection, Target
 from export.training.fine_tuning.run import fine_tune
@@ -120,16 +120,7 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
 
     def load_own(self, options: OwnOptions) -> TextClassificationData:
         """Read labelled texts, or pairs of texts, of one's own."""
-        return load_texts(
-            TextRequest(
-                train=options.data,
-                validation=options.validation,
-                test=options.test,
-                skip_bad_rows=options.skip_bad_rows,
-                licence=options.licence,
-                **options.given(*self.own_options),
-            )
-        )
+        return load_texts(TextRequest(**options.request(*self.own_options)))
 
     def recipe_for(self, data: TextClassificationData, start_from: str) -> tuple[str, str]:
         """Choose by the number of training rows and by the start."""
@@ -165,40 +156,6 @@ class TextClassification(ClassificationTask[TextTrainConfig | FineTuneConfig]):
             return
         source, options = conversion_of_own_run(run_dir, result)
         self.write_model(source, target, console, **options)
-
-    def quality(
-        self,
-        results: Sequence[NDArray[np.float32]],
-        split: Labelled,
-        expected: Callable[[], Sequence[NDArray[np.float32]]],
-    ) -> dict[str, Any]:
-        """Measure by the problem of the data."""
-        return split.quality(results) if isinstance(split, OwnSplit) else super().quality(results, split, expected)
-
-    def check_loss(
-        self, measured: Mapping[str, Any], before: Mapping[str, Any], precision: Precision
-    ) -> dict[str, Any]:
-        """Compute the loss in the figure of the problem, and refuse one that is too large."""
-        is_own = "labels" in measured or "r2" in measured
-        return loss_of_own(measured, before, precision) if is_own else super().check_loss(measured, before, precision)
-
-    def quality_lines(self, manifest: Manifest) -> list[str]:
-        """Write the measured quality; of a model of one's own, with intervals and each label."""
-        own = {
-            split: measured
-            for split, measured in manifest.quality.items()
-            if isinstance(measured, dict) and ("labels" in measured or "r2" in measured)
-        }
-        if not own:
-            return super().quality_lines(manifest)
-        lines = [line for split, measured in own.items() for line in card_of_quality(split, measured)]
-        by = "quantization" if manifest.precision == "int8" else manifest.precision
-        lost = [
-            f"- {NAMES[name]} lost by {by}: {100 * manifest.quality[f'{name}_loss']:.2f} points"
-            for name in NAMES
-            if f"{name}_loss" in manifest.quality
-        ]
-        return [*lines, "Compared with the model before conversion:", "", *lost]
 
     def scores_of_folder(
         self, folder: Path, manifest: Manifest

@@ -86,19 +86,10 @@ class Translation(TextToText, TrainedTask[ParallelTexts, training.TranslationTra
 
     def load_own(self, options: OwnOptions) -> TranslationData:
         """Read parallel texts of one's own: a table, or two files whose lines belong together."""
-        given = options.given(*self.own_options)
+        given = options.request(*self.own_options)
         if "data_target" in given:
             given["train_target"] = given.pop("data_target")
-        return load_pairs(
-            TranslationRequest(
-                train=options.data,
-                validation=options.validation,
-                test=options.test,
-                skip_bad_rows=options.skip_bad_rows,
-                licence=options.licence,
-                **given,
-            )
-        )
+        return load_pairs(TranslationRequest(**given))
 
     def recipe_for(self, data: TranslationData, start_from: str) -> tuple[str, str]:
         """Choose by the number of training pairs.
@@ -140,7 +131,7 @@ class Translation(TextToText, TrainedTask[ParallelTexts, training.TranslationTra
         source = translation_source_of_run(run_dir)
         if document := result.get("data_document"):
             own = rebuild_pairs(document)
-            held_out = own.test or {"validation": own.validation}
+            held_out = own.reported
             more = made_up(source) if sum(map(len, held_out.values())) < MIN_COMPARED else {}
             self.write_model(source, target, console, held_out | more, about_files(document))
         elif described := data_set_named(result["data"], self.name):

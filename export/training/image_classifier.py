@@ -9,14 +9,12 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,6 +23,7 @@ from export.data.image_classification import ImageClassificationData, LabelledIm
 from export.finished_runs import require_finished
 from export.networks.image import ResNet9, ResNetConfig, VisionTransformer, VitConfig, multiply_accumulates
 from export.task_table import IMAGE_CLASSIFICATION
+from export.training.image_augmentation import Augmentation, augmented, jpeg_roundtrip, normalised
 from export.training.quality import classification_quality
 from export.training.run_folder import Networks, begin_run, end_run, halve_weights, read_network
 from export.training.trainer import StepOutcome, Trainer, TrainerConfig, bf16_is_fast, this_device
@@ -34,7 +33,6 @@ NETWORKS: Networks = {
     ResNetConfig: ("resnet9", ResNet9),
 }
 JPEG_QUALITY = 50  # quality of the compressed test images
-JPEG_QUALITIES = (30, 96)  # qualities of compressed training images: from, and to below
 SHIFT_PIXELS = 2  # shift of the moved test images
 
 
@@ -137,25 +135,13 @@ class ImageTrainingTask:
             yield self._augmented(self.train_pixels[members], self.train_labels[members], drawn)
 
     def _augmented(self, pixels: Tensor, labels_B: Tensor, drawn: torch.Generator) -> ImageBatch:
-        config, B = self.config, len(pixels)
-        x_BCHW = normalised(pixels)
-        if config.crop_padding:
-            x_BCHW = _shifted(x_BCHW, config.crop_padding, drawn)
-        if config.flip:
-            flipped_B = (torch.rand(B, generator=drawn) < 0.5).to(self.device)
-            x_BCHW = torch.where(flipped_B[:, None, None, None], x_BCHW.flip(3), x_BCHW)
-        if config.cutout:
-            x_BCHW = x_BCHW.masked_fill(_squares(x_BCHW, config.cutout, drawn), 0.0)
+        config = self.config
+        augmentation = Augmentation(
+            crop_padding=config.crop_padding, flip=config.flip, cutout=config.cutout, mix=config.mix, jpeg=config.jpeg
+        )
         targets_BK = functional.one_hot(labels_B, len(self.data.label_names)).float()
-        if config.mix and float(torch.rand(1, generator=drawn)) < config.mix:
-            side = int(x_BCHW.size(2) * float(torch.rand(1, generator=drawn)) ** 0.5)
-            other = torch.randperm(B, generator=drawn).to(self.device)
-            inside_1 = _squares(x_BCHW[:1], side, drawn)  # the same square in all images of the batch
-            x_BCHW = torch.where(inside_1, x_BCHW[other], x_BCHW)
-            fraction = float(inside_1.float().mean())
-            targets_BK = (1 - fraction) * targets_BK + fraction * targets_BK[other]
-        compressed_BCHW = _through_jpeg(x_BCHW, config.jpeg, drawn) if config.jpeg else x_BCHW
-        return ImageBatch(compressed_BCHW, x_BCHW, targets_BK, targets_BK.argmax(dim=1))
+        x_BCHW, clean_BCHW, targets_BK = augmented(pixels, targets_BK, augmentation, drawn)
+        return ImageBatch(x_BCHW, clean_BCHW, targets_BK, targets_BK.argmax(dim=1))
 
     def step(self, model: nn.Module, batch: ImageBatch) -> StepOutcome:
         """Compute cross entropy with the labels, and with the teacher's answers for the same images."""
@@ -185,53 +171,6 @@ def quality_of(
     return classification_quality(predict(model, images.pixels_NCHW, device, autocast_bf16), images.labels_N).as_dict()
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """Normalise bytes [B, 3, H, W] to float32 between -1 and 1."""
-    return pixels.float() / 127.5 - 1.0
-
-
-def _shifted(x_BCHW: Tensor, padding: int, drawn: torch.Generator) -> Tensor:
-    """Shift each image by up to `padding` pixels, with mirrored edges."""
-    B, _, H, W = x_BCHW.shape
-    padded = functional.pad(x_BCHW, (padding,) * 4, mode="reflect")
-    offset_B2 = torch.randint(0, 2 * padding + 1, (B, 2), generator=drawn).to(x_BCHW.device)
-    rows_BH = offset_B2[:, :1] + torch.arange(H, device=x_BCHW.device)
-    columns_BW = offset_B2[:, 1:] + torch.arange(W, device=x_BCHW.device)
-    image_B11 = torch.arange(B, device=x_BCHW.device)[:, None, None]
-    return padded.permute(0, 2, 3, 1)[image_B11, rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _squares(x_BCHW: Tensor, side: int, drawn: torch.Generator) -> Tensor:
-    """Draw for each image the mask of a random square, clipped at the edge; bool [B, 1, H, W]."""
-    B, _, H, W = x_BCHW.shape
-    top_B1 = torch.randint(0, H, (B, 1), generator=drawn).to(x_BCHW.device) - side // 2
-    left_B1 = torch.randint(0, W, (B, 1), generator=drawn).to(x_BCHW.device) - side // 2
-    row_H, column_W = torch.arange(H, device=x_BCHW.device), torch.arange(W, device=x_BCHW.device)
-    rows_BH = (row_H >= top_B1) & (row_H < top_B1 + side)
-    columns_BW = (column_W >= left_B1) & (column_W < left_B1 + side)
-    return (rows_BH[:, :, None] & columns_BW[:, None, :])[:, None]
-
-
-def _through_jpeg(x_BCHW: Tensor, fraction: float, drawn: torch.Generator) -> Tensor:
-    """Compress a fraction of the images as JPEG and decode them, each at its own quality."""
-    chosen = torch.nonzero(torch.rand(len(x_BCHW), generator=drawn) < fraction).flatten()
-    qualities = torch.randint(*JPEG_QUALITIES, (len(chosen),), generator=drawn).tolist()
-    members = chosen.to(x_BCHW.device)
-    pixels = ((x_BCHW[members] + 1.0) * 127.5).round().to(torch.uint8).cpu().numpy()
-    for image, quality in zip(pixels, qualities, strict=True):
-        image[:] = _compressed(image, quality)
-    compressed_BCHW = x_BCHW.clone()
-    compressed_BCHW[members] = normalised(torch.from_numpy(pixels).to(x_BCHW.device))
-    return compressed_BCHW
-
-
-def _compressed(pixels_CHW: NDArray[np.uint8], quality: int) -> NDArray[np.uint8]:
-    """Compress an image as JPEG and decode it."""
-    buffer = BytesIO()
-    Image.fromarray(pixels_CHW.transpose(1, 2, 0)).save(buffer, "JPEG", quality=quality)
-    return np.asarray(Image.open(buffer)).transpose(2, 0, 1)
-
-
 @torch.inference_mode()
 def predict(
     model: nn.Module,
@@ -252,7 +191,7 @@ def predict(
 
 def jpeg_compressed(images: LabelledImages, quality: int = JPEG_QUALITY) -> LabelledImages:
     """Compress images as JPEG and decode them, because services receive JPEG files."""
-    pixels = np.stack([_compressed(image, quality) for image in images.pixels_NCHW])
+    pixels = np.stack([jpeg_roundtrip(image, quality) for image in images.pixels_NCHW])
     return LabelledImages(pixels, images.labels_N)
 
 

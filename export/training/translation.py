@@ -49,6 +49,8 @@ NETWORKS: Networks = {
     TranslationConfig: ("translation-transformer", TranslationTransformer),
     RecurrentTranslationConfig: ("translation-lstm", RecurrentTranslator),
 }
+# Records of runs on data of one's own say it.
+NOT_HUGGING_FACE = {"hugging_face": "not saved: transformers has no class for this network"}
 BEAMS_OF_PAPERS = 5  # of Wu et al. 2021 (arXiv 2105.14462), the comparison on Multi30k
 
 
@@ -56,7 +58,7 @@ BEAMS_OF_PAPERS = 5  # of Wu et al. 2021 (arXiv 2105.14462), the comparison on M
 class TranslationTrainConfig(TrainerConfig):
     """How a translation network is trained. The defaults are the recipe of the benchmark on Multi30k."""
 
-    data: str = "multi30k"  # a description in export/data/sets/
+    data: str = "multi30k"  # a description in export/data/sets/; "" for data of one's own
     epochs: int = 60
     patience: int = 60  # the rate falls to the end, and the best epochs come last
     learning_rate: float = 3e-3
@@ -99,6 +101,8 @@ def train_translation(
     """
     console.print(f"tokenizing {len(data.train):,} training pairs")
     tokenizer = train_translation_tokenizer(data.train.source + data.train.target, config.vocab_size, config.lowercase)
+    if data.document is not None:
+        data = without_long_pairs(data, tokenizer, config.model.max_tokens, console)
     # A small data set yields fewer pieces than configured.
     shape = dataclasses.replace(config.model, vocab_size=tokenizer.get_vocab_size())
     if not begin_run(run_dir, shape, NETWORKS):
@@ -113,6 +117,27 @@ def train_translation(
         return False
     finish(trainer, task, command, console)
     return True
+
+
+def without_long_pairs(
+    data: TranslationData, tokenizer: Tokenizer, max_tokens: int, console: Console
+) -> TranslationData:
+    """Leave out training and choosing pairs of which a side has more tokens than the network takes, and say how many.
+
+    Raises:
+        ValueError: none is left of a split.
+    """
+    parts = {}
+    for name in ("train", "validation"):
+        texts: ParallelTexts = getattr(data, name)
+        sides = (tokenizer.encode_batch(side) for side in (texts.source, texts.target))
+        kept = [row for row, pair in enumerate(zip(*sides, strict=True)) if max(map(len, pair)) <= max_tokens]
+        if left_out := len(texts) - len(kept):
+            console.print(f"{left_out:,} of {len(texts):,} {name} pairs have more than {max_tokens} tokens: left out")
+        if not kept:
+            raise ValueError(f"no {name} pair of {data.name} has at most {max_tokens} tokens; --set model.max_tokens=N")
+        parts[name] = ParallelTexts([texts.source[row] for row in kept], [texts.target[row] for row in kept])
+    return dataclasses.replace(data, train=parts["train"], validation=parts["validation"])
 
 
 class Pair(NamedTuple):
@@ -366,17 +391,19 @@ def finish(trainer: Trainer, task: TranslationTrainingTask, command: str, consol
         "target_language": data.target_language,
         "num_training_examples": len(data.train),
         "bf16": task.autocast_bf16,
-    } | ({"data_document": data.document} if data.document else {})
+    }
+    if data.document is not None:
+        about |= {"data_document": data.document, "measured_on": ", ".join(data.reported), **NOT_HUGGING_FACE}
     measured = measure(run_dir, data, trainer.device, console)
     end_run(trainer, command=command, about=about, measured=measured, console=console)
 
 
 def measure(run_dir: Path, data: TranslationData, device: torch.device, console: Console) -> dict[str, Any]:
-    """Measure a run's weights on the test splits, and write the translations beside them."""
+    """Measure a run's weights on the splits that are reported, and write the translations beside them."""
     model = load_run_model(run_dir).to(device)
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer.json"))
     quality, lines = {}, []
-    for name, split in data.test.items():
+    for name, split in data.reported.items():
         by_search = {
             "greedy": translate_texts(model, tokenizer, split.source, device, console, num_beams=1),
             f"beam {BEAMS_OF_PAPERS}": translate_texts(model, tokenizer, split.source, device, console),

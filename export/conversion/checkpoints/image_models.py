@@ -27,7 +27,7 @@ from export.conversion.checkpoints.reading import (
 from export.conversion.checkpoints.timm import is_timm, rewrite_timm
 from export.conversion.families.images import IMAGE_FAMILIES, ImageFamily
 from export.conversion.model_source import ImageClassifierSource, ImageEmbeddingSource
-from export.conversion.text_checkpoint import check_computes, classifier_settings
+from export.conversion.text_checkpoint import check_computes, classifier_settings, saved_settings
 from service.tasks.images.image_feature_extraction import ImageEmbeddingSettings
 
 # The end of the error for a checkpoint that lacks a pooler, and nothing else.
@@ -45,7 +45,7 @@ def image_source_of(name_or_path: str) -> ImageClassifierSource:
     source = ImageClassifierSource(
         module=ImageLogits(loaded.model),
         labels=labels_of(loaded.document, config.num_labels),
-        settings=classifier_settings(loaded.document, config.num_labels),
+        settings=saved_settings(name_or_path) or classifier_settings(loaded.document, config.num_labels),
         **loaded.arguments,
     )
     _check(source, loaded)

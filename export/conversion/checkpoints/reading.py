@@ -260,7 +260,7 @@ def load_tokenizer(name_or_path: str) -> Any:
     `transformers` makes that form of `vocab.txt`, `vocab.json` with `merges.txt`, and models of SentencePiece.
 
     Raises:
-        LoadRefused: the tokenizer is missing or damaged, or exists only as code in Python.
+        LoadRefused: the tokenizer is missing or damaged.
     """
     for file_name in (TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json", "vocab.json"):
         read_object(name_or_path, file_name)
@@ -271,6 +271,16 @@ def load_tokenizer(name_or_path: str) -> Any:
                 Tokenizer.from_file(str(path))
         tokenizer = transformers.AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
     _check_tokenizer_files(name_or_path, tokenizer)
+    return tokenizer
+
+
+def load_fast_tokenizer(name_or_path: str) -> Any:
+    """Load the tokenizer that was saved with the checkpoint in its fast form.
+
+    Raises:
+        LoadRefused: the tokenizer is missing or damaged, or exists only as code in Python.
+    """
+    tokenizer = load_tokenizer(name_or_path)
     if not tokenizer.is_fast:
         raise LoadRefused(
             f"the tokenizer {type(tokenizer).__name__} exists only as Python code, without a fast form; offered:"

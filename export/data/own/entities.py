@@ -14,8 +14,8 @@ from export.data.own.sources import NOT_STATED, Request, name_of, read_sources
 from export.data.own.splits import TEST, TRAIN, VALIDATION, arrange, digest, normalised
 from export.data.own.tables import Table
 from export.data.token_classification import Entity, LabelledEntities, TokenClassificationData, Word
+from export.task_table import TOKEN_CLASSIFICATION
 
-TASK = "token-classification"
 SPLITS = (TRAIN, VALIDATION, TEST)
 WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -75,7 +75,7 @@ def load_entities(request: EntityRequest) -> TokenClassificationData:
     for source in sources.values():
         counts |= {name: counts.get(name, 0) + count for name, count in source.counts.items()}
     document = write_document(
-        task=TASK,
+        task=TOKEN_CLASSIFICATION,
         request=request.as_dict(),
         files={name: source.record for name, source in sources.items()},
         labels=names,

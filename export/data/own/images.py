@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.data.image_classification import LabelledImages
 from export.data.own.documents import check_same_splits, write_document
 from export.data.own.labels import (
     MULTI_LABEL,
@@ -76,27 +75,27 @@ class LabelledImageFiles:
 
     def pixels(self, height: int, width: int) -> NDArray[np.uint8]:
         """Decode all images as the server does: upright, stretched to a size, on white; uint8 [N, 3, H, W]."""
-        size = ImageSize(height, width)
-        config = PreprocessorConfig(
-            size=size,
-            do_resize=True,
-            resample=2,
-            do_rescale=True,
-            rescale_factor=1 / 255,
-            do_normalize=True,
-            image_mean=(0, 0, 0),
-            image_std=(1, 1, 1),
+        return self.prepared(
+            PreprocessorConfig(
+                size=ImageSize(height, width),
+                do_resize=True,
+                resample=2,
+                do_rescale=True,
+                rescale_factor=1 / 255,
+                do_normalize=True,
+                image_mean=(0, 0, 0),
+                image_std=(1, 1, 1),
+            )
         )
-        task = ImageClassification(config, labels=[], graph_input="")
-        pixels_NCHW = np.empty((len(self), 3, height, width), np.uint8)
+
+    def prepared(self, settings: PreprocessorConfig) -> NDArray[np.uint8]:
+        """Decode, resize and crop all images as the server does with these settings; uint8 [N, 3, H, W]."""
+        task = ImageClassification(settings, labels=[], graph_input="")
+        pixels_NCHW = np.empty((len(self), 3, *settings.pixels), np.uint8)
         for number, file in enumerate(self.files):
             field = str(file) if isinstance(file, Path) else f"image {number}"
             pixels_NCHW[number] = task.levels(content_of(file), field=field).transpose(2, 0, 1)
         return pixels_NCHW
-
-    def as_images(self, height: int, width: int) -> LabelledImages:
-        """Decode all images; each of them has one label."""
-        return LabelledImages(self.pixels(height, width), np.array(self.labels, np.int64))
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,16 @@ class ImageFilesData:
     test: LabelledImageFiles | None
     problem: str
     document: dict[str, Any]
+
+    @property
+    def reported(self) -> LabelledImageFiles:
+        """The split that figures are reported on: the test split, if there is one."""
+        return self.validation if self.test is None else self.test
+
+    @property
+    def reported_name(self) -> str:
+        """The name of the split that figures are reported on."""
+        return "validation" if self.test is None else "test"
 
 
 @dataclass(frozen=True)
@@ -345,12 +354,13 @@ def _record(table: Table, checked: _Checked) -> dict[str, Any]:
 
 
 def _sizes(sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return the smallest and largest height and width, and the most frequent size."""
+    """Return the smallest, largest and middle height and width, and the most frequent size."""
     heights, widths = zip(*sizes, strict=True)
     (common, count), *_ = Counter(sizes).most_common(1)
     return {
         "smallest": [min(heights), min(widths)],
         "largest": [max(heights), max(widths)],
+        "median": [int(np.median(heights)), int(np.median(widths))],
         "most_frequent": list(common),
         "most_frequent_count": count,
     }

@@ -1,1 +1,1 @@
-"""Training and converting on data of one's own."""
+"""Training and conversion on data of one's own, for each task that is trained here."""

@@ -15,9 +15,10 @@ from typing import Any
 from rich.console import Console
 
 from export.data.own.documents import check_same_splits
+from export.data.own.labels import REGRESSION
 from export.finished_runs import is_finished
 from export.recipes.files import find_recipe
-from export.tasks.settings import with_changes
+from export.tasks.settings import keys_of, with_changes
 from export.tasks.task import OwnOptions, TrainedTask, trained_task_of
 from export.training.run_folder import sole_trainer
 from export.whole_files import write_text
@@ -67,8 +68,11 @@ def train_own(own: OwnRun, run_dir: Path, console: Console, time_budget_s: float
     found = find_recipe(recipe)
     if found.task != own.task:
         raise ValueError(f"the recipe {recipe} is for {found.task}, not for {own.task}")
-    changes = [f"start_from={own.start_from}"] if own.start_from else []
-    config = with_changes(task.configuration(found), [*changes, *own.changes])
+    config = task.configuration(found)
+    # Networks that are always trained from scratch have no such setting.
+    sets_start = own.start_from and "start_from" in keys_of(config)
+    changes = [f"start_from={own.start_from}"] if sets_start else []
+    config = with_changes(config, [*changes, *own.changes])
     with sole_trainer(run_dir):
         keep_data_record(run_dir, data.document)
         return task.train(data, config, run_dir, console, time_budget_s, "")
@@ -87,10 +91,13 @@ def what_is_there(data: Any) -> str:
     """Say in a sentence what data has been read: labels, rows by split, and the problem."""
     document = data.document
     rows = ", ".join(f"{split} {about['rows']:,}" for split, about in document["splits"].items())
-    if not document["labels"]:
-        return f"{data.name}: {rows} rows"
-    labels = f"{len(data.label_names)} labels" if len(data.label_names) > 1 else f"numbers in {data.label_names[0]!r}"
-    return f"{data.name}: {labels}, {rows} rows; {document['problem']['kind']}, because {document['problem']['reason']}"
+    names = document["labels"]
+    labels = f"{len(names)} label{'s' * (len(names) != 1)}, " if names else ""
+    problem = document.get("problem")
+    if problem and problem["kind"] == REGRESSION:
+        labels = f"numbers in {names[0]!r}, "
+    reason = f"; {problem['kind']}, because {problem['reason']}" if problem else ""
+    return f"{data.name}: {labels}{rows} rows{reason}"
 
 
 def keep_data_record(run_dir: Path, document: dict[str, Any]) -> None:

@@ -1,21 +1,48 @@
-"""Measures logits on labelled texts, whatever the problem.
+"""Measures logits on labelled texts or images, whatever the problem.
 
-Shapes: N texts, C labels, K decisions.
+Shapes: N examples, C labels, K decisions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export.data.own.labels import MULTI_LABEL, REGRESSION
-from export.data.text_classification import LabelledTexts, TextClassificationData
+from export.training.measures.calibration import Temperature, draw_reliability, fit_temperature, reliability
 from export.training.measures.labels import multi_label_quality, sets_as_matrix, sigmoid, single_label_quality
 from export.training.measures.profile import profile
 from export.training.measures.regression import regression_quality
 from export.training.quality import classification_quality, softmax
+
+RELIABILITY = "reliability.png"  # in the run folder
+
+
+class LabelledSplit(Protocol):
+    """A split with labels, by the problem."""
+
+    @property
+    def labels(self) -> Sequence[Any]:
+        """A class number each, a list of them, or a number."""
+
+
+class LabelledData(Protocol):
+    """A labelled data set of one's own."""
+
+    @property
+    def problem(self) -> str:
+        """One label of many, several labels, or a number."""
+
+    @property
+    def label_names(self) -> list[str]:
+        """The labels by number."""
+
+    @property
+    def train(self) -> LabelledSplit:
+        """The rows that teach."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +75,7 @@ class Measured:
 
 
 def measure_split(
-    logits_NC: NDArray[np.float32], split: LabelledTexts, data: TextClassificationData, document: Mapping[str, Any]
+    logits_NC: NDArray[np.float32], split: LabelledSplit, data: LabelledData, document: Mapping[str, Any]
 ) -> Measured:
     """Judge logits by the problem of the data; `document` has the thresholds of several labels (`task.json`)."""
     names = data.label_names
@@ -68,3 +95,31 @@ def measure_split(
     return Measured(
         quality, softmax(logits_NC).max(axis=1), predicted_N == labels_N, [names[label] for label in predicted_N]
     )
+
+
+def chosen_temperature(logits_NC: NDArray[np.float32], split: LabelledSplit, data: LabelledData) -> Temperature:
+    """Fit the temperature on the choosing split."""
+    several = data.problem == MULTI_LABEL
+    wanted = sets_as_matrix(split.labels, len(data.label_names)) if several else np.array(split.labels)
+    return fit_temperature(logits_NC, wanted)
+
+
+def reliability_figures(measured: Measured, before: Measured | None, run_dir: Path) -> dict[str, Any]:
+    """Draw how reliable the probabilities are, and return the figures of it; nothing for numbers.
+
+    Args:
+        measured: what was measured with the saved weights.
+        before: what was measured before the temperature, or None.
+        run_dir: the run folder, which gets the diagram.
+    """
+    if measured.confidence_N is None or measured.right_N is None:
+        return {}
+    figures: dict[str, Any] = {}
+    curves = {}
+    if before is not None:
+        figures["calibration_error_before_temperature"] = before.calibration_error
+        assert before.confidence_N is not None and before.right_N is not None
+        curves["before the temperature"] = reliability(before.confidence_N, before.right_N)
+    figures["reliability"] = curves["as saved"] = reliability(measured.confidence_N, measured.right_N)
+    draw_reliability(curves, run_dir / RELIABILITY)
+    return figures

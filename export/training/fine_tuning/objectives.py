@@ -5,7 +5,7 @@ Shapes: B texts, N texts of a split, C labels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,12 +15,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from export.data.own.labels import MULTI_LABEL, REGRESSION
-from export.data.text_classification import TextClassificationData
-from export.training.fine_tuning.settings import FineTuneConfig
+from export.training.fine_tuning.measuring import LabelledData
 from export.training.quality import classification_quality
 
 MAX_PRESENCE_WEIGHT = 20.0
 CLOSE = 0.5  # standard deviations; a prediction that is nearer to its target counts as right in the progress
+
+
+class LossSettings(Protocol):
+    """The settings of training that a loss depends on."""
+
+    @property
+    def label_smoothing(self) -> float:
+        """The fraction of the target that all classes share."""
+
+    @property
+    def class_weights(self) -> str:
+        """`balanced` or `none`."""
 
 
 class Objective(ABC):
@@ -46,7 +57,7 @@ class Objective(ABC):
 class SingleLabel(Objective):
     """One label of many: cross entropy; the score is accuracy, or F1 where classes are weighted."""
 
-    def __init__(self, labels: Sequence[int], num_labels: int, config: FineTuneConfig, device: torch.device) -> None:
+    def __init__(self, labels: Sequence[int], num_labels: int, config: LossSettings, device: torch.device) -> None:
         self._smoothing, self._weight_C = config.label_smoothing, None
         self._balanced = config.class_weights == "balanced"
         if self._balanced:
@@ -78,7 +89,7 @@ class MultiLabel(Objective):
     """Any number of labels: binary cross entropy of each; the score is micro-averaged precision, without thresholds."""
 
     def __init__(
-        self, labels: Sequence[Sequence[int]], num_labels: int, config: FineTuneConfig, device: torch.device
+        self, labels: Sequence[Sequence[int]], num_labels: int, config: LossSettings, device: torch.device
     ) -> None:
         self._num_labels, self._weight_C = num_labels, None
         if config.class_weights == "balanced":
@@ -135,7 +146,7 @@ class Regression(Objective):
         return {"score": 1 - residual / (float(targets_N.var()) or 1.0), "mean_absolute_error": error}
 
 
-def objective_of(data: TextClassificationData, config: FineTuneConfig, device: torch.device) -> Objective:
+def objective_of(data: LabelledData, config: LossSettings, device: torch.device) -> Objective:
     """Build the objective of the data's problem from its training labels."""
     if data.problem == REGRESSION:
         return Regression(data.train.labels)

@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import nn
 
 from export.data.own.labels import MULTI_LABEL, REGRESSION
 from export.data.text_classification import TextClassificationData
 from export.finished_runs import is_finished
 from export.markdown import pyplot_without_a_screen
 from export.task_table import TEXT_CLASSIFICATION
-from export.training.fine_tuning.measuring import Measured, measure_split
+from export.training.fine_tuning.measuring import Measured, chosen_temperature, measure_split, reliability_figures
 from export.training.fine_tuning.objectives import Regression
 from export.training.fine_tuning.saved_model import (
     HUGGING_FACE,
@@ -47,7 +46,6 @@ from export.training.fine_tuning.task import (
     layer_rates,
     predict,
 )
-from export.training.measures.calibration import Temperature, draw_reliability, fit_temperature, reliability
 from export.training.measures.labels import sets_as_matrix, sigmoid
 from export.training.measures.thresholds import fit_thresholds
 from export.training.run_folder import end_run, read_weights
@@ -55,7 +53,7 @@ from export.training.text_classifier import fraction_of
 from export.training.trainer import WEIGHTS, Trainer, this_device
 from export.whole_files import save_figure, write_text
 
-CURVES, RELIABILITY, PROFILE = "curves.png", "reliability.png", "profile.json"
+CURVES, PROFILE = "curves.png", "profile.json"
 SCORES = {
     MULTI_LABEL: "average precision",
     REGRESSION: "R^2",
@@ -118,7 +116,8 @@ def finish(trainer: Trainer, task: FineTuningTask, command: str, console: Consol
     if isinstance(task.objective, Regression):
         fold_scale(model.model, task.objective.mean, task.objective.scale)
     else:
-        temperature = _chosen_temperature(model, task)
+        logits_NC = predict(model, task.validation_rows, task.tokenizer, trainer.device)
+        temperature = chosen_temperature(logits_NC, data.validation, data)
     before_NC = predict(model, *_reported(task), trainer.device)
     if temperature is not None:
         fold_temperature(model.model, temperature.temperature)
@@ -146,14 +145,6 @@ def finish(trainer: Trainer, task: FineTuningTask, command: str, console: Consol
     (run_dir / WEIGHTS).unlink(missing_ok=True)  # those of the saved model are the ones that were measured
 
 
-def _chosen_temperature(model: nn.Module, task: FineTuningTask) -> Temperature:
-    """Fit the temperature on the choosing split."""
-    labels: Any = task.data.validation.labels
-    several = task.data.problem == MULTI_LABEL
-    wanted = sets_as_matrix(labels, len(task.data.label_names)) if several else np.array(labels)
-    return fit_temperature(predict(model, task.validation_rows, task.tokenizer, task.device), wanted)
-
-
 def _reported(task: FineTuningTask) -> tuple[list[NDArray[np.int64]], Any]:
     return encode(task.tokenizer, task.data.reported), task.tokenizer
 
@@ -175,15 +166,8 @@ def measure(
     rows = encode(tokenizer, split)
     measured = measure_split(predict(model.to(device), rows, tokenizer, device), split, data, document)
     figures: dict[str, Any] = {"measured_on": data.reported_name, "quality": measured.quality}
-    if measured.confidence_N is not None and measured.right_N is not None:
-        curves = {}
-        if before_NC is not None:
-            before = measure_split(before_NC, split, data, document)
-            figures["calibration_error_before_temperature"] = before.calibration_error
-            assert before.confidence_N is not None and before.right_N is not None
-            curves["before the temperature"] = reliability(before.confidence_N, before.right_N)
-        figures["reliability"] = curves["as saved"] = reliability(measured.confidence_N, measured.right_N)
-        draw_reliability(curves, run_dir / RELIABILITY)
+    before = None if before_NC is None else measure_split(before_NC, split, data, document)
+    figures |= reliability_figures(measured, before, run_dir)
     write_profile(run_dir / PROFILE, rows, tokenizer, measured)
     return figures
 

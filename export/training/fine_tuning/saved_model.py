@@ -31,12 +31,14 @@ MAX_FLOAT16 = 65504.0
 
 
 def head_of(model: Any) -> nn.Linear:
-    """Return the last linear map of a sequence classifier of `transformers`.
+    """Return the last linear map of a classifier of `transformers`: of sequences, tokens or images.
 
     Raises:
         ValueError: the network has none in the places that the known families have.
     """
     classifier = model.classifier
+    if isinstance(classifier, nn.Sequential):  # of convolutional networks
+        classifier = classifier[-1]
     head = classifier if isinstance(classifier, nn.Linear) else getattr(classifier, "out_proj", None)
     if not isinstance(head, nn.Linear):
         raise ValueError(f"a {model.config.model_type} has no linear head")  # noqa: TRY004, a network that is not offered
@@ -63,8 +65,8 @@ def save_model(model: Any, tokenizer: Any, folder: Path, task_document: dict[str
     """Write the folder; one that was there before is replaced.
 
     Args:
-        model: the sequence classifier.
-        tokenizer: its fast tokenizer.
+        model: the classifier.
+        tokenizer: its fast tokenizer, or its image processor.
         folder: the folder to write.
         task_document: the contents of `task.json`.
     """
@@ -75,7 +77,9 @@ def save_model(model: Any, tokenizer: Any, folder: Path, task_document: dict[str
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     head = {id(weight) for weight in head_of(model).parameters()}
+    # Running statistics of batch normalisation are divided by, so they stay exact too.
     kept = {name for name, weight in model.named_parameters() if id(weight) in head}
+    kept |= {name for name, _ in model.named_buffers()}
     weights = {
         name: (weight if name in kept else _halved(weight)).contiguous() for name, weight in model.state_dict().items()
     }

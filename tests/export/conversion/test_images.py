@@ -28,7 +28,8 @@ from export.conversion.model_source import ImageClassifierSource, image_source_o
 from export.data.image_classification import LabelledImages, encoded
 from export.networks.image import ResNetConfig
 from export.tasks.task import task_of
-from export.training.image_classifier import jpeg_compressed, normalised, train_image_classifier
+from export.training.image_augmentation import normalised
+from export.training.image_classifier import jpeg_compressed, train_image_classifier
 from model_store.folder import FoundFolder, read
 from tests.conftest import LABELS, noise_files, untrained_image_sources
 from tests.export.training.test_image_classifier import toy_config, toy_data, toy_images

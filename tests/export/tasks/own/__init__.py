@@ -1,1 +1,1 @@
-"""Tests of `export/tasks/own/`."""
+"""Tests of training and conversion on data of one's own."""

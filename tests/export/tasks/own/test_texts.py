@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from export.__main__ import main
 from export.conversion.comparison.requirements import MIN_COMPARED, ConversionRefused
 from export.data.text_classification import LabelledTexts
-from export.tasks.own.texts import card_of_quality, conversion_of_own_run, loss_of_own, texts_of
+from export.tasks.own.quality import card_of_quality, loss_of_own
+from export.tasks.own.texts import conversion_of_own_run, texts_of
 from service.tasks.text.tokenization import Pair
 from tests.conftest import ROOT, made_once, running_server
 

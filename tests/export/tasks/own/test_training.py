@@ -1,40 +1,12 @@
 """`train --data`: from files to a run folder by the command line, and what it refuses."""
 
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from export.__main__ import main
-from tests.conftest import ROOT
+from tests.export.tasks.own.conftest import TINY, export, train
 from tests.export.training.fine_tuning.conftest import save_encoder
-
-OWN = ROOT / "tests" / "data" / "own"
-# Settings that train within a second.
-TINY = ["--set", "epochs=1", "model.d_model=32", "model.num_layers=1", "model.d_ff=64", "model.vocab_size=400"]
-
-
-def train(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Run `train` in this process; return its exit status, output, and errors."""
-    sys.argv = ["export", "train", *words]
-    try:
-        status = main()
-    except SystemExit as ended:  # of argparse
-        status = int(str(ended.code))
-    said = capsys.readouterr()
-    return status, " ".join(said.out.split()), said.err
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of one's own, with the small data sets, that is the current one."""
-    for path in OWN.iterdir():
-        shutil.copy(path, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    return tmp_path
 
 
 def test_a_csv_becomes_a_run(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,8 +85,7 @@ def test_sentence_pairs_become_a_translation_run(here: Path, capsys: pytest.Capt
     assert result["config"]["data"] == ""
     (quality,) = result["quality"].values()
     assert quality["greedy"]["num_examples"] == result["data_document"]["splits"]["test"]["rows"]
-    sys.argv = ["export", "measure", "phrases"]
-    assert main() == 0
+    assert export("measure", "phrases", capsys=capsys)[0] == 0
     rows = [line.split("\t") for line in (here / "phrases.en-de.tsv").read_text().splitlines()[1:]]
     for column, name in enumerate(("sources.txt", "targets.txt")):
         (here / name).write_text("".join(f"{row[column]}\n" for row in rows))
@@ -143,7 +114,10 @@ def test_an_unfinished_run_goes_on_with_the_same_rows_only(here: Path, capsys: p
         (["sentiment", "--data", "tickets.csv"], "the recipe sentiment has its own data; with --data, name a recipe"),
         (["text-scratch"], "the recipe text-scratch is for data of one's own: add --task text-classification"),
         (["--data", "tickets.csv"], "--data needs --task"),
-        (["--data", "tickets.csv", "--task", "image-classification"], "--data is not offered for image-classification"),
+        (
+            ["--data", "tickets.csv", "--task", "feature-extraction"],
+            "are not trained here",
+        ),
         (
             ["--data", "tickets.csv", "--task", "translation", "--label-column", "label"],
             "--label-column is not for translation; it takes --data-target, ",
