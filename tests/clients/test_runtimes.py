@@ -168,7 +168,7 @@ def test_parameters_are_those_of_the_task_api(runtime: Runtime) -> None:
     assert status == 200
     assert [[each["label"] for each in one] for one in document] == [[label] for label in TEXTS.values()]
     status, document = post(runtime.http, runtime.target.path("sentiment-small"), b'{"inputs": 3}', "application/json")
-    assert (status, document["error"]) == (400, "Expected `str | array`, got `int` - at `$.inputs`")
+    assert (status, document["error"]) == (400, "Expected `str | object | array`, got `int` - at `$.inputs`")
 
 
 def test_torchserve_exports_metrics_and_refuses_to_register_models(torchserve: Runtime) -> None:
