@@ -38,7 +38,7 @@ from export.conversion.explanation_graph import (
 )
 from export.conversion.model_folder.publishing import put_into_store
 from export.conversion.model_source import ImageClassifierSource
-from export.conversion.text_source import TextClassifierSource
+from export.conversion.text_source import TextClassifierSource, optimized_as_bert
 from export.conversion.translation import convert_translation
 from export.conversion.translation_source import translation_source_of_run
 from export.networks.image import VisionTransformer, VitConfig
@@ -129,8 +129,7 @@ def source_of(name: str) -> TextClassifierSource | ImageClassifierSource:
         labels=list("abc"),
         max_tokens=128,
         pad_id=0,
-        num_heads=LAYERS["num_heads"],
-        hidden_size=LAYERS["d_model"],
+        optimized_as=optimized_as_bert(LAYERS["num_heads"], LAYERS["d_model"]),
         model_type="heed-encoder",
     )
 
@@ -160,7 +159,7 @@ def classifier_folder(name: str, folder: Path, precision: str = "float32") -> Ma
     {"float32": halve_exact_weights, "int8": quantize, "float16": halve}[precision](folder / GRAPH)
     seen = Comparison(500, 0.0 if precision == "float32" else 0.5, 0)
     task = "text-classification" if isinstance(source, TextClassifierSource) else "image-classification"
-    return describe(source, task, folder, "toy", precision, seen, {"compared_with_pytorch": {}}, {})  # type: ignore[arg-type]
+    return describe(source, task_of(task), folder, "toy", precision, seen, {"compared_with_pytorch": {}}, {})  # type: ignore[arg-type]
 
 
 def rows_of(network: nn.Module, count: int = 6) -> list[Row]:

@@ -103,7 +103,7 @@ def test_different_translations_are_refused(translation_store: Path, tmp_path: P
         "score": ("golden.json", nudge_score, "golden example 2 in a batch, beam 4: the score differs by 0.001"),
         "search": ("golden.json", forget_search, "golden example 0 alone, greedy: the score differs by nan"),
         "start": ("generation_config.json", other_start, "alone, greedy: the score differs by"),
-        "language": ("config.json", no_language, "config.json: Object missing required field `target_language`"),
+        "language": ("config.json", no_language, "config.json: target_language is missing"),
     }
     for name, (file_name, change, _) in cases.items():
         changed_copy(original, tmp_path / name / "1", file_name, change)

@@ -239,7 +239,7 @@ def test_task_api_parameters(http: httpx.Client, typed: heed_pb2_grpc.HeedStub) 
     sigmoids = [entry["score"] for entry in ask(function_to_apply="sigmoid", top_k=7).json()]
     assert sigmoids == pytest.approx([1 / (1 + np.exp(-logit)) for logit in logits])
     assert "$.parameters.top_k" in ask(top_k=0).json()["error"]
-    owners = "'truncation' belongs to text-classification, translation and feature-extraction"
+    owners = "'truncation' belongs to tasks that read texts"
     assert f"{owners}; model 'vit' is an image-classification" in ask(truncation=True).json()["error"]
     assert ask(top_k=3.0, function_to_apply="SOFTMAX", explain=None).json() == ask(top_k=3).json()
     url = "data:image/jpeg;base64," + base64.b64encode(JPEG).decode()
