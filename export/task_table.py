@@ -31,3 +31,17 @@ TASKS = {
     SUMMARIZATION: "export.tasks.text_to_text.summarization",
     TEXT2TEXT_GENERATION: "export.tasks.text_to_text.text2text_generation",
 }
+
+# Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
+TASK_OF_ENDING = {
+    "ForSequenceClassification": TEXT_CLASSIFICATION,
+    "ForQuestionAnswering": QUESTION_ANSWERING,
+    "ForMaskedLM": FILL_MASK,
+    "ForTokenClassification": TOKEN_CLASSIFICATION,
+    "ForImageClassification": IMAGE_CLASSIFICATION,
+    "MarianMTModel": TRANSLATION,
+    "MBartForConditionalGeneration": TRANSLATION,
+    "M2M100ForConditionalGeneration": TRANSLATION,
+    "ForConditionalGeneration": TEXT2TEXT_GENERATION,
+    "Model": FEATURE_EXTRACTION,
+}

@@ -9,32 +9,15 @@ from export.conversion.checkpoints.timm import has_timm_classifier, is_timm_conf
 from export.conversion.families.images import IMAGE_FAMILIES
 from export.task_table import (
     FEATURE_EXTRACTION,
-    FILL_MASK,
     IMAGE_CLASSIFICATION,
     IMAGE_FEATURE_EXTRACTION,
-    QUESTION_ANSWERING,
     SUMMARIZATION,
+    TASK_OF_ENDING,
     TASKS,
     TEXT2TEXT_GENERATION,
-    TEXT_CLASSIFICATION,
     TEXT_RANKING,
-    TOKEN_CLASSIFICATION,
-    TRANSLATION,
 )
 
-# Tasks by the end of an architecture's name in `config.json`, such as BertForSequenceClassification.
-TASK_OF_ENDING = {
-    "ForSequenceClassification": TEXT_CLASSIFICATION,
-    "ForQuestionAnswering": QUESTION_ANSWERING,
-    "ForMaskedLM": FILL_MASK,
-    "ForTokenClassification": TOKEN_CLASSIFICATION,
-    "ForImageClassification": IMAGE_CLASSIFICATION,
-    "MarianMTModel": TRANSLATION,
-    "MBartForConditionalGeneration": TRANSLATION,
-    "M2M100ForConditionalGeneration": TRANSLATION,
-    "ForConditionalGeneration": TEXT2TEXT_GENERATION,
-    "Model": FEATURE_EXTRACTION,
-}
 CROSS_ENCODER = "sentence_transformers"  # a field of `config.json` that sentence-transformers writes
 
 
