@@ -69,7 +69,6 @@ class Translated(NamedTuple):
 class Translation:
     """Preprocessing and postprocessing of a translation model."""
 
-    has_languages: ClassVar[bool] = True  # whether a model translates from one language to another
     name: ClassVar[str] = "translation"
     accepts: ClassVar[str] = "texts, and gives translations"
     input_field: ClassVar[str] = "text[{}]"
@@ -141,7 +140,7 @@ class Translation:
         if tokenizer_json is None:
             raise TaskError(f"{TOKENIZER} is missing")
         config = files.config("config.json", TranslationConfig)
-        for name in ("source_language", "target_language") if cls.has_languages else ():
+        for name in ("source_language", "target_language") if "src_lang" in cls.request_options else ():
             if not getattr(config, name):
                 raise TaskError(f"config.json: {name} is missing")
         generation = files.config("generation_config.json", GenerationConfig)

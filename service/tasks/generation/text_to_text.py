@@ -20,7 +20,6 @@ class Summarization(Translation):
     """Preprocessing and postprocessing of a model that summarizes."""
 
     name: ClassVar[str] = "summarization"
-    has_languages: ClassVar[bool] = False
     accepts: ClassVar[str] = "texts, and gives summaries"
     text_output: ClassVar[str] = "summary"
     request_options: ClassVar[frozenset[str]] = _OPTIONS
@@ -32,7 +31,6 @@ class Text2TextGeneration(Translation):
     """Preprocessing and postprocessing of a model that makes a text of a text."""
 
     name: ClassVar[str] = "text2text-generation"
-    has_languages: ClassVar[bool] = False
     accepts: ClassVar[str] = "texts, and gives generated texts"
     text_output: ClassVar[str] = "generated_text"
     request_options: ClassVar[frozenset[str]] = _OPTIONS
