@@ -151,7 +151,8 @@ def compare_splits(
         for search, golden_request in GOLDEN_SEARCHES.items():
             what = f"{split}, {search}"
             # Without references nothing is measured, and a network with random weights would end at the limit alone.
-            request = golden_request if texts.target else golden_request._replace(max_new_tokens=MAX_COMPARED_TOKENS)
+            longest = min(MAX_COMPARED_TOKENS, source.module.config.max_tokens)
+            request = golden_request if texts.target else golden_request._replace(max_new_tokens=longest)
             expected = translate_all(source, reference, texts.source, request, f"PyTorch: {what}", console)
             found = translate_all(source, graphs, texts.source, request, f"ONNX: {what}", console)
             comparison = compare_translations(source, texts.source, request, found, expected)

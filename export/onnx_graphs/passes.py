@@ -188,8 +188,17 @@ def quantize(path: Path, operators: Sequence[str] | None = None) -> None:
 
     Only the given operators are quantized; None quantizes all that can be.
     """
+    # ONNX cannot infer types behind operators of ONNX Runtime's own; before quantization all products are in float32.
+    extra_options = {"DefaultTensorType": TensorProto.FLOAT}
     with _quiet(None):
-        quantize_dynamic(path, path, op_types_to_quantize=operators, weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(
+            path,
+            path,
+            op_types_to_quantize=operators,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            extra_options=extra_options,
+        )
 
 
 def halve(path: Path, *, kept: Sequence[str] | None = None, in_full: Sequence[str] = ()) -> None:

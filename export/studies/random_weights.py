@@ -49,7 +49,7 @@ def write_random_weights(
         use_standard_attention(folder / GRAPH)
         sample = made_up_sentences(MIN_COMPARED // 10)
         comparison = compare(onnx_outputs(source, folder / GRAPH, sample), source.outputs(source.module, sample))
-        quality = {"compared_with_pytorch": {"onnx": vars(comparison)}}
+        quality = {"compared_with_pytorch": {"onnx": comparison.as_dict()}}
         about = {
             "untrained": "random weights; for measuring speed only",
             "command": this_command(),

@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 
 from export.conversion.classifier import convert, export_onnx
-from export.conversion.comparison import classifier as comparison
 from export.conversion.comparison.requirements import ConversionRefused, Precision
 from export.conversion.golden_texts import GOLDEN_TEXTS, made_up_sentences
 from export.conversion.model_source import text_source_of_run
 from export.conversion.text_source import TextClassifierSource
 from export.networks.transformer import EncoderConfig, PackedTextClassifier, TextClassifier
 from export.studies.random_weights import write_random_weights
+from export.tasks import classification
 from export.tasks.task import task_of
 from model_store.folder import FoundFolder, read
 from service.models.loaded import OneCallModel
@@ -159,7 +159,7 @@ def test_int8_with_too_much_loss_is_refused(
     source: TextClassifierSource, tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A limit that no quantization can meet shows that the limit is enforced."""
-    monkeypatch.setattr(comparison, "MAX_ACCURACY_LOSS", -1.0)
+    monkeypatch.setattr(classification, "MAX_ACCURACY_LOSS", -1.0)
     with pytest.raises(ConversionRefused, match="int8 loses"):
         converted(source, tmp_path, quiet, "int8")
     assert list(tmp_path.iterdir()) == []
