@@ -103,7 +103,7 @@ class EmbeddingOptions(NamedTuple):
 
     @property
     def answer(self) -> "AnswerOptions":
-        """Those that shape the answer."""
+        """The options that shape the answer."""
         return AnswerOptions(normalize=self.normalize, dimensions=self.dimensions)
 
 

@@ -143,7 +143,7 @@ def test_copies_of_a_file_stay_in_one_split(tmp_path: Path) -> None:
 
 
 def test_pixels_are_those_that_the_server_computes(tmp_path: Path) -> None:
-    """Of the size that is asked for; transparent parts are white."""
+    """Images have the size that is asked for; transparent parts are white."""
     paths = [draw(tmp_path / "a.png", (200, 30, 30), 1, (8, 8)), tmp_path / "b.png"]
     Image.new("RGBA", (40, 20), (0, 0, 0, 0)).save(paths[1])
     pixels_NCHW = LabelledImageFiles(list(paths), [0, 1]).pixels(8, 8)

@@ -56,7 +56,7 @@ def test_a_turned_photograph_is_resized_by_its_upright_size() -> None:
 
 
 def test_the_picture_for_people_shows_the_cropped_part() -> None:
-    """Of an image that is three times as wide as high, about a quarter of the width."""
+    """A crop of an image three times as wide as high keeps about a quarter of the width."""
     picture = task().picture(file_of(shapes(300, 100)), field="image", side=600)
     assert picture.size == pytest.approx((165, 165), abs=2)
 
